@@ -1,0 +1,121 @@
+"""Collects scripted mixed-quality episodes in parallel and writes them as a LeRobot data set."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from chunkrl.data.writer import DatasetWriter, FeatureSpec
+from chunkrl.envs.metaworld import FPS, STATE_DIM, MetaWorldEnv, make_expert
+from chunkrl.envs.scripted import MixtureConfig, MixtureController
+from chunkrl.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """What to collect.
+
+    env: MetaWorld task. num_episodes: episodes, successful or not. max_steps: time limit, steps.
+    seed: determines initial states, controllers and noise; episode i depends on (seed, i) alone.
+    num_workers: simulator processes (0: in this process).
+    """
+
+    env: str = "push-v3"
+    mixture: MixtureConfig = MixtureConfig()
+    num_episodes: int = 150
+    max_steps: int = 150
+    seed: int = 0
+    num_workers: int = 2
+
+
+@dataclass(frozen=True)
+class CollectedEpisode:
+    """One episode: columns by feature name, each [T, ...], its task text and its outcome."""
+
+    columns: Mapping[str, np.ndarray]
+    task: str
+    success: bool
+
+
+def features(state_dim: int, action_dim: int) -> dict[str, FeatureSpec]:
+    """The columns that collection writes (flags in `next.*` follow the action of their frame)."""
+    return {
+        "observation.state": FeatureSpec("float32", (state_dim,)),
+        "action": FeatureSpec("float32", (action_dim,)),
+        "next.reward": FeatureSpec("float32", (1,)),
+        "next.success": FeatureSpec("bool", (1,)),
+        "next.done": FeatureSpec("bool", (1,)),
+        "next.truncated": FeatureSpec("bool", (1,)),
+        # which scripted controller acted: for diagnostics only, training never reads it
+        "complementary_info.controller": FeatureSpec("int64", (1,)),
+    }
+
+
+_ENVS: dict[tuple[str, int], MetaWorldEnv] = {}  # one simulator a process, made once
+
+
+def collect_episode(config: CollectConfig, episode: int) -> CollectedEpisode:
+    """Episode number `episode` of `config`, a function of (config, episode) alone."""
+    key = (config.env, config.max_steps)
+    if key not in _ENVS:
+        _ENVS[key] = MetaWorldEnv(config.env, config.max_steps)
+    env = _ENVS[key]
+    rng = np.random.default_rng([config.seed, episode])
+    controller = MixtureController(make_expert(config.env), config.mixture, rng)
+    step = env.reset(int(rng.integers(2**31)))
+    states, actions, controllers, steps = [], [], [], []
+    while not step.done:
+        action, acting = controller.act(step.state)
+        states.append(step.state)
+        actions.append(action)
+        controllers.append(acting)
+        step = env.step(action)
+        steps.append(step)
+
+    def column(values, dtype) -> np.ndarray:
+        return np.asarray(values, dtype=dtype)[:, None]
+
+    columns = {
+        "observation.state": np.stack(states),
+        "action": np.stack(actions),
+        "next.reward": column([s.reward for s in steps], np.float32),
+        "next.success": column([s.success for s in steps], bool),
+        "next.done": column([s.done for s in steps], bool),
+        "next.truncated": column([s.truncated for s in steps], bool),
+        "complementary_info.controller": column(controllers, np.int64),
+    }
+    return CollectedEpisode(columns, env.task, step.success)
+
+
+def collect_episodes(config: CollectConfig, progress: Progress = silent) -> Iterator[CollectedEpisode]:
+    """All episodes of `config` in order, made by `num_workers` processes."""
+    stage = f"collect {config.env} ({config.mixture.mixture})"
+    numbers = range(config.num_episodes)
+    if config.num_workers == 0:
+        for number in numbers:
+            yield collect_episode(config, number)
+            progress(stage, number + 1, config.num_episodes)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(config.num_workers, mp_context=context) as pool:
+        futures = [pool.submit(collect_episode, config, number) for number in numbers]
+        for number, future in enumerate(futures):
+            yield future.result()
+            progress(stage, number + 1, config.num_episodes)
+
+
+def collect_dataset(root: str | Path, config: CollectConfig, progress: Progress = silent) -> int:
+    """Writes the episodes of `config` to a new LeRobot v3.0 data set at `root`; returns the successes."""
+    num_success = 0
+    with DatasetWriter(
+        root, fps=FPS, features=features(STATE_DIM, 4), robot_type=f"metaworld:{config.env}"
+    ) as writer:
+        for episode in collect_episodes(config, progress):
+            writer.add_episode(episode.columns, episode.task)
+            num_success += episode.success
+    return num_success

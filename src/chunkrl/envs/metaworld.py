@@ -1,0 +1,102 @@
+"""MetaWorld 3.0.0 tasks (extra `sim`): state observations, sparse success reward, scripted experts.
+
+The goal is part of the observation. An episode ends at the first success (terminated) or after
+`max_steps` (truncated). Facts measured: `simulators.md` of the project's reference folder.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from chunkrl.envs.protocol import EnvStep
+from chunkrl.errors import ChunkRLError, MissingExtraError
+
+STATE_DIM = 39
+ACTION_DIM = 4
+GOAL = slice(36, 39)
+FPS = 80.0  # MuJoCo step 2.5 ms, 5 steps an action
+TASK_TEXT = {
+    "push-v3": "push the puck to the goal",
+    "pick-place-v3": "pick up the puck and place it at the goal",
+}
+
+
+def _import_metaworld():
+    try:
+        import metaworld
+        from metaworld import policies
+    except ImportError as error:
+        raise MissingExtraError("The MetaWorld environment", error.name or "metaworld", "sim") from error
+    return metaworld, policies
+
+
+def task_names() -> tuple[str, ...]:
+    """All MetaWorld tasks, e.g. `push-v3`."""
+    metaworld, _ = _import_metaworld()
+    return tuple(metaworld.ALL_V3_ENVIRONMENTS)
+
+
+class MetaWorldEnv:
+    """One MetaWorld task behind `chunkrl.envs.protocol.Environment`."""
+
+    state_dim = STATE_DIM
+    action_dim = ACTION_DIM
+    fps = FPS
+
+    def __init__(self, name: str, max_steps: int = 150) -> None:
+        metaworld, _ = _import_metaworld()
+        classes = metaworld.ALL_V3_ENVIRONMENTS
+        if name not in classes:
+            raise ChunkRLError(f"MetaWorld has no task {name!r}; choose one of {', '.join(classes)}")
+        self.name = name
+        self.task = TASK_TEXT.get(name, name.removesuffix("-v3").replace("-", " "))
+        self.max_steps = max_steps
+        self._env = classes[name]()
+        # The goal belongs to the observation; the space that `step` clips to is cached with the goal at 0.
+        self._env._partially_observable = False
+        self._env.__dict__.pop("sawyer_observation_space", None)
+        self._env._freeze_rand_vec = False  # a frozen vector makes some tasks' resets loop forever
+        self._env.seeded_rand_vec = True
+        self._env._set_task_called = True
+        self._num_steps = 0
+
+    @property
+    def mujoco(self):
+        """(MjModel, MjData), for renderers."""
+        return self._env.model, self._env.data
+
+    def reset(self, seed: int) -> EnvStep:
+        """Initial object and goal positions are drawn from `seed` alone."""
+        self._env.seed(seed)
+        observation, _ = self._env.reset()
+        self._num_steps = 0
+        return EnvStep(state=np.asarray(observation, dtype=np.float32))
+
+    def step(self, action: np.ndarray) -> EnvStep:
+        """One 80 Hz action [dx, dy, dz, gripper] in [-1, 1]; reward 1 at success, else 0."""
+        action = np.asarray(action, dtype=np.float32)
+        if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
+            raise ValueError(f"{self.name} takes {ACTION_DIM} finite action values, got {action}")
+        observation, _, _, _, info = self._env.step(np.clip(action, -1.0, 1.0))
+        self._num_steps += 1
+        success = bool(info["success"])
+        return EnvStep(
+            state=np.asarray(observation, dtype=np.float32),
+            reward=float(success),
+            success=success,
+            terminated=success,
+            truncated=not success and self._num_steps >= self.max_steps,
+        )
+
+    def close(self) -> None:
+        """Frees the simulator."""
+        self._env.close()
+
+
+def make_expert(name: str):
+    """The scripted expert of task `name`: state float [39] -> action float [4] (not clipped)."""
+    _, policies = _import_metaworld()
+    if name not in policies.ENV_POLICY_MAP:
+        raise ChunkRLError(f"MetaWorld ships no scripted expert for {name!r}")
+    policy = policies.ENV_POLICY_MAP[name]()
+    return lambda state: np.asarray(policy.get_action(np.asarray(state, dtype=np.float64)), dtype=np.float64)
