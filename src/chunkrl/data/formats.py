@@ -1,0 +1,236 @@
+"""One description of a LeRobot data set of any readable version: metadata only, no frame is read."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+
+from chunkrl.data.metadata import (
+    Episode,
+    Feature,
+    Info,
+    VideoSpan,
+    metadata_files,
+    read_episodes,
+    read_info,
+    read_tasks,
+)
+from chunkrl.errors import DatasetError
+
+__all__ = ["RECOGNISE", "ColumnMapping", "DatasetDescription", "Episode", "Feature", "VideoSpan", "describe"]
+
+STATE_NAMES = ("observation.state", "observation/state", "state")
+ACTION_NAMES = ("action", "actions")
+REQUIRED_NAMES = ("timestamp", "frame_index", "episode_index", "task_index")
+_CAMERA = re.compile(r"observation\.images\..+|observation\.image|observation/.*image.*|image|wrist_image")
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_LAYOUT = b"chunkrl cache 1"  # part of every fingerprint: a new cache layout starts new folders
+
+
+@dataclass(frozen=True)
+class ColumnMapping:
+    """Which columns are the state, the action and the cameras; None recognises the usual names.
+
+    `images=()` says that no camera is used.
+    """
+
+    state: str | None = None
+    action: str | None = None
+    images: tuple[str, ...] | None = None
+
+
+RECOGNISE = ColumnMapping()
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """What a data set holds.
+
+    version: `v2.0`, `v2.1` or `v3.0`.
+    fps: frames a second.
+    tasks: task index -> text.
+    state_key, action_key, cameras: columns by role.
+    fingerprint: changes when a metadata, data or video file changes its name, size or time.
+    """
+
+    root: Path
+    version: str
+    fps: float
+    robot_type: str | None
+    features: Mapping[str, Feature]
+    episodes: tuple[Episode, ...]
+    tasks: Mapping[int, str]
+    state_key: str | None
+    action_key: str
+    cameras: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def num_frames(self) -> int:
+        """Frames in all episodes."""
+        return sum(episode.length for episode in self.episodes)
+
+
+def describe(
+    dataset: str | Path, mapping: ColumnMapping = RECOGNISE, revision: str | None = None
+) -> DatasetDescription:
+    """Describes a LeRobot data set, v2.0, v2.1 or v3.0.
+
+    Args:
+        dataset: a folder, or a repository id on the Hugging Face Hub (downloaded on first use).
+        mapping: columns by role, where their names are not recognised.
+        revision: branch, tag or commit of a Hub repository.
+
+    Raises:
+        DatasetError: the data set is absent, of an unknown version, incomplete or inconsistent.
+    """
+    root = _resolve(dataset, revision)
+    info = read_info(root)
+    for name in REQUIRED_NAMES:
+        if name not in info.features:
+            raise DatasetError(f"{info.file}: no column '{name}', which every LeRobot data set has: add it")
+    state_key = _column(info, "state", mapping.state, STATE_NAMES)
+    action_key = _column(info, "action", mapping.action, ACTION_NAMES)
+    if action_key is None:
+        raise DatasetError(
+            f"{info.file}: no action column ({' or '.join(ACTION_NAMES)}): name it in the column mapping; "
+            f"columns: {', '.join(info.features)}"
+        )
+    cameras = _cameras(info, mapping.images)
+    videos = [name for name, feature in info.features.items() if feature.dtype == "video"]
+    episodes = _with_starts(info, read_episodes(root, info, videos))
+    return DatasetDescription(
+        root=root,
+        version=info.version,
+        fps=info.fps,
+        robot_type=info.robot_type,
+        features=info.features,
+        episodes=episodes,
+        tasks=read_tasks(root, info.version),
+        state_key=state_key,
+        action_key=action_key,
+        cameras=cameras,
+        fingerprint=_fingerprint(root, info, episodes, cameras),
+    )
+
+
+def image_size(feature: Feature) -> tuple[int, int] | None:
+    """(height, width) of an RGB camera's pictures, None for a camera that is not RGB."""
+    if len(feature.shape) != 3:
+        return None
+    first, middle, last = feature.shape
+    # Where three rows or columns could be meant, the axes' names decide.
+    channels_first = first == 3 and (last != 3 or (feature.names or ("",))[0].startswith("channel"))
+    if channels_first:
+        return middle, last
+    return (first, middle) if last == 3 else None
+
+
+def _resolve(dataset: str | Path, revision: str | None) -> Path:
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise DatasetError(f"{path} is a local folder, which has no revision {revision!r}: leave it out")
+        return path.resolve()
+    if path.exists():
+        raise DatasetError(f"{path} is a file: name the data set's folder (the one above meta/)")
+    if isinstance(dataset, Path) or not _REPO_ID.fullmatch(dataset):
+        raise DatasetError(
+            f"{path}: no such folder: name a LeRobot folder, or a Hub repository as owner/name"
+        )
+    try:
+        return Path(snapshot_download(dataset, repo_type="dataset", revision=revision))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise DatasetError(
+            f"{dataset}: no such folder, and not to be had from the Hub as a data set ({reason}): "
+            "check the name, the revision, the network and your login"
+        ) from error
+
+
+def _column(info: Info, role: str, wanted: str | None, known: Sequence[str]) -> str | None:
+    """The column in this role, checked to be a numeric vector."""
+    names = [name for name in ([wanted] if wanted is not None else known) if name in info.features]
+    if wanted is not None and not names:
+        raise DatasetError(
+            f"{info.file}: no column '{wanted}', which the column mapping names as {role}; "
+            f"columns: {', '.join(info.features)}"
+        )
+    if len(names) > 1:
+        raise DatasetError(
+            f"{info.file}: {' and '.join(names)} could both be the {role}: name one in the mapping"
+        )
+    if not names:
+        return None
+    feature = info.features[names[0]]
+    if len(feature.shape) != 1 or feature.is_camera or feature.dtype == "string":
+        raise DatasetError(
+            f"{info.file}: column '{feature.name}' is {feature.dtype} {list(feature.shape)}, "
+            f"the {role} must be a numeric vector: name another column in the mapping"
+        )
+    return feature.name
+
+
+def _cameras(info: Info, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+    if wanted is None:
+        found = [feature for feature in info.features.values() if feature.is_camera]
+        return tuple(f.name for f in found if _CAMERA.fullmatch(f.name) and image_size(f) is not None)
+    for name in wanted:
+        feature = info.features.get(name)
+        cameras = [item.name for item in info.features.values() if item.is_camera]
+        if feature is None or not feature.is_camera:
+            raise DatasetError(
+                f"{info.file}: no camera '{name}', which the column mapping names; cameras: {', '.join(cameras)}"
+            )
+        if image_size(feature) is None:
+            raise DatasetError(
+                f"{info.file}: camera '{name}' has shape {list(feature.shape)}, expected RGB pictures"
+            )
+    return tuple(wanted)
+
+
+def _with_starts(info: Info, episodes: Sequence[Episode]) -> tuple[Episode, ...]:
+    """The episodes with their first rows; checks lengths against info.json's totals."""
+    placed, start = [], 0
+    for episode in episodes:
+        if episode.length == 0:
+            raise DatasetError(f"{info.file.parent}: episode {episode.index} has no frames: remove it")
+        placed.append(replace(episode, start=start))
+        start += episode.length
+    if len(placed) != info.num_episodes or start != info.num_frames:
+        raise DatasetError(
+            f"{info.file}: says {info.num_episodes} episodes and {info.num_frames} frames, the episodes' metadata "
+            f"has {len(placed)} and {start}: correct the totals or fetch the metadata again"
+        )
+    if not placed:
+        raise DatasetError(f"{info.file.parent}: the data set has no episodes: record some")
+    return tuple(placed)
+
+
+def _fingerprint(root: Path, info: Info, episodes: Sequence[Episode], cameras: Sequence[str]) -> str:
+    """Digest of info.json and of the name, size and time of every file; every file needed must exist."""
+    digest = hashlib.sha256(_LAYOUT)
+    digest.update(info.file.read_bytes())
+    needed: dict[Path, str | None] = dict.fromkeys(metadata_files(root, info.version))
+    for episode in episodes:
+        needed.setdefault(episode.data_file, f"episode {episode.index}")
+        for key, span in episode.videos.items():
+            # Videos of unused cameras count where they exist: the cache serves any column mapping.
+            if key in cameras or span.file.is_file():
+                needed.setdefault(span.file, f"episode {episode.index}, camera '{key}'")
+    for file, user in needed.items():
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise DatasetError(
+                f"{file} is missing ({user or 'metadata'}): fetch the data set again"
+            ) from error
+        name = file.relative_to(root).as_posix()
+        digest.update(f"\0{name}\0{status.st_size}\0{status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:32]

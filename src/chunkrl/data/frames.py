@@ -1,0 +1,126 @@
+"""Every frame of a LeRobot data set by row: numeric columns and pictures, memory-mapped from the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from chunkrl.data.formats import RECOGNISE, ColumnMapping, DatasetDescription, describe
+from chunkrl.data.images import open_camera
+from chunkrl.data.store import cache_folder, open_columns
+from chunkrl.errors import DatasetError
+from chunkrl.progress import Progress, ProgressBars
+
+
+class FrameTable:
+    """The frames of a data set; row i is frame i of all episodes laid end to end, in order of their index.
+
+    Memory does not grow with the data set: arrays are read-only maps of files in the cache. A table can be
+    sent to another process; it opens the same files there.
+
+    description: the data set.
+    state: float32 [N, S], or None where there is no state column. action: float32 [N, A]. Both finite.
+    task_index: int64 [N]. timestamp: float32 [N], seconds from the episode's start.
+    episode_start, episode_length, episode_ids: int64 [E], first row, frames and `episode_index` of an episode.
+    """
+
+    def __init__(self, description: DatasetDescription, folder: Path, progress: Progress) -> None:
+        """Use `open`. folder: the data set's own folder in the cache."""
+        self.description = description
+        self._folder = folder
+        self._progress = progress
+        self._columns = open_columns(description, folder, progress)
+        self._cameras: dict[str, np.ndarray] = {}
+        self.episode_start = np.array([episode.start for episode in description.episodes], np.int64)
+        self.episode_length = np.array([episode.length for episode in description.episodes], np.int64)
+        self.episode_ids = np.array([episode.index for episode in description.episodes], np.int64)
+        self.action = self._vectors(description.action_key)
+        self.state = None if description.state_key is None else self._vectors(description.state_key)
+        self.task_index = self._columns.read("task_index", np.int64)
+        self.timestamp = self._columns.read("timestamp", np.float32)
+
+    @classmethod
+    def open(
+        cls,
+        dataset: str | Path,
+        mapping: ColumnMapping = RECOGNISE,
+        revision: str | None = None,
+        cache_dir: Path | None = None,
+        progress: Progress | None = None,
+    ) -> FrameTable:
+        """Opens a data set; the first time its numeric columns are read and checked.
+
+        Args:
+            dataset, mapping, revision: as `chunkrl.data.formats.describe` takes them.
+            cache_dir: where to keep what was read, instead of `$CHUNKRL_CACHE` or `~/.cache/chunkrl`.
+            progress: shows reading and decoding, instead of bars on the terminal.
+
+        Raises:
+            DatasetError: the data set is absent, incomplete, damaged or inconsistent.
+            ChunkRLError: the cache has no space or cannot be written.
+        """
+        description = describe(dataset, mapping, revision)
+        return cls(description, cache_folder(description, cache_dir), progress or ProgressBars())
+
+    def __reduce__(self):
+        return FrameTable, (self.description, self._folder, self._progress)
+
+    @property
+    def num_frames(self) -> int:
+        """N, the frames in all episodes."""
+        return len(self.action)
+
+    @property
+    def num_episodes(self) -> int:
+        """E."""
+        return len(self.episode_start)
+
+    def task_text(self, row: int) -> str:
+        """The text of the row's task."""
+        return self.description.tasks[int(self.task_index[row])]
+
+    def has_column(self, name: str) -> bool:
+        """Whether `column` can give it."""
+        return name in self._columns.names
+
+    def column(self, name: str) -> np.ndarray:
+        """A numeric or boolean column in its own type, read-only [N], or [N, ...] where a frame has several values.
+
+        Raises:
+            DatasetError: there is no such column.
+        """
+        if not self.has_column(name):
+            raise DatasetError(
+                f"{self.description.root}: no numeric column '{name}'; columns: {', '.join(self._columns.names)}"
+            )
+        return self._columns.read(name)
+
+    def images(self, camera: str, rows: np.ndarray) -> np.ndarray:
+        """Pictures of a camera, uint8 RGB [n, 3, height, width], for int rows [n].
+
+        The first call for a camera decodes all of it into the cache.
+
+        Raises:
+            DatasetError: the description has no such camera; a picture or a video is missing or damaged.
+            ChunkRLError: the cache has no space or cannot be written.
+        """
+        if camera not in self._cameras:
+            timestamps = self._columns.read("timestamp")
+            self._cameras[camera] = open_camera(
+                self.description, camera, timestamps, self._folder, self._progress
+            )
+        return np.asarray(self._cameras[camera][rows])
+
+    def _vectors(self, name: str) -> np.ndarray:
+        """The column as float32 [N, D], all finite."""
+        row = self._columns.first_not_finite(name)
+        if row is not None:
+            position = int(np.searchsorted(self.episode_start, row, side="right")) - 1
+            episode = self.description.episodes[position]
+            raise DatasetError(
+                f"{episode.data_file}, episode {episode.index}, frame {row - episode.start}: "
+                f"'{name}' is NaN or infinite: correct the frame or remove the episode"
+            )
+        values = self._columns.read(name, np.float32)
+        return values.reshape(len(values), -1)
