@@ -1,0 +1,284 @@
+"""Write LeRobot v3.0 data sets, an episode at a time, so that a kill loses at most the episode being written.
+
+Order of an episode's files: data and videos, tasks, its row of `meta/episodes`, then `meta/info.json`, whose
+`total_episodes` says what exists; every file is renamed into place. What lies beyond the first
+`total_episodes` rows of `meta/episodes` (in file order) does not exist yet or is a copy left by an
+interrupted merge: readers take the first rows, find a row's frames by its episode index, and the next writer removes the
+rest. A merge (`chunkrl.data.segments`) takes no file away before every row points to its successor. A byte is
+written about 2 + log2(file limit / 8 episodes) times while writing, and once more, at most one file's limit,
+on `close`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import filelock
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from chunkrl.data import dataset_files as df
+from chunkrl.data import episode_columns as ec
+from chunkrl.data import episode_stats as es
+from chunkrl.data import segments as sg
+from chunkrl.data.atomic import remove_temporaries, replace_file, write_text
+from chunkrl.data.episode_columns import FeatureSpec
+from chunkrl.data.segments import VideoEncoding
+from chunkrl.errors import DatasetError
+
+__all__ = ["DatasetWriter", "FeatureSpec", "VideoEncoding"]
+
+_LOCK = ".writer.lock"
+
+
+class DatasetWriter:
+    """Creates a v3.0 data set at `root`, or appends to one that was written with the same features and fps.
+
+    features: name -> FeatureSpec, without the default columns (timestamp, frame_index, episode_index, index,
+        task_index), which are made here.
+    overwrite: delete the data set at `root` first.
+    video: encoder settings of cameras of dtype "video".
+
+    Attributes:
+        num_episodes, num_frames: what the data set holds.
+
+    Raises:
+        DatasetError: another writer is open, other features, other files in the folder, bad columns, full disk.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        fps: float,
+        features: Mapping[str, FeatureSpec],
+        robot_type: str | None = None,
+        overwrite: bool = False,
+        video: VideoEncoding | None = None,
+    ) -> None:
+        ec.check_features(features)
+        self.root = Path(root)
+        self.fps = fps
+        self.features = dict(features)
+        self.num_episodes = 0
+        self.num_frames = 0
+        self._video = video or VideoEncoding()
+        self._all_features = self.features | ec.default_features()
+        self._tasks: dict[str, int] = {}
+        self._statistics: dict[str, es.FeatureStatistics] = {}
+        videos = [key for key, spec in features.items() if spec.dtype == "video"]
+        images = [key for key, spec in features.items() if spec.dtype == "image"]
+        if not fps > 0 or (videos and abs(float(sg.file_rate(fps)) / fps - 1) > 1e-9):
+            raise DatasetError(f"fps {fps}: a positive number, for videos a ratio such as 30 or 30000 / 1001")
+        self._files = df.DatasetFiles(self.root, fps, images, videos, self._video)
+        self._lock = self._acquire()
+        try:
+            self._info = self._open(robot_type, overwrite)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def add_episode(self, columns: Mapping[str, Any], task: str | Sequence[str]) -> int:
+        """Append one episode and return its index; when this returns, the episode is on the disk.
+
+        columns: feature -> [T, *shape]; [T] serves for shape (1,). Cameras: uint8 [T, height, width, 3].
+        task: the episode's text, or one text a frame.
+
+        Raises:
+            DatasetError: names the episode and the column; the data set keeps its earlier episodes.
+        """
+        if not self._lock.is_locked:
+            raise DatasetError(f"the writer of {self.root} is closed: open a new one to append")
+        episode = self.num_episodes
+        arrays, num_frames = ec.check_columns(self.features, columns, episode)
+        texts = ec.frame_tasks(task, num_frames, episode)
+        tasks = {text: i for i, text in enumerate(dict.fromkeys([*self._tasks, *texts]))}
+        arrays |= self._default_columns(num_frames, np.array([tasks[text] for text in texts]))
+        statistics = self._write_frames(arrays)
+        if len(tasks) > len(self._tasks):
+            with replace_file(self.root / "meta/tasks.parquet") as path:
+                pq.write_table(ec.tasks_table(list(tasks)), path)
+        self._tasks = tasks
+        row: dict[str, Any] = {
+            "episode_index": episode,
+            "tasks": list(dict.fromkeys(texts)),
+            "length": num_frames,
+        }
+        row |= {"dataset_from_index": self.num_frames, "dataset_to_index": self.num_frames + num_frames}
+        for key, value in statistics.items():
+            row |= {f"stats/{key}/{name}": entry for name, entry in value.as_dict().items()}
+        self._files.write_rows(self._files.next_index, self._files.new_row(row))
+        self._write_info(episode + 1, self.num_frames + num_frames)
+        self._files.add(num_frames)
+        for key, value in statistics.items():
+            known = self._statistics.get(key)
+            self._statistics[key] = es.merge_statistics(known, value) if known else value
+        self._write_statistics()
+        self._files.merge(everything=False)
+        return episode
+
+    def close(self) -> None:
+        """Merge the small files of this session and let other writers in; further calls do nothing."""
+        if not self._lock.is_locked:
+            return
+        try:
+            self._files.merge(everything=True)
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> DatasetWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _acquire(self) -> filelock.BaseFileLock:
+        lock = filelock.FileLock(self.root / _LOCK)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise DatasetError(f"{self.root}: another writer is open; close it first") from error
+        except OSError as error:
+            raise DatasetError(
+                f"cannot write in {self.root}: {error.strerror}; use a writable folder"
+            ) from error
+        return lock
+
+    def _open(self, robot_type: str | None, overwrite: bool) -> dict[str, Any]:
+        """The present `info.json`, after recovery, or that of a new data set."""
+        path = self.root / "meta/info.json"
+        remove_temporaries(self.root)
+        if path.exists() and overwrite:
+            for folder in ("videos", "data", "meta"):
+                shutil.rmtree(self.root / folder, ignore_errors=not (self.root / folder).exists())
+        if path.exists():
+            return self._append_to(path, robot_type)
+        if any(entry.name != _LOCK for entry in self.root.iterdir()):
+            raise DatasetError(f"{self.root} is not empty and has no meta/info.json: use another folder")
+        self._info = {
+            "codebase_version": "v3.0",
+            "robot_type": robot_type,
+            "total_episodes": 0,
+            "total_frames": 0,
+            "total_tasks": 0,
+            "chunks_size": df.CHUNKS_SIZE,
+            "data_files_size_in_mb": df.DATA_LIMIT_MB,
+            "video_files_size_in_mb": df.VIDEO_LIMIT_MB,
+            "fps": int(self.fps) if float(self.fps).is_integer() else self.fps,
+            "splits": {},
+            "data_path": df.DATA_PATH,
+            "video_path": df.VIDEO_PATH if self._files.video_keys else None,
+            "features": {key: spec.to_json() for key, spec in self._all_features.items()},
+        }
+        for key in self._files.video_keys:
+            self._info["features"][key]["info"] = self._video.describe(
+                self.features[key].shape, self._info["fps"]
+            )
+        self._write_info(0, 0)
+        return self._info
+
+    def _append_to(self, path: Path, robot_type: str | None) -> dict[str, Any]:
+        """Check that the data set at hand is one of these features, and take up its state."""
+        try:
+            info = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DatasetError(f"{path} is not JSON ({error}): restore it, or pass overwrite=True") from error
+        cure = "write to another folder, or pass overwrite=True"
+        expected = {"codebase_version": "v3.0", "fps": self.fps, "chunks_size": df.CHUNKS_SIZE}
+        expected |= {
+            "data_path": df.DATA_PATH,
+            "robot_type": info.get("robot_type") if robot_type is None else robot_type,
+        }
+        expected |= {"video_path": df.VIDEO_PATH} if self._files.video_keys else {}
+        for key, value in expected.items():
+            if info.get(key) != value:
+                raise DatasetError(f"{path}: {key} is {info.get(key)!r}, not {value!r}; {cure}")
+        old = {
+            k: {n: v.get(n) for n in ("dtype", "shape", "names")} for k, v in info.get("features", {}).items()
+        }
+        new = {key: spec.to_json() for key, spec in self._all_features.items()}
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                raise DatasetError(f"{path}: feature '{key}' is {old.get(key)}, not {new.get(key)}; {cure}")
+        rows = self._files.recover(info["total_episodes"])
+        self.num_episodes, self.num_frames = info["total_episodes"], info["total_frames"]
+        self._info = info
+        tasks = self.root / "meta/tasks.parquet"
+        if self.num_episodes:
+            self._tasks = ec.read_tasks(tasks)
+            self._statistics = self._rebuild_statistics(rows)
+            self._write_statistics()
+        return info
+
+    def _rebuild_statistics(self, rows: pa.Table) -> dict[str, es.FeatureStatistics]:
+        """The aggregate of all episodes' rows (a kill may have come before `stats.json` was written)."""
+        result = {}
+        for key, spec in self._all_features.items():
+            if spec.dtype == "string":
+                continue
+            names = {field: f"stats/{key}/{field}" for field in es.FIELDS}
+            missing = set(names.values()) - set(rows.schema.names)
+            if missing:
+                raise DatasetError(
+                    f"{self.root}/meta/episodes lacks {min(missing)}: write a new data set instead"
+                )
+            columns = {field: np.asarray(rows[name].to_pylist()) for field, name in names.items()}
+            result[key] = es.aggregate_statistics(columns)
+        return result
+
+    def _default_columns(self, num_frames: int, task_index: np.ndarray) -> dict[str, np.ndarray]:
+        """timestamp (seconds in the episode), frame_index, episode_index, index, task_index: [T, 1]."""
+        frames = np.arange(num_frames)
+        columns = {
+            "timestamp": (frames / self.fps).astype(np.float32),
+            "frame_index": frames,
+            "episode_index": np.full(num_frames, self.num_episodes),
+            "index": frames + self.num_frames,
+            "task_index": task_index,
+        }
+        return {key: values[:, None] for key, values in columns.items()}
+
+    def _write_frames(self, arrays: Mapping[str, np.ndarray]) -> dict[str, es.FeatureStatistics]:
+        """Write data file and videos of the next segment; the episode's statistics."""
+        index = self._files.next_index
+        statistics: dict[str, es.FeatureStatistics] = {}
+        stored: list[pa.Array] = []
+        for key, spec in self._all_features.items():
+            if not spec.is_camera:
+                stored.append(ec.to_arrow(spec, arrays[key]))
+                if spec.dtype != "string":
+                    statistics[key] = es.column_statistics(arrays[key])
+                continue
+            frames = [Image.fromarray(frame) for frame in arrays[key]]
+            statistics[key] = es.image_statistics(frames)
+            if spec.dtype == "image":
+                stored.append(ec.images_to_arrow(ec.encode_images(frames)))
+                continue
+            with replace_file(self._files.video_path(index, key)) as path:
+                sg.encode_video(frames, path, self.fps, self._video)
+        table = pa.Table.from_arrays(stored, schema=ec.table_schema(self._all_features))
+        with replace_file(self._files.data_path(index)) as path:
+            options = sg.parquet_options(table.schema, self._files.image_keys)
+            pq.write_table(table, path, row_group_size=len(table), **options)
+        return statistics
+
+    def _write_info(self, num_episodes: int, num_frames: int) -> None:
+        """Write `info.json`: from here on the data set has `num_episodes` episodes."""
+        totals = {"total_episodes": num_episodes, "total_frames": num_frames, "total_tasks": len(self._tasks)}
+        info = self._info | totals | {"splits": {"train": f"0:{num_episodes}"}}
+        write_text(self.root / "meta/info.json", json.dumps(info, indent=4, ensure_ascii=False))
+        self._info, self.num_episodes, self.num_frames = info, num_episodes, num_frames
+
+    def _write_statistics(self) -> None:
+        statistics = {key: value.as_dict() for key, value in self._statistics.items()}
+        write_text(self.root / "meta/stats.json", json.dumps(statistics, indent=4))
