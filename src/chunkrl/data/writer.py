@@ -3,8 +3,8 @@
 Order of an episode's files: data and videos, tasks, its row of `meta/episodes`, then `meta/info.json`, whose
 `total_episodes` says what exists; every file is renamed into place. What lies beyond the first
 `total_episodes` rows of `meta/episodes` (in file order) does not exist yet or is a copy left by an
-interrupted merge: readers take the first rows, find a row's frames by its episode index, and the next writer removes the
-rest. A merge (`chunkrl.data.segments`) takes no file away before every row points to its successor. A byte is
+interrupted merge: readers take the first rows, find a row's frames by its episode index, and the next writer removes
+the rest. A merge (`chunkrl.data.segments`) takes no file away before every row points to its successor. A byte is
 written about 2 + log2(file limit / 8 episodes) times while writing, and once more, at most one file's limit,
 on `close`.
 """
@@ -50,7 +50,7 @@ class DatasetWriter:
         num_episodes, num_frames: what the data set holds.
 
     Raises:
-        DatasetError: another writer is open, other features, other files in the folder, bad columns, full disk.
+        DatasetError: another writer is open, other features, other files in the way, bad columns, full disk.
     """
 
     def __init__(
