@@ -1,12 +1,12 @@
 """Write LeRobot v3.0 data sets, an episode at a time, so that a kill loses at most the episode being written.
 
-Order of an episode's files: data and videos, tasks, its row of `meta/episodes`, then `meta/info.json`, whose
-`total_episodes` says what exists; every file is renamed into place. What lies beyond the first
+Order of an episode's files: data and videos, tasks, its row of `meta/episodes`, then `meta/info.json`,
+whose `total_episodes` says what exists; every file is renamed into place. What lies beyond the first
 `total_episodes` rows of `meta/episodes` (in file order) does not exist yet or is a copy left by an
-interrupted merge: readers take the first rows, find a row's frames by its episode index, and the next writer removes
-the rest. A merge (`chunkrl.data.segments`) takes no file away before every row points to its successor. A byte is
-written about 2 + log2(file limit / 8 episodes) times while writing, and once more, at most one file's limit,
-on `close`.
+interrupted merge: readers take the first rows, find a row's frames by its episode index, and the next
+writer removes the rest. A merge (`chunkrl.data.segments`) takes no file away before every row points to its
+successor. A byte is written about 2 + log2(file limit / 8 episodes) times while writing, and once more, at
+most one file's limit, on `close`.
 """
 
 from __future__ import annotations
