@@ -1,0 +1,263 @@
+"""Inline SVG charts for the report: plain functions from numbers to markup.
+
+Every chart is drawn in a fixed coordinate system that scales with its card (two or three cards beside each
+other on a wide screen: `WIDTH` or `NARROW` units, so that text keeps its size), takes its
+colours from the page's style sheet (so light and dark need no second drawing), and carries a spoken summary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkrl.evaluation.results import Curve, EpisodeTrace
+from chunkrl.evaluation.statistics import Interval
+from chunkrl.evaluation.svg import (
+    Range,
+    compact,
+    element,
+    nice_ticks,
+    polyline,
+    sign_class,
+    signed_points,
+    span,
+    text,
+    whisker,
+)
+
+WIDTH = 520
+NARROW = 360
+_LEFT, _RIGHT = 46, 14  # margins of charts with a vertical axis
+_MAX_POINTS = 240  # of a drawn curve: about two per pixel column of a card
+NUM_SERIES_COLOURS = 6  # that the style sheet has (s0 to s5)
+NUM_SHADES = 4  # likewise (shade0 to shade3)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a bar or difference chart; `value` and `interval` are fractions.
+
+    `text` stands at the right, `detail` (of a difference) below it.
+    """
+
+    label: str
+    value: float
+    interval: Interval
+    text: str
+    emphasised: bool = False
+    detail: str = ""
+
+
+def bar_chart(rows: Sequence[Row], summary: str) -> str:
+    """Success rates as horizontal bars on 0 to 100 %, each with the whisker of its interval."""
+    pitch, bar, top = 46, 16, 4
+    parts = []
+    for i, row in enumerate(rows):
+        y = top + i * pitch
+        axis = Range(0, 1)
+        low, high = (axis.scale(end, 0, WIDTH) for end in (row.interval.low, row.interval.high))
+        middle = y + 20 + bar / 2
+        kind = "strong" if row.emphasised else "plain"
+        marks = (
+            text(0, y + 13, row.label, class_=f"label {kind}")
+            + text(WIDTH, y + 13, row.text, class_=f"number {kind}", text_anchor="end")
+            + element("rect", x=0, y=y + 20, width=WIDTH, height=bar, rx=4, class_="track")
+            + element(
+                "rect",
+                x=0,
+                y=y + 20,
+                width=axis.scale(row.value, 0, WIDTH),
+                height=bar,
+                rx=4,
+                class_=f"bar {kind}",
+            )
+            + element("path", d=whisker(low, high, middle, 5), class_="halo")
+            + element("path", d=whisker(low, high, middle, 5), class_="whisker")
+        )
+        parts.append(element("g", f"<title>{escape(f'{row.label}: {row.text}')}</title>" + marks))
+    height = top + len(rows) * pitch + 14
+    ticks = "".join(
+        text(
+            Range(0, 1).scale(tick, 0, WIDTH),
+            height - 2,
+            f"{tick:.0%}".replace("%", " %"),
+            class_="tick",
+            text_anchor="start" if tick == 0 else "end" if tick == 1 else "middle",
+        )
+        for tick in (0, 0.25, 0.5, 0.75, 1)
+    )
+    return _chart(height, "".join(parts) + ticks, summary)
+
+
+def difference_chart(rows: Sequence[Row], axis: Range, summary: str) -> str:
+    """Differences and intervals against a line at 0; `axis` in fractions, shared by charts to compare."""
+    pitch, top = 62, 4
+    left, right = 8.0, NARROW - 8.0
+    zero = axis.scale(0, left, right)
+    bottom = top + len(rows) * pitch
+    parts = []
+    for i, row in enumerate(rows):
+        y = top + i * pitch
+        low, high = (axis.scale(end, left, right) for end in (row.interval.low, row.interval.high))
+        middle = y + 32
+        sign = sign_class(row.interval)
+        parts.append(
+            element(
+                "g",
+                f"<title>{escape(f'{row.label}: {row.text}')}</title>"
+                + text(0, y + 14, row.label, class_="label plain")
+                + text(NARROW, y + 14, row.text, class_="number strong", text_anchor="end")
+                + text(NARROW, y + 54, row.detail, class_="tick", text_anchor="end")
+                + element("path", d=f"M{left} {middle}H{right}", class_="rail")
+                + element("path", d=f"M{zero:.1f} {middle - 10}V{middle + 10}", class_="zero")
+                + element("path", d=whisker(low, high, middle, 6), class_=f"interval {sign}")
+                + element(
+                    "circle", cx=axis.scale(row.value, left, right), cy=middle, r=6, class_=f"dot {sign}"
+                ),
+            )
+        )
+    ticks = "".join(
+        text(
+            axis.scale(tick, left, right),
+            bottom + 12,
+            signed_points(tick),
+            class_="tick",
+            text_anchor="middle",
+        )
+        for tick in nice_ticks(axis, 5)
+        if left + 14 < axis.scale(tick, left, right) < right - 14
+    )
+    return _chart(bottom + 16, "".join(parts) + ticks, summary, NARROW)
+
+
+def curve_chart(curves: Sequence[Curve], summary: str) -> str:
+    """The curves of one panel on common axes; a long curve is drawn as means of `_MAX_POINTS` stretches."""
+    top, bottom, height, right = 10, 190, 228, NARROW - _RIGHT
+    drawn = [_thinned(curve) for curve in curves]
+    x_axis = span([float(x) for xs, _ in drawn for x in xs], pad=0)
+    y_axis = span([float(y) for _, ys in drawn for y in ys if math.isfinite(y)], pad=0.06)
+    parts = [_y_axis(y_axis, top, bottom, right)]
+    for tick in nice_ticks(x_axis, 4):
+        x = x_axis.scale(tick, _LEFT, right)
+        anchor = "end" if x > right - 14 else "middle"
+        parts.append(text(x, bottom + 16, compact(tick), class_="tick", text_anchor=anchor))
+    parts.append(
+        text((_LEFT + right) / 2, height - 3, curves[0].x_label, class_="tick", text_anchor="middle")
+    )
+    for i, (curve, (xs, ys)) in enumerate(zip(curves, drawn, strict=True)):
+        colour = f"s{i % NUM_SERIES_COLOURS}"
+        points = [
+            (x_axis.scale(x, _LEFT, right), y_axis.scale(y, bottom, top)) for x, y in zip(xs, ys, strict=True)
+        ]
+        last = next((p for p in reversed(points) if math.isfinite(p[1])), None)
+        marks = f"<title>{escape(curve.name)}</title>" + element(
+            "path", d=polyline(points), class_=f"line {colour}"
+        )
+        if last is not None:
+            marks += element("circle", cx=last[0], cy=last[1], r=3.5, class_=f"dot {colour}")
+        parts.append(element("g", marks))
+    return _chart(height, "".join(parts), summary, NARROW)
+
+
+def trace_chart(trace: EpisodeTrace, num_frames: int, values: Range, advantages: Range, summary: str) -> str:
+    """Value (line) over advantage (bars by sign) along one episode; axes shared by traces to compare.
+
+    num_frames: length of the common horizontal axis, at least the trace's own length.
+    """
+    value_top, value_bottom = 22, 118
+    adv_top, adv_bottom = 150, 236
+    right = WIDTH - _RIGHT
+    step = (right - _LEFT) / num_frames
+    parts = [
+        text(_LEFT, 12, "value V", class_="axis-title"),
+        _y_axis(values, value_top, value_bottom, right, num_ticks=3),
+        text(_LEFT, 142, "advantage A", class_="axis-title"),
+        _y_axis(advantages, adv_top, adv_bottom, right, num_ticks=4),
+    ]
+    centres = [
+        (_LEFT + (t + 0.5) * step, values.scale(float(v), value_bottom, value_top))
+        for t, v in enumerate(trace.value)
+    ]
+    parts.append(element("path", d=polyline(centres), class_="line s0"))
+    zero = advantages.scale(0, adv_bottom, adv_top)
+    parts.append(element("path", d=f"M{_LEFT} {zero:.1f}H{right}", class_="zero"))
+    for sign, chosen in (("good", trace.advantage > 0), ("bad", trace.advantage < 0)):
+        bars = "".join(
+            f"M{_LEFT + (t + 0.5) * step:.1f} {zero:.1f}"
+            f"V{advantages.scale(float(trace.advantage[t]), adv_bottom, adv_top):.1f}"
+            for t in np.flatnonzero(chosen)
+        )
+        if bars:
+            parts.append(element("path", d=bars, class_=f"bars {sign}", stroke_width=max(step * 0.8, 0.6)))
+    y = adv_bottom + 10
+    if trace.segments:
+        parts.append(_segment_band(trace, step, y))
+        y += 18
+    for tick in nice_ticks(Range(0, num_frames), 5):
+        parts.append(text(_LEFT + tick * step, y + 10, compact(tick), class_="tick", text_anchor="middle"))
+    parts.append(text(_LEFT - 8, y + 10, "frame", class_="tick", text_anchor="end"))
+    parts.append(_frame_hints(trace, step, value_top, adv_bottom))
+    return _chart(y + 14, "".join(parts), summary)
+
+
+def segment_labels(trace: EpisodeTrace) -> list[str]:
+    """The distinct labels of a trace's segments, in the order of their shades."""
+    return sorted({segment.label for segment in trace.segments})
+
+
+def _segment_band(trace: EpisodeTrace, step: float, y: float) -> str:
+    """Stretches under the traces; equal labels share a shade."""
+    labels = segment_labels(trace)
+    parts = []
+    for segment in trace.segments:
+        x, width = _LEFT + segment.start * step, (segment.stop - segment.start) * step
+        shade = f"shade{labels.index(segment.label) % NUM_SHADES}"
+        marks = f"<title>{escape(segment.label)}</title>" + element(
+            "rect", x=x + 0.5, y=y, width=max(width - 1, 0.5), height=12, rx=3, class_=shade
+        )
+        parts.append(element("g", marks))
+    return "".join(parts)
+
+
+def _frame_hints(trace: EpisodeTrace, step: float, top: float, bottom: float) -> str:
+    """Invisible columns whose titles give a frame's numbers under the pointer."""
+    return "".join(
+        element(
+            "rect",
+            f"<title>frame {t}: V {value:.3f}, A {advantage:+.3f}</title>",
+            x=_LEFT + t * step,
+            y=top,
+            width=step,
+            height=bottom - top,
+            class_="hint",
+        )
+        for t, (value, advantage) in enumerate(zip(trace.value, trace.advantage, strict=True))
+        if math.isfinite(value) and math.isfinite(advantage)
+    )
+
+
+def _thinned(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The curve in order of x, as means of stretches where it is long; a non-finite y spoils its stretch."""
+    x, y = curve.points
+    if len(x) <= _MAX_POINTS:
+        return x, y
+    stretches = np.array_split(np.arange(len(x)), _MAX_POINTS)
+    return np.array([x[s].mean() for s in stretches]), np.array([y[s].mean() for s in stretches])
+
+
+def _y_axis(axis: Range, top: float, bottom: float, right: float, num_ticks: int = 4) -> str:
+    parts = []
+    for tick in nice_ticks(axis, num_ticks):
+        y = axis.scale(tick, bottom, top)
+        parts.append(element("path", d=f"M{_LEFT} {y:.1f}H{right}", class_="grid-line"))
+        parts.append(text(_LEFT - 6, y + 4, compact(tick), class_="tick", text_anchor="end"))
+    return "".join(parts)
+
+
+def _chart(height: float, content: str, summary: str, width: float = WIDTH) -> str:
+    return element("svg", content, viewBox=f"0 0 {width} {height:g}", role="img", aria_label=summary)

@@ -1,0 +1,286 @@
+"""What an evaluation found: the records that the report and results.json are made from."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation.statistics import (
+    Interval,
+    bootstrap_over_tasks,
+    paired_difference,
+    wilson_interval,
+)
+
+ALL_TASKS = "mean over tasks"
+
+
+def _vector(values: Any, name: str) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise ChunkRLError(f"{name}: expected a non-empty array [n], got shape {list(array.shape)}")
+    return array
+
+
+@dataclass(frozen=True, eq=False)
+class ArmResult:
+    """One policy on one task.
+
+    task: the task's name.
+    arm: the method's name, an identifier such as `behaviour_cloning` (shown with spaces).
+    success: bool [n]; entry i is initial state i, the same state for every arm of the task.
+    seed: the training seed.
+    """
+
+    task: str
+    arm: str
+    success: NDArray[Any]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        success = _vector(self.success, f"success of arm '{self.arm}' on task '{self.task}'")
+        if not np.isin(success, (0, 1)).all():
+            raise ChunkRLError(f"success of arm '{self.arm}' on task '{self.task}' must hold booleans")
+        object.__setattr__(self, "success", success.astype(bool))
+
+    @property
+    def num_success(self) -> int:
+        return int(self.success.sum())
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.success)
+
+    @property
+    def rate(self) -> float:
+        """Success rate, a fraction."""
+        return self.num_success / self.num_episodes
+
+    @property
+    def interval(self) -> Interval:
+        """95 % Wilson interval of the rate."""
+        return wilson_interval(self.num_success, self.num_episodes)
+
+
+@dataclass(frozen=True)
+class ArmDifference:
+    """success(arm) - success(baseline) on one task, or on `ALL_TASKS`, with its 95 % interval; fractions.
+
+    num_pairs: initial states compared. p_value: exact McNemar test, None where it does not apply.
+    """
+
+    task: str
+    arm: str
+    baseline: str
+    difference: float
+    interval: Interval
+    num_pairs: int
+    p_value: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """One line of a panel. Curves of one `panel` share its axes.
+
+    x, y: [n]; a y that is not finite breaks the line and is said under the panel. One point is a dot.
+    """
+
+    name: str
+    x: Sequence[float] | NDArray[Any]
+    y: Sequence[float] | NDArray[Any]
+    panel: str = "training loss"
+    x_label: str = "update"
+
+    def __post_init__(self) -> None:
+        x, y = _vector(self.x, f"x of curve '{self.name}'"), _vector(self.y, f"y of curve '{self.name}'")
+        if x.shape != y.shape or not np.isfinite(x).all():
+            raise ChunkRLError(f"curve '{self.name}': x and y need the same length and x finite values")
+
+    @property
+    def points(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """x and y as float64 [n], in order of x."""
+        x, y = np.asarray(self.x, dtype=np.float64), np.asarray(self.y, dtype=np.float64)
+        order = np.argsort(x, kind="stable")
+        return x[order], y[order]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Frames [start, stop) of an episode that share a label, such as who acted."""
+
+    start: int
+    stop: int
+    label: str
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeTrace:
+    """Value and advantage along one episode of T frames, from networks that never saw it.
+
+    value, advantage: float [T]; a frame without one holds nan and is left out of the picture.
+    segments: optional stretches to mark under the traces (the controller that acted, a human's correction).
+    notes: optional sentence under the picture.
+    """
+
+    task: str
+    title: str
+    success: bool
+    value: NDArray[Any]
+    advantage: NDArray[Any]
+    segments: tuple[Segment, ...] = field(default=())
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        name = f"trace '{self.title}' of task '{self.task}'"
+        value, advantage = _vector(self.value, name), _vector(self.advantage, name)
+        if value.shape != advantage.shape:
+            raise ChunkRLError(
+                f"{name}: {len(value)} values but {len(advantage)} advantages; both need one a frame"
+            )
+        if np.isinf(value).any() or np.isinf(advantage).any():
+            raise ChunkRLError(
+                f"{name} holds infinite numbers: the critic diverged, do not draw it as a trace"
+            )
+        if np.isnan(value).all() or np.isnan(advantage).all():
+            raise ChunkRLError(f"{name} holds no number at all: leave it out")
+        for segment in self.segments:
+            if not 0 <= segment.start < segment.stop <= len(value):
+                raise ChunkRLError(f"{name}: segment {segment} lies outside its {len(value)} frames")
+        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "advantage", advantage)
+
+
+@dataclass(frozen=True)
+class ClipPair:
+    """A video of two policies from the same initial state (`chunkrl.evaluation.video.side_by_side`)."""
+
+    task: str
+    title: str
+    left_label: str
+    right_label: str
+    video: bytes
+    mime: str
+
+
+def by_task(arms: Sequence[ArmResult]) -> dict[str, dict[str, ArmResult]]:
+    """task -> arm -> result, in the order given.
+
+    Raises:
+        ChunkRLError: nothing given, an arm twice on a task, or arms of a task on different numbers of states.
+    """
+    if not arms:
+        raise ChunkRLError("no results: evaluate at least one policy first")
+    tasks: dict[str, dict[str, ArmResult]] = {}
+    for result in arms:
+        row = tasks.setdefault(result.task, {})
+        if result.arm in row:
+            raise ChunkRLError(
+                f"two results for arm '{result.arm}' on task '{result.task}': give one of them"
+            )
+        row[result.arm] = result
+    for task, row in tasks.items():
+        counts = {name: result.num_episodes for name, result in row.items()}
+        if len(set(counts.values())) > 1:
+            raise ChunkRLError(
+                f"task '{task}': every arm needs the same initial states, got episodes {counts}"
+            )
+    return tasks
+
+
+def compare_arms(arms: Sequence[ArmResult], arm: str, baselines: Sequence[str]) -> tuple[ArmDifference, ...]:
+    """`arm` against each of `baselines`: on every task, then (with several tasks) the mean over tasks.
+
+    Raises:
+        ChunkRLError: an arm has no result on a task, or what `by_task` refuses.
+    """
+    tasks = by_task(arms)
+    for task, row in tasks.items():
+        for name in (arm, *baselines):
+            if name not in row:
+                raise ChunkRLError(f"arm '{name}' has no result on task '{task}'; there are {sorted(row)}")
+    found = []
+    for task, row in tasks.items():
+        for baseline in baselines:
+            pair = paired_difference(row[arm].success, row[baseline].success)
+            found.append(
+                ArmDifference(
+                    task, arm, baseline, pair.difference, pair.interval, pair.num_pairs, pair.p_value
+                )
+            )
+    if len(tasks) > 1:
+        num_pairs = sum(row[arm].num_episodes for row in tasks.values())
+        for baseline in baselines:
+            mean = bootstrap_over_tasks(
+                {task: row[arm].success[None] for task, row in tasks.items()},
+                {task: row[baseline].success[None] for task, row in tasks.items()},
+            )
+            found.append(ArmDifference(ALL_TASKS, arm, baseline, mean.difference, mean.interval, num_pairs))
+    return tuple(found)
+
+
+def results_json(arms: Sequence[ArmResult], differences: Sequence[ArmDifference]) -> dict[str, Any]:
+    """What results.json holds; every rate and difference is a fraction.
+
+    {"tasks": {task: {"arms": {arm: {success, interval, num_episodes, seed}},
+                      "difference": {baseline: d}, "difference_interval": {baseline: [low, high]}}},
+     "mean_over_tasks": {"difference": ..., "difference_interval": ...}}  (the latter with several tasks)
+
+    Raises:
+        ChunkRLError: differences of more than one arm, of an unknown task, or one that is not finite.
+    """
+    compared = {d.arm for d in differences}
+    if len(compared) > 1:
+        raise ChunkRLError(f"results.json states one arm's differences, got those of {sorted(compared)}")
+    tasks: dict[str, dict[str, Any]] = {}
+    for task, row in by_task(arms).items():
+        tasks[task] = {
+            "arms": {
+                name: {
+                    "success": result.rate,
+                    "interval": [result.interval.low, result.interval.high],
+                    "num_episodes": result.num_episodes,
+                    "seed": result.seed,
+                }
+                for name, result in row.items()
+            },
+            **_differences_json(differences, task),
+        }
+    results: dict[str, Any] = {"tasks": tasks}
+    if unknown := {d.task for d in differences} - {*tasks, ALL_TASKS}:
+        raise ChunkRLError(f"differences of tasks without results: {sorted(unknown)}")
+    if any(d.task == ALL_TASKS for d in differences):
+        results["mean_over_tasks"] = _differences_json(differences, ALL_TASKS)
+    return results
+
+
+def _differences_json(differences: Sequence[ArmDifference], task: str) -> dict[str, Any]:
+    chosen = [d for d in differences if d.task == task]
+    for d in chosen:
+        if not all(map(math.isfinite, (d.difference, d.interval.low, d.interval.high))):
+            raise ChunkRLError(f"the difference to '{d.baseline}' on '{task}' is not finite: {d}")
+    return {
+        "difference": {d.baseline: d.difference for d in chosen},
+        "difference_interval": {d.baseline: [d.interval.low, d.interval.high] for d in chosen},
+    }
+
+
+def write_results(path: str | Path, arms: Sequence[ArmResult], differences: Sequence[ArmDifference]) -> None:
+    """Write `results_json` to `path`, whole or not at all."""
+    write_text(path, json.dumps(results_json(arms, differences), indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text to a temporary name beside `path`, then rename; the folder is made if absent."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,100 @@
+"""SVG primitives: elements, axes, ticks and number formats. Text from outside is escaped here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from chunkrl.evaluation.statistics import Interval
+
+
+@dataclass(frozen=True)
+class Range:
+    """The low and high end of an axis, low < high."""
+
+    low: float
+    high: float
+
+    def scale(self, value: float, start: float, stop: float) -> float:
+        """Where `value` lies between the coordinates start (low) and stop (high)."""
+        return start + (value - self.low) / (self.high - self.low) * (stop - start)
+
+
+def element(tag: str, content: str = "", **attributes: object) -> str:
+    """One XML element; `_` in an attribute's name stands for `-`, a trailing one is dropped; values escaped.
+
+    `content` is markup and must be escaped already.
+    """
+    written = "".join(
+        f' {name.rstrip("_").replace("_", "-")}="{escape(_number(value))}"'
+        for name, value in attributes.items()
+    )
+    return f"<{tag}{written}>{content}</{tag}>" if content else f"<{tag}{written}/>"
+
+
+def text(x: float, y: float, content: str, **attributes: object) -> str:
+    """A text element at (x, y), escaped."""
+    return element("text", escape(content), x=x, y=y, **attributes)
+
+
+def span(values: Sequence[float], pad: float = 0.05, include: float | None = None) -> Range:
+    """The range of finite values, widened by `pad` of its width; a single value gets room around it."""
+    finite = [v for v in values if math.isfinite(v)] + ([] if include is None else [include])
+    if not finite:
+        return Range(0, 1)
+    low, high = min(finite), max(finite)
+    if low == high:
+        room = abs(low) / 2 or 0.5
+        return Range(low - room, high + room)
+    return Range(low - pad * (high - low), high + pad * (high - low))
+
+
+def nice_ticks(axis: Range, num: int) -> list[float]:
+    """About `num` round numbers within `axis` (steps of 1, 2 or 5 times a power of ten)."""
+    raw = (axis.high - axis.low) / num
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(axis.low / step - 1e-9)
+    return [round(i * step, 12) + 0.0 for i in range(first, math.floor(axis.high / step + 1e-9) + 1)]
+
+
+def compact(value: float) -> str:
+    """A short number for a tick: 0.25, 12, 3.5k, 2M, 1e+09."""
+    if abs(value) >= 1e9 or 0 < abs(value) < 1e-3:
+        return f"{value:.0e}"
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}".replace("-", "−")
+    return f"{value:.3g}".replace("-", "−")
+
+
+def signed_points(fraction: float) -> str:
+    """A difference in percentage points with its sign: +12, 0, −3."""
+    points = round(100 * fraction)
+    return f"{points:+d}".replace("-", "−") if points else "0"
+
+
+def _number(value: object) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
+def polyline(points: Sequence[tuple[float, float]]) -> str:
+    """Path data of a polyline that lifts the pen over points that are not finite."""
+    parts, pen_down = [], False
+    for x, y in points:
+        if math.isfinite(y):
+            parts.append(f"{'L' if pen_down else 'M'}{x:.1f} {y:.1f}")
+        pen_down = math.isfinite(y)
+    return "".join(parts)
+
+
+def whisker(low: float, high: float, y: float, cap: float) -> str:
+    """A horizontal interval with upright ends, as path data."""
+    return f"M{low:.1f} {y - cap}V{y + cap}M{low:.1f} {y}H{high:.1f}M{high:.1f} {y - cap}V{y + cap}"
+
+
+def sign_class(interval: Interval) -> str:
+    """`good` or `bad` where the interval lies on one side of 0, else `open`."""
+    return "good" if interval.low > 0 else "bad" if interval.high < 0 else "open"
