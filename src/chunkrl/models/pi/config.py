@@ -1,0 +1,247 @@
+"""Sizes of pi0 and pi0.5, and the settings a checkpoint needs to be run as it was trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeVar, get_args
+
+from chunkrl.errors import CheckpointError
+
+ModelKind = Literal["pi0", "pi05"]
+PromptFormat = Literal["pi0", "pi05_state", "pi05_padded_state", "pi05_no_state"]
+NormalizationMode = Literal["mean_std", "quantiles", "identity"]
+ResizeMode = Literal["antialias", "bilinear"]
+OverlongPrompt = Literal["error", "cut_task"]
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise CheckpointError(f"{name} is '{value}'; it must be one of {', '.join(choices)}")
+
+
+def _positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not isinstance(value, int) or value < 1:
+            raise CheckpointError(f"{type(owner).__name__}.{name} is {value!r}; it must be a positive integer")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """SigLIP; the defaults are So400m/14 at 224 pixels (412 million parameters)."""
+
+    image_size: int = 224
+    patch_size: int = 14
+    width: int = 1152
+    depth: int = 27
+    mlp_width: int = 4304
+    num_heads: int = 16
+
+    def __post_init__(self) -> None:
+        _positive(self, *(f.name for f in fields(self)))
+        if self.width % self.num_heads or self.image_size % self.patch_size:
+            raise CheckpointError(
+                f"vision width {self.width} must be a multiple of num_heads {self.num_heads}, and "
+                f"image_size {self.image_size} a multiple of patch_size {self.patch_size}"
+            )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one image."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class PiConfig:
+    """Every size of the model. The defaults are the published ones: Gemma 2B and the 300M action expert.
+
+    kind: "pi0" (state is a token, time enters with the actions) or "pi05" (state is text, time enters
+        through adaptive RMSNorm).
+    horizon: actions in a chunk. action_dim: width of the padded actions and of pi0's padded state.
+    max_prompt_tokens: longest prompt (48 for pi0, 200 for pi0.5 as published).
+    time_beta_alpha: flow times in training are Beta(time_beta_alpha, 1) * time_scale + time_offset.
+    """
+
+    kind: ModelKind = "pi05"
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    vocab_size: int = 257152
+    prefix_width: int = 2048
+    prefix_mlp_width: int = 16384
+    expert_width: int = 1024
+    expert_mlp_width: int = 4096
+    depth: int = 18
+    num_heads: int = 8
+    num_kv_heads: int = 1
+    head_dim: int = 256
+    action_dim: int = 32
+    horizon: int = 50
+    max_prompt_tokens: int = 200
+    time_min_period: float = 4e-3
+    time_max_period: float = 4.0
+    time_beta_alpha: float = 1.5
+    time_scale: float = 0.999
+    time_offset: float = 0.001
+
+    def __post_init__(self) -> None:
+        _one_of("kind", self.kind, get_args(ModelKind))
+        skip = {"kind", "vision"} | {f.name for f in fields(self) if f.name.startswith("time_")}
+        _positive(self, *(f.name for f in fields(self) if f.name not in skip))
+        if self.num_heads % self.num_kv_heads or self.head_dim % 2 or self.expert_width % 2:
+            raise CheckpointError(
+                f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}; "
+                f"head_dim {self.head_dim} and expert_width {self.expert_width} must be even"
+            )
+
+
+@dataclass(frozen=True)
+class PiSettings:
+    """What surrounds the model and must be the same in training and inference; saved with the checkpoint.
+
+    prompt_format: see `chunkrl.models.pi.prompt`; a wrong one costs the policy its success rate.
+    cameras: the observation's camera names in the model's order. A camera slot that the checkpoint was
+        trained with and that is not there is left out: a masked camera has no effect and no position.
+    state_dim, action_dim: real widths, before padding. state_dim 0: the policy takes no state.
+    normalization, normalization_epsilon: "mean_std" (x - mean) / (std + eps), "quantiles"
+        (x - q01) / (q99 - q01 + eps) * 2 - 1. openpi's eps is 1e-6, LeRobot's quantiles have none.
+    resize: "antialias" (openpi's data pipeline) or "bilinear" without antialiasing (LeRobot).
+    delta_actions: per action dimension, whether the model's action is relative to the state at the chunk's
+        start (openpi's `pi0_libero`); empty for none.
+    overlong_prompt: "error", or "cut_task": the task's last words go, the state and the condition never.
+    """
+
+    prompt_format: PromptFormat
+    cameras: tuple[str, ...]
+    state_dim: int
+    action_dim: int
+    normalization: NormalizationMode
+    normalization_epsilon: float = 1e-6
+    resize: ResizeMode = "antialias"
+    delta_actions: tuple[bool, ...] = ()
+    overlong_prompt: OverlongPrompt = "error"
+
+    def __post_init__(self) -> None:
+        _one_of("prompt_format", self.prompt_format, get_args(PromptFormat))
+        _one_of("normalization", self.normalization, get_args(NormalizationMode))
+        _one_of("resize", self.resize, get_args(ResizeMode))
+        _one_of("overlong_prompt", self.overlong_prompt, get_args(OverlongPrompt))
+        _positive(self, "action_dim")
+        object.__setattr__(self, "cameras", tuple(self.cameras))
+        object.__setattr__(self, "delta_actions", tuple(self.delta_actions))
+        if not self.cameras or len(set(self.cameras)) != len(self.cameras):
+            raise CheckpointError(f"cameras is {self.cameras}; name at least one camera, each once")
+        if self.state_dim < 0 or len(self.delta_actions) > min(self.state_dim, self.action_dim):
+            raise CheckpointError(
+                f"state_dim {self.state_dim} must not be negative, and delta_actions "
+                f"({len(self.delta_actions)} entries) not longer than the state or the action"
+            )
+
+
+@dataclass(frozen=True)
+class PiRecipe:
+    """Model sizes and settings together: all that a folder of bare weights does not say."""
+
+    config: PiConfig
+    settings: PiSettings
+
+    def __post_init__(self) -> None:
+        config, settings = self.config, self.settings
+        if (config.kind == "pi0") != (settings.prompt_format == "pi0"):
+            raise CheckpointError(
+                f"prompt_format '{settings.prompt_format}' does not belong to a {config.kind} model"
+            )
+        if max(settings.state_dim, settings.action_dim) > config.action_dim:
+            raise CheckpointError(
+                f"state_dim {settings.state_dim} and action_dim {settings.action_dim} must fit the model's "
+                f"action_dim {config.action_dim}"
+            )
+        if settings.state_dim == 0 and settings.prompt_format not in ("pi0", "pi05_no_state"):
+            raise CheckpointError(
+                f"prompt_format '{settings.prompt_format}' writes the state, but state_dim is 0; "
+                "use pi05_no_state or give the state's width"
+            )
+
+    def to_json(self) -> str:
+        """The recipe as JSON text; `from_json` reads it back equal."""
+        return json.dumps({"model": asdict(self.config), "settings": asdict(self.settings)}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> PiRecipe:
+        """Read `to_json`'s text; `source` names the file in errors.
+
+        Raises:
+            CheckpointError: not JSON, an unknown or a missing key, or a value that is not allowed.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{source} is not valid JSON ({error}); copy the checkpoint again") from error
+        if not isinstance(data, dict) or set(data) != {"model", "settings"}:
+            raise CheckpointError(f"{source} must have exactly the keys 'model' and 'settings'")
+        model = dict(data["model"])
+        vision = _build(VisionConfig, model.pop("vision", {}), f"{source}, model.vision")
+        config = _build(PiConfig, {**model, "vision": vision}, f"{source}, model")
+        return cls(config, _build(PiSettings, data["settings"], f"{source}, settings"))
+
+
+_T = TypeVar("_T", VisionConfig, PiConfig, PiSettings)
+
+
+def _build(record: type[_T], values: Mapping[str, Any], source: str) -> _T:
+    unknown = set(values) - {f.name for f in fields(record)}
+    if unknown:
+        raise CheckpointError(f"{source} has unknown keys {sorted(unknown)}; it was written by another version")
+    try:
+        return record(**values)
+    except TypeError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+
+
+def pi0_config(horizon: int = 50) -> PiConfig:
+    """The published pi0 (3.24 billion parameters)."""
+    return PiConfig(kind="pi0", horizon=horizon, max_prompt_tokens=48)
+
+
+def pi05_config(horizon: int = 50) -> PiConfig:
+    """The published pi0.5 (3.35 billion parameters)."""
+    return PiConfig(kind="pi05", horizon=horizon, max_prompt_tokens=200)
+
+
+LIBERO_CAMERAS = ("image", "wrist_image")
+LIBERO_ASSET_ID = "physical-intelligence/libero"
+
+
+def pi0_libero() -> PiRecipe:
+    """openpi's `pi0_libero`: joint-space deltas to the state in the first six action dimensions."""
+    settings = PiSettings(
+        prompt_format="pi0",
+        cameras=LIBERO_CAMERAS,
+        state_dim=8,
+        action_dim=7,
+        normalization="mean_std",
+        delta_actions=(True,) * 6 + (False,),
+    )
+    return PiRecipe(pi0_config(), settings)
+
+
+def pi05_libero() -> PiRecipe:
+    """openpi's `pi05_libero`: horizon 10 and no state in the prompt."""
+    settings = PiSettings(
+        prompt_format="pi05_no_state",
+        cameras=LIBERO_CAMERAS,
+        state_dim=8,
+        action_dim=7,
+        normalization="quantiles",
+    )
+    return PiRecipe(pi05_config(horizon=10), settings)
+
+
+def pi0_base(cameras: tuple[str, ...], state_dim: int, action_dim: int) -> PiRecipe:
+    """openpi's `pi0_base` for a robot with these cameras and widths."""
+    return PiRecipe(pi0_config(), PiSettings("pi0", cameras, state_dim, action_dim, "mean_std"))
+
+
+def pi05_base(cameras: tuple[str, ...], state_dim: int, action_dim: int) -> PiRecipe:
+    """openpi's `pi05_base` for a robot with these cameras and widths (unpadded state in the prompt)."""
+    return PiRecipe(pi05_config(), PiSettings("pi05_state", cameras, state_dim, action_dim, "quantiles"))
