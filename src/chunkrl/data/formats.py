@@ -169,7 +169,7 @@ def _column(info: Info, role: str, wanted: str | None, known: Sequence[str]) -> 
     if not names:
         return None
     feature = info.features[names[0]]
-    if len(feature.shape) != 1 or feature.is_camera or feature.dtype == "string":
+    if len(feature.shape) != 1 or not feature.is_numeric:
         raise DatasetError(
             f"{info.file}: column '{feature.name}' is {feature.dtype} {list(feature.shape)}, "
             f"the {role} must be a numeric vector: name another column in the mapping"
@@ -186,7 +186,8 @@ def _cameras(info: Info, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
         cameras = [item.name for item in info.features.values() if item.is_camera]
         if feature is None or not feature.is_camera:
             raise DatasetError(
-                f"{info.file}: no camera '{name}', which the column mapping names; cameras: {', '.join(cameras)}"
+                f"{info.file}: no camera '{name}', which the column mapping names; "
+                f"cameras: {', '.join(cameras) or 'none'}"
             )
         if image_size(feature) is None:
             raise DatasetError(
@@ -205,8 +206,8 @@ def _with_starts(info: Info, episodes: Sequence[Episode]) -> tuple[Episode, ...]
         start += episode.length
     if len(placed) != info.num_episodes or start != info.num_frames:
         raise DatasetError(
-            f"{info.file}: says {info.num_episodes} episodes and {info.num_frames} frames, the episodes' metadata "
-            f"has {len(placed)} and {start}: correct the totals or fetch the metadata again"
+            f"{info.file}: says {info.num_episodes} episodes and {info.num_frames} frames, "
+            f"the metadata of the episodes has {len(placed)} and {start}: correct the totals or fetch the metadata again"
         )
     if not placed:
         raise DatasetError(f"{info.file.parent}: the data set has no episodes: record some")

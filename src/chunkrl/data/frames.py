@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from chunkrl.data.cache import cache_folder
 from chunkrl.data.formats import RECOGNISE, ColumnMapping, DatasetDescription, describe
 from chunkrl.data.images import open_camera
-from chunkrl.data.store import cache_folder, open_columns
+from chunkrl.data.store import open_columns
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress, ProgressBars
 
@@ -22,7 +23,7 @@ class FrameTable:
     description: the data set.
     state: float32 [N, S], or None where there is no state column. action: float32 [N, A]. Both finite.
     task_index: int64 [N]. timestamp: float32 [N], seconds from the episode's start.
-    episode_start, episode_length, episode_ids: int64 [E], first row, frames and `episode_index` of an episode.
+    episode_start, episode_length, episode_ids: int64 [E], first row, frames and `episode_index`.
     """
 
     def __init__(self, description: DatasetDescription, folder: Path, progress: Progress) -> None:
@@ -61,7 +62,7 @@ class FrameTable:
             ChunkRLError: the cache has no space or cannot be written.
         """
         description = describe(dataset, mapping, revision)
-        return cls(description, cache_folder(description, cache_dir), progress or ProgressBars())
+        return cls(description, cache_folder(description.fingerprint, cache_dir), progress or ProgressBars())
 
     def __reduce__(self):
         return FrameTable, (self.description, self._folder, self._progress)
@@ -85,14 +86,15 @@ class FrameTable:
         return name in self._columns.names
 
     def column(self, name: str) -> np.ndarray:
-        """A numeric or boolean column in its own type, read-only [N], or [N, ...] where a frame has several values.
+        """A numeric or boolean column in its own type: [N], or [N, ...] where a frame has several; read-only.
 
         Raises:
             DatasetError: there is no such column.
         """
         if not self.has_column(name):
             raise DatasetError(
-                f"{self.description.root}: no numeric column '{name}'; columns: {', '.join(self._columns.names)}"
+                f"{self.description.root}: no numeric column '{name}'; "
+                f"columns: {', '.join(self._columns.names)}"
             )
         return self._columns.read(name)
 

@@ -13,18 +13,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from chunkrl.data.parquet import all_rows, reading
 from chunkrl.errors import DatasetError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 CAMERA_DTYPES = ("image", "video")
+NUMERIC_DTYPES = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Feature:
     def is_camera(self) -> bool:
         """Whether the column holds pictures."""
         return self.dtype in CAMERA_DTYPES
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether the column holds numbers or booleans."""
+        return self.dtype in NUMERIC_DTYPES
 
 
 @dataclass(frozen=True)
@@ -92,24 +98,6 @@ class Info:
     num_frames: int
 
 
-@contextmanager
-def reading(file: Path, cure: str = "fetch or write this file again") -> Iterator[None]:
-    """Turns what pyarrow and the file system raise about `file` into a DatasetError."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise DatasetError(f"{file} is missing: {cure}") from error
-    except DatasetError:
-        raise
-    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
-        raise DatasetError(f"{file} is damaged or not what its name says ({error}): {cure}") from error
-
-
-def open_parquet(file: Path) -> pq.ParquetFile:
-    """The parquet file, read through a small buffer; pages that carry a checksum are verified."""
-    return pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
-
-
 def _integer(record: Mapping[str, Any], key: str, where: str, minimum: int = 0) -> int:
     value = record.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value < 2**62:
@@ -138,6 +126,8 @@ def _feature(name: str, record: Any, file: Path) -> Feature:
     where = f"{file}: feature '{name}'"
     if not isinstance(record, Mapping) or not isinstance(record.get("dtype"), str):
         raise DatasetError(f"{where} has no 'dtype': correct info.json")
+    if record["dtype"] not in (*CAMERA_DTYPES, *NUMERIC_DTYPES, "string"):
+        raise DatasetError(f"{where} has the unknown dtype {record['dtype']!r}: correct info.json")
     shape = record.get("shape")
     sizes = shape if isinstance(shape, list) else None
     if sizes is None or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes):
@@ -164,7 +154,8 @@ def read_info(root: Path) -> Info:
     version = record.get("codebase_version")
     if version not in VERSIONS:
         raise DatasetError(
-            f"{file}: codebase_version is {version!r}, readable are {', '.join(VERSIONS)}: convert the data set"
+            f"{file}: codebase_version is {version!r}, readable are {', '.join(VERSIONS)}: "
+            "convert the data set"
         )
     fps = record.get("fps")
     if not isinstance(fps, (int, float)) or isinstance(fps, bool) or not (0 < fps < math.inf):
@@ -210,15 +201,6 @@ def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{file}, line {number}", _load_json(line, f"{file}, line {number}")
 
 
-def _parquet_rows(file: Path, skip_prefix: str | None = None) -> list[dict[str, Any]]:
-    with reading(file), open_parquet(file) as parquet:
-        names = [
-            name for name in parquet.schema_arrow.names if not (skip_prefix and name.startswith(skip_prefix))
-        ]
-        # `columns` matches nested paths too: select once more by exact name.
-        return parquet.read(columns=names, use_threads=False).select(names).to_pylist()
-
-
 def read_tasks(root: Path, version: str) -> dict[int, str]:
     """Task index -> text, from meta/tasks.jsonl or meta/tasks.parquet.
 
@@ -227,7 +209,7 @@ def read_tasks(root: Path, version: str) -> dict[int, str]:
     """
     file = metadata_files(root, version)[1]
     if version == "v3.0":
-        rows = [(str(file), row) for row in _parquet_rows(file)]
+        rows = [(str(file), row) for row in all_rows(file)]
         # LeRobot writes the text as an unnamed pandas index.
         rows = [(where, {"task": row.get("__index_level_0__"), **row}) for where, row in rows]
     else:
@@ -250,7 +232,8 @@ def _path(root: Path, info: Info, template: str | None, what: str, **values: Any
         relative = Path(template.format(**values))
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise DatasetError(
-            f"{info.file}: '{what}' is {template!r}, which {info.version} cannot fill in ({error!r}): correct it"
+            f"{info.file}: '{what}' is {template!r}, which {info.version} cannot fill in ({error!r}): "
+            "correct it"
         ) from error
     # A data set from elsewhere must not make us read files outside it.
     if relative.is_absolute() or ".." in relative.parts or "\0" in str(relative):
@@ -325,7 +308,7 @@ def read_episodes(root: Path, info: Info, videos: Sequence[str]) -> list[Episode
     episodes: dict[int, Episode] = {}
     for file in files:
         if info.version == "v3.0":
-            rows: Any = ((str(file), row) for row in _parquet_rows(file, skip_prefix="stats/"))
+            rows: Any = ((str(file), row) for row in all_rows(file, skip_prefix="stats/"))
             read = _episode_v3
         else:
             rows, read = _json_lines(file), _episode_v2

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
 
+from chunkrl.data.parquet import reading
 from chunkrl.errors import DatasetError
 
 
@@ -18,7 +20,7 @@ def frames_at(file: Path, times: np.ndarray, tolerance: float, size: tuple[int, 
     Args:
         file: a video file.
         times: float64 [n], seconds in the file, increasing.
-        tolerance: seconds that a frame may lie from its time; with half a frame's duration no frame fits twice.
+        tolerance: seconds that a frame may lie from its time; half a frame's duration finds a lost frame.
         size: (height, width) that every frame must have.
 
     Yields:
@@ -27,19 +29,14 @@ def frames_at(file: Path, times: np.ndarray, tolerance: float, size: tuple[int, 
     Raises:
         DatasetError: the file is missing or damaged, or has no frame near a time.
     """
-    try:
-        with av.open(str(file)) as container:
-            if not container.streams.video:
-                raise DatasetError(f"{file} has no video stream: fetch or record it again")
-            yield from _matched(container, file, times, tolerance, size)
-    except FileNotFoundError as error:
-        raise DatasetError(f"{file} is missing: fetch the data set again") from error
-    except (FFmpegError, OSError) as error:
-        raise DatasetError(f"{file} is damaged ({error}): fetch or record it again") from error
+    with reading(file, FFmpegError), av.open(str(file), metadata_errors="ignore") as container:
+        if not container.streams.video:
+            raise DatasetError(f"{file} has no video stream: fetch or record it again")
+        yield from _matched(container, file, times, tolerance, size)
 
 
 def _matched(
-    container: av.container.InputContainer,
+    container: InputContainer,
     file: Path,
     times: np.ndarray,
     tolerance: float,
@@ -49,7 +46,7 @@ def _matched(
     if stream.time_base is None:
         raise DatasetError(f"{file}: its video has no time base: record it again")
     # Episodes are decoded side by side, so one decoder takes one thread; damage is an error, not concealed.
-    stream.thread_type = "NONE"
+    stream.codec_context.thread_count = 1
     stream.codec_context.options = {"err_detect": "explode"}
     container.seek(max(0, int((times[0] - tolerance) / stream.time_base)), stream=stream)
     wanted = 0
@@ -65,8 +62,8 @@ def _matched(
             raise DatasetError(f"{file}: the frame at {best_time:.4f} s is damaged: fetch or record it again")
         if (best.height, best.width) != size:
             raise DatasetError(
-                f"{file}: the frame at {best_time:.4f} s is {best.height} x {best.width}, meta/info.json says "
-                f"{size[0]} x {size[1]}: correct one"
+                f"{file}: the frame at {best_time:.4f} s is {best.height} x {best.width}, "
+                f"meta/info.json says {size[0]} x {size[1]}: correct one"
             )
         return best.to_ndarray(format="rgb24")
 
@@ -75,11 +72,7 @@ def _matched(
             raise DatasetError(f"{file}: a frame has no time: record it again")
         time = float(frame.pts * stream.time_base)
         # A frame further from the wanted time than the one before it: that one was the nearest.
-        while (
-            wanted < len(times)
-            and best is not None
-            and abs(time - times[wanted]) > abs(best_time - times[wanted])
-        ):
+        while wanted < len(times) and abs(time - times[wanted]) > abs(best_time - times[wanted]):
             yield picture()
             wanted += 1
         if wanted == len(times):

@@ -1,0 +1,99 @@
+"""The folder where what was read from data sets is kept: `$CHUNKRL_CACHE` or `~/.cache/chunkrl`.
+
+Each data set has a folder named by its fingerprint. Whatever stands in it under its final name is whole: it
+was built beside, under a lock, and renamed. Any of it may be deleted while no process uses it.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from filelock import FileLock
+
+from chunkrl.errors import ChunkRLError
+
+
+def cache_folder(fingerprint: str, cache_dir: Path | None) -> Path:
+    """The folder of the data set with this fingerprint; it need not exist."""
+    chosen = cache_dir or os.environ.get("CHUNKRL_CACHE") or Path.home() / ".cache" / "chunkrl"
+    return Path(chosen).expanduser().resolve() / fingerprint
+
+
+def file_name(column: str) -> str:
+    """A file name for a column, whose own name may hold a slash."""
+    return quote(column, safe="")
+
+
+def ensure(target: Path, build: Callable[[Path], None], resume: bool = False) -> None:
+    """Makes sure that the folder `target` exists and is whole; one process builds, others wait for it.
+
+    Args:
+        target: the folder.
+        build: fills the folder it is given, which becomes `target` when it returns.
+        resume: `build` is given what a killed build left, rather than an empty folder.
+
+    Raises:
+        ChunkRLError: the cache cannot be written.
+    """
+    if target.is_dir():
+        return
+    building = target.with_name(target.name + ".building")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(target.name + ".lock")):
+            if target.is_dir():
+                return
+            if building.exists() and not resume:
+                shutil.rmtree(building)
+            building.mkdir(exist_ok=True)
+            build(building)
+            building.replace(target)
+    except OSError as error:
+        raise ChunkRLError(
+            f"{target}: cannot be written ({error}): set CHUNKRL_CACHE to another folder"
+        ) from error
+
+
+def create_array(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+    """A memory-mapped .npy file whose blocks are reserved: writing to it later cannot meet a full disk.
+
+    Raises:
+        ChunkRLError: the disk has not enough space.
+    """
+    needed = math.prod(shape) * dtype.itemsize
+    free = shutil.disk_usage(file.parent).free
+    full = ChunkRLError(
+        f"{file.parent}: the cache needs {needed / 1e9:.3f} GB more, {free / 1e9:.3f} GB are free: "
+        "free some, or set CHUNKRL_CACHE to a folder on a larger disk"
+    )
+    if needed > free:
+        raise full
+    array = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with file.open("r+b") as stream:
+            try:
+                os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+            except OSError as error:
+                # A file system that cannot reserve is not full: the check above is all there is.
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise full from error
+    return array
+
+
+def load_array(file: Path, writable: bool = False) -> np.memmap:
+    """Maps a .npy file of the cache into memory.
+
+    Raises:
+        ChunkRLError: the file is missing or damaged.
+    """
+    try:
+        return np.lib.format.open_memmap(file, mode="r+" if writable else "r")
+    except (OSError, ValueError) as error:
+        raise ChunkRLError(f"{file}: damaged cache ({error}): delete the folder {file.parent}") from error

@@ -1,0 +1,74 @@
+"""What must hold in the columns that every LeRobot data set has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from chunkrl.data.formats import DatasetDescription, Episode
+from chunkrl.errors import DatasetError
+
+
+def check_episode(description: DatasetDescription, episode: Episode, arrays: Mapping[str, np.memmap]) -> None:
+    """Checks order, times and tasks of one episode.
+
+    Args:
+        arrays: column -> [N], rows in order of the episodes.
+
+    Raises:
+        DatasetError: frames of another episode, out of order, at the wrong times or of unknown tasks.
+    """
+    rows = slice(episode.start, episode.start + episode.length)
+    where = f"{episode.data_file}, episode {episode.index}"
+
+    def frame(good: np.ndarray) -> int:
+        return int(np.argmin(good))
+
+    def column(name: str) -> np.ndarray:
+        return arrays[name][rows]
+
+    good = column("episode_index") == episode.index
+    if not good.all():
+        raise DatasetError(
+            f"{where}, frame {frame(good)}: belongs to episode {column('episode_index')[frame(good)]} by its "
+            "episode_index: correct the lengths in the metadata or the column"
+        )
+    good = column("frame_index") == np.arange(episode.length)
+    if not good.all():
+        raise DatasetError(
+            f"{where}, frame {frame(good)}: frame_index is {column('frame_index')[frame(good)]}: "
+            "frames must stand in order without gaps; write the file again"
+        )
+    times = column("timestamp").astype(np.float64)
+    good = np.isfinite(times) & (np.diff(times, prepend=-np.inf) > 0)
+    if not good.all():
+        raise DatasetError(
+            f"{where}, frame {frame(good)}: timestamp {times[frame(good)]} s does not grow: "
+            "timestamps must increase from frame to frame; write the file again"
+        )
+    step = (times[-1] - times[0]) / max(1, episode.length - 1)
+    if episode.length > 1 and not 0.95 < step * description.fps < 1.05:
+        raise DatasetError(
+            f"{where}: frames are {step:.4g} s apart, but meta/info.json says {description.fps:g} a second: "
+            "correct one"
+        )
+    texts = _check_tasks(description, column("task_index"), where)
+    if episode.tasks and not texts <= set(episode.tasks):
+        raise DatasetError(
+            f"{where}: its frames say {sorted(texts)}, but the metadata of the episode {sorted(episode.tasks)}: "
+            "correct one"
+        )
+
+
+def _check_tasks(description: DatasetDescription, indices: np.ndarray, where: str) -> set[str]:
+    """The texts of the tasks, which must all be known."""
+    for index in np.unique(indices).tolist():
+        if index not in description.tasks:
+            known = ", ".join(map(str, sorted(description.tasks)[:20])) or "none"
+            first = int(np.argmax(indices == index))
+            raise DatasetError(
+                f"{where}, frame {first}: task_index {index} is unknown (known: {known}): "
+                "add it to meta/tasks or correct the column"
+            )
+    return {description.tasks[index] for index in np.unique(indices).tolist()}
