@@ -29,7 +29,7 @@ from chunkrl.evaluation.report import (
     write_results,
 )
 from chunkrl.evaluation.statistics import Interval, paired_difference, wilson_interval
-from chunkrl.evaluation.svg import Range, compact, nice_ticks, signed_points, span
+from chunkrl.evaluation.svg import Range, compact, nice_ticks, shorten, signed_points, span
 
 VOID_TAGS = {"meta", "link", "source", "br"}
 
@@ -173,7 +173,7 @@ class TestPage:
         )
         mean = differences[4]
         low, high = signed_points(mean.interval.low), signed_points(mean.interval.high)
-        assert "+52 points chunk rl over behaviour cloning" in page.text
+        assert "+52.5 points chunk rl over behaviour cloning" in page.text
         assert (
             f"82.5 % against 30 % success, mean of 2 tasks. 95 % interval {low} to {high}; all above 0."
             in page.text
@@ -338,7 +338,8 @@ class TestPlots:
             "3e+09",
             "1e-04",
         ]
-        assert [signed_points(v) for v in (0.124, -0.031, 0.001, -0.001)] == ["+12", "−3", "0", "0"]
+        assert [signed_points(v) for v in (0.12, -0.0312, 0.0004, -0.0004)] == ["+12", "−3.1", "0", "0"]
+        assert [shorten("cloning", n) for n in (7, 6)] == ["cloning", "cloni…"]
         assert span([2.0, 2.0]) == Range(1, 3)
         assert span([0, 1], pad=0.1, include=-1) == Range(-1.2, 1.2)
 

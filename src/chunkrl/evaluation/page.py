@@ -8,7 +8,7 @@ _STYLE = """
 :root {
   color-scheme: light dark;
   --page: #f6f7f8; --card: #ffffff; --ink: #171c22; --muted: #5a6572; --line: #e3e7eb; --track: #eef1f4;
-  --plain: #a7b2be; --accent: #2456d3; --accent-soft: #e9effd;
+  --plain: #a7b2be; --accent: #2456d3; --bar: #5a8af5; --accent-soft: #e9effd;
   --good: #0a8a63; --bad: #cc4125; --open: #7a8694;
   --s0: #2456d3; --s1: #d9730d; --s2: #0a8a7d; --s3: #9a3fb5; --s4: #6b7280; --s5: #b3861b;
   --shade0: #bccdf3; --shade1: #f6cf9f; --shade2: #cfc6ea; --shade3: #b5dfcd;
@@ -16,7 +16,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #101317; --card: #181d23; --ink: #e9edf1; --muted: #9ba7b4; --line: #2b323a; --track: #232a32;
-    --plain: #5f6c7a; --accent: #7ea6ff; --accent-soft: #1d2940;
+    --plain: #5f6c7a; --accent: #7ea6ff; --bar: #4a7be6; --accent-soft: #1d2940;
     --good: #3fcf9a; --bad: #ff7f66; --open: #8e9aa7;
     --s0: #7ea6ff; --s1: #ffa552; --s2: #45cdbf; --s3: #d48bec; --s4: #a3adb8; --s5: #e3c05f;
     --shade0: #2c3d61; --shade1: #5a4023; --shade2: #403a5c; --shade3: #23493d;
@@ -34,6 +34,8 @@ p { margin: 0; } .lead { color: var(--muted); margin: 0 0 14px; max-width: 75ch;
   padding: 18px 20px; min-width: 0; }
 .grid { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
 .wide { grid-column: 1 / -1; }
+.grid > .card:only-child:not(.wide) { max-width: 700px; }
+.grid.small > .card:only-child { max-width: 480px; }
 .grid.small { grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }
 .grid > .card > svg { max-width: 640px; }
 .grid.small > .card > svg { max-width: 440px; margin-inline: auto; }
@@ -49,9 +51,8 @@ svg .tick { fill: var(--muted); font-size: 12px; font-variant-numeric: tabular-n
 svg .axis-title { fill: var(--muted); font-size: 13px; }
 svg .number { font-variant-numeric: tabular-nums; fill: var(--muted); }
 svg .strong { font-weight: 650; } svg .number.strong { fill: var(--ink); }
-.track { fill: var(--track); } .bar.plain { fill: var(--plain); } .bar.strong { fill: var(--accent); }
+.track { fill: var(--track); } .bar.plain { fill: var(--plain); } .bar.strong { fill: var(--bar); }
 .whisker { stroke: var(--ink); stroke-width: 1.5; fill: none; }
-.halo { stroke: var(--card); stroke-width: 4.5; fill: none; stroke-linecap: square; opacity: .75; }
 .rail, .grid-line { stroke: var(--line); fill: none; }
 .zero { stroke: var(--muted); stroke-width: 1.5; fill: none; }
 .interval { stroke-width: 3; fill: none; stroke: var(--open); } .dot { fill: var(--open); }

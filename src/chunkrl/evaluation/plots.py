@@ -23,6 +23,7 @@ from chunkrl.evaluation.svg import (
     element,
     nice_ticks,
     polyline,
+    shorten,
     sign_class,
     signed_points,
     span,
@@ -42,7 +43,7 @@ NUM_SHADES = 4  # likewise (shade0 to shade3)
 class Row:
     """One row of a bar or difference chart; `value` and `interval` are fractions.
 
-    `text` stands at the right, `detail` (of a difference) below it.
+    `text` are its numbers in short, `detail` (of a difference) what stands beside them.
     """
 
     label: str
@@ -64,7 +65,7 @@ def bar_chart(rows: Sequence[Row], summary: str) -> str:
         middle = y + 20 + bar / 2
         kind = "strong" if row.emphasised else "plain"
         marks = (
-            text(0, y + 13, row.label, class_=f"label {kind}")
+            text(0, y + 13, shorten(row.label, 40), class_=f"label {kind}")
             + text(WIDTH, y + 13, row.text, class_=f"number {kind}", text_anchor="end")
             + element("rect", x=0, y=y + 20, width=WIDTH, height=bar, rx=4, class_="track")
             + element(
@@ -76,7 +77,6 @@ def bar_chart(rows: Sequence[Row], summary: str) -> str:
                 rx=4,
                 class_=f"bar {kind}",
             )
-            + element("path", d=whisker(low, high, middle, 5), class_="halo")
             + element("path", d=whisker(low, high, middle, 5), class_="whisker")
         )
         parts.append(element("g", f"<title>{escape(f'{row.label}: {row.text}')}</title>" + marks))
@@ -96,7 +96,7 @@ def bar_chart(rows: Sequence[Row], summary: str) -> str:
 
 def difference_chart(rows: Sequence[Row], axis: Range, summary: str) -> str:
     """Differences and intervals against a line at 0; `axis` in fractions, shared by charts to compare."""
-    pitch, top = 62, 4
+    pitch, top = 72, 4
     left, right = 8.0, NARROW - 8.0
     zero = axis.scale(0, left, right)
     bottom = top + len(rows) * pitch
@@ -104,15 +104,15 @@ def difference_chart(rows: Sequence[Row], axis: Range, summary: str) -> str:
     for i, row in enumerate(rows):
         y = top + i * pitch
         low, high = (axis.scale(end, left, right) for end in (row.interval.low, row.interval.high))
-        middle = y + 32
+        middle = y + 49
         sign = sign_class(row.interval)
         parts.append(
             element(
                 "g",
                 f"<title>{escape(f'{row.label}: {row.text}')}</title>"
-                + text(0, y + 14, row.label, class_="label plain")
-                + text(NARROW, y + 14, row.text, class_="number strong", text_anchor="end")
-                + text(NARROW, y + 54, row.detail, class_="tick", text_anchor="end")
+                + text(0, y + 14, shorten(row.label, 46), class_="label plain")
+                + text(0, y + 33, row.text, class_="number strong")
+                + text(NARROW, y + 33, row.detail, class_="tick", text_anchor="end")
                 + element("path", d=f"M{left} {middle}H{right}", class_="rail")
                 + element("path", d=f"M{zero:.1f} {middle - 10}V{middle + 10}", class_="zero")
                 + element("path", d=whisker(low, high, middle, 6), class_=f"interval {sign}")

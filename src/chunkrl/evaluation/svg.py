@@ -71,9 +71,14 @@ def compact(value: float) -> str:
 
 
 def signed_points(fraction: float) -> str:
-    """A difference in percentage points with its sign: +12, 0, −3."""
-    points = round(100 * fraction)
-    return f"{points:+d}".replace("-", "−") if points else "0"
+    """A difference in percentage points with its sign, to a tenth: +12, 0, −3.5."""
+    points = round(100 * fraction, 1)
+    return f"{points:+.1f}".removesuffix(".0").replace("-", "−") if points else "0"
+
+
+def shorten(label: str, max_characters: int) -> str:
+    """`label`, or its beginning where it would run into what stands beside it."""
+    return label if len(label) <= max_characters else label[: max_characters - 1].rstrip() + "…"
 
 
 def _number(value: object) -> str:

@@ -129,7 +129,7 @@ def _encode(pictures: Iterable[NDArray[np.uint8]], fps: float) -> tuple[bytes, s
     with av.open(buffer, mode="w", format=container_format) as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000), options=options)
         stream.pix_fmt = "yuv420p"
-        stream.thread_count = 1  # the same bytes on every machine
+        stream.codec_context.thread_count = 1  # the same bytes on every machine
         for i, picture in enumerate(pictures):
             height, width = (side // 2 * 2 for side in picture.shape[:2])
             if i == 0:
