@@ -56,8 +56,7 @@ def check_episode(description: DatasetDescription, episode: Episode, arrays: Map
     texts = _check_tasks(description, column("task_index"), where)
     if episode.tasks and not texts <= set(episode.tasks):
         raise DatasetError(
-            f"{where}: its frames say {sorted(texts)}, but the metadata of the episode {sorted(episode.tasks)}: "
-            "correct one"
+            f"{where}: its frames say {sorted(texts)}, its metadata {sorted(episode.tasks)}: correct one"
         )
 
 

@@ -207,7 +207,8 @@ def _with_starts(info: Info, episodes: Sequence[Episode]) -> tuple[Episode, ...]
     if len(placed) != info.num_episodes or start != info.num_frames:
         raise DatasetError(
             f"{info.file}: says {info.num_episodes} episodes and {info.num_frames} frames, "
-            f"the metadata of the episodes has {len(placed)} and {start}: correct the totals or fetch the metadata again"
+            f"the metadata of the episodes has {len(placed)} and {start}: "
+            "correct the totals or fetch the metadata again"
         )
     if not placed:
         raise DatasetError(f"{info.file.parent}: the data set has no episodes: record some")

@@ -130,13 +130,13 @@ def _write_video(source: _Source, episode: Episode, pictures: np.ndarray) -> Non
     half_frame = 0.5 / source.description.fps
     if span.to_timestamp is not None and times[-1] > span.to_timestamp - half_frame:
         raise DatasetError(
-            f"{span.file}, {where}: the metadata ends it at {span.to_timestamp:.4f} s, but its last frame is at "
-            f"{times[-1]:.4f} s: correct the metadata or fetch it again"
+            f"{span.file}, {where}: the metadata ends it at {span.to_timestamp:.4f} s, "
+            f"but its last frame is at {times[-1]:.4f} s: correct the metadata or fetch it again"
         )
+    alone = span.to_timestamp is None
     try:
-        for row, picture in enumerate(
-            frames_at(span.file, times, half_frame, source.size), start=episode.start
-        ):
+        decoded = frames_at(span.file, times, half_frame, source.size, alone)
+        for row, picture in enumerate(decoded, start=episode.start):
             pictures[row] = picture.transpose(2, 0, 1)
     except DatasetError as error:
         raise DatasetError(f"{where}: {error}") from error
