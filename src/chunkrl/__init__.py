@@ -1,0 +1,7 @@
+"""chunkrl: chunk-level offline RL on pretrained vision-language-action policies."""
+
+__version__ = "0.1.0"
+
+from chunkrl.offline import ChunkLevelOfflineRL, TrainConfig  # noqa: E402  (the version is read by it)
+
+__all__ = ["ChunkLevelOfflineRL", "TrainConfig", "__version__"]

@@ -1,0 +1,5 @@
+"""From LeRobot folders to chunk transitions."""
+
+from chunkrl.data.chunks import ChunkDataset
+
+__all__ = ["ChunkDataset"]

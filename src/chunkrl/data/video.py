@@ -58,7 +58,7 @@ def frames_at(
 def _frames_from(
     container: InputContainer, file: Path, start: float, end: float
 ) -> Iterator[tuple[float, VideoFrame]]:
-    """The decoded frames with their times, from a key frame at or before `start` on; none may be after `end`."""
+    """Decoded frames with their times, from a key frame at or before `start` on; none may be after `end`."""
     if not container.streams.video:
         raise DatasetError(f"{file} has no video stream: fetch or record it again")
     stream = container.streams.video[0]

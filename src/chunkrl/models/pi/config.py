@@ -156,10 +156,10 @@ class PiRecipe:
                 f"state_dim {settings.state_dim} and action_dim {settings.action_dim} must fit the model's "
                 f"action_dim {config.action_dim}"
             )
-        if settings.state_dim == 0 and settings.prompt_format not in ("pi0", "pi05_no_state"):
+        if settings.state_dim == 0 and settings.prompt_format != "pi05_no_state":
             raise CheckpointError(
-                f"prompt_format '{settings.prompt_format}' writes the state, but state_dim is 0; "
-                "use pi05_no_state or give the state's width"
+                f"prompt_format '{settings.prompt_format}' needs the state, but state_dim is 0; "
+                "give the state's width (only pi05_no_state runs without)"
             )
 
     def to_json(self) -> str:

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.pi.config import PiConfig
-from chunkrl.models.pi.language import ActionExpert, KeyValues, Modulations, PrefixLM
+from chunkrl.models.pi.language import ActionExpert, KeyValues, Modulations, PrefixLayer, PrefixLM
 from chunkrl.models.pi.layers import Linear
 from chunkrl.models.pi.vision import SigLIP
 from chunkrl.types import TensorRecord
@@ -149,6 +149,19 @@ class PiModel(nn.Module):
             self.state_proj = Linear(config.action_dim, width)
             self.action_time_mlp_in = Linear(2 * width, width)
             self.action_time_mlp_out = Linear(width, width)
+        self.freeze_unused()
+
+    def freeze_unused(self) -> None:
+        """Parameters that reach no output take no gradient: optimisers and DDP may skip them.
+
+        They are published with the checkpoints and saved again: in the last prefix layer all but what makes
+        keys and values, and the prefix's final norm.
+        """
+        last = self.language.layers[-1]
+        assert isinstance(last, PrefixLayer)
+        for module in (last.self_attn.q_proj, last.self_attn.o_proj, last.mlp, self.language.norm):
+            module.requires_grad_(False)
+        last.post_attention_layernorm.requires_grad_(False)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute layers in the backward pass instead of keeping their activations."""

@@ -1,0 +1,78 @@
+"""From values to advantages, returns and weights along whole episodes (numpy, one pass)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from chunkrl.data.chunks import Segments
+
+TimeOut = Literal["failure", "bootstrap"]
+
+
+@dataclass(frozen=True)
+class ReturnRange:
+    """Lowest and highest return of the data: V is a sigmoid between them, so that it cannot diverge."""
+
+    low: float
+    high: float
+
+    def to_unit(self, returns: np.ndarray) -> np.ndarray:
+        """Returns -> [0, 1]."""
+        return np.clip((returns - self.low) / (self.high - self.low), 0.0, 1.0).astype(np.float32)
+
+    def from_unit(self, unit: np.ndarray) -> np.ndarray:
+        """[0, 1] -> returns."""
+        return (self.low + (self.high - self.low) * unit).astype(np.float32)
+
+
+def return_range(returns: np.ndarray) -> ReturnRange:
+    """The range of `returns` [N], never empty; includes 0, the return of an episode without reward."""
+    low, high = min(0.0, float(returns.min())), max(0.0, float(returns.max()))
+    return ReturnRange(low, high if high > low else low + 1.0)
+
+
+def lambda_returns(
+    value: np.ndarray,
+    reward: np.ndarray,
+    segments: Segments,
+    gamma: float,
+    lam: float,
+    time_out: TimeOut = "failure",
+) -> np.ndarray:
+    """TD(lambda) returns per frame [N]: G_t = r_t + gamma ((1 - lam) V_{t+1} + lam G_{t+1}).
+
+    The lambda-return of Sutton and Barto (ch. 12); G - V is the generalised advantage (arXiv 1506.02438),
+    lam = 1 gives the Monte-Carlo return. value, reward: float [N], per frame, rows in episode order.
+    Behind the last action of a segment stands 0 where the task ended; where only the recording ended, 0 for
+    `time_out="failure"` (an episode has its time limit, and not succeeding within it is failing), or
+    V of the last stored frame for `bootstrap` (then the last action's reward is not counted: its result is
+    not stored).
+    """
+    returns = np.zeros(len(value), dtype=np.float64)
+    following_return = following_value = 0.0
+    for row in range(len(value) - 1, -1, -1):
+        if row == segments.end[row] - 1:
+            if not segments.terminated[row] and time_out == "bootstrap":
+                returns[row] = following_return = following_value = float(value[row])
+                continue
+            following_return = following_value = 0.0
+        target = (1 - lam) * following_value + lam * following_return
+        returns[row] = following_return = float(reward[row]) + gamma * target
+        following_value = float(value[row])
+    return returns.astype(np.float32)
+
+
+def standardize(advantage: np.ndarray, scale: float) -> np.ndarray:
+    """Mean 0 and deviation `scale` over the data; all zeros where the advantage is constant."""
+    deviation = advantage.std()
+    if deviation < 1e-8:
+        return np.zeros_like(advantage)
+    return scale * (advantage - advantage.mean()) / deviation
+
+
+def shuffle_between(advantage: np.ndarray, seed: int) -> np.ndarray:
+    """The control: the same advantages, permuted over all starts."""
+    return np.random.default_rng([seed, 0x5AFE]).permutation(advantage)

@@ -1,0 +1,35 @@
+"""Best-of-N: sample N chunks from the policy, execute the one that Q prefers (IDQL, arXiv 2304.10573)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chunkrl.algorithms.cross_fit import CrossFitted
+from chunkrl.types import Observation
+
+
+class QEnsemble(nn.Module):
+    """Q of new observations: the minimum over a network's heads, the mean over the folds' networks.
+
+    bounded: Q is a logit of the return within its range; the mean is taken of the probabilities.
+    """
+
+    def __init__(self, critic: CrossFitted, bounded: bool) -> None:
+        super().__init__()
+        self.critic, self.bounded = critic, bounded
+
+    @torch.no_grad()
+    def forward(self, observation: Observation, actions: Tensor) -> Tensor:
+        """actions: candidates [B, N, H, A]; returns [B, N], comparable within a row."""
+        first: Any = self.critic.networks[0]
+        prepared = first.prepare(observation)
+        outputs = self.critic.each(lambda q: q.forward_prepared(prepared, actions).amin(0))  # type: ignore[operator]
+        return (torch.sigmoid(outputs) if self.bounded else outputs).mean(0)
+
+    def best(self, observation: Observation, actions: Tensor) -> Tensor:
+        """The candidate with the highest Q of each row: [B, N, H, A] -> [B, H, A]."""
+        choice = self(observation, actions).argmax(dim=1)
+        return actions[torch.arange(len(actions), device=actions.device), choice]

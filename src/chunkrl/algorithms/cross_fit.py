@@ -1,0 +1,76 @@
+"""Cross-fitting: every episode's values come from networks that never saw it.
+
+Critics memorise small data sets: on about 150 episodes a value network reached a rank correlation of .9 with
+the return on its own episodes and .2 to .4 on others, so that its advantages on its own data are noise. With
+K folds by episode, network k trains on the other folds and speaks for fold k. This is the one mechanism for
+every critic and every use: weights, labels, reports, and best-of-N on new states (all networks' mean).
+Source: sample splitting for nuisance functions, Chernozhukov et al. 2018 (arXiv 1608.00060).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from chunkrl.errors import ChunkRLError
+
+
+def assign_folds(success: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
+    """Fold of each episode, int64 [E]: random, with successes and failures spread evenly over the folds.
+
+    success: bool [E]. Raises ChunkRLError when there are fewer episodes than folds.
+    """
+    num_episodes = len(success)
+    if num_folds > num_episodes:
+        raise ChunkRLError(
+            f"{num_folds} folds need at least {num_folds} episodes, the data set has {num_episodes}; "
+            "lower --num-folds (1 turns cross-fitting off: advantages will be memorised)"
+        )
+    rng = np.random.default_rng([seed, 0xF01D])
+    order = np.concatenate([rng.permutation(np.flatnonzero(success == kind)) for kind in (True, False)])
+    fold = np.empty(num_episodes, dtype=np.int64)
+    fold[order] = np.arange(num_episodes) % num_folds
+    return fold
+
+
+class CrossFitted(nn.Module):
+    """K networks of one kind, one a fold. With K = 1 there is no held-out network and all data trains it.
+
+    networks: built by `make()`, which must return a freshly initialised module each time.
+    """
+
+    def __init__(self, make: Callable[[], nn.Module], num_folds: int) -> None:
+        super().__init__()
+        if num_folds < 1:
+            raise ChunkRLError(f"num_folds is {num_folds}; it must be at least 1")
+        self.num_folds = num_folds
+        self.networks = nn.ModuleList(make() for _ in range(num_folds))
+
+    def each(self, call: Callable[[nn.Module], Tensor]) -> Tensor:
+        """call(network) of every network, stacked in front: [K, ...]."""
+        return torch.stack([call(network) for network in self.networks])
+
+    def trains_on(self, fold: Tensor) -> Tensor:
+        """bool [K, B]: network k may train on a row of fold `fold` int [B]."""
+        if self.num_folds == 1:
+            return torch.ones(1, len(fold), dtype=torch.bool, device=fold.device)
+        return fold[None] != torch.arange(self.num_folds, device=fold.device)[:, None]
+
+    def held_out(self, outputs: Tensor, fold: Tensor) -> Tensor:
+        """From `outputs` [K, ..., B], each row's value by the network that never saw its episode: [..., B]."""
+        if self.num_folds == 1:
+            return outputs[0]
+        return outputs.movedim(0, -1).gather(-1, self._index(outputs, fold)).squeeze(-1)
+
+    def seen(self, outputs: Tensor, fold: Tensor) -> Tensor:
+        """The mean over the networks that trained on each row's episode: [..., B]; for over-fit reports."""
+        if self.num_folds == 1:
+            return outputs[0]
+        return (outputs.sum(0) - self.held_out(outputs, fold)) / (self.num_folds - 1)
+
+    @staticmethod
+    def _index(outputs: Tensor, fold: Tensor) -> Tensor:
+        return fold.expand(outputs.shape[1:]).unsqueeze(-1)

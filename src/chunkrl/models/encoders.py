@@ -1,0 +1,194 @@
+"""Encoders of observations (images, state, text; any subset) and of action chunks.
+
+An encoder works in two steps: `prepare` turns a typed Observation into plain tensors (normalised state,
+float images, token ids) without any learned parameter, so that many networks can share it; `forward` maps
+those tensors to features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chunkrl.data.normalize import Normalizer
+from chunkrl.errors import ChunkRLError
+from chunkrl.types import Observation
+
+Prepared = dict[str, Tensor]
+STATE_CLIP = 10.0  # standard deviations; a sensor glitch must not dominate the features
+
+
+@dataclass(frozen=True)
+class ObservationSpec:
+    """What the networks see. cameras: names; state_dim: S (0: no state); use_task: the task's text."""
+
+    cameras: tuple[str, ...] = ()
+    state_dim: int = 0
+    use_task: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.cameras and self.state_dim == 0 and not self.use_task:
+            raise ChunkRLError("the networks would see nothing: choose cameras, state or task")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes shared by all small networks.
+
+    hidden_dim: width of every hidden layer. num_layers: hidden layers of each head.
+    image_dim, text_dim: features an image and a text give. text_buckets, text_tokens: hash vocabulary and
+    longest text in words. layer_norm: in critics (it keeps Q from exploding off the data).
+    dropout: in critics' heads.
+    """
+
+    hidden_dim: int = 256
+    num_layers: int = 3
+    image_dim: int = 128
+    text_dim: int = 64
+    text_buckets: int = 4096
+    text_tokens: int = 32
+    layer_norm: bool = True
+    dropout: float = 0.0
+
+
+def mlp(in_dim: int, out_dim: int, config: NetworkConfig, layer_norm: bool = False, dropout: float = 0.0):
+    """`num_layers` hidden layers of `hidden_dim`, then a linear output."""
+    layers: list[nn.Module] = []
+    for index in range(config.num_layers):
+        layers.append(nn.Linear(in_dim if index == 0 else config.hidden_dim, config.hidden_dim))
+        if layer_norm:
+            layers.append(nn.LayerNorm(config.hidden_dim))
+        layers.append(nn.GELU())
+        if dropout > 0:
+            layers.append(nn.Dropout(dropout))
+    layers.append(nn.Linear(config.hidden_dim, out_dim))
+    return nn.Sequential(*layers)
+
+
+class ImageEncoder(nn.Module):
+    """Strided residual convolutions with GroupNorm, then spatial softmax: uint8 images of any size.
+
+    Input float [B, 3, H, W] in [-1, 1]; output [B, out_dim].
+    """
+
+    def __init__(self, out_dim: int, channels: tuple[int, ...] = (32, 64, 64, 64)) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        previous = 3
+        for width in channels:
+            blocks += [nn.Conv2d(previous, width, 3, stride=2, padding=1), nn.GroupNorm(8, width), nn.GELU()]
+            previous = width
+        self.convolutions = nn.Sequential(*blocks)
+        self.project = nn.Linear(3 * previous, out_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: float [B, 3, H, W] in [-1, 1]."""
+        features = self.convolutions(images)
+        height, width = features.shape[-2:]
+        weights = features.flatten(2).softmax(-1)  # [B, C, h*w]
+        rows = torch.linspace(-1, 1, height, device=images.device).repeat_interleave(width)
+        columns = torch.linspace(-1, 1, width, device=images.device).repeat(height)
+        expected = torch.cat([(weights * rows).sum(-1), (weights * columns).sum(-1)], dim=-1)
+        return self.project(torch.cat([expected, features.flatten(2).mean(-1)], dim=-1))
+
+
+def hash_tokens(texts: tuple[str, ...], num_buckets: int, num_tokens: int) -> Tensor:
+    """Word ids int64 [B, num_tokens]: stable hash buckets 1.., 0 where the text has ended.
+
+    Hashing needs no vocabulary file, no download and never meets an unknown word.
+    """
+    ids = torch.zeros(len(texts), num_tokens, dtype=torch.int64)
+    for row, text in enumerate(texts):
+        for column, word in enumerate(re.findall(r"[a-z0-9]+", text.lower())[:num_tokens]):
+            digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
+            ids[row, column] = 1 + int.from_bytes(digest, "big") % (num_buckets - 1)
+    return ids
+
+
+class TextEncoder(nn.Module):
+    """Embeds hashed words and reads them in order with a GRU: int64 [B, L] -> [B, out_dim]."""
+
+    def __init__(self, num_buckets: int, out_dim: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(num_buckets, out_dim, padding_idx=0)
+        self.gru = nn.GRU(out_dim, out_dim, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens: int64 [B, L], 0 is padding; the output at the last word of each text."""
+        outputs, _ = self.gru(self.embed(tokens))
+        last = ((tokens != 0).sum(-1) - 1).clamp(min=0)
+        return outputs[torch.arange(len(tokens), device=tokens.device), last]
+
+
+class ObservationEncoder(nn.Module):
+    """Features of an observation: concatenated image, state and text features.
+
+    Args:
+        spec: which inputs there are.
+        config: sizes.
+        state_normalizer: of the state; its statistics are part of the checkpoint.
+    """
+
+    def __init__(self, spec: ObservationSpec, config: NetworkConfig, state_normalizer: Normalizer) -> None:
+        super().__init__()
+        self.spec, self.config = spec, config
+        self.state_normalizer = state_normalizer
+        self.images = nn.ModuleList(ImageEncoder(config.image_dim) for _ in spec.cameras)
+        self.text = TextEncoder(config.text_buckets, config.text_dim) if spec.use_task else None
+        self.out_dim = (
+            len(spec.cameras) * config.image_dim + spec.state_dim + (config.text_dim if spec.use_task else 0)
+        )
+
+    def prepare(self, observation: Observation) -> Prepared:
+        """Plain tensors of a batched observation, on the encoder's device; learns nothing."""
+        device = self.state_normalizer.device
+        prepared: Prepared = {}
+        for index, camera in enumerate(self.spec.cameras):
+            if camera not in observation.images:
+                raise ChunkRLError(
+                    f"the policy needs camera {camera!r}; the observation has {list(observation.images)}"
+                )
+            prepared[f"image{index}"] = observation.images[camera].to(device).float() / 127.5 - 1.0
+        if self.spec.state_dim:
+            state = observation.state
+            if state is None or state.shape[-1] != self.spec.state_dim:
+                found = None if state is None else tuple(state.shape)
+                raise ChunkRLError(f"the policy needs a state of {self.spec.state_dim} values; got {found}")
+            normalized = self.state_normalizer.normalize(state.to(device).float())
+            prepared["state"] = normalized.clamp(-STATE_CLIP, STATE_CLIP)
+        if self.spec.use_task:
+            texts = observation.task if isinstance(observation.task, tuple) else (observation.task,)
+            tokens = hash_tokens(texts, self.config.text_buckets, self.config.text_tokens)
+            prepared["tokens"] = tokens.to(device)
+        return prepared
+
+    def forward(self, prepared: Mapping[str, Tensor]) -> Tensor:
+        """prepared: from `prepare`; returns features [B, out_dim]."""
+        parts = [encoder(prepared[f"image{index}"]) for index, encoder in enumerate(self.images)]
+        if self.spec.state_dim:
+            parts.append(prepared["state"])
+        if self.text is not None:
+            parts.append(F.gelu(self.text(prepared["tokens"])))
+        return torch.cat(parts, dim=-1)
+
+
+class ActionEncoder(nn.Module):
+    """Features of an action chunk: normalised and flattened, [B, H, A] -> [B, H * A].
+
+    Padded steps are seen as the hold actions that they are; there is no mask to read (see data/chunks).
+    """
+
+    def __init__(self, action_horizon: int, action_dim: int, action_normalizer: Normalizer) -> None:
+        super().__init__()
+        self.action_normalizer = action_normalizer
+        self.out_dim = action_horizon * action_dim
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """actions: float [B, H, A] in the data's units."""
+        return self.action_normalizer.normalize(actions).clamp(-STATE_CLIP, STATE_CLIP).flatten(-2)

@@ -1,0 +1,146 @@
+"""Normalisation of states and actions exactly as the pi checkpoints were trained with it.
+
+`chunkrl.data.normalize` is this project's own rule for its own networks; a pretrained checkpoint must keep the
+arithmetic and the statistics it was trained with, to the epsilon.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from chunkrl.errors import CheckpointError
+from chunkrl.models.pi.config import NormalizationMode, PiSettings
+from chunkrl.types import TensorRecord
+
+LEROBOT_PREPROCESSOR = "policy_preprocessor.json"
+LEROBOT_NORMALIZER_STEP = "normalizer_processor"
+OPENPI_FILE = "norm_stats.json"
+# Where a quantile range is empty and there is no epsilon, LeRobot divides by this.
+_EMPTY_RANGE = 1e-8
+_NEEDED = {"mean_std": ("mean", "std"), "quantiles": ("q01", "q99"), "identity": ()}
+
+
+@dataclass(frozen=True)
+class NormStats(TensorRecord):
+    """Statistics of states and actions: name ("mean", "std", "q01", "q99", ...) -> float64 [D]."""
+
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    action: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def check(self, settings: PiSettings, source: str) -> None:
+        """Raise CheckpointError unless what the settings need is here, finite and wide enough."""
+        for name, stats, width in (
+            ("state", self.state, settings.state_dim),
+            ("action", self.action, settings.action_dim),
+        ):
+            for key in _NEEDED[settings.normalization]:
+                values = stats.get(key)
+                if width and (values is None or values.ndim != 1 or len(values) < width):
+                    found = "absent" if values is None else f"of shape {list(values.shape)}"
+                    raise CheckpointError(
+                        f"{source}: {name}.{key} is {found}, but '{settings.normalization}' normalisation of "
+                        f"{width} dimensions needs it; give the checkpoint's norm stats, or another recipe"
+                    )
+                if values is not None and not bool(torch.isfinite(values).all()):
+                    raise CheckpointError(f"{source}: {name}.{key} holds NaN or infinity; compute it again")
+
+
+def normalize(x: Tensor, stats: Mapping[str, Tensor], mode: NormalizationMode, eps: float) -> Tensor:
+    """x [..., D] in the data's units -> float64 [..., D]; statistics wider than D are cut to D."""
+    if mode == "identity":
+        return x.double()
+    offset, scale = _affine(stats, mode, eps, x)
+    return (x.double() - offset) / scale
+
+
+def unnormalize(x: Tensor, stats: Mapping[str, Tensor], mode: NormalizationMode, eps: float) -> Tensor:
+    """The inverse of `normalize`, float64 [..., D]."""
+    if mode == "identity":
+        return x.double()
+    offset, scale = _affine(stats, mode, eps, x)
+    return x.double() * scale + offset
+
+
+def _affine(stats: Mapping[str, Tensor], mode: NormalizationMode, eps: float, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(offset, scale): both modes are (x - offset) / scale, so one inverse serves both."""
+    low, high = (stats[key][: x.shape[-1]].to(x.device, torch.float64) for key in _NEEDED[mode])
+    if mode == "mean_std":
+        return low, high + eps
+    spread = high - low + eps
+    half = torch.where(spread == 0, _EMPTY_RANGE, spread) / 2
+    return low + half, half
+
+
+def find_openpi(folder: Path, asset_id: str | None) -> NormStats | None:
+    """Statistics under `assets/<asset_id>/norm_stats.json`, or None where the folder has no assets.
+
+    Raises:
+        CheckpointError: several assets and no `asset_id`, no such asset, or an unreadable file.
+    """
+    files = {
+        str(file.parent.relative_to(folder / "assets")): file
+        for file in sorted((folder / "assets").rglob(OPENPI_FILE))
+    }
+    if asset_id is not None and asset_id not in files:
+        raise CheckpointError(f"{folder}/assets has no '{asset_id}'; it has {sorted(files)}")
+    if asset_id is None and len(files) > 1:
+        raise CheckpointError(f"{folder}/assets has norm stats of {sorted(files)}; say which with asset_id")
+    if not files:
+        return None
+    return read_openpi(files[asset_id] if asset_id is not None else next(iter(files.values())))
+
+
+def read_openpi(file: Path) -> NormStats:
+    """openpi's `norm_stats.json`: {"norm_stats": {"state": {...}, "actions": {...}}}."""
+    try:
+        data = json.loads(file.read_text())["norm_stats"]
+        return NormStats(*(_vectors(data[key]) for key in ("state", "actions")))
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} is not an openpi norm_stats.json ({error!r}); copy it again") from error
+
+
+def _vectors(stats: Mapping[str, list[float] | None]) -> dict[str, Tensor]:
+    return {key: torch.tensor(value, dtype=torch.float64) for key, value in stats.items() if value is not None}
+
+
+def find_lerobot(folder: Path) -> NormStats | None:
+    """Statistics of a LeRobot policy's preprocessor, or None where it has none.
+
+    Raises:
+        CheckpointError: the preprocessor names a file that is not there or cannot be read.
+    """
+    pipeline = folder / LEROBOT_PREPROCESSOR
+    if not pipeline.is_file():
+        return None
+    try:
+        steps = json.loads(pipeline.read_text())["steps"]
+        names = [
+            step["state_file"]
+            for step in steps
+            if step.get("registry_name") == LEROBOT_NORMALIZER_STEP and "state_file" in step
+        ]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{pipeline} is not a LeRobot pipeline ({error!r}); copy it again") from error
+    if not names:
+        return None
+    file = folder / names[0]
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}, named by {pipeline.name}, cannot be read ({error})") from error
+
+    def pick(feature: str) -> dict[str, Tensor]:
+        prefix = f"{feature}."
+        return {
+            key[len(prefix) :]: value.double().flatten() for key, value in tensors.items() if key.startswith(prefix)
+        }
+
+    return NormStats(state=pick("observation.state"), action=pick("action"))

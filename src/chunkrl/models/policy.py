@@ -1,0 +1,166 @@
+"""pi(A | x): Gaussian and flow-matching policies over whole action chunks.
+
+Both work on normalised actions; log-likelihoods and flow losses are in those units, so that they mean the
+same for every robot. Samples are clipped to the range that the data's actions have.
+
+Flow matching as in pi0 (arXiv 2410.24164): x_t = t * noise + (1 - t) * A, target velocity noise - A,
+t = 1 is noise; sampling integrates from 1 to 0 in Euler steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from chunkrl.models.encoders import NetworkConfig, ObservationEncoder, Prepared, mlp
+from chunkrl.data.normalize import Normalizer
+from chunkrl.types import Observation
+
+PolicyKind = Literal["gaussian", "flow"]
+LOG_STD_MIN, LOG_STD_MAX = -4.0, 0.5  # normalised action units; bounds keep one pixel-perfect frame from ruling
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """kind: `gaussian` or `flow`. spread: of the Gaussian, `state` (a network output) or `fixed` (`fixed_std`,
+    normalised units). flow_steps: Euler steps when sampling."""
+
+    kind: PolicyKind = "gaussian"
+    spread: Literal["state", "fixed"] = "state"
+    fixed_std: float = 0.3
+    flow_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.fixed_std <= 0 or self.flow_steps < 1:
+            raise ValueError("fixed_std must be positive and flow_steps at least 1")
+
+
+@dataclass(frozen=True)
+class ChunkShape:
+    """horizon: H, the policy's actions a chunk. action_dim: A."""
+
+    horizon: int
+    action_dim: int
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """values: [B, H, A], mask: bool [B, H]; mean over real steps and dimensions -> [B]."""
+    weights = mask.to(values.dtype)
+    return (values.mean(-1) * weights).sum(-1) / weights.sum(-1).clamp(min=1.0)
+
+
+class PolicyNetwork(nn.Module):
+    """pi(A | x), Gaussian or flow matching by `config.kind`.
+
+    Shapes: observation batched [B]; actions [B, H, A] in the data's units; action_mask bool [B, H].
+    """
+
+    def __init__(
+        self,
+        encoder: ObservationEncoder,
+        shape: ChunkShape,
+        action_normalizer: Normalizer,
+        action_range: tuple[Tensor, Tensor],
+        config: PolicyConfig,
+        network: NetworkConfig,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.shape, self.config = encoder, shape, config
+        self.action_normalizer = action_normalizer
+        self.register_buffer("action_low", action_range[0].float().clone())
+        self.register_buffer("action_high", action_range[1].float().clone())
+        num_values = shape.horizon * shape.action_dim
+        if config.kind == "gaussian":
+            num_outputs = num_values * (2 if config.spread == "state" else 1)
+            self.head = mlp(encoder.out_dim, num_outputs, network)
+        else:
+            self.head = mlp(encoder.out_dim + num_values + TIME_FEATURES, num_values, network)
+
+    def forward(self, observation: Observation) -> Tensor:
+        """The most likely chunk (Gaussian mean; the flow started from zero noise): [B, H, A]."""
+        prepared = self.encoder.prepare(observation)
+        if self.config.kind == "gaussian":
+            mean, _ = self.gaussian(prepared)
+            return self._to_data(mean)
+        features = self.encoder(prepared)
+        zero = features.new_zeros(len(features), self.shape.horizon, self.shape.action_dim)
+        return self._to_data(self._integrate(features, zero))
+
+    def sample(self, observation: Observation, num_samples: int, noise: Tensor | None = None) -> Tensor:
+        """`num_samples` chunks for each observation: [B, N, H, A]; the observation is encoded once.
+
+        noise: standard normal [B, N, H, A], for reproducible samples; None draws it.
+        """
+        prepared = self.encoder.prepare(observation)
+        shape = (observation.batch_size, num_samples, self.shape.horizon, self.shape.action_dim)
+        if noise is None:
+            noise = torch.randn(shape, device=self.action_low.device)
+        noise = noise.to(self.action_low.device)
+        if self.config.kind == "gaussian":
+            mean, log_std = self.gaussian(prepared)
+            return self._to_data(mean[:, None] + log_std.exp()[:, None] * noise)
+        features = self.encoder(prepared).repeat_interleave(num_samples, dim=0)
+        return self._to_data(self._integrate(features, noise.flatten(0, 1))).view(shape)
+
+    def gaussian(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation, normalised units, each [B, H, A]."""
+        output = self.head(self.encoder(prepared))
+        mean, raw = output.chunk(2, dim=-1) if self.config.spread == "state" else (output, None)
+        mean = mean.unflatten(-1, (self.shape.horizon, self.shape.action_dim))
+        if raw is None:
+            return mean, torch.full_like(mean, math.log(self.config.fixed_std))
+        log_std = LOG_STD_MIN + (LOG_STD_MAX - LOG_STD_MIN) * torch.sigmoid(raw)
+        return mean, log_std.unflatten(-1, (self.shape.horizon, self.shape.action_dim))
+
+    def log_prob(self, prepared: Prepared, actions: Tensor, action_mask: Tensor) -> Tensor:
+        """log pi(A | x) summed over real steps and dimensions (Gaussian only), normalised units: [B]."""
+        if self.config.kind != "gaussian":
+            raise ValueError("a flow policy has no cheap log-likelihood; use its flow loss")
+        mean, log_std = self.gaussian(prepared)
+        z = (self.action_normalizer.normalize(actions) - mean) / log_std.exp()
+        per_value = -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
+        return (per_value.sum(-1) * action_mask).sum(-1)
+
+    def negative_log_likelihood(self, prepared: Prepared, actions: Tensor, action_mask: Tensor) -> Tensor:
+        """Per-sample imitation loss [B], a mean over real steps and dimensions: -log pi for a Gaussian,
+        the flow-matching loss (one noise sample, t uniform) for a flow."""
+        if self.config.kind == "gaussian":
+            num_values = action_mask.sum(-1).clamp(min=1) * self.shape.action_dim
+            return -self.log_prob(prepared, actions, action_mask) / num_values
+        target = self.action_normalizer.normalize(actions)
+        # what stands in the padding must not reach the real steps' loss through the network's input
+        target = target * action_mask[..., None]
+        noise = torch.randn_like(target)
+        time = torch.rand(len(target), device=target.device)
+        mixed = time[:, None, None] * noise + (1 - time[:, None, None]) * target
+        velocity = self._velocity(self.encoder(prepared), mixed, time)
+        return masked_mean((velocity - (noise - target)).square(), action_mask)
+
+    def _velocity(self, features: Tensor, mixed: Tensor, time: Tensor) -> Tensor:
+        inputs = torch.cat([features, mixed.flatten(1), time_features(time)], dim=-1)
+        return self.head(inputs).view_as(mixed)
+
+    def _integrate(self, features: Tensor, noise: Tensor) -> Tensor:
+        chunk, num_steps = noise, self.config.flow_steps
+        for step in range(num_steps):
+            time = torch.full((len(noise),), 1 - step / num_steps, device=noise.device)
+            chunk = chunk - self._velocity(features, chunk, time) / num_steps
+        return chunk
+
+    def _to_data(self, normalized: Tensor) -> Tensor:
+        actions = self.action_normalizer.inverse(normalized)
+        return actions.clamp(self.action_low, self.action_high)
+
+
+TIME_FEATURES = 16
+
+
+def time_features(time: Tensor) -> Tensor:
+    """Sine and cosine features of the flow time: [B] -> [B, 16]."""
+    frequencies = 2.0 ** torch.arange(TIME_FEATURES // 2, device=time.device) * math.pi / 2
+    angles = time[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

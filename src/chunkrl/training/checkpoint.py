@@ -1,0 +1,79 @@
+"""Checkpoints: one safetensors file and one JSON file in a folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from chunkrl.errors import CheckpointError
+
+TENSORS, VALUES = "state.safetensors", "state.json"
+SEPARATOR = "|"
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str, tensors: dict[str, torch.Tensor], values: dict) -> None:
+    for key, item in tree.items():
+        if SEPARATOR in key:
+            raise ValueError(f"state key {key!r} contains {SEPARATOR!r}")
+        name = f"{prefix}{key}"
+        if isinstance(item, torch.Tensor):
+            tensors[name] = item.detach().cpu().contiguous().clone()
+        elif isinstance(item, Mapping):
+            values[name] = {}  # so that an empty mapping survives the round trip
+            _flatten(item, f"{name}{SEPARATOR}", tensors, values)
+        else:
+            values[name] = item
+
+
+def _insert(tree: dict[str, Any], name: str, item: Any) -> None:
+    *parents, leaf = name.split(SEPARATOR)
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    if isinstance(item, dict):
+        tree.setdefault(leaf, {})  # an empty mapping; its contents come under names of their own
+    else:
+        tree[leaf] = item
+
+
+def save_state(folder: Path, tree: Mapping[str, Any]) -> None:
+    """Writes nested mappings of tensors and JSON values as `folder`, replacing an older one only when whole."""
+    tensors: dict[str, torch.Tensor] = {}
+    values: dict[str, Any] = {}
+    _flatten(tree, "", tensors, values)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    save_file(tensors, temporary / TENSORS)
+    (temporary / VALUES).write_text(json.dumps(values, indent=1) + "\n")
+    for name in (TENSORS, VALUES):
+        with (temporary / name).open("rb") as file:
+            os.fsync(file.fileno())
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old)
+    else:
+        temporary.rename(folder)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """What `save_state` wrote. Raises CheckpointError when the folder is missing, incomplete or damaged."""
+    try:
+        values = json.loads((folder / VALUES).read_text())
+        tensors = load_file(folder / TENSORS)
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} is not a whole checkpoint ({error}); use another one") from error
+    tree: dict[str, Any] = {}
+    for name, item in {**values, **tensors}.items():
+        _insert(tree, name, item)
+    return tree

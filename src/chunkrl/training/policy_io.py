@@ -1,0 +1,125 @@
+"""The deployable policy: networks and statistics in a folder that needs neither the data set nor the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from chunkrl.algorithms.best_of_n import QEnsemble
+from chunkrl.algorithms.cross_fit import CrossFitted
+from chunkrl.config import from_dict
+from chunkrl.data.normalize import Normalizer
+from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.models.encoders import NetworkConfig, ObservationSpec
+from chunkrl.models.factory import NetworkFactory
+from chunkrl.models.policy import ChunkShape, PolicyConfig, PolicyNetwork
+from chunkrl.training.checkpoint import load_state, save_state
+from chunkrl.types import Observation
+
+ActionMode = Literal["mode", "sample", "best_of_n"]
+
+
+@dataclass(frozen=True)
+class QSpec:
+    """How the Q ensemble was built: folds, heads, size, whether it is a logit."""
+
+    num_folds: int
+    num_critics: int
+    network: NetworkConfig
+    bounded: bool
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """Everything that rebuilds the networks of a saved policy.
+
+    fps: of the data, steps/s. objective, dataset_fingerprint: where the policy comes from.
+    """
+
+    observation: ObservationSpec
+    shape: ChunkShape
+    network: NetworkConfig
+    policy: PolicyConfig
+    q: QSpec | None
+    fps: float
+    objective: str
+    dataset_fingerprint: str
+
+
+class ChunkPolicy:
+    """A trained policy that acts: chunks [B, H, A] in the data's units from batched observations."""
+
+    def __init__(self, spec: PolicySpec, policy: PolicyNetwork, q: QEnsemble | None) -> None:
+        self.spec, self.policy, self.q = spec, policy.eval(), q
+
+    @property
+    def action_horizon(self) -> int:
+        """H."""
+        return self.spec.shape.horizon
+
+    def act(
+        self,
+        observation: Observation,
+        generators: Sequence[torch.Generator],
+        mode: ActionMode = "mode",
+        num_candidates: int = 16,
+    ) -> Tensor:
+        """One chunk for each of B observations, [B, H, A]; row b's noise comes from generators[b] alone."""
+        if mode == "mode":
+            return self.policy(observation)
+        num_samples = num_candidates if mode == "best_of_n" else 1
+        shape = (num_samples, self.spec.shape.horizon, self.spec.shape.action_dim)
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        candidates = self.policy.sample(observation, num_samples, noise)
+        if mode == "sample":
+            return candidates[:, 0]
+        if self.q is None:
+            raise ChunkRLError("best-of-N needs Q(x, A), and this policy was trained without: train with --train-q")
+        return self.q.best(observation, candidates)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `folder` whole or not at all."""
+        state: dict[str, Any] = {"spec_json": asdict(self.spec), "policy": self.policy.state_dict()}
+        if self.q is not None:
+            state["q"] = self.q.state_dict()
+        save_state(Path(folder), state)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> ChunkPolicy:
+        """Reads what `save` wrote; strict. Raises CheckpointError when the folder is no whole policy."""
+        state = load_state(Path(folder))
+        if "spec_json" not in state:
+            raise CheckpointError(f"{folder} is not a saved policy (a run's `policy` folder)")
+        spec = from_dict(PolicySpec, state["spec_json"])
+        shape = spec.shape
+        factory = NetworkFactory(
+            spec.observation,
+            shape,
+            Normalizer.identity(max(spec.observation.state_dim, 1)),
+            Normalizer.identity(shape.action_dim),
+            (torch.zeros(shape.action_dim), torch.zeros(shape.action_dim)),
+            spec.network,
+        )
+        policy = factory.policy(spec.policy)
+        q = None
+        if spec.q is not None:
+            q_spec = spec.q
+            critic = CrossFitted(lambda: factory.critic(q_spec.num_critics, q_spec.network), q_spec.num_folds)
+            q = QEnsemble(critic, q_spec.bounded)
+        try:
+            policy.load_state_dict(state["policy"])
+            if q is not None:
+                q.load_state_dict(state["q"])
+        except (RuntimeError, KeyError) as error:
+            raise CheckpointError(f"{folder} does not fit its own description: {error}") from error
+        return cls(spec, policy.to(device), None if q is None else q.to(device).eval())
+
+
+def without_q(spec: PolicySpec) -> PolicySpec:
+    """The same policy without its critic."""
+    return replace(spec, q=None)
