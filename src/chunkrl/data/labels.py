@@ -137,7 +137,7 @@ def _resolve(table: FrameTable, rule: LabelRule) -> LabelRule:
             raise DatasetError(
                 f"{table.description.root} does not say which episodes succeeded: none of the columns "
                 f"{', '.join(column for column, _ in columns)}. Say it with --success all (all of them), "
-                "--success episodes --success-episodes 0 3 ... (those) or --subgoal-key NAME (a column of flags)"
+                "--success episodes --success-episodes 0 3 ... (those) or --subgoal-key NAME (a flag column)"
             )
         success = found[0]
     if subgoal == "auto":
