@@ -143,10 +143,9 @@ def edit_json(file: Path, **changes: Any) -> None:
 
 
 def edit_parquet(file: Path, **columns: Any) -> None:
-    """Sets columns of a parquet file (None removes one); keys write `__` for a dot."""
+    """Sets columns of a parquet file; None removes one."""
     table = pq.read_table(file)
-    for key, value in columns.items():
-        name = key.replace("__", ".")
+    for name, value in columns.items():
         position = table.schema.get_field_index(name)
         table = table.drop_columns([name])
         if value is not None:
