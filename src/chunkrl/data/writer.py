@@ -160,10 +160,12 @@ class DatasetWriter:
         remove_temporaries(self.root)
         if path.exists() and overwrite:
             for folder in ("videos", "data", "meta"):
-                shutil.rmtree(self.root / folder, ignore_errors=not (self.root / folder).exists())
+                if (self.root / folder).exists():
+                    shutil.rmtree(self.root / folder)
         if path.exists():
             return self._append_to(path, robot_type)
-        if any(entry.name != _LOCK for entry in self.root.iterdir()):
+        # Empty folders are what a kill before the first info.json leaves.
+        if any(entry.is_file() and entry.name != _LOCK for entry in self.root.rglob("*")):
             raise DatasetError(f"{self.root} is not empty and has no meta/info.json: use another folder")
         self._info = {
             "codebase_version": "v3.0",
