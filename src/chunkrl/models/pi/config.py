@@ -25,7 +25,9 @@ def _positive(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         if not isinstance(value, int) or value < 1:
-            raise CheckpointError(f"{type(owner).__name__}.{name} is {value!r}; it must be a positive integer")
+            raise CheckpointError(
+                f"{type(owner).__name__}.{name} is {value!r}; it must be a positive integer"
+            )
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,9 @@ class PiRecipe:
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
-            raise CheckpointError(f"{source} is not valid JSON ({error}); copy the checkpoint again") from error
+            raise CheckpointError(
+                f"{source} is not valid JSON ({error}); copy the checkpoint again"
+            ) from error
         if not isinstance(data, dict) or set(data) != {"model", "settings"}:
             raise CheckpointError(f"{source} must have exactly the keys 'model' and 'settings'")
         model = dict(data["model"])
@@ -191,7 +195,9 @@ _T = TypeVar("_T", VisionConfig, PiConfig, PiSettings)
 def _build(record: type[_T], values: Mapping[str, Any], source: str) -> _T:
     unknown = set(values) - {f.name for f in fields(record)}
     if unknown:
-        raise CheckpointError(f"{source} has unknown keys {sorted(unknown)}; it was written by another version")
+        raise CheckpointError(
+            f"{source} has unknown keys {sorted(unknown)}; it was written by another version"
+        )
     try:
         return record(**values)
     except TypeError as error:

@@ -229,7 +229,9 @@ class PiModel(nn.Module):
         if self.config.kind == "pi05":
             return actions
         if state is None:
-            raise ChunkRLError("pi0 reads the state as a token, but there is no state: give PrefixInputs.state")
+            raise ChunkRLError(
+                "pi0 reads the state as a token, but there is no state: give PrefixInputs.state"
+            )
         embedding = time.embedding[:, None].to(actions.dtype).expand(actions.shape)
         actions = self.action_time_mlp_in(torch.cat((actions, embedding), dim=-1))
         actions = self.action_time_mlp_out(F.silu(actions))
@@ -240,7 +242,9 @@ class PiModel(nn.Module):
         batch, device = prefix.valid.shape[0], prefix.valid.device
         opens = self.suffix_opens_block(device)
         suffix_valid = torch.ones(batch, len(opens), dtype=torch.bool, device=device)
-        positions = token_positions(torch.cat((prefix.valid, suffix_valid), dim=1))[:, prefix.valid.shape[1] :]
+        positions = token_positions(torch.cat((prefix.valid, suffix_valid), dim=1))[
+            :, prefix.valid.shape[1] :
+        ]
         if action_mask is not None:
             suffix_valid = torch.cat((suffix_valid[:, : -self.config.horizon], action_mask), dim=1)
         mask = None

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 class Linear(nn.Linear):
     """nn.Linear that takes inputs of any float dtype and answers in its weight's dtype."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's own name
+    def forward(self, input: Tensor) -> Tensor:
         return F.linear(input.to(self.weight.dtype), self.weight, self.bias)
 
 
 class LayerNorm(nn.LayerNorm):
     """nn.LayerNorm in its weight's dtype; the answer has the input's dtype."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.LayerNorm's own name
+    def forward(self, input: Tensor) -> Tensor:
         x = input.to(self.weight.dtype)
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps).to(input.dtype)
 

@@ -145,7 +145,9 @@ def _gemma_rules(depth: int, suffix: str, name: str, adaptive: bool) -> dict[str
                 (f"{attention}.v_proj.weight", lambda x: _heads_out(x[1])),
             ),
         ),
-        f"{layers}/attn/attn_vec_einsum{suffix}/w": JaxRule(depth, ((f"{attention}.o_proj.weight", _heads_in),)),
+        f"{layers}/attn/attn_vec_einsum{suffix}/w": JaxRule(
+            depth, ((f"{attention}.o_proj.weight", _heads_in),)
+        ),
         f"{layers}/mlp{suffix}/gating_einsum": JaxRule(
             depth,
             (

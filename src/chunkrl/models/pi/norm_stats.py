@@ -69,7 +69,9 @@ def unnormalize(x: Tensor, stats: Mapping[str, Tensor], mode: NormalizationMode,
     return x.double() * scale + offset
 
 
-def _affine(stats: Mapping[str, Tensor], mode: NormalizationMode, eps: float, x: Tensor) -> tuple[Tensor, Tensor]:
+def _affine(
+    stats: Mapping[str, Tensor], mode: NormalizationMode, eps: float, x: Tensor
+) -> tuple[Tensor, Tensor]:
     """(offset, scale): both modes are (x - offset) / scale, so one inverse serves both."""
     low, high = (stats[key][: x.shape[-1]].to(x.device, torch.float64) for key in _NEEDED[mode])
     if mode == "mean_std":
@@ -104,11 +106,15 @@ def read_openpi(file: Path) -> NormStats:
         data = json.loads(file.read_text())["norm_stats"]
         return NormStats(*(_vectors(data[key]) for key in ("state", "actions")))
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file} is not an openpi norm_stats.json ({error!r}); copy it again") from error
+        raise CheckpointError(
+            f"{file} is not an openpi norm_stats.json ({error!r}); copy it again"
+        ) from error
 
 
 def _vectors(stats: Mapping[str, list[float] | None]) -> dict[str, Tensor]:
-    return {key: torch.tensor(value, dtype=torch.float64) for key, value in stats.items() if value is not None}
+    return {
+        key: torch.tensor(value, dtype=torch.float64) for key, value in stats.items() if value is not None
+    }
 
 
 def find_lerobot(folder: Path) -> NormStats | None:
@@ -140,7 +146,9 @@ def find_lerobot(folder: Path) -> NormStats | None:
     def pick(feature: str) -> dict[str, Tensor]:
         prefix = f"{feature}."
         return {
-            key[len(prefix) :]: value.double().flatten() for key, value in tensors.items() if key.startswith(prefix)
+            key[len(prefix) :]: value.double().flatten()
+            for key, value in tensors.items()
+            if key.startswith(prefix)
         }
 
     return NormStats(state=pick("observation.state"), action=pick("action"))

@@ -92,7 +92,9 @@ def _shards(folder: Path) -> list[Path]:
         raise CheckpointError(f"{index} is not a safetensors index ({error}); download it again") from error
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
-        raise CheckpointError(f"{folder} lacks the shards {absent} that {index.name} names; download it again")
+        raise CheckpointError(
+            f"{folder} lacks the shards {absent} that {index.name} names; download it again"
+        )
     return [folder / name for name in names]
 
 
@@ -112,7 +114,9 @@ def _torch_entries(folder: Path) -> dict[str, tuple[Path, str, tuple[int, ...]]]
                 for key in handle.keys():  # noqa: SIM118 - a safetensors handle is not iterable
                     name = key.removeprefix(layout.LEROBOT_PREFIX)
                     if name in entries:
-                        raise CheckpointError(f"{file} holds '{key}' twice (with and without 'model.'); keep one")
+                        raise CheckpointError(
+                            f"{file} holds '{key}' twice (with and without 'model.'); keep one"
+                        )
                     entries[name] = (file, key, tuple(handle.get_slice(key).get_shape()))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
@@ -131,7 +135,8 @@ def torch_source(folder: Path, name: str) -> WeightSource:
         entries[embedding] = entries.pop(layout.TIED_HEAD)
         tied = f"{layout.TIED_HEAD} (tied)"
     elif layout.TIED_HEAD in entries:
-        unused_names |= {layout.TIED_HEAD}
+        # LeRobot does not tie the two while it trains; it embeds with embed_tokens, so that one counts.
+        del entries[layout.TIED_HEAD]
         tied = f"{embedding} (also stored as {layout.TIED_HEAD})"
     own = {layout.from_torch_name(key): entry for key, entry in entries.items() if key not in unused_names}
 
@@ -182,7 +187,9 @@ def _open_jax_arrays(folder: Path) -> dict[str, Any]:
             raise
         raise CheckpointError(f"{folder} is not a readable Orbax checkpoint: {error}") from error
     if not arrays:
-        raise CheckpointError(f"{folder} holds no arrays; it is not an Orbax checkpoint, or it is not complete")
+        raise CheckpointError(
+            f"{folder} holds no arrays; it is not an Orbax checkpoint, or it is not complete"
+        )
     return arrays
 
 
@@ -236,7 +243,9 @@ def compare(config: PiConfig, source: WeightSource) -> LoadReport:
             *(f"{layout.to_torch_name(n)} {list(s)}" for n, s in found.items() if n not in expected),
         ),
         mis_shaped=tuple(
-            (layout.to_torch_name(n), found[n], s) for n, s in expected.items() if n in found and found[n] != s
+            (layout.to_torch_name(n), found[n], s)
+            for n, s in expected.items()
+            if n in found and found[n] != s
         ),
         tied_embedding=source.tied_embedding,
     )
@@ -268,7 +277,9 @@ def load_model(
         if not tensor.is_floating_point():
             raise CheckpointError(f"{source.location}: {name} has dtype {tensor.dtype}; weights are floats")
         if not all(bool(torch.isfinite(part).all()) for part in tensor.flatten().split(_FINITE_CHUNK)):
-            raise CheckpointError(f"{source.location}: {name} holds NaN or infinity; the checkpoint is damaged")
+            raise CheckpointError(
+                f"{source.location}: {name} holds NaN or infinity; the checkpoint is damaged"
+            )
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor.to(device=device, dtype=dtype)))
     model.freeze_unused()

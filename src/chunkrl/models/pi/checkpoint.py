@@ -1,0 +1,237 @@
+"""Loading pi policies from every published layout, and saving them as a LeRobot folder.
+
+What a folder of weights does not say (prompt format, cameras, horizon, normalisation) comes from, in this order:
+the caller's recipe, `chunkrl_pi.json` (written by `save_pretrained`), LeRobot's `config.json`. Without any of
+these, loading is an error: a wrong guess runs without complaint and never succeeds at a task.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from chunkrl.errors import CheckpointError
+from chunkrl.models.pi import layout, lerobot_format, norm_stats
+from chunkrl.models.pi.config import PiRecipe
+from chunkrl.models.pi.norm_stats import NormStats
+from chunkrl.models.pi.policy import PiPolicy
+from chunkrl.models.pi.tokenizer import TOKENIZER_FILE, SentencePieceTokenizer, find_tokenizer
+from chunkrl.models.pi.weights import (
+    WEIGHTS_FILE,
+    WEIGHTS_INDEX,
+    LoadReport,
+    WeightSource,
+    compare,
+    jax_source,
+    load_model,
+    torch_source,
+)
+
+_LOG = logging.getLogger(__name__)
+
+RECIPE_FILE = "chunkrl_pi.json"
+_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """Where a checkpoint's parts are. weights: the folder of the arrays or shards; root: of the rest."""
+
+    layout: str
+    root: Path
+    weights: Path
+
+
+def _local_folder(path_or_repo: str | Path, revision: str | None) -> Path:
+    path = Path(path_or_repo).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or not isinstance(path_or_repo, str) or not _REPO_ID.fullmatch(path_or_repo):
+        raise CheckpointError(
+            f"{path_or_repo} is neither a checkpoint folder nor a Hub repository 'owner/name'"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path_or_repo, revision=revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"there is no folder '{path_or_repo}' here, and the Hub did not give a repository of that name: {error}"
+        ) from error
+
+
+def _find(root: Path) -> _Folder:
+    if (root / WEIGHTS_FILE).is_file() or (root / WEIGHTS_INDEX).is_file():
+        config = root / lerobot_format.CONFIG_FILE
+        is_lerobot = config.is_file() and "type" in lerobot_format.read_config(config)
+        return _Folder("LeRobot" if is_lerobot else "openpi PyTorch", root, root)
+    for weights, parent in ((root / "params", root), (root, root.parent)):
+        if (weights / "_METADATA").is_file() or (weights / "manifest.ocdbt").is_file():
+            return _Folder("openpi JAX", parent, weights)
+    if any(root.glob("*.bin")) or any(root.glob("*.pt")):
+        raise CheckpointError(f"{root} holds pickled weights, which are never loaded; convert to safetensors")
+    nested = sorted(str(f.parent.relative_to(root)) for f in root.glob(f"*/{WEIGHTS_FILE}"))
+    hint = f"; did you mean its folder {', '.join(nested)}?" if nested else ""
+    raise CheckpointError(
+        f"{root} holds neither {WEIGHTS_FILE}, {WEIGHTS_INDEX} nor an Orbax 'params' folder{hint}"
+    )
+
+
+def _find_recipe(folder: _Folder, recipe: PiRecipe | None) -> PiRecipe:
+    if recipe is not None:
+        return recipe
+    own = folder.root / RECIPE_FILE
+    if own.is_file():
+        return PiRecipe.from_json(own.read_text(encoding="utf-8"), str(own))
+    if folder.layout == "LeRobot":
+        return lerobot_format.read_recipe(folder.root / lerobot_format.CONFIG_FILE)
+    raise CheckpointError(
+        f"{folder.root} ({folder.layout}) does not say its prompt format, cameras, horizon and normalisation; "
+        "give a recipe: pi0_libero, pi05_libero, pi0_base or pi05_base (chunkrl.models.pi.config)"
+    )
+
+
+def _source(folder: _Folder, recipe: PiRecipe) -> WeightSource:
+    if folder.layout == "openpi JAX":
+        return jax_source(folder.weights, recipe.config)
+    return torch_source(folder.weights, folder.layout)
+
+
+def inspect_pretrained(path: str | Path, recipe: PiRecipe | None = None) -> LoadReport:
+    """What a local checkpoint holds against what its model needs, without reading a weight or raising on it."""
+    folder = _find(_local_folder(path, None))
+    recipe = _find_recipe(folder, recipe)
+    return compare(recipe.config, _source(folder, recipe))
+
+
+def load_pretrained(
+    path_or_repo: str | Path,
+    *,
+    recipe: PiRecipe | None = None,
+    stats: NormStats | None = None,
+    asset_id: str | None = None,
+    tokenizer: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+) -> PiPolicy:
+    """A policy from a LeRobot folder, an openpi PyTorch folder or an openpi JAX (Orbax) folder: whole, or an error.
+
+    Memory stays near one copy of the weights: tensors are read, checked and placed one at a time.
+
+    Args:
+        path_or_repo: folder, or Hub repository `owner/name`.
+        recipe: sizes and settings; None: as the folder says (openpi's folders do not).
+        stats: norm stats; None: the folder's. `asset_id` chooses where an openpi folder has several.
+        tokenizer: SentencePiece file; None: the folder's or the cache's where there is one (a policy without
+            tokenizer can be converted and saved; running it says what is missing).
+        dtype: of the parameters; None: as stored. device: where they go.
+        revision: of the Hub repository.
+
+    Raises:
+        CheckpointError: names, shapes or values are not a whole model's, or settings are missing or contradict.
+        MissingExtraError: an optional package is needed and not installed; names the extra.
+    """
+    folder = _find(_local_folder(path_or_repo, revision))
+    recipe = _find_recipe(folder, recipe)
+    if stats is None:
+        stats = norm_stats.find_lerobot(folder.root) or norm_stats.find_openpi(folder.root, asset_id)
+    if stats is not None:
+        stats.check(recipe.settings, str(folder.root))
+    reader = _find_tokenizer(tokenizer, folder.root, recipe.config.vocab_size)
+    source = _source(folder, recipe)
+    model, report = load_model(recipe.config, source, dtype, device)
+    _LOG.info("%s; prompt format %s", report.summary(), recipe.settings.prompt_format)
+    return PiPolicy(model, recipe, stats, reader, source.unused())
+
+
+def _find_tokenizer(
+    explicit: str | Path | None, folder: Path, vocab_size: int
+) -> SentencePieceTokenizer | None:
+    if explicit is None:
+        try:
+            explicit = find_tokenizer(None, folder)
+        except CheckpointError as error:
+            _LOG.info("loaded without a tokenizer: %s", error)
+            return None
+    return SentencePieceTokenizer(explicit, vocab_size)
+
+
+def published_tensors(policy: PiPolicy) -> dict[str, Tensor]:
+    """All tensors of the LeRobot layout, on the CPU: what stock LeRobot's strict loading expects, no more, no less.
+
+    The embedding is there under both its names, and the head that nothing uses as it was loaded, or as zeros.
+    """
+    config, model = policy.recipe.config, policy.model
+    tensors = {
+        layout.to_torch_name(name): parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+    }
+    embedding = tensors[layout.to_torch_name(layout.EMBEDDING)]
+    # A copy: safetensors refuses two names for one memory.
+    tensors[layout.TIED_HEAD] = embedding.clone()
+    head = policy.unused_tensors.get(layout.UNUSED_HEAD)
+    shape = (config.vocab_size, config.expert_width)
+    if head is None or tuple(head.shape) != shape:
+        head = torch.zeros(shape, dtype=embedding.dtype)
+    tensors[layout.UNUSED_HEAD] = head
+    return {layout.LEROBOT_PREFIX + name: tensor for name, tensor in tensors.items()}
+
+
+def save_pretrained(policy: PiPolicy, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a LeRobot policy folder that `load_pretrained` reads back bit for bit.
+
+    It is written under a temporary name and renamed whole; an old folder goes only after that.
+
+    Args:
+        policy: any loaded or trained policy, each parameter in the dtype it has.
+        folder: must not exist or be empty, unless `overwrite`.
+
+    Raises:
+        CheckpointError: the folder is there already, or cannot be written.
+    """
+    folder = Path(folder)
+    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if occupied and not overwrite:
+        raise CheckpointError(f"{folder} exists and is not empty; choose another folder or overwrite it")
+    temporary = folder.parent / f".{folder.name}.partial-{os.getpid()}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write(policy, temporary)
+        for file in temporary.iterdir():
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
+        replaced = folder.parent / f".{folder.name}.replaced-{os.getpid()}"
+        if folder.exists():
+            folder.rename(replaced)
+        temporary.rename(folder)
+        if replaced.exists():
+            shutil.rmtree(replaced)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {folder}: {error}; free some space or use a writable folder"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _write(policy: PiPolicy, folder: Path) -> None:
+    recipe = policy.recipe
+    save_file(published_tensors(policy), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    is_bfloat16 = policy.model.language.dtype == torch.bfloat16
+    lerobot_format.write_config(folder, recipe, "bfloat16" if is_bfloat16 else "float32")
+    lerobot_format.write_processors(folder, recipe, policy.norm_stats)
+    (folder / RECIPE_FILE).write_text(recipe.to_json(), encoding="utf-8")
+    if isinstance(policy.tokenizer, SentencePieceTokenizer):
+        shutil.copyfile(policy.tokenizer.path, folder / TOKENIZER_FILE)

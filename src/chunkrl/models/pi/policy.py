@@ -1,0 +1,266 @@
+"""A pi policy on observations: preparing inputs, sampling chunks, the flow loss, in the data's units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chunkrl.errors import ChunkRLError
+from chunkrl.models.pi.config import PiRecipe
+from chunkrl.models.pi.flow import PiModel, Prefix, PrefixInputs, euler_times
+from chunkrl.models.pi.images import prepare_images
+from chunkrl.models.pi.norm_stats import NormStats, normalize, unnormalize
+from chunkrl.models.pi.prompt import build_prompt, encode_prompt, pad_tokens
+from chunkrl.models.pi.tokenizer import Tokenizer
+from chunkrl.types import Observation
+
+DEFAULT_NUM_STEPS = 10
+
+
+class PiPolicy(nn.Module):
+    """pi0 or pi0.5 with everything it was trained with.
+
+    model: the network. recipe: sizes and settings. norm_stats: statistics of the data it was trained on, or
+    None. tokenizer: or None. A policy without one of these can be converted and saved, but not run.
+    unused_tensors: tensors of the published layout that nothing reads, kept so that saving gives them back.
+    """
+
+    def __init__(
+        self,
+        model: PiModel,
+        recipe: PiRecipe,
+        norm_stats: NormStats | None = None,
+        tokenizer: Tokenizer | None = None,
+        unused_tensors: dict[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self.norm_stats = norm_stats
+        self.tokenizer = tokenizer
+        self.unused_tensors = unused_tensors or {}
+        if norm_stats is not None:
+            norm_stats.check(recipe.settings, "norm stats")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.model.action_in_proj.weight.device
+
+    # ---- inputs
+
+    def _stats(self) -> NormStats:
+        if self.norm_stats is None:
+            if self.recipe.settings.normalization == "identity":
+                return NormStats()
+            raise ChunkRLError("the policy has no norm stats; give them when loading (norm_stats=...)")
+        return self.norm_stats
+
+    def normalize_state(self, observation: Observation) -> Tensor | None:
+        """The observation's state [B, S] normalised, float64, or None for a policy without state."""
+        settings = self.recipe.settings
+        if settings.state_dim == 0:
+            return None
+        state = observation.state
+        if state is None or state.ndim != 2 or state.shape[1] != settings.state_dim:
+            found = "no state" if state is None else f"a state of shape {list(state.shape)}"
+            raise ChunkRLError(f"the observation has {found}; the policy takes [B, {settings.state_dim}]")
+        if not bool(torch.isfinite(state).all()):
+            raise ChunkRLError("the observation's state holds NaN or infinity")
+        return normalize(state, self._stats().state, settings.normalization, settings.normalization_epsilon)
+
+    def prepare(
+        self,
+        observation: Observation,
+        condition: str | Sequence[str | None] | None = None,
+        pad_to: int | None = None,
+    ) -> PrefixInputs:
+        """A batched observation to model inputs on the model's device.
+
+        Args:
+            observation: batched; exactly the cameras of the settings.
+            condition: text the policy is conditioned on, for all rows or one per row (see `prompt`).
+            pad_to: pad prompts to this length (fixed shapes for compiled graphs); None: to the longest.
+
+        Raises:
+            ChunkRLError: a camera is missing or unknown, an image, state or task is not as the policy takes it.
+        """
+        settings, config = self.recipe.settings, self.recipe.config
+        found, known = set(observation.images), set(settings.cameras)
+        if found != known:
+            raise ChunkRLError(
+                f"the observation has the cameras {sorted(found)} and the policy takes {list(settings.cameras)}: "
+                f"missing {sorted(known - found)}, unknown {sorted(found - known)}; rename them in the data or "
+                "set 'cameras' in the recipe"
+            )
+        state = self.normalize_state(observation)
+        tokens, token_mask = self._tokenize(observation, state, condition, pad_to)
+        images = {
+            camera: prepare_images(
+                observation.images[camera].to(self.device), config.vision.image_size, settings.resize, camera
+            )
+            for camera in settings.cameras
+        }
+        model_state = None
+        if config.kind == "pi0" and state is not None:
+            model_state = F.pad(state, (0, config.action_dim - state.shape[1])).to(self.device, torch.float32)
+        masks = {
+            name: torch.ones(len(image), dtype=torch.bool, device=self.device)
+            for name, image in images.items()
+        }
+        return PrefixInputs(
+            images=images,
+            image_masks=masks,
+            tokens=tokens.to(self.device),
+            token_mask=token_mask.to(self.device),
+            state=model_state,
+            # Known here on the CPU; asking the GPU would wait for it.
+            dense=bool(token_mask.all()),
+        )
+
+    def _tokenize(
+        self,
+        observation: Observation,
+        state: Tensor | None,
+        condition: str | Sequence[str | None] | None,
+        pad_to: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        settings, config = self.recipe.settings, self.recipe.config
+        if self.tokenizer is None:
+            raise ChunkRLError("the policy has no tokenizer; give its path when loading (tokenizer=...)")
+        batch = observation.batch_size
+        tasks = (observation.task,) * batch if isinstance(observation.task, str) else observation.task
+        conditions = (
+            [condition] * batch if condition is None or isinstance(condition, str) else list(condition)
+        )
+        if len(tasks) != batch or len(conditions) != batch:
+            raise ChunkRLError(
+                f"a batch of {batch} has {len(tasks)} task texts and {len(conditions)} conditions; give one per row"
+            )
+        rows = []
+        states = [None] * batch if state is None else list(state.cpu())
+        for task, row_state, row_condition in zip(tasks, states, conditions, strict=True):
+            prompt = build_prompt(settings.prompt_format, task, row_state, config.action_dim, row_condition)
+            cut = settings.overlong_prompt == "cut_task"
+            rows.append(encode_prompt(prompt, self.tokenizer, config.max_prompt_tokens, cut))
+        return pad_tokens(rows, pad_to)
+
+    def encode(self, observation: Observation, condition: str | Sequence[str | None] | None = None) -> Prefix:
+        """The prefix pass over observations and prompts, shared by every loss and sample on them."""
+        return self.model.encode_prefix(self.prepare(observation, condition))
+
+    # ---- actions
+
+    def _delta_offset(self, observation: Observation) -> Tensor | None:
+        """[B, 1, action_dim], the state where the model's actions are relative to it, or None."""
+        settings = self.recipe.settings
+        if not any(settings.delta_actions):
+            return None
+        assert observation.state is not None
+        width = len(settings.delta_actions)
+        relative = torch.tensor(settings.delta_actions, device=observation.state.device)
+        offset = torch.where(relative, observation.state[:, :width], 0.0)
+        return F.pad(offset, (0, settings.action_dim - width))[:, None].to(self.device)
+
+    def actions_to_model(self, actions: Tensor, observation: Observation) -> Tensor:
+        """Actions [B, H, action_dim] in the data's units -> normalised and zero-padded float32 [B, H, A].
+
+        Raises:
+            ChunkRLError: another horizon or width than the policy's.
+        """
+        settings, config = self.recipe.settings, self.recipe.config
+        if actions.ndim != 3 or actions.shape[1:] != (config.horizon, settings.action_dim):
+            raise ChunkRLError(
+                f"actions have shape {list(actions.shape)}; the policy takes [B, {config.horizon}, "
+                f"{settings.action_dim}] (its horizon is {config.horizon})"
+            )
+        offset = self._delta_offset(observation)
+        actions = actions.to(self.device)
+        actions = actions if offset is None else actions - offset
+        stats = self._stats().action
+        normed = normalize(actions, stats, settings.normalization, settings.normalization_epsilon)
+        return F.pad(normed, (0, config.action_dim - settings.action_dim)).float()
+
+    def actions_from_model(self, actions: Tensor, observation: Observation) -> Tensor:
+        """Model actions [B, N, H, A] -> float32 [B, N, H, action_dim] in the data's units."""
+        settings = self.recipe.settings
+        stats = self._stats().action
+        real = actions[..., : settings.action_dim]
+        real = unnormalize(real, stats, settings.normalization, settings.normalization_epsilon)
+        offset = self._delta_offset(observation)
+        return (real if offset is None else real + offset[:, None]).float()
+
+    # ---- the policy's two uses
+
+    @torch.no_grad()
+    def sample(
+        self,
+        observation: Observation,
+        num_samples: int = 1,
+        num_steps: int = DEFAULT_NUM_STEPS,
+        condition: str | Sequence[str | None] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Action chunks for a batched observation; the prefix is computed once for all samples and steps.
+
+        Args:
+            observation: batched, with the settings' cameras.
+            num_samples: N chunks per observation.
+            num_steps: Euler steps.
+            condition: text the policy is conditioned on.
+            generator: on the CPU, so that the same seed gives the same noise on every device.
+
+        Returns:
+            float32 [B, N, H, action_dim] in the data's units.
+        """
+        if num_samples < 1:
+            raise ChunkRLError(f"num_samples is {num_samples}; ask for at least one chunk")
+        config = self.recipe.config
+        times = euler_times(num_steps, self.device)
+        prefix = self.encode(observation, condition)
+        shape = (prefix.valid.shape[0], num_samples, config.horizon, config.action_dim)
+        noise = torch.randn(shape, generator=generator).to(self.device)
+        return self.actions_from_model(self.model.sample(prefix, noise, times), observation)
+
+    def flow_loss(
+        self,
+        observation: Observation,
+        actions: Tensor,
+        action_mask: Tensor | None = None,
+        num_noise: int = 1,
+        condition: str | Sequence[str | None] | None = None,
+        generator: torch.Generator | None = None,
+        padded_dims: bool = False,
+    ) -> Tensor:
+        """Flow-matching loss of each observation and noise sample; one prefix pass serves all of them.
+
+        Args:
+            observation: batched.
+            actions: [B, H, action_dim] in the data's units.
+            action_mask: bool [B, H], True on real steps; None: all are. Every row needs one.
+            num_noise: N (noise, time) draws per observation.
+            condition: text the policy is conditioned on.
+            generator: on the CPU; noise first, then times.
+            padded_dims: average over all dimensions of the model (openpi) and not over the real ones (LeRobot).
+
+        Returns:
+            float32 [B, N]: mean squared velocity error over real steps and dimensions.
+        """
+        model_actions = self.actions_to_model(actions, observation)
+        shape = (len(actions), num_noise, *model_actions.shape[1:])
+        noise = torch.randn(shape, generator=generator).to(self.device)
+        time = self.model.draw_times(shape[:2], generator).to(self.device)
+        if action_mask is not None:
+            action_mask = action_mask.to(self.device)
+        prefix = self.encode(observation, condition)
+        error = self.model.flow_loss(prefix, model_actions, noise, time, action_mask)
+        width = error.shape[-1] if padded_dims else self.recipe.settings.action_dim
+        per_step = error[..., :width].mean(dim=-1)
+        if action_mask is None:
+            return per_step.mean(dim=-1)
+        # where, not a product: an infinite error in the padding must not become NaN.
+        kept = torch.where(action_mask[:, None], per_step, 0.0)
+        return kept.sum(dim=-1) / action_mask.sum(dim=-1, keepdim=True)
