@@ -1,0 +1,454 @@
+"""FrameTable: exact columns and pictures of every version, its cache, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+import threading
+from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from lerobot_folder import NAMING, Version, edit_json, edit_parquet, write_lerobot_folder, write_video
+from PIL import Image
+
+from chunkrl.data import cache, images, store
+from chunkrl.data.formats import RECOGNISE, ColumnMapping
+from chunkrl.data.frames import FrameTable
+from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.progress import silent
+
+VERSIONS: tuple[Version, ...] = ("v2.0", "v2.1", "v3.0")
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "lerobot"
+FRONT = "observation.images.front"
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache folder that FrameTable.open uses by default."""
+    monkeypatch.setenv("CHUNKRL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def opened(root: Path, mapping: ColumnMapping = RECOGNISE) -> FrameTable:
+    return FrameTable.open(root, mapping, progress=silent)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("camera", [None, "image", "video"])
+@pytest.mark.parametrize("naming", NAMING)
+def test_reads_exactly_what_was_written(
+    tmp_path: Path, cached: Path, version: Version, camera: Literal["image", "video"] | None, naming: str
+):
+    # The document's pictures are 256 x 256; row groups and batches cut episodes anywhere.
+    size = (256, 256) if naming == "document" else (12, 16)
+    lengths = (3, 2) if naming == "document" else (5, 3, 40, 1, 7)
+    folder = write_lerobot_folder(
+        tmp_path / "set", version, naming=naming, camera=camera, size=size, lengths=lengths, row_group_size=4
+    )
+    table = opened(folder.root)
+    state, action, cameras, _ = NAMING[naming]
+    assert (table.num_frames, table.num_episodes) == (sum(lengths), len(lengths))
+    np.testing.assert_array_equal(table.episode_length, lengths)
+    np.testing.assert_array_equal(table.episode_start, np.cumsum([0, *lengths[:-1]]))
+    np.testing.assert_array_equal(table.episode_ids, np.arange(len(lengths)))
+    for name, values in folder.columns.items():
+        assert table.has_column(name)
+        np.testing.assert_array_equal(table.column(name), values, strict=True)
+    assert table.state is not None
+    np.testing.assert_array_equal(table.state, folder.columns[state], strict=True)
+    np.testing.assert_array_equal(table.action, folder.columns[action], strict=True)
+    np.testing.assert_array_equal(table.timestamp, folder.columns["timestamp"], strict=True)
+    np.testing.assert_array_equal(table.task_index, folder.columns["task_index"], strict=True)
+    assert [table.task_text(row) for row in range(table.num_frames)] == folder.task_texts
+    assert table.description.cameras == (cameras if camera else ())
+    rows = np.random.default_rng(0).permutation(table.num_frames)
+    for name, pictures in folder.images.items():
+        expected = pictures[rows].transpose(0, 3, 1, 2)
+        np.testing.assert_array_equal(table.images(name, rows), expected, strict=True)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/lerobot, data that LeRobot wrote")
+@pytest.mark.parametrize(
+    "name",
+    ["chunk_v20_image", "lerobot_v21_video", "lerobot_v30_image", "lerobot_v30_video", "openpi_v21_image"],
+)
+def test_agrees_with_lerobot(cached: Path, name: str):
+    table = opened(SHARED / name)
+    for key, values in np.load(SHARED / name / "LEROBOT.npz").items():
+        if key == "tasks":
+            assert [table.task_text(row) for row in range(table.num_frames)] == values.tolist()
+        elif key.startswith("img."):
+            pictures = table.images(key.removeprefix("img."), np.arange(table.num_frames))
+            n, _, height, width = pictures.shape
+            means = pictures.reshape(n, 3, 8, height // 8, 8, width // 8).mean(axis=(3, 5)) / 255
+            # float16 near 1 is 2**-11 coarse; its rounding is half of that.
+            np.testing.assert_allclose(means, values.astype(np.float64), rtol=0, atol=2**-12 + 1e-6)
+        else:
+            np.testing.assert_array_equal(table.column(key), values, strict=True)
+    truth = json.loads((SHARED / name / "TRUTH.json").read_text())
+    for episode, start, length in zip(truth, table.episode_start, table.episode_length, strict=True):
+        rows = slice(start, start + length)
+        if table.has_column("subgoal"):
+            assert np.flatnonzero(table.column("subgoal")[rows]).tolist() == episode["subgoals"]
+        if table.has_column("next.success"):
+            assert table.column("next.success")[rows].any() == episode["success"]
+
+
+def test_columns_keep_their_types_and_shapes(tmp_path: Path, cached: Path):
+    folder = write_lerobot_folder(tmp_path / "set", "v3.0", lengths=(3, 2), naming="document")
+    file = folder.root / "data/chunk-000/file-000.parquet"
+    values = {
+        "observation/state": [[float(i)] for i in range(5)],
+        "reward": np.arange(5, dtype=np.float64) / 3,
+        "subgoal": [[[i, 1, 2], [3, 4, 5]] for i in range(5)],
+    }
+    edit_parquet(file, **values)
+    info = json.loads((folder.root / "meta/info.json").read_text())
+    changes = {
+        "observation/state": ("float64", [1]),
+        "reward": ("float64", [1]),
+        "subgoal": ("int64", [2, 3]),
+    }
+    for name, (dtype, shape) in changes.items():
+        info["features"][name] |= {"dtype": dtype, "shape": shape}
+    (folder.root / "meta/info.json").write_text(json.dumps(info))
+    table = opened(folder.root)
+    np.testing.assert_array_equal(table.column("reward"), values["reward"], strict=True)
+    np.testing.assert_array_equal(table.column("subgoal"), np.array(values["subgoal"]), strict=True)
+    np.testing.assert_array_equal(table.column("observation/state"), np.arange(5.0), strict=True)
+    assert table.state is not None
+    np.testing.assert_array_equal(table.state, np.arange(5, dtype=np.float32)[:, None], strict=True)
+
+
+def test_arrays_are_maps_of_the_cache(tmp_path: Path, cached: Path):
+    table = opened(write_lerobot_folder(tmp_path / "set", camera="image").root)
+    state = table.state
+    for array in (state, table.action, table.task_index, table.timestamp, table.column("next.done")):
+        base = array
+        while isinstance(base, np.ndarray) and isinstance(base.base, np.ndarray):
+            base = base.base
+        assert isinstance(base, np.memmap)
+        assert not base.flags.writeable
+
+
+def test_reads_each_file_once(tmp_path: Path, cached: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = write_lerobot_folder(tmp_path / "set", camera="image")
+    rows = np.array([3, 0])
+    first = opened(folder.root)
+    expected = first.images(FRONT, rows)
+
+    def never(*_: object) -> None:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(store, "row_batches", never)
+    monkeypatch.setattr(images, "row_batches", never)
+    again = opened(folder.root, ColumnMapping(images=(FRONT,)))
+    np.testing.assert_array_equal(again.images(FRONT, rows), expected)
+    np.testing.assert_array_equal(again.action, first.action)
+    other = pickle.loads(pickle.dumps(again))
+    np.testing.assert_array_equal(other.images(FRONT, rows), expected)
+
+
+def test_decodes_a_camera_only_when_asked(tmp_path: Path, cached: Path):
+    folder = write_lerobot_folder(tmp_path / "set", camera="image")
+    table = opened(folder.root)
+    (target,) = cached.iterdir()
+    assert sorted(path.name for path in target.iterdir()) == ["columns", "columns.lock"]
+    table.images(FRONT, np.array([0]))
+    assert [path.name for path in (target / "cameras").iterdir() if path.is_dir()] == [FRONT]
+
+
+def test_changed_data_is_read_again(tmp_path: Path, cached: Path):
+    folder = write_lerobot_folder(tmp_path / "set", "v2.1")
+    before = np.array(opened(folder.root).action)
+    edit_parquet(folder.root / "data/chunk-000/episode_000001.parquet", action=[[1.0, 2.0]] * 3)
+    after = opened(folder.root).action
+    np.testing.assert_array_equal(after[5:8], [[1.0, 2.0]] * 3)
+    np.testing.assert_array_equal(after[:5], before[:5])
+
+
+@pytest.mark.parametrize("camera", ["image", "video"])
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("kill_at", [1, 3, 6])
+def test_decoding_resumes_after_a_kill(
+    tmp_path: Path,
+    cached: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    camera: Literal["image", "video"],
+    version: Version,
+    kill_at: int,
+):
+    folder = write_lerobot_folder(
+        tmp_path / "set", version, camera=camera, lengths=(4, 7, 1, 5, 6, 3), episodes_per_file=4
+    )
+    monkeypatch.setattr(images, "FLUSH_EPISODES", 1)
+    monkeypatch.setattr(images, "BATCH_PICTURES", 2)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(stage: str, done: int, total: int) -> None:
+        if stage.startswith("decoding") and done >= kill_at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        FrameTable.open(folder.root, progress=kill).images(FRONT, np.array([0]))
+    target = next(cached.iterdir()) / "cameras"
+    assert not (target / FRONT).exists()
+    reported: list[int] = []
+    if kill_at < 6:  # what was decoded is not decoded again: mark one picture of the first episode
+        pictures = cache.load_array(target / f"{FRONT}.building" / "pictures.npy", writable=True)
+        pictures[0] = 7
+
+    def note(stage: str, done: int, total: int) -> None:
+        reported.append(done)
+        assert total == 6
+
+    got = FrameTable.open(folder.root, progress=note).images(FRONT, np.arange(26))
+    expected = folder.images[FRONT].transpose(0, 3, 1, 2).copy()
+    if kill_at < 6:
+        expected[0] = 7
+    np.testing.assert_array_equal(got, expected)
+    assert reported[0] >= kill_at
+    assert reported[-1] == 6
+
+
+def test_a_killed_reading_of_columns_is_not_taken_for_whole(tmp_path: Path, cached: Path):
+    folder = write_lerobot_folder(tmp_path / "set", "v2.1")
+
+    class Killed(BaseException):
+        pass
+
+    def kill(stage: str, done: int, total: int) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        FrameTable.open(folder.root, progress=kill)
+    (target,) = cached.iterdir()
+    assert not (target / "columns").exists()
+    np.testing.assert_array_equal(opened(folder.root).action, folder.columns["action"])
+    assert not list(target.glob("*.building"))
+
+
+def test_one_builds_and_the_others_wait(tmp_path: Path):
+    folder = write_lerobot_folder(tmp_path / "set", camera="image")
+    together = threading.Barrier(4)
+
+    def build(_: int) -> tuple[int, set[str]]:
+        built: set[str] = set()
+        together.wait(timeout=60)
+        # Tables of their own share nothing but the cache and its locks, as processes do.
+        table = FrameTable.open(
+            folder.root, cache_dir=tmp_path / "cache", progress=lambda stage, *_: built.add(stage)
+        )
+        return int(table.images(FRONT, np.arange(12)).sum()), built
+
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(build, range(4)))
+    assert {total for total, _ in got} == {int(folder.images[FRONT].sum())}
+    assert sorted(stage for _, built in got for stage in built) == [f"decoding {FRONT}", "reading columns"]
+
+
+def test_a_full_disk_is_said_before_writing(tmp_path: Path, cached: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = write_lerobot_folder(tmp_path / "set", camera="image")
+    table = opened(folder.root)
+    usage = namedtuple("usage", ["total", "used", "free"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 16 * 16 * 3 * 12 - 1))
+    with pytest.raises(ChunkRLError, match=r"GB more.*CHUNKRL_CACHE"):
+        table.images(FRONT, np.array([0]))
+
+
+def test_a_damaged_cache_names_itself(tmp_path: Path, cached: Path):
+    folder = write_lerobot_folder(tmp_path / "set")
+    opened(folder.root)
+    (file,) = cached.glob("*/columns/action.npy")
+    os.truncate(file, 130)
+    with pytest.raises(ChunkRLError, match=r"action\.npy.*delete the folder"):
+        opened(folder.root)
+
+
+def refuses(root: Path, *words: str, mapping: ColumnMapping = RECOGNISE, decode: bool = False) -> None:
+    """Asserts that opening (and decoding) raises a DatasetError which says all of the words."""
+    with pytest.raises(DatasetError) as caught:
+        table = opened(root, mapping)
+        assert decode, "opened without an error"
+        for camera in table.description.cameras:
+            table.images(camera, np.array([0]))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def _with(values: list[float] | list[int] | list[list[float]], position: int, value: object) -> list[object]:
+    return [*values[:position], value, *values[position + 1 :]]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("action", _with([[0.0, 0.0]] * 3, 2, [0.0, np.nan]), ("episode 1", "frame 2", "action", "NaN")),
+        (
+            "observation.state",
+            _with([[0.0] * 3] * 3, 0, [np.inf, 0.0, 0.0]),
+            ("episode 1", "frame 0", "state"),
+        ),
+        ("timestamp", [0.0, 0.1, 0.1], ("episode 1", "frame 2", "increase")),
+        ("timestamp", [0.0, np.nan, 0.1], ("episode 1", "frame 1", "increase")),
+        ("timestamp", [0.0, 0.2, 0.4], ("episode 1", "0.2 s", "10 a second")),
+        ("task_index", [1, 7, 1], ("episode 1", "frame 1", "task_index 7", "known: 0, 1")),
+        ("task_index", [0, 0, 0], ("episode 1", "open the drawer", "close the drawer")),
+        ("episode_index", [1, 2, 2], ("episode 1", "frame 1", "episode 2")),
+        ("frame_index", [0, 2, 3], ("episode 1", "frame 1", "frame_index is 2")),
+        ("action", [[0.0] * 3] * 3, ("action", "shape [2]")),
+        ("action", [[0.0, 0.0], [0.0], [0.0, 0.0, 0.0]], ("action", "shape [2]")),
+        ("action", [0.0, 0.0, 0.0], ("action", "shape [2]")),
+        ("action", [[0.0, 0.0], [0.0, None], [0.0, 0.0]], ("action", "missing values")),
+        ("action", [[0.0, 0.0], None, [0.0, 0.0]], ("action", "shape [2]")),
+        ("action", [["a", "b"]] * 3, ("action", "string", "float32")),
+        ("next.reward", [True, False, True], ("next.reward", "bool", "float32")),
+        ("next.reward", None, ("next.reward", "0 columns")),
+    ],
+)
+@pytest.mark.parametrize("version", ["v2.0", "v2.1"])
+def test_refuses_bad_values(
+    tmp_path: Path, cached: Path, version: Version, column: str, value: object, words: tuple[str, ...]
+):
+    root = write_lerobot_folder(tmp_path / "set", version).root
+    file = root / "data/chunk-000/episode_000001.parquet"
+    edit_parquet(file, **{column: value})
+    refuses(root, file.name, *words)
+
+
+def test_refuses_bad_values_in_shared_files(tmp_path: Path, cached: Path):
+    root = write_lerobot_folder(tmp_path / "set", "v3.0").root
+    file = root / "data/chunk-000/file-000.parquet"
+    actions = np.zeros((8, 2), np.float32)
+    actions[6, 1] = np.nan
+    edit_parquet(file, action=actions.tolist())
+    refuses(root, file.name, "episode 1", "frame 1", "NaN")
+    # The action need not be that column: the cache holds the rest.
+    opened(root, ColumnMapping(action="next.reward", state="observation.state"))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("change", [-1, 1])
+def test_refuses_lengths_that_disagree(tmp_path: Path, cached: Path, version: Version, change: int):
+    root = write_lerobot_folder(tmp_path / "set", version, lengths=(5, 3, 4)).root
+    file = root / (
+        "data/chunk-000/file-000.parquet" if version == "v3.0" else "data/chunk-000/episode_000001.parquet"
+    )
+    table = pq.read_table(file)
+    table = table.slice(0, table.num_rows - 1) if change < 0 else pa.concat_tables([table, table.slice(0, 1)])
+    pq.write_table(table, file)
+    refuses(root, file.name, f"{table.num_rows} rows")
+
+
+def test_says_which_episode_of_a_shared_file_is_short(tmp_path: Path, cached: Path):
+    root = write_lerobot_folder(tmp_path / "set", "v3.0", lengths=(5, 3, 4)).root
+    file = root / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    pq.write_table(pa.concat_tables([table.slice(0, 3), table.slice(5)]), file)
+    refuses(root, file.name, "episode 0", "frame 3", "episode 1")
+
+
+def test_refuses_unknown_names(tmp_path: Path, cached: Path):
+    table = opened(write_lerobot_folder(tmp_path / "set", camera="image").root)
+    assert not table.has_column("reward")
+    with pytest.raises(DatasetError, match=r"no numeric column 'reward'.*next\.reward"):
+        table.column("reward")
+    with pytest.raises(DatasetError, match=r"no camera 'top'.*front"):
+        table.images("top", np.array([0]))
+
+
+def _png_struct(pictures: list[bytes | None]) -> pa.Array:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    return pa.array([{"bytes": data, "path": "x.png"} for data in pictures], type=kind)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: data[:-30], ("damaged",)),
+        (lambda data: data[:200] + bytes([data[200] ^ 1]) + data[201:], ("damaged",)),
+        (lambda data: b"", ("damaged",)),
+        (lambda data: None, ("embed",)),
+        (lambda data: images_of((8, 16, 3)), ("8 x 16 RGB", "16 x 16 RGB")),
+        (lambda data: images_of((16, 16, 4)), ("16 x 16 RGBA",)),
+        (lambda data: images_of((16, 16)), ("16 x 16 L",)),
+    ],
+)
+def test_refuses_bad_pictures(tmp_path: Path, cached: Path, damage, words: tuple[str, ...]):
+    root = write_lerobot_folder(tmp_path / "set", "v2.1", camera="image").root
+    file = root / "data/chunk-000/episode_000001.parquet"
+    data = [record["bytes"] for record in pq.read_table(file)[FRONT].to_pylist()]
+    edit_parquet(file, **{FRONT: _png_struct([data[0], damage(data[1]), data[2]])})
+    refuses(root, file.name, "episode 1", "frame 1", FRONT, *words, decode=True)
+    edit_parquet(file, **{FRONT: data})
+    refuses(root, file.name, FRONT, "struct<bytes, path>", decode=True)
+
+
+def images_of(shape: tuple[int, ...]) -> bytes:
+    """A PNG file of black pixels."""
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros(shape, np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("pictures", "fps", "words"),
+    [
+        ((2, 16, 16), 10, ("no frame at 0.2000 s",)),
+        ((4, 16, 16), 10, ("0.3000 s", "after the episode's end")),
+        ((3, 16, 16), 6, ("after the episode's end",)),
+        ((3, 16, 16), 20, ("no frame at 0.2000 s",)),
+        ((3, 16, 12), 10, ("16 x 12", "16 x 16")),
+    ],
+)
+def test_refuses_videos_that_disagree(
+    tmp_path: Path, cached: Path, pictures: tuple[int, int, int], fps: int, words: tuple[str, ...]
+):
+    root = write_lerobot_folder(tmp_path / "set", "v2.1", camera="video").root
+    file = root / f"videos/chunk-000/{FRONT}/episode_000001.mp4"
+    write_video(file, np.zeros((*pictures, 3), np.uint8), fps)
+    refuses(root, str(file), "episode 1", FRONT, *words, decode=True)
+
+
+def test_a_video_may_have_more_frames_a_second(tmp_path: Path, cached: Path):
+    folder = write_lerobot_folder(tmp_path / "set", "v2.1", camera="video", lengths=(5, 3, 4))
+    pictures = np.random.default_rng(1).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
+    write_video(folder.root / f"videos/chunk-000/{FRONT}/episode_000001.mp4", pictures, 30)
+    got = opened(folder.root).images(FRONT, np.arange(5, 8))
+    np.testing.assert_array_equal(got, pictures[::3].transpose(0, 3, 1, 2))
+
+
+def test_refuses_an_episode_that_ends_before_its_last_frame(tmp_path: Path, cached: Path):
+    root = write_lerobot_folder(tmp_path / "set", "v3.0", camera="video", lengths=(5, 3, 4)).root
+    # Without the check, the first frame of the next episode would be taken for the last of this one.
+    name = f"videos/{FRONT}/to_timestamp"
+    edit_parquet(root / "meta/episodes/chunk-000/file-000.parquet", **{name: [0.4, 0.8, 0.4]})
+    refuses(root, "file-000.mp4", "episode 0", FRONT, "ends it at 0.4", decode=True)
+
+
+def test_shared_video_needs_all_its_episodes(tmp_path: Path, cached: Path):
+    folder = write_lerobot_folder(tmp_path / "set", "v3.0", camera="video", lengths=(5, 3, 4))
+    file = folder.root / f"videos/{FRONT}/chunk-000/file-000.mp4"
+    write_video(file, folder.images[FRONT][:7], 10)
+    refuses(folder.root, "file-000.mp4", "episode 1", "no frame at 0.7", decode=True)
+
+
+def test_totals_follow_the_metadata(tmp_path: Path, cached: Path):
+    root = write_lerobot_folder(tmp_path / "set", "v2.1", lengths=(5, 3, 4)).root
+    lines = (root / "meta/episodes.jsonl").read_text().splitlines()
+    (root / "meta/episodes.jsonl").write_text("\n".join([lines[0], lines[2]]))
+    edit_json(root / "meta/info.json", total_episodes=2, total_frames=9)
+    table = opened(root)
+    np.testing.assert_array_equal(table.episode_ids, [0, 2])
+    np.testing.assert_array_equal(table.column("episode_index"), [0] * 5 + [2] * 4)
