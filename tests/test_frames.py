@@ -246,10 +246,12 @@ def test_one_builds_and_the_others_wait(tmp_path: Path):
     def build(_: int) -> tuple[int, set[str]]:
         built: set[str] = set()
         together.wait(timeout=60)
+
+        def note(stage: str, done: int, total: int) -> None:
+            built.add(stage)
+
         # Tables of their own share nothing but the cache and its locks, as processes do.
-        table = FrameTable.open(
-            folder.root, cache_dir=tmp_path / "cache", progress=lambda stage, *_: built.add(stage)
-        )
+        table = FrameTable.open(folder.root, cache_dir=tmp_path / "cache", progress=note)
         return int(table.images(FRONT, np.arange(12)).sum()), built
 
     with ThreadPoolExecutor(4) as pool:
