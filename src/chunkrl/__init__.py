@@ -2,6 +2,6 @@
 
 __version__ = "0.1.0"
 
-from chunkrl.offline import ChunkLevelOfflineRL, TrainConfig  # noqa: E402  (the version is read by it)
+from chunkrl.offline import ChunkLevelOfflineRL, TrainConfig
 
 __all__ = ["ChunkLevelOfflineRL", "TrainConfig", "__version__"]

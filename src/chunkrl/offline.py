@@ -7,13 +7,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from chunkrl import __version__
 from chunkrl.algorithms.base import Algorithm
 from chunkrl.algorithms.chunk_awr import ChunkAWR, JointConfig, document, iql
-from chunkrl.algorithms.cross_fitted_awr import CrossFittedAWR, CrossFittedConfig, ValueFit
+from chunkrl.algorithms.cross_fitted_awr import CrossFittedAWR, CrossFittedConfig, ValueFit, Weighting
 from chunkrl.config import load_config, save_config
 from chunkrl.data.chunks import ChunkDataset, ChunkReward, HoldAction
 from chunkrl.data.formats import ColumnMapping
@@ -255,7 +254,9 @@ class ChunkLevelOfflineRL:
 
 def _check(config: TrainConfig) -> None:
     if not config.dataset_dir:
-        raise ChunkRLError("no data set given: pass --dataset-dir with a LeRobot folder or a Hub repository id")
+        raise ChunkRLError(
+            "no data set given: pass --dataset-dir with a LeRobot folder or a Hub repository id"
+        )
     if config.use_pi0_actions or config.pi0_config:
         raise ChunkRLError(f"--use-pi0-actions and --pi0-config cannot be used: {PI0_CURE}")
     for name in ("num_epochs", "batch_size", "lr", "log_interval", "value_epochs"):
@@ -316,7 +317,9 @@ def _build_algorithm(
             **({"num_folds": config.num_folds} if config.objective == "iql" else {}),
         )
         return lambda device: ChunkAWR(joint, factory, config.policy, optim, dataset, config.seed, device)
-    weighting = {"cross_fitted": "advantage", "shuffled_advantages": "shuffled"}.get(config.objective, "uniform")
+    weighting: Weighting = "uniform"  # the two kinds of cloning
+    if config.objective in ("cross_fitted", "shuffled_advantages"):
+        weighting = "advantage" if config.objective == "cross_fitted" else "shuffled"
     settings = CrossFittedConfig(
         policy_updates=num_updates,
         value_updates=value_updates,
@@ -334,7 +337,7 @@ def _build_algorithm(
 
 def _q_spec(q: Any) -> QSpec:
     first = q.critic.networks[0]
-    return QSpec(q.critic.num_folds, len(first.heads), first.encoders[0].config, q.bounded)
+    return QSpec(q.critic.num_folds, len(first.heads), first.encoders[0].config)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -343,7 +346,9 @@ def find_checkpoint(path: Path) -> Path:
         if pointer.is_file():
             return pointer.parent / pointer.read_text().strip()
     if not path.is_dir():
-        raise CheckpointError(f"no checkpoint at {path}; give a run's folder or one of its checkpoints/<update>")
+        raise CheckpointError(
+            f"no checkpoint at {path}; give a run's folder or one of its checkpoints/<update>"
+        )
     return path
 
 

@@ -12,24 +12,20 @@ from chunkrl.types import Observation
 
 
 class QEnsemble(nn.Module):
-    """Q of new observations: the minimum over a network's heads, the mean over the folds' networks.
+    """Scores of chunks on new observations: the minimum over a network's heads, the mean over the folds."""
 
-    bounded: Q is a logit of the return within its range; the mean is taken of the probabilities.
-    """
-
-    def __init__(self, critic: CrossFitted, bounded: bool) -> None:
+    def __init__(self, critic: CrossFitted) -> None:
         super().__init__()
-        self.critic, self.bounded = critic, bounded
+        self.critic = critic
 
     @torch.no_grad()
     def forward(self, observation: Observation, actions: Tensor) -> Tensor:
         """actions: candidates [B, N, H, A]; returns [B, N], comparable within a row."""
         first: Any = self.critic.networks[0]
         prepared = first.prepare(observation)
-        outputs = self.critic.each(lambda q: q.forward_prepared(prepared, actions).amin(0))  # type: ignore[operator]
-        return (torch.sigmoid(outputs) if self.bounded else outputs).mean(0)
+        return self.critic.each(lambda q: q.forward_prepared(prepared, actions).amin(0)).mean(0)  # type: ignore[operator]
 
     def best(self, observation: Observation, actions: Tensor) -> Tensor:
-        """The candidate with the highest Q of each row: [B, N, H, A] -> [B, H, A]."""
+        """The candidate with the highest score of each row: [B, N, H, A] -> [B, H, A]."""
         choice = self(observation, actions).argmax(dim=1)
         return actions[torch.arange(len(actions), device=actions.device), choice]

@@ -216,9 +216,7 @@ class ChunkAWR:
         q = self.target.each(lambda c: c.forward_prepared(now, batch.actions).amin(0))  # type: ignore[operator]
         return self.target.held_out(q, fold) - self.value.held_out(value, fold)
 
-    def _negative_log_likelihood(
-        self, now: dict[str, torch.Tensor], batch: ChunkTransition
-    ) -> torch.Tensor:
+    def _negative_log_likelihood(self, now: dict[str, torch.Tensor], batch: ChunkTransition) -> torch.Tensor:
         if self.config.respect_ends or self.policy.config.kind == "flow":
             return self.policy.negative_log_likelihood(now, batch.actions, batch.action_mask)
         return -self.policy.log_prob(now, batch.actions, batch.action_mask)  # the document's sum
@@ -238,7 +236,7 @@ class ChunkAWR:
 
     def q_ensemble(self) -> QEnsemble | None:
         """Q for best-of-N."""
-        return QEnsemble(self.critic.eval(), bounded=False)
+        return QEnsemble(self.critic.eval())
 
     def _parts(self) -> dict[str, Any]:
         return {

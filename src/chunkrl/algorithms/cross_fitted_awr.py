@@ -1,7 +1,7 @@
 """Advantage-weighted chunk policies from cross-fitted values: the default, because it measures best.
 
 Method: advantage-weighted regression (Peng et al. 2019, arXiv 1910.00177) over action chunks, in two phases.
-Phase `value` trains V on outcomes; then every start is labelled once; phase `policy` clones, weighted.
+Phase `value` trains V on outcomes; then every start is labelled once; phase `policy` clones, weighted. (`critic` lies between, if wanted.)
 It differs from AWR:
 1. V is cross-fitted: an episode's values come from a network that never saw it (`cross_fit`);
 2. V is a sigmoid between the data's lowest and highest return, trained by cross-entropy on the Monte-Carlo
@@ -9,8 +9,9 @@ It differs from AWR:
 3. the advantage is a TD(lambda) return minus V, standardised over the data to deviation `advantage_scale`;
 4. a chunk is one decision: one weight for H actions.
 Behaviour cloning is this algorithm with `weighting="uniform"`; cloning of the successes adds
-`data="successes"`; the shuffled control permutes the advantages. Q(x, A) for best-of-N at action time is
-trained in the policy phase on the cross-fitted TD(lambda) returns, and cross-fitted itself.
+`data="successes"`; the shuffled control permutes the advantages. For best-of-N at action
+time a critic A(x, A) regresses the cross-fitted advantages on observation and chunk, and is cross-fitted
+itself: Q(x, A) - V(x) ranks chunks as Q does, and what V explains is no noise to it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.policy import PolicyConfig
 from chunkrl.training.optim import OptimConfig, Optimizer, autocast
 from chunkrl.types import ChunkTransition
+
+Weighting = Literal["advantage", "uniform", "shuffled"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ class ValueFit:
         if not 0 <= self.lam <= 1:
             raise ChunkRLError(f"lam is {self.lam}; it must lie in [0, 1]")
         if self.weight_clip <= 0 or self.advantage_scale <= 0 or self.noise < 0 or not 0 <= self.dropout < 1:
-            raise ChunkRLError("weight_clip and advantage_scale must be positive, noise >= 0, dropout in [0, 1)")
+            raise ChunkRLError(
+                "weight_clip and advantage_scale must be positive, noise >= 0, dropout in [0, 1)"
+            )
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class CrossFittedConfig:
     value_updates: int
     beta: float = 1.0
     num_folds: int = 5
-    weighting: Literal["advantage", "uniform", "shuffled"] = "advantage"
+    weighting: Weighting = "advantage"
     data: Literal["all", "successes"] = "all"
     train_q: bool = False
     fit: ValueFit = ValueFit()
@@ -109,9 +114,7 @@ class CrossFittedAWR:
         self.fold = np.zeros(dataset.table.num_episodes, dtype=np.int64)
         if config.uses_values:
             fit = config.fit
-            head = NetworkConfig(
-                hidden_dim=fit.hidden_dim, num_layers=fit.num_layers, dropout=fit.dropout
-            )
+            head = NetworkConfig(hidden_dim=fit.hidden_dim, num_layers=fit.num_layers, dropout=fit.dropout)
             self.fold = assign_folds(dataset.frame_labels.success, config.num_folds, seed)
             self.value = CrossFitted(lambda: factory.value(head), config.num_folds).to(device)
             self._value_optimizer = Optimizer(self.value.parameters(), optim)
@@ -140,21 +143,24 @@ class CrossFittedAWR:
         dataset.attach("fold", self.fold[dataset.episode])
 
     def phases(self) -> tuple[Phase, ...]:
-        """`value` (if anything needs values), then `policy`."""
+        """`value` (if anything needs values), `critic` (with `train_q`), then `policy`."""
         config = self.config
         subset = self._successes if config.data == "successes" else None
         policy = Phase("policy", config.policy_updates, subset=subset, next_observation=False)
         if not config.uses_values:
             return (policy,)
-        return (Phase("value", config.value_updates, next_observation=False), policy)
+        value = Phase("value", config.value_updates, next_observation=False)
+        if not config.train_q:
+            return (value, policy)
+        return (value, Phase("critic", config.value_updates, next_observation=False), policy)
 
     def start_phase(self, name: str) -> Metrics:
-        """Before `policy`: labels every start with its held-out value, advantage and weight."""
-        if name == "value":
+        """After `value`: labels every start with its held-out value, advantage and weight."""
+        if name == "value" or self.labels:
             return {}
         metrics: Metrics = {}
         if self.value is None:
-            self.labels["weight"] = np.ones(len(dataset), dtype=np.float32)
+            self.labels["weight"] = np.ones(len(self._dataset), dtype=np.float32)
         else:
             metrics = self._label()
         self._attach()
@@ -167,7 +173,8 @@ class CrossFittedAWR:
     def update(self, name: str, batch: ChunkTransition) -> Metrics:
         """One update of phase `name`; batch [B]."""
         batch = batch.to(self.device)
-        return self._update_value(batch) if name == "value" else self._update_policy(batch)
+        update = {"value": self._update_value, "critic": self._update_critic, "policy": self._update_policy}
+        return update[name](batch)
 
     def _update_value(self, batch: ChunkTransition) -> Metrics:
         assert self.value is not None
@@ -196,8 +203,7 @@ class CrossFittedAWR:
             nll = self.policy.negative_log_likelihood(prepared, batch.actions, batch.action_mask)
             loss = losses.policy_loss(weights, nll)
         norm = self._policy_optimizer.step(loss)
-        metrics = {"loss/policy": float(loss), "loss/imitation": float(nll.mean()), "grad_norm/policy": norm}
-        return metrics | (self._update_critic(batch) if self.critic is not None else {})
+        return {"loss/policy": float(loss), "loss/imitation": float(nll.mean()), "grad_norm/policy": norm}
 
     def _update_critic(self, batch: ChunkTransition) -> Metrics:
         assert self.critic is not None
@@ -206,10 +212,11 @@ class CrossFittedAWR:
         prepared = self._noisy(first.prepare(batch.observation))
         mask = self.critic.trains_on(batch.labels["fold"]) & batch.critic_mask
         with autocast(self.device):
-            logits = self.critic.each(lambda q: q.forward_prepared(prepared, batch.actions)[0])  # type: ignore[operator]
-            loss = losses.outcome_loss(logits.float(), batch.labels["lambda_return"], mask) * len(logits)
+            q = self.critic.each(lambda c: c.forward_prepared(prepared, batch.actions)[0])  # type: ignore[operator]
+            error = (q.float() - batch.labels["scaled_advantage"]).square()
+            loss = losses.weighted_mean(error, mask) * len(q)
         norm = self._critic_optimizer.step(loss)
-        return {"loss/critic": float(loss) / len(logits), "grad_norm/critic": norm}
+        return {"loss/critic": float(loss) / len(q), "grad_norm/critic": norm}
 
     @torch.no_grad()
     def frame_values(self) -> tuple[np.ndarray, np.ndarray]:
@@ -239,19 +246,19 @@ class CrossFittedAWR:
         )
         advantage = target - value
         standardized = adv.standardize(advantage, fit.advantage_scale)
-        used = adv.shuffle_between(standardized, self.seed) if config.weighting == "shuffled" else standardized
+        used = (
+            adv.shuffle_between(standardized, self.seed) if config.weighting == "shuffled" else standardized
+        )
         weight = np.ones_like(used)
         if config.weighting != "uniform":
-            weight = losses.advantage_weights(
-                torch.from_numpy(used), config.beta, fit.weight_clip
-            ).numpy()
+            weight = losses.advantage_weights(torch.from_numpy(used), config.beta, fit.weight_clip).numpy()
             weight = weight / weight.mean()
         self.labels = {
             "value": value,
             "value_seen": seen,
             "return": self._returns,
-            "lambda_return": self.range.to_unit(target),
             "advantage": advantage,
+            "scaled_advantage": adv.standardize(advantage, 1.0).astype(np.float32),
             "weight": weight.astype(np.float32),
         }
         known = dataset.labels["outcome_known"]
@@ -265,7 +272,7 @@ class CrossFittedAWR:
 
     def q_ensemble(self) -> QEnsemble | None:
         """Q for best-of-N, where it was trained."""
-        return None if self.critic is None else QEnsemble(self.critic.eval(), bounded=True)
+        return None if self.critic is None else QEnsemble(self.critic.eval())
 
     def _parts(self) -> dict[str, Any]:
         parts: dict[str, Any] = {"policy": self.policy, "policy_optimizer": self._policy_optimizer}

@@ -84,9 +84,7 @@ def policy_loss(weights: Tensor, negative_log_likelihood: Tensor) -> Tensor:
     return (weights.detach() * negative_log_likelihood).mean()
 
 
-def total_loss(
-    critic: Tensor, value: Tensor, policy: Tensor, lambda_v: float, lambda_pi: float
-) -> Tensor:
+def total_loss(critic: Tensor, value: Tensor, policy: Tensor, lambda_v: float, lambda_pi: float) -> Tensor:
     """L = L_Q + lambda_V L_V + lambda_pi L_pi."""
     return critic + lambda_v * value + lambda_pi * policy
 

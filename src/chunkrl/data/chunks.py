@@ -162,7 +162,8 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
                 f"action_horizon {action_horizon} is longer than every episode of {dataset_dir} "
                 f"(longest: {self.table.episode_length.max()} frames); choose a shorter horizon"
             )
-        self.action_horizon, self.gamma, self.reward_kind, self.hold = action_horizon, gamma, reward, hold
+        self.action_horizon, self.gamma, self.hold = action_horizon, gamma, hold
+        self.reward_kind: ChunkReward = reward
         self.frame_labels = label_frames(self.table, labels)
         self.segments = cut_segments(
             self.frame_labels.terminated, self.table.episode_start, self.table.episode_length
@@ -174,7 +175,9 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
                 raise DatasetError(f"{dataset_dir} has no camera {camera!r}; it has {list(known)}")
         # the episode (position in the table) of every row, and the rows that may start a chunk
         self.episode_of_row = np.repeat(np.arange(self.table.num_episodes), self.table.episode_length)
-        chosen = np.arange(self.table.num_episodes) if episodes is None else np.asarray(episodes, dtype=np.int64)
+        chosen = (
+            np.arange(self.table.num_episodes) if episodes is None else np.asarray(episodes, dtype=np.int64)
+        )
         self.starts = np.flatnonzero(np.isin(self.episode_of_row, chosen))
         self.labels: dict[str, np.ndarray] = {}
 
@@ -264,6 +267,4 @@ def _with_single_task(item: ChunkTransition) -> ChunkTransition:
     def single(observation: Observation) -> Observation:
         return replace(observation, task=observation.task[0])
 
-    return replace(
-        item, observation=single(item.observation), next_observation=single(item.next_observation)
-    )
+    return replace(item, observation=single(item.observation), next_observation=single(item.next_observation))

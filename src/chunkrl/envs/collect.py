@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from chunkrl.data.writer import DatasetWriter, FeatureSpec
-from chunkrl.envs.metaworld import FPS, STATE_DIM, MetaWorldEnv, make_expert
+from chunkrl.envs.metaworld import ACTION_DIM, FPS, STATE_DIM, MetaWorldEnv, make_expert
 from chunkrl.envs.scripted import MixtureConfig, MixtureController
 from chunkrl.progress import Progress, silent
 
@@ -109,11 +109,17 @@ def collect_episodes(config: CollectConfig, progress: Progress = silent) -> Iter
             progress(stage, number + 1, config.num_episodes)
 
 
-def collect_dataset(root: str | Path, config: CollectConfig, progress: Progress = silent) -> int:
+def collect_dataset(
+    root: str | Path, config: CollectConfig, progress: Progress = silent, overwrite: bool = False
+) -> int:
     """Writes the episodes of `config` to a new LeRobot v3.0 data set at `root`; returns the successes."""
     num_success = 0
     with DatasetWriter(
-        root, fps=FPS, features=features(STATE_DIM, 4), robot_type=f"metaworld:{config.env}"
+        root,
+        fps=FPS,
+        features=features(STATE_DIM, ACTION_DIM),
+        robot_type=f"metaworld:{config.env}",
+        overwrite=overwrite,
     ) as writer:
         for episode in collect_episodes(config, progress):
             writer.add_episode(episode.columns, episode.task)

@@ -23,22 +23,25 @@ class Triangles:
     """A tessellated surface in its own frame, corners counter-clockwise seen from outside.
 
     vertices: float64 [V, 3], m. faces: int64 [F, 3], rows of `vertices`. normals: float64 [F, 3], unit, outward.
+    closed: no triangle is ever seen from behind. Meshes are not: between a robot's panels are gaps that show
+    the inside.
     """
 
     vertices: np.ndarray
     faces: np.ndarray
     normals: np.ndarray
+    closed: bool
 
 
 @dataclass(frozen=True)
 class GeomSurface:
-    """What is drawn for one geom.
+    """What is drawn for one geom (or one goal site).
 
-    geom: its index in the model. rgba: float64 [4] in [0, 1].
+    frame: the geom's index in the model, or the site's. rgba: float64 [4] in [0, 1].
     moving: False for what is fixed to the world (a mocap body and its children move).
     """
 
-    geom: int
+    frame: int
     triangles: Triangles
     rgba: np.ndarray
     moving: bool
@@ -113,21 +116,22 @@ def _tessellate(model: mujoco.MjModel, geom: int) -> Triangles:
         mesh = model.geom_dataid[geom]
         first_vertex, first_face = model.mesh_vertadr[mesh], model.mesh_faceadr[mesh]
         vertices = model.mesh_vert[first_vertex : first_vertex + model.mesh_vertnum[mesh]]
-        return _with_normals(vertices, model.mesh_face[first_face : first_face + model.mesh_facenum[mesh]])
+        faces = model.mesh_face[first_face : first_face + model.mesh_facenum[mesh]]
+        return _with_normals(vertices, faces, closed=False)
     raise ChunkRLError(
         f"geom {geom} ({model.geom(geom).name!r}) is a {kinds(kind).name}, which the software renderer does not "
         "draw: give it a group above 2 or replace it by a mesh"
     )
 
 
-def _with_normals(vertices: np.ndarray, faces: np.ndarray) -> Triangles:
+def _with_normals(vertices: np.ndarray, faces: np.ndarray, closed: bool = True) -> Triangles:
     """Adds flat normals and drops triangles without an area (poles, degenerate mesh faces)."""
     vertices, faces = np.asarray(vertices, dtype=np.float64), np.asarray(faces, dtype=np.int64)
     a, b, c = (vertices[faces[:, corner]] for corner in range(3))
     cross = np.cross(b - a, c - a)
     length = np.linalg.norm(cross, axis=1)
     solid = length > 0
-    return Triangles(vertices, faces[solid], cross[solid] / length[solid, None])
+    return Triangles(vertices, faces[solid], cross[solid] / length[solid, None], closed)
 
 
 def _plane(half_x: float, half_y: float) -> Triangles:

@@ -16,12 +16,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from chunkrl.models.encoders import NetworkConfig, ObservationEncoder, Prepared, mlp
 from chunkrl.data.normalize import Normalizer
+from chunkrl.models.encoders import NetworkConfig, ObservationEncoder, Prepared, mlp
 from chunkrl.types import Observation
 
 PolicyKind = Literal["gaussian", "flow"]
-LOG_STD_MIN, LOG_STD_MAX = -4.0, 0.5  # normalised action units; bounds keep one pixel-perfect frame from ruling
+LOG_STD_MIN, LOG_STD_MAX = (
+    -4.0,
+    0.5,
+)  # normalised action units; bounds keep one pixel-perfect frame from ruling
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class PolicyNetwork(nn.Module):
         super().__init__()
         self.encoder, self.shape, self.config = encoder, shape, config
         self.action_normalizer = action_normalizer
+        self.action_low: Tensor
+        self.action_high: Tensor
         self.register_buffer("action_low", action_range[0].float().clone())
         self.register_buffer("action_high", action_range[1].float().clone())
         num_values = shape.horizon * shape.action_dim

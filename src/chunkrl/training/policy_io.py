@@ -26,12 +26,11 @@ ActionMode = Literal["mode", "sample", "best_of_n"]
 
 @dataclass(frozen=True)
 class QSpec:
-    """How the Q ensemble was built: folds, heads, size, whether it is a logit."""
+    """How the Q ensemble was built: folds, heads, size."""
 
     num_folds: int
     num_critics: int
     network: NetworkConfig
-    bounded: bool
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,9 @@ class ChunkPolicy:
         if mode == "sample":
             return candidates[:, 0]
         if self.q is None:
-            raise ChunkRLError("best-of-N needs Q(x, A), and this policy was trained without: train with --train-q")
+            raise ChunkRLError(
+                "best-of-N needs Q(x, A), and this policy was trained without: train with --train-q"
+            )
         return self.q.best(observation, candidates)
 
     def save(self, folder: str | Path) -> None:
@@ -110,7 +111,7 @@ class ChunkPolicy:
         if spec.q is not None:
             q_spec = spec.q
             critic = CrossFitted(lambda: factory.critic(q_spec.num_critics, q_spec.network), q_spec.num_folds)
-            q = QEnsemble(critic, q_spec.bounded)
+            q = QEnsemble(critic)
         try:
             policy.load_state_dict(state["policy"])
             if q is not None:

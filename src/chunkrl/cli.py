@@ -1,0 +1,106 @@
+"""The command line: `chunkrl COMMAND --help` shows every option of a command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from chunkrl.config import load_config
+from chunkrl.errors import ChunkRLError
+from chunkrl.progress import ProgressBars
+
+USAGE = """usage: chunkrl COMMAND [options]
+
+  demo       the main job on MetaWorld: collect, train, compare, report
+  collect    scripted mixed-quality episodes as a LeRobot data set
+  train      a better chunk policy from a LeRobot data set
+  evaluate   a trained policy from fixed initial states
+  doctor     what is installed, and what is missing
+
+chunkrl COMMAND --help shows the options; every command takes --config FILE.json."""
+
+
+def _parse(cls: type, name: str, arguments: Sequence[str]) -> Any:
+    """A configuration from flags, on top of `--config FILE` where given."""
+    arguments = list(arguments)
+    default = cls()
+    if "--config" in arguments:
+        position = arguments.index("--config")
+        if position + 1 == len(arguments):
+            raise ChunkRLError("--config needs a file")
+        default = load_config(cls, arguments[position + 1])
+        del arguments[position : position + 2]
+    return tyro.cli(cls, prog=f"chunkrl {name}", args=arguments, default=default)
+
+
+def _demo(arguments: Sequence[str]) -> None:
+    from chunkrl.demo import DemoConfig, run_demo
+
+    run_demo(_parse(DemoConfig, "demo", arguments))
+
+
+def _collect(arguments: Sequence[str]) -> None:
+    from chunkrl.commands import CollectCommand, collect
+
+    collect(_parse(CollectCommand, "collect", arguments), ProgressBars())
+
+
+def _train(arguments: Sequence[str]) -> None:
+    from chunkrl.commands import train
+    from chunkrl.offline import TrainConfig
+
+    train(_parse(TrainConfig, "train", arguments), ProgressBars())
+
+
+def _evaluate(arguments: Sequence[str]) -> None:
+    from chunkrl.commands import EvaluateCommand, evaluate_policy
+
+    evaluate_policy(_parse(EvaluateCommand, "evaluate", arguments), ProgressBars())
+
+
+def _doctor(arguments: Sequence[str]) -> None:
+    from chunkrl.doctor import DoctorConfig, run_doctor
+
+    run_doctor(_parse(DoctorConfig, "doctor", arguments))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "demo": _demo,
+    "collect": _collect,
+    "train": _train,
+    "evaluate": _evaluate,
+    "doctor": _doctor,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. A ChunkRLError is printed as one message, exit status 2."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    if arguments[0] == "--version":
+        from chunkrl import __version__
+
+        print(__version__)
+        return
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        sys.exit(f"chunkrl: unknown command {arguments[0]!r}\n\n{USAGE}")
+    try:
+        command(arguments[1:])
+    except ChunkRLError as error:
+        print(f"chunkrl {arguments[0]}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""One controlled comparison: collect, train every arm on the same data and updates, evaluate on the same states.
+
+The demo and the benchmark are both lists of jobs of this module.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from chunkrl.envs.collect import CollectConfig, collect_dataset
+from chunkrl.envs.metaworld import ACTION_DIM, MetaWorldEnv
+from chunkrl.envs.scripted import CONTROLLERS, Mixture, MixtureConfig
+from chunkrl.evaluation.rollout import evaluate, initial_seeds
+from chunkrl.evaluation.statistics import auc
+from chunkrl.models.policy import PolicyConfig
+from chunkrl.offline import ChunkLevelOfflineRL, Objective, TrainConfig
+from chunkrl.progress import Progress, silent
+from chunkrl.training.policy_io import ActionMode, ChunkPolicy
+from chunkrl.training.trainer import NonFiniteLossError
+
+NUM_ENVS = 10  # simulators a process steps together
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One policy of a comparison. Arms that differ in `mode` alone share one training (`training`).
+
+    policy_updates_factor: flow policies need about twice the updates of Gaussian ones.
+    """
+
+    name: str
+    objective: Objective
+    mode: ActionMode = "mode"
+    policy: PolicyConfig = PolicyConfig()
+    num_folds: int = 5
+    updates_factor: float = 1.0
+
+    @property
+    def training(self) -> tuple[Any, ...]:
+        """Arms with equal keys share one training run."""
+        return (self.objective, self.policy, self.num_folds, self.updates_factor)
+
+
+BC = Arm("behaviour_cloning", "behaviour_cloning")
+SUCCESS_BC = Arm("success_cloning", "success_cloning")
+CHUNK_RL = Arm("chunk_rl", "cross_fitted")
+BEST_OF_16 = Arm("chunk_rl_best_of_16", "cross_fitted", mode="best_of_n")
+SHUFFLED = Arm("shuffled_advantages", "shuffled_advantages")
+NOT_CROSS_FITTED = Arm("not_cross_fitted", "cross_fitted", num_folds=1)
+IQL = Arm("iql", "iql", num_folds=1)
+DOCUMENT = Arm("document_objective", "document")
+_FLOW = PolicyConfig(kind="flow")
+FLOW_BC = Arm("flow_behaviour_cloning", "behaviour_cloning", policy=_FLOW, updates_factor=2.0)
+FLOW_RL = Arm("flow_chunk_rl", "cross_fitted", policy=_FLOW, updates_factor=2.0)
+DEMO_ARMS = (BC, SUCCESS_BC, CHUNK_RL, BEST_OF_16)
+ALL_ARMS = (*DEMO_ARMS, SHUFFLED, NOT_CROSS_FITTED, IQL, DOCUMENT, FLOW_BC, FLOW_RL)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One data set and every arm on it.
+
+    data_seed, train_seed, eval_seed: of collection, training and the reported initial states.
+    horizon: H, executed whole. policy_updates: of every arm.
+    """
+
+    env: str
+    mixture: Mixture
+    root: Path
+    arms: tuple[Arm, ...] = DEMO_ARMS
+    data_seed: int = 0
+    train_seed: int = 0
+    eval_seed: int = 2024
+    num_collect: int = 150
+    num_eval: int = 100
+    horizon: int = 5
+    max_steps: int = 150
+    batch_size: int = 256
+    policy_updates: int = 4000
+
+    @property
+    def task(self) -> str:
+        """The name results carry: the task, with the mixture where it is not the first."""
+        return self.env if self.mixture == "within" else f"{self.env}-{self.mixture}"
+
+    @property
+    def dataset_dir(self) -> Path:
+        """Where the episodes are."""
+        return self.root / "data" / f"{self.task}-seed{self.data_seed}"
+
+    def run_dir(self, arm: Arm) -> Path:
+        """Where the arm's training is."""
+        return self.root / "runs" / f"{self.task}-seed{self.train_seed}" / arm.name
+
+
+@dataclass(frozen=True)
+class ArmOutcome:
+    """success: bool [n] over the job's initial states. history: metric -> [(update, value)].
+    error: why the training stopped (a divergence), then success is all False."""
+
+    arm: Arm
+    success: np.ndarray
+    history: dict[str, list[tuple[int, float]]]
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """outcomes by arm name. dataset: fingerprint, episodes, frames, success rate of the data.
+    diagnostics: held-out and training rank correlation, AUC of the advantage of expert over other steps."""
+
+    job: Job
+    outcomes: dict[str, ArmOutcome]
+    dataset: dict[str, Any]
+    diagnostics: dict[str, float] = field(default_factory=dict)
+
+
+def run_job(job: Job, progress: Progress = silent) -> JobResult:
+    """Collects (unless the data is there), trains and evaluates every arm of `job`; one thread."""
+    torch.set_num_threads(1)
+    if not job.dataset_dir.exists():
+        collect = CollectConfig(
+            env=job.env,
+            mixture=MixtureConfig(mixture=job.mixture),
+            num_episodes=job.num_collect,
+            max_steps=job.max_steps,
+            seed=job.data_seed,
+            num_workers=0,
+        )
+        temporary = job.dataset_dir.with_name(f".{job.dataset_dir.name}.partial")
+        collect_dataset(temporary, collect, progress, overwrite=True)
+        temporary.rename(job.dataset_dir)
+    envs = [MetaWorldEnv(job.env, job.max_steps) for _ in range(NUM_ENVS)]
+    trained: dict[tuple[Any, ...], ChunkLevelOfflineRL | str] = {}
+    outcomes: dict[str, ArmOutcome] = {}
+    diagnostics: dict[str, float] = {}
+    for arm in job.arms:
+        if arm.training not in trained:
+            trained[arm.training] = _train(job, arm, progress)
+        run = trained[arm.training]
+        if isinstance(run, str):
+            outcomes[arm.name] = ArmOutcome(arm, np.zeros(job.num_eval, dtype=bool), {}, run)
+            continue
+        assert run.trainer is not None
+        seeds = initial_seeds(job.eval_seed, job.num_eval)
+        actor = partial(run.chunk_policy().act, mode=arm.mode)
+        rollouts = evaluate(actor, envs, seeds, job.horizon, progress, f"evaluate {arm.name}")
+        outcomes[arm.name] = ArmOutcome(arm, rollouts.success, dict(run.trainer.history))
+        if arm.objective == "cross_fitted" and arm.num_folds > 1 and not diagnostics:
+            diagnostics = _diagnostics(run)
+    for env in envs:
+        env.close()
+    return JobResult(job, outcomes, _describe(trained), diagnostics)
+
+
+def _train(job: Job, arm: Arm, progress: Progress) -> ChunkLevelOfflineRL | str:
+    """The trained run, or the message of a training that stopped on a non-finite loss."""
+    needs_q = any(a.training == arm.training and a.mode == "best_of_n" for a in job.arms)
+    config = TrainConfig(
+        dataset_dir=str(job.dataset_dir),
+        action_horizon=job.horizon,
+        action_dim=ACTION_DIM,
+        batch_size=job.batch_size,
+        num_updates=int(job.policy_updates * arm.updates_factor),
+        objective=arm.objective,
+        policy=arm.policy,
+        num_folds=arm.num_folds,
+        train_q=needs_q,
+        seed=job.train_seed,
+        device="cpu",
+        save_interval=0,
+        output_dir=str(job.run_dir(arm)),
+    )
+
+    def named(stage: str, done: int, total: int) -> None:
+        progress(f"{arm.name}: {stage}", done, total)
+
+    run = ChunkLevelOfflineRL(config, named)
+    try:
+        run.train()
+    except NonFiniteLossError as error:
+        return str(error)
+    return run
+
+
+def _diagnostics(run: ChunkLevelOfflineRL) -> dict[str, float]:
+    assert run.trainer is not None
+    history = run.trainer.history
+    names = {
+        "rank_correlation_held_out": "value/rank_correlation_held_out",
+        "rank_correlation_seen": "value/rank_correlation_seen",
+        "effective_sample_size": "weight/effective_sample_size",
+    }
+    found = {key: history[name][-1][1] for key, name in names.items()}
+    expert = run.dataset.table.column("complementary_info.controller").reshape(-1) == 0
+    advantage = run.dataset.labels["advantage"]
+    return found | {"advantage_auc_expert": auc(advantage[expert], advantage[~expert])}
+
+
+def _describe(trained: dict[tuple[Any, ...], ChunkLevelOfflineRL | str]) -> dict[str, Any]:
+    for run in trained.values():
+        if not isinstance(run, str):
+            table = run.dataset.table
+            return {
+                "fingerprint": table.description.fingerprint,
+                "episodes": table.num_episodes,
+                "frames": table.num_frames,
+                "success": float(run.dataset.frame_labels.success.mean()),
+                "controllers": list(CONTROLLERS),
+            }
+    return {}
+
+
+def load_policy(job: Job, arm: Arm) -> ChunkPolicy:
+    """The saved policy of an arm of a finished job."""
+    first = next(a for a in job.arms if a.training == arm.training)
+    return ChunkPolicy.load(job.run_dir(first) / "policy")
+
+
+def run_jobs(jobs: Sequence[Job], num_workers: int, on_result: Callable[[JobResult], None]) -> None:
+    """Runs jobs in `num_workers` processes, with a bar and an ETA for each running job and for all.
+
+    on_result: called in this process as each job ends.
+    """
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+        events: Any = manager.Queue()
+        board = _Board(jobs, events)
+        futures = [pool.submit(_run_reporting, job, number, events) for number, job in enumerate(jobs)]
+        try:
+            for future in futures:
+                on_result(future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        finally:
+            board.close()
+
+
+def _run_reporting(job: Job, number: int, events: Any) -> JobResult:
+    last = -1.0
+
+    def report(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        step = done / total
+        if done == total or step < last or step - last >= 0.02:
+            last = 0.0 if done == total else step
+            events.put((number, stage, done, total))
+
+    result = run_job(job, report)
+    events.put((number, "done", 1, 1))
+    return result
+
+
+class _Board:
+    """Shows the jobs' progress: one bar over all stages of all jobs, the running stages beside it."""
+
+    def __init__(self, jobs: Sequence[Job], events: Any) -> None:
+        self._events, self._stop = events, threading.Event()
+        self._jobs = jobs
+        self._totals = [_num_stages(job) for job in jobs]
+        self._done = [0.0] * len(jobs)
+        self._finished_stages = [0] * len(jobs)
+        self._bar = tqdm(
+            total=float(sum(self._totals)),
+            desc="all",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left {postfix}",
+            mininterval=0.5,
+        )
+        self._running: dict[int, str] = {}
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        while not self._stop.is_set():
+            try:
+                number, stage, done, total = self._events.get(timeout=0.3)
+            except queue.Empty:
+                continue
+            except (EOFError, OSError):
+                return
+            self._show(number, stage, done, total)
+
+    def _show(self, number: int, stage: str, done: int, total: int) -> None:
+        if stage == "done":
+            self._done[number] = self._totals[number]
+            self._running.pop(number, None)
+        else:
+            self._running[number] = f"{self._jobs[number].task} {stage}"
+            if done == total:
+                self._finished_stages[number] += 1
+            part = 0.0 if done == total else done / total
+            self._done[number] = min(self._finished_stages[number] + part, self._totals[number])
+        self._bar.n = sum(self._done)
+        self._bar.set_postfix_str(" | ".join(self._running.values())[:100], refresh=False)
+        self._bar.refresh()
+
+    def close(self) -> None:
+        """Draws the last state."""
+        self._stop.set()
+        self._thread.join(timeout=2)
+        self._bar.close()
+
+
+def _num_stages(job: Job) -> int:
+    """Stages that `run_job` reports: collecting, each training's phases, each arm's evaluation."""
+    trainings = {arm.training: arm for arm in job.arms}
+    phases = 0
+    for arm in trainings.values():
+        phases += 1 + (arm.objective in ("cross_fitted", "shuffled_advantages"))
+        phases += any(a.training == arm.training and a.mode == "best_of_n" for a in job.arms)
+    return 1 + phases + len(job.arms)
