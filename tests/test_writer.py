@@ -3,6 +3,7 @@ reader."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -379,16 +380,13 @@ def test_statistics_closed_form():
     assert both.quantiles.ravel().tolist() == [3] * 5
 
 
-@pytest.mark.parametrize("name", ["lerobot_v30_image", "lerobot_v30_video"])
-def test_files_have_the_schema_of_lerobots_own(tmp_path, name):
-    source = FIXTURES / name
-    if not source.is_dir():
-        pytest.skip("no ../shared/data/lerobot beside the repository")
-    info = json.loads((source / "meta/info.json").read_text())
+def _like_fixture(info: dict[str, Any]) -> tuple[dict[str, FeatureSpec], dict[str, Any]]:
+    """The features of a fixture, and an episode of four frames for them."""
+    defaults = ("timestamp", "frame_index", "episode_index", "index", "task_index")
     features = {
         key: FeatureSpec(f["dtype"], tuple(f["shape"]), f["names"])
         for key, f in info["features"].items()
-        if key not in ("timestamp", "frame_index", "episode_index", "index", "task_index")
+        if key not in defaults
     }
     rng = np.random.default_rng(0)
     columns: dict[str, Any] = {
@@ -402,6 +400,16 @@ def test_files_have_the_schema_of_lerobots_own(tmp_path, name):
     for key, spec in features.items():
         if spec.is_camera:
             columns[key] = np.zeros((4, *spec.shape), np.uint8)
+    return features, columns
+
+
+@pytest.mark.parametrize("name", ["lerobot_v30_image", "lerobot_v30_video"])
+def test_files_have_the_schema_of_lerobots_own(tmp_path, name):
+    source = FIXTURES / name
+    if not source.is_dir():
+        pytest.skip("no ../shared/data/lerobot beside the repository")
+    info = json.loads((source / "meta/info.json").read_text())
+    features, columns = _like_fixture(info)
     video = VideoEncoding(threads=1) if name.endswith("video") else None
     with DatasetWriter(tmp_path, fps=10, features=features, robot_type="panda", video=video) as writer:
         writer.add_episode(columns, "a")
@@ -422,6 +430,34 @@ def test_files_have_the_schema_of_lerobots_own(tmp_path, name):
     stats, reference = (json.loads((root / "meta/stats.json").read_text()) for root in (tmp_path, source))
     shapes = [{k: {n: np.shape(v) for n, v in s[k].items()} for k in s} for s in (stats, reference)]
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("name", ["lerobot_v30_image", "lerobot_v30_video"])
+def test_appending_to_lerobots_own_data_set_leaves_its_files_alone(tmp_path, name):
+    source = FIXTURES / name
+    if not source.is_dir():
+        pytest.skip("no ../shared/data/lerobot beside the repository")
+    root = tmp_path / "set"
+    shutil.copytree(source / "data", root / "data")
+    shutil.copytree(source / "meta", root / "meta")
+    if (source / "videos").exists():
+        shutil.copytree(source / "videos", root / "videos")
+    before = {p: p.read_bytes() for p in root.rglob("file-*") if p.is_file()}
+    old = _read(root)
+    features, columns = _like_fixture(json.loads((root / "meta/info.json").read_text()))
+    with DatasetWriter(root, fps=10, features=features, video=VideoEncoding(threads=1)) as writer:
+        for _ in range(3):
+            writer.add_episode(columns, "open the top drawer")
+    assert all(p.read_bytes() == content for p, content in before.items())
+    new = _read(root)
+    assert len(new) == 9
+    for a, b in zip(old, new, strict=False):
+        np.testing.assert_equal(a, b)
+    np.testing.assert_array_equal(np.array(new[8]["action"], np.float32), columns["action"])
+    assert json.loads((root / "meta/info.json").read_text())["total_tasks"] == 3
+    assert len(list(root.glob("data/*/*"))) == 2
+    table = FrameTable.open(root, cache_dir=tmp_path / "cache")
+    assert table.num_frames == 160 + 12
 
 
 @pytest.mark.lerobot
@@ -454,3 +490,36 @@ def test_lerobot_reads_every_value(tmp_path, kind):
         np.concatenate([_episode(i, 3 + i % 3)["action"] for i in range(12)]).mean(axis=0),
         rtol=1e-5,
     )
+
+
+@pytest.mark.lerobot
+def test_lerobot_and_the_writer_take_turns(tmp_path):
+    lerobot_dataset = pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    features = STATE | {"grid": FeatureSpec("float32", (2, 3))}
+
+    def episode(i: int) -> dict[str, np.ndarray]:
+        return _episode(i, 3 + i % 3) | {"grid": np.full((3 + i % 3, 2, 3), i, np.float32)}
+
+    def ours(numbers: range) -> None:
+        with DatasetWriter(tmp_path / "set", fps=10, features=features) as writer:
+            for i in numbers:
+                assert writer.add_episode(episode(i), f"task {i % 2}") == i
+
+    ours(range(3))
+    data = lerobot_dataset.LeRobotDataset("local/set", root=tmp_path / "set")
+    for i in range(3, 6):
+        columns = episode(i)
+        for frame in range(3 + i % 3):
+            values = {k: v[frame] if v.ndim > 1 else v[frame : frame + 1] for k, v in columns.items()}
+            data.add_frame(values | {"task": f"task {i % 2}"})
+        data.save_episode()
+    data.finalize()
+    ours(range(6, 9))
+    data = lerobot_dataset.LeRobotDataset("local/set", root=tmp_path / "set")
+    actions = np.concatenate([episode(i)["action"] for i in range(9)])
+    grids = np.concatenate([episode(i)["grid"] for i in range(9)])
+    assert len(data) == len(actions)
+    for row in range(len(data)):
+        np.testing.assert_array_equal(data[row]["action"].numpy(), actions[row])
+        np.testing.assert_array_equal(data[row]["grid"].numpy(), grids[row])
+    _check(_read(tmp_path / "set"))

@@ -22,7 +22,7 @@ MAX_IMAGE_FRAMES = 100
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Statistics of one feature: arrays of the feature's shape, or [3, 1, 1] for cameras (pixels in 0..1).
+    """Statistics of one feature: arrays [D], or [3, 1, 1] for cameras (pixels in 0..1).
 
     min, max: in the feature's dtype. mean, std (population): float64. quantiles: float64 [5, ...]
         (`QUANTILES`).
@@ -44,14 +44,19 @@ class FeatureStatistics:
 
 
 def column_statistics(values: np.ndarray) -> FeatureStatistics:
-    """Statistics over the frames of a numeric or bool column [T, ...], T >= 1."""
+    """Statistics over the frames of a numeric or bool column [T, ..., D], T >= 1, [D] each.
+
+    Dimensions between frame and last one are pooled; `count` is T all the same.
+    """
+    num_frames = len(values)
+    values = values.reshape(-1, values.shape[-1])
     wide = values.astype(np.float64)
     return FeatureStatistics(
         min=values.min(axis=0),
         max=values.max(axis=0),
         mean=wide.mean(axis=0),
         std=wide.std(axis=0),
-        count=len(values),
+        count=num_frames,
         quantiles=np.quantile(wide, list(QUANTILES.values()), axis=0),
     )
 
