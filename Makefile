@@ -1,0 +1,56 @@
+# chunkrl: `make demo` runs the main job, `make test` the tests; both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+USE := $(VENV)/.installed-use
+DEV := $(VENV)/.installed-dev
+LEROBOT_VENV := .venv-lerobot
+PIP := install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-slow test-gpu test-lerobot lint typecheck check benchmark clean
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "chunkrl needs Python 3.10 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(USE): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip $(PIP) --editable '.[sim]'
+	touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip $(PIP) --editable '.[sim,dev]'
+	touch $@ $(USE)
+
+demo: $(USE)
+	$(BIN)/chunkrl demo
+
+test: $(DEV)
+	$(BIN)/pytest -m "not slow and not gpu and not lerobot and not libero"
+
+test-slow: $(DEV)
+	$(BIN)/pytest -m "slow"
+
+test-gpu: $(DEV)
+	$(BIN)/pytest -m "gpu"
+
+# LeRobot 0.4.4 pins an older torch, so its tests have an environment of their own
+test-lerobot:
+	test -x $(LEROBOT_VENV)/bin/python || $(PYTHON) -m venv $(LEROBOT_VENV)
+	$(LEROBOT_VENV)/bin/pip install --quiet --disable-pip-version-check 'lerobot==0.4.4' pytest hypothesis tyro dacite
+	$(LEROBOT_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(LEROBOT_VENV)/bin/pytest -m "lerobot"
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: $(DEV)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+check: lint typecheck test
+
+benchmark: $(USE)
+	$(BIN)/python -m benchmarks.metaworld
+
+clean:
+	rm -rf $(VENV) $(LEROBOT_VENV) build *.egg-info src/*.egg-info
