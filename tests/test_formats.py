@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from lerobot_folder import NAMING, Version, edit_json, edit_parquet, write_lerobot_folder
 
+from chunkrl.data import formats
 from chunkrl.data.formats import RECOGNISE, ColumnMapping, Feature, describe, image_size
 from chunkrl.errors import DatasetError
 
@@ -259,3 +261,25 @@ def test_reads_what_lerobot_wrote():
         episodes = description.episodes
         assert [e.length for e in episodes] == [item["length"] for item in truth]
         assert [e.tasks for e in episodes] == [(item["task"],) for item in truth]
+
+
+def test_takes_a_repository_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = write_lerobot_folder(tmp_path / "set").root
+    asked: list[tuple[object, ...]] = []
+
+    def download(repo_id: str, repo_type: str, revision: str | None) -> str:
+        asked.append((repo_id, repo_type, revision))
+        return str(root)
+
+    monkeypatch.setattr(formats, "snapshot_download", download)
+    assert describe("someone/a-set_1.0", revision="v1").num_frames == 12
+    assert asked == [("someone/a-set_1.0", "dataset", "v1")]
+
+    def refuse(repo_id: str, repo_type: str, revision: str | None) -> str:
+        raise LocalEntryNotFoundError("no network\nand more")
+
+    monkeypatch.setattr(formats, "snapshot_download", refuse)
+    refuses("someone/set", "someone/set", "no such folder", "(no network)", "revision")
+    # A path is never taken for a repository.
+    refuses(Path("someone/set"), "no such folder")
+    refuses("a/b/c", "no such folder")
