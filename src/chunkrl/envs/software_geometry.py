@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from chunkrl.errors import ChunkRLError, MissingExtraError
 
-if TYPE_CHECKING:
-    import mujoco
-
+MjModel = Any  # mujoco's classes live in an extension module without type information
+MjData = Any
 NUM_SEGMENTS = 28  # corners of a tessellated circle
 INFINITE_PLANE_M = 20.0  # half side of the quad drawn for a plane of unlimited size
 MAX_VISIBLE_GROUP = 2  # MuJoCo's viewer hides geom groups 3 to 5: collision shapes
@@ -47,7 +46,7 @@ class GeomSurface:
     moving: bool
 
 
-def import_mujoco():
+def import_mujoco() -> Any:
     """The `mujoco` module; raises MissingExtraError (extra `sim`) where it is not installed."""
     try:
         import mujoco
@@ -56,7 +55,7 @@ def import_mujoco():
     return mujoco
 
 
-def visible_surfaces(model: mujoco.MjModel) -> list[GeomSurface]:
+def visible_surfaces(model: MjModel) -> list[GeomSurface]:
     """Surfaces of the geoms that MuJoCo's viewer draws by default: groups 0 to 2, alpha above 0.
 
     Raises ChunkRLError for a height field, the one geom type not tessellated here.
@@ -78,7 +77,7 @@ def sphere(radius_m: float) -> Triangles:
     return _revolve(_arc(radius_m, -90, 90))
 
 
-def _geom_rgba(model: mujoco.MjModel, geom: int) -> np.ndarray:
+def _geom_rgba(model: MjModel, geom: int) -> np.ndarray:
     """The geom's own colour, else its material's times the mean colour of the material's texture."""
     own = np.asarray(model.geom_rgba[geom], dtype=np.float64)
     material = model.geom_matid[geom]
@@ -95,7 +94,7 @@ def _geom_rgba(model: mujoco.MjModel, geom: int) -> np.ndarray:
     return np.concatenate([rgba[:3] * mean, rgba[3:]])
 
 
-def _tessellate(model: mujoco.MjModel, geom: int) -> Triangles:
+def _tessellate(model: MjModel, geom: int) -> Triangles:
     kinds = import_mujoco().mjtGeom
     kind, size = model.geom_type[geom], np.asarray(model.geom_size[geom], dtype=np.float64)
     if kind == kinds.mjGEOM_PLANE:
@@ -156,7 +155,9 @@ def _arc(radius: float, first_deg: float, last_deg: float, height: float = 0.0) 
 def _revolve(profile: list[tuple[float, float]]) -> Triangles:
     """The surface that `profile`, points (distance from the axis, z) from bottom to top, sweeps about z."""
     angles = np.arange(NUM_SEGMENTS) * (2 * np.pi / NUM_SEGMENTS)
-    rings = [np.stack([r * np.cos(angles), r * np.sin(angles), np.full(NUM_SEGMENTS, z)], 1) for r, z in profile]
+    rings = [
+        np.stack([r * np.cos(angles), r * np.sin(angles), np.full(NUM_SEGMENTS, z)], 1) for r, z in profile
+    ]
     here = np.arange(NUM_SEGMENTS)
     after = (here + 1) % NUM_SEGMENTS
     faces = []

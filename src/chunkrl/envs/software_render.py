@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chunkrl.envs.software_geometry import GeomSurface, import_mujoco, sphere, visible_surfaces
+from chunkrl.envs.software_geometry import (
+    GeomSurface,
+    MjData,
+    MjModel,
+    import_mujoco,
+    sphere,
+    visible_surfaces,
+)
 from chunkrl.envs.software_raster import NEARNESS_STEPS, NUMBER_MASK, Flat, clip_near, rasterise
-
-if TYPE_CHECKING:
-    import mujoco
 
 SUPERSAMPLING = 2  # samples a pixel along each axis; they are averaged
 NEAR_M = 0.02
@@ -50,14 +53,14 @@ class Camera:
 
 
 def metaworld_camera() -> Camera:
-    """From the front right of MetaWorld's table: gripper, object and goal in view, the arm behind them."""
-    return Camera(position=(0.95, 1.0, 0.6), target=(0.0, 0.68, 0.13), fov_deg=34.0)
+    """From the right of MetaWorld's table: looks between the fingers, so that they never hide the object."""
+    return Camera(position=(0.95, 1.0, 0.62), target=(-0.02, 0.68, 0.14), fov_deg=31.0)
 
 
 class SoftwareRenderer:
     """Draws one model from one camera: triangles are made once, each picture moves them."""
 
-    def __init__(self, model: mujoco.MjModel, camera: Camera, width: int = 320, height: int = 240) -> None:
+    def __init__(self, model: MjModel, camera: Camera, width: int = 320, height: int = 240) -> None:
         """width, height: pixels. Raises ChunkRLError for a geom type that cannot be drawn."""
         if width < 1 or height < 1:
             raise ValueError(f"a picture is at least 1 x 1 pixels, got {width} x {height}")
@@ -82,7 +85,7 @@ class SoftwareRenderer:
         self._mujoco, self._model = import_mujoco(), model
         self._pose = self._mujoco.MjData(model)
 
-    def project(self, point: Sequence[float]) -> tuple[float, float]:
+    def project(self, point: Sequence[float] | np.ndarray) -> tuple[float, float]:
         """(column, row), pixels from the top left corner, of a world point (m); ValueError if it is behind."""
         seen = self._axes @ (np.asarray(point, dtype=np.float64) - self._eye)
         if seen[2] < NEAR_M:
@@ -90,13 +93,17 @@ class SoftwareRenderer:
         column, row = self._to_picture(seen[None])[0] / SUPERSAMPLING
         return float(column), float(row)
 
-    def render(self, data: mujoco.MjData) -> np.ndarray:
+    def render(self, data: MjData) -> np.ndarray:
         """The scene as uint8 [height, width, 3], in the pose that `data`'s joints and mocap bodies hold.
 
         Positions are computed here, in a copy: after a reset MetaWorld's data still holds the last episode's,
         and mj_forward on the simulation's own data could change what it computes next.
         """
-        self._pose.qpos, self._pose.mocap_pos, self._pose.mocap_quat = data.qpos, data.mocap_pos, data.mocap_quat
+        self._pose.qpos, self._pose.mocap_pos, self._pose.mocap_quat = (
+            data.qpos,
+            data.mocap_pos,
+            data.mocap_quat,
+        )
         data = self._pose
         self._mujoco.mj_kinematics(self._model, data)
         backdrop = self._draw_backdrop(data)
@@ -122,9 +129,11 @@ class SoftwareRenderer:
         total = sum(samples[:, i, :, j] for i in range(SUPERSAMPLING) for j in range(SUPERSAMPLING))
         return np.rint(total / SUPERSAMPLING**2).astype(np.uint8)
 
-    def _draw_backdrop(self, data: mujoco.MjData) -> _Backdrop:
+    def _draw_backdrop(self, data: MjData) -> _Backdrop:
         """What stands still, drawn again only when a simulator moved it (MetaWorld does so at a reset)."""
-        poses = np.concatenate([data.geom_xpos[self._fixed.frames], data.geom_xmat[self._fixed.frames]], axis=1)
+        poses = np.concatenate(
+            [data.geom_xpos[self._fixed.frames], data.geom_xmat[self._fixed.frames]], axis=1
+        )
         if self._backdrop is None or not np.array_equal(self._backdrop.poses, poses):
             placed = self._fixed.place(data.geom_xpos, data.geom_xmat)
             keys = np.zeros(self._rows * self._columns, dtype=np.int64)
@@ -156,13 +165,13 @@ class SoftwareRenderer:
         return points, 0.5 - seen[..., 2] / (8 * self._shadow_half_m)
 
     def _shadow_map(self, casters: Sequence[_Placed]) -> np.ndarray:
-        """Nearness of the casters to the light, [SHADOW_SIZE^2 + 1]; the last cell is never in shadow."""
+        """Nearness of the casters to the light, [SHADOW_SIZE^2]; 0 where there is none."""
         keys = np.zeros(SHADOW_SIZE**2, dtype=np.int64)
         for placed in casters:
             points, nearness = self._to_light(placed.vertices)
             flat = Flat(points[placed.faces], nearness[placed.faces], placed.numbers, placed.culled)
             rasterise(keys, SHADOW_SIZE, flat)
-        return np.append((keys >> 32) / NEARNESS_STEPS, 0.0)
+        return (keys >> 32) / NEARNESS_STEPS
 
     def _shadow_receivers(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each sample of the backdrop: its cell of the shadow map and the nearness that shadows it."""
@@ -175,7 +184,8 @@ class SoftwareRenderer:
         lit = (keys == 0) | (points < 0).any(axis=1) | (points >= SHADOW_SIZE).any(axis=1)
         points[lit] = 0
         cell = points[:, 1].astype(np.int64) * SHADOW_SIZE + points[:, 0].astype(np.int64)
-        return np.where(lit, SHADOW_SIZE**2, cell), nearness + SHADOW_BIAS_M / (8 * self._shadow_half_m)
+        shadowed_above = np.maximum(nearness + SHADOW_BIAS_M / (8 * self._shadow_half_m), 0.0)
+        return cell, np.where(lit, np.inf, shadowed_above)
 
 
 @dataclass(frozen=True)
@@ -237,7 +247,7 @@ class _Layer:
         return _Placed(placed, self.faces, self._numbers, self._culled, np.concatenate(colours))
 
 
-def _goal_layers(model: mujoco.MjModel) -> list[_Layer]:
+def _goal_layers(model: MjModel) -> list[_Layer]:
     goals = []
     for site in range(model.nsite):
         rgba = np.asarray(model.site_rgba[site], dtype=np.float64)
