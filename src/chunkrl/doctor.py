@@ -74,4 +74,6 @@ def run_doctor(config: DoctorConfig) -> None:
     for name in missing:
         print(f"to complete: pip install '{name}'")
     if importlib.util.find_spec("mujoco") is not None:
-        print(f"rendering   MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')} (state tasks and the demo need none)")
+        print(
+            f"rendering   MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')} (state tasks and the demo need none)"
+        )

@@ -17,4 +17,6 @@ class MissingExtraError(ChunkRLError):
     """A feature whose optional packages are not installed."""
 
     def __init__(self, feature: str, package: str, extra: str) -> None:
-        super().__init__(f"{feature} needs '{package}', which is not installed: pip install 'chunkrl[{extra}]'")
+        super().__init__(
+            f"{feature} needs '{package}', which is not installed: pip install 'chunkrl[{extra}]'"
+        )
