@@ -117,10 +117,10 @@ def test_round_geoms_have_their_size(geom: str, half_width: float, half_height: 
     assert mask.any(axis=1).sum() == pytest.approx(2 * half_height * pixels_per_metre, rel=0.04)
 
 
-def test_mesh_sits_where_mujoco_puts_it_and_shows_both_sides():
+def test_mesh_sits_where_mujoco_puts_it():
     vertices = "0 0 0  .4 0 0  0 .4 0  0 0 .4"
     assets = f'<mesh name="m" vertex="{vertices}" face="0 2 1  0 1 3  1 2 3  0 3 2"/>'
-    renderer, _, data = renderer_of('<geom type="mesh" mesh="m" rgba="0 1 0 1"/>', assets=assets)
+    renderer, model, data = renderer_of('<geom type="mesh" mesh="m" rgba="0 1 0 1"/>', assets=assets)
     mask = covered(renderer.render(data))
     # The face y = 0 is a right triangle 2 m away: 60 pixels a metre from the corner at (160, 120).
     assert mask[119, 161]
@@ -129,7 +129,8 @@ def test_mesh_sits_where_mujoco_puts_it_and_shows_both_sides():
     assert not mask[118, 158]
     assert not mask[122, 162]
     assert mask.sum() == pytest.approx(24 * 24 / 2, rel=0.1)
-    assert not software_geometry.visible_surfaces(renderer_of("", assets="")[1])
+    (surface,) = software_geometry.visible_surfaces(model)
+    assert not surface.triangles.closed  # drawn from both sides, for meshes with gaps
 
 
 def test_materials_and_the_mean_colour_of_textures():
@@ -202,7 +203,6 @@ def test_a_moving_box_casts_a_shadow_straight_along_the_light():
     )
     camera = Camera((0.0, -3.0, 1.5), (0.0, 0.0, 0.25), 45.0)
     renderer, _, data = renderer_of(body, camera)
-    mujoco.mj_forward(renderer._model, data)
     picture = renderer.render(data)
     floor = lit((0.5, 0.5, 0.5), np.array([0.0, 0.0, 1.0]))
     middle = np.array([0.0, 0.0, 0.5]) - LIGHT * (0.5 / LIGHT[2])
@@ -256,6 +256,13 @@ def test_bad_cameras_and_sizes_are_refused():
         Camera((0.0, 0.0, 1.0), (0.0, 0.0, 1.0))
     with pytest.raises(ValueError, match="at least 1 x 1"):
         renderer_of("", width=0)
+
+
+def test_data_of_another_model_is_refused():
+    renderer, _, _ = renderer_of("")
+    _, _, data = renderer_of('<body><freejoint/><geom size=".1"/></body>')
+    with pytest.raises(ValueError, match="another model"):
+        renderer.render(data)
 
 
 @settings(max_examples=25, deadline=None)

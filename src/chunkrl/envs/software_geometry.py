@@ -87,9 +87,12 @@ def _geom_rgba(model: MjModel, geom: int) -> np.ndarray:
     texture = int(np.max(model.mat_texid[material]))
     if texture < 0:
         return rgba
-    start, channels = model.tex_adr[texture], model.tex_nchannel[texture]
-    size = model.tex_height[texture] * model.tex_width[texture] * channels
-    texels = model.tex_data[start : start + size].reshape(-1, channels)
+    if hasattr(model, "tex_data"):
+        texels, channels = model.tex_data, model.tex_nchannel[texture]
+    else:  # MuJoCo 3.1 and the first 3.2 releases hold RGB only, under another name
+        texels, channels = model.tex_rgb, 3
+    start, count = model.tex_adr[texture], model.tex_height[texture] * model.tex_width[texture]
+    texels = texels[start : start + count * channels].reshape(-1, channels)
     mean = texels.mean(axis=0)[:3] / 255.0  # one grey value broadcasts over the three channels
     return np.concatenate([rgba[:3] * mean, rgba[3:]])
 

@@ -96,29 +96,23 @@ class SoftwareRenderer:
     def render(self, data: MjData) -> np.ndarray:
         """The scene as uint8 [height, width, 3], in the pose that `data`'s joints and mocap bodies hold.
 
-        Positions are computed here, in a copy: after a reset MetaWorld's data still holds the last episode's,
-        and mj_forward on the simulation's own data could change what it computes next.
+        Raises ValueError if `data` belongs to another model.
         """
-        self._pose.qpos, self._pose.mocap_pos, self._pose.mocap_quat = (
-            data.qpos,
-            data.mocap_pos,
-            data.mocap_quat,
-        )
-        data = self._pose
-        self._mujoco.mj_kinematics(self._model, data)
-        backdrop = self._draw_backdrop(data)
-        moving = self._moving.place(data.geom_xpos, data.geom_xmat)
+        pose = self._kinematics(data)
+        backdrop = self._draw_backdrop(pose)
+        moving = self._moving.place(pose.geom_xpos, pose.geom_xmat)
         keys = backdrop.keys.copy()
         self._draw(keys, moving)
         image = np.concatenate([backdrop.colours, moving.colours])[keys & NUMBER_MASK]
-        upright = np.tile(np.eye(3).ravel(), (len(data.site_xpos), 1))
-        goals = [layer.place(data.site_xpos, upright) for layer in self._goals]
+
+        upright = np.tile(np.eye(3).ravel(), (len(pose.site_xpos), 1))
+        goals = [layer.place(pose.site_xpos, upright) for layer in self._goals]
         shadow_map = self._shadow_map([moving, *goals])  # a goal's shadow tells how high it hangs
         in_shadow = shadow_map[backdrop.shadow_cell] > backdrop.shadow_nearness
         image[np.flatnonzero(in_shadow & (keys == backdrop.keys))] *= SHADOW
 
         clear = [(GOAL_ALPHA, goal) for goal in goals]
-        clear += [(layer.alpha, layer.place(data.geom_xpos, data.geom_xmat)) for layer in self._clear]
+        clear += [(layer.alpha, layer.place(pose.geom_xpos, pose.geom_xmat)) for layer in self._clear]
         clear.sort(key=lambda item: -np.linalg.norm(item[1].vertices.mean(axis=0) - self._eye))
         for alpha, placed in clear:  # far to near, each over what is there
             own = np.zeros_like(keys)
@@ -129,11 +123,25 @@ class SoftwareRenderer:
         total = sum(samples[:, i, :, j] for i in range(SUPERSAMPLING) for j in range(SUPERSAMPLING))
         return np.rint(total / SUPERSAMPLING**2).astype(np.uint8)
 
+    def _kinematics(self, data: MjData) -> MjData:
+        """Current positions of geoms and sites, computed in a copy.
+
+        After a reset MetaWorld's own data still holds the goal of the episode before, and mj_forward there
+        would write into the simulation.
+        """
+        pose = self._pose
+        if data.qpos.shape != pose.qpos.shape or data.mocap_pos.shape != pose.mocap_pos.shape:
+            raise ValueError(
+                "data belongs to another model than this renderer: make a renderer for that model"
+            )
+        pose.qpos, pose.mocap_pos, pose.mocap_quat = data.qpos, data.mocap_pos, data.mocap_quat
+        self._mujoco.mj_kinematics(self._model, pose)
+        return pose
+
     def _draw_backdrop(self, data: MjData) -> _Backdrop:
         """What stands still, drawn again only when a simulator moved it (MetaWorld does so at a reset)."""
-        poses = np.concatenate(
-            [data.geom_xpos[self._fixed.frames], data.geom_xmat[self._fixed.frames]], axis=1
-        )
+        frames = self._fixed.frames
+        poses = np.concatenate([data.geom_xpos[frames], data.geom_xmat[frames]], axis=1)
         if self._backdrop is None or not np.array_equal(self._backdrop.poses, poses):
             placed = self._fixed.place(data.geom_xpos, data.geom_xmat)
             keys = np.zeros(self._rows * self._columns, dtype=np.int64)
