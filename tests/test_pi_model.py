@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def joint_velocity(model: PiModel, inputs: PrefixInputs, x_t: Tensor, time: Tens
     angles = rotary_angles(token_positions(everything), model.config.head_dim)
     streams = [embeddings, suffix]
     for index in range(model.config.depth):
-        layers = (model.language.layers[index], model.expert.layers[index])
+        layers: tuple[Any, Any] = (model.language.layers[index], model.expert.layers[index])
         modulation = condition.modulations.layers[index] if condition.modulations else None
         normed, gates = _norms(
             streams, [x.input_layernorm for x in layers], modulation and modulation.attention

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,12 +11,14 @@ from torch import Tensor
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.pi.config import ResizeMode
 
+_FIXED_POINT = 2.0**22
+
 
 def prepare_images(images: Tensor, size: int, mode: ResizeMode, camera: str) -> Tensor:
     """uint8 [B, 3, height, width] -> float32 [B, 3, size, size] in [-1, 1].
 
-    "antialias" is the openpi data pipeline's (Pillow's bilinear filter, to one grey level), rounded to whole
-    grey levels as there; "bilinear" has no antialiasing, as LeRobot's and openpi's PyTorch code.
+    "antialias" is the openpi data pipeline's: what Pillow's bilinear filter gives, to the grey level, and on any
+    device. "bilinear" has no antialiasing, as in LeRobot and openpi's PyTorch code.
 
     Raises:
         ChunkRLError: another dtype or shape; the message names the camera.
@@ -29,12 +33,37 @@ def prepare_images(images: Tensor, size: int, mode: ResizeMode, camera: str) -> 
     if (height, width) != (size, size):
         ratio = max(height / size, width / size)
         new_height, new_width = int(height / ratio), int(width / ratio)
-        antialias = mode == "antialias"
-        pixels = F.interpolate(
-            pixels, (new_height, new_width), mode="bilinear", align_corners=False, antialias=antialias
-        )
-        if antialias:
-            pixels = pixels.round().clamp(0, 255)
+        if mode == "antialias":
+            pixels = _resize_as_pillow(images, new_height, new_width).float()
+        else:
+            pixels = F.interpolate(pixels, (new_height, new_width), mode="bilinear")
         top, left = (size - new_height) // 2, (size - new_width) // 2
         pixels = F.pad(pixels, (left, size - new_width - left, top, size - new_height - top))
     return pixels / 255 * 2 - 1
+
+
+def _resize_as_pillow(images: Tensor, height: int, width: int) -> Tensor:
+    """Antialiased bilinear resize, rows first, each pass rounded to whole grey levels.
+
+    float64 holds the fixed-point sums exactly, so this equals Pillow's integer arithmetic (images more than twice
+    as tall as wide excepted: some Pillow versions resize their columns first).
+    """
+    rows = _fixed_point_weights(images.shape[-1], width).to(images.device)
+    columns = _fixed_point_weights(images.shape[-2], height).to(images.device)
+    pixels = _to_grey_levels(images.double() @ rows.T)
+    return _to_grey_levels(columns @ pixels)
+
+
+def _to_grey_levels(sums: Tensor) -> Tensor:
+    return (sums / _FIXED_POINT + 0.5).floor().clamp(0, 255)
+
+
+@lru_cache(maxsize=64)
+def _fixed_point_weights(size_in: int, size_out: int) -> Tensor:
+    """Triangle filter as wide as an output pixel (at least as an input pixel): integers in float64 [out, in]."""
+    scale = size_in / size_out
+    centre = (torch.arange(size_out, dtype=torch.float64) + 0.5) * scale
+    position = torch.arange(size_in, dtype=torch.float64) + 0.5
+    weights = (1 - (position - centre[:, None]).abs() / max(scale, 1.0)).clamp(min=0)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    return (weights * _FIXED_POINT + 0.5).floor()
