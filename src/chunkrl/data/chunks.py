@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -49,6 +49,14 @@ class HoldAction:
         dims = list(self.gripper_dims)
         hold[..., dims] = last[..., dims]
         return hold
+
+    def check(self, action_dim: int) -> None:
+        """Raises DatasetError where the rule does not fit actions of `action_dim` values."""
+        if self.control not in ("delta", "absolute"):
+            raise DatasetError(f"hold.control is {self.control!r}; it must be delta or absolute")
+        outside = [dim for dim in self.gripper_dims if not -action_dim <= dim < action_dim]
+        if self.control == "delta" and outside:
+            raise DatasetError(f"hold.gripper_dims names {outside}, but actions have {action_dim} values")
 
 
 @dataclass(frozen=True)
@@ -156,12 +164,15 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
             raise DatasetError(f"action_horizon is {action_horizon}; a chunk has at least 1 action")
         if not 0.0 < gamma <= 1.0:
             raise DatasetError(f"gamma is {gamma}; it must lie in (0, 1]")
+        if reward not in get_args(ChunkReward):
+            raise DatasetError(f"reward is {reward!r}; it must be one of {get_args(ChunkReward)}")
         self.table = FrameTable.open(dataset_dir, mapping, revision, cache_dir, progress)
         if action_horizon > self.table.episode_length.max():
             raise DatasetError(
                 f"action_horizon {action_horizon} is longer than every episode of {dataset_dir} "
                 f"(longest: {self.table.episode_length.max()} frames); choose a shorter horizon"
             )
+        hold.check(self.table.action.shape[1])
         self.action_horizon, self.gamma, self.hold = action_horizon, gamma, hold
         self.reward_kind: ChunkReward = reward
         self.frame_labels = label_frames(self.table, labels)
@@ -175,9 +186,10 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
                 raise DatasetError(f"{dataset_dir} has no camera {camera!r}; it has {list(known)}")
         # the episode (position in the table) of every row, and the rows that may start a chunk
         self.episode_of_row = np.repeat(np.arange(self.table.num_episodes), self.table.episode_length)
-        chosen = (
-            np.arange(self.table.num_episodes) if episodes is None else np.asarray(episodes, dtype=np.int64)
-        )
+        num_episodes = self.table.num_episodes
+        chosen = np.arange(num_episodes) if episodes is None else np.asarray(episodes, dtype=np.int64)
+        if unknown := sorted(set(chosen.tolist()) - set(range(num_episodes))):
+            raise DatasetError(f"{dataset_dir} has no episode at position {unknown}; it has {num_episodes}")
         self.starts = np.flatnonzero(np.isin(self.episode_of_row, chosen))
         self.labels: dict[str, np.ndarray] = {}
 

@@ -1,0 +1,92 @@
+"""Small data sets for the tests of the learning core, written by DatasetWriter, and chunk data sets in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.normalize import Normalizer
+from chunkrl.data.writer import DatasetWriter, FeatureSpec
+from chunkrl.models.encoders import NetworkConfig, ObservationSpec
+from chunkrl.models.factory import NetworkFactory
+from chunkrl.models.policy import ChunkShape
+from chunkrl.progress import silent
+
+FPS = 10.0
+Columns = Mapping[str, np.ndarray]
+
+
+def _spec(values: np.ndarray) -> FeatureSpec:
+    values = np.asarray(values)
+    if values.ndim == 4:
+        return FeatureSpec("image", values.shape[1:])
+    return FeatureSpec(values.dtype.name, values.shape[1:] or (1,))
+
+
+def write_dataset(root: Path, episodes: Sequence[Columns], tasks: Sequence[str] = ("push",)) -> Path:
+    """One episode a mapping of columns [T, ...]; episode i has the text tasks[i % len(tasks)]."""
+    features = {name: _spec(values) for name, values in episodes[0].items()}
+    with DatasetWriter(root, fps=FPS, features=features) as writer:
+        for number, columns in enumerate(episodes):
+            writer.add_episode(columns, tasks[number % len(tasks)])
+    return root
+
+
+def episode(
+    length: int, success: bool, rng: np.random.Generator, **columns: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Random states [T, 3] and actions [T, 2]; next.success at the last frame of a success."""
+    flags = np.zeros(length, dtype=bool)
+    flags[-1] = success
+    random = {
+        "observation.state": rng.normal(size=(length, 3)).astype(np.float32),
+        "action": rng.normal(size=(length, 2)).astype(np.float32),
+        "next.success": flags,
+    }
+    return random | columns
+
+
+def random_episodes(
+    num_episodes: int, seed: int = 0, lengths: tuple[int, int] = (5, 12)
+) -> list[dict[str, np.ndarray]]:
+    """Episodes of which every second one succeeds."""
+    rng = np.random.default_rng(seed)
+    return [episode(int(rng.integers(*lengths)), i % 2 == 0, rng) for i in range(num_episodes)]
+
+
+def image_episodes(
+    num_episodes: int, cameras: Sequence[str] = ("front", "wrist"), size: int = 32
+) -> list[dict[str, np.ndarray]]:
+    """Episodes with pictures of several cameras, uint8 [T, size, size, 3]."""
+    rng = np.random.default_rng(3)
+    return [
+        columns
+        | {
+            f"observation.images.{name}": rng.integers(0, 256, (6, size, size, 3), dtype=np.uint8)
+            for name in cameras
+        }
+        for columns in (episode(6, i % 2 == 0, rng) for i in range(num_episodes))
+    ]
+
+
+def open_chunks(root: Path, horizon: int = 3, gamma: float = 0.9, **settings: Any) -> ChunkDataset:
+    """The data set at `root`, without progress bars."""
+    return ChunkDataset(root, horizon, gamma, progress=silent, **settings)
+
+
+def identity_factory(dataset: ChunkDataset, network: NetworkConfig | None = None) -> NetworkFactory:
+    """Networks on raw states and actions: no statistic of the data enters them."""
+    bound = 1e3 * torch.ones(dataset.action_dim)
+    return NetworkFactory(
+        ObservationSpec(state_dim=dataset.state_dim),
+        ChunkShape(dataset.action_horizon, dataset.action_dim),
+        Normalizer.identity(dataset.state_dim),
+        Normalizer.identity(dataset.action_dim),
+        (-bound, bound),
+        network or NetworkConfig(hidden_dim=32, num_layers=1),
+    )

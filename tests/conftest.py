@@ -1,0 +1,14 @@
+"""Every test reads data sets through a cache of its own session, with one thread."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHUNKRL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
