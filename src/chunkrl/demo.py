@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,12 @@ def _curves(result: JobResult) -> list[Curve]:
             if points := outcome.history.get(metric):
                 x, y = zip(*points, strict=True)
                 curves.append(Curve(name, x, y, panel=f"{panel}, {result.job.task}"))
+    for name, label in (("held_out", "held out"), ("seen", "on its own episodes")):
+        if points := result.outcomes[CHUNK_RL.name].history.get(f"value/rank_correlation_{name}"):
+            x, y = zip(*points, strict=True)
+            curves.append(
+                Curve(label, x, y, panel=f"rank correlation of V with the return, {result.job.task}")
+            )
     return curves
 
 
@@ -204,10 +211,7 @@ def _traces(result: JobResult) -> list[EpisodeTrace]:
 
 def _segments(controller: np.ndarray) -> tuple[Segment, ...]:
     cuts = [0, *(np.flatnonzero(np.diff(controller)) + 1).tolist(), len(controller)]
-    return tuple(
-        Segment(a, b, CONTROLLERS[int(controller[a])].replace("_", " "))
-        for a, b in zip(cuts, cuts[1:], strict=False)
-    )
+    return tuple(Segment(a, b, CONTROLLERS[int(controller[a])].replace("_", " ")) for a, b in pairwise(cuts))
 
 
 def _clips(result: JobResult) -> list[ClipPair]:
@@ -236,5 +240,5 @@ def _clips(result: JobResult) -> list[ClipPair]:
         if len(differing)
         else "the first state (no state where only RL succeeds)"
     )
-    title = f"{job.task}: initial state {number + 1} of {job.num_eval}, {chosen}; half speed"
+    title = f"initial state {number + 1} of {job.num_eval}, {chosen}; half speed"
     return [ClipPair(job.task, title, *labels, video, mime)]

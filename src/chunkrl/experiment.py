@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import multiprocessing
 import queue
+import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -273,11 +275,15 @@ class _Board:
         self._totals = [_num_stages(job) for job in jobs]
         self._done = [0.0] * len(jobs)
         self._finished_stages = [0] * len(jobs)
+        interactive = sys.stderr.isatty()
+        self._interval = 0.5 if interactive else 20.0  # seconds between drawings; a log wants few lines
+        self._drawn = 0.0
         self._bar = tqdm(
             total=float(sum(self._totals)),
             desc="all",
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left {postfix}",
-            mininterval=0.5,
+            ncols=None if interactive else 120,
+            miniters=float("inf"),  # drawn by _draw alone
         )
         self._running: dict[int, str] = {}
         self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -304,13 +310,19 @@ class _Board:
             part = 0.0 if done == total else done / total
             self._done[number] = min(self._finished_stages[number] + part, self._totals[number])
         self._bar.n = sum(self._done)
-        self._bar.set_postfix_str(" | ".join(self._running.values())[:100], refresh=False)
-        self._bar.refresh()
+        self._draw()
+
+    def _draw(self, now: bool = False) -> None:
+        if now or time.monotonic() - self._drawn >= self._interval:
+            self._drawn = time.monotonic()
+            self._bar.set_postfix_str(" | ".join(self._running.values())[:100], refresh=False)
+            self._bar.refresh()
 
     def close(self) -> None:
         """Draws the last state."""
         self._stop.set()
         self._thread.join(timeout=2)
+        self._draw(now=True)
         self._bar.close()
 
 
