@@ -130,10 +130,7 @@ class ChunkAWR:
             value_loss, log_prob = self._value_loss(value, now, batch)
             advantage = self._advantage(value, now, batch, fold)
             weights = losses.advantage_weights(
-                config.advantage_scale * advantage if config.normalize == "none" else advantage,
-                config.beta * (1.0 if config.normalize == "none" else config.advantage_scale),
-                config.weight_clip,
-                config.normalize,
+                advantage, config.beta * config.advantage_scale, config.weight_clip, config.normalize
             )
             nll = self._negative_log_likelihood(now, batch)
             policy = losses.policy_loss(weights, nll)
