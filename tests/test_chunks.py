@@ -202,8 +202,8 @@ def test_loader_is_a_function_of_seed_and_update(two_episodes: Path) -> None:
     drawn = [loader.batch(update).index.tolist() for update in range(6)]
     again = ChunkLoader(dataset, 3, seed=1)
     assert [again.batch(update).index.tolist() for update in (5, 0, 3)] == [drawn[5], drawn[0], drawn[3]]
-    epoch = sum(drawn[:3], [])
-    assert len(set(epoch)) == 9  # one pass draws nothing twice
+    epoch = {index for batch in drawn[:3] for index in batch}
+    assert len(epoch) == 9  # one pass draws nothing twice
     assert ChunkLoader(dataset, 3, seed=2).batch(0).index.tolist() != drawn[0]
     subset = ChunkLoader(dataset, 64, seed=0, subset=[2, 4])
     assert sorted(subset.batch(0).index.tolist()) == [2, 4]  # a smaller data set gives smaller batches

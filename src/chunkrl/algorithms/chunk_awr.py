@@ -107,7 +107,11 @@ class ChunkAWR:
         self.critic = CrossFitted(lambda: factory.critic(config.num_critics), config.num_folds).to(device)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         parameters = [*self.policy.parameters(), *self.value.parameters(), *self.critic.parameters()]
-        self._optimizer = Optimizer(parameters, optim)
+        groups = [parameters]
+        if config.num_folds > 1:
+            groups = [list(self.policy.parameters()), *self.value.parameter_groups()]
+            groups += self.critic.parameter_groups()
+        self._optimizer = Optimizer(groups, optim)
 
     def phases(self) -> tuple[Phase, ...]:
         """One phase, `joint`."""
@@ -141,13 +145,13 @@ class ChunkAWR:
         else:
             self.target.load_state_dict(self.critic.state_dict())
         metrics = {
-            "loss/critic": float(critic),
-            "loss/value": float(value_loss),
-            "loss/policy": float(policy),
-            "loss/imitation": float(nll.mean()),
-            "value/mean": float(value.mean()),
-            "q/mean": float(q.mean()),
-            "advantage/mean": float(advantage.mean()),
+            "loss/critic": float(critic.detach()),
+            "loss/value": float(value_loss.detach()),
+            "loss/policy": float(policy.detach()),
+            "loss/imitation": float(nll.detach().mean()),
+            "value/mean": float(value.detach().mean()),
+            "q/mean": float(q.detach().mean()),
+            "advantage/mean": float(advantage.detach().mean()),
             "advantage/std": float(advantage.std(unbiased=False)),
             "weight/mean": float(weights.mean()),
             "weight/max": float(weights.max()),

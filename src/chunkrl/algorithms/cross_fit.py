@@ -23,6 +23,8 @@ def assign_folds(success: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
 
     success: bool [E]. Raises ChunkRLError when there are fewer episodes than folds.
     """
+    if num_folds < 1:
+        raise ChunkRLError(f"num_folds is {num_folds}; it must be at least 1")
     num_episodes = len(success)
     if num_folds > num_episodes:
         raise ChunkRLError(
@@ -44,14 +46,16 @@ class CrossFitted(nn.Module):
 
     def __init__(self, make: Callable[[], nn.Module], num_folds: int) -> None:
         super().__init__()
-        if num_folds < 1:
-            raise ChunkRLError(f"num_folds is {num_folds}; it must be at least 1")
         self.num_folds = num_folds
         self.networks = nn.ModuleList(make() for _ in range(num_folds))
 
     def each(self, call: Callable[[nn.Module], Tensor]) -> Tensor:
         """call(network) of every network, stacked in front: [K, ...]."""
         return torch.stack([call(network) for network in self.networks])
+
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """Each network's parameters, for `Optimizer`."""
+        return [list(network.parameters()) for network in self.networks]
 
     def trains_on(self, fold: Tensor) -> Tensor:
         """bool [K, B]: network k may train on a row of fold `fold` int [B]."""

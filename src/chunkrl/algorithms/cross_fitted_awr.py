@@ -108,7 +108,7 @@ class CrossFittedAWR:
         self.config, self.device, self.seed = config, device, seed
         self._dataset = dataset
         self.policy = factory.policy(policy_config).to(device)
-        self._policy_optimizer = Optimizer(self.policy.parameters(), optim)
+        self._policy_optimizer = Optimizer([self.policy.parameters()], optim)
         self.value: CrossFitted | None = None
         self.critic: CrossFitted | None = None
         self.fold = np.zeros(dataset.table.num_episodes, dtype=np.int64)
@@ -117,12 +117,17 @@ class CrossFittedAWR:
             head = NetworkConfig(hidden_dim=fit.hidden_dim, num_layers=fit.num_layers, dropout=fit.dropout)
             self.fold = assign_folds(dataset.frame_labels.success, config.num_folds, seed)
             self.value = CrossFitted(lambda: factory.value(head), config.num_folds).to(device)
-            self._value_optimizer = Optimizer(self.value.parameters(), optim)
+            self._value_optimizer = Optimizer(self.value.parameter_groups(), optim)
             if config.train_q:
                 self.critic = CrossFitted(lambda: factory.critic(1, head), config.num_folds).to(device)
-                self._critic_optimizer = Optimizer(self.critic.parameters(), optim)
+                self._critic_optimizer = Optimizer(self.critic.parameter_groups(), optim)
         self.labels: dict[str, np.ndarray] = {}
         self._successes = np.flatnonzero(dataset.success)
+        if config.data == "successes" and len(self._successes) == 0:
+            raise ChunkRLError(
+                f"{dataset.table.description.root} has no successful episode to clone; say with --labels.success which "
+                "ones are, or use --objective behaviour_cloning"
+            )
         self._prepare_targets(dataset)
 
     def _prepare_targets(self, dataset: ChunkDataset) -> None:
@@ -137,10 +142,27 @@ class CrossFittedAWR:
         known = np.ones(len(returns), dtype=bool)
         if self.config.fit.time_out == "bootstrap":
             known = dataset.segments.terminated
+        known &= ~labels.after_success
+        if self.config.uses_values:
+            self._check_outcomes(dataset, returns, known)
         self._returns = returns
         dataset.attach("outcome", self.range.to_unit(returns)[dataset.starts])
-        dataset.attach("outcome_known", (known & ~labels.after_success)[dataset.starts])
+        dataset.attach("outcome_known", known[dataset.starts])
         dataset.attach("fold", self.fold[dataset.episode])
+
+    @staticmethod
+    def _check_outcomes(dataset: ChunkDataset, returns: np.ndarray, known: np.ndarray) -> None:
+        root = dataset.table.description.root
+        if not returns.any():
+            raise ChunkRLError(
+                f"no reward anywhere in {root}, so there is nothing to learn values from: say with --labels.success "
+                "which episodes succeeded, or use --objective behaviour_cloning"
+            )
+        if known[dataset.starts].sum() < 2:
+            raise ChunkRLError(
+                f"no outcome in {root} is known with --fit.time-out bootstrap, because no episode terminates: "
+                "use --fit.time-out failure or --labels.failure-terminal"
+            )
 
     def phases(self) -> tuple[Phase, ...]:
         """`value` (if anything needs values), `critic` (with `train_q`), then `policy`."""
@@ -187,7 +209,7 @@ class CrossFittedAWR:
             # a sum over folds: each network gets its own full gradient
             loss = losses.outcome_loss(logits.float(), batch.labels["outcome"], mask) * len(logits)
         norm = self._value_optimizer.step(loss)
-        return {"loss/value": float(loss) / len(logits), "grad_norm/value": norm}
+        return {"loss/value": float(loss.detach()) / len(logits), "grad_norm/value": norm}
 
     def _noisy(self, prepared: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if "state" not in prepared or self.config.fit.noise == 0:
@@ -203,7 +225,11 @@ class CrossFittedAWR:
             nll = self.policy.negative_log_likelihood(prepared, batch.actions, batch.action_mask)
             loss = losses.policy_loss(weights, nll)
         norm = self._policy_optimizer.step(loss)
-        return {"loss/policy": float(loss), "loss/imitation": float(nll.mean()), "grad_norm/policy": norm}
+        return {
+            "loss/policy": float(loss.detach()),
+            "loss/imitation": float(nll.detach().mean()),
+            "grad_norm/policy": norm,
+        }
 
     def _update_critic(self, batch: ChunkTransition) -> Metrics:
         assert self.critic is not None
@@ -216,7 +242,7 @@ class CrossFittedAWR:
             error = (q.float() - batch.labels["scaled_advantage"]).square()
             loss = losses.weighted_mean(error, mask) * len(q)
         norm = self._critic_optimizer.step(loss)
-        return {"loss/critic": float(loss) / len(q), "grad_norm/critic": norm}
+        return {"loss/critic": float(loss.detach()) / len(q), "grad_norm/critic": norm}
 
     @torch.no_grad()
     def frame_values(self) -> tuple[np.ndarray, np.ndarray]:

@@ -56,6 +56,13 @@ class NetworkConfig:
     layer_norm: bool = True
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("hidden_dim", "num_layers", "image_dim", "text_dim", "text_tokens"):
+            if getattr(self, name) < 1:
+                raise ChunkRLError(f"network {name} is {getattr(self, name)}; it must be at least 1")
+        if self.text_buckets < 2 or not 0 <= self.dropout < 1:
+            raise ChunkRLError("network text_buckets must be at least 2 and dropout lie in [0, 1)")
+
 
 def mlp(in_dim: int, out_dim: int, config: NetworkConfig, layer_norm: bool = False, dropout: float = 0.0):
     """`num_layers` hidden layers of `hidden_dim`, then a linear output."""

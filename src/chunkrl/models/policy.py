@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from chunkrl.data.normalize import Normalizer
+from chunkrl.errors import ChunkRLError
 from chunkrl.models.encoders import NetworkConfig, ObservationEncoder, Prepared, mlp
 from chunkrl.types import Observation
 
@@ -38,8 +39,10 @@ class PolicyConfig:
     flow_steps: int = 10
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(PolicyKind) or self.spread not in ("state", "fixed"):
+            raise ChunkRLError(f"policy kind {self.kind!r} with spread {self.spread!r}: see PolicyConfig")
         if self.fixed_std <= 0 or self.flow_steps < 1:
-            raise ValueError("fixed_std must be positive and flow_steps at least 1")
+            raise ChunkRLError("policy fixed_std must be positive and flow_steps at least 1")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chunkrl.errors import ChunkRLError
+
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """lr: AdamW's learning rate. weight_decay: AdamW's. grad_clip: largest global gradient norm."""
+    """lr: AdamW's learning rate. weight_decay: AdamW's. grad_clip: largest gradient norm of a clip group."""
 
     lr: float = 3e-4
     weight_decay: float = 0.0
@@ -21,7 +24,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.grad_clip <= 0 or self.weight_decay < 0:
-            raise ValueError("lr and grad_clip must be positive and weight_decay not negative")
+            raise ChunkRLError("lr and grad_clip must be positive and weight_decay not negative")
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -30,22 +33,28 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 class Optimizer:
-    """AdamW over some parameters with gradient clipping."""
+    """AdamW over groups of parameters; each group is clipped by its own gradient norm.
 
-    def __init__(self, parameters: Iterable[nn.Parameter], config: OptimConfig) -> None:
-        self._parameters = [p for p in parameters if p.requires_grad]
+    groups: cross-fitted networks are a group each, because one norm over all of them would let the gradient
+        of a network that sees an episode scale the step of the network that must not.
+    """
+
+    def __init__(self, groups: Sequence[Iterable[nn.Parameter]], config: OptimConfig) -> None:
+        self._groups = [[p for p in group if p.requires_grad] for group in groups]
+        self._parameters = [p for group in self._groups for p in group]
         self._config = config
         self._adam = torch.optim.AdamW(
             self._parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
 
     def step(self, loss: Tensor) -> float:
-        """One step down `loss` (a scalar); returns the gradient norm before clipping."""
+        """One step down `loss` (a scalar); returns the norm of all gradients before clipping."""
         self._adam.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._config.grad_clip)
+        clip = self._config.grad_clip
+        norms = [float(torch.nn.utils.clip_grad_norm_(group, clip)) for group in self._groups]
         self._adam.step()
-        return float(norm)
+        return math.hypot(*norms)
 
     def state_dict(self) -> dict[str, Any]:
         """Moments and step counts by parameter position."""

@@ -35,7 +35,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.log_interval < 1 or self.save_interval < 0:
-            raise ValueError("batch_size and log_interval must be at least 1, save_interval at least 0")
+            raise ChunkRLError("batch_size and log_interval must be at least 1, save_interval at least 0")
 
 
 class Trainer:

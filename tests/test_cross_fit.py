@@ -1,0 +1,148 @@
+"""Cross-fitting: no row trains the network that labels it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from chunk_data import identity_factory, open_chunks, random_episodes, write_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
+from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds
+from chunkrl.algorithms.cross_fitted_awr import CrossFittedAWR, CrossFittedConfig, ValueFit
+from chunkrl.errors import ChunkRLError
+from chunkrl.models.policy import PolicyConfig
+from chunkrl.training.optim import OptimConfig
+from chunkrl.training.trainer import Trainer, TrainerConfig
+
+CPU = torch.device("cpu")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 7), st.integers(0, 5))
+def test_folds_are_balanced(success: list[bool], num_folds: int, seed: int) -> None:
+    outcome = np.array(success)
+    if num_folds > len(outcome):
+        with pytest.raises(ChunkRLError, match="--num-folds"):
+            assign_folds(outcome, num_folds, seed)
+        return
+    fold = assign_folds(outcome, num_folds, seed)
+    assert (fold == assign_folds(outcome, num_folds, seed)).all()
+    for part in (outcome, ~outcome, np.ones_like(outcome)):
+        counts = np.bincount(fold[part], minlength=num_folds)
+        assert counts.max() - counts.min() <= 1
+
+
+def test_folds_depend_on_the_seed_and_need_one_at_least() -> None:
+    outcome = np.arange(40) % 2 == 0
+    assert (assign_folds(outcome, 5, 0) != assign_folds(outcome, 5, 1)).any()
+    for bad in (0, -2):
+        with pytest.raises(ChunkRLError, match="at least 1"):
+            assign_folds(outcome, bad, 0)
+
+
+def test_selection_of_held_out_and_seen() -> None:
+    fitted = CrossFitted(lambda: torch.nn.Linear(1, 1), 3)
+    fold = torch.tensor([0, 2, 1, 0])
+    outputs = torch.tensor([[1.0, 2, 3, 4], [10, 20, 30, 40], [100, 200, 300, 400]])
+    assert fitted.held_out(outputs, fold).tolist() == [1, 200, 30, 4]
+    assert fitted.seen(outputs, fold).tolist() == [55, 11, 151.5, 220]
+    twin = torch.stack([outputs, -outputs], dim=1)  # [K, heads, B]
+    assert fitted.held_out(twin, fold).tolist() == [[1, 200, 30, 4], [-1, -200, -30, -4]]
+    assert fitted.trains_on(fold).tolist() == [
+        [False, True, True, False],
+        [True, True, False, True],
+        [True, False, True, True],
+    ]
+
+
+def test_one_fold_turns_it_off() -> None:
+    fitted = CrossFitted(lambda: torch.nn.Linear(1, 1), 1)
+    fold, outputs = torch.tensor([0, 0]), torch.tensor([[1.0, 2.0]])
+    assert fitted.held_out(outputs, fold).tolist() == [1, 2]
+    assert fitted.seen(outputs, fold).tolist() == [1, 2]
+    assert fitted.trains_on(fold).all()
+
+
+@pytest.mark.parametrize("grad_clip", [10.0, 1e-3])
+@pytest.mark.parametrize("algorithm", ["cross_fitted", "iql"])
+def test_an_episodes_values_do_not_depend_on_its_own_data(
+    tmp_path: Path, algorithm: str, grad_clip: float
+) -> None:
+    """Its own rows are changed while it trains, and its held-out values, asked on the same rows, are not.
+
+    With a small `grad_clip` this finds networks that share one gradient norm.
+    """
+    root = write_dataset(tmp_path / "d", random_episodes(6, lengths=(6, 7)))
+    found = []
+    for shift in (0.0, 2.0):
+        dataset = open_chunks(root)
+        factory, optim = identity_factory(dataset), OptimConfig(lr=1e-2, grad_clip=grad_clip)
+        torch.manual_seed(0)
+        if algorithm == "iql":
+            config = iql(num_updates=20, num_folds=3)
+            learner = ChunkAWR(config, factory, PolicyConfig(), optim, dataset, 0, CPU)
+        else:
+            fitted = CrossFittedConfig(policy_updates=1, value_updates=20, num_folds=3)
+            learner = CrossFittedAWR(fitted, factory, PolicyConfig(), optim, dataset, 0, CPU)
+        name = learner.phases()[0].name
+        learner.start_phase(name)
+        rng = np.random.default_rng(0)
+        for _ in range(20):
+            batch = dataset.batch(rng.integers(len(dataset), size=16))
+            own = batch.episode_index == 0
+            state = batch.observation.state
+            assert state is not None
+            state[own] += shift
+            batch = replace(batch, reward=torch.where(own, batch.reward + shift, batch.reward))
+            if algorithm == "cross_fitted":
+                batch.labels["outcome"][own] = 1.0 if shift else 0.0
+            learner.update(name, batch)
+        held_out, seen = learner.frame_values()
+        same_fold = learner.fold[dataset.episode] == learner.fold[0]
+        found.append((held_out[same_fold], held_out[~same_fold], seen[same_fold]))
+    assert np.array_equal(found[0][0], found[1][0])
+    assert not np.array_equal(found[0][1], found[1][1])  # the change did reach the other networks
+    assert not np.array_equal(found[0][2], found[1][2])
+
+
+def test_labels_are_of_the_held_out_network(tmp_path: Path) -> None:
+    dataset = open_chunks(write_dataset(tmp_path / "d", random_episodes(6)))
+    torch.manual_seed(0)
+    config = CrossFittedConfig(policy_updates=2, value_updates=5, num_folds=3, fit=ValueFit(lam=1.0))
+    learner = CrossFittedAWR(
+        config, identity_factory(dataset), PolicyConfig(), OptimConfig(), dataset, 0, CPU
+    )
+    Trainer(learner, dataset, TrainerConfig(batch_size=8)).run()
+    assert learner.value is not None
+    learner.value.eval()
+    unit = []
+    with torch.no_grad():
+        for row in range(len(dataset)):
+            network = learner.value.networks[int(learner.fold[dataset.episode[row]])]
+            unit.append(torch.sigmoid(network(dataset.batch(np.array([row])).observation)).item())
+    value = learner.range.from_unit(np.array(unit))
+    np.testing.assert_allclose(learner.labels["value"], value, rtol=1e-5)
+    advantage = learner.labels["return"] - value  # lam = 1: Monte-Carlo return minus V
+    np.testing.assert_allclose(learner.labels["advantage"], advantage, atol=1e-6)
+    weight = np.exp(3.0 * (advantage - advantage.mean()) / advantage.std()).clip(max=100)
+    np.testing.assert_allclose(learner.labels["weight"], weight / weight.mean(), rtol=1e-3)
+    assert learner.labels["weight"].mean() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_nothing_to_learn_from_is_said_before_training(tmp_path: Path) -> None:
+    failures = [e | {"next.success": np.zeros_like(e["next.success"])} for e in random_episodes(6)]
+    dataset = open_chunks(write_dataset(tmp_path / "d", failures))
+
+    def make(**settings: object) -> None:
+        config = CrossFittedConfig(policy_updates=1, value_updates=1, num_folds=2, **settings)  # type: ignore[arg-type]
+        CrossFittedAWR(config, identity_factory(dataset), PolicyConfig(), OptimConfig(), dataset, 0, CPU)
+
+    with pytest.raises(ChunkRLError, match=r"no reward.*--labels.success"):
+        make()
+    with pytest.raises(ChunkRLError, match=r"no successful episode"):
+        make(weighting="uniform", data="successes")
+    make(weighting="uniform")  # plain cloning needs no reward
