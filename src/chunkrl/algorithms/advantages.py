@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from chunkrl.data.chunks import Segments
+from chunkrl.errors import ChunkRLError
 
 TimeOut = Literal["failure", "bootstrap"]
 
@@ -32,6 +34,23 @@ def return_range(returns: np.ndarray) -> ReturnRange:
     """The range of `returns` [N], never empty; includes 0, the return of an episode without reward."""
     low, high = min(0.0, float(returns.min())), max(0.0, float(returns.max()))
     return ReturnRange(low, high if high > low else low + 1.0)
+
+
+def check_outcomes(root: Path, returns: np.ndarray, known: np.ndarray) -> None:
+    """Raises ChunkRLError where the data at `root` gives values nothing to learn.
+
+    returns: Monte-Carlo returns [N]. known: bool [N], the starts whose outcome is known.
+    """
+    if not returns.any():
+        raise ChunkRLError(
+            f"no reward anywhere in {root}, so there is nothing to learn values from: say with --labels.success "
+            "which episodes succeeded, or use --objective behaviour_cloning"
+        )
+    if known.sum() < 2:
+        raise ChunkRLError(
+            f"no outcome in {root} is known with --fit.time-out bootstrap, because no episode terminates: use "
+            "--fit.time-out failure or --labels.failure-terminal"
+        )
 
 
 def lambda_returns(

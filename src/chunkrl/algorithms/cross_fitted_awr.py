@@ -1,7 +1,8 @@
 """Advantage-weighted chunk policies from cross-fitted values: the default, because it measures best.
 
 Method: advantage-weighted regression (Peng et al. 2019, arXiv 1910.00177) over action chunks, in two phases.
-Phase `value` trains V on outcomes; then every start is labelled once; phase `policy` clones, weighted. (`critic` lies between, if wanted.)
+Phase `value` trains V on outcomes; then every start is labelled once; phase `policy` clones, weighted.
+(`critic` lies between, if wanted.)
 It differs from AWR:
 1. V is cross-fitted: an episode's values come from a network that never saw it (`cross_fit`);
 2. V is a sigmoid between the data's lowest and highest return, trained by cross-entropy on the Monte-Carlo
@@ -125,8 +126,8 @@ class CrossFittedAWR:
         self._successes = np.flatnonzero(dataset.success)
         if config.data == "successes" and len(self._successes) == 0:
             raise ChunkRLError(
-                f"{dataset.table.description.root} has no successful episode to clone; say with --labels.success which "
-                "ones are, or use --objective behaviour_cloning"
+                f"{dataset.table.description.root} has no successful episode to clone: say with "
+                "--labels.success which are, or use --objective behaviour_cloning"
             )
         self._prepare_targets(dataset)
 
@@ -144,25 +145,11 @@ class CrossFittedAWR:
             known = dataset.segments.terminated
         known &= ~labels.after_success
         if self.config.uses_values:
-            self._check_outcomes(dataset, returns, known)
+            adv.check_outcomes(dataset.table.description.root, returns, known[dataset.starts])
         self._returns = returns
         dataset.attach("outcome", self.range.to_unit(returns)[dataset.starts])
         dataset.attach("outcome_known", known[dataset.starts])
         dataset.attach("fold", self.fold[dataset.episode])
-
-    @staticmethod
-    def _check_outcomes(dataset: ChunkDataset, returns: np.ndarray, known: np.ndarray) -> None:
-        root = dataset.table.description.root
-        if not returns.any():
-            raise ChunkRLError(
-                f"no reward anywhere in {root}, so there is nothing to learn values from: say with --labels.success "
-                "which episodes succeeded, or use --objective behaviour_cloning"
-            )
-        if known[dataset.starts].sum() < 2:
-            raise ChunkRLError(
-                f"no outcome in {root} is known with --fit.time-out bootstrap, because no episode terminates: "
-                "use --fit.time-out failure or --labels.failure-terminal"
-            )
 
     def phases(self) -> tuple[Phase, ...]:
         """`value` (if anything needs values), `critic` (with `train_q`), then `policy`."""
