@@ -36,6 +36,7 @@ from chunkrl.models.pi import (
     PiPolicy,
     PiRecipe,
     PiSettings,
+    find_recipe,
     inspect_pretrained,
     load_pretrained,
     save_pretrained,
@@ -404,8 +405,28 @@ def test_missing_unexpected_and_mis_shaped_are_all_reported(tmp_path: Path) -> N
 
 def test_a_checkpoint_of_the_other_kind_is_refused(tmp_path: Path) -> None:
     folder = write_weights(tmp_path / "x", openpi_tensors("pi0"))
-    with pytest.raises(CheckpointError, match="does not fit a pi05 model"):
+    with pytest.raises(CheckpointError, match=r"does not fit a pi05 model .* \(it looks like a pi0 model\)"):
         load_pretrained(folder, recipe=tiny_recipe("pi05"))
+
+
+def test_a_recipe_that_contradicts_openpis_config_is_refused(tmp_path: Path) -> None:
+    folder = write_weights(tmp_path / "x", openpi_tensors("pi05"))
+    config = {"action_dim": 32, "action_horizon": 10, "precision": "float32"}
+    (folder / "config.json").write_text(json.dumps(config))
+    load_pretrained(folder, recipe=tiny_recipe("pi05"))
+    (folder / "config.json").write_text(json.dumps({**config, "action_horizon": 50}))
+    with pytest.raises(CheckpointError, match="action_horizon 50 and the recipe 10"):
+        load_pretrained(folder, recipe=tiny_recipe("pi05"))
+
+
+def test_a_found_recipe_can_be_changed(tmp_path: Path) -> None:
+    save_pretrained(tiny_policy("pi05"), tmp_path / "saved")
+    recipe = find_recipe(tmp_path / "saved")
+    assert recipe == tiny_recipe("pi05")
+    changed = replace(recipe, settings=replace(recipe.settings, prompt_format="pi05_no_state"))
+    assert (
+        load_pretrained(tmp_path / "saved", recipe=changed).recipe.settings.prompt_format == "pi05_no_state"
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

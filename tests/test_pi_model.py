@@ -229,6 +229,19 @@ def test_mixed_and_low_precision_weights_run(kind: ModelKind) -> None:
         assert 0 < error < 0.05
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_prefix_and_sampling_compile_without_graph_breaks(kind: ModelKind) -> None:
+    model, inputs = random_model(kind), random_inputs(kind)
+    _, noise, _ = draws()
+    times = euler_times(2)
+    with torch.no_grad():
+        expected = model.sample(model.encode_prefix(inputs), noise, times)
+        prefix = torch.compile(model.encode_prefix, backend="eager", fullgraph=True)(inputs)
+        compiled = torch.compile(model.sample, backend="eager", fullgraph=True)(prefix, noise, times)
+    torch.testing.assert_close(compiled, expected)
+
+
 def test_time_embedding_is_periodic_in_closed_form() -> None:
     embedding = time_embedding(torch.tensor([0.0, 0.25, 1.0]), 4, min_period=0.5, max_period=2.0)
     # Periods 0.5 and 2: angles 2 pi t / period.

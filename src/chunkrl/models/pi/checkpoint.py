@@ -59,7 +59,7 @@ def _local_folder(path_or_repo: str | Path, revision: str | None) -> Path:
             f"{path_or_repo} is neither a checkpoint folder nor a Hub repository 'owner/name'"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(path_or_repo, revision=revision))
@@ -100,10 +100,34 @@ def _find_recipe(folder: _Folder, recipe: PiRecipe | None) -> PiRecipe:
     )
 
 
+def _check_openpi_config(folder: _Folder, recipe: PiRecipe) -> None:
+    """openpi's converter writes horizon and action width beside the weights; a recipe must not contradict them."""
+    file = folder.root / lerobot_format.CONFIG_FILE
+    if folder.layout != "openpi PyTorch" or not file.is_file():
+        return
+    written = lerobot_format.read_config(file)
+    for key, value in (("action_horizon", recipe.config.horizon), ("action_dim", recipe.config.action_dim)):
+        if written.get(key, value) != value:
+            raise CheckpointError(
+                f"{file} says {key} {written[key]} and the recipe {value}; change the recipe"
+            )
+
+
 def _source(folder: _Folder, recipe: PiRecipe) -> WeightSource:
     if folder.layout == "openpi JAX":
         return jax_source(folder.weights, recipe.config)
     return torch_source(folder.weights, folder.layout)
+
+
+def find_recipe(path_or_repo: str | Path, revision: str | None = None) -> PiRecipe:
+    """What a folder says of its sizes and settings, to be changed with `dataclasses.replace` and given to loading.
+
+    For example a LeRobot folder that holds openpi's `pi05_libero`: its prompt format must be `pi05_no_state`.
+
+    Raises:
+        CheckpointError: the folder does not say (openpi's folders).
+    """
+    return _find_recipe(_find(_local_folder(path_or_repo, revision)), None)
 
 
 def inspect_pretrained(path: str | Path, recipe: PiRecipe | None = None) -> LoadReport:
@@ -143,6 +167,7 @@ def load_pretrained(
     """
     folder = _find(_local_folder(path_or_repo, revision))
     recipe = _find_recipe(folder, recipe)
+    _check_openpi_config(folder, recipe)
     if stats is None:
         stats = norm_stats.find_lerobot(folder.root) or norm_stats.find_openpi(folder.root, asset_id)
     if stats is not None:
@@ -223,6 +248,9 @@ def save_pretrained(policy: PiPolicy, folder: str | Path, *, overwrite: bool = F
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    differences = lerobot_format.differences(policy.recipe)
+    if differences:
+        _LOG.warning("%s: stock LeRobot %s; run it with chunkrl's plug-in", folder, " and ".join(differences))
     return folder
 
 

@@ -7,7 +7,6 @@ LeRobot 0.4 and later: `config.json` (its `type` names the policy), `policy_prep
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,6 @@ from chunkrl.models.pi.config import (
     VisionConfig,
 )
 from chunkrl.models.pi.norm_stats import LEROBOT_PREPROCESSOR, NormStats
-
-_LOG = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 _POSTPROCESSOR = "policy_postprocessor.json"
@@ -149,8 +146,8 @@ def _norm_map(recipe: PiRecipe) -> dict[str, str]:
 
 
 def write_config(folder: Path, recipe: PiRecipe, dtype: str) -> None:
-    """config.json for LeRobot. What LeRobot would do otherwise than the recipe says is logged as a warning."""
-    config, settings = recipe.config, recipe.settings
+    """config.json for LeRobot."""
+    config = recipe.config
     inputs, outputs = _features(recipe)
     data = {
         "type": config.kind,
@@ -176,13 +173,17 @@ def write_config(folder: Path, recipe: PiRecipe, dtype: str) -> None:
         "tokenizer_max_length": config.max_prompt_tokens,
     }
     (folder / CONFIG_FILE).write_text(json.dumps(data, indent=2))
-    differs = []
-    if settings.prompt_format != _PROMPTS[config.kind]:
-        differs.append(f"writes '{_PROMPTS[config.kind]}' prompts and not '{settings.prompt_format}'")
+
+
+def differences(recipe: PiRecipe) -> list[str]:
+    """What stock LeRobot would do otherwise than the recipe says, in words; empty where it runs it as it is."""
+    settings, kind = recipe.settings, recipe.config.kind
+    found = []
+    if settings.prompt_format != _PROMPTS[kind]:
+        found.append(f"writes '{_PROMPTS[kind]}' prompts and not '{settings.prompt_format}'")
     if any(settings.delta_actions):
-        differs.append("takes the actions for absolute ones, but they are relative to the state")
-    if differs:
-        _LOG.warning("%s: stock LeRobot %s; run it with chunkrl's plug-in", folder, " and ".join(differs))
+        found.append("takes the actions for absolute ones, but they are relative to the state")
+    return found
 
 
 def write_processors(folder: Path, recipe: PiRecipe, stats: NormStats | None) -> None:

@@ -155,7 +155,7 @@ def torch_source(folder: Path, name: str) -> WeightSource:
 
 def _jax_kvstore(folder: Path, path: str = "") -> dict[str, Any]:
     if (folder / "manifest.ocdbt").is_file():
-        return {"driver": "ocdbt", "base": f"file://{folder.resolve()}/", "path": path}
+        return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder.resolve()}/"}, "path": path}
     return {"driver": "file", "path": f"{folder.resolve()}/{path}"}
 
 
@@ -251,6 +251,12 @@ def compare(config: PiConfig, source: WeightSource) -> LoadReport:
     )
 
 
+def _kind_hint(config: PiConfig, source: WeightSource) -> str:
+    names = " ".join((*source.shapes, *source.unexpected))
+    found = "pi0" if "state_proj" in names else "pi05" if "time_mlp_in" in names else config.kind
+    return "" if found == config.kind else f" (it looks like a {found} model)"
+
+
 def load_model(
     config: PiConfig, source: WeightSource, dtype: torch.dtype | None, device: torch.device | str
 ) -> tuple[PiModel, LoadReport]:
@@ -268,8 +274,9 @@ def load_model(
     report = compare(config, source)
     if report.problems():
         raise CheckpointError(
-            f"{source.location} ({source.layout}) does not fit a {config.kind} model of these sizes; "
-            f"check the recipe (kind, sizes) or download the checkpoint again:\n{report.problems()}"
+            f"{source.location} ({source.layout}) does not fit a {config.kind} model of these sizes"
+            f"{_kind_hint(config, source)}; check the recipe (kind, sizes) or download the checkpoint again:\n"
+            f"{report.problems()}"
         )
     with torch.device("meta"):
         model = PiModel(config)
