@@ -29,7 +29,6 @@ MAIN_ARMS = (
     "behaviour_cloning",
     "success_cloning",
     "chunk_rl",
-    "chunk_rl_best_of_16",
     "shuffled_advantages",
     "not_cross_fitted",
 )

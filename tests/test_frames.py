@@ -146,7 +146,7 @@ def test_reads_each_file_once(tmp_path: Path, cached: Path, monkeypatch: pytest.
         raise AssertionError("read again")
 
     monkeypatch.setattr(store, "row_batches", never)
-    monkeypatch.setattr(images, "row_batches", never)
+    monkeypatch.setattr(images, "episode_parts", never)
     again = opened(folder.root, ColumnMapping(images=(FRONT,)))
     np.testing.assert_array_equal(again.images(FRONT, rows), expected)
     np.testing.assert_array_equal(again.action, first.action)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -283,6 +284,32 @@ def test_what_stock_lerobot_would_do_otherwise_is_said(
     with caplog.at_level(logging.WARNING):
         save_pretrained(tiny_policy("pi05", tiny_recipe("pi05", "pi05_no_state")), tmp_path / "other")
     assert "pi05_no_state" in caplog.text
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from chunkrl.models.pi import PiRecipe, load_pretrained
+recipe = PiRecipe.from_json(Path(sys.argv[2]).read_text(), "recipe")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+policy = load_pretrained(sys.argv[1], recipe=recipe)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(peak * 1024 / sum(p.numel() * p.element_size() for p in policy.parameters()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss has other units elsewhere")
+def test_loading_needs_little_more_than_one_copy(tmp_path: Path) -> None:
+    recipe = tiny_recipe("pi05")
+    config = replace(recipe.config, prefix_width=512, prefix_mlp_width=4096, vocab_size=20000, depth=8)
+    shapes = parameter_shapes(config)
+    write_weights(tmp_path / "x", {to_torch_name(name): torch.zeros(shape) for name, shape in shapes.items()})
+    (tmp_path / "recipe.json").write_text(replace(recipe, config=config).to_json())
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "x"), str(tmp_path / "recipe.json")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    # One copy, the largest tensor while it is moved, and the interpreter's own noise.
+    assert 0.9 < float(result.stdout) < 1.4
 
 
 # ---- recipes and statistics

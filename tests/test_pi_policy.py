@@ -216,6 +216,12 @@ def test_observations_that_do_not_fit_are_refused(kind: ModelKind) -> None:
         policy.sample(obs, num_samples=0)
     with pytest.raises(ChunkRLError, match="horizon"):
         policy.flow_loss(obs, torch.zeros(2, HORIZON - 1, ACTION_DIM))
+    actions, none = torch.zeros(2, HORIZON, ACTION_DIM), torch.zeros(2, HORIZON, dtype=torch.bool)
+    with pytest.raises(ChunkRLError, match="no real step"):
+        policy.flow_loss(obs, actions, none)
+    for wrong in (none.float(), none[:, 1:]):
+        with pytest.raises(ChunkRLError, match="takes bool"):
+            policy.flow_loss(obs, actions, wrong)
 
 
 def test_what_a_policy_lacks_is_said() -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from chunkrl.errors import CheckpointError, ChunkRLError
-from chunkrl.models.pi.config import NormalizationMode, PromptFormat
+from chunkrl.models.pi.config import NormalizationMode, PromptFormat, ResizeMode
 from chunkrl.models.pi.images import prepare_images
 from chunkrl.models.pi.norm_stats import normalize, read_openpi, unnormalize
 from chunkrl.models.pi.prompt import build_prompt, discretize_state, encode_prompt, pad_tokens
@@ -242,8 +242,10 @@ def test_an_image_of_the_models_size_is_only_scaled() -> None:
 
 def test_a_wide_image_gets_black_bars() -> None:
     image = torch.full((1, 3, 2, 4), 255, dtype=torch.uint8)
-    out = prepare_images(image, 8, "antialias", "x")
-    assert (out[:, :, 2:6] == 1).all() and (out[:, :, :2] == -1).all() and (out[:, :, 6:] == -1).all()
+    bars: dict[ResizeMode, float] = {"antialias": -1.0, "bilinear": -1.0, "lerobot_0.4": -3.0}
+    for mode, bar in bars.items():
+        out = prepare_images(image, 8, mode, "x")
+        assert (out[:, :, 2:6] == 1).all() and (out[:, :, :2] == bar).all() and (out[:, :, 6:] == bar).all()
 
 
 @pytest.mark.parametrize(

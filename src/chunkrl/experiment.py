@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ NUM_ENVS = 10  # simulators a process steps together
 class Arm:
     """One policy of a comparison. Arms that differ in `mode` alone share one training (`training`).
 
-    policy_updates_factor: flow policies need about twice the updates of Gaussian ones.
+    updates_factor: of the job's policy updates; flow policies need more than Gaussian ones.
     """
 
     name: str
@@ -58,16 +58,17 @@ class Arm:
 BC = Arm("behaviour_cloning", "behaviour_cloning")
 SUCCESS_BC = Arm("success_cloning", "success_cloning")
 CHUNK_RL = Arm("chunk_rl", "cross_fitted")
-BEST_OF_16 = Arm("chunk_rl_best_of_16", "cross_fitted", mode="best_of_n")
 SHUFFLED = Arm("shuffled_advantages", "shuffled_advantages")
 NOT_CROSS_FITTED = Arm("not_cross_fitted", "cross_fitted", num_folds=1)
 IQL = Arm("iql", "iql", num_folds=1)
 DOCUMENT = Arm("document_objective", "document")
 _FLOW = PolicyConfig(kind="flow")
-FLOW_BC = Arm("flow_behaviour_cloning", "behaviour_cloning", policy=_FLOW, updates_factor=2.0)
-FLOW_RL = Arm("flow_chunk_rl", "cross_fitted", policy=_FLOW, updates_factor=2.0)
+FLOW_BC = Arm("flow_behaviour_cloning", "behaviour_cloning", policy=_FLOW, updates_factor=1.5)
+FLOW_BC_SAMPLED = replace(FLOW_BC, name="flow_behaviour_cloning_sampled", mode="sample")
+BEST_OF_16 = replace(FLOW_BC, name="best_of_16_by_q", mode="best_of_n")
+FLOW_RL = replace(FLOW_BC, name="flow_chunk_rl", objective="cross_fitted")
 DEMO_ARMS = (BC, SUCCESS_BC, CHUNK_RL, BEST_OF_16)
-ALL_ARMS = (*DEMO_ARMS, SHUFFLED, NOT_CROSS_FITTED, IQL, DOCUMENT, FLOW_BC, FLOW_RL)
+ALL_ARMS = (*DEMO_ARMS, FLOW_BC, FLOW_BC_SAMPLED, FLOW_RL, SHUFFLED, NOT_CROSS_FITTED, IQL, DOCUMENT)
 
 
 @dataclass(frozen=True)
@@ -328,9 +329,9 @@ class _Board:
 
 def _num_stages(job: Job) -> int:
     """Stages that `run_job` reports: collecting, each training's phases, each arm's evaluation."""
-    trainings = {arm.training: arm for arm in job.arms}
     phases = 0
-    for arm in trainings.values():
-        phases += 1 + (arm.objective in ("cross_fitted", "shuffled_advantages"))
-        phases += any(a.training == arm.training and a.mode == "best_of_n" for a in job.arms)
+    for training in {arm.training: arm for arm in job.arms}.values():
+        with_q = any(arm.training == training.training and arm.mode == "best_of_n" for arm in job.arms)
+        with_values = with_q or training.objective in ("cross_fitted", "shuffled_advantages")
+        phases += 1 + with_values + with_q
     return 1 + phases + len(job.arms)

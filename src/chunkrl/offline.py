@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -157,6 +157,9 @@ class ChunkLevelOfflineRL:
                 f"{self.dataset.action_dim} values: pass --action-dim {self.dataset.action_dim}"
             )
         self.trainer: Trainer | None = None
+        self._resume: Path | None = None
+        if config.resume:
+            self._resume = self._find_resumable(Path(config.resume))
         self._build(config.num_epochs)
 
     def _build(self, num_epochs: int) -> None:
@@ -173,17 +176,16 @@ class ChunkLevelOfflineRL:
     def train(self, num_epochs: int | None = None) -> ChunkPolicy:
         """Trains for `num_epochs` passes (default: the configuration's) and saves the run; returns the policy.
 
-        Resumes from `config.resume`. The run folder gets config.json, tensorboard/, checkpoints/, policy/ and
+        Starts from the seed, or from the checkpoint of `config.resume` or `load`. The run folder gets config.json, tensorboard/, checkpoints/, policy/ and
         values.parquet (value, advantage and weight of every frame, where the objective has them).
         """
-        if num_epochs is not None and self.config.num_updates is None:
-            self._build(num_epochs)
+        self._build(num_epochs or self.config.num_epochs)
         run_dir = Path(self.config.output_dir)
         save_config(self.config, run_dir / "config.json")
         self._start_trainer(run_dir)
         assert self.trainer is not None
-        if self.config.resume:
-            self.load(self.config.resume)
+        if self._resume:
+            self._load(self._resume)
         self.trainer.run()
         policy = self.chunk_policy()
         policy.save(run_dir / "policy")
@@ -225,23 +227,30 @@ class ChunkLevelOfflineRL:
         self.chunk_policy().save(folder)
 
     def load(self, path: str | Path) -> None:
-        """Continues from a checkpoint: its folder, or a run's folder for the last one.
+        """Takes up a checkpoint: its folder, or a run's folder for the last one. `train` continues from it.
 
-        Raises CheckpointError when it was made with another configuration.
+        Raises CheckpointError when it was made with another configuration or other data.
         """
-        folder = find_checkpoint(Path(path))
+        folder = self._find_resumable(Path(path))
+        self._start_trainer(None)
+        self._load(folder)
+        self._resume = folder
+
+    def _find_resumable(self, path: Path) -> Path:
+        folder = find_checkpoint(path)
         saved_config = folder.parent.parent / "config.json"
         if saved_config.exists():
             _check_same_run(load_config(TrainConfig, saved_config), self.config, folder)
-        if self.trainer is None:
-            self._start_trainer(None)
+        return folder
+
+    def _load(self, folder: Path) -> None:
         assert self.trainer is not None
         try:
             self.trainer.load(folder)
         except (RuntimeError, KeyError) as error:
             raise CheckpointError(
-                f"{folder} was made with another configuration: {error}; resume with the configuration in "
-                f"{saved_config}"
+                f"{folder} was made with another configuration: {error}; resume with the configuration that "
+                "stands in its run's config.json"
             ) from error
 
     def _save_labels(self, path: Path) -> None:
@@ -259,9 +268,14 @@ def _check(config: TrainConfig) -> None:
         )
     if config.use_pi0_actions or config.pi0_config:
         raise ChunkRLError(f"--use-pi0-actions and --pi0-config cannot be used: {PI0_CURE}")
-    for name in ("num_epochs", "batch_size", "lr", "log_interval", "value_epochs"):
+    for name in ("num_epochs", "batch_size", "lr", "log_interval", "value_epochs", "num_folds", "grad_clip"):
         if getattr(config, name) <= 0:
             raise ChunkRLError(f"{name} is {getattr(config, name)}; it must be positive")
+    for name in ("seed", "save_interval"):
+        if getattr(config, name) < 0:
+            raise ChunkRLError(f"{name} is {getattr(config, name)}; it must not be negative")
+    if config.objective not in get_args(Objective):
+        raise ChunkRLError(f"objective is {config.objective!r}; it must be one of {get_args(Objective)}")
     if config.num_updates is not None and config.num_updates < 1:
         raise ChunkRLError(f"num_updates is {config.num_updates}; it must be at least 1")
 

@@ -10,37 +10,35 @@ from chunkrl.data.formats import DatasetDescription, Episode
 from chunkrl.errors import DatasetError
 
 
-def check_episode(description: DatasetDescription, episode: Episode, arrays: Mapping[str, np.memmap]) -> None:
+def check_episode(
+    description: DatasetDescription, episode: Episode, columns: Mapping[str, np.ndarray]
+) -> None:
     """Checks order, times and tasks of one episode.
 
     Args:
-        arrays: column -> [N], rows in order of the episodes.
+        columns: name -> [T], the episode's rows.
 
     Raises:
         DatasetError: frames of another episode, out of order, at the wrong times or of unknown tasks.
     """
-    rows = slice(episode.start, episode.start + episode.length)
     where = f"{episode.data_file}, episode {episode.index}"
 
     def frame(good: np.ndarray) -> int:
         return int(np.argmin(good))
 
-    def column(name: str) -> np.ndarray:
-        return arrays[name][rows]
-
-    good = column("episode_index") == episode.index
+    good = columns["episode_index"] == episode.index
     if not good.all():
         raise DatasetError(
-            f"{where}, frame {frame(good)}: belongs to episode {column('episode_index')[frame(good)]} by its "
+            f"{where}, frame {frame(good)}: belongs to episode {columns['episode_index'][frame(good)]} by its "
             "episode_index: correct the lengths in the metadata or the column"
         )
-    good = column("frame_index") == np.arange(episode.length)
+    good = columns["frame_index"] == np.arange(episode.length)
     if not good.all():
         raise DatasetError(
-            f"{where}, frame {frame(good)}: frame_index is {column('frame_index')[frame(good)]}: "
+            f"{where}, frame {frame(good)}: frame_index is {columns['frame_index'][frame(good)]}: "
             "frames must stand in order without gaps; write the file again"
         )
-    times = column("timestamp").astype(np.float64)
+    times = columns["timestamp"].astype(np.float64)
     good = np.isfinite(times) & (np.diff(times, prepend=-np.inf) > 0)
     if not good.all():
         raise DatasetError(
@@ -53,7 +51,7 @@ def check_episode(description: DatasetDescription, episode: Episode, arrays: Map
             f"{where}: frames are {step:.4g} s apart, but meta/info.json says {description.fps:g} a second: "
             "correct one"
         )
-    texts = _check_tasks(description, column("task_index"), where)
+    texts = _check_tasks(description, columns["task_index"], where)
     if episode.tasks and not texts <= set(episode.tasks):
         raise DatasetError(
             f"{where}: its frames say {sorted(texts)}, its metadata {sorted(episode.tasks)}: correct one"

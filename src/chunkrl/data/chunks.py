@@ -13,6 +13,7 @@ segment that ends before frame `end` (exclusive), with horizon H:
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -215,6 +216,15 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
     def success(self) -> np.ndarray:
         """bool [len], whether each start's episode succeeded."""
         return self.frame_labels.success[self.episode]
+
+    def digest(self) -> str:
+        """Of episodes, actions and labels: equal where a run may be resumed, wherever the files are."""
+        labels, table = self.frame_labels, self.table
+        parts = (table.episode_length, table.action, labels.reward, labels.subgoal, labels.terminated, self.starts)
+        value = 0
+        for part in parts:
+            value = zlib.crc32(np.ascontiguousarray(part), value)
+        return f"{value:08x}"
 
     def attach(self, name: str, values: np.ndarray) -> None:
         """Adds a label float [len], one value a start; batches carry it in `labels[name]`."""

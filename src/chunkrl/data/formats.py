@@ -199,10 +199,13 @@ def _cameras(info: Info, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
 def _with_starts(info: Info, episodes: Sequence[Episode]) -> tuple[Episode, ...]:
     """The episodes with their first rows; checks lengths against info.json's totals."""
     placed, start = [], 0
+    rows: dict[Path, int] = {}
     for episode in episodes:
         if episode.length == 0:
             raise DatasetError(f"{info.file.parent}: episode {episode.index} has no frames: remove it")
-        placed.append(replace(episode, start=start))
+        offset = rows.get(episode.data_file, 0)
+        placed.append(replace(episode, start=start, offset=offset))
+        rows[episode.data_file] = offset + episode.length
         start += episode.length
     if len(placed) != info.num_episodes or start != info.num_frames:
         raise DatasetError(

@@ -21,8 +21,7 @@ from PIL import Image
 from chunkrl.data.atomic import write_text
 from chunkrl.data.cache import create_array, ensure, file_name, load_array
 from chunkrl.data.formats import DatasetDescription, Episode, image_size
-from chunkrl.data.parquet import row_batches
-from chunkrl.data.store import by_data_file
+from chunkrl.data.store import by_data_file, episode_parts
 from chunkrl.data.video import frames_at
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress
@@ -146,16 +145,10 @@ def _image_jobs(source: _Source, first: int) -> Iterator[Job]:
     """Reads the parquet files in order, a few pictures at a time; to decode them is the job."""
     all_episodes = source.description.episodes
     starts = [episode.start for episode in all_episodes]
-    first_row = starts[first] if first < len(starts) else source.description.num_frames
-    for file, episodes in by_data_file(all_episodes):
-        row, end = episodes[0].start, episodes[-1].start + episodes[-1].length
-        if end <= first_row:
-            continue
-        for batch in row_batches(file, [source.camera], BATCH_PICTURES):
-            if row + len(batch) > first_row:
-                job = partial(_write_images, source, file, batch.column(source.camera), row)
-                yield bisect_right(starts, row) - 1, job
-            row += len(batch)
+    for file, episodes in by_data_file(all_episodes[first:]):
+        for episode, frame, part in episode_parts(file, episodes, [source.camera], BATCH_PICTURES):
+            job = partial(_write_images, source, file, part.column(source.camera), episode.start + frame)
+            yield bisect_right(starts, episode.start) - 1, job
 
 
 def _write_images(source: _Source, file: Path, encoded: pa.Array, row: int, pictures: np.ndarray) -> None:

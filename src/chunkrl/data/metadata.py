@@ -69,6 +69,7 @@ class Episode:
     index: the data set's `episode_index`.
     length: frames.
     start: row of its first frame in the whole data set (episodes in order of index, without gaps).
+    offset: row of its first frame in `data_file`.
     tasks: the texts its metadata names.
     data_file: the parquet file with its frames.
     videos: video column -> span.
@@ -77,6 +78,7 @@ class Episode:
     index: int
     length: int
     start: int
+    offset: int
     tasks: tuple[str, ...]
     data_file: Path
     videos: Mapping[str, VideoSpan]
@@ -254,6 +256,7 @@ def _episode_v2(root: Path, info: Info, row: dict[str, Any], videos: Sequence[st
         index=index,
         length=_integer(row, "length", f"{where}, episode {index}"),
         start=0,
+        offset=0,
         tasks=_texts(row, f"{where}, episode {index}"),
         data_file=_path(root, info, info.data_path, "data_path", **values),
         videos=spans,
@@ -291,17 +294,20 @@ def _episode_v3(root: Path, info: Info, row: dict[str, Any], videos: Sequence[st
         file = _path(root, info, info.video_path, "video_path", video_key=key, **place(f"videos/{key}"))
         spans[key] = VideoSpan(file, begin, end)
     data_file = _path(root, info, info.data_path, "data_path", **place("data"))
-    return Episode(index, length, 0, _texts(row, where), data_file, spans)
+    return Episode(index, length, 0, 0, _texts(row, where), data_file, spans)
 
 
 def read_episodes(root: Path, info: Info, videos: Sequence[str]) -> list[Episode]:
-    """All episodes in order of their index, `start` still 0; `videos` are the video columns to locate.
+    """All episodes in order of their index, `start` and `offset` still 0; `videos` are the video columns to locate.
+
+    v3.0: the first `total_episodes` rows in order of the files are the data set. What stands behind them is
+    what a killed writer leaves (`chunkrl.data.writer`): episodes that do not exist yet, and copies.
 
     Raises:
         DatasetError: a file is missing or damaged, an entry is missing, an index occurs twice.
     """
     files = metadata_files(root, info.version)[2:]
-    if not files:
+    if not files and info.num_episodes > 0:
         raise DatasetError(
             f"{root / 'meta' / 'episodes'} has no chunk-*/file-*.parquet: fetch the data set again"
         )
@@ -313,8 +319,21 @@ def read_episodes(root: Path, info: Info, videos: Sequence[str]) -> list[Episode
         else:
             rows, read = _json_lines(file), _episode_v2
         for where, row in rows:
+            if info.version == "v3.0" and len(episodes) == info.num_episodes:
+                _check_leftover(row, episodes, where)
+                continue
             episode = read(root, info, row, videos, where)
             if episode.index in episodes:
                 raise DatasetError(f"{where}: episode {episode.index} occurs twice: keep one")
             episodes[episode.index] = episode
     return [episodes[index] for index in sorted(episodes)]
+
+
+def _check_leftover(row: dict[str, Any], episodes: Mapping[int, Episode], where: str) -> None:
+    """Refuses a row behind the last episode that no killed writer leaves: the totals must be wrong."""
+    index = _integer(row, "episode_index", where)
+    if index not in episodes and index < max(episodes, default=-1):
+        raise DatasetError(
+            f"{where}: episode {index} stands behind the {len(episodes)} episodes that meta/info.json counts: "
+            "correct 'total_episodes' or the order of the rows"
+        )

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from chunkrl.data.cache import create_array, ensure, file_name, load_array
 from chunkrl.data.checks import check_episode
@@ -69,7 +70,7 @@ def open_columns(description: DatasetDescription, folder: Path, progress: Progre
 
 
 def by_data_file(episodes: Sequence[Episode]) -> Iterator[tuple[Path, list[Episode]]]:
-    """Runs of consecutive episodes that share a parquet file, which holds them and nothing else.
+    """Runs of consecutive episodes that share a parquet file.
 
     Raises:
         DatasetError: other episodes lie between those of one file.
@@ -85,28 +86,113 @@ def by_data_file(episodes: Sequence[Episode]) -> Iterator[tuple[Path, list[Episo
         yield file, run
 
 
+def episode_parts(
+    file: Path, episodes: Sequence[Episode], columns: Sequence[str], batch_rows: int
+) -> Iterator[tuple[Episode, int, pa.RecordBatch]]:
+    """The rows of a parquet file's episodes in order, a few at a time; other rows of the file are passed over.
+
+    Args:
+        episodes: the file's episodes to read, in order.
+        batch_rows: most rows a part.
+
+    Yields:
+        An episode, the frame in it where the part begins, and the part.
+
+    Raises:
+        DatasetError: the file is missing or damaged, or lacks a column.
+    """
+    row = position = 0
+    for batch in row_batches(file, columns, batch_rows):
+        end = row + len(batch)
+        while position < len(episodes) and episodes[position].offset < end:
+            episode = episodes[position]
+            first, last = max(episode.offset, row), min(episode.offset + episode.length, end)
+            yield episode, first - episode.offset, batch.slice(first - row, last - first)
+            if last < episode.offset + episode.length:
+                break
+            position += 1
+        row = end
+
+
+def check_rows(file: Path, episodes: Sequence[Episode], closed: bool) -> None:
+    """Checks that a parquet file has every row of its episodes, and outside their places none.
+
+    closed: the file holds these episodes alone (v2.x). Behind its episodes a v3.0 file may have others, which
+        a killed merge left (`chunkrl.data.writer`).
+
+    Raises:
+        DatasetError: rows are missing or too many.
+    """
+    with reading(file):
+        found = [
+            batch.column(0).to_numpy(zero_copy_only=False)
+            for batch in row_batches(file, ["episode_index"], BATCH_ROWS)
+        ]
+    num_rows = sum(len(part) for part in found)
+    expected = sum(episode.length for episode in episodes)
+    outside = np.ones(num_rows, dtype=bool)
+    for episode in episodes:
+        outside[episode.offset : episode.offset + episode.length] = False
+    own = [episode.index for episode in episodes]
+    misplaced = outside.any() and (closed or np.isin(np.concatenate(found)[outside], own).any())
+    if episodes[-1].offset + episodes[-1].length > num_rows or misplaced:
+        raise DatasetError(
+            f"{file}: has {num_rows} rows, the metadata gives its episodes {episodes[0].index} to "
+            f"{episodes[-1].index} {expected} frames: fetch the file again or correct the metadata"
+        )
+
+
+def read_episode(
+    episode: Episode, parts: Sequence[pa.RecordBatch], features: Mapping[str, Feature]
+) -> dict[str, np.ndarray]:
+    """The numeric columns of an episode: [T], or [T, ...] where a frame has several values.
+
+    Raises:
+        DatasetError: values of another type or shape than info.json declares, or missing ones.
+    """
+    table = pa.Table.from_batches(parts)
+    columns = {}
+    for name, feature in features.items():
+        where = f"{episode.data_file}, column '{name}', episode {episode.index}"
+        with reading(episode.data_file):
+            values = table.column(name).combine_chunks()
+            columns[name] = numeric_values(values, feature.dtype, feature.shape, where)
+        if feature.shape == (1,):  # info.json writes scalars as [1]
+            columns[name] = columns[name].reshape(len(table))
+    return columns
+
+
+def whole_episodes(
+    file: Path, episodes: Sequence[Episode], columns: Sequence[str]
+) -> Iterator[tuple[Episode, list[pa.RecordBatch]]]:
+    """Every episode of a parquet file that is there in full, with its rows; see `episode_parts`."""
+    parts: list[pa.RecordBatch] = []
+    for episode, frame, part in episode_parts(file, episodes, columns, BATCH_ROWS):
+        parts.append(part)
+        if frame + len(part) == episode.length:
+            yield episode, parts
+            parts = []
+
+
 def _build(description: DatasetDescription, folder: Path, progress: Progress) -> None:
     features = {name: feature for name, feature in description.features.items() if feature.is_numeric}
     arrays: dict[str, np.memmap] = {}
     for name, feature in features.items():
-        shape = () if feature.shape == (1,) else feature.shape  # info.json writes scalars as [1]
+        shape = () if feature.shape == (1,) else feature.shape
         file = folder / f"{file_name(name)}.npy"
         arrays[name] = create_array(file, np.dtype(feature.dtype), (description.num_frames, *shape))
     not_finite: dict[str, int | None] = dict.fromkeys(features)
     done = 0
     for file, episodes in by_data_file(description.episodes):
-        num_rows = _fill(file, episodes, features, arrays, not_finite)
-        expected = sum(episode.length for episode in episodes)
-        end = episodes[0].start + num_rows
-        for episode in episodes:
-            # Where the file is too short or too long, the first episode that fails says where.
-            if episode.start + episode.length <= end:
-                check_episode(description, episode, arrays)
-        if num_rows != expected:
-            raise DatasetError(
-                f"{file}: has {num_rows} rows, the metadata gives its episodes {episodes[0].index} to "
-                f"{episodes[-1].index} {expected} frames: fetch the file again or correct the metadata"
-            )
+        # Where the file is too short or too long, the first episode that fails says where.
+        for episode, parts in whole_episodes(file, episodes, list(features)):
+            columns = read_episode(episode, parts, features)
+            check_episode(description, episode, columns)
+            for name, values in columns.items():
+                arrays[name][episode.start : episode.start + episode.length] = values
+                if not_finite[name] is None and (frame := first_not_finite(values)) is not None:
+                    not_finite[name] = episode.start + frame
+        check_rows(file, episodes, closed=description.version != "v3.0")
         done += len(episodes)
         progress("reading columns", done, len(description.episodes))
     for array in arrays.values():
@@ -114,31 +200,9 @@ def _build(description: DatasetDescription, folder: Path, progress: Progress) ->
     (folder / _MANIFEST).write_text(json.dumps(not_finite), encoding="utf-8")
 
 
-def _fill(
-    file: Path,
-    episodes: Sequence[Episode],
-    features: Mapping[str, Feature],
-    arrays: Mapping[str, np.memmap],
-    not_finite: dict[str, int | None],
-) -> int:
-    """Copies the file's rows to the rows of its episodes, no further; returns how many rows it has."""
-    first, end = episodes[0].start, episodes[-1].start + episodes[-1].length
-    row = first
-    for batch in row_batches(file, list(features), BATCH_ROWS):
-        for name, feature in features.items():
-            with reading(file):
-                where = f"{file}, column '{name}', near episode {_episode_at(episodes, row).index}"
-                values = numeric_values(batch.column(name), feature.dtype, feature.shape, where)
-            target = arrays[name][row : min(row + len(batch), end)]
-            target[...] = values[: len(target)].reshape(target.shape)
-            if not_finite[name] is None and values.dtype.kind == "f":
-                finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-                if not finite.all():
-                    not_finite[name] = row + int(np.argmin(finite))
-        row += len(batch)
-    return row - first
-
-
-def _episode_at(episodes: Sequence[Episode], row: int) -> Episode:
-    """The episode with this row of the data set, the last one for rows beyond."""
-    return next((e for e in episodes if row < e.start + e.length), episodes[-1])
+def first_not_finite(values: np.ndarray) -> int | None:
+    """The first row of [T, ...] with NaN or inf."""
+    if values.dtype.kind != "f":
+        return None
+    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    return None if finite.all() else int(np.argmin(finite))

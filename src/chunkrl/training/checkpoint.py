@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -44,34 +45,48 @@ def _insert(tree: dict[str, Any], name: str, item: Any) -> None:
 
 
 def save_state(folder: Path, tree: Mapping[str, Any]) -> None:
-    """Writes nested mappings of tensors and JSON values as `folder`, replacing an older one only when whole."""
+    """Writes nested mappings of tensors and JSON values as `folder`, replacing an older one only when whole.
+
+    A kill between the two renames of a replacement leaves the older one under its `.old` name, where
+    `load_state` finds it. What killed writers of this folder left is deleted once the new one is in place.
+    """
     tensors: dict[str, torch.Tensor] = {}
     values: dict[str, Any] = {}
     _flatten(tree, "", tensors, values)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    if temporary.exists():
+        shutil.rmtree(temporary)
     temporary.mkdir()
     save_file(tensors, temporary / TENSORS)
-    (temporary / VALUES).write_text(json.dumps(values, indent=1) + "\n")
+    (temporary / VALUES).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     for name in (TENSORS, VALUES):
         with (temporary / name).open("rb") as file:
             os.fsync(file.fileno())
     if folder.exists():
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old)
-    else:
-        temporary.rename(folder)
+        for old in _left_behind(folder, "old"):
+            shutil.rmtree(old)
+        folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}.old"))
+    temporary.rename(folder)
+    for left in (*_left_behind(folder, "old"), *_left_behind(folder, "tmp")):
+        shutil.rmtree(left)
+
+
+def _left_behind(folder: Path, kind: str) -> list[Path]:
+    """Older (`old`) or unfinished (`tmp`) versions of `folder` that a killed writer left."""
+    return sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*.{kind}"))
 
 
 def load_state(folder: Path) -> dict[str, Any]:
     """What `save_state` wrote. Raises CheckpointError when the folder is missing, incomplete or damaged."""
+    if not folder.exists() and (older := _left_behind(folder, "old")):
+        folder = older[-1]
     try:
-        values = json.loads((folder / VALUES).read_text())
+        values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"{VALUES} holds no JSON object")
         tensors = load_file(folder / TENSORS)
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is not a whole checkpoint ({error}); use another one") from error
     tree: dict[str, Any] = {}
     for name, item in {**values, **tensors}.items():

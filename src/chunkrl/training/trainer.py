@@ -14,7 +14,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from chunkrl.algorithms.base import Algorithm, Metrics, Phase
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.loader import ChunkLoader
-from chunkrl.errors import ChunkRLError
+from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.progress import Progress, silent
 from chunkrl.training.checkpoint import load_state, save_state
 
@@ -162,6 +162,7 @@ class Trainer:
                 "rng": rng,
                 "sums": dict(self._sums),
                 "num_summed": self._num_summed,
+                "data": self.dataset.digest(),
                 "history": {name: list(points) for name, points in self.history.items()},
             },
         )
@@ -171,8 +172,14 @@ class Trainer:
         return folder
 
     def load(self, folder: Path) -> None:
-        """Continues from a checkpoint folder, to the same numbers as a run that was never interrupted."""
+        """Continues from a checkpoint folder, to the same numbers as a run that was never interrupted.
+
+        Raises CheckpointError when it was made on other data.
+        """
         state = load_state(folder)
+        if state["data"] != self.dataset.digest():
+            root = self.dataset.table.description.root
+            raise CheckpointError(f"{folder} was made on other data, or other labels of it, than {root}")
         self.algorithm.load_state_dict(state["algorithm"])
         self.update = state["update"]
         torch.set_rng_state(state["rng"]["cpu"])

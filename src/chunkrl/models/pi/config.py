@@ -12,7 +12,7 @@ from chunkrl.errors import CheckpointError
 ModelKind = Literal["pi0", "pi05"]
 PromptFormat = Literal["pi0", "pi05_state", "pi05_padded_state", "pi05_no_state"]
 NormalizationMode = Literal["mean_std", "quantiles", "identity"]
-ResizeMode = Literal["antialias", "bilinear"]
+ResizeMode = Literal["antialias", "bilinear", "lerobot_0.4"]
 OverlongPrompt = Literal["error", "cut_task"]
 
 
@@ -107,7 +107,8 @@ class PiSettings:
     state_dim, action_dim: real widths, before padding. state_dim 0: the policy takes no state.
     normalization, normalization_epsilon: "mean_std" (x - mean) / (std + eps), "quantiles"
         (x - q01) / (q99 - q01 + eps) * 2 - 1. openpi's eps is 1e-6, LeRobot's quantiles have none.
-    resize: "antialias" (openpi's data pipeline) or "bilinear" without antialiasing (LeRobot).
+    resize: "antialias" (openpi's data pipeline), "bilinear" without antialiasing (openpi's PyTorch code, newer
+        LeRobot), or "lerobot_0.4": the same, but what fills a non-square image up is -3 and not black (-1).
     delta_actions: per action dimension, whether the model's action is relative to the state at the chunk's
         start (openpi's `pi0_libero`); empty for none.
     overlong_prompt: "error", or "cut_task": the task's last words go, the state and the condition never.

@@ -18,7 +18,9 @@ def prepare_images(images: Tensor, size: int, mode: ResizeMode, camera: str) -> 
     """uint8 [B, 3, height, width] -> float32 [B, 3, size, size] in [-1, 1].
 
     "antialias" is the openpi data pipeline's: what Pillow's bilinear filter gives, to the grey level, and on any
-    device. "bilinear" has no antialiasing, as in LeRobot and openpi's PyTorch code.
+    device. "bilinear" has no antialiasing, as in LeRobot and openpi's PyTorch code. "lerobot_0.4" fills up with
+    -3 in the model's range: LeRobot 0.4 pads with -1 before it scales [0, 1] to [-1, 1], and policies were
+    trained that way.
 
     Raises:
         ChunkRLError: another dtype or shape; the message names the camera.
@@ -29,17 +31,18 @@ def prepare_images(images: Tensor, size: int, mode: ResizeMode, camera: str) -> 
             "[B, 3, height, width] with values 0 to 255"
         )
     height, width = images.shape[-2:]
-    pixels = images.float()
+    pixels = images.float() / 255 * 2 - 1
     if (height, width) != (size, size):
         ratio = max(height / size, width / size)
         new_height, new_width = int(height / ratio), int(width / ratio)
         if mode == "antialias":
-            pixels = _resize_as_pillow(images, new_height, new_width).float()
+            pixels = _resize_as_pillow(images, new_height, new_width).float() / 255 * 2 - 1
         else:
             pixels = F.interpolate(pixels, (new_height, new_width), mode="bilinear")
         top, left = (size - new_height) // 2, (size - new_width) // 2
-        pixels = F.pad(pixels, (left, size - new_width - left, top, size - new_height - top))
-    return pixels / 255 * 2 - 1
+        bars = (left, size - new_width - left, top, size - new_height - top)
+        pixels = F.pad(pixels, bars, value=-3.0 if mode == "lerobot_0.4" else -1.0)
+    return pixels
 
 
 def _resize_as_pillow(images: Tensor, height: int, width: int) -> Tensor:

@@ -193,6 +193,16 @@ class PiPolicy(nn.Module):
         offset = self._delta_offset(observation)
         return (real if offset is None else real + offset[:, None]).float()
 
+    def _checked_mask(self, action_mask: Tensor, batch: int) -> Tensor:
+        shape = (batch, self.recipe.config.horizon)
+        if action_mask.dtype != torch.bool or tuple(action_mask.shape) != shape:
+            raise ChunkRLError(
+                f"action_mask is {action_mask.dtype} {list(action_mask.shape)}; the policy takes bool {list(shape)}"
+            )
+        if not bool(action_mask.any(dim=1).all()):
+            raise ChunkRLError("a chunk has no real step: its loss is not defined; leave such chunks out")
+        return action_mask.to(self.device)
+
     # ---- the policy's two uses
 
     @torch.no_grad()
@@ -248,13 +258,16 @@ class PiPolicy(nn.Module):
 
         Returns:
             float32 [B, N]: mean squared velocity error over real steps and dimensions.
+
+        Raises:
+            ChunkRLError: inputs that do not fit the policy, or a chunk without a real step.
         """
         model_actions = self.actions_to_model(actions, observation)
         shape = (len(actions), num_noise, *model_actions.shape[1:])
         noise = torch.randn(shape, generator=generator).to(self.device)
         time = self.model.draw_times(shape[:2], generator).to(self.device)
         if action_mask is not None:
-            action_mask = action_mask.to(self.device)
+            action_mask = self._checked_mask(action_mask, len(actions))
         prefix = self.encode(observation, condition)
         error = self.model.flow_loss(prefix, model_actions, noise, time, action_mask)
         width = error.shape[-1] if padded_dims else self.recipe.settings.action_dim
