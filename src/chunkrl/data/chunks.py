@@ -220,7 +220,14 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
     def digest(self) -> str:
         """Of episodes, actions and labels: equal where a run may be resumed, wherever the files are."""
         labels, table = self.frame_labels, self.table
-        parts = (table.episode_length, table.action, labels.reward, labels.subgoal, labels.terminated, self.starts)
+        parts = (
+            table.episode_length,
+            table.action,
+            labels.reward,
+            labels.subgoal,
+            labels.terminated,
+            self.starts,
+        )
         value = 0
         for part in parts:
             value = zlib.crc32(np.ascontiguousarray(part), value)
