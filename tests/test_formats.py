@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from lerobot_folder import NAMING, Version, edit_json, edit_parquet, write_lerobot_folder
@@ -283,3 +285,20 @@ def test_takes_a_repository_from_the_hub(tmp_path: Path, monkeypatch: pytest.Mon
     # A path is never taken for a repository.
     refuses(Path("someone/set"), "no such folder")
     refuses("a/b/c", "no such folder")
+
+
+def test_rows_behind_the_last_episode_are_leftovers_of_a_killed_writer(tmp_path: Path):
+    root = write_lerobot_folder(tmp_path / "set", "v3.0", lengths=(5, 3, 4)).root
+    rows = pq.read_table(root / "meta/episodes/chunk-000/file-000.parquet")
+    later = root / "meta/episodes/chunk-000/file-001.parquet"
+    before = describe(root).episodes
+    pq.write_table(pa.concat_tables([rows.slice(1, 1), rows.slice(0, 2)]), later)  # copies
+    assert describe(root).episodes == before
+    # An episode whose info.json is not written yet.
+    edit_json(root / "meta/info.json", total_episodes=2, total_frames=8)
+    assert describe(root).episodes == before[:2]
+    # Totals that hide an episode of the middle are no leftover.
+    pq.write_table(rows.take([0, 2, 1]), root / "meta/episodes/chunk-000/file-000.parquet")
+    edit_json(root / "meta/info.json", total_episodes=2, total_frames=9)
+    with pytest.raises(DatasetError, match=r"episode 1 stands behind the 2 episodes"):
+        describe(root)

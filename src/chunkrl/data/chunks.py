@@ -292,6 +292,11 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
             yield self.batch(np.arange(begin, min(begin + batch_size, len(self))), next_observation)
 
 
+def labelling_batch_size(dataset: ChunkDataset) -> int:
+    """Rows to label at once: pictures and their feature maps take about 10 MB a row, states next to nothing."""
+    return 64 if dataset.cameras else 4096
+
+
 def _with_single_task(item: ChunkTransition) -> ChunkTransition:
     def single(observation: Observation) -> Observation:
         return replace(observation, task=observation.task[0])

@@ -1,0 +1,23 @@
+"""What importing the package costs: torch is loaded when it is needed, not before."""
+
+import subprocess
+import sys
+
+import pytest
+
+import chunkrl
+
+
+@pytest.mark.parametrize("module", ["chunkrl", "chunkrl.data.writer", "chunkrl.data.frames", "chunkrl.cli"])
+def test_torch_is_not_imported(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
+
+
+def test_public_names() -> None:
+    from chunkrl import ChunkLevelOfflineRL, TrainConfig, offline
+
+    assert ChunkLevelOfflineRL is offline.ChunkLevelOfflineRL
+    assert TrainConfig(dataset_dir="x").dataset_dir == "x"
+    with pytest.raises(AttributeError, match="no attribute 'Missing'"):
+        _ = chunkrl.Missing
