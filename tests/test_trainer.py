@@ -74,7 +74,7 @@ OBJECTIVES: list[dict[str, Any]] = [
 IDS = [str(o["objective"]) + ("-q" if "train_q" in o else "-flow" * ("policy" in o)) for o in OBJECTIVES]
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for the end of the process."""
 
 
@@ -84,10 +84,10 @@ def train_and_die(run: ChunkLevelOfflineRL, stop: int) -> None:
     def progress(stage: str, done: int, total: int) -> None:
         if run.trainer is not None and run.trainer.update == stop:
             run.trainer.save()
-            raise Killed
+            raise KilledError
 
     run.progress = progress
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run.train()
 
 
@@ -190,7 +190,7 @@ def test_checkpoints_are_safetensors_and_json_alone(data: Path, tmp_path: Path) 
         checkpoint.VALUES,
     }
     assert list((tmp_path / "run" / "tensorboard").iterdir())
-    assert not [p for p in (tmp_path / "run").rglob(".*")]  # no temporary is left
+    assert not list((tmp_path / "run").rglob(".*"))  # no temporary is left
 
 
 TREE = {"a": torch.arange(3), "b": {"c": 1, "d": [1, 2.5, None], "e": {}, "f": {"g": torch.ones(2, 2)}}}
@@ -215,12 +215,12 @@ def test_a_kill_while_saving_leaves_a_whole_state(
     rename = Path.rename
 
     def die(*_: Any, **__: Any) -> None:
-        raise Killed
+        raise KilledError
 
     def counted(self: Path, target: Path) -> Path:
         renames.append(self)
         if len(renames) == {"first rename": 1, "second rename": 2}[step]:
-            raise Killed
+            raise KilledError
         return rename(self, target)
 
     with monkeypatch.context() as patch:
@@ -232,7 +232,7 @@ def test_a_kill_while_saving_leaves_a_whole_state(
             patch.setattr(checkpoint.shutil, "rmtree", die)
         else:
             patch.setattr(Path, "rename", counted)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             save_state(folder, {"version": 2, "x": torch.ones(3)})
     found = load_state(folder)
     version = 2 if step == "rmtree" else 1
@@ -251,8 +251,8 @@ def test_a_save_that_dies_leaves_the_older_checkpoint_to_resume_from(
     killed = ChunkLevelOfflineRL(**settings(data, output))
     with monkeypatch.context() as patch:
         train_and_die(killed, 4)
-        patch.setattr(checkpoint, "save_file", lambda *_: (_ for _ in ()).throw(Killed()))
-        with pytest.raises(Killed):
+        patch.setattr(checkpoint, "save_file", lambda *_: (_ for _ in ()).throw(KilledError()))
+        with pytest.raises(KilledError):
             assert killed.trainer is not None
             killed.trainer.update = 5
             killed.trainer.save()
@@ -367,7 +367,7 @@ def test_settings_are_checked_before_training(data: Path, tmp_path: Path) -> Non
     ):
         with pytest.raises(ChunkRLError, match=next(iter(change))):
             ChunkLevelOfflineRL(**settings(data, tmp_path / "x", **change))
-    with pytest.raises(ChunkRLError, match="unknown setting.*learning_rate"):
+    with pytest.raises(ChunkRLError, match=r"unknown setting.*learning_rate"):
         ChunkLevelOfflineRL(**settings(data, tmp_path / "x"), learning_rate=1.0)
     assert not (tmp_path / "x").exists()
 

@@ -26,7 +26,7 @@ chunkrl COMMAND --help shows the options; every command takes --config FILE.json
 
 def _parse(cls: type, name: str, arguments: Sequence[str]) -> Any:
     """A configuration from flags, on top of `--config FILE` where given."""
-    arguments = list(arguments)
+    arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     default = cls()
     if "--config" in arguments:
         position = arguments.index("--config")
@@ -90,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     command = COMMANDS.get(arguments[0])
     if command is None:
-        sys.exit(f"chunkrl: unknown command {arguments[0]!r}\n\n{USAGE}")
+        print(f"chunkrl: unknown command {arguments[0]!r}\n\n{USAGE}", file=sys.stderr)
+        sys.exit(2)
     try:
         command(arguments[1:])
     except ChunkRLError as error:

@@ -98,8 +98,11 @@ class EvaluateCommand:
 
 def evaluate_policy(command: EvaluateCommand, progress: Progress) -> None:
     """Prints the success rate with its Wilson interval, and writes it where asked."""
-    if command.num_episodes < 1 or command.num_envs < 1:
-        raise ChunkRLError("num_episodes and num_envs must be at least 1")
+    for name in ("num_episodes", "num_envs", "max_steps", "num_candidates"):
+        if getattr(command, name) < 1:
+            raise ChunkRLError(f"{name} is {getattr(command, name)}; it must be at least 1")
+    if command.seed < 0:
+        raise ChunkRLError(f"seed is {command.seed}; it must not be negative")
     policy = ChunkPolicy.load(command.policy, choose_device(command.device))
     envs = [
         MetaWorldEnv(command.env, command.max_steps)
@@ -107,7 +110,7 @@ def evaluate_policy(command: EvaluateCommand, progress: Progress) -> None:
     ]
     _check_fits(policy, envs[0])
     actor = partial(policy.act, mode=command.mode, num_candidates=command.num_candidates)
-    exec_steps = command.exec_steps or policy.action_horizon
+    exec_steps = policy.action_horizon if command.exec_steps is None else command.exec_steps
     seeds = initial_seeds(command.seed, command.num_episodes)
     rollouts = evaluate(actor, envs, seeds, exec_steps, progress, f"evaluate {command.env}")
     num_success = int(rollouts.success.sum())

@@ -176,8 +176,9 @@ class ChunkLevelOfflineRL:
     def train(self, num_epochs: int | None = None) -> ChunkPolicy:
         """Trains for `num_epochs` passes (default: the configuration's) and saves the run; returns the policy.
 
-        Starts from the seed, or from the checkpoint of `config.resume` or `load`. The run folder gets config.json, tensorboard/, checkpoints/, policy/ and
-        values.parquet (value, advantage and weight of every frame, where the objective has them).
+        Starts from the seed, or from the checkpoint of `config.resume` or `load`. The run folder gets
+        config.json, tensorboard/, checkpoints/, policy/ and values.parquet (value, advantage and weight of
+        every frame, where the objective has them).
         """
         self._build(num_epochs or self.config.num_epochs)
         run_dir = Path(self.config.output_dir)

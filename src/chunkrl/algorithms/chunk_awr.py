@@ -23,7 +23,7 @@ from chunkrl.algorithms import losses
 from chunkrl.algorithms.base import Metrics, Phase
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds
-from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.chunks import ChunkDataset, labelling_batch_size
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.policy import PolicyConfig
@@ -227,7 +227,7 @@ class ChunkAWR:
         """V of every start by the network that never saw its episode and by those that did (each [len])."""
         first: Any = self.value.networks[0]
         held_out, seen = [], []
-        for batch in self._dataset.batches(4096):
+        for batch in self._dataset.batches(labelling_batch_size(self._dataset)):
             prepared = first.encoder.prepare(batch.observation)
             values = self.value.each(lambda v, p=prepared: v.forward_prepared(p))  # type: ignore[operator]
             fold = batch.labels["fold"].to(self.device)

@@ -28,7 +28,7 @@ from chunkrl.algorithms import losses
 from chunkrl.algorithms.base import Metrics, Phase
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds
-from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.chunks import ChunkDataset, labelling_batch_size
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.statistics import spearman
 from chunkrl.models.encoders import NetworkConfig
@@ -239,7 +239,7 @@ class CrossFittedAWR:
         self.value.eval()
         first: Any = self.value.networks[0]
         held_out, seen = [], []
-        for batch in self._dataset.batches(4096):
+        for batch in self._dataset.batches(labelling_batch_size(self._dataset)):
             prepared = first.encoder.prepare(batch.observation)
             logits = self.value.each(lambda v, p=prepared: v.forward_prepared(p))  # type: ignore[operator]
             unit = torch.sigmoid(logits.float())

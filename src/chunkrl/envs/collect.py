@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from chunkrl.data.writer import DatasetWriter, FeatureSpec
-from chunkrl.envs.metaworld import ACTION_DIM, FPS, STATE_DIM, MetaWorldEnv, make_expert
+from chunkrl.envs.metaworld import ACTION_DIM, FPS, STATE_DIM, MetaWorldEnv, check_task, make_expert
 from chunkrl.envs.scripted import MixtureConfig, MixtureController
+from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.progress import Progress, silent
 
 
@@ -31,6 +32,11 @@ class CollectConfig:
     max_steps: int = 150
     seed: int = 0
     num_workers: int = 2
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_episodes", 1), ("max_steps", 1), ("seed", 0), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                raise ChunkRLError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,11 @@ def collect_episodes(config: CollectConfig, progress: Progress = silent) -> Iter
 def collect_dataset(
     root: str | Path, config: CollectConfig, progress: Progress = silent, overwrite: bool = False
 ) -> int:
-    """Writes the episodes of `config` to a new LeRobot v3.0 data set at `root`; returns the successes."""
+    """Writes the episodes of `config` to a new LeRobot v3.0 data set at `root`; returns the successes.
+
+    Raises DatasetError where `root` holds episodes already: the same ones twice would end in different folds.
+    """
+    check_task(config.env)
     num_success = 0
     with DatasetWriter(
         root,
@@ -121,6 +131,10 @@ def collect_dataset(
         robot_type=f"metaworld:{config.env}",
         overwrite=overwrite,
     ) as writer:
+        if writer.num_episodes:
+            raise DatasetError(
+                f"{root} holds {writer.num_episodes} episodes already: delete it or choose another output_dir"
+            )
         for episode in collect_episodes(config, progress):
             writer.add_episode(episode.columns, episode.task)
             num_success += episode.success

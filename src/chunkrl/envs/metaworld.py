@@ -36,6 +36,12 @@ def task_names() -> tuple[str, ...]:
     return tuple(metaworld.ALL_V3_ENVIRONMENTS)
 
 
+def check_task(name: str) -> None:
+    """Raises ChunkRLError unless MetaWorld has a task `name`."""
+    if name not in task_names():
+        raise ChunkRLError(f"MetaWorld has no task {name!r}; choose one of {', '.join(task_names())}")
+
+
 class MetaWorldEnv:
     """One MetaWorld task behind `chunkrl.envs.protocol.Environment`."""
 
@@ -45,13 +51,11 @@ class MetaWorldEnv:
 
     def __init__(self, name: str, max_steps: int = 150) -> None:
         metaworld, _ = _import_metaworld()
-        classes = metaworld.ALL_V3_ENVIRONMENTS
-        if name not in classes:
-            raise ChunkRLError(f"MetaWorld has no task {name!r}; choose one of {', '.join(classes)}")
+        check_task(name)
         self.name = name
         self.task = TASK_TEXT.get(name, name.removesuffix("-v3").replace("-", " "))
         self.max_steps = max_steps
-        self._env = classes[name]()
+        self._env = metaworld.ALL_V3_ENVIRONMENTS[name]()
         # The goal belongs to the observation; the space that `step` clips to is cached with the goal at 0.
         self._env._partially_observable = False
         self._env.__dict__.pop("sawyer_observation_space", None)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from chunkrl.envs.metaworld import GOAL
+from chunkrl.errors import ChunkRLError
 
 Mixture = Literal["within", "episodes"]
 CONTROLLERS = ("expert", "shifted_target", "early_release", "random_bursts")
@@ -41,6 +42,18 @@ class MixtureConfig:
     segment_steps: tuple[int, int] = (8, 15)
     shift_m: tuple[float, float] = (0.12, 0.15)
     noise_std: tuple[float, float] = (0.05, 0.2)
+
+    def __post_init__(self) -> None:
+        if self.mixture not in get_args(Mixture):
+            raise ChunkRLError(f"mixture is {self.mixture!r}; it must be one of {get_args(Mixture)}")
+        for name in ("bad_within", "episode_controllers"):
+            weights = getattr(self, name)
+            if len(weights) != len(CONTROLLERS) or min(weights) < 0 or sum(weights) <= 0:
+                raise ChunkRLError(
+                    f"{name} is {weights}; it must hold a weight for each of {CONTROLLERS}, not all of them 0"
+                )
+        if not 1 <= self.segment_steps[0] <= self.segment_steps[1]:
+            raise ChunkRLError(f"segment_steps is {self.segment_steps}; it must be 1 <= lowest <= highest")
 
 
 class MixtureController:

@@ -71,6 +71,8 @@ def evaluate(
     policy sees batches. Each episode draws its noise from a generator of its own."""
     if not envs or not seeds:
         raise ChunkRLError("evaluation needs at least one environment and one episode")
+    if exec_steps < 1:
+        raise ChunkRLError(f"exec_steps is {exec_steps}; at least 1 action of each chunk must be executed")
     success = np.zeros(len(seeds), dtype=bool)
     num_steps = np.zeros(len(seeds), dtype=np.int64)
     waiting = iter(range(len(seeds)))

@@ -61,6 +61,7 @@ class ChunkPolicy:
         """H."""
         return self.spec.shape.horizon
 
+    @torch.no_grad()
     def act(
         self,
         observation: Observation,
