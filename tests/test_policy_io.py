@@ -156,7 +156,7 @@ def test_damaged_folders_are_refused(run: ChunkLevelOfflineRL, tmp_path: Path) -
             ChunkPolicy.load(folder)
     for missing in ("policy", "q", "spec_json"):
         save_state(folder, {key: value for key, value in whole.items() if key != missing})
-        with pytest.raises(CheckpointError, match="does not fit|not a saved policy"):
+        with pytest.raises(CheckpointError, match=r"does not fit|not a saved policy"):
             ChunkPolicy.load(folder)
     whole["spec_json"]["shape"]["horizon"] = 7
     save_state(folder, whole)

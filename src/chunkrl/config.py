@@ -14,9 +14,14 @@ from chunkrl.errors import ChunkRLError
 T = TypeVar("T")
 
 
+def _whole_to_float(value: Any) -> Any:
+    """JSON may write 1 for 1.0; anything else that is no float is left for dacite to name with its key."""
+    return float(value) if isinstance(value, int) else value
+
+
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     """A dataclass from nested JSON values. Raises ChunkRLError naming the unknown key or the wrong value."""
-    config = dacite.Config(strict=True, cast=[tuple, Path], type_hooks={float: float})
+    config = dacite.Config(strict=True, cast=[tuple, Path], type_hooks={float: _whole_to_float})
     try:
         return dacite.from_dict(cls, values, config)
     except dacite.UnexpectedDataError as error:

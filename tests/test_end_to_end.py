@@ -1,0 +1,61 @@
+"""The main job in small, through the real command line."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
+
+from chunkrl.cli import main
+from chunkrl.demo import DemoConfig, run_demo
+
+
+def test_collect_train_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    collect = f"collect --output-dir {data} --num-episodes 6 --max-steps 60 --num-workers 0 --seed 1"
+    main([*collect.split(), "--mixture.mixture", "episodes"])
+    shown = re.search(r"6 episodes, (\d) successful", capsys.readouterr().out)
+    assert shown is not None and 0 < int(shown[1]) < 6
+    train = f"train --dataset-dir {data} --output-dir {run} --action-horizon 4 --action-dim 4 --device cpu "
+    main([*train.split(), *["--num-updates", "30", "--value-epochs", "3", "--num-folds", "2", "--train-q"]])
+    assert (run / "values.parquet").is_file()
+    capsys.readouterr()
+    for mode in ("mode", "best_of_n"):
+        result = tmp_path / f"{mode}.json"
+        evaluate = f"evaluate --policy {run / 'policy'} --num-episodes 2 --max-steps 12 --num-envs 2 "
+        main([*evaluate.split(), "--mode", mode, "--device", "cpu", "--output", str(result)])
+        found = json.loads(result.read_text())
+        assert found["num_episodes"] == len(found["episodes"]) == 2
+        assert 0 <= found["interval"][0] <= found["success"] <= found["interval"][1] <= 1
+        assert found["exec_steps"] == 4
+        assert re.search(r"success \d/2", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """num_workers processes start, so that this takes half a minute on a busy machine."""
+    config = DemoConfig(
+        output_dir=str(tmp_path / "demo"),
+        tasks=("push-v3",),
+        mixtures=("episodes",),
+        num_collect=8,
+        num_eval=2,
+        policy_updates=20,
+        num_workers=1,
+    )
+    report = run_demo(config)
+    results = json.loads((tmp_path / "demo" / "results.json").read_text())
+    (task,) = results["tasks"].values()
+    arms = {"behaviour_cloning", "success_cloning", "chunk_rl", "chunk_rl_best_of_16"}
+    assert task["arms"].keys() == arms
+    for arm in task["arms"].values():
+        assert {"success", "interval", "num_episodes", "seed"} <= arm.keys()
+        assert arm["num_episodes"] == 2
+        assert 0 <= arm["interval"][0] <= arm["success"] <= arm["interval"][1] <= 1
+    page = report.read_text()
+    # self-contained: nothing is fetched from anywhere
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:|#)""", page)
+    assert "url(http" not in page and "@import" not in page
+    assert "chunk_rl minus" in capsys.readouterr().out
