@@ -218,6 +218,8 @@ def test_saving_and_loading_is_bit_exact(kind: ModelKind, dtype: torch.dtype, tm
     loaded = load_pretrained(tmp_path / "saved")
     assert same_parameters(policy, loaded)
     assert loaded.recipe == policy.recipe
+    trainable = [{n for n, p in x.model.named_parameters() if p.requires_grad} for x in (policy, loaded)]
+    assert trainable[0] == trainable[1]
     assert loaded.norm_stats is not None and policy.norm_stats is not None
     for name in ("state", "action"):
         before, after = getattr(policy.norm_stats, name), getattr(loaded.norm_stats, name)
@@ -262,6 +264,25 @@ def test_a_failed_save_keeps_the_old_folder(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("chunkrl.models.pi.checkpoint.save_file", full)
     with pytest.raises(CheckpointError, match="No space left"):
         save_pretrained(policy, tmp_path / "saved", overwrite=True)
+    assert same_parameters(load_pretrained(tmp_path / "saved"), policy)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_failed_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy("pi05")
+    save_pretrained(policy, tmp_path / "saved")
+    rename = Path.rename
+
+    def refuse_new(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        save_pretrained(
+            PiPolicy(random_model("pi05", seed=5), policy.recipe), tmp_path / "saved", overwrite=True
+        )
     assert same_parameters(load_pretrained(tmp_path / "saved"), policy)
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 

@@ -14,7 +14,14 @@ from torch import Tensor
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.models.pi import PiConfig, PiModel, VisionConfig
 from chunkrl.models.pi.config import ModelKind
-from chunkrl.models.pi.flow import PrefixInputs, attention_mask, euler_times, time_embedding, token_positions
+from chunkrl.models.pi.flow import (
+    PrefixInputs,
+    _visible_somewhere,
+    attention_mask,
+    euler_times,
+    time_embedding,
+    token_positions,
+)
 from chunkrl.models.pi.language import rotary_angles, rotate
 
 BATCH, SAMPLES, HORIZON, WIDTH = 2, 3, 10, 32
@@ -273,6 +280,12 @@ def test_attention_mask_and_positions_in_closed_form() -> None:
     assert torch.equal(attention_mask(valid, opens), expected)
     assert torch.equal(attention_mask(valid, opens, first_query=2), expected[:, 2:])
     assert token_positions(valid).tolist() == [[0, 0, 1, 2]]
+
+
+def test_queries_that_see_nothing_are_kept_finite() -> None:
+    # Not every attention kernel answers a row without keys with zeros: some give NaN, which would spread.
+    mask = torch.tensor([[[True, False], [False, False]]])
+    assert _visible_somewhere(mask).tolist() == [[[True, False], [True, True]]]
 
 
 def test_rotation_depends_on_distance_only() -> None:

@@ -236,12 +236,7 @@ def save_pretrained(policy: PiPolicy, folder: str | Path, *, overwrite: bool = F
         for file in temporary.iterdir():
             with file.open("rb+") as handle:
                 os.fsync(handle.fileno())
-        replaced = folder.parent / f".{folder.name}.replaced-{os.getpid()}"
-        if folder.exists():
-            folder.rename(replaced)
-        temporary.rename(folder)
-        if replaced.exists():
-            shutil.rmtree(replaced)
+        _put_in_place(temporary, folder)
     except OSError as error:
         raise CheckpointError(
             f"cannot write {folder}: {error}; free some space or use a writable folder"
@@ -252,6 +247,21 @@ def save_pretrained(policy: PiPolicy, folder: str | Path, *, overwrite: bool = F
     if differences:
         _LOG.warning("%s: stock LeRobot %s; run it with chunkrl's plug-in", folder, " and ".join(differences))
     return folder
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Rename `temporary` to `folder`; what was there is deleted after that, and comes back if it fails."""
+    replaced = folder.parent / f".{folder.name}.replaced-{os.getpid()}"
+    if folder.exists():
+        folder.rename(replaced)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(folder)
+        raise
+    if replaced.exists():
+        shutil.rmtree(replaced)
 
 
 def _write(policy: PiPolicy, folder: Path) -> None:
