@@ -10,6 +10,7 @@ pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
 
 from chunkrl.cli import main
 from chunkrl.demo import DemoConfig, run_demo
+from chunkrl.experiment import DEMO_ARMS
 
 
 def test_collect_train_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,8 +49,9 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = run_demo(config)
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
     (task,) = results["tasks"].values()
-    arms = {"behaviour_cloning", "success_cloning", "chunk_rl", "chunk_rl_best_of_16"}
-    assert task["arms"].keys() == arms
+    assert task["arms"].keys() == {arm.name for arm in DEMO_ARMS}
+    for key in ("difference", "difference_interval"):
+        assert task[key].keys() == {"behaviour_cloning", "success_cloning"}
     for arm in task["arms"].values():
         assert {"success", "interval", "num_episodes", "seed"} <= arm.keys()
         assert arm["num_episodes"] == 2

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,7 +208,13 @@ def test_flow_policy_has_no_log_prob(dataset: ChunkDataset) -> None:
 
 
 def test_sizes_that_build_no_network_are_refused() -> None:
-    for bad in ({"hidden_dim": 0}, {"num_layers": 0}, {"dropout": 1.0}, {"text_buckets": 1}):
+    sizes: list[dict[str, Any]] = [
+        {"hidden_dim": 0},
+        {"num_layers": 0},
+        {"dropout": 1.0},
+        {"text_buckets": 1},
+    ]
+    for bad in sizes:
         with pytest.raises(ChunkRLError, match=next(iter(bad))):
             NetworkConfig(**bad)
     with pytest.raises(ChunkRLError, match="fixed_std"):

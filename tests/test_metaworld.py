@@ -64,7 +64,7 @@ def test_actions_and_tasks_that_do_not_fit(envs: list[MetaWorldEnv]) -> None:
     for action in (np.zeros(3), np.full(ACTION_DIM, np.nan)):
         with pytest.raises(ValueError, match="4 finite action values"):
             envs[0].step(action)
-    with pytest.raises(ChunkRLError, match="no task 'push-v9'.*push-v3"):
+    with pytest.raises(ChunkRLError, match=r"no task 'push-v9'.*push-v3"):
         MetaWorldEnv("push-v9")
 
 
