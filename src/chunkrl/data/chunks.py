@@ -230,7 +230,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         )
         value = 0
         for part in parts:
-            value = zlib.crc32(np.ascontiguousarray(part), value)
+            value = zlib.crc32(np.ascontiguousarray(part).data, value)
         return f"{value:08x}"
 
     def attach(self, name: str, values: np.ndarray) -> None:
