@@ -14,6 +14,7 @@ from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds
 from chunkrl.algorithms.cross_fitted_awr import CrossFittedAWR, CrossFittedConfig, ValueFit
 from chunkrl.errors import ChunkRLError
+from chunkrl.models.encoders import NetworkConfig
 from chunkrl.models.policy import PolicyConfig
 from chunkrl.training.optim import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
@@ -146,3 +147,16 @@ def test_nothing_to_learn_from_is_said_before_training(tmp_path: Path) -> None:
     with pytest.raises(ChunkRLError, match=r"no successful episode"):
         make(weighting="uniform", data="successes")
     make(weighting="uniform")  # plain cloning needs no reward
+
+
+def test_dropout_acts_in_training_alone(tmp_path: Path) -> None:
+    dataset = open_chunks(write_dataset(tmp_path / "d", random_episodes(4)))
+    factory = identity_factory(dataset, NetworkConfig(hidden_dim=16, num_layers=2, dropout=0.5))
+    learner = ChunkAWR(iql(num_updates=1), factory, PolicyConfig(), OptimConfig(), dataset, 0, CPU)
+    batch = dataset.batch(np.arange(8))
+    learner.update("joint", batch)
+    assert np.array_equal(learner.frame_values()[0], learner.frame_values()[0])
+    ensemble = learner.q_ensemble()
+    assert ensemble is not None and not ensemble.critic.training
+    learner.update("joint", batch)
+    assert all(part.training for part in (learner.value, learner.critic)) and not learner.target.training

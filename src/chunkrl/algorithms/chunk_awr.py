@@ -105,7 +105,7 @@ class ChunkAWR:
         self.policy = factory.policy(policy_config).to(device)
         self.value = CrossFitted(factory.value, config.num_folds).to(device)
         self.critic = CrossFitted(lambda: factory.critic(config.num_critics), config.num_folds).to(device)
-        self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.target = copy.deepcopy(self.critic).requires_grad_(False).eval()
         parameters = [*self.policy.parameters(), *self.value.parameters(), *self.critic.parameters()]
         groups = [parameters]
         if config.num_folds > 1:
@@ -125,6 +125,8 @@ class ChunkAWR:
         """One joint update on a batch [B]."""
         config, batch = self.config, batch.to(self.device)
         fold = batch.labels["fold"]
+        for network in (self.policy, self.value, self.critic):
+            network.train()
         first: Any = self.value.networks[0]
         now = first.encoder.prepare(batch.observation)
         with autocast(self.device):
@@ -225,6 +227,7 @@ class ChunkAWR:
     @torch.no_grad()
     def frame_values(self) -> tuple[np.ndarray, np.ndarray]:
         """V of every start by the network that never saw its episode and by those that did (each [len])."""
+        self.value.eval()
         first: Any = self.value.networks[0]
         held_out, seen = [], []
         for batch in self._dataset.batches(labelling_batch_size(self._dataset)):
