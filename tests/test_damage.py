@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lerobot_folder import LeRobotFolder, Version, write_lerobot_folder
 
-from chunkrl.data.frames import FrameTable
+from chunkrl.data.frames import FrameSettings, FrameTable
 from chunkrl.errors import DatasetError
 from chunkrl.progress import silent
 
@@ -96,6 +96,39 @@ def test_damage_is_an_error_or_harmless(folders: list[LeRobotFolder], draw: st.D
             assert_exact(table, folder)
         except DatasetError as error:
             assert str(copy) in str(error)
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(draw=st.data())
+def test_what_is_left_after_skipping_bad_episodes_is_exact(folders: list[LeRobotFolder], draw: st.DataObject):
+    folder = draw.draw(st.sampled_from(folders), "folder")
+    with TemporaryDirectory() as temporary:
+        copy = Path(temporary) / "set"
+        shutil.copytree(folder.root, copy)
+        files = sorted(path for path in copy.rglob("*") if path.is_file())
+        file = draw.draw(st.sampled_from(files), "file")
+        damage(draw, file, [path for path in files if path.suffix != ".mp4"])
+        try:
+            table = FrameTable.open(
+                copy,
+                cache_dir=Path(temporary) / "cache",
+                progress=silent,
+                settings=FrameSettings(skip_bad_episodes=True),
+            )
+        except DatasetError as error:
+            assert str(copy) in str(error)
+            return
+        starts = np.cumsum([0, *folder.lengths])
+        rows = np.concatenate([np.arange(starts[e], starts[e + 1]) for e in table.episode_ids])
+        for name, values in folder.columns.items():
+            np.testing.assert_array_equal(table.column(name), values[rows], strict=True)
+        for name, pictures in folder.images.items():
+            got = table.images(name, np.arange(len(rows)))
+            np.testing.assert_array_equal(got, pictures[rows].transpose(0, 3, 1, 2), strict=True)
+        aside = set(range(len(folder.lengths))) - set(table.episode_ids.tolist())
+        assert aside == {index for problem in table.problems for index in problem.episodes} & set(
+            range(len(folder.lengths))
+        )
 
 
 def test_undamaged_sets_are_exact(folders: list[LeRobotFolder], tmp_path: Path):

@@ -253,7 +253,10 @@ def test_one_builds_and_the_others_wait(tmp_path: Path):
     with ThreadPoolExecutor(4) as pool:
         got = list(pool.map(build, range(4)))
     assert {total for total, _ in got} == {int(folder.images[FRONT].sum())}
-    assert sorted(stage for _, built in got for stage in built) == [f"decoding {FRONT}", "reading columns"]
+    assert sorted(stage for _, built in got for stage in built) == [
+        f"decoding {FRONT} (0.00 GB)",
+        "reading columns",
+    ]
 
 
 def test_a_full_disk_is_said_before_writing(tmp_path: Path, cached: Path, monkeypatch: pytest.MonkeyPatch):

@@ -58,6 +58,22 @@ def check_episode(
         )
 
 
+def first_not_finite(values: np.ndarray) -> int | None:
+    """The first row of [T, ...] with NaN or inf."""
+    if values.dtype.kind != "f":
+        return None
+    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    return None if finite.all() else int(np.argmin(finite))
+
+
+def not_finite(episode: Episode, name: str, frame: int) -> DatasetError:
+    """The error for a NaN or an infinite value in a state or an action."""
+    return DatasetError(
+        f"{episode.data_file}, episode {episode.index}, frame {frame}: "
+        f"'{name}' is NaN or infinite: correct the frame or remove the episode"
+    )
+
+
 def _check_tasks(description: DatasetDescription, indices: np.ndarray, where: str) -> set[str]:
     """The texts of the tasks, which must all be known."""
     for index in np.unique(indices).tolist():

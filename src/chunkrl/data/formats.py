@@ -21,9 +21,11 @@ from chunkrl.data.metadata import (
     read_info,
     read_tasks,
 )
+from chunkrl.data.problems import Report, refuse
 from chunkrl.errors import DatasetError
 
-__all__ = ["RECOGNISE", "ColumnMapping", "DatasetDescription", "Episode", "Feature", "VideoSpan", "describe"]
+__all__ = ["RECOGNISE", "ColumnMapping", "DatasetDescription", "Episode", "Feature", "VideoSpan"]
+__all__ += ["describe", "without"]
 
 STATE_NAMES = ("observation.state", "observation/state", "state")
 ACTION_NAMES = ("action", "actions")
@@ -78,7 +80,10 @@ class DatasetDescription:
 
 
 def describe(
-    dataset: str | Path, mapping: ColumnMapping = RECOGNISE, revision: str | None = None
+    dataset: str | Path,
+    mapping: ColumnMapping = RECOGNISE,
+    revision: str | None = None,
+    report: Report = refuse,
 ) -> DatasetDescription:
     """Describes a LeRobot data set, v2.0, v2.1 or v3.0.
 
@@ -86,6 +91,8 @@ def describe(
         dataset: a folder, or a repository id on the Hugging Face Hub (downloaded on first use).
         mapping: columns by role, where their names are not recognised.
         revision: branch, tag or commit of a Hub repository.
+        report: is told what is wrong with single episodes and with the totals; where it does not raise, the
+            description may hold episodes that it was told of.
 
     Raises:
         DatasetError: the data set is absent, of an unknown version, incomplete or inconsistent.
@@ -104,7 +111,8 @@ def describe(
         )
     cameras = _cameras(info, mapping.images)
     videos = [name for name, feature in info.features.items() if feature.dtype == "video"]
-    episodes = _with_starts(info, read_episodes(root, info, videos))
+    found, num_rows = read_episodes(root, info, videos, report)
+    episodes = _with_starts(info, found, num_rows, report)
     return DatasetDescription(
         root=root,
         version=info.version,
@@ -116,7 +124,7 @@ def describe(
         state_key=state_key,
         action_key=action_key,
         cameras=cameras,
-        fingerprint=_fingerprint(root, info, episodes, cameras),
+        fingerprint=_fingerprint(root, info, episodes, cameras, report),
     )
 
 
@@ -196,46 +204,83 @@ def _cameras(info: Info, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
     return tuple(wanted)
 
 
-def _with_starts(info: Info, episodes: Sequence[Episode]) -> tuple[Episode, ...]:
-    """The episodes with their first rows; checks lengths against info.json's totals."""
+def without(description: DatasetDescription, excluded: frozenset[int]) -> DatasetDescription:
+    """The data set without the episodes of these indices; a fingerprint, and so a cache, of its own.
+
+    Raises:
+        DatasetError: no episode is left.
+    """
+    kept, start = [], 0
+    for episode in description.episodes:
+        if episode.index not in excluded:
+            kept.append(replace(episode, start=start))
+            start += episode.length
+    if not kept:
+        raise DatasetError(
+            f"{description.root}: no episode without a problem is left: fetch the data set again"
+        )
+    digest = hashlib.sha256(description.fingerprint.encode())
+    digest.update(repr(sorted(episode.index for episode in kept)).encode())
+    return replace(description, episodes=tuple(kept), fingerprint=digest.hexdigest()[:32])
+
+
+def _with_starts(
+    info: Info, episodes: Sequence[Episode], num_rows: int, report: Report
+) -> tuple[Episode, ...]:
+    """The episodes with their first rows; checks lengths against info.json's totals.
+
+    num_rows: of the metadata, more than episodes where some were left out.
+    """
     placed, start = [], 0
     rows: dict[Path, int] = {}
     for episode in episodes:
         if episode.length == 0:
-            raise DatasetError(f"{info.file.parent}: episode {episode.index} has no frames: remove it")
+            empty = f"{info.file.parent}: episode {episode.index} has no frames: remove it"
+            report(DatasetError(empty), (episode.index,))
+            continue
         offset = rows.get(episode.data_file, 0)
         placed.append(replace(episode, start=start, offset=offset))
         rows[episode.data_file] = offset + episode.length
         start += episode.length
-    if len(placed) != info.num_episodes or start != info.num_frames:
-        raise DatasetError(
+    if num_rows != info.num_episodes or (num_rows == len(episodes) and start != info.num_frames):
+        totals = DatasetError(
             f"{info.file}: says {info.num_episodes} episodes and {info.num_frames} frames, "
-            f"the metadata of the episodes has {len(placed)} and {start}: "
+            f"the metadata of the episodes has {num_rows} and {start}: "
             "correct the totals or fetch the metadata again"
         )
+        report(totals)
     if not placed:
         raise DatasetError(f"{info.file.parent}: the data set has no episodes: record some")
     return tuple(placed)
 
 
-def _fingerprint(root: Path, info: Info, episodes: Sequence[Episode], cameras: Sequence[str]) -> str:
+def _fingerprint(
+    root: Path, info: Info, episodes: Sequence[Episode], cameras: Sequence[str], report: Report
+) -> str:
     """Digest of info.json and of the name, size and time of every file; every file needed must exist."""
     digest = hashlib.sha256(_LAYOUT)
     digest.update(info.file.read_bytes())
-    needed: dict[Path, str | None] = dict.fromkeys(metadata_files(root, info.version))
+    needed: dict[Path, list[int]] = {file: [] for file in metadata_files(root, info.version)}
+    users: dict[Path, str] = {}
     for episode in episodes:
-        needed.setdefault(episode.data_file, f"episode {episode.index}")
+        needed.setdefault(episode.data_file, []).append(episode.index)
+        users.setdefault(episode.data_file, f"episode {episode.index}")
         for key, span in episode.videos.items():
             # Videos of unused cameras count where they exist: the cache serves any column mapping.
             if key in cameras or span.file.is_file():
-                needed.setdefault(span.file, f"episode {episode.index}, camera '{key}'")
-    for file, user in needed.items():
+                needed.setdefault(span.file, []).append(episode.index)
+                users.setdefault(span.file, f"episode {episode.index}, camera '{key}'")
+    for file, indices in needed.items():
+        name = file.relative_to(root).as_posix()
         try:
             status = file.stat()
         except OSError as error:
-            raise DatasetError(
-                f"{file} is missing ({user or 'metadata'}): fetch the data set again"
-            ) from error
-        name = file.relative_to(root).as_posix()
+            missing = DatasetError(
+                f"{file} is missing ({users.get(file, 'metadata')}): fetch the data set again"
+            )
+            missing.__cause__ = error
+            report(missing, indices)
+            digest.update(f"\0{name}\0missing".encode())
+            continue
         digest.update(f"\0{name}\0{status.st_size}\0{status.st_mtime_ns}".encode())
     return digest.hexdigest()[:32]

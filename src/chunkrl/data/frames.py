@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from chunkrl.data.cache import cache_folder
+from chunkrl.data.checks import not_finite
 from chunkrl.data.formats import RECOGNISE, ColumnMapping, DatasetDescription, describe
 from chunkrl.data.images import open_camera
+from chunkrl.data.on_demand import OnDemandCamera
+from chunkrl.data.pictures import Camera
+from chunkrl.data.problems import Collector, Problem, refuse
+from chunkrl.data.resize import Resize
 from chunkrl.data.store import open_columns
+from chunkrl.data.survey import set_aside
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress, ProgressBars
+
+
+@dataclass(frozen=True)
+class FrameSettings:
+    """How frames are kept and given."""
+
+    cache: bool = True
+    """Keep decoded pictures on disk; --no-cache decodes them whenever they are asked for."""
+    resize: tuple[int, int] | None = None
+    """Height and width of pictures, in shape, with black bars; default: as recorded."""
+    antialias: bool = True
+    """Resize as Pillow's bilinear filter does (openpi's data); else without antialiasing (LeRobot's)."""
+    skip_bad_episodes: bool = False
+    """Set episodes with a problem aside and list them, rather than stop at the first."""
 
 
 class FrameTable:
@@ -24,15 +46,25 @@ class FrameTable:
     state: float32 [N, S], or None where there is no state column. action: float32 [N, A]. Both finite.
     task_index: int64 [N]. timestamp: float32 [N], seconds from the episode's start.
     episode_start, episode_length, episode_ids: int64 [E], first row, frames and `episode_index`.
+    settings: how frames are kept. problems: what is wrong with the episodes that were set aside.
     """
 
-    def __init__(self, description: DatasetDescription, folder: Path, progress: Progress) -> None:
+    def __init__(
+        self,
+        description: DatasetDescription,
+        folder: Path,
+        progress: Progress,
+        settings: FrameSettings = FrameSettings(),
+        problems: tuple[Problem, ...] = (),
+    ) -> None:
         """Use `open`. folder: the data set's own folder in the cache."""
         self.description = description
+        self.settings = settings
+        self.problems = problems
         self._folder = folder
         self._progress = progress
         self._columns = open_columns(description, folder, progress)
-        self._cameras: dict[str, np.ndarray] = {}
+        self._cameras: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
         self.episode_start = np.array([episode.start for episode in description.episodes], np.int64)
         self.episode_length = np.array([episode.length for episode in description.episodes], np.int64)
         self.episode_ids = np.array([episode.index for episode in description.episodes], np.int64)
@@ -49,6 +81,7 @@ class FrameTable:
         revision: str | None = None,
         cache_dir: Path | None = None,
         progress: Progress | None = None,
+        settings: FrameSettings = FrameSettings(),
     ) -> FrameTable:
         """Opens a data set; the first time its numeric columns are read and checked.
 
@@ -56,16 +89,24 @@ class FrameTable:
             dataset, mapping, revision: as `chunkrl.data.formats.describe` takes them.
             cache_dir: where to keep what was read, instead of `$CHUNKRL_CACHE` or `~/.cache/chunkrl`.
             progress: shows reading and decoding, instead of bars on the terminal.
+            settings: how frames are kept; `skip_bad_episodes` reads and decodes everything once beforehand.
 
         Raises:
             DatasetError: the data set is absent, incomplete, damaged or inconsistent.
             ChunkRLError: the cache has no space or cannot be written.
         """
-        description = describe(dataset, mapping, revision)
-        return cls(description, cache_folder(description.fingerprint, cache_dir), progress or ProgressBars())
+        progress = progress or ProgressBars()
+        found = Collector()
+        description = describe(dataset, mapping, revision, found if settings.skip_bad_episodes else refuse)
+        problems: tuple[Problem, ...] = ()
+        folder = cache_folder(description.fingerprint, cache_dir)
+        if settings.skip_bad_episodes:
+            description, problems = set_aside(description, found, folder, progress, images=True)
+            folder = cache_folder(description.fingerprint, cache_dir)
+        return cls(description, folder, progress, settings, problems)
 
     def __reduce__(self):
-        return FrameTable, (self.description, self._folder, self._progress)
+        return FrameTable, (self.description, self._folder, self._progress, self.settings, self.problems)
 
     @property
     def num_frames(self) -> int:
@@ -101,18 +142,31 @@ class FrameTable:
     def images(self, camera: str, rows: np.ndarray) -> np.ndarray:
         """Pictures of a camera, uint8 RGB [n, 3, height, width], for int rows [n].
 
-        The first call for a camera decodes all of it into the cache.
+        The first call for a camera decodes all of it into the cache, unless the settings say otherwise.
 
         Raises:
             DatasetError: the description has no such camera; a picture or a video is missing or damaged.
             ChunkRLError: the cache has no space or cannot be written.
         """
         if camera not in self._cameras:
-            timestamps = self._columns.read("timestamp")
-            self._cameras[camera] = open_camera(
-                self.description, camera, timestamps, self._folder, self._progress
-            )
-        return np.asarray(self._cameras[camera][rows])
+            self._cameras[camera] = self._open(camera)
+        return self._cameras[camera](rows)
+
+    def camera(self, name: str) -> Camera:
+        """What the camera's pictures are decoded from, and their size.
+
+        Raises:
+            DatasetError: the description has no such camera.
+        """
+        size, settings = self.settings.resize, self.settings
+        resize = None if size is None else Resize(*size, antialias=settings.antialias)
+        return Camera(self.description, name, self._columns.read("timestamp"), resize)
+
+    def _open(self, name: str) -> Callable[[np.ndarray], np.ndarray]:
+        if not self.settings.cache:
+            return OnDemandCamera(self.camera(name)).read
+        pictures = open_camera(self.camera(name), self._folder, self._progress)
+        return lambda rows: np.asarray(pictures[rows])
 
     def _vectors(self, name: str) -> np.ndarray:
         """The column as float32 [N, D], all finite."""
@@ -120,9 +174,6 @@ class FrameTable:
         if row is not None:
             position = int(np.searchsorted(self.episode_start, row, side="right")) - 1
             episode = self.description.episodes[position]
-            raise DatasetError(
-                f"{episode.data_file}, episode {episode.index}, frame {row - episode.start}: "
-                f"'{name}' is NaN or infinite: correct the frame or remove the episode"
-            )
+            raise not_finite(episode, name, row - episode.start)
         values = self._columns.read(name, np.float32)
         return values.reshape(len(values), -1)

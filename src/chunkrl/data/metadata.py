@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from chunkrl.data.parquet import all_rows, reading
+from chunkrl.data.problems import Report
 from chunkrl.errors import DatasetError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -297,11 +298,14 @@ def _episode_v3(root: Path, info: Info, row: dict[str, Any], videos: Sequence[st
     return Episode(index, length, 0, 0, _texts(row, where), data_file, spans)
 
 
-def read_episodes(root: Path, info: Info, videos: Sequence[str]) -> list[Episode]:
-    """All episodes in order of their index, `start` and `offset` still 0; `videos` are the video columns to locate.
+def read_episodes(root: Path, info: Info, videos: Sequence[str], report: Report) -> tuple[list[Episode], int]:
+    """All episodes in order of their index, `start` and `offset` still 0, and the number of their rows.
 
     v3.0: the first `total_episodes` rows in order of the files are the data set. What stands behind them is
     what a killed writer leaves (`chunkrl.data.writer`): episodes that do not exist yet, and copies.
+
+    videos: the video columns to locate.
+    report: is told what is wrong with single episodes, which are left out where it does not raise.
 
     Raises:
         DatasetError: a file is missing or damaged, an entry is missing, an index occurs twice.
@@ -312,6 +316,7 @@ def read_episodes(root: Path, info: Info, videos: Sequence[str]) -> list[Episode
             f"{root / 'meta' / 'episodes'} has no chunk-*/file-*.parquet: fetch the data set again"
         )
     episodes: dict[int, Episode] = {}
+    num_rows = 0
     for file in files:
         if info.version == "v3.0":
             rows: Any = ((str(file), row) for row in all_rows(file, skip_prefix="stats/"))
@@ -319,14 +324,20 @@ def read_episodes(root: Path, info: Info, videos: Sequence[str]) -> list[Episode
         else:
             rows, read = _json_lines(file), _episode_v2
         for where, row in rows:
-            if info.version == "v3.0" and len(episodes) == info.num_episodes:
+            if info.version == "v3.0" and num_rows == info.num_episodes:
                 _check_leftover(row, episodes, where)
                 continue
-            episode = read(root, info, row, videos, where)
-            if episode.index in episodes:
-                raise DatasetError(f"{where}: episode {episode.index} occurs twice: keep one")
-            episodes[episode.index] = episode
-    return [episodes[index] for index in sorted(episodes)]
+            num_rows += 1
+            index = _integer(row, "episode_index", where)
+            try:
+                episode = read(root, info, row, videos, where)
+            except DatasetError as error:
+                report(error, (index,))
+                continue
+            if index in episodes:
+                report(DatasetError(f"{where}: episode {index} occurs twice: keep one"), (index,))
+            episodes[index] = episode
+    return [episodes[index] for index in sorted(episodes)], num_rows
 
 
 def _check_leftover(row: dict[str, Any], episodes: Mapping[int, Episode], where: str) -> None:

@@ -30,7 +30,7 @@ def reading(file: Path, *also: type[Exception]) -> Iterator[None]:
         raise DatasetError(f"{file} is damaged ({reason}): fetch or write it again") from error
 
 
-def _open(file: Path) -> pq.ParquetFile:
+def open_parquet(file: Path) -> pq.ParquetFile:
     """Through a small buffer, whatever a row group's size; pages that carry a checksum are verified."""
     return pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
 
@@ -41,7 +41,7 @@ def row_batches(file: Path, columns: Sequence[str], batch_rows: int) -> Iterator
     Raises:
         DatasetError: the file is missing or damaged, or lacks a column.
     """
-    with reading(file), _open(file) as parquet:
+    with reading(file), open_parquet(file) as parquet:
         names = parquet.schema_arrow.names
         for column in columns:
             if names.count(column) != 1:
@@ -59,7 +59,7 @@ def all_rows(file: Path, skip_prefix: str | None = None) -> list[dict[str, Any]]
     Raises:
         DatasetError: the file is missing or damaged.
     """
-    with reading(file), _open(file) as parquet:
+    with reading(file), open_parquet(file) as parquet:
         names = parquet.schema_arrow.names
         names = [name for name in names if not (skip_prefix and name.startswith(skip_prefix))]
         return parquet.read(columns=names, use_threads=False).select(names).to_pylist()

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from chunkrl.data.cache import create_array, ensure, file_name, load_array
-from chunkrl.data.checks import check_episode
+from chunkrl.data.checks import check_episode, first_not_finite
 from chunkrl.data.formats import DatasetDescription, Episode, Feature
 from chunkrl.data.parquet import numeric_values, reading, row_batches
 from chunkrl.errors import DatasetError
@@ -198,11 +198,3 @@ def _build(description: DatasetDescription, folder: Path, progress: Progress) ->
     for array in arrays.values():
         array.flush()
     (folder / _MANIFEST).write_text(json.dumps(not_finite), encoding="utf-8")
-
-
-def first_not_finite(values: np.ndarray) -> int | None:
-    """The first row of [T, ...] with NaN or inf."""
-    if values.dtype.kind != "f":
-        return None
-    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    return None if finite.all() else int(np.argmin(finite))

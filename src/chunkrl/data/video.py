@@ -6,79 +6,111 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 
 import av
 import numpy as np
-from av import CodecContext, VideoFrame
-from av.container import InputContainer
+from av import CodecContext, VideoFrame, VideoStream
 from av.error import FFmpegError
 
 from chunkrl.data.parquet import reading
 from chunkrl.errors import DatasetError
 
 
-def frames_at(
-    file: Path, times: np.ndarray, tolerance: float, size: tuple[int, int], alone: bool
-) -> Iterator[np.ndarray]:
-    """Decodes the frame nearest to each time.
-
-    Args:
-        file: a video file.
-        times: float64 [n], seconds in the file, increasing.
-        tolerance: seconds that a frame may lie from its time; half a frame's duration finds a lost frame.
-        size: (height, width) that every frame must have.
-        alone: the file must end with the last of these frames.
-
-    Yields:
-        n pictures, uint8 RGB [height, width, 3].
+class VideoFile:
+    """An open video; not for several threads at once.
 
     Raises:
-        DatasetError: the file is missing or damaged, is too long, or has no frame near a time.
+        DatasetError: the file is missing or damaged, or has no video that can be decoded.
     """
-    with reading(file, FFmpegError), av.open(str(file), metadata_errors="ignore") as container:
-        # A video may have more frames a second than the data set: those of the last period are its own.
-        end = times[-1] + 1.9 * tolerance if alone else math.inf
-        frames = _frames_from(container, file, times[0] - tolerance, end)
-        for time, (found, frame) in zip(times, _nearest(frames, times), strict=True):
-            if frame is None or abs(found - time) > tolerance:
-                nearest = "it has no more" if frame is None else f"the nearest is at {found:.4f} s"
-                raise DatasetError(f"{file}: no frame at {time:.4f} s ({nearest}): fetch or record it again")
-            if (frame.height, frame.width) != size:
-                raise DatasetError(
-                    f"{file}: the frame at {found:.4f} s is {frame.height} x {frame.width}, "
-                    f"meta/info.json says {size[0]} x {size[1]}: correct one"
-                )
-            if frame.is_corrupt:
-                raise DatasetError(f"{file}: the frame at {found:.4f} s is damaged: fetch or record it again")
-            yield frame.to_ndarray(format="rgb24")
-        if alone:
-            deque(frames, maxlen=0)  # the rest, for the check of its times
 
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        with reading(file, FFmpegError):
+            self._container = av.open(str(file), metadata_errors="ignore")
+            self._stream = self._open_stream()
 
-def _frames_from(
-    container: InputContainer, file: Path, start: float, end: float
-) -> Iterator[tuple[float, VideoFrame]]:
-    """Decoded frames with their times, from a key frame at or before `start` on; none may be after `end`."""
-    if not container.streams.video:
-        raise DatasetError(f"{file} has no video stream: fetch or record it again")
-    stream = container.streams.video[0]
-    decoder: CodecContext | None = stream.codec_context  # PyAV's types hide the None of unknown codecs
-    if stream.time_base is None or decoder is None:
-        raise DatasetError(f"{file}: its video has no time base or an unknown codec: record it again")
-    # Episodes are decoded side by side, so one decoder takes one thread; damage is an error, not concealed.
-    decoder.thread_count = 1
-    decoder.options = {"err_detect": "explode"}
-    container.seek(max(0, int(start / stream.time_base)), stream=stream)
-    for frame in container.decode(stream):
-        if frame.pts is None:
-            raise DatasetError(f"{file}: a frame has no time: record it again")
-        time = float(frame.pts * stream.time_base)
-        if time > end:
+    def close(self) -> None:
+        """Closes the file."""
+        self._container.close()
+
+    def __enter__(self) -> VideoFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open_stream(self) -> VideoStream:
+        if not self._container.streams.video:
+            raise DatasetError(f"{self.file} has no video stream: fetch or record it again")
+        stream = self._container.streams.video[0]
+        decoder: CodecContext | None = stream.codec_context  # PyAV's types hide the None of unknown codecs
+        if stream.time_base is None or decoder is None:
             raise DatasetError(
-                f"{file}: has a frame at {time:.4f} s, after the episode's end: "
-                "fetch it again or correct the episode's length"
+                f"{self.file}: its video has no time base or an unknown codec: record it again"
             )
-        yield time, frame
+        # Episodes are decoded side by side, so one decoder takes one thread; damage is an error, not concealed.
+        decoder.thread_count = 1
+        decoder.options = {"err_detect": "explode"}
+        return stream
+
+    def frames_at(
+        self, times: np.ndarray, tolerance: float, size: tuple[int, int], alone: bool = False
+    ) -> Iterator[np.ndarray]:
+        """Decodes the frame nearest to each time, from the key frame before the first to the last.
+
+        Args:
+            times: float64 [n], seconds in the file, increasing.
+            tolerance: seconds that a frame may lie from its time; half a frame's duration finds a lost frame.
+            size: (height, width) that every frame must have.
+            alone: the file must end with the last of these frames.
+
+        Yields:
+            n pictures, uint8 RGB [height, width, 3].
+
+        Raises:
+            DatasetError: the file is damaged, is too long, or has no frame near a time.
+        """
+        with reading(self.file, FFmpegError):
+            # A video may have more frames a second than the data set: those of the last period are its own.
+            end = times[-1] + 1.9 * tolerance if alone else math.inf
+            frames = self._frames_from(times[0] - tolerance, end)
+            for time, (found, frame) in zip(times, _nearest(frames, times), strict=True):
+                if frame is None or abs(found - time) > tolerance:
+                    nearest = "it has no more" if frame is None else f"the nearest is at {found:.4f} s"
+                    raise DatasetError(
+                        f"{self.file}: no frame at {time:.4f} s ({nearest}): fetch or record it again"
+                    )
+                if (frame.height, frame.width) != size:
+                    raise DatasetError(
+                        f"{self.file}: the frame at {found:.4f} s is {frame.height} x {frame.width}, "
+                        f"meta/info.json says {size[0]} x {size[1]}: correct one"
+                    )
+                if frame.is_corrupt:
+                    raise DatasetError(
+                        f"{self.file}: the frame at {found:.4f} s is damaged: fetch or record it again"
+                    )
+                yield frame.to_ndarray(format="rgb24")
+            if alone:
+                deque(frames, maxlen=0)  # the rest, for the check of its times
+
+    def _frames_from(self, start: float, end: float) -> Iterator[tuple[float, VideoFrame]]:
+        """Decoded frames with their times, from a key frame at or before `start` on; none may be after `end`."""
+        time_base = self._stream.time_base
+        assert time_base is not None, "checked on opening"
+        self._container.seek(max(0, int(start / time_base)), stream=self._stream)
+        for frame in self._container.decode(self._stream):
+            if frame.pts is None:
+                raise DatasetError(f"{self.file}: a frame has no time: record it again")
+            time = float(frame.pts * time_base)
+            if time > end:
+                raise DatasetError(
+                    f"{self.file}: has a frame at {time:.4f} s, after the episode's end: "
+                    "fetch it again or correct the episode's length"
+                )
+            yield time, frame
 
 
 def _nearest(

@@ -1,0 +1,139 @@
+"""Pictures decoded when they are asked for: no disk space, but every batch pays for decoding."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from chunkrl.data.formats import Episode
+from chunkrl.data.parquet import open_parquet, reading
+from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
+from chunkrl.data.video import VideoFile
+from chunkrl.errors import DatasetError
+
+MAX_OPEN_FILES = 32
+MAX_ENCODED_BYTES = 256 * 2**20
+SEEK_FRAMES = 4  # to decode this many frames in between takes no longer than to seek
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Recent(Generic[K, V]):
+    """The values used last, up to a total size; the oldest are closed and forgotten. For several threads."""
+
+    def __init__(self, limit: int, size: Callable[[V], int], close: Callable[[V], None]) -> None:
+        self._limit, self._size, self._close = limit, size, close
+        self._kept: OrderedDict[K, V] = OrderedDict()
+        self._total = 0
+        self._lock = Lock()
+
+    def take(self, key: K) -> V | None:
+        """The value, which is the caller's until it is given back with `put`."""
+        with self._lock:
+            value = self._kept.pop(key, None)
+            if value is not None:
+                self._total -= self._size(value)
+            return value
+
+    def put(self, key: K, value: V) -> None:
+        """Keeps the value."""
+        with self._lock:
+            if key in self._kept:
+                self._close(value)
+                return
+            self._kept[key] = value
+            self._total += self._size(value)
+            while self._total > self._limit and len(self._kept) > 1:
+                _, old = self._kept.popitem(last=False)
+                self._total -= self._size(old)
+                self._close(old)
+
+
+class OnDemandCamera:
+    """Decodes chosen rows of a camera, on all cores.
+
+    Keeps 32 files open and, for pictures in parquet, the encoded pictures of the row groups used last (256 MB).
+    """
+
+    def __init__(self, camera: Camera) -> None:
+        self._camera = camera
+        self._starts = np.array([episode.start for episode in camera.description.episodes])
+        self._videos: _Recent[Path, VideoFile] = _Recent(MAX_OPEN_FILES, lambda _: 1, VideoFile.close)
+        self._parquet: _Recent[Path, pq.ParquetFile] = _Recent(
+            MAX_OPEN_FILES, lambda _: 1, pq.ParquetFile.close
+        )
+        self._groups: _Recent[tuple[Path, int], pa.Array] = _Recent(
+            MAX_ENCODED_BYTES, pa.Array.get_total_buffer_size, lambda _: None
+        )
+        self._pool = ThreadPoolExecutor(num_workers())
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """uint8 RGB [n, 3, height, width] of int rows [n] of the table.
+
+        Raises:
+            DatasetError: a picture or a video is missing or damaged.
+        """
+        wanted, inverse = np.unique(rows, return_inverse=True)
+        pictures = np.empty((len(wanted), 3, *self._camera.size), np.uint8)
+        positions = np.searchsorted(self._starts, wanted, side="right") - 1
+        decode = self._decode_video if self._camera.is_video else self._decode_images
+        tasks = []
+        for position in np.unique(positions):
+            places = np.flatnonzero(positions == position)
+            episode = self._camera.description.episodes[position]
+            tasks.append(self._pool.submit(decode, episode, wanted[places] - episode.start, places, pictures))
+        for task in tasks:
+            task.result()
+        return pictures[inverse]
+
+    def _decode_video(
+        self, episode: Episode, frames: np.ndarray, places: np.ndarray, pictures: np.ndarray
+    ) -> None:
+        file = episode.videos[self._camera.name].file
+        video = self._videos.take(file) or VideoFile(file)
+        runs = np.flatnonzero(np.diff(frames) > SEEK_FRAMES) + 1
+        for run, at in zip(np.split(frames, runs), np.split(places, runs), strict=True):
+            for place, picture in zip(at, video_frames(self._camera, episode, run, video), strict=True):
+                pictures[place] = self._camera.finish(picture)
+        self._videos.put(file, video)
+
+    def _decode_images(
+        self, episode: Episode, frames: np.ndarray, places: np.ndarray, pictures: np.ndarray
+    ) -> None:
+        file = episode.data_file
+        with reading(file):
+            parquet = self._parquet.take(file) or open_parquet(file)
+            sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+            starts = np.concatenate([[0], np.cumsum(sizes)])
+            groups = np.searchsorted(starts, episode.offset + frames, side="right") - 1
+            for group in np.unique(groups):
+                encoded = self._encoded(parquet, file, int(group))
+                chosen = np.flatnonzero(groups == group)
+                column = encoded.take(pa.array(episode.offset + frames[chosen] - starts[group]))
+                decoded = image_frames(self._camera, file, episode, frames[chosen].tolist(), column)
+                for place, picture in zip(places[chosen], decoded, strict=True):
+                    pictures[place] = self._camera.finish(picture)
+            self._parquet.put(file, parquet)
+
+    def _encoded(self, parquet: pq.ParquetFile, file: Path, group: int) -> pa.Array:
+        """The camera's column of a row group."""
+        array = self._groups.take((file, group))
+        if array is None:
+            names = parquet.schema_arrow.names
+            if names.count(self._camera.name) != 1:
+                raise DatasetError(
+                    f"{file}: has no single column '{self._camera.name}': write the file again"
+                )
+            table = parquet.read_row_group(group, columns=[self._camera.name], use_threads=False)
+            array = table.column(self._camera.name).combine_chunks()
+        self._groups.put((file, group), array)
+        return array
