@@ -22,8 +22,8 @@ import torch
 from chunkrl.algorithms import losses
 from chunkrl.algorithms.base import Metrics, Phase
 from chunkrl.algorithms.best_of_n import QEnsemble
-from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds
-from chunkrl.data.chunks import ChunkDataset, labelling_batch_size
+from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
+from chunkrl.data.chunks import ChunkDataset
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.policy import PolicyConfig
@@ -224,19 +224,9 @@ class ChunkAWR:
             return self.policy.negative_log_likelihood(now, batch.actions, batch.action_mask)
         return -self.policy.log_prob(now, batch.actions, batch.action_mask)  # the document's sum
 
-    @torch.no_grad()
     def frame_values(self) -> tuple[np.ndarray, np.ndarray]:
         """V of every start by the network that never saw its episode and by those that did (each [len])."""
-        self.value.eval()
-        first: Any = self.value.networks[0]
-        held_out, seen = [], []
-        for batch in self._dataset.batches(labelling_batch_size(self._dataset)):
-            prepared = first.encoder.prepare(batch.observation)
-            values = self.value.each(lambda v, p=prepared: v.forward_prepared(p))  # type: ignore[operator]
-            fold = batch.labels["fold"].to(self.device)
-            held_out.append(self.value.held_out(values, fold).cpu().numpy())
-            seen.append(self.value.seen(values, fold).cpu().numpy())
-        return np.concatenate(held_out), np.concatenate(seen)
+        return label_values(self.value, self._dataset, self.device)
 
     def q_ensemble(self) -> QEnsemble | None:
         """Q for best-of-N."""

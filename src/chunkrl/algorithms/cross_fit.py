@@ -10,11 +10,13 @@ Source: sample splitting for nuisance functions, Chernozhukov et al. 2018 (arXiv
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chunkrl.data.chunks import ChunkDataset, labelling_batch_size
 from chunkrl.errors import ChunkRLError
 
 
@@ -78,3 +80,27 @@ class CrossFitted(nn.Module):
     @staticmethod
     def _index(outputs: Tensor, fold: Tensor) -> Tensor:
         return fold.expand(outputs.shape[1:]).unsqueeze(-1)
+
+
+@torch.no_grad()
+def label_values(
+    networks: CrossFitted,
+    dataset: ChunkDataset,
+    device: torch.device,
+    transform: Callable[[Tensor], Tensor] = lambda output: output,
+) -> tuple[np.ndarray, np.ndarray]:
+    """V of every start by the network that never saw its episode, and the mean of those that did: [len] each.
+
+    networks: value networks. The data set's label `fold` says each start's fold. transform: of the outputs.
+    """
+    networks.eval()
+    first: Any = networks.networks[0]
+    held_out, seen = [], []
+    for batch in dataset.batches(labelling_batch_size(dataset)):
+        prepared = first.encoder.prepare(batch.observation)
+        outputs = networks.each(lambda v, p=prepared: v.forward_prepared(p))  # type: ignore[operator]
+        values = transform(outputs.float())
+        fold = batch.labels["fold"].to(device)
+        held_out.append(networks.held_out(values, fold).cpu().numpy())
+        seen.append(networks.seen(values, fold).cpu().numpy())
+    return np.concatenate(held_out), np.concatenate(seen)

@@ -27,8 +27,8 @@ from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms import losses
 from chunkrl.algorithms.base import Metrics, Phase
 from chunkrl.algorithms.best_of_n import QEnsemble
-from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds
-from chunkrl.data.chunks import ChunkDataset, labelling_batch_size
+from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
+from chunkrl.data.chunks import ChunkDataset
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.statistics import spearman
 from chunkrl.models.encoders import NetworkConfig
@@ -231,22 +231,12 @@ class CrossFittedAWR:
         norm = self._critic_optimizer.step(loss)
         return {"loss/critic": float(loss.detach()) / len(q), "grad_norm/critic": norm}
 
-    @torch.no_grad()
     def frame_values(self) -> tuple[np.ndarray, np.ndarray]:
         """V of every start, as returns: by the network that never saw its episode, and by those that did
         (each float [len])."""
         assert self.value is not None
-        self.value.eval()
-        first: Any = self.value.networks[0]
-        held_out, seen = [], []
-        for batch in self._dataset.batches(labelling_batch_size(self._dataset)):
-            prepared = first.encoder.prepare(batch.observation)
-            logits = self.value.each(lambda v, p=prepared: v.forward_prepared(p))  # type: ignore[operator]
-            unit = torch.sigmoid(logits.float())
-            fold = batch.labels["fold"].to(self.device)
-            held_out.append(self.value.held_out(unit, fold).cpu().numpy())
-            seen.append(self.value.seen(unit, fold).cpu().numpy())
-        return self.range.from_unit(np.concatenate(held_out)), self.range.from_unit(np.concatenate(seen))
+        held_out, seen = label_values(self.value, self._dataset, self.device, torch.sigmoid)
+        return self.range.from_unit(held_out), self.range.from_unit(seen)
 
     def _label(self) -> Metrics:
         dataset = self._dataset
