@@ -17,6 +17,7 @@ USAGE = """usage: chunkrl COMMAND [options]
 
   demo       the main job on MetaWorld: collect, train, compare, report
   collect    scripted mixed-quality episodes as a LeRobot data set
+  inspect    what a LeRobot data set holds, and every problem in it
   train      a better chunk policy from a LeRobot data set
   evaluate   a trained policy from fixed initial states
   doctor     what is installed, and what is missing
@@ -49,6 +50,12 @@ def _collect(arguments: Sequence[str]) -> None:
     collect(_parse(CollectCommand, "collect", arguments), ProgressBars())
 
 
+def _inspect(arguments: Sequence[str]) -> None:
+    from chunkrl.data.inspect import InspectCommand, inspect_dataset
+
+    inspect_dataset(_parse(InspectCommand, "inspect", arguments), ProgressBars())
+
+
 def _train(arguments: Sequence[str]) -> None:
     from chunkrl.commands import train
     from chunkrl.offline import TrainConfig
@@ -71,6 +78,7 @@ def _doctor(arguments: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": _demo,
     "collect": _collect,
+    "inspect": _inspect,
     "train": _train,
     "evaluate": _evaluate,
     "doctor": _doctor,

@@ -17,7 +17,7 @@ from chunkrl.data.pictures import Camera
 from chunkrl.data.problems import Collector, Problem, refuse
 from chunkrl.data.resize import Resize
 from chunkrl.data.store import open_columns
-from chunkrl.data.survey import set_aside
+from chunkrl.data.survey import examine, set_aside
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress, ProgressBars
 
@@ -101,7 +101,8 @@ class FrameTable:
         problems: tuple[Problem, ...] = ()
         folder = cache_folder(description.fingerprint, cache_dir)
         if settings.skip_bad_episodes:
-            description, problems = set_aside(description, found, folder, progress, images=True)
+            problems = examine(description, found, folder, progress, images=True)
+            description = set_aside(description, problems)
             folder = cache_folder(description.fingerprint, cache_dir)
         return cls(description, folder, progress, settings, problems)
 

@@ -26,35 +26,37 @@ from chunkrl.progress import Progress
 Found = list[tuple[DatasetError, tuple[int, ...]]]
 
 
-def set_aside(
+def examine(
     description: DatasetDescription, found: Collector, folder: Path, progress: Progress, images: bool
-) -> tuple[DatasetDescription, tuple[Problem, ...]]:
-    """The data set without its bad episodes, and what is wrong with them.
-
-    The outcome is kept in the cache: a data set that does not change is looked through once.
+) -> tuple[Problem, ...]:
+    """Every problem of a data set; kept in the cache, so one that does not change is looked through once.
 
     Args:
         description, found: from `describe(report=found)`.
         folder: the data set's folder in the cache.
         images: also decode every picture.
-
-    Raises:
-        DatasetError: a problem that concerns the data set as a whole, or no episode is left.
     """
     roles = (description.state_key, description.action_key, *(description.cameras if images else ()))
     file = folder / f"problems-{hashlib.sha256(repr(roles).encode()).hexdigest()[:16]}.json"
     if file.is_file():
         records = json.loads(file.read_text("utf-8"))
-        problems = tuple(Problem(r["message"], tuple(r["episodes"])) for r in records)
-    else:
-        survey(description, found, progress, images)
-        problems = found.problems
-        write_text(file, json.dumps([asdict(problem) for problem in problems]))
+        return tuple(Problem(record["message"], tuple(record["episodes"])) for record in records)
+    survey(description, found, progress, images)
+    write_text(file, json.dumps([asdict(problem) for problem in found.problems]))
+    return found.problems
+
+
+def set_aside(description: DatasetDescription, problems: Sequence[Problem]) -> DatasetDescription:
+    """The data set without its bad episodes.
+
+    Raises:
+        DatasetError: a problem concerns the data set as a whole, or no episode is left.
+    """
     for problem in problems:
         if not problem.episodes:
             raise DatasetError(problem.message)
     bad = frozenset(index for problem in problems for index in problem.episodes)
-    return (without(description, bad) if bad else description), problems
+    return without(description, bad) if bad else description
 
 
 def survey(description: DatasetDescription, found: Collector, progress: Progress, images: bool) -> None:
