@@ -66,7 +66,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert set(COMMANDS) == {"demo", "collect", "train", "evaluate", "doctor"}
+    assert set(COMMANDS) == {"demo", "collect", "train", "evaluate", "download", "doctor"}
     main([])
     usage = capsys.readouterr().out
     assert all(re.search(rf"^  {name} ", usage, re.MULTILINE) for name in COMMANDS)
@@ -84,7 +84,7 @@ def test_train_flags_are_frozen(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for name in DOCUMENT:
         assert f"--{name.replace('_', '-')}" in shown
-    for flag in ("--policy.kind", "--fit.lam", "--network.hidden-dim", "--labels.success", "--hold.control"):
+    for flag in ("--policy.kind", "--fit.lam", "--network.hidden-dim", "--success", "--hold.control"):
         assert flag in shown
 
 
@@ -217,7 +217,7 @@ BAD_SETTINGS: list[tuple[str, str]] = [
     ("--objective document --policy.kind flow", "only a Gaussian policy has"),
     ("--cameras top", "no camera 'top'"),
     ("--resume nowhere", "no checkpoint at nowhere"),
-    ("--labels.success episodes", "success"),
+    ("--success episodes", "success"),
     ("--policy.fixed-std 0", "fixed_std"),
     ("--network.num-layers 0", "num_layers"),
     ("--hold.gripper-dims 9", "gripper_dims"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
+import tyro
 
 from chunkrl import __version__
 from chunkrl.algorithms.base import Algorithm
@@ -93,7 +94,7 @@ class TrainConfig:
     """Passes of the value phase over the data (objective cross_fitted)."""
     train_q: bool = False
     """Train Q(x, A) as well, for best-of-N at action time (objective cross_fitted)."""
-    labels: LabelRule = field(default_factory=LabelRule)
+    labels: Annotated[LabelRule, tyro.conf.arg(prefix_name=False)] = field(default_factory=LabelRule)
     """How success, reward and sub-goals are read from the data."""
     reward: ChunkReward = "any"
     """Chunk reward: any sub-goal (the document's) or the discounted sum of rewards."""
