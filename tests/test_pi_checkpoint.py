@@ -567,6 +567,6 @@ def test_the_tokenizer_travels_with_the_checkpoint(tmp_path: Path, monkeypatch: 
     loaded = load_pretrained(tmp_path / "with")
     assert loaded.tokenizer is not None and policy.tokenizer is not None
     assert loaded.tokenizer.encode("open", True) == policy.tokenizer.encode("open", True)
-    (tmp_path / "cache").mkdir()
-    shutil.copy(TOKENIZER, tmp_path / "cache" / "paligemma_tokenizer.model")
+    (tmp_path / "cache" / "tokenizer").mkdir(parents=True)
+    shutil.copy(TOKENIZER, tmp_path / "cache" / "tokenizer" / "paligemma_tokenizer.model")
     assert load_pretrained(tmp_path / "without").tokenizer is not None

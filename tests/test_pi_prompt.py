@@ -161,8 +161,8 @@ def test_where_the_tokenizer_is_looked_for(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("CHUNKRL_CACHE", str(tmp_path / "cache"))
     with pytest.raises(CheckpointError, match=r"paligemma_tokenizer\.model"):
         find_tokenizer(None, tmp_path)
-    for folder in (tmp_path / "cache", tmp_path):
-        folder.mkdir(exist_ok=True)
+    for folder in (tmp_path / "cache" / "tokenizer", tmp_path):
+        folder.mkdir(parents=True, exist_ok=True)
         file = folder / "paligemma_tokenizer.model"
         file.touch()
         assert find_tokenizer(None, tmp_path) == file

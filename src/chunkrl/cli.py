@@ -20,6 +20,7 @@ USAGE = """usage: chunkrl COMMAND [options]
   inspect    what a LeRobot data set holds, and every problem in it
   train      a better chunk policy from a LeRobot data set
   evaluate   a trained policy from fixed initial states
+  download   pretrained pi0 and pi0.5 checkpoints
   doctor     what is installed, and what is missing
 
 chunkrl COMMAND --help shows the options; every command takes --config FILE.json."""
@@ -69,6 +70,12 @@ def _evaluate(arguments: Sequence[str]) -> None:
     evaluate_policy(_parse(EvaluateCommand, "evaluate", arguments), ProgressBars())
 
 
+def _download(arguments: Sequence[str]) -> None:
+    from chunkrl.integration.download import DownloadCommand, download
+
+    download(_parse(DownloadCommand, "download", arguments), ProgressBars())
+
+
 def _doctor(arguments: Sequence[str]) -> None:
     from chunkrl.doctor import DoctorConfig, run_doctor
 
@@ -81,6 +88,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "inspect": _inspect,
     "train": _train,
     "evaluate": _evaluate,
+    "download": _download,
     "doctor": _doctor,
 }
 

@@ -54,9 +54,10 @@ class SentencePieceTokenizer:
         return self._processor.Encode(text, add_bos=add_bos)
 
 
-def cache_folder() -> Path:
-    """`$CHUNKRL_CACHE`, or `~/.cache/chunkrl`."""
-    return Path(os.environ.get("CHUNKRL_CACHE") or Path.home() / ".cache" / "chunkrl")
+def cached_tokenizer() -> Path:
+    """Where `chunkrl download` puts the tokenizer: below `$CHUNKRL_CACHE`, or `~/.cache/chunkrl`."""
+    chosen = os.environ.get("CHUNKRL_CACHE") or Path.home() / ".cache" / "chunkrl"
+    return Path(chosen).expanduser() / "tokenizer" / TOKENIZER_FILE
 
 
 def find_tokenizer(explicit: str | Path | None, checkpoint: Path | None) -> Path:
@@ -67,12 +68,12 @@ def find_tokenizer(explicit: str | Path | None, checkpoint: Path | None) -> Path
     """
     if explicit is not None:
         return Path(explicit)
-    folders = [] if checkpoint is None else [checkpoint]
-    candidates = [folder / TOKENIZER_FILE for folder in (*folders, cache_folder())]
+    beside = [] if checkpoint is None else [checkpoint / TOKENIZER_FILE]
+    candidates = [*beside, cached_tokenizer()]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     raise CheckpointError(
         f"no PaliGemma tokenizer at {' or '.join(map(str, candidates))}; "
-        f"fetch {TOKENIZER_SOURCE} to one of these places or give its path"
+        f"fetch it (chunkrl download tokenizer, or {TOKENIZER_SOURCE} to one of these places) or give its path"
     )

@@ -1,0 +1,1 @@
+"""What connects to other projects: openpi, LeRobot, and the places their checkpoints are published."""

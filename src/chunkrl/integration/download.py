@@ -1,0 +1,132 @@
+"""`chunkrl download`: the published pi checkpoints from Google Cloud Storage, or any repository of the Hub.
+
+    chunkrl download pi05_libero                     into checkpoints/pi0/pi05_libero
+    chunkrl download --checkpoints all               every known one
+    chunkrl download --repo-id owner/name            into checkpoints/pi0/name
+    chunkrl download tokenizer                       PaliGemma's, into the cache
+
+The tokenizer comes along with every checkpoint of Google Cloud Storage.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from chunkrl.integration.remote import DownloadError, RemoteTree, list_tree
+from chunkrl.integration.transfer import check_free_space, fetch_tree, missing_bytes
+from chunkrl.progress import Progress
+
+Name = Literal["pi0_libero", "pi0_base", "pi05_libero", "pi05_base", "all", "tokenizer"]
+CHECKPOINTS = ("pi0_libero", "pi0_base", "pi05_libero", "pi05_base")
+DEFAULT_FOLDER = Path("checkpoints/pi0")
+_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class DownloadCommand:
+    """The published pi checkpoints, whole or not at all; the same command goes on after an interruption."""
+
+    names: Annotated[tuple[Name, ...], tyro.conf.Positional] = ()
+    """What to fetch."""
+    checkpoints: tuple[Name, ...] = ()
+    """The same, as a flag."""
+    repo_id: str | None = None
+    """A Hub repository, owner/name."""
+    revision: str | None = None
+    """Branch, tag or commit of the Hub repository."""
+    download_dir: str | None = None
+    """For names: the folder that gets one folder each (default checkpoints/pi0). For --repo-id: the folder itself
+    (default checkpoints/pi0/NAME)."""
+    source: str = "gs://openpi-assets/checkpoints"
+    """Where the named checkpoints are: any fsspec URL, for a mirror."""
+    tokenizer_source: str | None = None
+    """Where the tokenizer is; default: Google's bucket."""
+
+
+@dataclass(frozen=True)
+class _Order:
+    tree: RemoteTree
+    target: Path
+    recipe: str | None
+
+
+def download(command: DownloadCommand, progress: Progress) -> tuple[Path, ...]:
+    """Fetches everything asked for and says where it is; the folders.
+
+    Raises:
+        DownloadError: nothing asked for, a name that is not there, no space, a failed connection or checksum.
+        MissingExtraError: gcsfs is not installed.
+    """
+    names = dict.fromkeys((*command.names, *command.checkpoints))
+    if not names and command.repo_id is None:
+        raise DownloadError(
+            f"say what to download: {', '.join(CHECKPOINTS)}, all, tokenizer or --repo-id owner/name"
+        )
+    if names and command.repo_id is not None:
+        raise DownloadError(
+            f"{', '.join(names)} and --repo-id {command.repo_id} are two downloads; give one at a time"
+        )
+    if "all" in names:
+        names = dict.fromkeys((*CHECKPOINTS, *(name for name in names if name == "tokenizer")))
+    if command.repo_id is not None:
+        orders = [_hub_order(command, command.repo_id)]
+    else:
+        root = DEFAULT_FOLDER if command.download_dir is None else Path(command.download_dir).expanduser()
+        orders = [
+            _Order(list_tree(f"{command.source.rstrip('/')}/{name}"), root / name, name)
+            for name in names
+            if name != "tokenizer"
+        ]
+    if orders:
+        needed = sum(missing_bytes(order.target, order.tree) for order in orders)
+        check_free_space(orders[0].target.parent, needed, ", ".join(str(order.target) for order in orders))
+    for order in orders:
+        fetched = fetch_tree(order.tree, order.target, progress, _recipe_file(order.recipe))
+        size = f"{order.tree.size / 1e9:.2f} GB, {len(order.tree.files)} files"
+        print(f"{order.target}: {size}{'' if fetched else ' (already there)'}")
+    if names:
+        print(f"{fetch_tokenizer(command.tokenizer_source, progress)}: tokenizer")
+    return tuple(order.target for order in orders)
+
+
+def _hub_order(command: DownloadCommand, repo_id: str) -> _Order:
+    if not _REPO_ID.fullmatch(repo_id):
+        raise DownloadError(f"--repo-id is '{repo_id}'; a Hub repository is owner/name")
+    default = DEFAULT_FOLDER / repo_id.partition("/")[2]
+    target = default if command.download_dir is None else Path(command.download_dir).expanduser()
+    revision = "" if command.revision is None else f"@{command.revision}"
+    return _Order(list_tree(f"hf://{repo_id}{revision}"), target, None)
+
+
+def _recipe_file(name: str | None) -> dict[str, str]:
+    """The settings that openpi's folders do not hold, for the checkpoints whose name alone determines them."""
+    from chunkrl.models.pi.checkpoint import RECIPE_FILE
+    from chunkrl.models.pi.config import RECIPES
+
+    recipe = None if name is None else RECIPES.get(name)
+    return {} if recipe is None else {RECIPE_FILE: recipe().to_json()}
+
+
+def fetch_tokenizer(source: str | None, progress: Progress) -> Path:
+    """PaliGemma's tokenizer in the cache, fetched if it is not there.
+
+    Args:
+        source: URL of the file; None: `TOKENIZER_SOURCE`.
+
+    Raises:
+        DownloadError, MissingExtraError: see `download`.
+    """
+    from chunkrl.models.pi.tokenizer import TOKENIZER_SOURCE, cached_tokenizer
+
+    file = cached_tokenizer()
+    if not file.is_file():
+        tree = list_tree(source or TOKENIZER_SOURCE)
+        if [remote.name for remote in tree.files] != [file.name]:
+            raise DownloadError(f"{tree.url} is not a file {file.name}; --tokenizer-source must name one")
+        fetch_tree(tree, file.parent, progress)
+    return file
