@@ -8,11 +8,9 @@ from typing import Any, cast
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.labels import LabelRule, discounted_returns, label_frames
+from chunkrl.data.labels import LabelRule, label_frames
 from chunkrl.data.sidecar import load_sidecar, save_sidecar
 from chunkrl.errors import DatasetError
 
@@ -191,6 +189,49 @@ def test_subgoal_rules():
         subgoals(LabelRule(subgoal="gripper", gripper_index=2))
 
 
+def test_subgoals_from_a_csv_file(tmp_path):
+    file = tmp_path / "subgoals.csv"
+
+    def subgoals(text: str, **rule: Any) -> list[int]:
+        file.write_text(text)
+        table = _table(4, 3, ids=(5, 8), next_success=[0, 0, 0, 1, 0, 0, 0])
+        return _rows(label_frames(table, LabelRule(subgoal="csv", subgoal_csv=str(file), **rule)).subgoal)
+
+    header = "frame_index,episode_index,note\n"
+    assert subgoals(header + "2,8,grasped\n0,5,\n1,5,\n") == [0, 1, 6]
+    assert subgoals("\ufeff" + header) == []
+    # Flags of observations: the action before reached them.
+    assert subgoals(header + "2,8,\n1,5,\n", flag_at="observation") == [0, 5]
+    for text, message in {
+        "episode_index\n5\n": "lacks frame_index",
+        header + "1,6,\n": "line 2: .* no episode 6",
+        header + "1,5,\n4,5,\n": "line 3: episode 5 has frames 0 to 3",
+        header + "x,5,\n": "line 2: .*two integers",
+        header + "1\n": "line 2: .*two integers",
+    }.items():
+        with pytest.raises(DatasetError, match=message):
+            subgoals(text)
+    with pytest.raises(DatasetError, match="frames 1 to 3"):
+        subgoals(header + "0,5,\n", flag_at="observation")
+    with pytest.raises(DatasetError, match="--subgoal-csv"):
+        label_frames(
+            _table(1, next_success=[1]), LabelRule(subgoal="csv", subgoal_csv=str(tmp_path / "none"))
+        )
+
+
+def test_reward_rules():
+    # A success with a frame after it, then a failure; the data's own rewards are others.
+    table = _table(4, 3, next_success=[0, 0, 1, 0, 0, 0, 0], next_reward=[0.5] * 7)
+
+    def reward(**rule: Any) -> list[float]:
+        return label_frames(table, LabelRule(**rule)).reward.tolist()
+
+    assert reward() == [0.5] * 7
+    assert reward(reward="success") == [0, 0, 1, 0, 0, 0, 0]
+    assert reward(reward="cost") == [-1, -1, 0, 0, -1, -1, -100]
+    assert reward(reward="cost", failure_penalty=7.5)[-1] == -7.5
+
+
 def test_flags_must_be_flags():
     with pytest.raises(DatasetError, match=r"frame 1: 'next.success' is 2, which is not a flag"):
         label_frames(_table(2, next_success=[0, 2]))
@@ -199,44 +240,20 @@ def test_flags_must_be_flags():
 
 
 @pytest.mark.parametrize(
-    "values", [{"success": "maybe"}, {"subgoal": "x"}, {"success": "episodes"}, {"success_episodes": (1,)}]
+    "values",
+    [
+        {"reward": "x"},
+        {"failure_penalty": -1.0},
+        {"subgoal": "csv"},
+        {"success": "maybe"},
+        {"subgoal": "x"},
+        {"success": "episodes"},
+        {"success_episodes": (1,)},
+    ],
 )
 def test_rules_are_checked_when_made(values):
-    with pytest.raises(DatasetError, match=r"--success|--subgoal"):
+    with pytest.raises(DatasetError, match=r"--success|--subgoal|--reward|--failure-penalty"):
         LabelRule(**values)
-
-
-def test_returns_closed_form():
-    reward = np.array([1, 2, 4, 1, 1, 1], np.float32)
-    terminated = np.array([0, 0, 1, 0, 0, 0], bool)
-    starts, lengths = np.array([0, 3]), np.array([3, 3])
-    expected = [1 + 0.5 * (2 + 0.5 * 4), 2 + 0.5 * 4, 4, 1.75, 1.5, 1]
-    assert discounted_returns(reward, terminated, starts, lengths, 0.5).tolist() == expected
-    # Terminated: the bootstrap value counts nothing. Truncated: gamma^T times it.
-    result = discounted_returns(reward, terminated, starts, lengths, 0.5, bootstrap=np.array([100.0, 8.0]))
-    assert result.tolist() == [*expected[:3], 1.75 + 8 / 8, 1.5 + 8 / 4, 1 + 8 / 2]
-    assert result.dtype == np.float32
-
-
-def test_returns_stop_at_a_termination_inside_an_episode():
-    reward, terminated = np.array([0, 1, 5, 5]), np.array([False, True, False, False])
-    result = discounted_returns(reward, terminated, np.array([0]), np.array([4]), 1.0)
-    assert result.tolist() == [1, 1, 10, 5]
-
-
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.floats(0, 1), st.integers(0, 99))
-def test_returns_obey_the_recursion(lengths, gamma, seed):
-    rng = np.random.default_rng(seed)
-    length = np.array(lengths)
-    start, num = np.cumsum(length) - length, int(length.sum())
-    reward, terminated = rng.normal(size=num), rng.random(num) < 0.3
-    bootstrap = rng.normal(size=len(length))
-    result = discounted_returns(reward, terminated, start, length, gamma, bootstrap=bootstrap)
-    for e, (first, steps) in enumerate(zip(start, length, strict=True)):
-        for row in range(first, first + steps):
-            following = bootstrap[e] if row == first + steps - 1 else result[row + 1]
-            expected = reward[row] + gamma * (0 if terminated[row] else following)
-            assert result[row] == pytest.approx(expected, abs=1e-5)
 
 
 def test_sidecar_comes_back_in_the_order_of_the_table(tmp_path):

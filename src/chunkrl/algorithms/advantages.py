@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from chunkrl.data.chunks import Segments
 from chunkrl.errors import ChunkRLError
-
-TimeOut = Literal["failure", "bootstrap"]
 
 
 @dataclass(frozen=True)
@@ -51,37 +47,6 @@ def check_outcomes(root: Path, returns: np.ndarray, known: np.ndarray) -> None:
             f"no outcome in {root} is known with --fit.time-out bootstrap, because no episode terminates: use "
             "--fit.time-out failure or --labels.failure-terminal"
         )
-
-
-def lambda_returns(
-    value: np.ndarray,
-    reward: np.ndarray,
-    segments: Segments,
-    gamma: float,
-    lam: float,
-    time_out: TimeOut = "failure",
-) -> np.ndarray:
-    """TD(lambda) returns per frame [N]: G_t = r_t + gamma ((1 - lam) V_{t+1} + lam G_{t+1}).
-
-    The lambda-return of Sutton and Barto (ch. 12); G - V is the generalised advantage (arXiv 1506.02438),
-    lam = 1 gives the Monte-Carlo return. value, reward: float [N], per frame, rows in episode order.
-    Behind the last action of a segment stands 0 where the task ended; where only the recording ended, 0 for
-    `time_out="failure"` (an episode has its time limit, and not succeeding within it is failing), or
-    V of the last stored frame for `bootstrap` (then the last action's reward is not counted: its result is
-    not stored).
-    """
-    returns = np.zeros(len(value), dtype=np.float64)
-    following_return = following_value = 0.0
-    for row in range(len(value) - 1, -1, -1):
-        if row == segments.end[row] - 1:
-            if not segments.terminated[row] and time_out == "bootstrap":
-                returns[row] = following_return = following_value = float(value[row])
-                continue
-            following_return = following_value = 0.0
-        target = (1 - lam) * following_value + lam * following_return
-        returns[row] = following_return = float(reward[row]) + gamma * target
-        following_value = float(value[row])
-    return returns.astype(np.float32)
 
 
 def standardize(advantage: np.ndarray, scale: float) -> np.ndarray:

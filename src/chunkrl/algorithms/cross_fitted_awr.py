@@ -29,6 +29,7 @@ from chunkrl.algorithms.base import Metrics, Phase
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
 from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.returns import TimeOut, lambda_returns
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.statistics import spearman
 from chunkrl.models.encoders import NetworkConfig
@@ -45,7 +46,7 @@ class ValueFit:
     """How values are fitted and become weights.
 
     lam: lambda of the TD(lambda) return. advantage_scale: deviation of the standardised advantage.
-    weight_clip: largest weight. time_out: what a time limit means (`advantages.lambda_returns`).
+    weight_clip: largest weight. time_out: what a time limit means (`chunkrl.data.returns`).
     hidden_dim, num_layers, dropout, noise: V's and Q's own size and regularisation; the noise is added to the
     normalised state while training.
     """
@@ -53,7 +54,7 @@ class ValueFit:
     lam: float = 0.98
     advantage_scale: float = 3.0
     weight_clip: float = 100.0
-    time_out: adv.TimeOut = "failure"
+    time_out: TimeOut = "failure"
     hidden_dim: int = 128
     num_layers: int = 2
     dropout: float = 0.5
@@ -137,7 +138,7 @@ class CrossFittedAWR:
         labels = dataset.frame_labels
         self._step_reward = labels.subgoal.astype(np.float32) if any_reward else labels.reward
         zero = np.zeros(len(self._step_reward), dtype=np.float32)
-        returns = adv.lambda_returns(zero, self._step_reward, dataset.segments, dataset.gamma, 1.0)
+        returns = lambda_returns(zero, self._step_reward, dataset.segments, dataset.gamma, 1.0)
         self.range = adv.return_range(returns)
         # V learns from outcomes that are known: with `bootstrap`, unfinished recordings have none
         known = np.ones(len(returns), dtype=bool)
@@ -244,7 +245,7 @@ class CrossFittedAWR:
             raise ValueError("cross-fitted labels need every frame of the data set as a start")
         config, fit = self.config, self.config.fit
         value, seen = self.frame_values()
-        target = adv.lambda_returns(
+        target = lambda_returns(
             value, self._step_reward, dataset.segments, dataset.gamma, fit.lam, fit.time_out
         )
         advantage = target - value

@@ -1,0 +1,96 @@
+"""Where sub-goals are reached: from a column, a CSV file, the gripper, success or the episode's end."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chunkrl.data.frames import FrameTable
+from chunkrl.data.label_columns import flag_column, to_action
+from chunkrl.errors import DatasetError
+
+if TYPE_CHECKING:
+    from chunkrl.data.labels import LabelRule
+
+_CSV_COLUMNS = ("episode_index", "frame_index")
+
+
+def subgoal_frames(
+    table: FrameTable, rule: LabelRule, success: np.ndarray, success_end: np.ndarray
+) -> np.ndarray:
+    """bool [N], the actions that reached a sub-goal.
+
+    success: the succeeding actions. success_end: the last frames of successful episodes.
+
+    Raises:
+        DatasetError: the rule does not fit the data set or its CSV file.
+    """
+    if rule.subgoal == "success":
+        return success.copy()
+    if rule.subgoal == "episode_end":
+        return success_end
+    if rule.subgoal == "column":
+        flags = flag_column(table, rule.subgoal_key, "--subgoal")
+        # A flag already up at an episode's first observation was reached by no action of the episode.
+        given = rule.flag_at == "observation" and not rule.subgoal_key.startswith("next.")
+        return to_action(table, rule.subgoal_key, _rises(flags, table.episode_start, given), rule.flag_at)
+    if rule.subgoal == "csv":
+        return to_action(table, rule.subgoal_csv, _from_csv(table, rule), rule.flag_at)
+    if not -table.action.shape[1] <= rule.gripper_index < table.action.shape[1]:
+        raise DatasetError(
+            f"--gripper-index {rule.gripper_index}: actions have {table.action.shape[1]} dimensions"
+        )
+    command = np.asarray(table.action[:, rule.gripper_index])
+    if command.min() == command.max():
+        raise DatasetError(
+            f"{table.description.root}: action {rule.gripper_index} never moves; set --gripper-index"
+        )
+    is_high = command > (command.min() + command.max()) / 2
+    return _rises(is_high, table.episode_start, True) | _rises(~is_high, table.episode_start, True)
+
+
+def _rises(flags: np.ndarray, episode_start: np.ndarray, given: bool) -> np.ndarray:
+    """Where flags [N] become True; one that is True at an episode's first frame counts unless `given`."""
+    before = np.concatenate([[False], flags[:-1]])
+    before[episode_start] = flags[episode_start] if given else False
+    return flags & ~before
+
+
+def _from_csv(table: FrameTable, rule: LabelRule) -> np.ndarray:
+    """bool [N], the frames that the rule's CSV file lists."""
+    path = Path(rule.subgoal_csv).expanduser()
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = set(_CSV_COLUMNS) - set(reader.fieldnames or ())
+            if missing:
+                raise DatasetError(
+                    f"{path}: its first line lacks {', '.join(sorted(missing))}; it must name the columns "
+                    "episode_index and frame_index"
+                )
+            rows = [(reader.line_num, [row[name] for name in _CSV_COLUMNS]) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path} cannot be read ({error}): correct --subgoal-csv") from error
+    position = {int(index): i for i, index in enumerate(table.episode_ids)}
+    flags = np.zeros(table.num_frames, bool)
+    for line, texts in rows:
+        try:
+            episode, frame = (int(text) for text in texts)
+        except (TypeError, ValueError) as error:
+            raise DatasetError(
+                f"{path}, line {line}: {texts} are not two integers: correct the line"
+            ) from error
+        if episode not in position:
+            raise DatasetError(f"{path}, line {line}: {table.description.root} has no episode {episode}")
+        start, length = table.episode_start[position[episode]], table.episode_length[position[episode]]
+        first = 0 if rule.flag_at == "action" else 1
+        if not first <= frame < length:
+            raise DatasetError(
+                f"{path}, line {line}: episode {episode} has frames {first} to {length - 1} whose "
+                f"{rule.flag_at} can reach a sub-goal, not {frame}: correct the line"
+            )
+        flags[start + frame] = True
+    return flags
