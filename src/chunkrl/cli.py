@@ -18,9 +18,11 @@ USAGE = """usage: chunkrl COMMAND [options]
   demo       the main job on MetaWorld: collect, train, compare, report
   collect    scripted mixed-quality episodes as a LeRobot data set
   inspect    what a LeRobot data set holds, and every problem in it
+  label      success, rewards, sub-goals and returns by rule, beside the data
   train      a better chunk policy from a LeRobot data set
   evaluate   a trained policy from fixed initial states
   download   pretrained pi0 and pi0.5 checkpoints
+  convert    a pi checkpoint of any layout to a LeRobot folder
   doctor     what is installed, and what is missing
 
 chunkrl COMMAND --help shows the options; every command takes --config FILE.json."""
@@ -57,6 +59,12 @@ def _inspect(arguments: Sequence[str]) -> None:
     inspect_dataset(_parse(InspectCommand, "inspect", arguments), ProgressBars())
 
 
+def _label(arguments: Sequence[str]) -> None:
+    from chunkrl.data.label_command import LabelCommand, label_dataset
+
+    label_dataset(_parse(LabelCommand, "label", arguments), ProgressBars())
+
+
 def _train(arguments: Sequence[str]) -> None:
     from chunkrl.commands import train
     from chunkrl.offline import TrainConfig
@@ -76,6 +84,12 @@ def _download(arguments: Sequence[str]) -> None:
     download(_parse(DownloadCommand, "download", arguments), ProgressBars())
 
 
+def _convert(arguments: Sequence[str]) -> None:
+    from chunkrl.integration.convert import ConvertCommand, convert
+
+    convert(_parse(ConvertCommand, "convert", arguments))
+
+
 def _doctor(arguments: Sequence[str]) -> None:
     from chunkrl.doctor import DoctorConfig, run_doctor
 
@@ -86,9 +100,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": _demo,
     "collect": _collect,
     "inspect": _inspect,
+    "label": _label,
     "train": _train,
     "evaluate": _evaluate,
     "download": _download,
+    "convert": _convert,
     "doctor": _doctor,
 }
 

@@ -40,7 +40,7 @@ class InspectCommand:
     """Decode every picture, to find those that are damaged."""
     horizon: int = 10
     """Actions a chunk, for the number of chunks that carry reward."""
-    labels: LabelRule = field(default_factory=LabelRule)
+    labels: Annotated[LabelRule, tyro.conf.OmitArgPrefixes] = field(default_factory=LabelRule)
     """How success, reward and sub-goals are read from the data."""
     mapping: ColumnMapping = field(default_factory=ColumnMapping)
     """Columns with other names than LeRobot's, openpi's or the document's."""

@@ -1,0 +1,89 @@
+"""A data set and its labels as a new LeRobot v3.0 data set, whose `next.*` columns are the labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chunkrl.data.episode_columns import FeatureSpec, default_features
+from chunkrl.data.formats import DatasetDescription, image_size
+from chunkrl.data.frames import FrameTable
+from chunkrl.data.labels import FrameLabels
+from chunkrl.data.writer import DatasetWriter
+from chunkrl.errors import DatasetError
+from chunkrl.progress import Progress
+
+LABEL_FEATURES = {
+    "next.reward": FeatureSpec("float32", (1,)),
+    "next.done": FeatureSpec("bool", (1,)),
+    "next.success": FeatureSpec("bool", (1,)),
+    "next.truncated": FeatureSpec("bool", (1,)),
+    "next.subgoal": FeatureSpec("bool", (1,)),
+}
+
+
+def export_labels(table: FrameTable, labels: FrameLabels, root: Path, progress: Progress) -> None:
+    """Writes a new data set: every column, picture and task of `table`, and its labels as `next.*` columns.
+
+    Columns of those names are replaced. LeRobot allows no `/` in names: `observation/image` becomes
+    `observation.image`. Videos are encoded again, so their pictures lose a little.
+
+    Raises:
+        DatasetError: `root` is not empty, two columns get the same name, a column of texts, or the writer's.
+    """
+    description = table.description
+    if root.exists() and any(root.iterdir()):
+        raise DatasetError(f"{root} is not empty: export into a new folder")
+    names = _new_names(description)
+    features = {new: _spec(description, old) for old, new in names.items()} | LABEL_FEATURES
+    with DatasetWriter(
+        root, fps=description.fps, features=features, robot_type=description.robot_type
+    ) as writer:
+        for number, episode in enumerate(description.episodes):
+            rows = np.arange(episode.start, episode.start + episode.length)
+            columns = {new: _values(table, old, rows) for old, new in names.items()}
+            last = rows == rows[-1]
+            columns |= {
+                "next.reward": labels.reward[rows],
+                "next.done": labels.terminated[rows] | last,
+                "next.success": labels.terminated[rows] & labels.success[number],
+                "next.truncated": labels.truncated[rows],
+                "next.subgoal": labels.subgoal[rows],
+            }
+            writer.add_episode(columns, [table.task_text(int(row)) for row in rows])
+            progress("writing episodes", number + 1, table.num_episodes)
+
+
+def _new_names(description: DatasetDescription) -> dict[str, str]:
+    """Column to copy -> its name in the new data set."""
+    made = set(default_features()) | set(LABEL_FEATURES)
+    names: dict[str, str] = {}
+    for name, feature in description.features.items():
+        if name in made:
+            continue
+        if feature.is_camera and name not in description.cameras:
+            raise DatasetError(
+                f"{description.root}: camera '{name}' is in no role; name all cameras with --mapping.images"
+            )
+        if not feature.is_camera and not feature.is_numeric:
+            raise DatasetError(f"{description.root}: column '{name}' holds texts, which export cannot copy")
+        names[name] = name.replace("/", ".")
+    if len(set(names.values())) < len(names):
+        raise DatasetError(
+            f"{description.root}: two of {sorted(names)} differ in '/' and '.' alone: rename one"
+        )
+    return names
+
+
+def _spec(description: DatasetDescription, name: str) -> FeatureSpec:
+    feature = description.features[name]
+    size = image_size(feature) if feature.is_camera else None
+    return FeatureSpec(feature.dtype, feature.shape if size is None else (*size, 3), feature.names)
+
+
+def _values(table: FrameTable, name: str, rows: np.ndarray) -> Any:
+    if name in table.description.cameras:
+        return table.images(name, rows).transpose(0, 2, 3, 1)
+    return np.asarray(table.column(name)[rows])
