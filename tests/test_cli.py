@@ -66,7 +66,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert set(COMMANDS) == {"demo", "collect", "train", "evaluate", "download", "doctor"}
+    assert set(COMMANDS) == {"demo", "collect", "train", "evaluate", "download", "convert", "doctor"}
     main([])
     usage = capsys.readouterr().out
     assert all(re.search(rf"^  {name} ", usage, re.MULTILINE) for name in COMMANDS)

@@ -106,7 +106,7 @@ def _hub_order(command: DownloadCommand, repo_id: str) -> _Order:
 def _recipe_file(name: str | None) -> dict[str, str]:
     """The settings that openpi's folders do not hold, for the checkpoints whose name alone determines them."""
     from chunkrl.models.pi.checkpoint import RECIPE_FILE
-    from chunkrl.models.pi.config import RECIPES
+    from chunkrl.models.pi.recipes import RECIPES
 
     recipe = None if name is None else RECIPES.get(name)
     return {} if recipe is None else {RECIPE_FILE: recipe().to_json()}

@@ -96,7 +96,7 @@ def _find_recipe(folder: _Folder, recipe: PiRecipe | None) -> PiRecipe:
         return lerobot_format.read_recipe(folder.root / lerobot_format.CONFIG_FILE)
     raise CheckpointError(
         f"{folder.root} ({folder.layout}) does not say its prompt format, cameras, horizon and normalisation; "
-        "give a recipe: pi0_libero, pi05_libero, pi0_base or pi05_base (chunkrl.models.pi.config)"
+        "give a recipe: pi0_libero, pi05_libero, pi0_base or pi05_base (chunkrl.models.pi.recipes)"
     )
 
 
@@ -130,9 +130,11 @@ def find_recipe(path_or_repo: str | Path, revision: str | None = None) -> PiReci
     return _find_recipe(_find(_local_folder(path_or_repo, revision)), None)
 
 
-def inspect_pretrained(path: str | Path, recipe: PiRecipe | None = None) -> LoadReport:
-    """What a local checkpoint holds against what its model needs, without reading a weight or raising on it."""
-    folder = _find(_local_folder(path, None))
+def inspect_pretrained(
+    path_or_repo: str | Path, recipe: PiRecipe | None = None, revision: str | None = None
+) -> LoadReport:
+    """What a checkpoint holds against what its model needs, without reading a weight or raising on it."""
+    folder = _find(_local_folder(path_or_repo, revision))
     recipe = _find_recipe(folder, recipe)
     return compare(recipe.config, _source(folder, recipe))
 
@@ -212,6 +214,14 @@ def published_tensors(policy: PiPolicy) -> dict[str, Tensor]:
     return {layout.LEROBOT_PREFIX + name: tensor for name, tensor in tensors.items()}
 
 
+def check_target(folder: str | Path, overwrite: bool) -> None:
+    """Raise CheckpointError where `save_pretrained` would: something is there that must not be replaced."""
+    folder = Path(folder)
+    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if occupied and not overwrite:
+        raise CheckpointError(f"{folder} exists and is not empty; choose another folder or overwrite it")
+
+
 def save_pretrained(policy: PiPolicy, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Write a LeRobot policy folder that `load_pretrained` reads back bit for bit.
 
@@ -225,9 +235,7 @@ def save_pretrained(policy: PiPolicy, folder: str | Path, *, overwrite: bool = F
         CheckpointError: the folder is there already, or cannot be written.
     """
     folder = Path(folder)
-    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if occupied and not overwrite:
-        raise CheckpointError(f"{folder} exists and is not empty; choose another folder or overwrite it")
+    check_target(folder, overwrite)
     temporary = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args
 
@@ -252,7 +252,3 @@ def pi0_base(cameras: tuple[str, ...], state_dim: int, action_dim: int) -> PiRec
 def pi05_base(cameras: tuple[str, ...], state_dim: int, action_dim: int) -> PiRecipe:
     """openpi's `pi05_base` for a robot with these cameras and widths (unpadded state in the prompt)."""
     return PiRecipe(pi05_config(), PiSettings("pi05_state", cameras, state_dim, action_dim, "quantiles"))
-
-
-# Checkpoints whose name alone determines the recipe; a base checkpoint's depends on the robot.
-RECIPES: dict[str, Callable[[], PiRecipe]] = {"pi0_libero": pi0_libero, "pi05_libero": pi05_libero}

@@ -1,0 +1,83 @@
+"""`chunkrl convert SOURCE TARGET`: any published layout of a pi checkpoint to a LeRobot folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from chunkrl.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class ConvertCommand:
+    """A pi0 or pi0.5 checkpoint (openpi JAX, openpi PyTorch, LeRobot) to a LeRobot folder, strictly."""
+
+    source: Annotated[str, tyro.conf.Positional] = ""
+    """Checkpoint folder, or Hub repository owner/name."""
+    target: Annotated[str, tyro.conf.Positional] = ""
+    """The new LeRobot folder."""
+    recipe: str | None = None
+    """pi0_libero, pi05_libero, pi0_base, pi05_base or a JSON file; default: as the folder says (openpi's do not)."""
+    cameras: tuple[str, ...] = ()
+    """Cameras of the robot in the model's order (base recipes)."""
+    state_dim: int = 0
+    """Values of the robot's state (base recipes)."""
+    action_dim: int = 0
+    """Values of an action (base recipes)."""
+    asset_id: str | None = None
+    """Which norm stats, where an openpi folder has several."""
+    tokenizer: str | None = None
+    """SentencePiece file that goes along; default: the folder's or the cache's where there is one."""
+    dtype: Literal["stored", "float32", "bfloat16"] = "stored"
+    """Of the weights."""
+    revision: str | None = None
+    """Of the Hub repository."""
+    overwrite: bool = False
+    """Replace what is at the target."""
+
+
+def convert(command: ConvertCommand) -> None:
+    """Prints what the checkpoint holds against what the model needs, then writes the folder.
+
+    Raises:
+        CheckpointError: the checkpoint is not a whole model of its recipe, or the target is in the way.
+        MissingExtraError: reading it needs a package that is not installed.
+    """
+    import torch
+
+    from chunkrl.models.pi.checkpoint import (
+        check_target,
+        inspect_pretrained,
+        load_pretrained,
+        save_pretrained,
+    )
+    from chunkrl.models.pi.recipes import choose_recipe
+
+    if not command.source or not command.target:
+        raise CheckpointError("give the checkpoint and the new folder: chunkrl convert SOURCE TARGET")
+    check_target(command.target, command.overwrite)  # before minutes of reading
+    recipe = None
+    if command.recipe is not None:
+        recipe = choose_recipe(command.recipe, command.cameras, command.state_dim, command.action_dim)
+    elif command.cameras or command.state_dim or command.action_dim:
+        raise CheckpointError(
+            "--cameras, --state-dim and --action-dim belong to --recipe pi0_base or pi05_base"
+        )
+    report = inspect_pretrained(command.source, recipe, command.revision)
+    print(report.summary())
+    policy = load_pretrained(
+        command.source,
+        recipe=recipe,
+        asset_id=command.asset_id,
+        tokenizer=command.tokenizer,
+        dtype=None if command.dtype == "stored" else getattr(torch, command.dtype),
+        revision=command.revision,
+    )
+    folder = save_pretrained(policy, command.target, overwrite=command.overwrite)
+    settings = policy.recipe.settings
+    print(f"prompt format {settings.prompt_format}, cameras {', '.join(settings.cameras)}")
+    print(f"norm stats: {'absent: give them when loading' if policy.norm_stats is None else 'written'}")
+    print(f"tokenizer: {'absent: chunkrl download tokenizer' if policy.tokenizer is None else 'written'}")
+    print(f"{folder}: a LeRobot folder of type {policy.recipe.config.kind}")
