@@ -15,6 +15,8 @@ import torch
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 
+from chunkrl.errors import CheckpointError
+
 
 @dataclass(frozen=True)
 class DoctorConfig:
@@ -22,6 +24,8 @@ class DoctorConfig:
 
     output_dir: str = "."
     """Folder whose free disk space is shown."""
+    pi0_checkpoints_dir: str = "checkpoints/pi0"
+    """Folder of the pi checkpoints (chunkrl download fills it)."""
 
 
 def _installed(requirement: Requirement) -> str:
@@ -49,20 +53,75 @@ def _extra(marker: Marker | None) -> str:
     return text.split("extra ==")[1].strip().strip("'\"") if "extra ==" in text else ""
 
 
+def _memory() -> str:
+    """Main memory, and what is available of it where the system says."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return f"{total:.1f} GiB"
+    values = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    return f"{total:.1f} GiB, {int(values['MemAvailable'].split()[0]) / 2**20:.1f} GiB available"
+
+
+def _tokenizer() -> str:
+    from chunkrl.models.pi.tokenizer import find_tokenizer
+
+    try:
+        return str(find_tokenizer(None, None))
+    except CheckpointError as error:
+        return f"MISSING: {error}"
+
+
+def _checkpoint(folder: Path) -> str:
+    """What a folder of weights is, or why it cannot be loaded; no weight is read."""
+    from chunkrl.models.pi.checkpoint import find_layout, find_recipe
+    from chunkrl.models.pi.recipes import RECIPES
+
+    try:
+        layout = find_layout(folder)
+    except CheckpointError as error:
+        return f"NOT A CHECKPOINT: {error}"
+    try:
+        recipe = RECIPES[folder.name]() if folder.name in RECIPES else find_recipe(folder)
+    except CheckpointError as error:
+        return f"{layout}; {error}"
+    config, settings = recipe.config, recipe.settings
+    return f"{layout}, {config.kind}, horizon {config.horizon}, prompt format {settings.prompt_format}"
+
+
+def _checkpoints(root: Path) -> list[str]:
+    """One line a checkpoint in `root`, unfinished downloads included."""
+    if not root.is_dir():
+        return [f"none: no folder {root} (chunkrl download pi05_libero makes it)"]
+    lines = []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        if folder.name.endswith(".partial"):
+            name = folder.name.removeprefix(".").removesuffix(".partial")
+            lines.append(f"{root / name}: NOT WHOLE: its download did not end; the same command goes on")
+        elif not folder.name.startswith("."):
+            lines.append(f"{folder}: {_checkpoint(folder)}")
+    return lines or [f"none in {root} (chunkrl download pi05_libero)"]
+
+
 def run_doctor(config: DoctorConfig) -> None:
     """Prints the findings, one a line."""
     print(f"python      {platform.python_version()} ({sys.executable})")
     print(f"platform    {platform.platform()}, {os.cpu_count()} cores")
+    print(f"memory      {_memory()}")
     free = shutil.disk_usage(Path(config.output_dir).resolve()).free / 2**30
     print(f"disk        {free:.1f} GiB free at {Path(config.output_dir).resolve()}")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
-            memory = properties.total_memory / 2**30
-            print(f"gpu {index}       {properties.name}, {memory:.0f} GiB, CUDA {torch.version.cuda}")
+            free, total = (size / 2**30 for size in torch.cuda.mem_get_info(index))
+            memory = f"{total:.0f} GiB, {free:.0f} GiB free"
+            print(f"gpu {index}       {properties.name}, {memory}, CUDA {torch.version.cuda}")
     else:
         built = "without CUDA" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}"
         print(f"gpu         none found by this PyTorch (built {built})")
+    print(f"tokenizer   {_tokenizer()}")
+    for line in _checkpoints(Path(config.pi0_checkpoints_dir)):
+        print(f"checkpoint  {line}")
     missing = []
     for extra, group in sorted(requirements().items()):
         lines = [_installed(requirement) for requirement in group]

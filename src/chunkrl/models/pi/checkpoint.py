@@ -130,6 +130,15 @@ def find_recipe(path_or_repo: str | Path, revision: str | None = None) -> PiReci
     return _find_recipe(_find(_local_folder(path_or_repo, revision)), None)
 
 
+def find_layout(folder: str | Path) -> str:
+    """Which published layout a folder has: "LeRobot", "openpi PyTorch" or "openpi JAX".
+
+    Raises:
+        CheckpointError: none of them.
+    """
+    return _find(Path(folder)).layout
+
+
 def inspect_pretrained(
     path_or_repo: str | Path, recipe: PiRecipe | None = None, revision: str | None = None
 ) -> LoadReport:
