@@ -23,7 +23,6 @@ USAGE = """usage: chunkrl COMMAND [options]
   evaluate   a trained policy from fixed initial states
   download   pretrained pi0 and pi0.5 checkpoints
   convert    a pi checkpoint of any layout to a LeRobot folder
-  convert    a pi checkpoint of any layout to a LeRobot folder
   doctor     what is installed, and what is missing
 
 chunkrl COMMAND --help shows the options; every command takes --config FILE.json."""
@@ -91,12 +90,6 @@ def _convert(arguments: Sequence[str]) -> None:
     convert(_parse(ConvertCommand, "convert", arguments))
 
 
-def _convert(arguments: Sequence[str]) -> None:
-    from chunkrl.integration.convert import ConvertCommand, convert
-
-    convert(_parse(ConvertCommand, "convert", arguments))
-
-
 def _doctor(arguments: Sequence[str]) -> None:
     from chunkrl.doctor import DoctorConfig, run_doctor
 
@@ -111,7 +104,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "download": _download,
-    "convert": _convert,
     "convert": _convert,
     "doctor": _doctor,
 }
