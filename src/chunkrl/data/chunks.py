@@ -16,20 +16,25 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from chunkrl.data.action_encoding import ActionEncoding
 from chunkrl.data.formats import ColumnMapping
-from chunkrl.data.frames import FrameTable
+from chunkrl.data.frames import FrameSettings, FrameTable
 from chunkrl.data.labels import LabelRule, label_frames
+from chunkrl.data.normalize import Statistics, compute_statistics, merge
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress
 from chunkrl.types import ChunkTransition, Observation
 
 ChunkReward = Literal["any", "sum"]
+STATISTICS_STARTS = 16384
 
 
 @dataclass(frozen=True)
@@ -138,8 +143,10 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         reward: `any` (the chunk-level document's indicator of a sub-goal) or `sum` (discounted step rewards).
         labels: how success, reward and sub-goals are read from the columns.
         hold: what pads chunks beyond an episode's end.
+        encoding: how actions are written (padded first; the hold action is in the data's units).
         cameras: which cameras to decode; None all, () none.
         episodes: positions of the episodes whose frames may start a chunk; None all.
+        frames: how frames are kept: cache, picture size, bad episodes.
 
     Raises:
         DatasetError: not a LeRobot data set, no label to train on, a horizon longer than every episode.
@@ -154,12 +161,14 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         reward: ChunkReward = "any",
         labels: LabelRule = LabelRule(),
         hold: HoldAction = HoldAction(),
+        encoding: ActionEncoding = ActionEncoding(),
         mapping: ColumnMapping = ColumnMapping(),
         cameras: Sequence[str] | None = None,
         episodes: Sequence[int] | None = None,
         revision: str | None = None,
         cache_dir: Path | None = None,
         progress: Progress | None = None,
+        frames: FrameSettings = FrameSettings(),
     ) -> None:
         if action_horizon < 1:
             raise DatasetError(f"action_horizon is {action_horizon}; a chunk has at least 1 action")
@@ -167,13 +176,19 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
             raise DatasetError(f"gamma is {gamma}; it must lie in (0, 1]")
         if reward not in get_args(ChunkReward):
             raise DatasetError(f"reward is {reward!r}; it must be one of {get_args(ChunkReward)}")
-        self.table = FrameTable.open(dataset_dir, mapping, revision, cache_dir, progress)
+        self.table = FrameTable.open(dataset_dir, mapping, revision, cache_dir, progress, frames)
         if action_horizon > self.table.episode_length.max():
             raise DatasetError(
                 f"action_horizon {action_horizon} is longer than every episode of {dataset_dir} "
                 f"(longest: {self.table.episode_length.max()} frames); choose a shorter horizon"
             )
-        hold.check(self.table.action.shape[1])
+        hold.check(self.action_dim)
+        encoding.check(self.action_dim, self.state_dim)
+        if encoding.kind != "absolute" and hold.control != "absolute":
+            raise DatasetError(
+                f"action encoding {encoding.kind} is for recorded targets: pad with hold.control absolute"
+            )
+        self.encoding = encoding
         self.action_horizon, self.gamma, self.hold = action_horizon, gamma, hold
         self.reward_kind: ChunkReward = reward
         self.frame_labels = label_frames(self.table, labels)
@@ -239,6 +254,30 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
             raise ValueError(f"label {name!r} has {values.shape[0]} rows for {len(self)} starts")
         self.labels[name] = np.asarray(values)
 
+    def _actions(self, start: np.ndarray, steps: ChunkSteps) -> Tensor:
+        """Padded and encoded actions, float32 [B, H, A]."""
+        actions = np.asarray(self.table.action[steps.rows], dtype=np.float32)
+        hold = self.hold.from_last(actions[:, -1])
+        padded = torch.from_numpy(np.where(steps.action_mask[..., None], actions, hold[:, None]))
+        state = None if self.table.state is None else torch.from_numpy(np.asarray(self.table.state[start]))
+        return self.encoding.encode(padded, state)
+
+    def action_statistics(self) -> Statistics:
+        """Statistics of the actions as batches carry them, over the real steps of all chunks, float32 [A] each.
+
+        Recorded actions count once each. Encoded ones depend on the chunk's start: every chunk's count, and
+        quantiles of large data sets are means over blocks (`normalize.merge`).
+        """
+        if self.encoding.kind == "absolute":
+            return compute_statistics(self.table.action)
+        blocks = []
+        for begin in range(0, len(self), STATISTICS_STARTS):
+            start = self.starts[begin : begin + STATISTICS_STARTS]
+            steps = chunk_steps(start, self.action_horizon, self.segments)
+            real = self._actions(start, steps)[torch.from_numpy(steps.action_mask)]
+            blocks.append(compute_statistics(real.numpy()))
+        return reduce(merge, blocks)
+
     def observation(self, rows: np.ndarray) -> Observation:
         """The batched observation at table rows int [B]."""
         state = None if self.table.state is None else torch.from_numpy(np.asarray(self.table.state[rows]))
@@ -253,9 +292,6 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         index = np.asarray(index, dtype=np.int64)
         start = self.starts[index]
         steps = chunk_steps(start, self.action_horizon, self.segments)
-        actions = np.asarray(self.table.action[steps.rows], dtype=np.float32)
-        hold = self.hold.from_last(actions[:, -1])
-        actions = np.where(steps.action_mask[..., None], actions, hold[:, None])
         reward = chunk_reward(
             self.reward_kind, steps, self.frame_labels.reward, self.frame_labels.subgoal, self.gamma
         )
@@ -264,7 +300,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         episode = self.episode_of_row[start]
         return ChunkTransition(
             observation=observation,
-            actions=torch.from_numpy(actions),
+            actions=self._actions(start, steps),
             action_mask=torch.from_numpy(steps.action_mask),
             reward=torch.from_numpy(reward),
             discount=torch.from_numpy(discount),
