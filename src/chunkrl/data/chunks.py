@@ -208,6 +208,9 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
             raise DatasetError(f"{dataset_dir} has no episode at position {unknown}; it has {num_episodes}")
         self.starts = np.flatnonzero(np.isin(self.episode_of_row, chosen))
         self.labels: dict[str, np.ndarray] = {}
+        self._replaced: np.ndarray | None = None
+        # what made the chunks that are not the recording's; "" for none
+        self.action_source = ""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -246,6 +249,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         value = 0
         for part in parts:
             value = zlib.crc32(np.ascontiguousarray(part).data, value)
+        value = zlib.crc32(self.action_source.encode(), value)
         return f"{value:08x}"
 
     def attach(self, name: str, values: np.ndarray) -> None:
@@ -278,6 +282,22 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
             blocks.append(compute_statistics(real.numpy()))
         return reduce(merge, blocks)
 
+    def replace_actions(self, chunks: np.ndarray) -> None:
+        """Puts chunks float32 [len, H, A], in the data's units, in place of the recorded ones in every batch.
+
+        Each is whole, so nothing of it is padding; reward and next observation stay those of the recording.
+        """
+        expected = (len(self), self.action_horizon, self.action_dim)
+        if chunks.shape != expected:
+            raise ValueError(f"chunks have shape {chunks.shape}, the data set takes {expected}")
+        self._replaced = chunks
+
+    def _with_replaced(self, transition: ChunkTransition, chunks: np.ndarray) -> ChunkTransition:
+        actions = self.encoding.encode(
+            torch.from_numpy(np.array(chunks[transition.index.numpy()])), transition.observation.state
+        )
+        return replace(transition, actions=actions, action_mask=torch.ones_like(transition.action_mask))
+
     def observation(self, rows: np.ndarray) -> Observation:
         """The batched observation at table rows int [B]."""
         state = None if self.table.state is None else torch.from_numpy(np.asarray(self.table.state[rows]))
@@ -298,7 +318,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         discount = np.where(steps.terminated, 0.0, self.gamma**steps.num_steps).astype(np.float32)
         observation = self.observation(start)
         episode = self.episode_of_row[start]
-        return ChunkTransition(
+        transition = ChunkTransition(
             observation=observation,
             actions=self._actions(start, steps),
             action_mask=torch.from_numpy(steps.action_mask),
@@ -314,6 +334,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
             index=torch.from_numpy(index),
             labels={name: torch.from_numpy(values[index]) for name, values in self.labels.items()},
         )
+        return transition if self._replaced is None else self._with_replaced(transition, self._replaced)
 
     def __getitem__(self, index: int) -> ChunkTransition:
         if not -len(self) <= index < len(self):

@@ -110,6 +110,11 @@ class FrameTable:
         return FrameTable, (self.description, self._folder, self._progress, self.settings, self.problems)
 
     @property
+    def cache_dir(self) -> Path:
+        """The data set's own folder in the cache; what is made from it may be kept there."""
+        return self._folder
+
+    @property
     def num_frames(self) -> int:
         """N, the frames in all episodes."""
         return len(self.action)
