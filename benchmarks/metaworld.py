@@ -118,7 +118,7 @@ def summarize(records: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> dict
         summary["tasks"][task] = {
             "seeds": sorted(rows),
             "data_success": [rows[seed]["dataset"]["success"] for seed in sorted(rows)],
-            "data": [rows[seed]["dataset"]["fingerprint"] for seed in sorted(rows)],
+            "data_sha256": [rows[seed]["dataset"]["sha256"] for seed in sorted(rows)],
             "diagnostics": [rows[seed]["diagnostics"] for seed in sorted(rows)],
             "errors": [rows[seed]["errors"] for seed in sorted(rows)],
             "success": {
@@ -192,7 +192,7 @@ def main(config: BenchmarkConfig) -> None:
     summary = summarize(records, config.arms)
     summary["config"] = asdict(config)
     summary["machine"] = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
-    summary["seconds_this_call"] = time.monotonic() - started
+    summary["seconds"] = time.monotonic() - started
     write_text(config.results, json.dumps(summary, indent=1) + "\n")
     print(markdown(summary, config.arms))
 
