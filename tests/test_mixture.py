@@ -29,7 +29,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[ChunkDataset]:
 
 
 def mixture(
-    datasets: list[ChunkDataset], *weights: float, batch_size: int = 8, **settings: int
+    datasets: list[ChunkDataset], *weights: float, batch_size: int = 8, **settings: Any
 ) -> MixtureLoader:
     sources = [Source(d, w) for d, w in zip(datasets, weights, strict=False)]
     return MixtureLoader(sources, batch_size, settings.pop("seed", 0), **settings)
