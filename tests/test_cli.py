@@ -38,7 +38,7 @@ DOCUMENT: dict[str, Any] = {
 OURS = {
     *("output_dir", "num_updates", "seed", "objective", "policy", "network", "num_folds", "fit"),
     *("value_epochs", "train_q", "labels", "reward", "hold", "mapping", "revision", "cameras"),
-    *("use_state", "use_task", "weight_decay", "grad_clip"),
+    *("use_state", "use_task", "weight_decay", "grad_clip", "pi0"),
 }
 
 
@@ -66,7 +66,9 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert set(COMMANDS) == {"demo", "collect", "train", "evaluate", "download", "convert", "doctor"}
+    assert set(COMMANDS) == {
+        *("demo", "collect", "inspect", "label", "train", "evaluate", "download", "convert", "doctor")
+    }
     main([])
     usage = capsys.readouterr().out
     assert all(re.search(rf"^  {name} ", usage, re.MULTILINE) for name in COMMANDS)
@@ -212,8 +214,12 @@ BAD_SETTINGS: list[tuple[str, str]] = [
     ("--num-folds 40", "40 folds need at least 40 episodes.*--num-folds"),
     ("--lr -1", "lr is -1"),
     ("--device tpu9", "device 'tpu9' is unknown"),
-    ("--use-pi0-actions", "--use-pi0-actions.*arrives with the pi models"),
-    ("--pi0-config pi05_libero", "--pi0-config.*arrives with the pi models"),
+    ("--use-pi0-actions", "--use-pi0-actions and --pi0-config belong together"),
+    ("--pi0-config pi05_libero", "--use-pi0-actions and --pi0-config belong together"),
+    ("--use-pi0-actions --pi0-config pi05_libero", "no pi checkpoint at .*chunkrl download pi05_libero"),
+    ("--use-pi0-actions --pi0-config x --pi0.use candidates", "candidates needs .*--objective iql"),
+    ("--pi0.num-candidates 0", "num_candidates is 0"),
+    ("--pi0.seed -1", "pi0.seed is -1"),
     ("--objective document --policy.kind flow", "only a Gaussian policy has"),
     ("--cameras top", "no camera 'top'"),
     ("--resume nowhere", "no checkpoint at nowhere"),

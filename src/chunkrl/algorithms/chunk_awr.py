@@ -8,12 +8,17 @@ Gaussian policy. `iql()` turns on the repairs (IQL, arXiv 2110.06169, over chunk
 3. expectile V towards Q of the stored chunk: Q is never asked about chunks off the data;
 4. standardised advantages, clipped weights;
 5. any of it cross-fitted by episode (`num_folds` > 1).
+
+With "candidates" attached to the data set, chunks [len, N, H, A] of another policy (`integration.pi_chunks`), `iql()`
+asks Q about them and never teaches Q with them, for nothing is known of what they earn: V is the expectile over the
+recorded chunk and the candidates (as EMaQ's maximum, arXiv 2007.11091), and the policy clones the one of them that
+the held-out Q prefers, weighted by its advantage.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -97,6 +102,10 @@ class ChunkAWR:
                 "the document's entropy term needs log pi, which only a Gaussian policy has: "
                 "use --policy gaussian, or --objective iql / cross_fitted for a flow policy"
             )
+        if "candidates" in dataset.labels and config.expectile is None:
+            raise ChunkRLError(
+                "candidate chunks need the expectile V of --objective iql: the document's V samples the policy"
+            )
         self.config, self.device = config, device
         self._dataset = dataset
         self._horizon_discount = dataset.gamma**dataset.action_horizon
@@ -134,7 +143,7 @@ class ChunkAWR:
             q = self.critic.each(lambda c: c.forward_prepared(now, batch.actions))  # type: ignore[operator]
             critic = self._critic_loss(q, batch)
             value_loss, log_prob = self._value_loss(value, now, batch)
-            advantage = self._advantage(value, now, batch, fold)
+            batch, advantage = self._policy_targets(value, now, batch, fold)
             weights = losses.advantage_weights(
                 advantage, config.beta * config.advantage_scale, config.weight_clip, config.normalize
             )
@@ -189,6 +198,9 @@ class ChunkAWR:
         total = value.new_zeros(())
         log_prob: torch.Tensor | None = None
         chunk = batch.actions
+        candidates = batch.labels.get("candidates")
+        if candidates is not None:
+            chunk = torch.cat([chunk[:, None], candidates], dim=1)
         if config.expectile is None:
             with torch.no_grad():
                 chunk = self.policy.sample(batch.observation, 1)[:, 0]
@@ -205,19 +217,30 @@ class ChunkAWR:
                 total = total + losses.value_loss(value[k][rows], target[k][rows], entropy, config.alpha)
             else:
                 mask = trains[k] & batch.critic_mask if config.respect_ends else trains[k]
-                total = total + losses.expectile_loss(value[k], target[k], config.expectile, mask)
+                targets = target[k] if candidates is None else target[k].T  # [B] or [N + 1, B]
+                total = total + losses.expectile_loss(value[k], targets, config.expectile, mask)
         return total, log_prob
 
     @torch.no_grad()
-    def _advantage(
+    def _policy_targets(
         self,
         value: torch.Tensor,
         now: dict[str, torch.Tensor],
         batch: ChunkTransition,
         fold: torch.Tensor,
-    ) -> torch.Tensor:
-        q = self.target.each(lambda c: c.forward_prepared(now, batch.actions).amin(0))  # type: ignore[operator]
-        return self.target.held_out(q, fold) - self.value.held_out(value, fold)
+    ) -> tuple[ChunkTransition, torch.Tensor]:
+        """The batch with the chunks that the policy clones, and their held-out advantages [B]."""
+        candidates = batch.labels.get("candidates")
+        baseline = self.value.held_out(value, fold)
+        if candidates is None:
+            q = self.target.each(lambda c: c.forward_prepared(now, batch.actions).amin(0))  # type: ignore[operator]
+            return batch, self.target.held_out(q, fold) - baseline
+        chunks = torch.cat([batch.actions[:, None], candidates], dim=1)
+        q = self.target.each(lambda c: c.forward_prepared(now, chunks).amin(0).T)  # type: ignore[operator]
+        best, chosen = self.target.held_out(q, fold).max(dim=0)
+        rows = torch.arange(len(chosen), device=chosen.device)
+        mask = batch.action_mask | (chosen > 0)[:, None]  # a candidate has no padding
+        return replace(batch, actions=chunks[rows, chosen], action_mask=mask), best - baseline
 
     def _negative_log_likelihood(self, now: dict[str, torch.Tensor], batch: ChunkTransition) -> torch.Tensor:
         if self.config.respect_ends or self.policy.config.kind == "flow":

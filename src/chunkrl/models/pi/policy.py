@@ -213,6 +213,7 @@ class PiPolicy(nn.Module):
         num_steps: int = DEFAULT_NUM_STEPS,
         condition: str | Sequence[str | None] | None = None,
         generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
         """Action chunks for a batched observation; the prefix is computed once for all samples and steps.
 
@@ -222,6 +223,7 @@ class PiPolicy(nn.Module):
             num_steps: Euler steps.
             condition: text the policy is conditioned on.
             generator: on the CPU, so that the same seed gives the same noise on every device.
+            noise: standard normal float32 [B, N, H, A] of the model's width, in place of drawing it.
 
         Returns:
             float32 [B, N, H, action_dim] in the data's units.
@@ -232,8 +234,11 @@ class PiPolicy(nn.Module):
         times = euler_times(num_steps, self.device)
         prefix = self.encode(observation, condition)
         shape = (prefix.valid.shape[0], num_samples, config.horizon, config.action_dim)
-        noise = torch.randn(shape, generator=generator).to(self.device)
-        return self.actions_from_model(self.model.sample(prefix, noise, times), observation)
+        if noise is None:
+            noise = torch.randn(shape, generator=generator)
+        elif tuple(noise.shape) != shape:
+            raise ChunkRLError(f"noise has shape {list(noise.shape)}; the policy takes {list(shape)}")
+        return self.actions_from_model(self.model.sample(prefix, noise.to(self.device), times), observation)
 
     def flow_loss(
         self,
