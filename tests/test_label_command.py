@@ -34,7 +34,7 @@ def label(*arguments: object) -> None:
 
 def test_a_cost_a_step(dataset: Path) -> None:
     before = {path: path.read_bytes() for path in dataset.rglob("*") if path.is_file()}
-    label(dataset, "--reward", "cost", "--failure-penalty", 5, "--gamma", 1)
+    label(dataset, "--step-reward", "cost", "--failure-penalty", 5, "--gamma", 1)
     assert {path: path.read_bytes() for path in before} == before
     (file,) = (dataset / "labels").iterdir()
     table = FrameTable.open(dataset, progress=silent)
@@ -46,7 +46,7 @@ def test_a_cost_a_step(dataset: Path) -> None:
     np.testing.assert_allclose(arrays["return_normalized"], [-2 / 7, -1 / 7, 0, -1, -6 / 7, -5 / 7, 0])
     assert arrays["success"].tolist() == [True] * 3 + [False] * 3 + [True]
     assert arrays["truncated"].tolist() == [False] * 5 + [True, False]
-    assert sidecar.metadata["rule"]["reward"] == "cost"
+    assert sidecar.metadata["rule"]["step_reward"] == "cost"
 
 
 def test_each_rule_has_its_file_and_the_same_rule_the_same(dataset: Path, tmp_path: Path) -> None:

@@ -227,9 +227,9 @@ def test_reward_rules():
         return label_frames(table, LabelRule(**rule)).reward.tolist()
 
     assert reward() == [0.5] * 7
-    assert reward(reward="success") == [0, 0, 1, 0, 0, 0, 0]
-    assert reward(reward="cost") == [-1, -1, 0, 0, -1, -1, -100]
-    assert reward(reward="cost", failure_penalty=7.5)[-1] == -7.5
+    assert reward(step_reward="success") == [0, 0, 1, 0, 0, 0, 0]
+    assert reward(step_reward="cost") == [-1, -1, 0, 0, -1, -1, -100]
+    assert reward(step_reward="cost", failure_penalty=7.5)[-1] == -7.5
 
 
 def test_flags_must_be_flags():
@@ -242,7 +242,7 @@ def test_flags_must_be_flags():
 @pytest.mark.parametrize(
     "values",
     [
-        {"reward": "x"},
+        {"step_reward": "x"},
         {"failure_penalty": -1.0},
         {"subgoal": "csv"},
         {"success": "maybe"},
@@ -252,7 +252,7 @@ def test_flags_must_be_flags():
     ],
 )
 def test_rules_are_checked_when_made(values):
-    with pytest.raises(DatasetError, match=r"--success|--subgoal|--reward|--failure-penalty"):
+    with pytest.raises(DatasetError, match=r"--success|--subgoal|--step-reward|--failure-penalty"):
         LabelRule(**values)
 
 

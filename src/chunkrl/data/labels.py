@@ -43,7 +43,7 @@ class LabelRule:
         successful episode. gripper: where the gripper's command crosses the middle of its range.
         csv: at the frames that the file `subgoal_csv` lists (columns episode_index, frame_index).
     subgoal_key: the column with the sub-goal flags. gripper_index: the action's dimension of the gripper.
-    reward: auto: next.reward if there is one, else reward, else success. success: 1 at success, else 0.
+    step_reward: auto: next.reward if there is one, else reward, else success. success: 1 at success, else 0.
         cost: -1 a step, 0 at success, -`failure_penalty` at the last action of an unsuccessful episode, and 0
         after a success: the return says how long success takes (the advantage-conditioned document's reward).
     failure_terminal: the last action of an unsuccessful episode ended the task (no bootstrap), for example
@@ -57,13 +57,18 @@ class LabelRule:
     subgoal_key: str = "subgoal"
     gripper_index: int = -1
     subgoal_csv: str = ""
-    reward: RewardRule = "auto"
+    step_reward: RewardRule = "auto"
     failure_penalty: float = 100.0
     failure_terminal: bool = False
     flag_at: FlagAt = "action"
 
     def __post_init__(self) -> None:
-        allowed = {"success": SuccessRule, "subgoal": SubgoalRule, "reward": RewardRule, "flag_at": FlagAt}
+        allowed = {
+            "success": SuccessRule,
+            "subgoal": SubgoalRule,
+            "step_reward": RewardRule,
+            "flag_at": FlagAt,
+        }
         for name, values in ((name, get_args(kind)) for name, kind in allowed.items()):
             if getattr(self, name) not in values:
                 raise DatasetError(
@@ -199,10 +204,10 @@ def _reward(
 ) -> np.ndarray:
     """float32 [N]. success, failed_end, after: bool [N], succeeding actions, last ones of unsuccessful episodes,
     frames after a success."""
-    if rule.reward == "cost":
+    if rule.step_reward == "cost":
         reward = np.where(success | after, 0.0, -1.0)
         return np.where(failed_end, -rule.failure_penalty, reward).astype(np.float32)
-    if rule.reward == "success":
+    if rule.step_reward == "success":
         return success.astype(np.float32)
     for name in ("next.reward", "reward"):
         if table.has_column(name):
