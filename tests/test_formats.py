@@ -115,10 +115,12 @@ def test_image_size(shape: tuple[int, ...], names: tuple[str, ...] | None, expec
     assert image_size(Feature("image", "image", shape, names)) == expected
 
 
-def refuses(root: Path | str, *words: str, mapping: ColumnMapping = RECOGNISE, **kwargs: str) -> None:
+def refuses(
+    root: Path | str, *words: str, mapping: ColumnMapping = RECOGNISE, revision: str | None = None
+) -> None:
     """Asserts that describe() raises a DatasetError which says all of the words."""
     with pytest.raises(DatasetError) as caught:
-        describe(root, mapping, **kwargs)
+        describe(root, mapping, revision)
     for word in words:
         assert word in str(caught.value)
 
