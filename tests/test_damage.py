@@ -119,7 +119,7 @@ def test_what_is_left_after_skipping_bad_episodes_is_exact(folders: list[LeRobot
             assert str(copy) in str(error)
             return
         starts = np.cumsum([0, *folder.lengths])
-        rows = np.concatenate([np.arange(starts[e], starts[e + 1]) for e in table.episode_ids])
+        rows = np.concatenate([np.arange(int(starts[e]), int(starts[e + 1])) for e in table.episode_ids])
         for name, values in folder.columns.items():
             np.testing.assert_array_equal(table.column(name), values[rows], strict=True)
         for name, pictures in folder.images.items():
