@@ -94,7 +94,7 @@ class TrainConfig:
     """Passes of the value phase over the data (objective cross_fitted)."""
     train_q: bool = False
     """Train Q(x, A) as well, for best-of-N at action time (objective cross_fitted)."""
-    labels: Annotated[LabelRule, tyro.conf.arg(prefix_name=False)] = field(default_factory=LabelRule)
+    labels: Annotated[LabelRule, tyro.conf.OmitArgPrefixes] = field(default_factory=LabelRule)
     """How success, reward and sub-goals are read from the data."""
     reward: ChunkReward = "any"
     """Chunk reward: any sub-goal (the document's) or the discounted sum of rewards."""
