@@ -24,7 +24,7 @@ from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.labels import LabelRule
 from chunkrl.data.writer import DatasetWriter, FeatureSpec
-from chunkrl.integration.pi_chunks import ChunkRequest, cached_chunks
+from chunkrl.integration.chunk_cache import ChunkRequest, cached_chunks
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.models.pi import PiConfig, PiModel, PiPolicy, PiRecipe, PiSettings, VisionConfig
 from chunkrl.models.policy import PolicyConfig

@@ -1,6 +1,9 @@
 """`--use-pi0-actions`: made once for every start, resumed, and used in two ways."""
 
+import multiprocessing
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +20,8 @@ from chunkrl.algorithms.chunk_awr import ChunkAWR, document, iql
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration import pi_chunks
-from chunkrl.integration.pi_chunks import (
-    ChunkRequest,
-    PiChunkConfig,
-    cached_chunks,
-    check_fits,
-    fingerprint,
-    use_pi_chunks,
-)
+from chunkrl.integration.chunk_cache import ChunkRequest, cached_chunks, fingerprint
+from chunkrl.integration.pi_chunks import PiChunkConfig, check_fits, use_pi_chunks
 from chunkrl.models.pi import PiPolicy, load_pretrained, save_pretrained
 from chunkrl.models.policy import PolicyConfig
 from chunkrl.progress import silent
@@ -128,6 +125,41 @@ def test_interrupted_and_resumed(dataset: ChunkDataset, tmp_path: Path, num_batc
     fresh = open_chunks(dataset.table.description.root, cache_dir=tmp_path / "other", cameras=())
     whole = cached_chunks(fresh, request(fresh), lambda: tiny_policy("pi05"), silent)
     assert np.array_equal(resumed, whole)
+
+
+def killed_on_the_way(root: Path, cache: Path) -> None:
+    """Runs in a process of its own: dies without any clean-up in its third batch."""
+    dataset = open_chunks(root, cache_dir=cache, cameras=())
+    policy, sample, left = tiny_policy("pi05"), PiPolicy.sample, [2]
+
+    def dying(*arguments: object, **settings: object) -> Tensor:
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+        return sample(policy, *arguments, **settings)  # type: ignore[arg-type]
+
+    policy.sample = dying  # type: ignore[method-assign]
+    cached_chunks(dataset, request(dataset), lambda: policy, silent)
+
+
+def test_killed_and_resumed(root: Path, tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(
+        target=killed_on_the_way, args=(root, tmp_path / "k")
+    )
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    shown: list[int] = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        shown.append(done)
+
+    found = []
+    for cache, show in (("k", progress), ("whole", silent)):
+        dataset = open_chunks(root, cache_dir=tmp_path / cache, cameras=())
+        found.append(cached_chunks(dataset, request(dataset), lambda: tiny_policy("pi05"), show))
+    assert shown[0] == 8
+    assert np.array_equal(*found)
 
 
 def test_chunks_that_are_not_finite_name_their_place(dataset: ChunkDataset) -> None:
