@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from pi_tiny import (
     tiny_recipe,
     tiny_stats,
 )
+from torch import Tensor
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.pi import PiPolicy
@@ -230,3 +233,29 @@ def test_what_a_policy_lacks_is_said() -> None:
         PiPolicy(model, recipe, None, CharacterTokenizer()).sample(observation(), num_steps=1)
     with pytest.raises(ChunkRLError, match="tokenizer"):
         PiPolicy(model, recipe, tiny_stats(), None).sample(observation(), num_steps=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_sampling_is_one_graph_for_every_prompt(kind: ModelKind) -> None:
+    policy = tiny_policy(kind)
+    short, long = observation(tasks=("push",) * 2), observation(tasks=("push the red cup to the left",) * 2)
+    expected = [policy.sample(o, 2, 3, generator=seeded()) for o in (short, long)]
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    policy.compile_sampling(backend=backend)
+    for o, chunks in zip((short, long), expected, strict=True):
+        torch.testing.assert_close(policy.sample(o, 2, 3, generator=seeded()), chunks, rtol=1e-4, atol=1e-4)
+    assert len(graphs) == 1
+
+
+def test_noise_may_be_given() -> None:
+    policy = tiny_policy("pi05")
+    noise = torch.randn(2, 3, HORIZON, 32, generator=seeded())
+    given = policy.sample(observation(), 3, 4, noise=noise)
+    assert torch.equal(given, policy.sample(observation(), 3, 4, generator=seeded()))
+    with pytest.raises(ChunkRLError, match=r"noise has shape \[2, 3, 10, 7\]"):
+        policy.sample(observation(), 3, 4, noise=noise[..., :7])

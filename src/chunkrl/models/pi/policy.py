@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,8 @@ class PiPolicy(nn.Module):
         self.norm_stats = norm_stats
         self.tokenizer = tokenizer
         self.unused_tensors = unused_tensors or {}
+        self._sample_chunks: Callable[[PrefixInputs, Tensor, Tensor], Tensor] = self._eager_sample
+        self._pad_to: int | None = None
         if norm_stats is not None:
             norm_stats.check(recipe.settings, "norm stats")
 
@@ -205,6 +208,20 @@ class PiPolicy(nn.Module):
 
     # ---- the policy's two uses
 
+    def compile_sampling(self, **options: Any) -> None:
+        """Let `sample` run as one compiled graph; the first call of each batch shape takes minutes at full size.
+
+        Prompts are padded to the longest that the model takes, so that every task runs in the same graph.
+
+        Args:
+            options: of `torch.compile`; on a GPU `mode="reduce-overhead"` replays CUDA graphs.
+        """
+        self._pad_to = self.recipe.config.max_prompt_tokens
+        self._sample_chunks = torch.compile(self._eager_sample, fullgraph=True, **options)
+
+    def _eager_sample(self, inputs: PrefixInputs, noise: Tensor, times: Tensor) -> Tensor:
+        return self.model.sample(self.model.encode_prefix(inputs), noise, times)
+
     @torch.no_grad()
     def sample(
         self,
@@ -232,13 +249,13 @@ class PiPolicy(nn.Module):
             raise ChunkRLError(f"num_samples is {num_samples}; ask for at least one chunk")
         config = self.recipe.config
         times = euler_times(num_steps, self.device)
-        prefix = self.encode(observation, condition)
-        shape = (prefix.valid.shape[0], num_samples, config.horizon, config.action_dim)
+        inputs = self.prepare(observation, condition, self._pad_to)
+        shape = (inputs.tokens.shape[0], num_samples, config.horizon, config.action_dim)
         if noise is None:
             noise = torch.randn(shape, generator=generator)
         elif tuple(noise.shape) != shape:
             raise ChunkRLError(f"noise has shape {list(noise.shape)}; the policy takes {list(shape)}")
-        return self.actions_from_model(self.model.sample(prefix, noise.to(self.device), times), observation)
+        return self.actions_from_model(self._sample_chunks(inputs, noise.to(self.device), times), observation)
 
     def flow_loss(
         self,
