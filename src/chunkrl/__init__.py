@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chunkrl.offline import ChunkLevelOfflineRL, TrainConfig
+    from chunkrl.offline import ChunkLevelOfflineRL
+    from chunkrl.train_config import TrainConfig
 
 __version__ = "0.1.0"
 __all__ = ["ChunkLevelOfflineRL", "TrainConfig", "__version__"]

@@ -67,7 +67,7 @@ def _label(arguments: Sequence[str]) -> None:
 
 def _train(arguments: Sequence[str]) -> None:
     from chunkrl.commands import train
-    from chunkrl.offline import TrainConfig
+    from chunkrl.train_config import TrainConfig
 
     train(_parse(TrainConfig, "train", arguments), ProgressBars())
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from chunkrl.build import choose_device
 from chunkrl.envs.collect import CollectConfig, collect_dataset
 from chunkrl.envs.metaworld import MetaWorldEnv
 from chunkrl.envs.scripted import MixtureConfig
@@ -14,8 +15,9 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.results import write_text
 from chunkrl.evaluation.rollout import evaluate, initial_seeds
 from chunkrl.evaluation.statistics import wilson_interval
-from chunkrl.offline import ChunkLevelOfflineRL, TrainConfig, choose_device
+from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import Progress
+from chunkrl.train_config import TrainConfig
 from chunkrl.training.policy_io import ActionMode, ChunkPolicy
 
 
@@ -60,6 +62,8 @@ def train(config: TrainConfig, progress: Progress) -> None:
         f"{config.dataset_dir}: {run.dataset.table.num_episodes} episodes, {len(run.dataset)} chunk starts, "
         f"{run.dataset.frame_labels.success.mean():.0%} successful; {config.objective} on {run.device}"
     )
+    for problem in run.dataset.table.problems:
+        print(f"  set aside: {problem.message}")
     run.train()
     assert run.trainer is not None
     for name, points in run.trainer.history.items():

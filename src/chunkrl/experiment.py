@@ -29,8 +29,9 @@ from chunkrl.envs.scripted import CONTROLLERS, Mixture, MixtureConfig
 from chunkrl.evaluation.rollout import evaluate, initial_seeds
 from chunkrl.evaluation.statistics import auc
 from chunkrl.models.policy import PolicyConfig
-from chunkrl.offline import ChunkLevelOfflineRL, Objective, TrainConfig
+from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import Progress, silent
+from chunkrl.train_config import Objective, TrainConfig
 from chunkrl.training.policy_io import ActionMode, ChunkPolicy
 from chunkrl.training.trainer import NonFiniteLossError
 
