@@ -38,7 +38,7 @@ DOCUMENT: dict[str, Any] = {
 OURS = {
     *("output_dir", "num_updates", "seed", "objective", "policy", "network", "num_folds", "fit"),
     *("value_epochs", "train_q", "labels", "reward", "hold", "mapping", "revision", "cameras"),
-    *("use_state", "use_task", "weight_decay", "grad_clip", "pi0"),
+    *("use_state", "use_task", "weight_decay", "grad_clip", "frames", "pi0"),
 }
 
 
