@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -70,14 +71,21 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         MissingExtraError: the protocol needs a package that is not installed.
         DownloadError: no such protocol.
     """
-    protocol = get_protocol(url)
-    # Given explicitly: gcsfs otherwise looks for credentials, and fails on some machines that have the wrong ones.
-    options = {"token": "anon"} if protocol in ("gs", "gcs") else {}
-    try:
-        return fsspec.core.url_to_fs(url, **options)
-    except ImportError as error:
-        if protocol in ("gs", "gcs"):
+    if get_protocol(url) in ("gs", "gcs"):
+        try:
+            # Not through fsspec's registry: newer releases register a class that first asks another service about
+            # the bucket, which anonymous users may not, and wait minutes for it where there is no network.
+            from gcsfs.core import GCSFileSystem  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
             raise MissingExtraError("reading from Google Cloud Storage", "gcsfs", "gcs") from error
+        # Given explicitly: gcsfs otherwise looks for credentials, and fails where it finds the wrong ones.
+        filesystem = GCSFileSystem(token="anon")
+        # It logs the traceback of an error that it also raises, and that is shown as one message here.
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+        return filesystem, str(filesystem._strip_protocol(url))
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError as error:
         raise DownloadError(f"{url}: {error}; install that package") from error
     except ValueError as error:
         raise DownloadError(f"{url}: {error}; give a gs://, hf://, file:// or other fsspec URL") from error
