@@ -21,6 +21,7 @@ import torch
 import tyro
 
 from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
+from chunkrl.build import build_factory
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.labels import LabelRule
 from chunkrl.data.writer import DatasetWriter, FeatureSpec
@@ -28,8 +29,8 @@ from chunkrl.integration.chunk_cache import ChunkRequest, cached_chunks
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.models.pi import PiConfig, PiModel, PiPolicy, PiRecipe, PiSettings, VisionConfig
 from chunkrl.models.policy import PolicyConfig
-from chunkrl.offline import TrainConfig, build_factory
 from chunkrl.progress import silent
+from chunkrl.train_config import TrainConfig
 from chunkrl.training.optim import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.types import Observation
