@@ -139,7 +139,8 @@ def test_bad_configuration_files(
     tmp_path: Path, content: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "c.json").write_text(content)
-    assert re.search(message, refused(["train", "--config", str(tmp_path / "c.json")], capsys))
+    error = refused(["train", "--config", str(tmp_path / "c.json")], capsys)
+    assert re.search(message, error) and str(tmp_path / "c.json") in error
 
 
 def test_configuration_file_given_badly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,6 +215,10 @@ BAD_SETTINGS: list[tuple[str, str]] = [
     ("--num-folds 40", "40 folds need at least 40 episodes.*--num-folds"),
     ("--lr -1", "lr is -1"),
     ("--device tpu9", "device 'tpu9' is unknown"),
+    ("--device meta", "device 'meta' is not supported"),
+    ("--lr nan", "lr is nan"),
+    ("--beta nan", "beta is nan"),
+    ("--beta -1", "beta is -1"),
     ("--use-pi0-actions", "--use-pi0-actions and --pi0-config belong together"),
     ("--pi0-config pi05_libero", "--use-pi0-actions and --pi0-config belong together"),
     ("--use-pi0-actions --pi0-config pi05_libero", "no pi checkpoint at .*chunkrl download pi05_libero"),
@@ -260,6 +265,20 @@ def test_checkpoint_of_another_configuration(
     error = refused(small(data, run, "--resume", str(run), "--gamma", "0.5"), capsys)
     assert re.search(r"another configuration: gamma \(0.99 then, 0.5 now\)", error)
     main(small(data, run, "--resume", str(run)))  # the same configuration is taken
+
+
+def test_output_that_is_a_file(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").write_text("")
+    assert "is a file" in refused(small(data, tmp_path / "run"), capsys)
+
+
+@pytest.mark.parametrize("objective", ["cross_fitted", "iql", "document"])
+def test_no_reward_anywhere(tmp_path: Path, objective: str, capsys: pytest.CaptureFixture[str]) -> None:
+    failures = [e | {"next.success": np.zeros_like(e["next.success"])} for e in random_episodes(6)]
+    root = write_dataset(tmp_path / "d", failures)
+    error = refused(small(root, tmp_path / "run", "--objective", objective), capsys)
+    assert re.search(r"no reward anywhere in .*d,.*--success", error)
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_data_set_given(capsys: pytest.CaptureFixture[str]) -> None:

@@ -142,7 +142,7 @@ def test_nothing_to_learn_from_is_said_before_training(tmp_path: Path) -> None:
         config = CrossFittedConfig(policy_updates=1, value_updates=1, num_folds=2, **settings)  # type: ignore[arg-type]
         CrossFittedAWR(config, identity_factory(dataset), PolicyConfig(), OptimConfig(), dataset, 0, CPU)
 
-    with pytest.raises(ChunkRLError, match=r"no reward.*--labels.success"):
+    with pytest.raises(ChunkRLError, match=r"no reward.*--success"):
         make()
     with pytest.raises(ChunkRLError, match=r"no successful episode"):
         make(weighting="uniform", data="successes")

@@ -4,19 +4,28 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import chunkrl
 
 
-@pytest.mark.parametrize("module", ["chunkrl", "chunkrl.data.writer", "chunkrl.data.frames", "chunkrl.cli"])
+@pytest.mark.parametrize(
+    "module", ["chunkrl", "chunkrl.data", "chunkrl.data.writer", "chunkrl.data.frames", "chunkrl.cli"]
+)
 def test_torch_is_not_imported(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
 
 
 def test_public_names() -> None:
-    from chunkrl import ChunkLevelOfflineRL, TrainConfig, offline
+    from chunkrl import ChunkLevelOfflineRL, TrainConfig, data, offline
+    from chunkrl.data import ChunkDataset, chunks
+    from chunkrl.models import Critic, PolicyNetwork, ValueNetwork
 
+    assert ChunkDataset is chunks.ChunkDataset
+    assert all(issubclass(c, torch.nn.Module) for c in (Critic, PolicyNetwork, ValueNetwork))
+    with pytest.raises(AttributeError, match="no attribute 'Missing'"):
+        _ = data.Missing
     assert ChunkLevelOfflineRL is offline.ChunkLevelOfflineRL
     assert TrainConfig(dataset_dir="x").dataset_dir == "x"
     with pytest.raises(AttributeError, match="no attribute 'Missing'"):

@@ -113,6 +113,8 @@ def test_noise_depends_on_each_rows_generator_alone(run: ChunkLevelOfflineRL) ->
         torch.testing.assert_close(order, together[[2, 0]])
         other = policy.act(observation, generators(7, 8, 10), mode, 4)  # type: ignore[arg-type]
         torch.testing.assert_close(other[:2], together[:2])
+        with pytest.raises(ChunkRLError, match="a generator for each of 3 observations, got 1"):
+            policy.act(observation, generators(7), mode, 4)  # type: ignore[arg-type]
     sample = policy.act(observation, generators(7, 8, 9), "sample")
     assert not torch.equal(sample[2], policy.act(observation, generators(7, 8, 10), "sample")[2])
 

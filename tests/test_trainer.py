@@ -91,6 +91,14 @@ def train_and_die(run: ChunkLevelOfflineRL, stop: int) -> None:
         run.train()
 
 
+def die_without_saving(run: ChunkLevelOfflineRL) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        raise KilledError
+
+    run.progress = progress
+    run.train()
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=IDS)
 def test_resuming_equals_not_stopping(data: Path, tmp_path: Path, objective: dict[str, Any]) -> None:
     whole = ChunkLevelOfflineRL(**settings(data, tmp_path / "whole", **objective))
@@ -151,6 +159,27 @@ def test_more_epochs_continue_a_finished_run(data: Path, tmp_path: Path) -> None
     run = ChunkLevelOfflineRL(**settings(data, tmp_path / "api", num_updates=None, log_interval=1))
     run.train(num_epochs=3)
     assert_equal(long, run)
+    assert json.loads((tmp_path / "api" / "config.json").read_text())["num_epochs"] == 3
+    # num_updates may grow as well, and an explicit num_epochs counts more than the configuration's num_updates
+    total = 3 * run.updates_per_epoch
+    updates = {"num_updates": total, "log_interval": 1, "resume": str(tmp_path / "fewer")}
+    epochs(tmp_path / "fewer", 2)
+    more = ChunkLevelOfflineRL(**settings(data, tmp_path / "fewer", **updates))
+    more.train()
+    assert_equal(long, more)
+    explicit = ChunkLevelOfflineRL(**settings(data, tmp_path / "explicit", num_updates=1, log_interval=1))
+    explicit.train(num_epochs=3)
+    assert_equal(long, explicit)
+
+
+def test_a_fresh_run_does_not_resume_from_an_older_one_in_its_folder(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    ChunkLevelOfflineRL(**settings(data, output)).train()
+    fresh = ChunkLevelOfflineRL(**settings(data, output, gamma=0.5, save_interval=0))
+    with pytest.raises(KilledError):
+        die_without_saving(fresh)
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        ChunkLevelOfflineRL(**settings(data, output, gamma=0.5, resume=str(output)))
 
 
 def test_checkpoint_of_another_configuration_is_refused(data: Path, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ChunkRLError(f"device {name!r} is unknown; use cpu, cuda or auto") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ChunkRLError(f"device {name!r} is not supported; use cpu, cuda or auto")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ChunkRLError(
             "device cuda is asked for, but this PyTorch finds no GPU; use --device cpu or auto, or install a "

@@ -42,7 +42,10 @@ def load_config(cls: type[T], path: str | Path) -> T:
         raise ChunkRLError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ChunkRLError(f"{path} must hold one JSON object")
-    return from_dict(cls, values)
+    try:
+        return from_dict(cls, values)
+    except ChunkRLError as error:
+        raise ChunkRLError(f"{path}: {error}") from error
 
 
 def save_config(config: Any, path: str | Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration.pi_chunks import use_pi_chunks
 from chunkrl.progress import Progress, silent
 from chunkrl.train_config import TrainConfig, check_config
+from chunkrl.training.checkpoint import VALUES
 from chunkrl.training.policy_io import ChunkPolicy, PolicySpec, QSpec
 from chunkrl.training.trainer import Trainer, TrainerConfig
 
@@ -71,13 +72,13 @@ class ChunkLevelOfflineRL:
         self._resume: Path | None = None
         if config.resume:
             self._resume = self._find_resumable(Path(config.resume))
-        self._build(config.num_epochs)
+        self._build()
 
-    def _build(self, num_epochs: int) -> None:
+    def _build(self) -> None:
         config, dataset = self.config, self.dataset
         torch.manual_seed(config.seed)
         self.updates_per_epoch = max(1, len(dataset) // min(config.batch_size, len(dataset)))
-        num_updates = config.num_updates or num_epochs * self.updates_per_epoch
+        num_updates = config.num_updates or config.num_epochs * self.updates_per_epoch
         value_updates = math.ceil(config.value_epochs * self.updates_per_epoch)
         self.algorithm = build_algorithm(config, dataset, num_updates, value_updates, self.device)
         self.policy = self.algorithm.policy
@@ -85,12 +86,20 @@ class ChunkLevelOfflineRL:
     def train(self, num_epochs: int | None = None) -> ChunkPolicy:
         """Trains for `num_epochs` passes (default: the configuration's) and saves the run; returns the policy.
 
+        num_epochs given here stands in place of the configuration's num_epochs and num_updates.
+
         Starts from the seed, or from the checkpoint of `config.resume` or `load`. The run folder gets
         config.json, tensorboard/, checkpoints/, policy/ and values.parquet (value, advantage and weight of
         every frame, where the objective has them).
         """
-        self._build(num_epochs or self.config.num_epochs)
+        if num_epochs is not None:
+            self.config = replace(self.config, num_epochs=num_epochs, num_updates=None)
+            check_config(self.config)
+        self._build()
         run_dir = Path(self.config.output_dir)
+        if self._resume is None:
+            # an older run's checkpoints must not be taken for those of the configuration written below
+            (run_dir / "checkpoints" / "last").unlink(missing_ok=True)
         save_config(self.config, run_dir / "config.json")
         self._start_trainer(run_dir)
         assert self.trainer is not None
@@ -181,7 +190,7 @@ def find_checkpoint(path: Path) -> Path:
     for pointer in (path / "checkpoints" / "last", path / "last"):
         if pointer.is_file():
             return pointer.parent / pointer.read_text().strip()
-    if not path.is_dir():
+    if not (path / VALUES).is_file():
         raise CheckpointError(
             f"no checkpoint at {path}; give a run's folder or one of its checkpoints/<update>"
         )
@@ -189,8 +198,11 @@ def find_checkpoint(path: Path) -> Path:
 
 
 # what may differ between a run and its resumption
-_FREE = {"resume", "output_dir", "device", "save_interval", "log_interval", "num_epochs", "dataset_dir"}
-_FREE |= {"pi0_checkpoints_dir"}  # the checkpoint's contents count, through the data set's digest
+_FREE = {"resume", "output_dir", "device", "save_interval", "log_interval", "num_epochs", "num_updates"}
+_FREE |= {
+    "dataset_dir",
+    "pi0_checkpoints_dir",
+}  # the checkpoint's contents count, through the data set's digest
 
 
 def _check_same_run(saved: TrainConfig, now: TrainConfig, folder: Path) -> None:

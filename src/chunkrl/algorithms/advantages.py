@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from chunkrl.data.chunks import ChunkDataset
 from chunkrl.errors import ChunkRLError
 
 
@@ -32,20 +33,32 @@ def return_range(returns: np.ndarray) -> ReturnRange:
     return ReturnRange(low, high if high > low else low + 1.0)
 
 
+def step_rewards(dataset: ChunkDataset) -> np.ndarray:
+    """What the action of each frame earned, float32 [N]."""
+    labels = dataset.frame_labels
+    # a sub-goal onset is the step reward of the document's chunk indicator
+    return labels.subgoal.astype(np.float32) if dataset.reward_kind == "any" else labels.reward
+
+
+def check_rewards(root: Path, rewards: np.ndarray) -> None:
+    """Raises ChunkRLError where the data at `root` has no reward. rewards: of steps, or returns, [N]."""
+    if not rewards.any():
+        raise ChunkRLError(
+            f"no reward anywhere in {root}, so there is nothing to learn values from: say with --success "
+            "which episodes succeeded, or use --objective behaviour_cloning"
+        )
+
+
 def check_outcomes(root: Path, returns: np.ndarray, known: np.ndarray) -> None:
     """Raises ChunkRLError where the data at `root` gives values nothing to learn.
 
     returns: Monte-Carlo returns [N]. known: bool [N], the starts whose outcome is known.
     """
-    if not returns.any():
-        raise ChunkRLError(
-            f"no reward anywhere in {root}, so there is nothing to learn values from: say with --labels.success "
-            "which episodes succeeded, or use --objective behaviour_cloning"
-        )
+    check_rewards(root, returns)
     if known.sum() < 2:
         raise ChunkRLError(
             f"no outcome in {root} is known with --fit.time-out bootstrap, because no episode terminates: use "
-            "--fit.time-out failure or --labels.failure-terminal"
+            "--fit.time-out failure or --failure-terminal"
         )
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms import losses
 from chunkrl.algorithms.base import Metrics, Phase
 from chunkrl.algorithms.best_of_n import QEnsemble
@@ -100,12 +101,13 @@ class ChunkAWR:
         if config.alpha > 0 and policy_config.kind != "gaussian":
             raise ChunkRLError(
                 "the document's entropy term needs log pi, which only a Gaussian policy has: "
-                "use --policy gaussian, or --objective iql / cross_fitted for a flow policy"
+                "use --policy.kind gaussian, or --objective iql / cross_fitted for a flow policy"
             )
         if "candidates" in dataset.labels and config.expectile is None:
             raise ChunkRLError(
                 "candidate chunks need the expectile V of --objective iql: the document's V samples the policy"
             )
+        adv.check_rewards(dataset.table.description.root, adv.step_rewards(dataset))
         self.config, self.device = config, device
         self._dataset = dataset
         self._horizon_discount = dataset.gamma**dataset.action_horizon

@@ -128,15 +128,13 @@ class CrossFittedAWR:
         if config.data == "successes" and len(self._successes) == 0:
             raise ChunkRLError(
                 f"{dataset.table.description.root} has no successful episode to clone: say with "
-                "--labels.success which are, or use --objective behaviour_cloning"
+                "--success which are, or use --objective behaviour_cloning"
             )
         self._prepare_targets(dataset)
 
     def _prepare_targets(self, dataset: ChunkDataset) -> None:
-        # a sub-goal onset is the step reward of the document's chunk indicator
-        any_reward = dataset.reward_kind == "any"
         labels = dataset.frame_labels
-        self._step_reward = labels.subgoal.astype(np.float32) if any_reward else labels.reward
+        self._step_reward = adv.step_rewards(dataset)
         zero = np.zeros(len(self._step_reward), dtype=np.float32)
         returns = lambda_returns(zero, self._step_reward, dataset.segments, dataset.gamma, 1.0)
         self.range = adv.return_range(returns)

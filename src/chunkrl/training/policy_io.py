@@ -69,9 +69,17 @@ class ChunkPolicy:
         mode: ActionMode = "mode",
         num_candidates: int = 16,
     ) -> Tensor:
-        """One chunk for each of B observations, [B, H, A]; row b's noise comes from generators[b] alone."""
+        """One chunk for each of B observations, [B, H, A]; row b's noise comes from generators[b] alone.
+
+        Mode `mode` draws no noise, and takes any generators, or none.
+        """
         if mode == "mode":
             return self.policy(observation)
+        if len(generators) != observation.batch_size:
+            raise ChunkRLError(
+                f"mode {mode!r} needs a generator for each of {observation.batch_size} observations, "
+                f"got {len(generators)}"
+            )
         num_samples = num_candidates if mode == "best_of_n" else 1
         shape = (num_samples, self.spec.shape.horizon, self.spec.shape.action_dim)
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
