@@ -196,7 +196,7 @@ def test_flow_policy_has_no_log_prob(dataset: ChunkDataset) -> None:
     batch = dataset.batch(np.arange(2))
     with pytest.raises(ValueError, match="no cheap log-likelihood"):
         policy.log_prob(policy.encoder.prepare(batch.observation), batch.actions, batch.action_mask)
-    with pytest.raises(ChunkRLError, match=r"only a Gaussian policy has.*--policy gaussian"):
+    with pytest.raises(ChunkRLError, match=r"only a Gaussian policy has.*--policy.kind gaussian"):
         ChunkLevelOfflineRL(
             dataset_dir=str(dataset.table.description.root),
             action_horizon=3,
