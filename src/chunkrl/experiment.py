@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import queue
 import sys
 import threading
@@ -249,10 +250,12 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, on_result: Callable[[JobResu
     on_result: called in this process as each job ends.
     """
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        events: Any = manager.Queue()
+    events: Any = context.Queue()
+    with ProcessPoolExecutor(
+        num_workers, mp_context=context, initializer=_start_worker, initargs=(events,)
+    ) as pool:
         board = _Board(jobs, events)
-        futures = [pool.submit(_run_reporting, job, number, events) for number, job in enumerate(jobs)]
+        futures = [pool.submit(_run_reporting, job, number) for number, job in enumerate(jobs)]
         try:
             for future in futures:
                 on_result(future.result())
@@ -263,7 +266,23 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, on_result: Callable[[JobResu
             board.close()
 
 
-def _run_reporting(job: Job, number: int, events: Any) -> JobResult:
+_EVENTS: list[Any] = []  # a worker's way to the board
+
+
+def _start_worker(events: Any) -> None:
+    """Keeps the way to the board, and ends with the parent: else a worker of a killed run trains on, unseen."""
+    _EVENTS[:] = [events]
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _run_reporting(job: Job, number: int) -> JobResult:
     last = -1.0
 
     def report(stage: str, done: int, total: int) -> None:
@@ -271,10 +290,10 @@ def _run_reporting(job: Job, number: int, events: Any) -> JobResult:
         step = done / total
         if done == total or step < last or step - last >= 0.02:
             last = 0.0 if done == total else step
-            events.put((number, stage, done, total))
+            _EVENTS[0].put((number, stage, done, total))
 
     result = run_job(job, report)
-    events.put((number, "done", 1, 1))
+    _EVENTS[0].put((number, "done", 1, 1))
     return result
 
 
