@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from chunkrl.evaluation.results import write_text
+from chunkrl.data.atomic import write_text
 from chunkrl.evaluation.statistics import bootstrap_over_tasks
 from chunkrl.experiment import ALL_ARMS, Job, JobResult, run_jobs
 

@@ -24,7 +24,7 @@ import tyro
 from torch import Tensor, nn
 
 from chunkrl.build import choose_device
-from chunkrl.evaluation.results import write_text
+from chunkrl.data.atomic import write_text
 from chunkrl.models.pi import PiConfig, PiModel, VisionConfig
 from chunkrl.models.pi.config import ModelKind, pi0_config, pi05_config
 from chunkrl.models.pi.flow import PrefixInputs, euler_times

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from chunkrl.build import choose_device
+from chunkrl.data.atomic import write_text
 from chunkrl.envs.collect import CollectConfig, collect_dataset
 from chunkrl.envs.metaworld import MetaWorldEnv
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.results import write_text
 from chunkrl.evaluation.rollout import evaluate, initial_seeds
 from chunkrl.evaluation.statistics import wilson_interval
 from chunkrl.offline import ChunkLevelOfflineRL

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import dacite
 
+from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
 
 T = TypeVar("T")
@@ -50,8 +51,4 @@ def load_config(cls: type[T], path: str | Path) -> T:
 
 def save_config(config: Any, path: str | Path) -> None:
     """Writes a dataclass as JSON, atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n")
-    temporary.replace(path)
+    write_text(path, json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n")

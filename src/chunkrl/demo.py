@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from chunkrl import __version__
+from chunkrl.data.atomic import write_text
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import label_frames
 from chunkrl.data.sidecar import load_sidecar
@@ -27,7 +28,6 @@ from chunkrl.evaluation.report import (
     render_report,
     results_json,
 )
-from chunkrl.evaluation.results import write_text
 from chunkrl.evaluation.rollout import initial_seeds
 from chunkrl.evaluation.video import side_by_side
 from chunkrl.experiment import BC, CHUNK_RL, SUCCESS_BC, Job, JobResult, load_policy, run_jobs

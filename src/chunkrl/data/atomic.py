@@ -41,9 +41,9 @@ def replace_file(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file through `replace_file`."""
-    with replace_file(path) as temporary:
+    with replace_file(Path(path)) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation import plots
 from chunkrl.evaluation.page import card, document, section
@@ -26,7 +27,6 @@ from chunkrl.evaluation.results import (
     compare_arms,
     results_json,
     write_results,
-    write_text,
 )
 from chunkrl.evaluation.statistics import Interval
 from chunkrl.evaluation.svg import compact, sign_class, signed_points, span

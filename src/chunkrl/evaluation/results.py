@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.statistics import (
     Interval,
@@ -275,12 +276,3 @@ def _differences_json(differences: Sequence[ArmDifference], task: str) -> dict[s
 def write_results(path: str | Path, arms: Sequence[ArmResult], differences: Sequence[ArmDifference]) -> None:
     """Write `results_json` to `path`, whole or not at all."""
     write_text(path, json.dumps(results_json(arms, differences), indent=2, allow_nan=False) + "\n")
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text to a temporary name beside `path`, then rename; the folder is made if absent."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -12,6 +12,7 @@ import torch
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from chunkrl.algorithms.base import Algorithm, Metrics, Phase
+from chunkrl.data.atomic import write_text
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import CheckpointError, ChunkRLError
@@ -166,9 +167,7 @@ class Trainer:
                 "history": {name: list(points) for name, points in self.history.items()},
             },
         )
-        pointer = folder.with_name(".last.tmp")
-        pointer.write_text(folder.name + "\n")
-        pointer.replace(folder.with_name("last"))
+        write_text(folder.with_name("last"), folder.name + "\n")
         return folder
 
     def load(self, folder: Path) -> None:
