@@ -259,3 +259,31 @@ def test_noise_may_be_given() -> None:
     assert torch.equal(given, policy.sample(observation(), 3, 4, generator=seeded()))
     with pytest.raises(ChunkRLError, match=r"noise has shape \[2, 3, 10, 7\]"):
         policy.sample(observation(), 3, 4, noise=noise[..., :7])
+
+
+# ---- guidance
+
+
+def test_guidance_mixes_the_two_velocities() -> None:
+    """One Euler step: x - v with v = v_free + w (v_asked - v_free), so chunks mix linearly in model units."""
+    policy, seen = tiny_policy("pi05"), observation()
+    noise = torch.randn(2, 1, 10, 32, generator=seeded())
+
+    def chunk(condition: str, guidance: float) -> Tensor:
+        return policy.sample(seen, 1, 1, condition=condition, noise=noise, guidance=guidance).double()
+
+    free, asked = chunk("", 1.0), chunk("Advantage: positive", 1.0)
+    assert not torch.allclose(free, asked, atol=1e-4)
+    for weight in (0.0, 2.0, 3.0):
+        expected = free + weight * (asked - free)
+        assert torch.allclose(chunk("Advantage: positive", weight), expected, atol=1e-4)
+
+
+def test_the_settings_condition_is_what_is_asked_for() -> None:
+    recipe = tiny_recipe("pi05", condition="Advantage: positive", guidance=2.0)
+    policy, plain, seen = tiny_policy("pi05", recipe), tiny_policy("pi05"), observation()
+    default = policy.sample(seen, 1, 2, generator=seeded())
+    spelled = plain.sample(seen, 1, 2, condition="Advantage: positive", guidance=2.0, generator=seeded())
+    assert torch.equal(default, spelled)
+    none = policy.sample(seen, 1, 2, condition="", guidance=1.0, generator=seeded())
+    assert torch.equal(none, plain.sample(seen, 1, 2, generator=seeded()))

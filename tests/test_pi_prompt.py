@@ -103,11 +103,11 @@ def test_an_empty_task_is_an_error(task: str) -> None:
 
 @given(
     words=st.lists(st.text("abcdefgh", min_size=1, max_size=9), min_size=1, max_size=40),
-    condition=st.sampled_from([None, "Advantage: positive", "Advantage: negative"]),
+    condition=st.sampled_from(["", "Advantage: positive", "Advantage: negative"]),
     prompt_format=st.sampled_from([*STATE_FORMATS, *TEXT_FORMATS]),
 )
 def test_a_cut_never_removes_state_or_condition(
-    words: list[str], condition: str | None, prompt_format: PromptFormat
+    words: list[str], condition: str, prompt_format: PromptFormat
 ) -> None:
     limit, tokenizer = 110, CharacterTokenizer()
     prompt = build_prompt(prompt_format, " ".join(words), torch.zeros(4), padded_width=6, condition=condition)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args
@@ -14,6 +15,7 @@ PromptFormat = Literal["pi0", "pi05_state", "pi05_padded_state", "pi05_no_state"
 NormalizationMode = Literal["mean_std", "quantiles", "identity"]
 ResizeMode = Literal["antialias", "bilinear", "lerobot_0.4"]
 OverlongPrompt = Literal["error", "cut_task"]
+ConditionPlace = Literal["end", "task"]
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -112,6 +114,10 @@ class PiSettings:
     delta_actions: per action dimension, whether the model's action is relative to the state at the chunk's
         start (openpi's `pi0_libero`); empty for none.
     overlong_prompt: "error", or "cut_task": the task's last words go, the state and the condition never.
+    condition: text that actions are asked for with, e.g. "Advantage: positive"; empty for a policy without.
+    condition_place: "end", behind the state (pi*0.6, the advantage-conditioned document), or "task", behind the
+        task's text: stock LeRobot then runs the policy if the condition is appended to its task string.
+    guidance: of classifier-free guidance when acting; 1 is plain conditioning.
     """
 
     prompt_format: PromptFormat
@@ -123,12 +129,18 @@ class PiSettings:
     resize: ResizeMode = "antialias"
     delta_actions: tuple[bool, ...] = ()
     overlong_prompt: OverlongPrompt = "error"
+    condition: str = ""
+    condition_place: ConditionPlace = "end"
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         _one_of("prompt_format", self.prompt_format, get_args(PromptFormat))
         _one_of("normalization", self.normalization, get_args(NormalizationMode))
         _one_of("resize", self.resize, get_args(ResizeMode))
         _one_of("overlong_prompt", self.overlong_prompt, get_args(OverlongPrompt))
+        _one_of("condition_place", self.condition_place, get_args(ConditionPlace))
+        if not 0 <= self.guidance < math.inf:
+            raise CheckpointError(f"guidance is {self.guidance}; it must be finite and not negative")
         _positive(self, "action_dim")
         object.__setattr__(self, "cameras", tuple(self.cameras))
         object.__setattr__(self, "delta_actions", tuple(self.delta_actions))

@@ -179,11 +179,18 @@ class PiModel(nn.Module):
             return self.projector(self.vision.post_layernorm(x))
         return self.projector(self.vision(images))
 
-    def embed_prefix(self, inputs: PrefixInputs) -> tuple[Tensor, Tensor]:
-        """All cameras' tokens, then the prompt's: (embeddings [B, P, W], valid bool [B, P])."""
-        cameras = list(inputs.images)
+    def embed_cameras(self, inputs: PrefixInputs) -> Tensor:
+        """All cameras' image tokens [C * B, T, W]: the part of the prefix that no text changes."""
         # One vision pass for all cameras: the kernels are larger and there are fewer of them.
-        stacked = self.embed_images(torch.cat([inputs.images[camera] for camera in cameras]))
+        return self.embed_images(torch.cat(list(inputs.images.values())))
+
+    def embed_prefix(self, inputs: PrefixInputs, vision: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """All cameras' tokens, then the prompt's: (embeddings [B, P, W], valid bool [B, P]).
+
+        vision: the result of `embed_cameras`, where it is there already.
+        """
+        cameras = list(inputs.images)
+        stacked = self.embed_cameras(inputs) if vision is None else vision
         parts = list(stacked.chunk(len(cameras)))
         masks = [
             inputs.image_masks[camera][:, None].expand(part.shape[:2])
@@ -192,9 +199,9 @@ class PiModel(nn.Module):
         text = self.language.embed(inputs.tokens).to(stacked.dtype)
         return torch.cat((*parts, text), dim=1), torch.cat((*masks, inputs.token_mask), dim=1)
 
-    def encode_prefix(self, inputs: PrefixInputs) -> Prefix:
+    def encode_prefix(self, inputs: PrefixInputs, vision: Tensor | None = None) -> Prefix:
         """One pass over images and prompt; its result serves every sample and every flow time."""
-        embeddings, valid = self.embed_prefix(inputs)
+        embeddings, valid = self.embed_prefix(inputs, vision)
         mask = None
         if not inputs.dense:
             opens_block = torch.zeros(valid.shape[1], dtype=torch.bool, device=valid.device)
@@ -258,7 +265,7 @@ class PiModel(nn.Module):
             return x if num_samples == 1 else x.repeat_interleave(num_samples, dim=0)
 
         return _Suffix(
-            cache=tuple(KeyValues(repeat(layer.keys), repeat(layer.values)) for layer in prefix.cache),
+            cache=tuple(layer.repeated(num_samples) for layer in prefix.cache),
             positions=repeat(positions),
             mask=None if mask is None else repeat(mask),
             state=None if prefix.state is None else repeat(prefix.state),
@@ -320,21 +327,36 @@ class PiModel(nn.Module):
         return (velocity - (noise - actions)).square()
 
     @torch.no_grad()
-    def sample(self, prefix: Prefix, noise: Tensor, times: Tensor) -> Tensor:
+    def sample(
+        self,
+        prefix: Prefix,
+        noise: Tensor,
+        times: Tensor,
+        unconditioned: Prefix | None = None,
+        guidance: float = 1.0,
+    ) -> Tensor:
         """Euler steps of -1 / len(times) from noise to actions.
 
         Args:
             prefix: of B observations.
             noise: float32 [B, N, H, A], N chunks per observation.
             times: float32 [num_steps], see `euler_times`.
+            unconditioned: the same observations without the condition's text, for classifier-free guidance:
+                v = v_unconditioned + guidance (v - v_unconditioned) (arXiv 2207.12598; 2505.23458 for policies).
+            guidance: 1 is plain conditioning.
 
         Returns:
             float32 [B, N, H, A], normalised and padded.
         """
         batch, num_samples = noise.shape[:2]
         suffix = self._suffix(prefix, num_samples, None)
+        free = None if unconditioned is None else self._suffix(unconditioned, num_samples, None)
         condition = self.condition_on_time(times)
         x = noise.flatten(0, 1).float()
         for step in range(len(times)):
-            x = x - self._velocity(suffix, x, condition.row(step)) / len(times)
+            velocity = self._velocity(suffix, x, condition.row(step))
+            if free is not None:
+                base = self._velocity(free, x, condition.row(step))
+                velocity = base + guidance * (velocity - base)
+            x = x - velocity / len(times)
         return x.unflatten(0, (batch, num_samples))

@@ -28,6 +28,19 @@ class KeyValues:
     keys: Tensor
     values: Tensor
 
+    def followed_by(self, later: KeyValues) -> KeyValues:
+        """These tokens' keys and values and then `later`'s, in its dtype."""
+        keys = torch.cat((self.keys.to(later.keys.dtype), later.keys), dim=1)
+        return KeyValues(keys, torch.cat((self.values.to(later.values.dtype), later.values), dim=1))
+
+    def repeated(self, times: int) -> KeyValues:
+        """Every row `times` times, one after the other: [B * times, ...]."""
+        if times == 1:
+            return self
+        return KeyValues(
+            self.keys.repeat_interleave(times, dim=0), self.values.repeat_interleave(times, dim=0)
+        )
+
 
 @dataclass(frozen=True)
 class LayerModulation:
@@ -104,12 +117,20 @@ class PrefixLayer(nn.Module):
         self.mlp = _MLP(config.prefix_width, config.prefix_mlp_width)
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        earlier: KeyValues | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, P, W], mask bool [B, P, P] or None -> (x, keys, values)."""
+        """x [B, P, W], mask bool [B, P, E + P] or None -> (x, its keys, its values).
+
+        earlier: keys and values of E tokens before x, which x sees and which do not see x.
+        """
         normed = self.input_layernorm(x)
         own = self.self_attn.keys_values(normed, angles)
-        attended = attend(self.self_attn.queries(normed, angles), own.keys, own.values, mask)
+        seen = own if earlier is None else earlier.followed_by(own)
+        attended = attend(self.self_attn.queries(normed, angles), seen.keys, seen.values, mask)
         x = x + self.self_attn.o_proj(attended)
         return x + self.mlp(self.post_attention_layernorm(x)), own.keys, own.values
 
@@ -188,9 +209,8 @@ class ExpertLayer(nn.Module):
         """x [R, S, W], mask bool [R, S, P + S] or None, prefix [R, P, ...] -> x."""
         normed, gate = _norm(self.input_layernorm, x, modulation and modulation.attention)
         own = self.self_attn.keys_values(normed, angles)
-        keys = torch.cat((prefix.keys.to(own.keys.dtype), own.keys), dim=1)
-        values = torch.cat((prefix.values.to(own.values.dtype), own.values), dim=1)
-        attended = attend(self.self_attn.queries(normed, angles), keys, values, mask)
+        seen = prefix.followed_by(own)
+        attended = attend(self.self_attn.queries(normed, angles), seen.keys, seen.values, mask)
         x = x + _gated(self.self_attn.o_proj(attended), gate)
         normed, gate = _norm(self.post_attention_layernorm, x, modulation and modulation.mlp)
         return x + _gated(self.mlp(normed), gate)

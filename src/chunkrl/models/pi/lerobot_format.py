@@ -183,6 +183,12 @@ def differences(recipe: PiRecipe) -> list[str]:
         found.append(f"writes '{_PROMPTS[kind]}' prompts and not '{settings.prompt_format}'")
     if any(settings.delta_actions):
         found.append("takes the actions for absolute ones, but they are relative to the state")
+    if settings.condition and (settings.condition_place == "task" or kind == "pi0"):
+        found.append(f"asks for no condition unless the task string ends with ', {settings.condition}'")
+    elif settings.condition:
+        found.append(f"cannot write ', {settings.condition}' behind the state")
+    if settings.condition and settings.guidance != 1:
+        found.append("has no classifier-free guidance")
     return found
 
 

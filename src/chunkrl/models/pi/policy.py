@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class PiPolicy(nn.Module):
         self.norm_stats = norm_stats
         self.tokenizer = tokenizer
         self.unused_tensors = unused_tensors or {}
-        self._sample_chunks: Callable[[PrefixInputs, Tensor, Tensor], Tensor] = self._eager_sample
+        self._sample_chunks: Callable[..., Tensor] = self._eager_sample
         self._pad_to: int | None = None
         if norm_stats is not None:
             norm_stats.check(recipe.settings, "norm stats")
@@ -55,7 +56,8 @@ class PiPolicy(nn.Module):
 
     # ---- inputs
 
-    def _stats(self) -> NormStats:
+    def stats(self) -> NormStats:
+        """The norm stats. Raises ChunkRLError where the settings need them and there are none."""
         if self.norm_stats is None:
             if self.recipe.settings.normalization == "identity":
                 return NormStats()
@@ -73,19 +75,20 @@ class PiPolicy(nn.Module):
             raise ChunkRLError(f"the observation has {found}; the policy takes [B, {settings.state_dim}]")
         if not bool(torch.isfinite(state).all()):
             raise ChunkRLError("the observation's state holds NaN or infinity")
-        return normalize(state, self._stats().state, settings.normalization, settings.normalization_epsilon)
+        return normalize(state, self.stats().state, settings.normalization, settings.normalization_epsilon)
 
     def prepare(
         self,
         observation: Observation,
-        condition: str | Sequence[str | None] | None = None,
+        condition: str | Sequence[str] | None = None,
         pad_to: int | None = None,
     ) -> PrefixInputs:
         """A batched observation to model inputs on the model's device.
 
         Args:
             observation: batched; exactly the cameras of the settings.
-            condition: text the policy is conditioned on, for all rows or one per row (see `prompt`).
+            condition: text the policy is conditioned on, for all rows or one per row (see `prompt`); empty
+                for none, None for the settings'.
             pad_to: pad prompts to this length (fixed shapes for compiled graphs); None: to the longest.
 
         Raises:
@@ -124,11 +127,28 @@ class PiPolicy(nn.Module):
             dense=bool(token_mask.all()),
         )
 
+    def with_condition(
+        self,
+        inputs: PrefixInputs,
+        observation: Observation,
+        condition: str | Sequence[str],
+        pad_to: int | None = None,
+    ) -> PrefixInputs:
+        """`inputs`, made by `prepare` of the same observation, with the prompt of another condition."""
+        state = self.normalize_state(observation)
+        tokens, token_mask = self._tokenize(observation, state, condition, pad_to)
+        return replace(
+            inputs,
+            tokens=tokens.to(self.device),
+            token_mask=token_mask.to(self.device),
+            dense=bool(token_mask.all()),
+        )
+
     def _tokenize(
         self,
         observation: Observation,
         state: Tensor | None,
-        condition: str | Sequence[str | None] | None,
+        condition: str | Sequence[str] | None,
         pad_to: int | None,
     ) -> tuple[Tensor, Tensor]:
         settings, config = self.recipe.settings, self.recipe.config
@@ -136,9 +156,9 @@ class PiPolicy(nn.Module):
             raise ChunkRLError("the policy has no tokenizer; give its path when loading (tokenizer=...)")
         batch = observation.batch_size
         tasks = (observation.task,) * batch if isinstance(observation.task, str) else observation.task
-        conditions = (
-            [condition] * batch if condition is None or isinstance(condition, str) else list(condition)
-        )
+        if condition is None:
+            condition = settings.condition
+        conditions = [condition] * batch if isinstance(condition, str) else list(condition)
         if len(tasks) != batch or len(conditions) != batch:
             raise ChunkRLError(
                 f"a batch of {batch} has {len(tasks)} task texts and {len(conditions)} conditions; give one per row"
@@ -146,12 +166,19 @@ class PiPolicy(nn.Module):
         rows = []
         states = [None] * batch if state is None else list(state.cpu())
         for task, row_state, row_condition in zip(tasks, states, conditions, strict=True):
-            prompt = build_prompt(settings.prompt_format, task, row_state, config.action_dim, row_condition)
+            prompt = build_prompt(
+                settings.prompt_format,
+                task,
+                row_state,
+                config.action_dim,
+                row_condition,
+                settings.condition_place,
+            )
             cut = settings.overlong_prompt == "cut_task"
             rows.append(encode_prompt(prompt, self.tokenizer, config.max_prompt_tokens, cut))
         return pad_tokens(rows, pad_to)
 
-    def encode(self, observation: Observation, condition: str | Sequence[str | None] | None = None) -> Prefix:
+    def encode(self, observation: Observation, condition: str | Sequence[str] | None = None) -> Prefix:
         """The prefix pass over observations and prompts, shared by every loss and sample on them."""
         return self.model.encode_prefix(self.prepare(observation, condition))
 
@@ -183,14 +210,14 @@ class PiPolicy(nn.Module):
         offset = self._delta_offset(observation)
         actions = actions.to(self.device)
         actions = actions if offset is None else actions - offset
-        stats = self._stats().action
+        stats = self.stats().action
         normed = normalize(actions, stats, settings.normalization, settings.normalization_epsilon)
         return F.pad(normed, (0, config.action_dim - settings.action_dim)).float()
 
     def actions_from_model(self, actions: Tensor, observation: Observation) -> Tensor:
         """Model actions [B, N, H, A] -> float32 [B, N, H, action_dim] in the data's units."""
         settings = self.recipe.settings
-        stats = self._stats().action
+        stats = self.stats().action
         real = actions[..., : settings.action_dim]
         real = unnormalize(real, stats, settings.normalization, settings.normalization_epsilon)
         offset = self._delta_offset(observation)
@@ -219,8 +246,18 @@ class PiPolicy(nn.Module):
         self._pad_to = self.recipe.config.max_prompt_tokens
         self._sample_chunks = torch.compile(self._eager_sample, fullgraph=True, **options)
 
-    def _eager_sample(self, inputs: PrefixInputs, noise: Tensor, times: Tensor) -> Tensor:
-        return self.model.sample(self.model.encode_prefix(inputs), noise, times)
+    def _eager_sample(
+        self,
+        inputs: PrefixInputs,
+        noise: Tensor,
+        times: Tensor,
+        free: PrefixInputs | None = None,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        vision = self.model.embed_cameras(inputs)
+        unconditioned = None if free is None else self.model.encode_prefix(free, vision)
+        prefix = self.model.encode_prefix(inputs, vision)
+        return self.model.sample(prefix, noise, times, unconditioned, guidance)
 
     @torch.no_grad()
     def sample(
@@ -228,9 +265,10 @@ class PiPolicy(nn.Module):
         observation: Observation,
         num_samples: int = 1,
         num_steps: int = DEFAULT_NUM_STEPS,
-        condition: str | Sequence[str | None] | None = None,
+        condition: str | Sequence[str] | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
+        guidance: float | None = None,
     ) -> Tensor:
         """Action chunks for a batched observation; the prefix is computed once for all samples and steps.
 
@@ -238,9 +276,11 @@ class PiPolicy(nn.Module):
             observation: batched, with the settings' cameras.
             num_samples: N chunks per observation.
             num_steps: Euler steps.
-            condition: text the policy is conditioned on.
+            condition: text the policy is conditioned on; empty for none, None for the settings'.
             generator: on the CPU, so that the same seed gives the same noise on every device.
             noise: standard normal float32 [B, N, H, A] of the model's width, in place of drawing it.
+            guidance: of classifier-free guidance towards the condition; None for the settings'. Other values than
+                1 cost a second prefix pass and twice the denoising.
 
         Returns:
             float32 [B, N, H, action_dim] in the data's units.
@@ -250,12 +290,15 @@ class PiPolicy(nn.Module):
         config = self.recipe.config
         times = euler_times(num_steps, self.device)
         inputs = self.prepare(observation, condition, self._pad_to)
+        guidance = self.recipe.settings.guidance if guidance is None else guidance
+        free = self.with_condition(inputs, observation, "", self._pad_to) if guidance != 1 else None
         shape = (inputs.tokens.shape[0], num_samples, config.horizon, config.action_dim)
         if noise is None:
             noise = torch.randn(shape, generator=generator)
         elif tuple(noise.shape) != shape:
             raise ChunkRLError(f"noise has shape {list(noise.shape)}; the policy takes {list(shape)}")
-        return self.actions_from_model(self._sample_chunks(inputs, noise.to(self.device), times), observation)
+        chunks = self._sample_chunks(inputs, noise.to(self.device), times, free, guidance)
+        return self.actions_from_model(chunks, observation)
 
     def flow_loss(
         self,
@@ -263,9 +306,10 @@ class PiPolicy(nn.Module):
         actions: Tensor,
         action_mask: Tensor | None = None,
         num_noise: int = 1,
-        condition: str | Sequence[str | None] | None = None,
+        condition: str | Sequence[str] | None = None,
         generator: torch.Generator | None = None,
         padded_dims: bool = False,
+        time: Tensor | None = None,
     ) -> Tensor:
         """Flow-matching loss of each observation and noise sample; one prefix pass serves all of them.
 
@@ -277,6 +321,7 @@ class PiPolicy(nn.Module):
             condition: text the policy is conditioned on.
             generator: on the CPU; noise first, then times.
             padded_dims: average over all dimensions of the model (openpi) and not over the real ones (LeRobot).
+            time: flow times float32 [B, N], in place of drawing them.
 
         Returns:
             float32 [B, N]: mean squared velocity error over real steps and dimensions.
@@ -287,7 +332,7 @@ class PiPolicy(nn.Module):
         model_actions = self.actions_to_model(actions, observation)
         shape = (len(actions), num_noise, *model_actions.shape[1:])
         noise = torch.randn(shape, generator=generator).to(self.device)
-        time = self.model.draw_times(shape[:2], generator).to(self.device)
+        time = (self.model.draw_times(shape[:2], generator) if time is None else time).to(self.device)
         if action_mask is not None:
             action_mask = self._checked_mask(action_mask, len(actions))
         prefix = self.encode(observation, condition)

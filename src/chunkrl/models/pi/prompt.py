@@ -9,7 +9,8 @@ without an error):
 - `pi05_padded_state`: the same with the normalised state padded with zeros to the model's width (LeRobot).
 - `pi05_no_state`: a pi0.5 whose prompt is that of `pi0` (openpi's `pi05_libero`).
 
-A condition (for example `Advantage: positive`) follows the state, or the task where there is no state.
+A condition (for example `Advantage: positive`) follows the state, or the task (where there is no state, or where
+the settings say so); it is never cut.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.pi.config import PromptFormat
+from chunkrl.models.pi.config import ConditionPlace, PromptFormat
 from chunkrl.models.pi.tokenizer import PAD_TOKEN, Tokenizer
 
 _LOG = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ def build_prompt(
     task: str,
     state: Tensor | None = None,
     padded_width: int = 32,
-    condition: str | None = None,
+    condition: str = "",
+    condition_place: ConditionPlace = "end",
 ) -> Prompt:
     """The prompt of one observation.
 
@@ -64,7 +66,8 @@ def build_prompt(
         task: the task as the data set has it; underscores and newlines become spaces.
         state: normalised, unpadded state [S] (formats with state only).
         padded_width: width of the padded state.
-        condition: text that the policy is conditioned on; never cut.
+        condition: text that the policy is conditioned on, never cut; empty for none.
+        condition_place: behind everything, or behind the task.
 
     Raises:
         ChunkRLError: an empty task, or no state where the format writes it.
@@ -80,7 +83,9 @@ def build_prompt(
     if prompt_format == "pi05_padded_state":
         state = torch.nn.functional.pad(state, (0, padded_width - len(state)))
     bins = " ".join(map(str, discretize_state(state).tolist()))
-    return Prompt(head="Task: ", task=text, tail=f", State: {bins}{suffix};\nAction: ", ending="")
+    state_text = f", State: {bins}"
+    tail = suffix + state_text if condition_place == "task" else state_text + suffix
+    return Prompt(head="Task: ", task=text, tail=f"{tail};\nAction: ", ending="")
 
 
 def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, max_tokens: int, cut_task: bool = False) -> list[int]:

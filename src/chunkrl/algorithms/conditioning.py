@@ -1,0 +1,173 @@
+"""The advantage as text in the prompt: bins, labels, forced labels, dropout, and proof that the policy reads it.
+
+RECAP / pi*0.6 (arXiv 2511.14759) writes "Advantage: positive" or "negative"; the advantage-conditioned pi0.5
+document writes one of five bins. Training and inference build the text with `condition_text` and put it into the
+prompt with `chunkrl.models.pi.prompt`, the one place where prompts are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from chunkrl.errors import ChunkRLError
+
+BinEdges = Literal["quantiles", "fixed"]
+MixedChunks = Literal["keep", "mask"]
+NO_LABEL = -1  # the label of a chunk that is trained without the advantage in its prompt
+
+_NAMES = {2: ("negative", "positive"), 3: ("negative", "neutral", "positive")}
+_QUANTILES = {2: (0.65,), 3: (0.35, 0.65), 5: (0.2, 0.4, 0.6, 0.8)}
+_FIXED = {2: (0.0,), 3: (-0.5, 0.5), 5: (-0.6, -0.2, 0.2, 0.6)}
+
+
+@dataclass(frozen=True)
+class ConditioningConfig:
+    """How advantages become labels in the prompt."""
+
+    num_bins: int = 2
+    """2 (negative, positive), 3 (with neutral) or 5 (the document's 0 to 4)."""
+    edges: BinEdges = "quantiles"
+    """quantiles: of each task's advantages; fixed: on the advantage divided by the range of returns, in [-1, 1]."""
+    cuts: tuple[float, ...] = ()
+    """Quantiles in (0, 1), or fixed edges, between the bins; default: the top 35 % are positive; 5 equal shares; the
+    document's -.6 -.2 .2 .6 where edges are fixed."""
+    dropout: float = 0.3
+    """Share of chunks trained without the advantage: what guidance compares with."""
+    mixed_chunks: MixedChunks = "keep"
+    """Chunks of which a human acted only in part: keep the critic's label, or force it high and mask the robot's
+    steps. Chunks that are all human are forced high in either case."""
+    force_high: tuple[int, ...] = ()
+    """Data sets (0: --dataset-dir, 1: the first additional one, ...) whose chunks are all labelled high."""
+    guidance: float = 1.0
+    """Of classifier-free guidance, saved as the policy's default."""
+
+    def __post_init__(self) -> None:
+        if self.num_bins not in _QUANTILES:
+            raise ChunkRLError(f"conditioning.num_bins is {self.num_bins}; use 2, 3 or 5")
+        if self.edges not in get_args(BinEdges) or self.mixed_chunks not in get_args(MixedChunks):
+            raise ChunkRLError(
+                f"conditioning.edges is {self.edges!r} and mixed_chunks {self.mixed_chunks!r}; use quantiles or "
+                "fixed, and keep or mask"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ChunkRLError(f"conditioning.dropout is {self.dropout}; it must lie in [0, 1)")
+        if self.guidance != 1 and self.dropout == 0:
+            raise ChunkRLError(
+                "guidance compares with the policy without the label, which conditioning.dropout 0 never trains: "
+                "set it to about 0.3"
+            )
+        cuts = self.boundaries
+        low, high = (0.0, 1.0) if self.edges == "quantiles" else (-np.inf, np.inf)
+        increasing = all(a < b for a, b in zip((low, *cuts), (*cuts, high), strict=True))
+        if len(cuts) != self.num_bins - 1 or not increasing:
+            raise ChunkRLError(
+                f"conditioning.cuts is {cuts}; {self.num_bins} bins need {self.num_bins - 1} increasing numbers"
+                + (" between 0 and 1" if self.edges == "quantiles" else "")
+            )
+
+    @property
+    def boundaries(self) -> tuple[float, ...]:
+        """The cuts, or their defaults."""
+        if self.cuts:
+            return self.cuts
+        return (_QUANTILES if self.edges == "quantiles" else _FIXED)[self.num_bins]
+
+    @property
+    def highest(self) -> int:
+        """The label that inference asks for."""
+        return self.num_bins - 1
+
+
+def condition_text(label: int, num_bins: int) -> str:
+    """The prompt's words for a label 0 .. num_bins - 1; empty for `NO_LABEL`."""
+    if label == NO_LABEL:
+        return ""
+    if not 0 <= label < num_bins:
+        raise ValueError(f"label {label} of {num_bins} bins")
+    names = _NAMES.get(num_bins)
+    return f"Advantage: {label if names is None else names[label]}"
+
+
+def advantage_bins(
+    advantage: np.ndarray, task: np.ndarray, config: ConditioningConfig, return_range: float
+) -> np.ndarray:
+    """The bin of every advantage, int64 [N].
+
+    advantage: float [N], in units of returns. task: int [N]; quantiles are taken within each task, whose advantages
+    need not be comparable. return_range: highest minus lowest return, which fixed edges are fractions of.
+
+    Raises:
+        ChunkRLError: a bin is empty.
+    """
+    bins = np.empty(len(advantage), dtype=np.int64)
+    for one in np.unique(task):
+        rows = task == one
+        values = advantage[rows].astype(np.float64)
+        if config.edges == "quantiles":
+            edges = np.quantile(values, config.boundaries)
+        else:
+            edges = np.asarray(config.boundaries) * return_range
+        bins[rows] = np.searchsorted(edges, values, side="left")
+    counts = np.bincount(bins, minlength=config.num_bins)
+    if (counts == 0).any():
+        empty = [condition_text(int(label), config.num_bins) for label in np.flatnonzero(counts == 0)]
+        raise ChunkRLError(
+            f"no chunk got {empty}: advantages reach from {advantage.min():.3g} to {advantage.max():.3g}, and returns "
+            f"spread over {return_range:.3g}. Use --conditioning.edges quantiles, or --conditioning.cuts within that "
+            "range; advantages that are all equal mean that the data has only successes or only failures"
+        )
+    return bins
+
+
+@dataclass(frozen=True)
+class HumanSteps:
+    """Who acted in each chunk: every, some: bool [N], a human in all of its real steps, in at least one."""
+
+    every: np.ndarray
+    some: np.ndarray
+
+
+def force_labels(
+    bins: np.ndarray, human: HumanSteps | None, source: np.ndarray, config: ConditioningConfig
+) -> np.ndarray:
+    """Bins [N] with human chunks and chosen data sets raised to the highest label; the rest keeps the critic's.
+
+    source: int [N], the data set of each chunk.
+    """
+    forced = np.isin(source, config.force_high)
+    if human is not None:
+        forced |= human.some if config.mixed_chunks == "mask" else human.every
+    return np.where(forced, config.highest, bins)
+
+
+def drop_labels(labels: torch.Tensor, dropout: float) -> torch.Tensor:
+    """labels int [B] with a share `dropout` of them, drawn from torch's global generator, set to `NO_LABEL`."""
+    dropped = torch.rand(labels.shape) < dropout
+    return torch.where(dropped.to(labels.device), NO_LABEL, labels)
+
+
+def texts(labels: torch.Tensor, num_bins: int) -> list[str]:
+    """The condition of every row of labels int [B]."""
+    return [condition_text(label, num_bins) for label in labels.tolist()]
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], names: Sequence[str], task: str) -> None:
+    """Raises ChunkRLError unless all conditions give different prompts (token ids, as the model gets them).
+
+    An advantage that is cut off, or that a tokenizer maps to unknown pieces, trains a policy that cannot hear it.
+    """
+    seen: dict[tuple[int, ...], str] = {}
+    for prompt, name in zip(prompts, names, strict=True):
+        key = tuple(prompt)
+        if key in seen:
+            raise ChunkRLError(
+                f"the prompts of {seen[key]!r} and {name!r} are equal for the task {task!r}: the tokenizer does not "
+                "tell them apart, or the prompt is cut before the advantage; use the checkpoint's own tokenizer, or "
+                "shorten the task"
+            )
+        seen[key] = name

@@ -1,0 +1,243 @@
+"""V(x) and Q(x, A) on a pi policy's own features, as the advantage-conditioned pi0.5 document has them.
+
+A critic reads the policy's image tokens and text embeddings (shared by all critics, no gradient into the policy),
+runs them through its own copy of the first blocks of the policy's prefix language model, and reads them out with
+learned value queries. Its text is task and state, never the advantage: attention in the prefix is bidirectional,
+so advantage text would reach every feature and V would read its own label.
+
+It differs from the document's:
+1. the prefix does not see the queries: one prefix pass serves V, and Q of any number of chunks;
+2. what the prompt does not say of the state (pi0, pi05_no_state) comes as one more token;
+3. Q reads the chunk through action tokens of its own (the document has V only). It sees the padded chunk and never
+   the mask: terminal chunks are always padded and candidate chunks never are, so a mask would tell Q the answer.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from chunkrl.errors import ChunkRLError
+from chunkrl.models.pi.config import PiConfig
+from chunkrl.models.pi.flow import attention_mask, token_positions
+from chunkrl.models.pi.language import KeyValues, PrefixLayer, rotary_angles
+from chunkrl.models.pi.layers import Linear, RMSNorm
+from chunkrl.models.pi.norm_stats import unnormalize
+from chunkrl.models.pi.policy import PiPolicy
+from chunkrl.models.value_head import ValueHead
+from chunkrl.types import Observation, TensorRecord
+
+NO_CONDITION = ""
+
+
+@dataclass(frozen=True)
+class PiCriticConfig:
+    """depth: N, blocks copied from the policy's prefix LM; 0 is a small head on frozen features, the baseline.
+    num_queries: value queries. head_width: hidden width of the readout. dropout: in the readout, while training.
+    state_noise: deviation of the noise on the state while training, where 1 is about the data's own deviation.
+    gradient_checkpointing: recompute blocks in the backward pass."""
+
+    depth: int = 6
+    num_queries: int = 32
+    head_width: int = 512
+    dropout: float = 0.0
+    state_noise: float = 0.0
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.depth < 0 or self.num_queries < 1 or self.head_width < 1:
+            raise ChunkRLError(
+                f"critic depth {self.depth}, num_queries {self.num_queries}, head_width {self.head_width}: "
+                "depth counts the policy's blocks from 0, the others are at least 1"
+            )
+        if not 0 <= self.dropout < 1 or self.state_noise < 0:
+            raise ChunkRLError("critic dropout must lie in [0, 1), and state_noise must not be negative")
+
+
+@dataclass(frozen=True)
+class CriticInputs(TensorRecord):
+    """The policy's features that every critic shares; no gradient flows into them.
+
+    embeddings: [B, P, W], image tokens and text embeddings; valid: bool [B, P];
+    state: float32 [B, S] normalised, where the prompt does not say it, else None;
+    actions: float32 [B, N, H, A] normalised chunks, or None.
+    """
+
+    embeddings: Tensor
+    valid: Tensor
+    state: Tensor | None = None
+    actions: Tensor | None = None
+
+
+class PiFeatures:
+    """Makes `CriticInputs` with a policy, which it does not own: no critic trains or saves the policy."""
+
+    def __init__(self, policy: PiPolicy, state_noise: float = 0.0) -> None:
+        self.policy, self.state_noise = policy, state_noise
+
+    @torch.no_grad()
+    def __call__(self, observation: Observation, training: bool = False) -> CriticInputs:
+        """training: with noise on the state (from torch's global generator)."""
+        policy = self.policy
+        if training and self.state_noise > 0:
+            observation = self._noisy(observation)
+        inputs = policy.prepare(observation, NO_CONDITION)
+        embeddings, valid = policy.model.embed_prefix(inputs)
+        state = None
+        if policy.recipe.settings.prompt_format in ("pi0", "pi05_no_state"):
+            normed = policy.normalize_state(observation)
+            state = None if normed is None else normed.to(policy.device, torch.float32)
+        return CriticInputs(embeddings, valid, state)
+
+    def with_actions(self, inputs: CriticInputs, observation: Observation, actions: Tensor) -> CriticInputs:
+        """actions: [B, N, H, action_dim] in the data's units."""
+        policy = self.policy
+        chunks = [policy.actions_to_model(actions[:, n], observation) for n in range(actions.shape[1])]
+        return replace(inputs, actions=torch.stack(chunks, dim=1))
+
+    def _noisy(self, observation: Observation) -> Observation:
+        settings, state = self.policy.recipe.settings, observation.state
+        if state is None or settings.state_dim == 0:
+            return observation
+        normed = self.policy.normalize_state(observation)
+        assert normed is not None
+        # quantiles map most of the data to [-1, 1], about four deviations; other modes to unit deviation
+        scale = self.state_noise * (0.5 if settings.normalization == "quantiles" else 1.0)
+        stats = self.policy.stats().state
+        noisy = normed + scale * torch.randn_like(normed)
+        moved = unnormalize(noisy, stats, settings.normalization, settings.normalization_epsilon)
+        return replace(observation, state=moved.to(state.dtype))
+
+
+class PiCritic(nn.Module):
+    """V(x), or with `takes_actions` Q(x, A); one network, see the module's text.
+
+    policy: gives the blocks to copy and the features. Outputs are read by `head`.
+    """
+
+    def __init__(
+        self, policy: PiPolicy, config: PiCriticConfig, head: ValueHead, takes_actions: bool = False
+    ) -> None:
+        super().__init__()
+        model = policy.model.config
+        if config.depth > model.depth:
+            raise ChunkRLError(
+                f"the critic copies {config.depth} blocks and the policy has {model.depth}: lower the critic's depth"
+            )
+        if takes_actions and config.depth == 0:
+            raise ChunkRLError("Q needs blocks to read the chunk with: give the critic a depth of at least 1")
+        self.config, self.head = config, head
+        self._features = PiFeatures(policy, config.state_noise)
+        self._head_dim = model.head_dim
+        width = model.prefix_width
+        # fp32 masters: small steps of a critic are lost below one bf16 unit in the last place
+        copied = copy.deepcopy(policy.model.language.layers[: config.depth]).float().requires_grad_(True)
+        self.layers = nn.ModuleList(copied)
+        self.norm = RMSNorm(width)
+        self.queries = nn.Parameter(torch.randn(config.num_queries, width))
+        self.state_proj = self._state_proj(policy, width)
+        self.action_proj: Linear | None = None
+        if takes_actions:
+            self.action_proj = Linear(model.action_dim, width)
+            self.action_positions = nn.Parameter(0.02 * torch.randn(model.horizon, width))
+        self.readout = nn.Linear(config.num_queries * width, 2 * config.head_width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.out = nn.Linear(config.head_width, head.num_outputs)
+
+    @staticmethod
+    def _state_proj(policy: PiPolicy, width: int) -> Linear | None:
+        settings = policy.recipe.settings
+        said = settings.prompt_format not in ("pi0", "pi05_no_state")
+        return None if said or settings.state_dim == 0 else Linear(settings.state_dim, width)
+
+    def prepare(self, observation: Observation) -> CriticInputs:
+        """The policy's features of B observations; critics of one policy share them."""
+        return self._features(observation, self.training)
+
+    def prepare_actions(
+        self, inputs: CriticInputs, observation: Observation, actions: Tensor
+    ) -> CriticInputs:
+        """The same with chunks [B, N, H, action_dim] in the data's units."""
+        return self._features.with_actions(inputs, observation, actions)
+
+    def outputs(self, inputs: CriticInputs) -> Tensor:
+        """[B, O] for V, [B, N, O] for Q of N chunks an observation."""
+        batch = len(inputs.embeddings)
+        x, valid = inputs.embeddings.float(), inputs.valid
+        if self.state_proj is not None:
+            assert inputs.state is not None
+            x = torch.cat((x, self.state_proj(inputs.state)[:, None]), dim=1)
+            valid = torch.cat((valid, valid.new_ones(batch, 1)), dim=1)
+        suffix = self._suffix(batch, inputs.actions)
+        num_rows = len(suffix)
+        queries = self._run(x, valid, suffix, num_rows // batch)[:, -self.config.num_queries :]
+        gate, up = self.readout(self.norm(queries).flatten(1)).chunk(2, dim=-1)
+        out = self.out(self.dropout(F.silu(gate) * up))
+        return out if self.action_proj is None else out.unflatten(0, (batch, -1))
+
+    def forward_prepared(self, inputs: CriticInputs) -> Tensor:
+        """The value itself: [B], or [B, N]."""
+        return self.head.value(self.outputs(inputs))
+
+    def _suffix(self, batch: int, actions: Tensor | None) -> Tensor:
+        """Action tokens (Q) and queries: [B * N, S, W]."""
+        queries = self.queries.expand(batch, -1, -1)
+        if self.action_proj is None:
+            assert actions is None, "V reads no chunk"
+            return queries
+        assert actions is not None, "Q reads a chunk: see prepare_actions"
+        rows = actions.flatten(0, 1)
+        tokens = self.action_proj(rows) + self.action_positions
+        return torch.cat((tokens, self.queries.expand(len(rows), -1, -1)), dim=1)
+
+    def _run(self, x: Tensor, valid: Tensor, suffix: Tensor, num_chunks: int) -> Tensor:
+        """Prefix x [B, P, W] and suffix [B * num_chunks, S, W] through the blocks -> the suffix [.., S, W]."""
+        num_prefix, size = x.shape[1], suffix.shape[1]
+        everything = torch.cat((valid, valid.new_ones(len(valid), size)), dim=1)
+        opens = torch.zeros(num_prefix + size, dtype=torch.bool, device=x.device)
+        opens[num_prefix] = True
+        mask = attention_mask(everything, opens)
+        mask = mask | ~mask.any(dim=-1, keepdim=True)  # rows of padding see anything; nobody reads them
+        cosine, sine = rotary_angles(token_positions(everything), self._head_dim)
+        before = (cosine[:, :num_prefix], sine[:, :num_prefix])
+        behind = tuple(part[:, num_prefix:].repeat_interleave(num_chunks, dim=0) for part in (cosine, sine))
+        own_mask = mask[:, :num_prefix, :num_prefix]
+        suffix_mask = mask[:, num_prefix:].repeat_interleave(num_chunks, dim=0)
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, PrefixLayer)
+            if number + 1 < len(self.layers):
+                x, keys, values = self._block(layer, x, before, own_mask)
+                cache = KeyValues(keys, values)
+            else:
+                cache = layer.keys_values(x, before)  # the prefix's last block feeds the queries alone
+            suffix, _, _ = self._block(layer, suffix, behind, suffix_mask, cache.repeated(num_chunks))
+        if not self.layers:
+            return self._pooled(x, valid, suffix, num_chunks)
+        return suffix
+
+    def _block(self, layer: PrefixLayer, *inputs) -> tuple[Tensor, Tensor, Tensor]:
+        if self.config.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return layer(*inputs)
+
+    @staticmethod
+    def _pooled(x: Tensor, valid: Tensor, suffix: Tensor, num_chunks: int) -> Tensor:
+        """The baseline without blocks: the mean of the frozen features stands behind every query."""
+        weight = valid[..., None].to(x.dtype)
+        mean = (x * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
+        return suffix + mean.repeat_interleave(num_chunks, dim=0)
+
+
+def critic_parameters(config: PiConfig, critic: PiCriticConfig, head: ValueHead) -> int:
+    """Parameters of one V on a policy of this size, without building it."""
+    width, kv = config.prefix_width, config.num_kv_heads * config.head_dim
+    attention = 2 * width * config.num_heads * config.head_dim + 2 * width * kv
+    block = attention + 3 * width * config.prefix_mlp_width + 2 * width
+    readout = (critic.num_queries * width + 1) * 2 * critic.head_width
+    outputs = (critic.head_width + 1) * head.num_outputs
+    return critic.depth * block + (critic.num_queries + 1) * width + readout + outputs

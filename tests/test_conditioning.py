@@ -1,0 +1,120 @@
+"""Advantages to labels in the prompt."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chunkrl.algorithms.conditioning import (
+    NO_LABEL,
+    ConditioningConfig,
+    HumanSteps,
+    advantage_bins,
+    check_prompts,
+    condition_text,
+    drop_labels,
+    force_labels,
+    texts,
+)
+from chunkrl.errors import ChunkRLError
+
+
+def test_texts() -> None:
+    assert [condition_text(i, 2) for i in (0, 1)] == ["Advantage: negative", "Advantage: positive"]
+    assert [condition_text(i, 3) for i in range(3)][1] == "Advantage: neutral"
+    assert [condition_text(i, 5) for i in range(5)] == [f"Advantage: {i}" for i in range(5)]
+    assert condition_text(NO_LABEL, 5) == ""
+    assert texts(torch.tensor([1, NO_LABEL]), 2) == ["Advantage: positive", ""]
+    with pytest.raises(ValueError):
+        condition_text(2, 2)
+
+
+def test_quantiles_are_each_tasks_own() -> None:
+    """A task whose advantages are all larger than another's still has its share of negatives."""
+    task = np.repeat([0, 1], 100)
+    advantage = np.concatenate([np.linspace(0, 1, 100), np.linspace(10, 11, 100)])
+    bins = advantage_bins(advantage, task, ConditioningConfig(), 1.0)
+    assert bins[:100].sum() == bins[100:].sum() == 35
+    assert (np.diff(bins[:100]) >= 0).all()
+
+
+def test_the_documents_fixed_edges() -> None:
+    """-1, -.6, -.2, .2, .6, 1 of the range of returns."""
+    config = ConditioningConfig(num_bins=5, edges="fixed")
+    advantage = 2.0 * np.array([-1.0, -0.61, -0.59, -0.21, -0.19, 0.19, 0.21, 0.59, 0.61, 1.0])
+    bins = advantage_bins(advantage, np.zeros(10, int), config, 2.0)
+    assert bins.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_extreme_advantages_get_different_words() -> None:
+    """Lesson 1 of the earlier implementation: scaling put all labels into the middle bin for two months."""
+    for config in (
+        ConditioningConfig(),
+        ConditioningConfig(num_bins=3, edges="fixed"),
+        ConditioningConfig(num_bins=5),
+    ):
+        bins = advantage_bins(np.linspace(-1, 1, 11), np.zeros(11, int), config, 1.0)
+        assert bins[0] == 0 and bins[-1] == config.highest
+
+
+def test_an_empty_bin_is_an_error_that_says_which() -> None:
+    config = ConditioningConfig(num_bins=5, edges="fixed")
+    with pytest.raises(ChunkRLError, match=r"Advantage: 0.*quantiles"):
+        advantage_bins(np.linspace(-0.1, 0.1, 20), np.zeros(20, int), config, 1.0)
+    with pytest.raises(ChunkRLError, match="only successes or only failures"):
+        advantage_bins(np.zeros(20), np.zeros(20, int), ConditioningConfig(), 1.0)
+
+
+def test_human_chunks_and_chosen_data_are_forced_high() -> None:
+    bins = np.zeros(4, int)
+    human = HumanSteps(every=np.array([True, False, False, False]), some=np.array([True, True, False, False]))
+    source = np.array([0, 0, 0, 1])
+    assert force_labels(bins, human, source, ConditioningConfig()).tolist() == [1, 0, 0, 0]
+    masked = ConditioningConfig(mixed_chunks="mask")
+    assert force_labels(bins, human, source, masked).tolist() == [1, 1, 0, 0]
+    chosen = ConditioningConfig(num_bins=5, force_high=(1,))
+    assert force_labels(bins, None, source, chosen).tolist() == [0, 0, 0, 4]
+
+
+def test_dropout_takes_its_share_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    labels = torch.randint(0, 5, (20_000,))
+    dropped = drop_labels(labels, 0.3)
+    gone = dropped == NO_LABEL
+    assert float(gone.float().mean()) == pytest.approx(0.3, abs=0.02)
+    assert torch.equal(dropped[~gone], labels[~gone])
+    assert torch.equal(drop_labels(labels, 0.0), labels)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=20, max_size=60, unique=True), st.sampled_from([2, 3, 5]))
+def test_labels_do_not_fall_as_advantages_rise(values: list[float], num_bins: int) -> None:
+    advantage = np.array(values)
+    bins = advantage_bins(advantage, np.zeros(len(values), int), ConditioningConfig(num_bins=num_bins), 1.0)
+    assert (np.diff(bins[np.argsort(advantage)]) >= 0).all()
+    assert set(bins) == set(range(num_bins))
+
+
+def test_prompts_that_do_not_differ_are_refused() -> None:
+    check_prompts([[1, 2, 3], [1, 2, 4]], ["low", "high"], "push")
+    with pytest.raises(ChunkRLError, match=r"'low' and 'high' are equal.*push"):
+        check_prompts([[1, 2], [1, 2]], ["low", "high"], "push")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_bins": 4},
+        {"cuts": (0.5, 0.6)},
+        {"cuts": (1.5,)},
+        {"num_bins": 3, "edges": "fixed", "cuts": (0.5, -0.5)},
+        {"dropout": 1.0},
+        {"dropout": 0.0, "guidance": 2.0},
+        {"mixed_chunks": "drop"},
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict) -> None:
+    with pytest.raises(ChunkRLError):
+        ConditioningConfig(**settings)
