@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pi_tiny import ACTION_DIM, KINDS, observation, tiny_policy, tiny_recipe
 from torch import Tensor
 
 from chunkrl.errors import ChunkRLError
@@ -13,7 +14,6 @@ from chunkrl.models.pi.config import PiSettings
 from chunkrl.models.pi.critic import PiCritic, PiCriticConfig, critic_parameters
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.value_head import ValueHead
-from tests.pi_tiny import ACTION_DIM, KINDS, observation, tiny_policy, tiny_recipe
 
 SMALL = PiCriticConfig(depth=2, num_queries=4, head_width=16)
 V_HEAD = ValueHead("hl_gauss")

@@ -52,10 +52,18 @@ def test_sampling_runs_the_prefix_once(kind: ModelKind, monkeypatch: pytest.Monk
     policy = tiny_policy(kind)
     calls = []
     original = policy.model.encode_prefix
-    monkeypatch.setattr(policy.model, "encode_prefix", lambda inputs: calls.append(1) or original(inputs))
+    monkeypatch.setattr(policy.model, "encode_prefix", lambda *inputs: calls.append(1) or original(*inputs))
     policy.sample(observation(), num_samples=3, num_steps=5)
     policy.flow_loss(observation(), torch.zeros(2, HORIZON, ACTION_DIM), num_noise=4)
     assert len(calls) == 2
+
+
+def test_guidance_sees_the_pictures_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, calls = tiny_policy("pi05"), []
+    original = policy.model.embed_images
+    monkeypatch.setattr(policy.model, "embed_images", lambda images: calls.append(1) or original(images))
+    policy.sample(observation(), 1, 2, condition="Advantage: positive", guidance=2.0)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
