@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.pi.config import PiSettings
-from chunkrl.models.pi.critic import PiCritic, PiCriticConfig, critic_parameters
+from chunkrl.models.pi.critic import PiCritic, PiCriticConfig, PiValue, critic_parameters
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.value_head import ValueHead
 
@@ -20,9 +20,14 @@ V_HEAD = ValueHead("hl_gauss")
 HORIZON = 10
 
 
-def value(policy: PiPolicy, config: PiCriticConfig = SMALL, takes_actions: bool = False) -> PiCritic:
+def value(policy: PiPolicy, config: PiCriticConfig = SMALL) -> PiValue:
     torch.manual_seed(0)
-    return PiCritic(policy, config, V_HEAD, takes_actions).eval()
+    return PiValue(policy, config, V_HEAD).eval()
+
+
+def critic(policy: PiPolicy, num_critics: int = 2) -> PiCritic:
+    torch.manual_seed(0)
+    return PiCritic(policy, SMALL, V_HEAD, num_critics).eval()
 
 
 def chunks(batch: int = 2, num: int = 3) -> Tensor:
@@ -32,13 +37,13 @@ def chunks(batch: int = 2, num: int = 3) -> Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_v_and_q_have_their_shapes_and_gradients_of_their_own(kind) -> None:
     policy, seen = tiny_policy(kind), observation()
-    v, q = value(policy), value(policy, takes_actions=True)
+    v, q = value(policy), critic(policy)
     inputs = v.prepare(seen)
     assert v.outputs(inputs).shape == (2, V_HEAD.num_outputs)
     assert v.forward_prepared(inputs).shape == (2,)
-    with_chunks = q.prepare_actions(inputs, seen, chunks())
-    assert q.forward_prepared(with_chunks).shape == (2, 3)
-    (v.forward_prepared(inputs).sum() + q.forward_prepared(with_chunks).sum()).backward()
+    scores = q.forward_prepared(inputs, chunks())
+    assert scores.shape == (2, 2, 3) and q.forward_prepared(inputs, chunks()[:, 0]).shape == (2, 2)
+    (v.forward_prepared(inputs).sum() + scores.sum()).backward()
     assert all(p.grad is None for p in policy.parameters())
     for network in (v, q):
         for name, parameter in network.named_parameters():
@@ -101,25 +106,24 @@ def test_each_row_alone_gives_the_same_as_in_a_padded_batch() -> None:
 
 
 def test_candidates_share_the_prefix_and_do_not_see_each_other() -> None:
-    policy, seen = tiny_policy("pi05"), observation()
-    q = value(policy, takes_actions=True)
-    inputs = q.prepare(seen)
-    together = q.forward_prepared(q.prepare_actions(inputs, seen, chunks())).detach()
+    policy = tiny_policy("pi05")
+    q = critic(policy)
+    inputs = q.prepare(observation())
+    together = q.forward_prepared(inputs, chunks()).detach()
     for n in range(3):
-        alone = q.forward_prepared(q.prepare_actions(inputs, seen, chunks()[:, n : n + 1]))
-        assert torch.allclose(alone[:, 0], together[:, n], atol=1e-5)
-    assert float((together[:, 0] - together[:, 1]).abs().min()) > 1e-6
+        alone = q.forward_prepared(inputs, chunks()[:, n]).detach()
+        assert torch.allclose(alone, together[..., n], atol=1e-5)
+    assert float((together[..., 0] - together[..., 1]).abs().min()) > 1e-6
+    assert not torch.equal(together[0], together[1])  # two networks
 
 
 def test_q_depends_on_every_action_of_the_chunk() -> None:
-    policy, seen = tiny_policy("pi05"), observation()
-    q = value(policy, takes_actions=True)
-    inputs, chunk = q.prepare(seen), chunks(num=1).requires_grad_(True)
-    q.forward_prepared(q.prepare_actions(inputs, seen, chunk.detach())).sum()
-    model_chunk = policy.actions_to_model(chunk[:, 0].detach(), seen)[:, None].requires_grad_(True)
-    q.forward_prepared(replace(inputs, actions=model_chunk)).sum().backward()
-    assert model_chunk.grad is not None
-    assert bool((model_chunk.grad.abs().sum(dim=(0, 1, 3)) > 0).all())
+    policy = tiny_policy("pi05")
+    q = critic(policy)
+    chunk = chunks()[:, 0].requires_grad_(True)
+    q.forward_prepared(q.prepare(observation()), chunk).sum().backward()
+    assert chunk.grad is not None
+    assert bool((chunk.grad.abs() > 0).all())
 
 
 def test_the_baseline_is_a_head_on_frozen_features() -> None:
@@ -128,7 +132,7 @@ def test_the_baseline_is_a_head_on_frozen_features() -> None:
     assert not any(name.startswith("layers") for name, _ in network.named_parameters())
     assert network.forward_prepared(network.prepare(observation())).shape == (2,)
     with pytest.raises(ChunkRLError, match="depth of at least 1"):
-        PiCritic(policy, PiCriticConfig(depth=0), V_HEAD, takes_actions=True)
+        PiCritic(policy, PiCriticConfig(depth=0), V_HEAD)
 
 
 def test_checkpointing_changes_no_gradient() -> None:

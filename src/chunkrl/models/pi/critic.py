@@ -65,13 +65,13 @@ class CriticInputs(TensorRecord):
 
     embeddings: [B, P, W], image tokens and text embeddings; valid: bool [B, P];
     state: float32 [B, S] normalised, where the prompt does not say it, else None;
-    actions: float32 [B, N, H, A] normalised chunks, or None.
+    observation: what they were made of: chunks are normalised relative to it.
     """
 
     embeddings: Tensor
     valid: Tensor
+    observation: Observation
     state: Tensor | None = None
-    actions: Tensor | None = None
 
 
 class PiFeatures:
@@ -92,13 +92,12 @@ class PiFeatures:
         if policy.recipe.settings.prompt_format in ("pi0", "pi05_no_state"):
             normed = policy.normalize_state(observation)
             state = None if normed is None else normed.to(policy.device, torch.float32)
-        return CriticInputs(embeddings, valid, state)
+        return CriticInputs(embeddings, valid, observation, state)
 
-    def with_actions(self, inputs: CriticInputs, observation: Observation, actions: Tensor) -> CriticInputs:
-        """actions: [B, N, H, action_dim] in the data's units."""
-        policy = self.policy
-        chunks = [policy.actions_to_model(actions[:, n], observation) for n in range(actions.shape[1])]
-        return replace(inputs, actions=torch.stack(chunks, dim=1))
+    def chunks(self, inputs: CriticInputs, actions: Tensor) -> Tensor:
+        """actions [B, N, H, action_dim] in the data's units -> the model's, float32 [B, N, H, A]."""
+        to_model, observation = self.policy.actions_to_model, inputs.observation
+        return torch.stack([to_model(chunk, observation) for chunk in actions.unbind(1)], dim=1)
 
     def _noisy(self, observation: Observation) -> Observation:
         settings, state = self.policy.recipe.settings, observation.state
@@ -114,8 +113,8 @@ class PiFeatures:
         return replace(observation, state=moved.to(state.dtype))
 
 
-class PiCritic(nn.Module):
-    """V(x), or with `takes_actions` Q(x, A); one network, see the module's text.
+class PiValue(nn.Module):
+    """V(x); see the module's text. With `takes_actions` its outputs are of an observation and a chunk (`PiCritic`).
 
     policy: gives the blocks to copy and the features. Outputs are read by `head`.
     """
@@ -132,7 +131,7 @@ class PiCritic(nn.Module):
         if takes_actions and config.depth == 0:
             raise ChunkRLError("Q needs blocks to read the chunk with: give the critic a depth of at least 1")
         self.config, self.head = config, head
-        self._features = PiFeatures(policy, config.state_noise)
+        self.features = PiFeatures(policy, config.state_noise)
         self._head_dim = model.head_dim
         width = model.prefix_width
         # fp32 masters: small steps of a critic are lost below one bf16 unit in the last place
@@ -156,33 +155,26 @@ class PiCritic(nn.Module):
         return None if said or settings.state_dim == 0 else Linear(settings.state_dim, width)
 
     def prepare(self, observation: Observation) -> CriticInputs:
-        """The policy's features of B observations; critics of one policy share them."""
-        return self._features(observation, self.training)
+        """The policy's features of B observations; all critics of one policy share them."""
+        return self.features(observation, self.training)
 
-    def prepare_actions(
-        self, inputs: CriticInputs, observation: Observation, actions: Tensor
-    ) -> CriticInputs:
-        """The same with chunks [B, N, H, action_dim] in the data's units."""
-        return self._features.with_actions(inputs, observation, actions)
+    def forward_prepared(self, inputs: CriticInputs) -> Tensor:
+        """V [B]."""
+        return self.head.value(self.outputs(inputs))
 
-    def outputs(self, inputs: CriticInputs) -> Tensor:
-        """[B, O] for V, [B, N, O] for Q of N chunks an observation."""
+    def outputs(self, inputs: CriticInputs, chunks: Tensor | None = None) -> Tensor:
+        """What `head` reads: [B, O], or [B, N, O] for chunks [B, N, H, A] in the model's units."""
         batch = len(inputs.embeddings)
         x, valid = inputs.embeddings.float(), inputs.valid
         if self.state_proj is not None:
             assert inputs.state is not None
             x = torch.cat((x, self.state_proj(inputs.state)[:, None]), dim=1)
             valid = torch.cat((valid, valid.new_ones(batch, 1)), dim=1)
-        suffix = self._suffix(batch, inputs.actions)
-        num_rows = len(suffix)
-        queries = self._run(x, valid, suffix, num_rows // batch)[:, -self.config.num_queries :]
+        suffix = self._suffix(batch, chunks)
+        queries = self._run(x, valid, suffix, len(suffix) // batch)[:, -self.config.num_queries :]
         gate, up = self.readout(self.norm(queries).flatten(1)).chunk(2, dim=-1)
         out = self.out(self.dropout(F.silu(gate) * up))
-        return out if self.action_proj is None else out.unflatten(0, (batch, -1))
-
-    def forward_prepared(self, inputs: CriticInputs) -> Tensor:
-        """The value itself: [B], or [B, N]."""
-        return self.head.value(self.outputs(inputs))
+        return out if chunks is None else out.unflatten(0, (batch, -1))
 
     def _suffix(self, batch: int, actions: Tensor | None) -> Tensor:
         """Action tokens (Q) and queries: [B * N, S, W]."""
@@ -231,6 +223,32 @@ class PiCritic(nn.Module):
         weight = valid[..., None].to(x.dtype)
         mean = (x * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
         return suffix + mean.repeat_interleave(num_chunks, dim=0)
+
+
+class PiCritic(nn.Module):
+    """Q(x, A): `num_critics` networks of one kind, with the interface of `chunkrl.models.critic.Critic`."""
+
+    def __init__(
+        self, policy: PiPolicy, config: PiCriticConfig, head: ValueHead, num_critics: int = 1
+    ) -> None:
+        super().__init__()
+        networks = [PiValue(policy, config, head, takes_actions=True) for _ in range(num_critics)]
+        self.features, self.head = networks[0].features, head
+        self.networks = nn.ModuleList(networks)
+
+    def prepare(self, observation: Observation) -> CriticInputs:
+        """See `PiValue.prepare`."""
+        return self.features(observation, self.training)
+
+    def forward_prepared(self, inputs: CriticInputs, actions: Tensor) -> Tensor:
+        """actions: [B, H, action_dim], or N candidates each [B, N, H, action_dim], in the data's units.
+
+        Returns [num_critics, B] or [num_critics, B, N]; the prefix is run once for all candidates.
+        """
+        single = actions.dim() == 3
+        chunks = self.features.chunks(inputs, actions[:, None] if single else actions)
+        values = torch.stack([self.head.value(network.outputs(inputs, chunks)) for network in self.networks])
+        return values[..., 0] if single else values
 
 
 def critic_parameters(config: PiConfig, critic: PiCriticConfig, head: ValueHead) -> int:
