@@ -1,4 +1,4 @@
-"""Mixtures of data sets: shares, determinism, ranks, task texts."""
+"""Several data sets as one: shares, determinism, ranks, task texts, training on them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from chunk_data import image_episodes, open_chunks, random_episodes, write_datas
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chunkrl import ChunkLevelOfflineRL
 from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.frames import FrameSettings
-from chunkrl.data.mixture import MixtureLoader, Source, concatenate, source_counts
-from chunkrl.errors import DatasetError
+from chunkrl.data.labels import LabelRule
+from chunkrl.data.loader import ChunkLoader, source_counts
+from chunkrl.data.sidecar import load_sidecar
+from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.models.encoders import NetworkConfig
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +35,9 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[ChunkDataset]:
 
 def mixture(
     datasets: list[ChunkDataset], *weights: float, batch_size: int = 8, **settings: Any
-) -> MixtureLoader:
-    sources = [Source(d, w) for d, w in zip(datasets, weights, strict=False)]
-    return MixtureLoader(sources, batch_size, settings.pop("seed", 0), **settings)
+) -> ChunkLoader:
+    collection = ChunkCollection(datasets, weights or None)
+    return ChunkLoader(collection, batch_size, settings.pop("seed", 0), **settings)
 
 
 @given(
@@ -64,16 +69,84 @@ def test_shares_tasks_and_labels(datasets: list[ChunkDataset]) -> None:
         assert batch.observation.task == batch.next_observation.task
         assert batch.actions.shape == (8, 3, 2)
     # `index` counts through the sources, and is the row that the batch holds.
-    flat = concatenate([dataset.batch(np.arange(len(dataset))) for dataset in datasets])
-    assert batch.observation.state is not None and flat.observation.state is not None
-    assert torch.equal(batch.observation.state, flat.observation.state[batch.index])
-    assert torch.equal(batch.actions, flat.actions[batch.index])
+    wholes = [dataset.batch(np.arange(len(dataset))) for dataset in datasets]
+    assert batch.observation.state is not None
+    states = [whole.observation.state for whole in wholes if whole.observation.state is not None]
+    assert torch.equal(batch.observation.state, torch.cat(states)[batch.index])
+    assert torch.equal(batch.actions, torch.cat([whole.actions for whole in wholes])[batch.index])
+
+
+def test_a_batch_keeps_the_order_it_was_asked_for(datasets: list[ChunkDataset]) -> None:
+    collection = ChunkCollection(datasets)
+    first, second = len(datasets[0]), len(datasets[1])
+    index = np.array([first + second, 1, first, 0, len(collection) - 1])
+    batch = collection.batch(index, next_observation=False)
+    assert batch.index.tolist() == index.tolist()
+    assert batch.observation.task == ("task c", "task a", "task b", "task a", "task c")
+    assert batch.next_observation is batch.observation
+    expected = [datasets[2][0], datasets[0][1], datasets[1][0], datasets[0][0], datasets[2][-1]]
+    for row, item in enumerate(expected):
+        assert torch.equal(batch.actions[row], item.actions)
+        assert batch.frame_index[row] == item.frame_index and batch.episode_index[row] == item.episode_index
+
+
+def test_frames_and_episodes_count_through_the_data_sets(datasets: list[ChunkDataset]) -> None:
+    collection = ChunkCollection(datasets)
+    assert (len(collection), collection.num_episodes) == (sum(map(len, datasets)), 7)
+    assert collection.starts.tolist() == list(range(collection.num_frames))
+    assert np.unique(collection.episode).tolist() == list(range(7))
+    assert collection.frame_labels.success.tolist() == [True, False, True, False, True, True, False]
+    # each frame's segment ends with its own episode
+    last = np.flatnonzero(np.diff(collection.episode, append=-1)) + 1
+    assert np.unique(collection.segments.end).tolist() == last.tolist()
+    assert collection.tasks == ("task a", "task b", "task c")
+    values = np.arange(len(collection), dtype=np.float32)
+    collection.attach("number", values)
+    assert collection.batch(np.array([0, len(collection) - 1])).labels["number"].tolist() == [0, values[-1]]
+    for dataset in datasets:
+        dataset.labels.clear()
+    pooled = np.concatenate([dataset.table.action for dataset in datasets])
+    np.testing.assert_allclose(collection.action_statistics().mean, pooled.mean(0), atol=1e-6)
+    np.testing.assert_allclose(collection.action_statistics().std, pooled.std(0), atol=1e-6)
+    assert ChunkCollection(datasets[:1]).digest() == datasets[0].digest() != collection.digest()
+
+
+def test_without_weights_every_start_is_equally_likely(datasets: list[ChunkDataset]) -> None:
+    loader = mixture(datasets)
+    counts = np.zeros(len(loader.data))
+    for update in range(4000):
+        counts += np.bincount(loader.positions(update), minlength=len(counts))
+    np.testing.assert_allclose(counts / counts.sum() * len(counts), 1, atol=0.1)
+
+
+@pytest.mark.parametrize("subset", [None, [2, 3, 5, 7, 11, 13, 17]])
+def test_one_data_set_gives_a_fresh_permutation_an_epoch(
+    datasets: list[ChunkDataset], subset: list[int] | None
+) -> None:
+    positions = np.arange(len(datasets[0])) if subset is None else np.array(subset)
+    loader = ChunkLoader(datasets[0], 3, 5, subset=subset)
+    assert loader.updates_per_epoch == len(positions) // 3
+    for update in range(3 * loader.updates_per_epoch):
+        epoch, number = divmod(update, loader.updates_per_epoch)
+        order = np.random.default_rng([5, epoch]).permutation(positions)
+        assert loader.positions(update).tolist() == order[3 * number : 3 * number + 3].tolist()
+
+
+def test_a_subset_leaves_out_data_sets_without_any(datasets: list[ChunkDataset]) -> None:
+    first = len(datasets[0])
+    loader = mixture(datasets, 1, 1, 2, batch_size=4, subset=[0, 1, 2, first, first + 1])
+    for update in range(10):
+        drawn = loader.positions(update)
+        assert sorted(drawn >= first) == [False, False, True, True]
+        assert set(drawn) <= {0, 1, 2, first, first + 1}
+    with pytest.raises(DatasetError, match="0 transitions"):
+        mixture(datasets, 1, 1, 1, subset=[])
 
 
 def test_every_row_is_drawn_once_a_pass(datasets: list[ChunkDataset]) -> None:
     loader = mixture(datasets[:2], 1, 1, batch_size=2)
     size = len(datasets[1])
-    rows = [int(loader.positions(update)[1][0]) for update in range(3 * size)]
+    rows = [int(loader.positions(update)[1]) - len(datasets[0]) for update in range(3 * size)]
     passes = [rows[i * size : (i + 1) * size] for i in range(3)]
     for one in passes:
         assert sorted(one) == list(range(size))
@@ -82,7 +155,8 @@ def test_every_row_is_drawn_once_a_pass(datasets: list[ChunkDataset]) -> None:
 
 def test_a_source_smaller_than_its_share_repeats(datasets: list[ChunkDataset]) -> None:
     size = len(datasets[1])
-    rows = mixture(datasets[1:2], 1, batch_size=2 * size + 1).positions(0)[0]
+    loader = mixture(datasets[:2], 1, 2 * size + 1, batch_size=2 * size + 2)
+    rows = loader.positions(0)[1:] - len(datasets[0])
     assert np.bincount(rows, minlength=size).max() <= 3
     assert (np.bincount(rows, minlength=size) >= 2).all()
 
@@ -109,21 +183,82 @@ def test_ranks_share_the_batch(datasets: list[ChunkDataset], world_size: int) ->
 
 def test_what_does_not_fit_is_refused(datasets: list[ChunkDataset], tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="at least one"):
-        MixtureLoader([], 8, 0)
+        ChunkCollection([])
     with pytest.raises(DatasetError, match="weight 0"):
-        mixture(datasets, 1, 0)
+        mixture(datasets[:2], 1, 0)
+    with pytest.raises(DatasetError, match="2 weights for 3 data sets"):
+        mixture(datasets, 1, 1)
     with pytest.raises(DatasetError, match="multiple"):
-        mixture(datasets, 1, world_size=3)
+        mixture(datasets, world_size=3)
     other = open_chunks(datasets[0].table.description.root, horizon=2)
     with pytest.raises(DatasetError, match=r"actions a chunk: 2, but .* has 3"):
-        MixtureLoader([Source(datasets[0]), Source(other)], 8, 0)
+        ChunkCollection([datasets[0], other])
     roots = [write_dataset(tmp_path / str(n), image_episodes(1, ("front",), n)) for n in (16, 32)]
     with pytest.raises(DatasetError, match=r"cameras .*32, 32.* resize"):
-        MixtureLoader([Source(open_chunks(root)) for root in roots], 2, 0)
+        ChunkCollection([open_chunks(root) for root in roots])
     small = FrameSettings(resize=(16, 16))
-    loader = MixtureLoader([Source(open_chunks(root, frames=small)) for root in roots], 2, 0)
+    loader = ChunkLoader(ChunkCollection([open_chunks(root, frames=small) for root in roots]), 2, 0)
     assert loader.batch(0).observation.images["observation.images.front"].shape == (2, 3, 16, 16)
     datasets[0].attach("value", np.zeros(len(datasets[0])))
     with pytest.raises(DatasetError, match="different labels"):
-        mixture(datasets, 1, 1).batch(0)
+        mixture(datasets[:2], 1, 1).batch(0)
     datasets[0].labels.clear()
+
+
+def offline(root: Path, output: Path, **settings: Any) -> ChunkLevelOfflineRL:
+    paths = (str(root / "b"), str(root / "c"))
+    return ChunkLevelOfflineRL(
+        dataset_dir=str(root / "a"),
+        action_horizon=3,
+        action_dim=2,
+        batch_size=8,
+        value_epochs=2.0,
+        num_folds=3,
+        network=NetworkConfig(hidden_dim=16, num_layers=1),
+        device="cpu",
+        output_dir=str(output),
+        **({"num_updates": 8, "additional_offline_dataset_paths": paths} | settings),
+    )
+
+
+@pytest.mark.parametrize("objective", ["cross_fitted", "iql"])
+def test_training_on_several_data_sets_resumes(
+    datasets: list[ChunkDataset], tmp_path: Path, objective: str
+) -> None:
+    root = Path(datasets[0].name).parent
+    weights = (2.0, 1.0, 1.0)
+    whole = offline(root, tmp_path / "whole", objective=objective, dataset_weights=weights)
+    whole.train()
+    # folds are over the episodes of all data sets
+    fold = whole.algorithm.state_dict()["fold"].numpy()
+    assert np.bincount(fold).tolist() == [3, 2, 2]
+    half = offline(root, tmp_path / "half", objective=objective, dataset_weights=weights, num_updates=4)
+    half.train()
+    resumed = offline(
+        root, tmp_path / "half", objective=objective, dataset_weights=weights, resume=str(tmp_path / "half")
+    )
+    resumed.train()
+    for ours, theirs in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(ChunkRLError, match="dataset_weights"):
+        offline(root, tmp_path / "half", objective=objective, resume=str(tmp_path / "half"))
+    if objective == "cross_fitted":
+        for name, dataset in zip(("values", "values-1", "values-2"), whole.dataset.datasets, strict=True):
+            found = load_sidecar(tmp_path / "whole" / f"{name}.parquet", dataset.table)
+            assert found.metadata["dataset"] == dataset.name
+            np.testing.assert_array_equal(found.arrays["value"], dataset.labels["value"])
+
+
+def test_labels_of_additional_data_sets(datasets: list[ChunkDataset], tmp_path: Path) -> None:
+    root = Path(datasets[0].name).parent
+    run = offline(root, tmp_path, labels=LabelRule(success="all"), additional_success="next.success")
+    assert run.dataset.frame_labels.success.tolist() == [True] * 4 + [True] + [True, False]
+    listed = LabelRule(success="episodes", success_episodes=(0, 1))
+    run = offline(root, tmp_path, labels=listed, additional_success="auto")
+    assert run.dataset.frame_labels.success.tolist() == [True, True, False, False, True, True, False]
+    with pytest.raises(ChunkRLError, match="--additional-success"):
+        offline(root, tmp_path, labels=listed)
+    with pytest.raises(ChunkRLError, match="--subgoal csv"):
+        offline(root, tmp_path, labels=LabelRule(subgoal="csv", subgoal_csv="x.csv"))
+    with pytest.raises(ChunkRLError, match="several data sets"):
+        offline(root, tmp_path, additional_offline_dataset_paths=(), dataset_weights=(1.0,))

@@ -10,8 +10,8 @@ from chunk_data import image_episodes, open_chunks, write_dataset
 from lerobot_folder import write_lerobot_folder
 
 from chunkrl import ChunkLevelOfflineRL
+from chunkrl.algorithms.cross_fit import labelling_batch_size
 from chunkrl.algorithms.cross_fitted_awr import ValueFit
-from chunkrl.data.chunks import labelling_batch_size
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import LabelRule
 from chunkrl.errors import ChunkRLError
@@ -107,7 +107,7 @@ def test_documents_layout_with_pictures_trains(tmp_path: Path) -> None:
     run = make(folder.root, tmp_path / "run")
     labels = run.dataset.frame_labels
     assert labels.rule.success == "reward" and labels.rule.subgoal == "column"
-    item = run.dataset[0]
+    item = run.dataset.datasets[0][0]
     (picture,) = item.observation.images.values()
     assert picture.shape == (3, 32, 32) and picture.dtype == torch.uint8
     run.train()

@@ -91,7 +91,7 @@ def test_saved_and_loaded_policies_act_alike(
         assert first.shape == (4, 3, 2)
         assert torch.equal(first, second)
         assert not first.requires_grad
-        low, high = run.dataset.table.action.min(0), run.dataset.table.action.max(0)
+        low, high = run.dataset.datasets[0].table.action.min(0), run.dataset.datasets[0].table.action.max(0)
         assert (first.numpy() >= low).all() and (first.numpy() <= high).all()
     run.save(tmp_path / "again")
     assert (tmp_path / "again" / TENSORS).read_bytes() == (tmp_path / "run" / "policy" / TENSORS).read_bytes()

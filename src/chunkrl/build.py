@@ -7,8 +7,8 @@ import torch
 from chunkrl.algorithms.base import Algorithm
 from chunkrl.algorithms.chunk_awr import ChunkAWR, JointConfig, document, iql
 from chunkrl.algorithms.cross_fitted_awr import CrossFittedAWR, CrossFittedConfig, Weighting
-from chunkrl.data.chunks import ChunkDataset
-from chunkrl.data.normalize import Normalizer, compute_statistics
+from chunkrl.data.collection import ChunkData
+from chunkrl.data.normalize import Normalizer
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.encoders import ObservationSpec
 from chunkrl.models.factory import NetworkFactory
@@ -35,17 +35,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def build_factory(config: TrainConfig, dataset: ChunkDataset) -> NetworkFactory:
+def build_factory(config: TrainConfig, dataset: ChunkData) -> NetworkFactory:
     """The network factory of a run: inputs from the data, statistics of its states and actions."""
-    table = dataset.table
-    use_state = config.use_state and table.state is not None
-    use_task = config.use_task if config.use_task is not None else len(table.description.tasks) > 1
+    use_state = config.use_state and dataset.state_dim > 0
+    use_task = config.use_task if config.use_task is not None else len(dataset.tasks) > 1
     spec = ObservationSpec(dataset.cameras, dataset.state_dim if use_state else 0, use_task)
-    actions = compute_statistics(table.action)
-    state = Normalizer.identity(1)
-    if use_state:
-        assert table.state is not None
-        state = Normalizer(compute_statistics(table.state), "mean_std")
+    actions = dataset.action_statistics()
+    state = Normalizer(dataset.state_statistics(), "mean_std") if use_state else Normalizer.identity(1)
     return NetworkFactory(
         spec,
         ChunkShape(dataset.action_horizon, dataset.action_dim),
@@ -57,7 +53,7 @@ def build_factory(config: TrainConfig, dataset: ChunkDataset) -> NetworkFactory:
 
 
 def build_algorithm(
-    config: TrainConfig, dataset: ChunkDataset, num_updates: int, value_updates: int, device: torch.device
+    config: TrainConfig, dataset: ChunkData, num_updates: int, value_updates: int, device: torch.device
 ) -> Algorithm:
     """The algorithm of `config.objective`, with fresh networks on `device`.
 

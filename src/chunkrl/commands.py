@@ -59,11 +59,12 @@ def train(config: TrainConfig, progress: Progress) -> None:
     """Trains a policy and says where it is."""
     run = ChunkLevelOfflineRL(config, progress)
     print(
-        f"{config.dataset_dir}: {run.dataset.table.num_episodes} episodes, {len(run.dataset)} chunk starts, "
+        f"{run.dataset.name}: {run.dataset.num_episodes} episodes, {len(run.dataset)} chunk starts, "
         f"{run.dataset.frame_labels.success.mean():.0%} successful; {config.objective} on {run.device}"
     )
-    for problem in run.dataset.table.problems:
-        print(f"  set aside: {problem.message}")
+    for dataset in run.dataset.datasets:
+        for problem in dataset.table.problems:
+            print(f"  set aside: {problem.message}")
     run.train()
     assert run.trainer is not None
     for name, points in run.trainer.history.items():

@@ -211,15 +211,16 @@ def _diagnostics(run: ChunkLevelOfflineRL) -> dict[str, float]:
         "effective_sample_size": "weight/effective_sample_size",
     }
     found = {key: history[name][-1][1] for key, name in names.items()}
-    expert = run.dataset.table.column("complementary_info.controller").reshape(-1) == 0
-    advantage = run.dataset.labels["advantage"]
+    (dataset,) = run.dataset.datasets
+    expert = dataset.table.column("complementary_info.controller").reshape(-1) == 0
+    advantage = dataset.labels["advantage"]
     return found | {"advantage_auc_expert": auc(advantage[expert], advantage[~expert])}
 
 
 def _describe(trained: dict[tuple[Any, ...], ChunkLevelOfflineRL | str]) -> dict[str, Any]:
     for run in trained.values():
         if not isinstance(run, str):
-            table = run.dataset.table
+            table = run.dataset.datasets[0].table
             return {
                 "sha256": data_hash(table),
                 "episodes": table.num_episodes,

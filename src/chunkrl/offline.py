@@ -13,6 +13,8 @@ from chunkrl import __version__
 from chunkrl.build import build_algorithm, choose_device
 from chunkrl.config import load_config, save_config
 from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.collection import ChunkCollection
+from chunkrl.data.labels import LabelRule
 from chunkrl.data.sidecar import save_sidecar
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration.pi_chunks import use_pi_chunks
@@ -47,19 +49,14 @@ class ChunkLevelOfflineRL:
         check_config(config)
         self.config, self.progress = config, progress
         self.device = choose_device(config.device)
-        self.dataset = ChunkDataset(
-            config.dataset_dir,
-            config.action_horizon,
-            config.gamma,
-            reward=config.reward,
-            labels=config.labels,
-            hold=config.hold,
-            mapping=config.mapping,
-            cameras=config.cameras,
-            revision=config.revision,
-            frames=config.frames,
-            progress=progress,
-        )
+        additional = config.labels
+        if config.additional_success is not None:
+            additional = replace(additional, success=config.additional_success, success_episodes=())
+        datasets = [
+            self._open(config.dataset_dir, config.labels),
+            *(self._open(path, additional) for path in config.additional_offline_dataset_paths),
+        ]
+        self.dataset = ChunkCollection(datasets, config.dataset_weights or None)
         if self.dataset.action_dim != config.action_dim:
             raise ChunkRLError(
                 f"action_dim is {config.action_dim}, the actions of {config.dataset_dir} have "
@@ -73,6 +70,22 @@ class ChunkLevelOfflineRL:
         if config.resume:
             self._resume = self._find_resumable(Path(config.resume))
         self._build()
+
+    def _open(self, path: str, labels: LabelRule) -> ChunkDataset:
+        config = self.config
+        return ChunkDataset(
+            path,
+            config.action_horizon,
+            config.gamma,
+            reward=config.reward,
+            labels=labels,
+            hold=config.hold,
+            mapping=config.mapping,
+            cameras=config.cameras,
+            revision=config.revision if path == config.dataset_dir else None,
+            frames=config.frames,
+            progress=self.progress,
+        )
 
     def _build(self) -> None:
         config, dataset = self.config, self.dataset
@@ -90,7 +103,7 @@ class ChunkLevelOfflineRL:
 
         Starts from the seed, or from the checkpoint of `config.resume` or `load`. The run folder gets
         config.json, tensorboard/, checkpoints/, policy/ and values.parquet (value, advantage and weight of
-        every frame, where the objective has them).
+        every frame, where the objective has them; values-1.parquet and so on of the additional data sets).
         """
         if num_epochs is not None:
             self.config = replace(self.config, num_epochs=num_epochs, num_updates=None)
@@ -108,7 +121,7 @@ class ChunkLevelOfflineRL:
         self.trainer.run()
         policy = self.chunk_policy()
         policy.save(run_dir / "policy")
-        self._save_labels(run_dir / "values.parquet")
+        self._save_labels(run_dir)
         return policy
 
     def _start_trainer(self, run_dir: Path | None) -> None:
@@ -135,9 +148,9 @@ class ChunkLevelOfflineRL:
             network=config.network,
             policy=config.policy,
             q=None if q is None else _q_spec(q),
-            fps=float(self.dataset.table.description.fps),
+            fps=float(self.dataset.fps),
             objective=config.objective,
-            dataset_fingerprint=self.dataset.table.description.fingerprint,
+            dataset_fingerprint=self.dataset.fingerprint,
         )
         return ChunkPolicy(spec, self.policy, q)
 
@@ -172,12 +185,22 @@ class ChunkLevelOfflineRL:
                 "stands in its run's config.json"
             ) from error
 
-    def _save_labels(self, path: Path) -> None:
-        labels = getattr(self.algorithm, "labels", {})
-        if "value" in labels:
-            names = ("value", "value_seen", "return", "advantage", "weight")
-            rule = {"objective": self.config.objective, "chunkrl": __version__, "seed": self.config.seed}
-            save_sidecar(path, self.dataset.table, {name: labels[name] for name in names}, rule)
+    def _save_labels(self, run_dir: Path) -> None:
+        labels, config = getattr(self.algorithm, "labels", {}), self.config
+        if "value" not in labels:
+            return
+        names = ("value", "value_seen", "return", "advantage", "weight")
+        split = {name: self.dataset.split(labels[name]) for name in names}
+        paths = (config.dataset_dir, *config.additional_offline_dataset_paths)
+        for number, (path, dataset) in enumerate(zip(paths, self.dataset.datasets, strict=True)):
+            rule = {
+                "objective": config.objective,
+                "chunkrl": __version__,
+                "seed": config.seed,
+                "dataset": path,
+            }
+            file = run_dir / (f"values-{number}.parquet" if number else "values.parquet")
+            save_sidecar(file, dataset.table, {name: split[name][number] for name in names}, rule)
 
 
 def _q_spec(q: Any) -> QSpec:
@@ -201,6 +224,7 @@ def find_checkpoint(path: Path) -> Path:
 _FREE = {"resume", "output_dir", "device", "save_interval", "log_interval", "num_epochs", "num_updates"}
 _FREE |= {
     "dataset_dir",
+    "additional_offline_dataset_paths",
     "pi0_checkpoints_dir",
 }  # the checkpoint's contents count, through the data set's digest
 

@@ -13,7 +13,7 @@ from chunkrl.algorithms.cross_fitted_awr import ValueFit
 from chunkrl.data.chunks import ChunkReward, HoldAction
 from chunkrl.data.formats import ColumnMapping
 from chunkrl.data.frames import FrameSettings
-from chunkrl.data.labels import LabelRule
+from chunkrl.data.labels import LabelRule, SuccessRule
 from chunkrl.errors import ChunkRLError
 from chunkrl.integration.pi_chunks import PiChunkConfig
 from chunkrl.models.encoders import NetworkConfig
@@ -71,6 +71,12 @@ class TrainConfig:
     """Determines folds, initial weights, batches and noise."""
     objective: Objective = "cross_fitted"
     """cross_fitted (default, measures best), iql, document (the document's exact objective), or a control."""
+    additional_offline_dataset_paths: tuple[str, ...] = ()
+    """More data sets to train on, with the same cameras, state, actions and frame rate: folders or Hub ids."""
+    dataset_weights: tuple[float, ...] = ()
+    """How often each data set is drawn from, dataset_dir first; default: every frame is equally likely."""
+    additional_success: SuccessRule | None = None
+    """How success is read in the additional data sets; default: as --success says for all."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Kind of policy: Gaussian or flow matching."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -123,6 +129,7 @@ def check_config(config: TrainConfig) -> None:
         )
     if config.use_pi0_actions and config.pi0.use == "candidates" and config.objective != "iql":
         raise ChunkRLError("--pi0.use candidates needs the Q and V of --objective iql")
+    _check_additional(config)
     for name in ("num_epochs", "batch_size", "lr", "log_interval", "value_epochs", "num_folds", "grad_clip"):
         if not 0 < getattr(config, name) < math.inf:
             raise ChunkRLError(f"{name} is {getattr(config, name)}; it must be positive and finite")
@@ -135,3 +142,24 @@ def check_config(config: TrainConfig) -> None:
         raise ChunkRLError(f"objective is {config.objective!r}; it must be one of {get_args(Objective)}")
     if config.num_updates is not None and config.num_updates < 1:
         raise ChunkRLError(f"num_updates is {config.num_updates}; it must be at least 1")
+
+
+def _check_additional(config: TrainConfig) -> None:
+    more = config.additional_offline_dataset_paths
+    if not more:
+        if config.dataset_weights or config.additional_success is not None:
+            raise ChunkRLError(
+                "--dataset-weights and --additional-success are for several data sets: name the others with "
+                "--additional-offline-dataset-paths"
+            )
+        return
+    if (config.additional_success or config.labels.success) == "episodes":
+        raise ChunkRLError(
+            "--success episodes lists episodes of one data set: give --additional-success another rule; or write the "
+            "labels into each data set with chunkrl label --export, and train on those"
+        )
+    if config.labels.subgoal == "csv":
+        raise ChunkRLError(
+            "--subgoal csv lists frames of one data set: write the labels into each data set with chunkrl label "
+            "--export, and train on those"
+        )

@@ -73,7 +73,7 @@ class ChunkTransition(TensorRecord):
     num_steps: int64 [...], k, the number of steps that reward and discount cover.
     critic_mask: bool [...], False where k = 0: such a chunk trains the policy only.
     episode_index, frame_index: int64 [...], where the chunk starts.
-    index: int64 [...], position of the start in its ChunkDataset (key for labels).
+    index: int64 [...], position of the start in its data set or collection (key for labels).
     labels: name -> [...], per-start labels attached to the data set (returns, values, advantages, weights).
     """
 

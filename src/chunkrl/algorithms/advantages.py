@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
 
 
@@ -33,31 +32,31 @@ def return_range(returns: np.ndarray) -> ReturnRange:
     return ReturnRange(low, high if high > low else low + 1.0)
 
 
-def step_rewards(dataset: ChunkDataset) -> np.ndarray:
+def step_rewards(dataset: ChunkData) -> np.ndarray:
     """What the action of each frame earned, float32 [N]."""
     labels = dataset.frame_labels
     # a sub-goal onset is the step reward of the document's chunk indicator
     return labels.subgoal.astype(np.float32) if dataset.reward_kind == "any" else labels.reward
 
 
-def check_rewards(root: Path, rewards: np.ndarray) -> None:
-    """Raises ChunkRLError where the data at `root` has no reward. rewards: of steps, or returns, [N]."""
+def check_rewards(name: str, rewards: np.ndarray) -> None:
+    """Raises ChunkRLError where the data `name` has no reward. rewards: of steps, or returns, [N]."""
     if not rewards.any():
         raise ChunkRLError(
-            f"no reward anywhere in {root}, so there is nothing to learn values from: say with --success "
+            f"no reward anywhere in {name}, so there is nothing to learn values from: say with --success "
             "which episodes succeeded, or use --objective behaviour_cloning"
         )
 
 
-def check_outcomes(root: Path, returns: np.ndarray, known: np.ndarray) -> None:
-    """Raises ChunkRLError where the data at `root` gives values nothing to learn.
+def check_outcomes(name: str, returns: np.ndarray, known: np.ndarray) -> None:
+    """Raises ChunkRLError where the data `name` gives values nothing to learn.
 
     returns: Monte-Carlo returns [N]. known: bool [N], the starts whose outcome is known.
     """
-    check_rewards(root, returns)
+    check_rewards(name, returns)
     if known.sum() < 2:
         raise ChunkRLError(
-            f"no outcome in {root} is known with --fit.time-out bootstrap, because no episode terminates: use "
+            f"no outcome in {name} is known with --fit.time-out bootstrap, because no episode terminates: use "
             "--fit.time-out failure or --failure-terminal"
         )
 

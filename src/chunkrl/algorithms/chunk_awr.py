@@ -29,7 +29,7 @@ from chunkrl.algorithms import losses
 from chunkrl.algorithms.base import Metrics, Phase
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
-from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.policy import PolicyConfig
@@ -94,7 +94,7 @@ class ChunkAWR:
         factory: NetworkFactory,
         policy_config: PolicyConfig,
         optim: OptimConfig,
-        dataset: ChunkDataset,
+        dataset: ChunkData,
         seed: int,
         device: torch.device,
     ) -> None:
@@ -103,11 +103,11 @@ class ChunkAWR:
                 "the document's entropy term needs log pi, which only a Gaussian policy has: "
                 "use --policy.kind gaussian, or --objective iql / cross_fitted for a flow policy"
             )
-        if "candidates" in dataset.labels and config.expectile is None:
+        if "candidates" in dataset.label_names and config.expectile is None:
             raise ChunkRLError(
                 "candidate chunks need the expectile V of --objective iql: the document's V samples the policy"
             )
-        adv.check_rewards(dataset.table.description.root, adv.step_rewards(dataset))
+        adv.check_rewards(dataset.name, adv.step_rewards(dataset))
         self.config, self.device = config, device
         self._dataset = dataset
         self._horizon_discount = dataset.gamma**dataset.action_horizon

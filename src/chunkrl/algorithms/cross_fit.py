@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from chunkrl.data.chunks import ChunkDataset, labelling_batch_size
+from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
 
 
@@ -82,10 +82,15 @@ class CrossFitted(nn.Module):
         return fold.expand(outputs.shape[1:]).unsqueeze(-1)
 
 
+def labelling_batch_size(dataset: ChunkData) -> int:
+    """Rows to label at once: pictures and their feature maps take about 10 MB a row, states next to nothing."""
+    return 64 if dataset.cameras else 4096
+
+
 @torch.no_grad()
 def label_values(
     networks: CrossFitted,
-    dataset: ChunkDataset,
+    dataset: ChunkData,
     device: torch.device,
     transform: Callable[[Tensor], Tensor] = lambda output: output,
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ from chunkrl.algorithms import losses
 from chunkrl.algorithms.base import Metrics, Phase
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
-from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.collection import ChunkData
 from chunkrl.data.returns import TimeOut, lambda_returns
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.statistics import spearman
@@ -103,7 +103,7 @@ class CrossFittedAWR:
         factory: NetworkFactory,
         policy_config: PolicyConfig,
         optim: OptimConfig,
-        dataset: ChunkDataset,
+        dataset: ChunkData,
         seed: int,
         device: torch.device,
     ) -> None:
@@ -113,7 +113,7 @@ class CrossFittedAWR:
         self._policy_optimizer = Optimizer([self.policy.parameters()], optim)
         self.value: CrossFitted | None = None
         self.critic: CrossFitted | None = None
-        self.fold = np.zeros(dataset.table.num_episodes, dtype=np.int64)
+        self.fold = np.zeros(dataset.num_episodes, dtype=np.int64)
         if config.uses_values:
             fit = config.fit
             head = NetworkConfig(hidden_dim=fit.hidden_dim, num_layers=fit.num_layers, dropout=fit.dropout)
@@ -127,12 +127,12 @@ class CrossFittedAWR:
         self._successes = np.flatnonzero(dataset.success)
         if config.data == "successes" and len(self._successes) == 0:
             raise ChunkRLError(
-                f"{dataset.table.description.root} has no successful episode to clone: say with "
+                f"{dataset.name} has no successful episode to clone: say with "
                 "--success which are, or use --objective behaviour_cloning"
             )
         self._prepare_targets(dataset)
 
-    def _prepare_targets(self, dataset: ChunkDataset) -> None:
+    def _prepare_targets(self, dataset: ChunkData) -> None:
         labels = dataset.frame_labels
         self._step_reward = adv.step_rewards(dataset)
         zero = np.zeros(len(self._step_reward), dtype=np.float32)
@@ -144,10 +144,10 @@ class CrossFittedAWR:
             known = dataset.segments.terminated
         known &= ~labels.after_success
         if self.config.uses_values:
-            adv.check_outcomes(dataset.table.description.root, returns, known[dataset.starts])
-        self._returns = returns
+            adv.check_outcomes(dataset.name, returns, known[dataset.starts])
+        self._returns, self._known = returns, known[dataset.starts]
         dataset.attach("outcome", self.range.to_unit(returns)[dataset.starts])
-        dataset.attach("outcome_known", known[dataset.starts])
+        dataset.attach("outcome_known", self._known)
         dataset.attach("fold", self.fold[dataset.episode])
 
     def phases(self) -> tuple[Phase, ...]:
@@ -239,7 +239,7 @@ class CrossFittedAWR:
 
     def _label(self) -> Metrics:
         dataset = self._dataset
-        if len(dataset) != dataset.table.num_frames:
+        if len(dataset) != dataset.num_frames:
             raise ValueError("cross-fitted labels need every frame of the data set as a start")
         config, fit = self.config, self.config.fit
         value, seen = self.frame_values()
@@ -263,7 +263,7 @@ class CrossFittedAWR:
             "scaled_advantage": adv.standardize(advantage, 1.0).astype(np.float32),
             "weight": weight.astype(np.float32),
         }
-        known = dataset.labels["outcome_known"]
+        known = self._known
         return {
             "value/rank_correlation_held_out": spearman(value[known], self._returns[known]),
             "value/rank_correlation_seen": spearman(seen[known], self._returns[known]),

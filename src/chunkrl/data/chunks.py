@@ -226,6 +226,41 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         return 0 if self.table.state is None else self.table.state.shape[1]
 
     @property
+    def num_episodes(self) -> int:
+        """E, episodes of the table."""
+        return self.table.num_episodes
+
+    @property
+    def num_frames(self) -> int:
+        """N, frames of the table."""
+        return self.table.num_frames
+
+    @property
+    def name(self) -> str:
+        """Where the data are, for messages."""
+        return str(self.table.description.root)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data set's files."""
+        return self.table.description.fingerprint
+
+    @property
+    def fps(self) -> float:
+        """Frames a second."""
+        return self.table.description.fps
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The task texts."""
+        return tuple(self.table.description.tasks.values())
+
+    @property
+    def label_names(self) -> frozenset[str]:
+        """Labels that are attached."""
+        return frozenset(self.labels)
+
+    @property
     def episode(self) -> np.ndarray:
         """int [len], position of each start's episode in the table (the unit of cross-fitting)."""
         return self.episode_of_row[self.starts]
@@ -281,6 +316,12 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
             real = self._actions(start, steps)[torch.from_numpy(steps.action_mask)]
             blocks.append(compute_statistics(real.numpy()))
         return reduce(merge, blocks)
+
+    def state_statistics(self) -> Statistics:
+        """Statistics of the recorded states, float32 [S] each. Raises DatasetError where there are none."""
+        if self.table.state is None:
+            raise DatasetError(f"{self.name} has no state: name its column with --state-key, or use no state")
+        return compute_statistics(self.table.state)
 
     def replace_actions(self, chunks: np.ndarray) -> None:
         """Puts chunks float32 [len, H, A], in the data's units, in place of the recorded ones in every batch.
@@ -347,11 +388,6 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         """All transitions in order, in batches of at most `batch_size`."""
         for begin in range(0, len(self), batch_size):
             yield self.batch(np.arange(begin, min(begin + batch_size, len(self))), next_observation)
-
-
-def labelling_batch_size(dataset: ChunkDataset) -> int:
-    """Rows to label at once: pictures and their feature maps take about 10 MB a row, states next to nothing."""
-    return 64 if dataset.cameras else 4096
 
 
 def _with_single_task(item: ChunkTransition) -> ChunkTransition:

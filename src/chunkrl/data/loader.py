@@ -6,47 +6,111 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.collection import ChunkCollection, ChunkData
+from chunkrl.errors import DatasetError
 from chunkrl.types import ChunkTransition
+
+_SHARES = 0x54A2E5  # the stream of random numbers that rounds shares
+
+
+def source_counts(weights: np.ndarray, batch_size: int, offset: float) -> np.ndarray:
+    """How many of a batch's rows each source gives, int [n], sum `batch_size`.
+
+    Systematic sampling (Madow 1949): each count is its share `batch_size * weight` rounded up or down, and equals
+    the share on average over offsets uniform in [0, 1). weights: float [n], sum 1.
+    """
+    inner = np.ceil(np.cumsum(weights)[:-1] * batch_size - offset).astype(np.int64)
+    return np.diff(np.concatenate([[0], inner.clip(0, batch_size), [batch_size]]))
 
 
 class ChunkLoader:
-    """Batches of a ChunkDataset: each epoch is a fresh permutation, the incomplete last batch is left out.
+    """Batches of one or several data sets.
+
+    Each data set is drawn from without replacement and shuffled anew on each pass; rows that do not fill their
+    place in a batch wait for a later pass (so of one data set, the incomplete last batch is left out). Of several,
+    every batch has its share of each, rounded up or down, exact on average.
 
     Args:
-        dataset: where transitions come from.
-        batch_size: B; a smaller data set gives batches of its own size.
-        seed: determines every permutation.
-        subset: positions that may be drawn (None: all), e.g. the successful episodes' starts.
+        data: where transitions come from, with the weights of its data sets (none: by their number of starts).
+        batch_size: B, of all ranks together; less data gives batches of their own size.
+        seed: determines shares and rows.
+        subset: positions that may be drawn (None: all), e.g. the successful episodes' starts. A data set that has
+            none of them is left out.
         next_observation: whether batches carry x_{t+k}.
+        rank, world_size: this process gives every `world_size`-th row of the batch, from row `rank` on: all ranks
+            together give the batch that one process would, and each has its share of every data set.
+
+    Raises:
+        DatasetError: a batch size or less data than ranks can share.
     """
 
     def __init__(
         self,
-        dataset: ChunkDataset,
+        data: ChunkData,
         batch_size: int,
         seed: int,
         *,
         subset: Sequence[int] | np.ndarray | None = None,
         next_observation: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        self.dataset, self.seed, self.next_observation = dataset, seed, next_observation
-        self._positions = np.arange(len(dataset)) if subset is None else np.asarray(subset, dtype=np.int64)
-        if len(self._positions) == 0:
-            raise ValueError("no transition to draw from: the subset is empty")
-        self.batch_size = min(batch_size, len(self._positions))
-        self._epoch, self._order = -1, self._positions
+        if not 0 <= rank < world_size or batch_size < 1 or batch_size % world_size:
+            raise DatasetError(
+                f"batch size {batch_size} for rank {rank} of {world_size}: ranks count from 0, and the batch size "
+                "must be a multiple of their number"
+            )
+        self.data = data if isinstance(data, ChunkCollection) else ChunkCollection([data])
+        self.seed, self.next_observation = seed, next_observation
+        positions = np.arange(len(data)) if subset is None else np.asarray(subset, dtype=np.int64)
+        if len(positions) < world_size:
+            raise DatasetError(f"{len(positions)} transitions to draw from for {world_size} processes")
+        source = self.data.source(positions)
+        numbers = np.unique(source)
+        self._positions = [positions[source == number] for number in numbers]
+        weights = np.array([len(part) for part in self._positions], np.float64)
+        if self.data.weights is not None:
+            weights = self.data.weights[numbers]
+        self._weights = weights / weights.sum()
+        self._total = min(batch_size, len(positions) // world_size * world_size)
+        self._num_positions, self._rank, self._world_size = len(positions), rank, world_size
+        self.batch_size = self._total // world_size
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     @property
     def updates_per_epoch(self) -> int:
-        """Batches in one pass over the data."""
-        return len(self._positions) // self.batch_size
+        """Batches that hold as many rows as there are to draw from."""
+        return self._num_positions // self._total
+
+    def positions(self, update: int) -> np.ndarray:
+        """This rank's rows in the batch of this update: positions in the data, int [batch_size]."""
+        offset = float(np.random.default_rng([self.seed, update, _SHARES]).random())
+        counts = source_counts(self._weights, self._total, offset)
+        most = np.ceil(self._weights * self._total).astype(np.int64)
+        firsts = np.cumsum(counts) - counts
+        rows = []
+        for number, (count, stride, first) in enumerate(zip(counts, most, firsts, strict=True)):
+            slots = update * int(stride) + np.arange(count)
+            mine = (first + np.arange(count)) % self._world_size == self._rank
+            rows.append(self._rows(number, slots[mine], int(stride)))
+        return np.concatenate(rows)
 
     def batch(self, update: int) -> ChunkTransition:
         """The batch of update number `update` (from 0)."""
-        epoch, position = divmod(update, self.updates_per_epoch)
-        if epoch != self._epoch:
-            self._order = np.random.default_rng([self.seed, epoch]).permutation(self._positions)
-            self._epoch = epoch
-        begin = position * self.batch_size
-        return self.dataset.batch(self._order[begin : begin + self.batch_size], self.next_observation)
+        return self.data.batch(self.positions(update), self.next_observation)
+
+    def _rows(self, number: int, slots: np.ndarray, stride: int) -> np.ndarray:
+        """Positions at these places of a data set's endless stream of shuffled passes, `stride` a batch."""
+        positions = self._positions[number]
+        # a pass ends with a batch, unless a batch needs more than there is
+        length = max(len(positions) // stride * stride, min(len(positions), stride))
+        rows = np.empty(len(slots), np.int64)
+        for epoch in np.unique(slots // length):
+            known = self._orders.get(number)
+            if known is None or known[0] != epoch:
+                # numpy pads seeds with zeros: the first data set's stream is that of [seed, epoch]
+                order = np.random.default_rng([self.seed, int(epoch), number]).permutation(positions)
+                self._orders[number] = known = (int(epoch), order)
+            of_epoch = slots // length == epoch
+            rows[of_epoch] = known[1][slots[of_epoch] % length]
+        return rows

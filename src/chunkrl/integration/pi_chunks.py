@@ -10,6 +10,7 @@ Two uses, `PiChunkConfig.use`:
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Literal, get_args
 import torch
 
 from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration.chunk_cache import ChunkRequest, cached_chunks, fingerprint
 from chunkrl.models.pi.checkpoint import RECIPE_FILE, find_layout, find_recipe, load_pretrained
@@ -76,16 +78,16 @@ class PiChunkConfig:
 
 
 def use_pi_chunks(
-    dataset: ChunkDataset,
+    data: ChunkData,
     checkpoint: Path,
     config: PiChunkConfig,
     device: torch.device,
     progress: Progress,
 ) -> None:
-    """Give the data set a pi policy's chunks in the way that `config.use` says; made now unless the cache has them.
+    """Give data a pi policy's chunks in the way that `config.use` says; made now unless the cache has them.
 
     Args:
-        dataset: every start gets chunks. It changes: see `ChunkDataset.replace_actions` and `attach`.
+        data: every start gets chunks. It changes: see `ChunkDataset.replace_actions` and `attach`.
         checkpoint: folder of any published layout.
 
     Raises:
@@ -97,10 +99,12 @@ def use_pi_chunks(
             f"no pi checkpoint at {checkpoint}: chunkrl download {checkpoint.name} fetches published ones; or say "
             "where it is with --pi0-checkpoints-dir and --pi0-config"
         )
-    recipe = _find_recipe(dataset, checkpoint, config)
-    cameras = check_fits(dataset, recipe, config.cameras)
+    datasets = data.datasets if isinstance(data, ChunkCollection) else (data,)
+    recipe = _find_recipe(datasets[0], checkpoint, config)
+    cameras = [check_fits(dataset, recipe, config.cameras) for dataset in datasets]
     dtype = _dtype(config, device)
 
+    @functools.cache
     def load() -> PiPolicy:
         return load_pretrained(
             checkpoint,
@@ -112,27 +116,30 @@ def use_pi_chunks(
         )
 
     tokenizer = find_tokenizer(config.tokenizer, checkpoint)
-    request = ChunkRequest(
-        fingerprint=fingerprint((checkpoint, tokenizer), progress),
-        recipe=recipe.to_json(),
-        cameras=cameras,
-        num_samples=config.num_samples,
-        horizon=dataset.action_horizon,
-        num_steps=config.num_steps,
-        seed=config.seed,
-        dtype=str(dtype),
-        batch_size=config.batch_size,
-    )
-    chunks = cached_chunks(dataset, request, load, progress)
+    weights = fingerprint((checkpoint, tokenizer), progress)
     if config.use == "replace":
         _LOG.warning(
             "the pi policy's chunks stand in place of the recorded ones, whose rewards stay: Q cannot learn "
             "from that which action is better (docs/pi0.md); --objective iql --pi0.use candidates can"
         )
-        dataset.replace_actions(chunks[:, 0])
-    else:
-        dataset.attach("candidates", chunks)
-    dataset.action_source = f"{config.use} {request.key()}"
+    for dataset, pairs in zip(datasets, cameras, strict=True):
+        request = ChunkRequest(
+            fingerprint=weights,
+            recipe=recipe.to_json(),
+            cameras=pairs,
+            num_samples=config.num_samples,
+            horizon=dataset.action_horizon,
+            num_steps=config.num_steps,
+            seed=config.seed,
+            dtype=str(dtype),
+            batch_size=config.batch_size,
+        )
+        chunks = cached_chunks(dataset, request, load, progress)
+        if config.use == "replace":
+            dataset.replace_actions(chunks[:, 0])
+        else:
+            dataset.attach("candidates", chunks)
+        dataset.action_source = f"{config.use} {request.key()}"
 
 
 def _find_recipe(dataset: ChunkDataset, checkpoint: Path, config: PiChunkConfig) -> PiRecipe:

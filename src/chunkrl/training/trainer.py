@@ -13,7 +13,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from chunkrl.algorithms.base import Algorithm, Metrics, Phase
 from chunkrl.data.atomic import write_text
-from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.collection import ChunkData
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.progress import Progress, silent
@@ -51,7 +51,7 @@ class Trainer:
     def __init__(
         self,
         algorithm: Algorithm,
-        dataset: ChunkDataset,
+        dataset: ChunkData,
         config: TrainerConfig,
         run_dir: Path | None = None,
         progress: Progress = silent,
@@ -177,8 +177,9 @@ class Trainer:
         """
         state = load_state(folder)
         if state["data"] != self.dataset.digest():
-            root = self.dataset.table.description.root
-            raise CheckpointError(f"{folder} was made on other data, or other labels of it, than {root}")
+            raise CheckpointError(
+                f"{folder} was made on other data, or other labels of it, than {self.dataset.name}"
+            )
         self.algorithm.load_state_dict(state["algorithm"])
         self.update = state["update"]
         torch.set_rng_state(state["rng"]["cpu"])

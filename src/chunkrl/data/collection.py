@@ -1,0 +1,229 @@
+"""Several data sets as one: positions, frames and episodes count through them, one data set after the other."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from functools import reduce
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chunkrl.data.chunks import ChunkDataset, Segments
+from chunkrl.data.labels import FrameLabels
+from chunkrl.data.normalize import Statistics, merge
+from chunkrl.errors import DatasetError
+from chunkrl.types import ChunkTransition, TensorRecord
+
+
+class ChunkCollection:
+    """Chunk transitions of one or several data sets, with the interface of one (`ChunkDataset`).
+
+    Every row keeps its own task text; its `episode_index` and `frame_index` are those of its own data set. A
+    collection of one data set gives what that data set gives.
+
+    Args:
+        datasets: with equal horizons, discount, reward, encoding, frame rate, state, action and picture sizes.
+        weights: how often each is drawn from, relative to each other (`ChunkLoader`); None: every start is
+            equally likely.
+
+    Attributes, over all data sets, with N frames and E episodes:
+        starts: int [len], the frame (row) where each chunk begins. episode: int [len], its episode's number.
+        success: bool [len], whether that episode succeeded.
+        frame_labels, segments: of the N frames and E episodes (`frame_labels.rule` is the first data set's).
+
+    Raises:
+        DatasetError: no data set, a weight that is missing or not positive, data sets that do not fit.
+    """
+
+    def __init__(self, datasets: Sequence[ChunkDataset], weights: Sequence[float] | None = None) -> None:
+        if not datasets:
+            raise DatasetError("a collection needs at least one data set")
+        if weights is not None and len(weights) != len(datasets):
+            raise DatasetError(
+                f"{len(weights)} weights for {len(datasets)} data sets: give one for each (--dataset-weights, the "
+                "data set of --dataset-dir first), or none"
+            )
+        for dataset, weight in zip(datasets, weights or (), strict=False):
+            if not 0 < weight < np.inf:
+                raise DatasetError(f"{dataset.name}: weight {weight}; it must be a positive number")
+        for dataset in datasets[1:]:
+            _check_alike(datasets[0], dataset)
+        self.datasets = tuple(datasets)
+        self.weights = None if weights is None else np.array(weights, np.float64)
+        self._offsets = _offsets(len(dataset) for dataset in datasets)
+        rows = _offsets(dataset.num_frames for dataset in datasets)
+        episodes = _offsets(dataset.num_episodes for dataset in datasets)
+        self.num_frames, self.num_episodes = int(rows[-1]), int(episodes[-1])
+        self.starts = _shifted([dataset.starts for dataset in datasets], rows)
+        self.episode = _shifted([dataset.episode for dataset in datasets], episodes)
+        self.success = np.concatenate([dataset.success for dataset in datasets])
+        self.frame_labels = _join_labels([dataset.frame_labels for dataset in datasets])
+        self.segments = Segments(
+            end=_shifted([dataset.segments.end for dataset in datasets], rows),
+            terminated=np.concatenate([dataset.segments.terminated for dataset in datasets]),
+        )
+        first = datasets[0]
+        self.action_horizon, self.gamma, self.reward_kind = (
+            first.action_horizon,
+            first.gamma,
+            first.reward_kind,
+        )
+        self.action_dim, self.state_dim, self.cameras = first.action_dim, first.state_dim, first.cameras
+        self.encoding, self.fps = first.encoding, first.fps
+
+    def __len__(self) -> int:
+        return int(self._offsets[-1])
+
+    @property
+    def name(self) -> str:
+        """Where the data are, for messages."""
+        return " and ".join(dataset.name for dataset in self.datasets)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the files of all data sets."""
+        return "+".join(dataset.fingerprint for dataset in self.datasets)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """All task texts, each once."""
+        return tuple(dict.fromkeys(task for dataset in self.datasets for task in dataset.tasks))
+
+    @property
+    def label_names(self) -> frozenset[str]:
+        """Labels that are attached to every data set."""
+        return frozenset.intersection(*(dataset.label_names for dataset in self.datasets))
+
+    def source(self, positions: np.ndarray) -> np.ndarray:
+        """Which data set, int [n], the positions int [n] are of."""
+        return np.searchsorted(self._offsets, positions, side="right") - 1
+
+    def split(self, values: np.ndarray) -> list[np.ndarray]:
+        """values [len, ...] of the starts, to each data set its own (views)."""
+        return np.split(values, self._offsets[1:-1])
+
+    def attach(self, name: str, values: np.ndarray) -> None:
+        """Adds a label [len, ...], one value a start; batches carry it in `labels[name]`."""
+        if values.shape[0] != len(self):
+            raise ValueError(f"label {name!r} has {values.shape[0]} rows for {len(self)} starts")
+        for dataset, part in zip(self.datasets, self.split(values), strict=True):
+            dataset.attach(name, part)
+
+    def digest(self) -> str:
+        """Of episodes, actions and labels: equal where a run may be resumed, wherever the files are."""
+        digests = [dataset.digest() for dataset in self.datasets]
+        return digests[0] if len(digests) == 1 else f"{zlib.crc32(' '.join(digests).encode()):08x}"
+
+    def action_statistics(self) -> Statistics:
+        """Statistics of the actions as batches carry them, float32 [A] each (`normalize.merge`)."""
+        return reduce(merge, [dataset.action_statistics() for dataset in self.datasets])
+
+    def state_statistics(self) -> Statistics:
+        """Statistics of the recorded states, float32 [S] each (`normalize.merge`)."""
+        return reduce(merge, [dataset.state_statistics() for dataset in self.datasets])
+
+    def batch(self, index: np.ndarray, next_observation: bool = True) -> ChunkTransition:
+        """The transitions at positions `index` int [B], in that order (as `ChunkDataset.batch`).
+
+        Raises:
+            DatasetError: the data sets carry different labels.
+        """
+        index = np.asarray(index, dtype=np.int64)
+        source = self.source(index)
+        parts = []
+        for number in np.unique(source):
+            rows = index[source == number] - self._offsets[number]
+            part = self.datasets[number].batch(rows, next_observation)
+            parts.append(replace(part, index=part.index + int(self._offsets[number])))
+        order = np.argsort(np.argsort(source, kind="stable"), kind="stable")
+        return _join(parts, order, next_observation)
+
+    def batches(self, batch_size: int, next_observation: bool = False) -> Iterator[ChunkTransition]:
+        """All transitions in order, in batches of at most `batch_size`."""
+        for begin in range(0, len(self), batch_size):
+            yield self.batch(np.arange(begin, min(begin + batch_size, len(self))), next_observation)
+
+
+ChunkData: TypeAlias = ChunkDataset | ChunkCollection
+"""What algorithms and trainer work on."""
+
+
+def _offsets(sizes: Iterator[int]) -> np.ndarray:
+    return np.cumsum([0, *sizes])
+
+
+def _shifted(arrays: Sequence[np.ndarray], offsets: np.ndarray) -> np.ndarray:
+    return np.concatenate([array + offset for array, offset in zip(arrays, offsets, strict=False)])
+
+
+def _join_labels(labels: Sequence[FrameLabels]) -> FrameLabels:
+    names = [f.name for f in fields(FrameLabels) if f.name != "rule"]
+    joined = {name: np.concatenate([getattr(label, name) for label in labels]) for name in names}
+    return replace(labels[0], **joined)
+
+
+def _join(parts: Sequence[ChunkTransition], order: np.ndarray, next_observation: bool) -> ChunkTransition:
+    """One batch from several; its row i is row order[i] of the parts laid end to end."""
+    if len(parts) == 1:
+        return parts[0]
+    for part in parts[1:]:
+        if set(part.labels) != set(parts[0].labels):
+            raise DatasetError(
+                f"data sets carry different labels, {sorted(parts[0].labels)} and {sorted(part.labels)}: "
+                "attach the same to all"
+            )
+    if next_observation:
+        return _concatenate(parts, order)
+    observation = _concatenate([part.observation for part in parts], order)
+    blank = replace(parts[0].observation, images={}, state=None, task=())
+    bare = [replace(part, observation=blank, next_observation=blank) for part in parts]
+    return replace(_concatenate(bare, order), observation=observation, next_observation=observation)
+
+
+def _concatenate(values: Sequence[Any], order: np.ndarray) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor):
+        joined = torch.cat(list(values))
+        return joined if np.array_equal(order, np.arange(len(order))) else joined[torch.from_numpy(order)]
+    if isinstance(first, TensorRecord):
+        named = {
+            f.name: _concatenate([getattr(value, f.name) for value in values], order) for f in fields(first)
+        }
+        return type(first)(**named)
+    if isinstance(first, Mapping):
+        return {key: _concatenate([value[key] for value in values], order) for key in first}
+    if isinstance(first, tuple):
+        joined = [item for value in values for item in value]
+        return tuple(joined[row] for row in order) if joined else ()
+    assert first is None
+    return None
+
+
+def _check_alike(a: ChunkDataset, b: ChunkDataset) -> None:
+    """Raises DatasetError where chunks of the two cannot stand in one batch."""
+
+    def shape(dataset: ChunkDataset) -> dict[str, Any]:
+        return {
+            "actions a chunk": dataset.action_horizon,
+            "values an action": dataset.action_dim,
+            "values a state": dataset.state_dim,
+            "cameras (height, width)": {
+                name: dataset.table.camera(name).size for name in sorted(dataset.cameras)
+            },
+            "frames a second": float(dataset.fps),
+            "discount": dataset.gamma,
+            "reward": dataset.reward_kind,
+            "action encoding": dataset.encoding,
+        }
+
+    ours, theirs = shape(a), shape(b)
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise DatasetError(
+                f"{b.name}: {name}: {theirs[name]}, but {a.name} has {value}: "
+                "name columns and cameras alike, resize pictures, or leave the data set out"
+            )
