@@ -1,30 +1,86 @@
-"""The optimiser step: AdamW, mixed precision on GPUs, gradient clipping."""
+"""The optimiser: AdamW (or 8-bit AdamW), learning-rate schedule, accumulation, clipping, precision, averages."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from chunkrl.errors import ChunkRLError
+from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.training.eight_bit import (
+    eight_bit_adamw,
+    is_packed,
+    is_quantised,
+    pack_moment,
+    unpack_moment,
+)
+
+Schedule = Literal["constant", "cosine"]
+OptimizerKind = Literal["adamw", "adamw_8bit"]
+
+# Devices on which PyTorch has a fused AdamW kernel for floating-point parameters.
+_FUSED_DEVICES = ("cuda", "cpu", "mps", "xpu")
+_MASTER_DTYPES = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """lr: AdamW's learning rate. weight_decay: AdamW's. grad_clip: largest gradient norm of a clip group."""
+    """Settings of `Optimizer`; a learning-rate schedule counts updates, not batches of an accumulation.
+
+    lr: AdamW's learning rate, the schedule's peak. weight_decay, betas: AdamW's.
+    grad_clip: largest gradient norm of a clip group.
+    schedule: `constant`, or `cosine` from lr to final_lr_ratio * lr over all updates.
+    warmup_updates: the rate grows linearly from 0 over that many updates, with either schedule.
+    kind: `adamw`, 8 bytes of moments a parameter, or `adamw_8bit`, 2 (block-wise quantised, arXiv 2110.02861).
+    """
 
     lr: float = 3e-4
     weight_decay: float = 0.0
     grad_clip: float = 10.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Schedule = "constant"
+    warmup_updates: int = 0
+    final_lr_ratio: float = 0.1
+    kind: OptimizerKind = "adamw"
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.grad_clip <= 0 or self.weight_decay < 0:
             raise ChunkRLError("lr and grad_clip must be positive and weight_decay not negative")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ChunkRLError(f"betas is {self.betas}; AdamW needs two numbers in [0, 1)")
+        for name, choices in (("schedule", get_args(Schedule)), ("kind", get_args(OptimizerKind))):
+            if getattr(self, name) not in choices:
+                raise ChunkRLError(
+                    f"optimiser {name} is {getattr(self, name)!r}; use one of {', '.join(choices)}"
+                )
+        if self.warmup_updates < 0 or not 0 <= self.final_lr_ratio <= 1:
+            raise ChunkRLError("warmup_updates must not be negative, and final_lr_ratio lies in [0, 1]")
+
+
+def learning_rate(config: OptimConfig, update: int, num_updates: int | None = None) -> float:
+    """The rate of one update, a pure function: nothing to restore when a run resumes.
+
+    With w = warmup_updates: lr (u + 1) / w for u < w; then lr, or with `cosine`
+    lr (f + (1 - f) (1 + cos(pi p)) / 2), f = final_lr_ratio, p = (u - w) / (num_updates - 1 - w), so that the
+    last update has the final rate. Updates beyond num_updates keep it.
+
+    Args:
+        update: u, counted from 0.
+        num_updates: of the whole run; only `cosine` needs it.
+    """
+    if update < config.warmup_updates:
+        return config.lr * (update + 1) / config.warmup_updates
+    if config.schedule == "constant":
+        return config.lr
+    assert num_updates is not None, "Optimizer checks this"
+    progress = min(1.0, (update - config.warmup_updates) / max(1, num_updates - 1 - config.warmup_updates))
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    return config.lr * (config.final_lr_ratio + (1 - config.final_lr_ratio) * cosine)
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -32,45 +88,238 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
+def prepare_precision(module: nn.Module, frozen_dtype: torch.dtype | None) -> None:
+    """Trained parameters become float32 masters; frozen floating-point ones get `frozen_dtype` (None: stay).
+
+    Call it after choosing what trains and before building the optimiser, and train under `autocast`.
+    """
+    for parameter in module.parameters():
+        dtype = torch.float32 if parameter.requires_grad else frozen_dtype
+        if dtype is not None and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def frozen_dtype(device: torch.device) -> torch.dtype | None:
+    """What `prepare_precision` casts frozen parameters to: bfloat16 on a GPU, nothing on a CPU."""
+    return torch.bfloat16 if device.type == "cuda" else None
+
+
 class Optimizer:
     """AdamW over groups of parameters; each group is clipped by its own gradient norm.
 
-    groups: cross-fitted networks are a group each, because one norm over all of them would let the gradient
-        of a network that sees an episode scale the step of the network that must not.
+    `step` is one update from one loss. To accumulate, call `backward` for each part of a batch (the losses add
+    up: divide each by their number) and then `apply`.
+
+    Args:
+        groups: cross-fitted networks are a group each, because one norm over all of them would let the gradient
+            of a network that sees an episode scale the step of the network that must not. Frozen parameters
+            are left out.
+        num_updates: of the whole run, which the cosine schedule needs.
+
+    Raises:
+        ChunkRLError: nothing to train, a trained parameter below float32, or a schedule without its length.
+        MissingExtraError: `adamw_8bit` without its package.
     """
 
-    def __init__(self, groups: Sequence[Iterable[nn.Parameter]], config: OptimConfig) -> None:
+    def __init__(
+        self, groups: Sequence[Iterable[nn.Parameter]], config: OptimConfig, num_updates: int | None = None
+    ) -> None:
         self._groups = [[p for p in group if p.requires_grad] for group in groups]
         self._parameters = [p for group in self._groups for p in group]
-        self._config = config
-        self._adam = torch.optim.AdamW(
-            self._parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
+        self._config, self._num_updates = config, num_updates
+        self._num_applied = 0
+        self._accumulating = False
+        self._check()
+        self._adam = _adamw(self._parameters, config)
+
+    def _check(self) -> None:
+        config, num_updates = self._config, self._num_updates
+        if not self._parameters:
+            raise ChunkRLError("every parameter is frozen: there is nothing to train; choose some that are")
+        low = {str(p.dtype) for p in self._parameters if p.dtype not in _MASTER_DTYPES}
+        if low:
+            raise ChunkRLError(
+                f"trained parameters in {', '.join(sorted(low))} lose small updates; call prepare_precision first"
+            )
+        if config.schedule != "cosine":
+            return
+        if num_updates is None:
+            raise ChunkRLError(
+                "the cosine schedule needs num_updates, the length of the run; or use constant"
+            )
+        if config.warmup_updates >= num_updates > 0:
+            raise ChunkRLError(
+                f"warmup_updates {config.warmup_updates} must be below the run's {num_updates} updates"
+            )
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next update."""
+        return learning_rate(self._config, self._num_applied, self._num_updates)
+
+    @property
+    def num_applied(self) -> int:
+        """Updates applied so far, over resumes."""
+        return self._num_applied
 
     def step(self, loss: Tensor) -> float:
-        """One step down `loss` (a scalar); returns the norm of all gradients before clipping."""
-        self._adam.zero_grad(set_to_none=True)
+        """One update down `loss` (a scalar); returns the norm of all gradients before clipping."""
+        self.backward(loss)
+        return self.apply()
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of `loss` (a scalar); the first call after an update starts from zero."""
+        if not self._accumulating:
+            self._adam.zero_grad(set_to_none=True)
+        self._accumulating = True
         loss.backward()
+
+    def apply(self) -> float:
+        """One update by the gradients so far; returns their norm, over all groups, before clipping."""
+        assert self._accumulating, "backward comes before apply"
         clip = self._config.grad_clip
-        norms = [float(torch.nn.utils.clip_grad_norm_(group, clip)) for group in self._groups]
+        norms = [_to_float(torch.nn.utils.clip_grad_norm_(group, clip)) for group in self._groups]
+        for group in self._adam.param_groups:
+            if isinstance(group["lr"], Tensor):  # the 8-bit one's: a number would compile it anew
+                group["lr"].fill_(self.lr)
+            else:
+                group["lr"] = self.lr
         self._adam.step()
+        self._accumulating = False
+        self._num_applied += 1
         return math.hypot(*norms)
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments and step counts by parameter position."""
-        state = self._adam.state_dict()["state"]
-        return {str(index): dict(entry) for index, entry in state.items()}
+        """Update count, and moments by parameter position, as plain tensors."""
+        assert not self._accumulating, "gradients that wait for apply are not saved"
+        moments = {}
+        for index, parameter in enumerate(self._parameters):
+            if entry := self._adam.state.get(parameter):
+                moments[str(index)] = {key: pack_moment(value) for key, value in entry.items()}
+        return {"num_applied": self._num_applied, "num_parameters": len(self._parameters), "moments": moments}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`: training goes on to the same numbers.
+
+        Raises CheckpointError when it belongs to other parameters or another kind of optimiser.
+        """
+        self._check_state(state)
+        entries: dict[int, dict[str, Any]] = {}
+        for index, entry in state["moments"].items():
+            parameter = self._parameters[int(index)]
+            entries[int(index)] = {
+                key: unpack_moment(value, parameter.dtype, parameter.device) if is_packed(value) else value
+                for key, value in entry.items()
+            }
         groups = self._adam.state_dict()["param_groups"]
-        self._adam.load_state_dict(
-            {"state": {int(index): entry for index, entry in state.items()}, "param_groups": groups}
-        )
+        self._adam.load_state_dict({"state": entries, "param_groups": groups})
+        self._num_applied = int(state["num_applied"])
+        self._accumulating = False
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        cure = "resume with the settings that the checkpoint was made with, or start a new run"
+        if set(state) != {"num_applied", "num_parameters", "moments"}:
+            raise CheckpointError(f"the optimiser's state was written by another version; {cure}")
+        if state["num_parameters"] != len(self._parameters):
+            raise CheckpointError(
+                f"the checkpoint trains {state['num_parameters']} parameters, this run {len(self._parameters)}; "
+                f"{cure}"
+            )
+        for index, entry in state["moments"].items():
+            parameter, moment = self._parameters[int(index)], entry["exp_avg"]
+            shape = moment["codes"].shape if is_packed(moment) else moment.shape
+            quantised = self._config.kind == "adamw_8bit" and is_quantised(parameter)
+            if tuple(shape) != tuple(parameter.shape) or is_packed(moment) != quantised:
+                raise CheckpointError(
+                    f"moments of trained parameter {index} [{', '.join(map(str, shape))}] do not belong to one of "
+                    f"[{', '.join(map(str, parameter.shape))}] under {self._config.kind}; {cure}"
+                )
+
+
+def _adamw(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
+    if config.kind == "adamw_8bit":
+        return eight_bit_adamw(parameters, config.lr, config.betas, config.weight_decay)
+    fused = all(p.device.type in _FUSED_DEVICES for p in parameters)
+    return torch.optim.AdamW(
+        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=fused
+    )
+
+
+def _to_float(norm: Tensor) -> float:
+    """A gradient norm as a number; a sharded one is summed over its shards first."""
+    full = getattr(norm, "full_tensor", None)
+    return float(norm if full is None else full())
 
 
 @torch.no_grad()
+def _move_average(average: Tensor, value: Tensor, rate: float) -> None:
+    average.lerp_(value.detach().to(average.dtype), rate)
+
+
 def update_ema(target: nn.Module, online: nn.Module, rate: float) -> None:
-    """target <- (1 - rate) target + rate online, parameters only (buffers are shared statistics)."""
+    """target <- (1 - rate) target + rate online, parameters only (buffers are shared statistics).
+
+    The target stays in float32 even where `online` is not: bfloat16 would lose the small steps.
+    """
     for old, new in zip(target.parameters(), online.parameters(), strict=True):
-        old.lerp_(new, rate)
+        if old.dtype not in _MASTER_DTYPES:
+            raise ChunkRLError(f"a target network in {old.dtype} loses small steps; make it float32 first")
+        _move_average(old, new, rate)
+
+
+class Ema:
+    """Exponential moving average of parameters, in float32 whatever their dtype.
+
+    Args:
+        module_parameters: names and parameters, as `named_parameters` gives them; the trained ones suffice.
+        decay: average <- decay * average + (1 - decay) * parameter, an update.
+    """
+
+    def __init__(self, module_parameters: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ChunkRLError(f"the EMA's decay is {decay}; it must lie in [0, 1)")
+        self._decay = decay
+        self._parameters = dict(module_parameters)
+        self._shadow = {
+            name: parameter.detach().to(torch.float32, copy=True)
+            for name, parameter in self._parameters.items()
+        }
+
+    def update(self) -> None:
+        """Once after each update of the parameters."""
+        for name, parameter in self._parameters.items():
+            _move_average(self._shadow[name], parameter, 1 - self._decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The parameters hold the averages inside, and exactly what they held before afterwards.
+
+        It takes memory for one more copy of the parameters meanwhile.
+        """
+        originals = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        try:
+            self._fill(self._shadow)
+            yield
+        finally:
+            self._fill(originals)
+
+    @torch.no_grad()
+    def _fill(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(values[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Averages by parameter name, float32."""
+        return {name: shadow.clone() for name, shadow in self._shadow.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state_dict`. Raises CheckpointError when the parameters are others."""
+        wrong = sorted(set(state) ^ set(self._shadow))
+        wrong += [n for n in self._shadow if n in state and state[n].shape != self._shadow[n].shape]
+        if wrong:
+            raise CheckpointError(
+                f"the checkpoint's averages are of other parameters ({', '.join(wrong[:3])}, ...: {len(wrong)}); "
+                "resume with the trained parameters that it was made with"
+            )
+        for name, shadow in self._shadow.items():
+            shadow.copy_(state[name])
