@@ -80,6 +80,10 @@ class PiFeatures:
     def __init__(self, policy: PiPolicy, state_noise: float = 0.0) -> None:
         self.policy, self.state_noise = policy, state_noise
 
+    def __deepcopy__(self, memo: dict) -> PiFeatures:
+        """Copies of a critic (target networks) share the policy."""
+        return self
+
     @torch.no_grad()
     def __call__(self, observation: Observation, training: bool = False) -> CriticInputs:
         """training: with noise on the state (from torch's global generator)."""
@@ -247,7 +251,7 @@ class PiCritic(nn.Module):
         """
         single = actions.dim() == 3
         chunks = self.features.chunks(inputs, actions[:, None] if single else actions)
-        values = torch.stack([self.head.value(network.outputs(inputs, chunks)) for network in self.networks])
+        values = torch.stack([self.head.value(q.outputs(inputs, chunks)) for q in self.networks])  # type: ignore[operator]
         return values[..., 0] if single else values
 
 
