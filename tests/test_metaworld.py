@@ -1,5 +1,6 @@
 """MetaWorld: reproducible resets, collection and evaluation; what the scripted mixtures refuse."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import label_frames
 from chunkrl.envs.collect import CollectConfig, collect_dataset, collect_episode, features
-from chunkrl.envs.metaworld import ACTION_DIM, GOAL, STATE_DIM, MetaWorldEnv, make_expert
+from chunkrl.envs.metaworld import ACTION_DIM, CAMERA, GOAL, STATE_DIM, STATE_NAMES, MetaWorldEnv, make_expert
 from chunkrl.envs.scripted import CONTROLLERS, MixtureConfig, MixtureController
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.evaluation.rollout import Rollouts, evaluate, initial_seeds
@@ -68,6 +69,27 @@ def test_actions_and_tasks_that_do_not_fit(envs: list[MetaWorldEnv]) -> None:
         MetaWorldEnv("push-v9")
 
 
+def test_compact_state_and_camera(envs: list[MetaWorldEnv]) -> None:
+    env = MetaWorldEnv("push-v3", max_steps=30, state="compact", camera_size=24)
+    full, seen = envs[0].reset(5).state, env.reset(5)
+    assert env.state_dim == len(STATE_NAMES["compact"]) == 10 and len(STATE_NAMES["full"]) == STATE_DIM
+    # hand, gripper and object position, then the goal
+    assert np.array_equal(seen.state, full[[0, 1, 2, 3, 4, 5, 6, 36, 37, 38]])
+    assert np.array_equal(env.full_state, full)
+    for step in (seen, env.step(np.ones(ACTION_DIM))):
+        assert step.images[CAMERA].shape == (24, 24, 3) and step.images[CAMERA].dtype == np.uint8
+        assert step.images[CAMERA].std() > 10
+    env.close()
+    for bad, message in (
+        ({"state": "short"}, "state is 'short'"),
+        ({"camera_size": -1}, "camera_size is -1"),
+    ):
+        with pytest.raises(ChunkRLError, match=message):
+            MetaWorldEnv("push-v3", **bad)  # type: ignore[arg-type]
+        with pytest.raises(ChunkRLError, match=message):
+            CollectConfig(**bad)  # type: ignore[arg-type]
+
+
 CONFIG = CollectConfig(num_episodes=3, max_steps=12, seed=4, num_workers=0)
 
 
@@ -77,7 +99,7 @@ def test_an_episode_is_a_function_of_configuration_and_number(mixture: str) -> N
     second = collect_episode(config, 1)
     collect_episode(config, 0)
     again = collect_episode(config, 1)
-    assert second.columns.keys() == features(STATE_DIM, ACTION_DIM).keys()
+    assert second.columns.keys() == features("full", ACTION_DIM).keys()
     for name, values in second.columns.items():
         assert np.array_equal(values, again.columns[name]), name
     other = collect_episode(replace(config, seed=5), 1)
@@ -110,6 +132,18 @@ def test_collected_data_set(tmp_path: Path) -> None:
     with pytest.raises(ChunkRLError, match="no task 'push-v9'"):
         collect_dataset(tmp_path / "new", replace(CONFIG, env="push-v9"))
     assert not (tmp_path / "new").exists()
+
+
+def test_what_is_observed_changes_nothing_else(tmp_path: Path) -> None:
+    config = replace(CONFIG, num_episodes=1, max_steps=4, state="compact", camera_size=16)
+    collect_dataset(tmp_path / "d", config)
+    table = FrameTable.open(tmp_path / "d", progress=silent)
+    full = collect_episode(replace(config, state="full", camera_size=0), 0).columns
+    assert np.array_equal(table.action, full["action"])
+    names = json.loads((tmp_path / "d/meta/info.json").read_text())["features"]["observation.state"]["names"]
+    entries = [STATE_NAMES["full"].index(name) for name in names]
+    assert table.state is not None and np.array_equal(table.state, full["observation.state"][:, entries])
+    assert table.images(CAMERA, np.arange(4)).size == 4 * 16 * 16 * 3
 
 
 def test_mixtures_that_are_none_are_refused() -> None:

@@ -11,7 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from chunkrl.data.writer import DatasetWriter, FeatureSpec
-from chunkrl.envs.metaworld import ACTION_DIM, FPS, STATE_DIM, MetaWorldEnv, check_task, make_expert
+from chunkrl.envs.metaworld import (
+    ACTION_DIM,
+    CAMERA,
+    FPS,
+    STATE_NAMES,
+    MetaWorldEnv,
+    State,
+    check_observation,
+    check_task,
+    make_expert,
+)
 from chunkrl.envs.scripted import MixtureConfig, MixtureController
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.progress import Progress, silent
@@ -24,6 +34,7 @@ class CollectConfig:
     env: MetaWorld task. num_episodes: episodes, successful or not. max_steps: time limit, steps.
     seed: determines initial states, controllers and noise; episode i depends on (seed, i) alone.
     num_workers: simulator processes (0: in this process).
+    state, camera_size: what is observed, as `MetaWorldEnv` has it; evaluate with the same.
     """
 
     env: str = "push-v3"
@@ -32,8 +43,11 @@ class CollectConfig:
     max_steps: int = 150
     seed: int = 0
     num_workers: int = 2
+    state: State = "full"
+    camera_size: int = 0
 
     def __post_init__(self) -> None:
+        check_observation(self.state, self.camera_size)
         for name, least in (("num_episodes", 1), ("max_steps", 1), ("seed", 0), ("num_workers", 0)):
             if getattr(self, name) < least:
                 raise ChunkRLError(f"{name} is {getattr(self, name)}; it must be at least {least}")
@@ -48,10 +62,12 @@ class CollectedEpisode:
     success: bool
 
 
-def features(state_dim: int, action_dim: int) -> dict[str, FeatureSpec]:
+def features(state: State, action_dim: int, camera_size: int = 0) -> dict[str, FeatureSpec]:
     """The columns that collection writes (flags in `next.*` follow the action of their frame)."""
-    return {
-        "observation.state": FeatureSpec("float32", (state_dim,)),
+    names = STATE_NAMES[state]
+    picture = {CAMERA: FeatureSpec("image", (camera_size, camera_size, 3))} if camera_size else {}
+    return picture | {
+        "observation.state": FeatureSpec("float32", (len(names),), names),
         "action": FeatureSpec("float32", (action_dim,)),
         "next.reward": FeatureSpec("float32", (1,)),
         "next.success": FeatureSpec("bool", (1,)),
@@ -62,22 +78,22 @@ def features(state_dim: int, action_dim: int) -> dict[str, FeatureSpec]:
     }
 
 
-_ENVS: dict[tuple[str, int], MetaWorldEnv] = {}  # one simulator a process, made once
+_ENVS: dict[tuple[str, int, State, int], MetaWorldEnv] = {}  # one simulator a process, made once
 
 
 def collect_episode(config: CollectConfig, episode: int) -> CollectedEpisode:
     """Episode number `episode` of `config`, a function of (config, episode) alone."""
-    key = (config.env, config.max_steps)
+    key = (config.env, config.max_steps, config.state, config.camera_size)
     if key not in _ENVS:
-        _ENVS[key] = MetaWorldEnv(config.env, config.max_steps)
+        _ENVS[key] = MetaWorldEnv(*key)
     env = _ENVS[key]
     rng = np.random.default_rng([config.seed, episode])
     controller = MixtureController(make_expert(config.env), config.mixture, rng)
     step = env.reset(int(rng.integers(2**31)))
-    states, actions, controllers, steps = [], [], [], []
+    observed, actions, controllers, steps = [], [], [], []
     while not step.done:
-        action, acting = controller.act(step.state)
-        states.append(step.state)
+        action, acting = controller.act(env.full_state)
+        observed.append(step)
         actions.append(action)
         controllers.append(acting)
         step = env.step(action)
@@ -87,7 +103,7 @@ def collect_episode(config: CollectConfig, episode: int) -> CollectedEpisode:
         return np.asarray(values, dtype=dtype)[:, None]
 
     columns = {
-        "observation.state": np.stack(states),
+        "observation.state": np.stack([s.state for s in observed]),
         "action": np.stack(actions),
         "next.reward": column([s.reward for s in steps], np.float32),
         "next.success": column([s.success for s in steps], bool),
@@ -95,6 +111,8 @@ def collect_episode(config: CollectConfig, episode: int) -> CollectedEpisode:
         "next.truncated": column([s.truncated for s in steps], bool),
         "complementary_info.controller": column(controllers, np.int64),
     }
+    if config.camera_size:
+        columns[CAMERA] = np.stack([s.images[CAMERA] for s in observed])
     return CollectedEpisode(columns, env.task, step.success)
 
 
@@ -127,7 +145,7 @@ def collect_dataset(
     with DatasetWriter(
         root,
         fps=FPS,
-        features=features(STATE_DIM, ACTION_DIM),
+        features=features(config.state, ACTION_DIM, config.camera_size),
         robot_type=f"metaworld:{config.env}",
         overwrite=overwrite,
     ) as writer:

@@ -6,12 +6,30 @@ The goal is part of the observation. An episode ends at the first success (termi
 
 from __future__ import annotations
 
+from typing import Any, Literal, get_args
+
 import numpy as np
 
 from chunkrl.envs.protocol import EnvStep
+from chunkrl.envs.software_render import SoftwareRenderer, metaworld_camera
 from chunkrl.errors import ChunkRLError, MissingExtraError
 
-STATE_DIM = 39
+State = Literal["full", "compact"]
+_XYZ = ("x", "y", "z")
+_FRAME = (
+    *(f"hand_{axis}" for axis in _XYZ),
+    "gripper",
+    *(f"{thing}_{entry}" for thing in ("object", "object2") for entry in (*_XYZ, "qx", "qy", "qz", "qw")),
+)
+_GOAL_NAMES = tuple(f"goal_{axis}" for axis in _XYZ)
+# Names of the 39 entries: this frame, the frame before, the goal. Tasks with one object leave `object2` at 0.
+FULL_STATE = (*_FRAME, *(f"previous_{name}" for name in _FRAME), *_GOAL_NAMES)
+# What the scripted experts of push and pick-place read: short enough for a prompt.
+_COMPACT = (*_FRAME[:7], *_GOAL_NAMES)
+STATE_NAMES: dict[State, tuple[str, ...]] = {"full": FULL_STATE, "compact": _COMPACT}
+_COMPACT_ENTRIES = [FULL_STATE.index(name) for name in _COMPACT]
+CAMERA = "observation.images.camera"  # as data sets name it, so that policies know it by one name
+STATE_DIM = len(FULL_STATE)
 ACTION_DIM = 4
 GOAL = slice(36, 39)
 FPS = 80.0  # MuJoCo step 2.5 ms, 5 steps an action
@@ -42,16 +60,40 @@ def check_task(name: str) -> None:
         raise ChunkRLError(f"MetaWorld has no task {name!r}; choose one of {', '.join(task_names())}")
 
 
+def check_observation(state: str, camera_size: int) -> None:
+    """Raises ChunkRLError unless `MetaWorldEnv` can observe so."""
+    if state not in get_args(State):
+        raise ChunkRLError(f"state is {state!r}; it must be one of {get_args(State)}")
+    if camera_size < 0:
+        raise ChunkRLError(
+            f"camera_size is {camera_size}; it must be 0 (no camera) or a picture's side in pixels"
+        )
+
+
 class MetaWorldEnv:
     """One MetaWorld task behind `chunkrl.envs.protocol.Environment`."""
 
-    state_dim = STATE_DIM
     action_dim = ACTION_DIM
     fps = FPS
 
-    def __init__(self, name: str, max_steps: int = 150) -> None:
+    def __init__(self, name: str, max_steps: int = 150, state: State = "full", camera_size: int = 0) -> None:
+        """
+        Args:
+            name: MetaWorld task.
+            max_steps: time limit, steps.
+            state: entries of the state, named by `STATE_NAMES`: `full` has all 39; `compact` the 10 of hand,
+                gripper, object position and goal (no orientation, no second object, no previous frame).
+            camera_size: side of the square picture of camera `CAMERA`, pixels; 0: no camera. Drawn in software.
+
+        Raises:
+            ChunkRLError: no such task, another state, or a negative size.
+        """
         metaworld, _ = _import_metaworld()
         check_task(name)
+        check_observation(state, camera_size)
+        self._entries = _COMPACT_ENTRIES if state == "compact" else list(range(STATE_DIM))
+        self.state_dim = len(self._entries)
+        self.full_state = np.zeros(STATE_DIM, dtype=np.float32)  # of the last step, whatever `state` says
         self.name = name
         self.task = TASK_TEXT.get(name, name.removesuffix("-v3").replace("-", " "))
         self.max_steps = max_steps
@@ -63,6 +105,9 @@ class MetaWorldEnv:
         self._env.seeded_rand_vec = True
         self._env._set_task_called = True
         self._num_steps = 0
+        self._renderer = None
+        if camera_size:
+            self._renderer = SoftwareRenderer(self.mujoco[0], metaworld_camera(), camera_size, camera_size)
 
     @property
     def mujoco(self):
@@ -74,7 +119,13 @@ class MetaWorldEnv:
         self._env.seed(seed)
         observation, _ = self._env.reset()
         self._num_steps = 0
-        return EnvStep(state=np.asarray(observation, dtype=np.float32))
+        return EnvStep(**self._observe(observation))
+
+    def _observe(self, observation: np.ndarray) -> dict[str, Any]:
+        """`state` and `images` of an EnvStep, from MetaWorld's own observation [39]."""
+        self.full_state = np.asarray(observation, dtype=np.float32)
+        images = {} if self._renderer is None else {CAMERA: self._renderer.render(self.mujoco[1])}
+        return {"state": self.full_state[self._entries], "images": images}
 
     def step(self, action: np.ndarray) -> EnvStep:
         """One 80 Hz action [dx, dy, dz, gripper] in [-1, 1]; reward 1 at success, else 0."""
@@ -85,7 +136,7 @@ class MetaWorldEnv:
         self._num_steps += 1
         success = bool(info["success"])
         return EnvStep(
-            state=np.asarray(observation, dtype=np.float32),
+            **self._observe(observation),
             reward=float(success),
             success=success,
             terminated=success,
