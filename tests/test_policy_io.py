@@ -10,7 +10,9 @@ from chunk_data import image_episodes, random_episodes, write_dataset
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.cross_fitted_awr import ValueFit
-from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.data.action_encoding import ActionEncoding, EncodingKind
+from chunkrl.data.chunks import HoldAction
+from chunkrl.errors import CheckpointError, ChunkRLError, DatasetError
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.models.policy import PolicyConfig
 from chunkrl.training.checkpoint import TENSORS, VALUES, load_state, save_state
@@ -95,6 +97,50 @@ def test_saved_and_loaded_policies_act_alike(
         assert (first.numpy() >= low).all() and (first.numpy() <= high).all()
     run.save(tmp_path / "again")
     assert (tmp_path / "again" / TENSORS).read_bytes() == (tmp_path / "run" / "policy" / TENSORS).read_bytes()
+
+
+def reaching(length: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Somewhere in a wide space, moving by (1, -0.5) a step; actions are the next positions, the third a gripper."""
+    start = rng.uniform(-100, 100, size=2)
+    position = (start + np.arange(length + 1)[:, None] * [1.0, -0.5]).astype(np.float32)
+    gripper = rng.integers(0, 2, (length, 1)).astype(np.float32)
+    return {
+        "observation.state": position[:-1],
+        "action": np.concatenate([position[1:], gripper], axis=1),
+        "next.success": np.arange(length) == length - 1,
+    }
+
+
+@pytest.mark.parametrize("kind", ["delta", "relative"])
+def test_a_policy_of_encoded_actions_acts_in_the_datas_units(tmp_path: Path, kind: EncodingKind) -> None:
+    rng = np.random.default_rng(0)
+    root = write_dataset(tmp_path / "data", [reaching(6, rng) for _ in range(6)])
+    encoding = ActionEncoding(kind, action_dims=(0, 1))
+    hold = HoldAction("absolute")
+    run = train(root, tmp_path / "run", action_dim=3, encoding=encoding, hold=hold, train_q=True)
+    loaded = ChunkPolicy.load(tmp_path / "run" / "policy")
+    assert loaded.spec.encoding == encoding
+    state = torch.tensor([[1000.0, 0.0], [-50.0, 70.0]])  # far from all data: what is encoded is not
+    observation = Observation(state=state, task=("push", "push"))
+    step = torch.tensor([1.0, -0.5])
+    for mode in ("mode", "sample", "best_of_n"):
+        ours, theirs = (
+            policy.act(observation, generators(0, 1), mode, 4)  # type: ignore[arg-type]
+            for policy in (run.chunk_policy(), loaded)
+        )
+        assert torch.equal(ours, theirs)
+        moved = ours[..., :2] - state[:, None]
+        if kind == "delta":  # the data's only step, to which samples are clipped
+            expected = step * torch.arange(1, 4)[:, None]
+            torch.testing.assert_close(moved, expected.expand(2, 3, 2), rtol=0, atol=1e-3)
+        else:  # between the first and the last of the data's three steps
+            low, high = torch.minimum(step, 3 * step), torch.maximum(step, 3 * step)
+            assert (moved >= low - 1e-3).all() and (moved <= high + 1e-3).all()
+        assert (ours[..., 2] >= 0).all() and (ours[..., 2] <= 1).all()
+    sees = {"use_state": False, "use_task": True}
+    blind = train(root, tmp_path / "blind", action_dim=3, encoding=encoding, hold=hold, **sees)
+    with pytest.raises(DatasetError, match="needs a state"):
+        blind.chunk_policy().act(Observation(task=("push",)), [])
 
 
 @pytest.fixture(scope="module")

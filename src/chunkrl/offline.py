@@ -80,6 +80,7 @@ class ChunkLevelOfflineRL:
             reward=config.reward,
             labels=labels,
             hold=config.hold,
+            encoding=config.encoding,
             mapping=config.mapping,
             cameras=config.cameras,
             revision=config.revision if path == config.dataset_dir else None,
@@ -151,6 +152,7 @@ class ChunkLevelOfflineRL:
             fps=float(self.dataset.fps),
             objective=config.objective,
             dataset_fingerprint=self.dataset.fingerprint,
+            encoding=self.dataset.encoding,
         )
         return ChunkPolicy(spec, self.policy, q)
 

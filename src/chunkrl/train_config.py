@@ -10,6 +10,7 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from chunkrl.algorithms.cross_fitted_awr import ValueFit
+from chunkrl.data.action_encoding import ActionEncoding
 from chunkrl.data.chunks import ChunkReward, HoldAction
 from chunkrl.data.formats import ColumnMapping
 from chunkrl.data.frames import FrameSettings
@@ -95,6 +96,8 @@ class TrainConfig:
     """Chunk reward: any sub-goal (the document's) or the discounted sum of rewards."""
     hold: HoldAction = field(default_factory=HoldAction)
     """What pads chunks beyond an episode's end."""
+    encoding: ActionEncoding = field(default_factory=ActionEncoding)
+    """How the networks write actions that were recorded as targets (with --hold.control absolute)."""
     mapping: ColumnMapping = field(default_factory=ColumnMapping)
     """Columns with other names than LeRobot's, openpi's or the document's."""
     revision: str | None = None

@@ -13,6 +13,7 @@ from torch import Tensor
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.cross_fit import CrossFitted
 from chunkrl.config import from_dict
+from chunkrl.data.action_encoding import ActionEncoding
 from chunkrl.data.normalize import Normalizer
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.models.encoders import NetworkConfig, ObservationSpec
@@ -37,7 +38,8 @@ class QSpec:
 class PolicySpec:
     """Everything that rebuilds the networks of a saved policy.
 
-    fps: of the data, steps/s. objective, dataset_fingerprint: where the policy comes from.
+    fps: of the data, steps/s. objective, dataset_fingerprint: where the policy comes from. encoding: how the
+    networks write actions.
     """
 
     observation: ObservationSpec
@@ -48,6 +50,7 @@ class PolicySpec:
     fps: float
     objective: str
     dataset_fingerprint: str
+    encoding: ActionEncoding = ActionEncoding()
 
 
 class ChunkPolicy:
@@ -71,8 +74,21 @@ class ChunkPolicy:
     ) -> Tensor:
         """One chunk for each of B observations, [B, H, A]; row b's noise comes from generators[b] alone.
 
-        Mode `mode` draws no noise, and takes any generators, or none.
+        Mode `mode` draws no noise, and takes any generators, or none. Raises DatasetError where actions are
+        encoded by the state and the observation has none.
         """
+        actions = self._encoded(observation, generators, mode, num_candidates)
+        state = observation.state
+        return self.spec.encoding.decode(actions, None if state is None else state.to(actions.device))
+
+    def _encoded(
+        self,
+        observation: Observation,
+        generators: Sequence[torch.Generator],
+        mode: ActionMode,
+        num_candidates: int,
+    ) -> Tensor:
+        """The chunks as the networks write them; Q was trained on such ones."""
         if mode == "mode":
             return self.policy(observation)
         if len(generators) != observation.batch_size:
