@@ -57,5 +57,5 @@ def unpack_moment(value: dict[str, Any], dtype: torch.dtype, device: torch.devic
     """The inverse of `pack_moment`, on `device`; dtype: of the parameter."""
     from torchao.optim.subclass_8bit import OptimState8bit  # pyright: ignore[reportMissingImports]
 
-    parts = [value[name].to(device) for name in _PARTS]
-    return OptimState8bit(*parts, value[_SIGNED], dtype)
+    codes, scale, qmap = (value[name].to(device) for name in _PARTS)
+    return OptimState8bit(codes, scale, qmap, value[_SIGNED], dtype)
