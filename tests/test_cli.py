@@ -91,6 +91,35 @@ def test_train_flags_are_frozen(capsys: pytest.CaptureFixture[str]) -> None:
         assert flag in shown
 
 
+@pytest.mark.parametrize("command", ["train", "inspect", "label"])
+def test_columns_have_the_same_flags_everywhere(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    for flag in ("--image-keys", "--state-key", "--action-key"):
+        assert flag in shown
+    assert "--mapping" not in shown
+
+
+def test_columns_of_other_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {"observation.state": "pose", "action": "command", "next.success": "next.success"}
+    episodes = [{names[key]: values for key, values in columns.items()} for columns in random_episodes(6)]
+    root = write_dataset(tmp_path / "d", episodes)
+    assert "name it with --action-key" in refused(["label", str(root)], capsys)
+    columns = ["--state-key", "pose", "--action-key", "command"]
+    main(["label", str(root), *columns])
+    main(small(root, tmp_path / "run", *columns, "--image-keys"))
+    saved = load_config(TrainConfig, tmp_path / "run" / "config.json")
+    assert (saved.mapping.state_key, saved.mapping.action_key, saved.mapping.image_keys) == (
+        "pose",
+        "command",
+        (),
+    )
+    assert "'pose2', which --state-key names" in refused(
+        ["label", str(root), *columns, "--state-key", "pose2"], capsys
+    )
+
+
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -62,11 +62,13 @@ def test_places_episodes_in_shared_videos(tmp_path: Path):
 
 def test_mapping_overrides_recognition(tmp_path: Path):
     root = write_lerobot_folder(tmp_path / "set", camera="image").root
-    mapping = ColumnMapping(state="action", action="observation.state", images=("observation.images.wrist",))
+    mapping = ColumnMapping(
+        state_key="action", action_key="observation.state", image_keys=("observation.images.wrist",)
+    )
     description = describe(str(root), mapping)
     assert (description.state_key, description.action_key) == ("action", "observation.state")
     assert description.cameras == ("observation.images.wrist",)
-    assert describe(root, ColumnMapping(images=())).cameras == ()
+    assert describe(root, ColumnMapping(image_keys=())).cameras == ()
     # One cache serves every mapping.
     assert description.fingerprint == describe(root).fingerprint
 
@@ -163,18 +165,18 @@ def test_refuses_bad_info(tmp_path: Path, changes: dict[str, object], words: tup
 def test_refuses_missing_and_unsuitable_columns(tmp_path: Path):
     root = write_lerobot_folder(tmp_path / "set", camera="image").root
     for mapping in (
-        ColumnMapping(state="pose"),
-        ColumnMapping(action="pose"),
-        ColumnMapping(images=("pose",)),
+        ColumnMapping(state_key="pose"),
+        ColumnMapping(action_key="pose"),
+        ColumnMapping(image_keys=("pose",)),
     ):
         refuses(root, "no c", "'pose'", "observation.images.wrist", mapping=mapping)
-    refuses(root, "numeric vector", mapping=ColumnMapping(action="observation.images.front"))
-    refuses(root, "no camera", mapping=ColumnMapping(images=("action",)))
+    refuses(root, "numeric vector", mapping=ColumnMapping(action_key="observation.images.front"))
+    refuses(root, "no camera", mapping=ColumnMapping(image_keys=("action",)))
     info = json.loads((root / "meta/info.json").read_text())
     info["features"]["actions"] = info["features"]["action"]
     (root / "meta/info.json").write_text(json.dumps(info))
-    refuses(root, "action and actions", "mapping")
-    assert describe(root, ColumnMapping(action="actions")).action_key == "actions"
+    refuses(root, "action and actions", "--action-key")
+    assert describe(root, ColumnMapping(action_key="actions")).action_key == "actions"
     for name in ("action", "actions"):
         del info["features"][name]
     (root / "meta/info.json").write_text(json.dumps(info))
@@ -198,9 +200,9 @@ def test_names_the_episode_of_a_missing_file(tmp_path: Path):
     video.unlink()
     refuses(root, str(video), "episode 1", "observation.images.wrist")
     # A camera that is not used may lack its videos.
-    describe(root, ColumnMapping(images=("observation.images.front",)))
+    describe(root, ColumnMapping(image_keys=("observation.images.front",)))
     (root / "data/chunk-000/episode_000002.parquet").unlink()
-    refuses(root, "episode_000002.parquet", "episode 2", mapping=ColumnMapping(images=()))
+    refuses(root, "episode_000002.parquet", "episode 2", mapping=ColumnMapping(image_keys=()))
 
 
 @pytest.mark.parametrize(

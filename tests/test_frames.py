@@ -147,7 +147,7 @@ def test_reads_each_file_once(tmp_path: Path, cached: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(store, "row_batches", never)
     monkeypatch.setattr(images, "episode_parts", never)
-    again = opened(folder.root, ColumnMapping(images=(FRONT,)))
+    again = opened(folder.root, ColumnMapping(image_keys=(FRONT,)))
     np.testing.assert_array_equal(again.images(FRONT, rows), expected)
     np.testing.assert_array_equal(again.action, first.action)
     other = pickle.loads(pickle.dumps(again))

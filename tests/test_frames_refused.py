@@ -91,7 +91,7 @@ def test_refuses_bad_values_in_shared_files(tmp_path: Path, cached: Path):
     edit_parquet(file, action=actions.tolist())
     refuses(root, file.name, "episode 1", "frame 1", "NaN")
     # The action need not be that column: the cache holds the rest.
-    opened(root, ColumnMapping(action="next.reward", state="observation.state"))
+    opened(root, ColumnMapping(action_key="next.reward", state_key="observation.state"))
 
 
 @pytest.mark.parametrize("version", VERSIONS)

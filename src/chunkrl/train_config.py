@@ -98,7 +98,7 @@ class TrainConfig:
     """What pads chunks beyond an episode's end."""
     encoding: ActionEncoding = field(default_factory=ActionEncoding)
     """How the networks write actions that were recorded as targets (with --hold.control absolute)."""
-    mapping: ColumnMapping = field(default_factory=ColumnMapping)
+    mapping: Annotated[ColumnMapping, tyro.conf.OmitArgPrefixes] = field(default_factory=ColumnMapping)
     """Columns with other names than LeRobot's, openpi's or the document's."""
     revision: str | None = None
     """Hub revision of the data set."""

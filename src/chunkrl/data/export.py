@@ -65,7 +65,7 @@ def _new_names(description: DatasetDescription) -> dict[str, str]:
             continue
         if feature.is_camera and name not in description.cameras:
             raise DatasetError(
-                f"{description.root}: camera '{name}' is in no role; name all cameras with --mapping.images"
+                f"{description.root}: camera '{name}' is in no role; name all cameras with --image-keys"
             )
         if not feature.is_camera and not feature.is_numeric:
             raise DatasetError(f"{description.root}: column '{name}' holds texts, which export cannot copy")

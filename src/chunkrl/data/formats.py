@@ -37,14 +37,14 @@ _LAYOUT = b"chunkrl cache 1"  # part of every fingerprint: a new cache layout st
 
 @dataclass(frozen=True)
 class ColumnMapping:
-    """Which columns are the state, the action and the cameras; None recognises the usual names.
+    """Which columns are the state, the action and the cameras; None recognises the usual names."""
 
-    `images=()` says that no camera is used.
-    """
-
-    state: str | None = None
-    action: str | None = None
-    images: tuple[str, ...] | None = None
+    state_key: str | None = None
+    """Column of the state; default: the names of LeRobot, openpi and the chunk-level document."""
+    action_key: str | None = None
+    """Column of the actions; default: the same."""
+    image_keys: tuple[str, ...] | None = None
+    """Columns of the cameras (no name: none is used); default: the same."""
 
 
 RECOGNISE = ColumnMapping()
@@ -102,14 +102,14 @@ def describe(
     for name in REQUIRED_NAMES:
         if name not in info.features:
             raise DatasetError(f"{info.file}: no column '{name}', which every LeRobot data set has: add it")
-    state_key = _column(info, "state", mapping.state, STATE_NAMES)
-    action_key = _column(info, "action", mapping.action, ACTION_NAMES)
+    state_key = _column(info, "state", mapping.state_key, STATE_NAMES)
+    action_key = _column(info, "action", mapping.action_key, ACTION_NAMES)
     if action_key is None:
         raise DatasetError(
-            f"{info.file}: no action column ({' or '.join(ACTION_NAMES)}): name it in the column mapping; "
+            f"{info.file}: no action column ({' or '.join(ACTION_NAMES)}): name it with --action-key; "
             f"columns: {', '.join(info.features)}"
         )
-    cameras = _cameras(info, mapping.images)
+    cameras = _cameras(info, mapping.image_keys)
     videos = [name for name, feature in info.features.items() if feature.dtype == "video"]
     found, num_rows = read_episodes(root, info, videos, report)
     episodes = _with_starts(info, found, num_rows, report)
@@ -167,12 +167,12 @@ def _column(info: Info, role: str, wanted: str | None, known: Sequence[str]) -> 
     names = [name for name in ([wanted] if wanted is not None else known) if name in info.features]
     if wanted is not None and not names:
         raise DatasetError(
-            f"{info.file}: no column '{wanted}', which the column mapping names as {role}; "
+            f"{info.file}: no column '{wanted}', which --{role}-key names; "
             f"columns: {', '.join(info.features)}"
         )
     if len(names) > 1:
         raise DatasetError(
-            f"{info.file}: {' and '.join(names)} could both be the {role}: name one in the mapping"
+            f"{info.file}: {' and '.join(names)} could both be the {role}: name one with --{role}-key"
         )
     if not names:
         return None
@@ -180,7 +180,7 @@ def _column(info: Info, role: str, wanted: str | None, known: Sequence[str]) -> 
     if len(feature.shape) != 1 or not feature.is_numeric:
         raise DatasetError(
             f"{info.file}: column '{feature.name}' is {feature.dtype} {list(feature.shape)}, "
-            f"the {role} must be a numeric vector: name another column in the mapping"
+            f"the {role} must be a numeric vector: name another column with --{role}-key"
         )
     return feature.name
 
@@ -194,7 +194,7 @@ def _cameras(info: Info, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
         cameras = [item.name for item in info.features.values() if item.is_camera]
         if feature is None or not feature.is_camera:
             raise DatasetError(
-                f"{info.file}: no camera '{name}', which the column mapping names; "
+                f"{info.file}: no camera '{name}', which --image-keys names; "
                 f"cameras: {', '.join(cameras) or 'none'}"
             )
         if image_size(feature) is None:

@@ -42,7 +42,7 @@ class InspectCommand:
     """Actions a chunk, for the number of chunks that carry reward."""
     labels: Annotated[LabelRule, tyro.conf.OmitArgPrefixes] = field(default_factory=LabelRule)
     """How success, reward and sub-goals are read from the data."""
-    mapping: ColumnMapping = field(default_factory=ColumnMapping)
+    mapping: Annotated[ColumnMapping, tyro.conf.OmitArgPrefixes] = field(default_factory=ColumnMapping)
     """Columns with other names than LeRobot's, openpi's or the document's."""
     revision: str | None = None
     """Hub revision of the data set."""

@@ -61,7 +61,7 @@ class LabelCommand:
     """The file; default: labels/<digest of the rule>.parquet in the data set's folder."""
     export: str | None = None
     """Also write a new LeRobot v3.0 data set with the labels as `next.*` columns, into this folder."""
-    mapping: ColumnMapping = field(default_factory=ColumnMapping)
+    mapping: Annotated[ColumnMapping, tyro.conf.OmitArgPrefixes] = field(default_factory=ColumnMapping)
     """Columns with other names than LeRobot's, openpi's or the document's."""
     revision: str | None = None
     """Hub revision of the data set."""
