@@ -206,8 +206,17 @@ def published_tensors(policy: PiPolicy) -> dict[str, Tensor]:
     """All tensors of the LeRobot layout, on the CPU: what stock LeRobot's strict loading expects, no more, no less.
 
     The embedding is there under both its names, and the head that nothing uses as it was loaded, or as zeros.
+
+    Raises:
+        CheckpointError: parameters that the layout does not have: LoRA layers that are not merged.
     """
     config, model = policy.recipe.config, policy.model
+    foreign = {name for name, _ in model.named_parameters()} - set(layout.parameter_shapes(config))
+    if foreign:
+        raise CheckpointError(
+            f"no published layout has {min(foreign)} and {len(foreign) - 1} more; LoRA layers are merged "
+            "(chunkrl.models.lora.merge_lora) before saving"
+        )
     tensors = {
         layout.to_torch_name(name): parameter.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
-    """nn.Linear that takes inputs of any float dtype and answers in its weight's dtype."""
+    """nn.Linear that takes inputs of any float dtype and answers in its weight's dtype (autocast: in autocast's)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input.to(self.weight.dtype), self.weight, self.bias)
+        # Autocast casts by itself; casting up before it would keep one more copy of the input for each layer.
+        if not torch.is_autocast_enabled(input.device.type):
+            input = input.to(self.weight.dtype)
+        return F.linear(input, self.weight, self.bias)
 
 
 class LayerNorm(nn.LayerNorm):
