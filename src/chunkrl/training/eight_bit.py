@@ -41,6 +41,14 @@ def is_quantised(parameter: Tensor) -> bool:
     return parameter.numel() >= _LEAST_ELEMENTS and parameter.numel() % _BLOCK_SIZE == 0
 
 
+def moment_bytes(parameter: Tensor) -> int:
+    """Bytes of both moments of a parameter: codes, scales and two tables of 256 values."""
+    if not is_quantised(parameter):
+        return 2 * parameter.nbytes
+    table = 256 * torch.float32.itemsize
+    return 2 * (parameter.numel() + parameter.numel() // _BLOCK_SIZE * torch.float32.itemsize + table)
+
+
 def pack_moment(value: Any) -> Any:
     """A quantised moment as a mapping of its plain tensors; anything else as it is."""
     if not hasattr(value, "qmap"):
