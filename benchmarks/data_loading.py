@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data import ChunkDataset, ChunkSettings
 from chunkrl.data.frames import FrameSettings
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.data.segments import VideoEncoding, encode_video
@@ -154,12 +154,13 @@ def bare_decoder(root: Path, kind: str, config: LoadingConfig) -> float:
 def measure_reading(root: Path, cache: Path, kind: str, config: LoadingConfig) -> dict[str, float]:
     """Transitions a second, warm and cold, and what they are to be compared with."""
     size = config.batch_size
-    dataset = ChunkDataset(root, HORIZON, cache_dir=cache, progress=silent)
+    dataset = ChunkDataset(root, ChunkSettings(HORIZON), cache_dir=cache, progress=silent)
     begin = time.perf_counter()
     for name in CAMERAS:
         dataset.table.images(name, np.array([0]))
     built = time.perf_counter() - begin
-    cold = ChunkDataset(root, HORIZON, cache_dir=cache, progress=silent, frames=FrameSettings(cache=False))
+    on_demand = ChunkSettings(HORIZON, frames=FrameSettings(cache=False))
+    cold = ChunkDataset(root, on_demand, cache_dir=cache, progress=silent)
 
     def batches(source: ChunkDataset, count: int, seed: int = 0) -> Callable[[], None]:
         loader = ChunkLoader(source, size, seed)
@@ -245,7 +246,7 @@ def measure_startup(base: Path, config: LoadingConfig) -> float:
             writer.add_episode(columns, "push the block")
 
     def opened() -> None:
-        ChunkDataset(base / "many", HORIZON, cache_dir=base / "cache", progress=silent)
+        ChunkDataset(base / "many", ChunkSettings(HORIZON), cache_dir=base / "cache", progress=silent)
 
     return 1 / rate(1, opened, config.repeats)
 

@@ -22,7 +22,7 @@ import tyro
 
 from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
 from chunkrl.build import build_factory
-from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data import ChunkDataset, ChunkSettings
 from chunkrl.data.labels import LabelRule
 from chunkrl.data.writer import DatasetWriter, FeatureSpec
 from chunkrl.integration.chunk_cache import ChunkRequest, cached_chunks
@@ -171,15 +171,9 @@ def run(config: BenchmarkConfig, seed: int, folder: Path) -> tuple[dict[Arm, Mea
     write_toy(folder / "data", rng, config.num_episodes)
 
     def opened() -> ChunkDataset:
-        return ChunkDataset(
-            folder / "data",
-            HORIZON,
-            0.99,
-            labels=LabelRule(failure_terminal=True),  # nothing follows a chunk: Q is its success
-            cameras=(),
-            cache_dir=folder / "cache",
-            progress=silent,
-        )
+        # nothing follows a chunk: Q is its success
+        settings = ChunkSettings(HORIZON, labels=LabelRule(failure_terminal=True), cameras=())
+        return ChunkDataset(folder / "data", settings, cache_dir=folder / "cache", progress=silent)
 
     dataset = opened()
     policy = tiny_pi()

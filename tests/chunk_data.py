@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data import ChunkDataset, ChunkSettings
 from chunkrl.data.normalize import Normalizer
 from chunkrl.data.writer import DatasetWriter, FeatureSpec
 from chunkrl.models.encoders import NetworkConfig, ObservationSpec
@@ -76,7 +76,8 @@ def image_episodes(
 
 def open_chunks(root: Path, horizon: int = 3, gamma: float = 0.9, **settings: Any) -> ChunkDataset:
     """The data set at `root`, without progress bars."""
-    return ChunkDataset(root, horizon, gamma, progress=silent, **settings)
+    own = {name: settings.pop(name) for name in ("episodes", "cache_dir") if name in settings}
+    return ChunkDataset(root, ChunkSettings(horizon, gamma, **settings), **own, progress=silent)
 
 
 def identity_factory(dataset: ChunkDataset, network: NetworkConfig | None = None) -> NetworkFactory:

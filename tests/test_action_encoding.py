@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chunkrl.data.action_encoding import ActionEncoding, EncodingKind
-from chunkrl.data.chunks import ChunkDataset, HoldAction
+from chunkrl.data.chunk_semantics import HoldAction
 from chunkrl.data.normalize import compute_statistics
 from chunkrl.errors import DatasetError
 
@@ -88,7 +88,7 @@ def test_statistics_are_of_what_batches_carry(dataset: Path, monkeypatch: pytest
 def test_what_does_not_fit_is_refused(dataset: Path) -> None:
     def refused(match: str, hold: HoldAction = ABSOLUTE, **encoding: object) -> None:
         with pytest.raises(DatasetError, match=match):
-            ChunkDataset(dataset, 2, hold=hold, encoding=ActionEncoding(**encoding))  # type: ignore[arg-type]
+            open_chunks(dataset, 2, hold=hold, encoding=ActionEncoding(**encoding))  # type: ignore[arg-type]
 
     refused("use one of", kind="other")
     refused("pair up", kind="delta", action_dims=(0,), state_dims=(0, 1))

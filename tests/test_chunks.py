@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from chunkrl.data.chunks import HoldAction, chunk_reward, chunk_steps, cut_segments
+from chunkrl.data.chunk_semantics import HoldAction, chunk_reward, chunk_steps, cut_segments
 from chunkrl.data.labels import LabelRule
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import DatasetError
-from chunkrl.types import Observation
+from chunkrl.types import ChunkTransition, Observation
 
 
 def counting(length: int, first: int, **columns: np.ndarray) -> dict[str, np.ndarray]:
@@ -78,6 +78,45 @@ def test_sum_of_rewards_counts_the_critics_steps(two_episodes: Path) -> None:
     assert reward[:5] == [1 + 1 + 0.75, 2 + 1.5 + 1, 3 + 2 + 1.25, 4 + 2.5, 5]
     # the last action of a time-out is in no reward: what it led to is not stored
     assert reward[5:] == [1 + 1 + 0.75, 2 + 1.5 + 1, 3 + 2, 4, 0]
+
+
+def test_critic_horizon_shorter_than_the_chunk(two_episodes: Path) -> None:
+    dataset = open_chunks(two_episodes, horizon=3, gamma=0.5, reward="sum", critic_horizon=2)
+    batch = dataset.batch(np.arange(10))
+    # rows 0 to 4 end in success, 5 to 9 in a time-out; k = min(2, what is left)
+    assert batch.num_steps.tolist() == [2, 2, 2, 2, 1, 2, 2, 2, 1, 0]
+    assert batch.terminated.tolist() == [False, False, False, True, True] + [False] * 5
+    assert batch.truncated.tolist() == [False] * 8 + [True, True]
+    assert batch.discount.tolist() == [0.25, 0.25, 0.25, 0, 0, 0.25, 0.25, 0.25, 0.5, 1.0]
+    assert batch.reward.tolist() == [2, 3.5, 5, 6.5, 5, 2, 3.5, 5, 4, 0]
+    assert batch.critic_mask.tolist() == [True] * 9 + [False]
+    assert rows_of(batch.next_observation) == [2, 3, 4, 4, 4, 7, 8, 9, 9, 9]
+    _policy_is_as_without(two_episodes, batch)
+
+
+def test_critic_horizon_longer_than_the_chunk(two_episodes: Path) -> None:
+    dataset = open_chunks(two_episodes, horizon=3, gamma=0.5, reward="sum", critic_horizon=4)
+    batch = dataset.batch(np.arange(10))
+    assert batch.num_steps.tolist() == [4, 4, 3, 2, 1, 4, 3, 2, 1, 0]
+    assert batch.terminated.tolist() == [False, True, True, True, True] + [False] * 5
+    assert batch.truncated.tolist() == [False] * 6 + [True] * 4
+    assert batch.discount.tolist() == [1 / 16, 0, 0, 0, 0, 1 / 16, 0.125, 0.25, 0.5, 1.0]
+    reward = batch.reward.tolist()
+    assert reward[:5] == [1 + 1 + 0.75 + 0.5, 2 + 1.5 + 1 + 0.625, 3 + 2 + 1.25, 4 + 2.5, 5]
+    assert reward[5:] == [1 + 1 + 0.75 + 0.5, 2 + 1.5 + 1, 3 + 2, 4, 0]
+    assert rows_of(batch.next_observation) == [4, 4, 4, 4, 4, 9, 9, 9, 9, 9]
+    _policy_is_as_without(two_episodes, batch)
+    # beyond every episode: each chunk is credited with all that followed it
+    endless = open_chunks(two_episodes, horizon=3, gamma=1.0, reward="sum", critic_horizon=99)
+    assert endless.batch(np.arange(10)).reward.tolist() == [15, 14, 12, 9, 5, 10, 9, 7, 4, 0]
+    with pytest.raises(DatasetError, match="critic_horizon is 0"):
+        open_chunks(two_episodes, critic_horizon=0)
+
+
+def _policy_is_as_without(root: Path, batch: ChunkTransition) -> None:
+    plain = open_chunks(root, horizon=3).batch(batch.index.numpy())
+    assert torch.equal(batch.actions, plain.actions)
+    assert torch.equal(batch.action_mask, plain.action_mask)
 
 
 def test_never_bootstraps_from_itself(two_episodes: Path) -> None:

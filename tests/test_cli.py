@@ -37,7 +37,8 @@ DOCUMENT: dict[str, Any] = {
 }
 OURS = {
     *("output_dir", "num_updates", "seed", "objective", "policy", "network", "num_folds", "fit"),
-    *("value_epochs", "train_q", "labels", "reward", "hold", "encoding", "mapping", "revision", "cameras"),
+    *("value_epochs", "train_q", "labels", "reward", "hold", "mapping", "revision", "cameras"),
+    *("critic_horizon", "encoding"),
     *("use_state", "use_task", "weight_decay", "grad_clip", "frames", "pi0"),
     *("additional_offline_dataset_paths", "dataset_weights", "additional_success"),
 }

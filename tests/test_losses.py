@@ -11,7 +11,8 @@ from chunk_data import identity_factory, open_chunks, random_episodes, write_dat
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms import losses
-from chunkrl.data.chunks import ChunkDataset, HoldAction
+from chunkrl.data.chunk_semantics import HoldAction
+from chunkrl.data.chunks import ChunkDataset
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.models.policy import PolicyConfig, PolicyKind

@@ -11,7 +11,7 @@ from chunk_data import image_episodes, random_episodes, write_dataset
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.cross_fitted_awr import ValueFit
 from chunkrl.data.action_encoding import ActionEncoding, EncodingKind
-from chunkrl.data.chunks import HoldAction
+from chunkrl.data.chunk_semantics import HoldAction
 from chunkrl.errors import CheckpointError, ChunkRLError, DatasetError
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.models.policy import PolicyConfig

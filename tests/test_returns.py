@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chunkrl.data.chunks import cut_segments
+from chunkrl.data.chunk_semantics import cut_segments
 from chunkrl.data.returns import TimeOut, lambda_returns, n_step_returns, normalize_per_task
 
 # rows 0 to 2: the task ends; rows 3 to 5: time runs out

@@ -17,7 +17,8 @@ from chunk_data import identity_factory, open_chunks, write_dataset
 from chunkrl.algorithms import losses
 from chunkrl.algorithms.chunk_awr import ChunkAWR, document, iql
 from chunkrl.algorithms.cross_fitted_awr import CrossFittedAWR, CrossFittedConfig, ValueFit
-from chunkrl.data.chunks import ChunkDataset, HoldAction
+from chunkrl.data.chunk_semantics import HoldAction
+from chunkrl.data.chunks import ChunkDataset
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.models.policy import PolicyConfig
 from chunkrl.training.optim import OptimConfig

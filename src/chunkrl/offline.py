@@ -14,7 +14,6 @@ from chunkrl.build import build_algorithm, choose_device
 from chunkrl.config import load_config, save_config
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
-from chunkrl.data.labels import LabelRule
 from chunkrl.data.sidecar import save_sidecar
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration.pi_chunks import use_pi_chunks
@@ -49,13 +48,14 @@ class ChunkLevelOfflineRL:
         check_config(config)
         self.config, self.progress = config, progress
         self.device = choose_device(config.device)
-        additional = config.labels
+        main = config.chunk_settings()
+        datasets = [ChunkDataset(config.dataset_dir, main, progress=progress)]
+        additional = replace(main, revision=None)
         if config.additional_success is not None:
-            additional = replace(additional, success=config.additional_success, success_episodes=())
-        datasets = [
-            self._open(config.dataset_dir, config.labels),
-            *(self._open(path, additional) for path in config.additional_offline_dataset_paths),
-        ]
+            labels = replace(config.labels, success=config.additional_success, success_episodes=())
+            additional = replace(additional, labels=labels)
+        for path in config.additional_offline_dataset_paths:
+            datasets.append(ChunkDataset(path, additional, progress=progress))
         self.dataset = ChunkCollection(datasets, config.dataset_weights or None)
         if self.dataset.action_dim != config.action_dim:
             raise ChunkRLError(
@@ -70,23 +70,6 @@ class ChunkLevelOfflineRL:
         if config.resume:
             self._resume = self._find_resumable(Path(config.resume))
         self._build()
-
-    def _open(self, path: str, labels: LabelRule) -> ChunkDataset:
-        config = self.config
-        return ChunkDataset(
-            path,
-            config.action_horizon,
-            config.gamma,
-            reward=config.reward,
-            labels=labels,
-            hold=config.hold,
-            encoding=config.encoding,
-            mapping=config.mapping,
-            cameras=config.cameras,
-            revision=config.revision if path == config.dataset_dir else None,
-            frames=config.frames,
-            progress=self.progress,
-        )
 
     def _build(self) -> None:
         config, dataset = self.config, self.dataset

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -11,7 +11,8 @@ import tyro
 
 from chunkrl.algorithms.cross_fitted_awr import ValueFit
 from chunkrl.data.action_encoding import ActionEncoding
-from chunkrl.data.chunks import ChunkReward, HoldAction
+from chunkrl.data.chunk_semantics import ChunkReward, HoldAction
+from chunkrl.data.chunk_settings import ChunkSettings
 from chunkrl.data.formats import ColumnMapping
 from chunkrl.data.frames import FrameSettings
 from chunkrl.data.labels import LabelRule, SuccessRule
@@ -94,6 +95,8 @@ class TrainConfig:
     """How success, reward and sub-goals are read from the data."""
     reward: ChunkReward = "any"
     """Chunk reward: any sub-goal (the document's) or the discounted sum of rewards."""
+    critic_horizon: int | None = None
+    """Steps n that the critic's transition covers (objectives iql and document); default: the chunk's."""
     hold: HoldAction = field(default_factory=HoldAction)
     """What pads chunks beyond an episode's end."""
     encoding: ActionEncoding = field(default_factory=ActionEncoding)
@@ -116,6 +119,10 @@ class TrainConfig:
     """How pictures are kept, and what becomes of bad episodes."""
     pi0: PiChunkConfig = field(default_factory=PiChunkConfig)
     """How the pi policy's chunks are made and used."""
+
+    def chunk_settings(self) -> ChunkSettings:
+        """Those of the settings that say what the data's chunks are."""
+        return ChunkSettings(**{f.name: getattr(self, f.name) for f in fields(ChunkSettings)})
 
 
 def check_config(config: TrainConfig) -> None:

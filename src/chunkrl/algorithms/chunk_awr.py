@@ -110,7 +110,7 @@ class ChunkAWR:
         adv.check_rewards(dataset.name, adv.step_rewards(dataset))
         self.config, self.device = config, device
         self._dataset = dataset
-        self._horizon_discount = dataset.gamma**dataset.action_horizon
+        self._horizon_discount = dataset.gamma**dataset.critic_horizon
         self.fold = assign_folds(dataset.frame_labels.success, config.num_folds, seed)
         dataset.attach("fold", self.fold[dataset.episode])
         self.policy = factory.policy(policy_config).to(device)

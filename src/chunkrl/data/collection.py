@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chunkrl.data.chunks import ChunkDataset, Segments
+from chunkrl.data.chunk_semantics import Segments
+from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.labels import FrameLabels
 from chunkrl.data.normalize import Statistics, merge
 from chunkrl.errors import DatasetError
@@ -67,11 +68,8 @@ class ChunkCollection:
             terminated=np.concatenate([dataset.segments.terminated for dataset in datasets]),
         )
         first = datasets[0]
-        self.action_horizon, self.gamma, self.reward_kind = (
-            first.action_horizon,
-            first.gamma,
-            first.reward_kind,
-        )
+        self.action_horizon, self.critic_horizon = first.action_horizon, first.critic_horizon
+        self.gamma, self.reward_kind = first.gamma, first.reward_kind
         self.action_dim, self.state_dim, self.cameras = first.action_dim, first.state_dim, first.cameras
         self.encoding, self.fps = first.encoding, first.fps
 
@@ -92,6 +90,13 @@ class ChunkCollection:
     def tasks(self) -> tuple[str, ...]:
         """All task texts, each once."""
         return tuple(dict.fromkeys(task for dataset in self.datasets for task in dataset.tasks))
+
+    @property
+    def task(self) -> np.ndarray:
+        """int [len], each start's task: its place in `tasks`."""
+        place = {task: number for number, task in enumerate(self.tasks)}
+        numbers = [np.array([place[task] for task in dataset.tasks]) for dataset in self.datasets]
+        return np.concatenate([of[dataset.task] for of, dataset in zip(numbers, self.datasets, strict=True)])
 
     @property
     def label_names(self) -> frozenset[str]:
@@ -209,6 +214,7 @@ def _check_alike(a: ChunkDataset, b: ChunkDataset) -> None:
     def shape(dataset: ChunkDataset) -> dict[str, Any]:
         return {
             "actions a chunk": dataset.action_horizon,
+            "steps of the critic": dataset.critic_horizon,
             "values an action": dataset.action_dim,
             "values a state": dataset.state_dim,
             "cameras (height, width)": {

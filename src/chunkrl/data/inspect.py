@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 
 from chunkrl.data.cache import cache_folder
-from chunkrl.data.chunks import chunk_reward, chunk_steps, cut_segments
+from chunkrl.data.chunk_semantics import chunk_reward, chunk_steps, cut_segments
 from chunkrl.data.formats import ColumnMapping, DatasetDescription, describe, without
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.images import store_bytes

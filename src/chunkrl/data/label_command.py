@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from chunkrl.data.chunks import cut_segments
+from chunkrl.data.chunk_semantics import cut_segments
 from chunkrl.data.export import export_labels
 from chunkrl.data.formats import ColumnMapping
 from chunkrl.data.frames import FrameSettings, FrameTable

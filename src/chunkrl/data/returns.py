@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from chunkrl.data.chunks import Segments
+from chunkrl.data.chunk_semantics import Segments
 
 TimeOut = Literal["failure", "bootstrap"]
 

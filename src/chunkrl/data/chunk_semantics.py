@@ -1,0 +1,122 @@
+"""Chunk semantics, decided here alone: which steps a chunk has, what pads it, what it earns, where it ends.
+
+A recording's episode is cut into *segments* at frames whose action terminated the task. A start t of a
+segment that ends before frame `end` (exclusive), with horizon H:
+
+- policy: the chunk's real steps are a_t .. a_{min(t+H, end)-1}; the rest is padded with the hold action
+  and masked out of every policy loss;
+- critic: k steps, with reward, discount gamma^k and next observation x_{t+k}. A terminated segment has
+  k = min(n, end - t) and discount 0 when these steps hold the terminating action. A truncated one stores no
+  observation after its last action, so k = min(n, end - 1 - t); its last frame (k = 0) trains the policy
+  only (`critic_mask`). A last frame never bootstraps from itself. n is the critic's own horizon, H by default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from chunkrl.errors import DatasetError
+
+ChunkReward = Literal["any", "sum"]
+
+
+@dataclass(frozen=True)
+class HoldAction:
+    """The action that keeps the robot where it is, which pads chunks beyond an episode's end.
+
+    control: `delta` (zero motion, `gripper_dims` keep their last value) or `absolute` (the last action).
+    """
+
+    control: Literal["delta", "absolute"] = "delta"
+    gripper_dims: tuple[int, ...] = (-1,)
+
+    def from_last(self, last: np.ndarray) -> np.ndarray:
+        """last: [..., A], the last real action; returns the hold action [..., A]."""
+        if self.control == "absolute":
+            return last.copy()
+        hold = np.zeros_like(last)
+        dims = list(self.gripper_dims)
+        hold[..., dims] = last[..., dims]
+        return hold
+
+    def check(self, action_dim: int) -> None:
+        """Raises DatasetError where the rule does not fit actions of `action_dim` values."""
+        if self.control not in ("delta", "absolute"):
+            raise DatasetError(f"hold.control is {self.control!r}; it must be delta or absolute")
+        outside = [dim for dim in self.gripper_dims if not -action_dim <= dim < action_dim]
+        if self.control == "delta" and outside:
+            raise DatasetError(f"hold.gripper_dims names {outside}, but actions have {action_dim} values")
+
+
+@dataclass(frozen=True)
+class Segments:
+    """For every frame [N]: `end`, the row after its segment's last; `terminated`, whether that last action
+    ended the task."""
+
+    end: np.ndarray
+    terminated: np.ndarray
+
+
+def cut_segments(terminated: np.ndarray, episode_start: np.ndarray, episode_length: np.ndarray) -> Segments:
+    """terminated: bool [N]; episode_start, episode_length: int [E], rows of consecutive episodes."""
+    num_frames = len(terminated)
+    is_last = terminated.copy()
+    is_last[episode_start + episode_length - 1] = True
+    ends = np.flatnonzero(is_last) + 1
+    end = ends[np.searchsorted(ends, np.arange(num_frames), side="right")]
+    return Segments(end=end, terminated=terminated[end - 1])
+
+
+@dataclass(frozen=True)
+class ChunkSteps:
+    """For B starts: rows of the H steps [B, H] (clipped to the segment), `action_mask` [B, H] of real steps,
+    critic steps `num_steps` [B], `next_row` [B], `terminated`, `truncated` [B]."""
+
+    rows: np.ndarray
+    action_mask: np.ndarray
+    num_steps: np.ndarray
+    next_row: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+
+def chunk_steps(start: np.ndarray, horizon: int, segments: Segments) -> ChunkSteps:
+    """The module's semantics for starts `start` int [B] (rows); see the module's docstring.
+
+    horizon: H for what the policy clones, n for what the critic learns from.
+    """
+    end, ends_task = segments.end[start], segments.terminated[start]
+    steps = start[:, None] + np.arange(horizon)[None]
+    action_mask = steps < end[:, None]
+    reaches_end = start + horizon >= end
+    num_steps = np.where(ends_task, np.minimum(horizon, end - start), np.minimum(horizon, end - 1 - start))
+    terminated = ends_task & reaches_end
+    return ChunkSteps(
+        rows=np.minimum(steps, end[:, None] - 1),
+        action_mask=action_mask,
+        num_steps=num_steps,
+        next_row=np.minimum(start + num_steps, end - 1),
+        terminated=terminated,
+        truncated=~ends_task & reaches_end,
+    )
+
+
+def chunk_reward(
+    kind: ChunkReward,
+    steps: ChunkSteps,
+    step_reward: np.ndarray,
+    subgoal: np.ndarray,
+    gamma: float,
+) -> np.ndarray:
+    """Reward [B] over the k critic steps: `any` 1(max b = 1), or `sum` sum_i gamma^i r_{t+i}.
+
+    step_reward: float [N]; subgoal: bool [N], onsets.
+    """
+    counted = np.arange(steps.rows.shape[1])[None] < steps.num_steps[:, None]
+    if kind == "any":
+        return (subgoal[steps.rows] & counted).any(axis=1).astype(np.float32)
+    powers = gamma ** np.arange(steps.rows.shape[1])
+    return ((step_reward[steps.rows] * counted) @ powers).astype(np.float32)

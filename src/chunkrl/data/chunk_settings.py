@@ -1,0 +1,59 @@
+"""What a data set's chunks are: one record for the data path, training and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from chunkrl.data.action_encoding import ActionEncoding
+from chunkrl.data.chunk_semantics import ChunkReward, HoldAction
+from chunkrl.data.formats import ColumnMapping
+from chunkrl.data.frames import FrameSettings
+from chunkrl.data.labels import LabelRule
+from chunkrl.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class ChunkSettings:
+    """What a data set's chunks are.
+
+    Raises DatasetError for settings that fit no data.
+    """
+
+    action_horizon: int = 10
+    """H, actions a chunk."""
+    gamma: float = 0.99
+    """Discount a step."""
+    critic_horizon: int | None = None
+    """n, the steps that reward, discount and next observation cover; None: H. With n < H the later actions of a
+    chunk count only through the value of where they led; with n > H, what followed the chunk counts as its doing."""
+    reward: ChunkReward = "any"
+    """any: the chunk-level document's indicator of a sub-goal; sum: discounted step rewards."""
+    labels: LabelRule = LabelRule()
+    """How success, reward and sub-goals are read from the columns."""
+    hold: HoldAction = HoldAction()
+    """What pads chunks beyond an episode's end."""
+    encoding: ActionEncoding = ActionEncoding()
+    """How actions are written (padded first; the hold action is in the data's units)."""
+    mapping: ColumnMapping = ColumnMapping()
+    """Which columns are state, actions and cameras."""
+    cameras: tuple[str, ...] | None = None
+    """Which cameras to decode; None all, () none."""
+    revision: str | None = None
+    """Hub revision of the data set."""
+    frames: FrameSettings = FrameSettings()
+    """How frames are kept: cache, picture size, bad episodes."""
+
+    def __post_init__(self) -> None:
+        if self.action_horizon < 1:
+            raise DatasetError(f"action_horizon is {self.action_horizon}; a chunk has at least 1 action")
+        if self.critic_horizon is not None and self.critic_horizon < 1:
+            raise DatasetError(f"critic_horizon is {self.critic_horizon}; it must be at least 1 step")
+        if not 0.0 < self.gamma <= 1.0:
+            raise DatasetError(f"gamma is {self.gamma}; it must lie in (0, 1]")
+        if self.reward not in get_args(ChunkReward):
+            raise DatasetError(f"reward is {self.reward!r}; it must be one of {get_args(ChunkReward)}")
+        if self.encoding.kind != "absolute" and self.hold.control != "absolute":
+            raise DatasetError(
+                f"action encoding {self.encoding.kind} is for recorded targets: pad with hold.control absolute"
+            )
