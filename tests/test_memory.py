@@ -91,6 +91,8 @@ def test_critics_are_counted_with_optimiser_and_target() -> None:
     # weights, gradient, two moments and the target in float32, and autocast's copies
     assert plan.critics == 2 * (5 * 4 * masters + 2 * cast)
     assert plan.total == sum(vars(plan).values())
+    plan = memory_plan(tiny_config("pi05"), PI_PRESETS["expert"], critics=critics, critic_targets=False)
+    assert plan.critics == 2 * (4 * 4 * masters + 2 * cast)
 
 
 def test_the_published_sizes() -> None:

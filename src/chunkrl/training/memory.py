@@ -57,6 +57,7 @@ def memory_plan(
     frozen_dtype: torch.dtype | None = torch.bfloat16,
     ema: bool = False,
     critics: Sequence[nn.Module] = (),
+    critic_targets: bool = True,
 ) -> MemoryPlan:
     """The plan for one GPU.
 
@@ -65,7 +66,8 @@ def memory_plan(
         lora: applied before.
         frozen_dtype: of frozen weights; what trains is float32.
         ema: whether averages of what trains are kept.
-        critics: trained beside it, each with a float32 target network; on any device, so also built on meta.
+        critics: trained beside it, with the same optimiser; on any device, so also built on meta.
+        critic_targets: whether each has a float32 target network (Monte-Carlo targets need none).
     """
     model = meta_model(config)
     if lora is not None:
@@ -76,8 +78,7 @@ def memory_plan(
         select_trainable(model, trainable)
     prepare_precision(model, frozen_dtype)
     plan = _count(model, optimizer, ema)
-    # A target network is what an EMA of the trained parameters and a copy of the others take.
-    totals = [_count(critic, optimizer, ema=False).total + _bytes(critic) for critic in critics]
+    totals = [_count(c, optimizer, ema=False).total + critic_targets * _bytes(c) for c in critics]
     return MemoryPlan(*(getattr(plan, f.name) for f in fields(plan)[:-1]), critics=sum(totals))
 
 
