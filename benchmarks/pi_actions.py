@@ -28,7 +28,6 @@ from chunkrl.data.writer import DatasetWriter, FeatureSpec
 from chunkrl.integration.chunk_cache import ChunkRequest, cached_chunks
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.models.pi import PiConfig, PiModel, PiPolicy, PiRecipe, PiSettings, VisionConfig
-from chunkrl.models.policy import PolicyConfig
 from chunkrl.progress import silent
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.optim import OptimConfig
@@ -140,7 +139,6 @@ def learn(dataset: ChunkDataset, num_updates: int, seed: int) -> ChunkAWR:
     algorithm = ChunkAWR(
         iql(num_updates=num_updates, target_rate=0.02),
         build_factory(config, dataset),
-        PolicyConfig(),
         OptimConfig(lr=1e-3),
         dataset,
         seed,

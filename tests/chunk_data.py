@@ -14,7 +14,7 @@ from chunkrl.data.normalize import Normalizer
 from chunkrl.data.writer import DatasetWriter, FeatureSpec
 from chunkrl.models.encoders import NetworkConfig, ObservationSpec
 from chunkrl.models.factory import NetworkFactory
-from chunkrl.models.policy import ChunkShape
+from chunkrl.models.policy import ChunkShape, PolicyConfig
 from chunkrl.progress import silent
 
 FPS = 10.0
@@ -80,8 +80,11 @@ def open_chunks(root: Path, horizon: int = 3, gamma: float = 0.9, **settings: An
     return ChunkDataset(root, ChunkSettings(horizon, gamma, **settings), **own, progress=silent)
 
 
-def identity_factory(dataset: ChunkDataset, network: NetworkConfig | None = None) -> NetworkFactory:
+def identity_factory(
+    dataset: ChunkDataset, network: NetworkConfig | None = None, policy: PolicyConfig = PolicyConfig()
+) -> NetworkFactory:
     """Networks on raw states and actions: no statistic of the data enters them."""
+    network = network or NetworkConfig(hidden_dim=32, num_layers=1)
     bound = 1e3 * torch.ones(dataset.action_dim)
     return NetworkFactory(
         ObservationSpec(state_dim=dataset.state_dim),
@@ -89,5 +92,7 @@ def identity_factory(dataset: ChunkDataset, network: NetworkConfig | None = None
         Normalizer.identity(dataset.state_dim),
         Normalizer.identity(dataset.action_dim),
         (-bound, bound),
-        network or NetworkConfig(hidden_dim=32, num_layers=1),
+        network,
+        policy,
+        critic_network=network,
     )

@@ -41,6 +41,8 @@ OURS = {
     *("critic_horizon", "encoding"),
     *("use_state", "use_task", "weight_decay", "grad_clip", "frames", "pi0"),
     *("additional_offline_dataset_paths", "dataset_weights", "additional_success"),
+    *("values", "critic_updates", "relabel_interval", "conditioning", "pi", "microbatch_size", "ema_decay"),
+    *("schedule", "warmup_updates", "final_lr_ratio", "betas", "optimizer", "value_lr"),
 }
 
 
@@ -65,6 +67,18 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert "Traceback" not in error
     assert error.count("error:") == 1
     return error
+
+
+def refused_or_boxed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """As `refused`, also where the message is tyro's, which shows what it finds in a box."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    shown = re.sub(r"[\s│]+", " ", captured.err + captured.out)
+    assert "Traceback" not in shown
+    return shown
 
 
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,8 +264,8 @@ BAD_SETTINGS: list[tuple[str, str]] = [
     ("--lr nan", "lr is nan"),
     ("--beta nan", "beta is nan"),
     ("--beta -1", "beta is -1"),
-    ("--use-pi0-actions", "--use-pi0-actions and --pi0-config belong together"),
-    ("--pi0-config pi05_libero", "--use-pi0-actions and --pi0-config belong together"),
+    ("--use-pi0-actions", "--pi0-config belongs to --use-pi0-actions and --policy.kind pi"),
+    ("--pi0-config pi05_libero", "--pi0-config belongs to --use-pi0-actions and --policy.kind pi"),
     ("--use-pi0-actions --pi0-config pi05_libero", "no pi checkpoint at .*chunkrl download pi05_libero"),
     ("--use-pi0-actions --pi0-config x --pi0.use candidates", "candidates needs .*--objective iql"),
     ("--pi0.num-candidates 0", "num_candidates is 0"),
@@ -271,14 +285,8 @@ BAD_SETTINGS: list[tuple[str, str]] = [
 def test_bad_settings(
     data: Path, tmp_path: Path, flags: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main(small(data, tmp_path / "run", *flags.split()))
-    assert stop.value.code == 2
-    captured = capsys.readouterr()
-    shown = re.sub(r"[\s│]+", " ", captured.err + captured.out)  # what tyro finds, it shows in a box
+    shown = refused_or_boxed(small(data, tmp_path / "run", *flags.split()), capsys)
     assert re.search(message, shown), shown
-    assert "Traceback" not in shown
     assert not (tmp_path / "run").exists()
 
 
@@ -330,4 +338,4 @@ def test_no_data_set_given(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bad_input_of_other_commands(
     arguments: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert message in refused(arguments.split(), capsys)
+    assert message in refused_or_boxed(arguments.split(), capsys)

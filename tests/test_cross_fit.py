@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds
-from chunkrl.algorithms.cross_fitted_awr import CrossFittedAWR, CrossFittedConfig, ValueFit
+from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
+from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.encoders import NetworkConfig
-from chunkrl.models.policy import PolicyConfig
 from chunkrl.training.optim import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 
@@ -85,10 +85,10 @@ def test_an_episodes_values_do_not_depend_on_its_own_data(
         torch.manual_seed(0)
         if algorithm == "iql":
             config = iql(num_updates=20, num_folds=3)
-            learner = ChunkAWR(config, factory, PolicyConfig(), optim, dataset, 0, CPU)
+            learner = ChunkAWR(config, factory, optim, dataset, 0, CPU)
         else:
             fitted = CrossFittedConfig(policy_updates=1, value_updates=20, num_folds=3)
-            learner = CrossFittedAWR(fitted, factory, PolicyConfig(), optim, dataset, 0, CPU)
+            learner = CrossFittedAdvantage(fitted, factory, optim, dataset, 0, CPU)
         name = learner.phases()[0].name
         learner.start_phase(name)
         rng = np.random.default_rng(0)
@@ -102,8 +102,10 @@ def test_an_episodes_values_do_not_depend_on_its_own_data(
             if algorithm == "cross_fitted":
                 batch.labels["outcome"][own] = 1.0 if shift else 0.0
             learner.update(name, batch)
-        held_out, seen = learner.frame_values()
-        same_fold = learner.fold[dataset.episode] == learner.fold[0]
+        values = learner if isinstance(learner, ChunkAWR) else learner.values
+        assert values is not None
+        held_out, seen = values.frame_values()
+        same_fold = values.fold[dataset.episode] == values.fold[0]
         found.append((held_out[same_fold], held_out[~same_fold], seen[same_fold]))
     assert np.array_equal(found[0][0], found[1][0])
     assert not np.array_equal(found[0][1], found[1][1])  # the change did reach the other networks
@@ -114,18 +116,17 @@ def test_labels_are_of_the_held_out_network(tmp_path: Path) -> None:
     dataset = open_chunks(write_dataset(tmp_path / "d", random_episodes(6)))
     torch.manual_seed(0)
     config = CrossFittedConfig(policy_updates=2, value_updates=5, num_folds=3, fit=ValueFit(lam=1.0))
-    learner = CrossFittedAWR(
-        config, identity_factory(dataset), PolicyConfig(), OptimConfig(), dataset, 0, CPU
-    )
+    learner = CrossFittedAdvantage(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
     Trainer(learner, dataset, TrainerConfig(batch_size=8)).run()
-    assert learner.value is not None
-    learner.value.eval()
+    values = learner.values
+    assert values is not None
+    values.networks.eval()
     unit = []
     with torch.no_grad():
         for row in range(len(dataset)):
-            network = learner.value.networks[int(learner.fold[dataset.episode[row]])]
-            unit.append(torch.sigmoid(network(dataset.batch(np.array([row])).observation)).item())
-    value = learner.range.from_unit(np.array(unit))
+            network = values.networks.networks[int(values.fold[dataset.episode[row]])]
+            unit.append(network(dataset.batch(np.array([row])).observation).item())
+    value = values.range.from_unit(np.array(unit))
     np.testing.assert_allclose(learner.labels["value"], value, rtol=1e-5)
     advantage = learner.labels["return"] - value  # lam = 1: Monte-Carlo return minus V
     np.testing.assert_allclose(learner.labels["advantage"], advantage, atol=1e-6)
@@ -140,19 +141,19 @@ def test_nothing_to_learn_from_is_said_before_training(tmp_path: Path) -> None:
 
     def make(**settings: object) -> None:
         config = CrossFittedConfig(policy_updates=1, value_updates=1, num_folds=2, **settings)  # type: ignore[arg-type]
-        CrossFittedAWR(config, identity_factory(dataset), PolicyConfig(), OptimConfig(), dataset, 0, CPU)
+        CrossFittedAdvantage(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
 
     with pytest.raises(ChunkRLError, match=r"no reward.*--success"):
         make()
     with pytest.raises(ChunkRLError, match=r"no successful episode"):
-        make(weighting="uniform", data="successes")
-    make(weighting="uniform")  # plain cloning needs no reward
+        make(use="none", data="successes")
+    make(use="none")  # plain cloning needs no reward
 
 
 def test_dropout_acts_in_training_alone(tmp_path: Path) -> None:
     dataset = open_chunks(write_dataset(tmp_path / "d", random_episodes(4)))
     factory = identity_factory(dataset, NetworkConfig(hidden_dim=16, num_layers=2, dropout=0.5))
-    learner = ChunkAWR(iql(num_updates=1), factory, PolicyConfig(), OptimConfig(), dataset, 0, CPU)
+    learner = ChunkAWR(iql(num_updates=1), factory, OptimConfig(), dataset, 0, CPU)
     batch = dataset.batch(np.arange(8))
     learner.update("joint", batch)
     assert np.array_equal(learner.frame_values()[0], learner.frame_values()[0])

@@ -11,7 +11,7 @@ from lerobot_folder import write_lerobot_folder
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.cross_fit import labelling_batch_size
-from chunkrl.algorithms.cross_fitted_awr import ValueFit
+from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import LabelRule
 from chunkrl.errors import ChunkRLError

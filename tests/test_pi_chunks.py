@@ -23,7 +23,6 @@ from chunkrl.integration import pi_chunks
 from chunkrl.integration.chunk_cache import ChunkRequest, cached_chunks, fingerprint
 from chunkrl.integration.pi_chunks import PiChunkConfig, check_fits, use_pi_chunks
 from chunkrl.models.pi import PiPolicy, load_pretrained, save_pretrained
-from chunkrl.models.policy import PolicyConfig
 from chunkrl.progress import silent
 from chunkrl.training.optim import OptimConfig
 from chunkrl.types import Observation
@@ -56,7 +55,7 @@ def dataset(root: Path, tmp_path: Path) -> ChunkDataset:
 
 
 def request(dataset: ChunkDataset, **settings: object) -> ChunkRequest:
-    cameras = check_fits(dataset, tiny_recipe("pi05"), CAMERAS)
+    cameras = check_fits(dataset, tiny_recipe("pi05"), CAMERAS, CAMERAS)
     base = ChunkRequest("0" * 8, tiny_recipe("pi05").to_json(), cameras, 2, 3, 2, 0, "torch.float32", 4)
     return replace(base, **settings)
 
@@ -190,15 +189,18 @@ def test_the_fingerprint_is_of_the_contents(tmp_path: Path) -> None:
 
 def test_policies_that_do_not_fit(root: Path, dataset: ChunkDataset) -> None:
     recipe = tiny_recipe("pi05")
-    assert check_fits(dataset, recipe, CAMERAS[::-1]) == (("front", CAMERAS[1]), ("wrist", CAMERAS[0]))
+    assert check_fits(dataset, recipe, CAMERAS[::-1], CAMERAS) == (
+        ("front", CAMERAS[1]),
+        ("wrist", CAMERAS[0]),
+    )
     short = replace(recipe, config=replace(recipe.config, horizon=2))
     with pytest.raises(ChunkRLError, match=r"2 actions and --action-horizon is 3"):
-        check_fits(dataset, short, CAMERAS)
+        check_fits(dataset, short, CAMERAS, CAMERAS)
     with pytest.raises(ChunkRLError, match=r"6 action and 8 state values"):
-        check_fits(dataset, tiny_recipe("pi05", action_dim=6), CAMERAS)
+        check_fits(dataset, tiny_recipe("pi05", action_dim=6), CAMERAS, CAMERAS)
     for cameras in (None, CAMERAS[:1], ("front", "top")):
         with pytest.raises(ChunkRLError, match=r"--pi0\.cameras"):
-            check_fits(dataset, recipe, cameras)
+            check_fits(dataset, recipe, cameras, CAMERAS)
 
 
 # ---- in place of the recorded chunks
@@ -225,7 +227,7 @@ def test_replaced_chunks_keep_reward_and_next_observation(root: Path, dataset: C
 def learner(dataset: ChunkDataset, **settings: float) -> ChunkAWR:
     torch.manual_seed(0)
     config = iql(num_updates=2, **settings)
-    return ChunkAWR(config, identity_factory(dataset), PolicyConfig(), OPTIM, dataset, 0, CPU)
+    return ChunkAWR(config, identity_factory(dataset), OPTIM, dataset, 0, CPU)
 
 
 def parameters(module: torch.nn.Module) -> Tensor:
@@ -278,7 +280,7 @@ def test_targets_in_closed_form(dataset: ChunkDataset) -> None:
 def test_the_documents_value_takes_no_candidates(dataset: ChunkDataset) -> None:
     dataset.attach("candidates", np.zeros((NUM_STARTS, 1, 3, ACTION_DIM), dtype=np.float32))
     with pytest.raises(ChunkRLError, match="--objective iql"):
-        ChunkAWR(document(), identity_factory(dataset), PolicyConfig(), OPTIM, dataset, 0, CPU)
+        ChunkAWR(document(), identity_factory(dataset), OPTIM, dataset, 0, CPU)
 
 
 # ---- from the settings

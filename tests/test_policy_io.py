@@ -9,7 +9,7 @@ import torch
 from chunk_data import image_episodes, random_episodes, write_dataset
 
 from chunkrl import ChunkLevelOfflineRL
-from chunkrl.algorithms.cross_fitted_awr import ValueFit
+from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.data.action_encoding import ActionEncoding, EncodingKind
 from chunkrl.data.chunk_semantics import HoldAction
 from chunkrl.errors import CheckpointError, ChunkRLError, DatasetError
@@ -80,7 +80,7 @@ def test_saved_and_loaded_policies_act_alike(
         changes = changes | {"cameras": tuple(names[camera] for camera in changes["cameras"])}
     run = train(roots[kind], tmp_path / "run", **changes)
     ours, loaded = run.chunk_policy(), ChunkPolicy.load(tmp_path / "run" / "policy")
-    assert loaded.spec == ours.spec
+    assert isinstance(ours, ChunkPolicy) and loaded.spec == ours.spec
     assert loaded.action_horizon == 3
     observation = run.dataset.batch(np.arange(4)).observation
     modes = ["mode", "sample"] + ["best_of_n"] * (ours.q is not None)
@@ -167,7 +167,7 @@ def test_noise_depends_on_each_rows_generator_alone(run: ChunkLevelOfflineRL) ->
 
 def test_best_of_n_takes_the_candidate_with_the_highest_score(run: ChunkLevelOfflineRL) -> None:
     policy = run.chunk_policy()
-    assert policy.q is not None
+    assert isinstance(policy, ChunkPolicy) and policy.q is not None
     observation = run.dataset.batch(np.arange(5)).observation
     noise = torch.stack([torch.randn((6, 3, 2), generator=g) for g in generators(*range(5))])
     candidates = policy.policy.sample(observation, 6, noise)

@@ -16,11 +16,11 @@ from chunk_data import identity_factory, open_chunks, write_dataset
 
 from chunkrl.algorithms import losses
 from chunkrl.algorithms.chunk_awr import ChunkAWR, document, iql
-from chunkrl.algorithms.cross_fitted_awr import CrossFittedAWR, CrossFittedConfig, ValueFit
+from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
+from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.data.chunk_semantics import HoldAction
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.models.encoders import NetworkConfig
-from chunkrl.models.policy import PolicyConfig
 from chunkrl.training.optim import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.types import ChunkTransition
@@ -95,7 +95,7 @@ def test_joint_learner_reaches_the_exact_values(corridor: ChunkDataset, tau: flo
     torch.manual_seed(0)
     config = iql(num_updates=600, expectile=tau, target_rate=0.05)
     factory = identity_factory(corridor, TABLE)
-    learner = ChunkAWR(config, factory, PolicyConfig(), OptimConfig(lr=3e-3), corridor, 0, CPU)
+    learner = ChunkAWR(config, factory, OptimConfig(lr=3e-3), corridor, 0, CPU)
     Trainer(learner, corridor, TrainerConfig(batch_size=len(corridor))).run()
     now, _ = places(batch)
     np.testing.assert_allclose(learner.frame_values()[0], value[now], atol=0.03)
@@ -110,7 +110,7 @@ def test_best_of_n_and_weights_prefer_the_way_to_the_goal(corridor: ChunkDataset
     torch.manual_seed(0)
     config = iql(num_updates=300, target_rate=0.05)
     factory = identity_factory(corridor, TABLE)
-    learner = ChunkAWR(config, factory, PolicyConfig(), OptimConfig(lr=3e-3), corridor, 0, CPU)
+    learner = ChunkAWR(config, factory, OptimConfig(lr=3e-3), corridor, 0, CPU)
     Trainer(learner, corridor, TrainerConfig(batch_size=len(corridor))).run()
     batch = corridor.batch(np.arange(len(corridor)))
     ensemble = learner.q_ensemble()
@@ -131,7 +131,7 @@ def test_outcome_values_reach_the_mean_return(corridor: ChunkDataset) -> None:
     fit = ValueFit(hidden_dim=64, num_layers=1, dropout=0.0, noise=0.0, lam=1.0)
     config = CrossFittedConfig(policy_updates=1, value_updates=300, num_folds=1, fit=fit)
     factory = identity_factory(corridor, TABLE)
-    learner = CrossFittedAWR(config, factory, PolicyConfig(), OptimConfig(lr=1e-2), corridor, 0, CPU)
+    learner = CrossFittedAdvantage(config, factory, OptimConfig(lr=1e-2), corridor, 0, CPU)
     Trainer(learner, corridor, TrainerConfig(batch_size=len(corridor))).run()
     now, _ = places(corridor.batch(np.arange(len(corridor))))
     for x in range(NUM_PLACES - 1):
@@ -144,7 +144,7 @@ def test_document_objective_moves_as_its_formulas_say(corridor: ChunkDataset) ->
     torch.manual_seed(0)
     factory = identity_factory(corridor, TABLE)
     config = document(num_updates=1, beta=0.7, lambda_v=0.5, lambda_pi=2.0)
-    learner = ChunkAWR(config, factory, PolicyConfig(), OptimConfig(), corridor, 0, CPU)
+    learner = ChunkAWR(config, factory, OptimConfig(), corridor, 0, CPU)
     batch = corridor.batch(np.arange(len(corridor)))
     value, critic, policy = learner.value.networks[0], learner.critic.networks[0], learner.policy
     with torch.no_grad():
@@ -186,7 +186,6 @@ def test_document_objective_reaches_its_fixed_point_on_a_one_step_problem(tmp_pa
     learner = ChunkAWR(
         document(num_updates=500, lambda_pi=0.0),
         factory,
-        PolicyConfig(),
         OptimConfig(lr=3e-3),
         dataset,
         0,

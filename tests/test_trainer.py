@@ -15,7 +15,7 @@ import torch
 from chunk_data import identity_factory, open_chunks, random_episodes, write_dataset
 
 from chunkrl import ChunkLevelOfflineRL
-from chunkrl.algorithms.cross_fitted_awr import CrossFittedAWR, CrossFittedConfig
+from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.models.policy import PolicyConfig
@@ -341,8 +341,8 @@ def test_damaged_states_are_refused(tmp_path: Path) -> None:
 def test_non_finite_loss_stops_with_the_batch_saved(data: Path, tmp_path: Path) -> None:
     dataset = open_chunks(data)
     factory = identity_factory(dataset)
-    config = CrossFittedConfig(policy_updates=5, value_updates=0, weighting="uniform")
-    learner = CrossFittedAWR(config, factory, PolicyConfig(), OptimConfig(), dataset, 0, torch.device("cpu"))
+    config = CrossFittedConfig(policy_updates=5, value_updates=0, use="none")
+    learner = CrossFittedAdvantage(config, factory, OptimConfig(), dataset, 0, torch.device("cpu"))
     update = learner.update
 
     def poisoned(name: str, batch: Any) -> dict[str, float]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-from chunkrl.algorithms.base import Algorithm
+from chunkrl.algorithms.base import Algorithm, Networks
 from chunkrl.algorithms.chunk_awr import ChunkAWR, JointConfig, document, iql
-from chunkrl.algorithms.cross_fitted_awr import CrossFittedAWR, CrossFittedConfig, Weighting
+from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig, Use
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.normalize import Normalizer
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.encoders import ObservationSpec
+from chunkrl.integration.pi_training import pi_networks
+from chunkrl.models.encoders import NetworkConfig, ObservationSpec
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.policy import ChunkShape
 from chunkrl.train_config import TrainConfig
-from chunkrl.training.optim import OptimConfig
+from chunkrl.training.values_io import load_values
 
 
 def choose_device(name: str) -> torch.device:
@@ -35,13 +38,32 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def build_networks(config: TrainConfig, dataset: ChunkData, device: torch.device) -> Networks:
+    """What builds the networks of a run: small ones, or those on the checkpoint of --pi0-config."""
+    if config.policy.kind != "pi":
+        return build_factory(config, dataset)
+    assert config.pi0_config is not None, "check_config asks for it"
+    conditions = config.objective in ("advantage_conditioned", "shuffled_conditioning")
+    return pi_networks(
+        dataset,
+        Path(config.pi0_checkpoints_dir).expanduser() / config.pi0_config,
+        config.pi0,
+        config.pi,
+        config.conditioning if conditions else None,
+        device,
+    )
+
+
 def build_factory(config: TrainConfig, dataset: ChunkData) -> NetworkFactory:
-    """The network factory of a run: inputs from the data, statistics of its states and actions."""
+    """The factory of small networks: inputs from the data, statistics of its states and actions."""
     use_state = config.use_state and dataset.state_dim > 0
     use_task = config.use_task if config.use_task is not None else len(dataset.tasks) > 1
     spec = ObservationSpec(dataset.cameras, dataset.state_dim if use_state else 0, use_task)
     actions = dataset.action_statistics()
     state = Normalizer(dataset.state_statistics(), "mean_std") if use_state else Normalizer.identity(1)
+    joint = config.objective in ("iql", "document")
+    fit = config.fit
+    fitted = NetworkConfig(hidden_dim=fit.hidden_dim, num_layers=fit.num_layers, dropout=fit.dropout)
     return NetworkFactory(
         spec,
         ChunkShape(dataset.action_horizon, dataset.action_dim),
@@ -49,6 +71,9 @@ def build_factory(config: TrainConfig, dataset: ChunkData) -> NetworkFactory:
         Normalizer(actions, "mean_std"),
         (torch.from_numpy(actions.min), torch.from_numpy(actions.max)),
         config.network,
+        config.policy,
+        critic_network=config.network if joint else fitted,
+        state_noise=0.0 if joint else fit.noise,
     )
 
 
@@ -57,10 +82,10 @@ def build_algorithm(
 ) -> Algorithm:
     """The algorithm of `config.objective`, with fresh networks on `device`.
 
-    num_updates: of the policy. value_updates: of the value phase (objective cross_fitted and its controls).
+    num_updates: of the policy. value_updates: of the value phase (all objectives but iql and document).
     """
-    factory = build_factory(config, dataset)
-    optim = OptimConfig(config.lr, config.weight_decay, config.grad_clip)
+    networks = build_networks(config, dataset, device)
+    optim = config.optim_config()
     if config.objective in ("iql", "document"):
         recipe = iql if config.objective == "iql" else document
         joint: JointConfig = recipe(
@@ -70,18 +95,32 @@ def build_algorithm(
             lambda_pi=config.lambda_pi,
             **({"num_folds": config.num_folds} if config.objective == "iql" else {}),
         )
-        return ChunkAWR(joint, factory, config.policy, optim, dataset, config.seed, device)
-    weighting: Weighting = "uniform"  # the two kinds of cloning
-    if config.objective in ("cross_fitted", "shuffled_advantages"):
-        weighting = "advantage" if config.objective == "cross_fitted" else "shuffled"
+        return ChunkAWR(joint, networks, optim, dataset, config.seed, device)
     settings = CrossFittedConfig(
-        policy_updates=num_updates,
+        policy_updates=0 if config.objective == "value" else num_updates,
         value_updates=value_updates,
         beta=config.beta,
         num_folds=config.num_folds,
-        weighting=weighting,
+        use=_USES.get(config.objective, "none"),
+        shuffled=config.objective.startswith("shuffled"),
         data="successes" if config.objective == "success_cloning" else "all",
         train_q=config.train_q,
         fit=config.fit,
+        conditioning=config.conditioning,
+        ema_decay=config.ema_decay,
+        critic_updates=config.critic_updates,
+        relabel_interval=config.relabel_interval,
+        microbatch_size=config.microbatch_size,
     )
-    return CrossFittedAWR(settings, factory, config.policy, optim, dataset, config.seed, device)
+    given = None if config.values is None else load_values(Path(config.values), dataset)
+    return CrossFittedAdvantage(
+        settings, networks, optim, dataset, config.seed, device, config.value_optim_config(), given
+    )
+
+
+_USES: dict[str, Use] = {
+    "cross_fitted": "weight",
+    "shuffled_advantages": "weight",
+    "advantage_conditioned": "condition",
+    "shuffled_conditioning": "condition",
+}

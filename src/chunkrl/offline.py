@@ -14,14 +14,16 @@ from chunkrl.build import build_algorithm, choose_device
 from chunkrl.config import load_config, save_config
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
-from chunkrl.data.sidecar import save_sidecar
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration.pi_chunks import use_pi_chunks
+from chunkrl.models.pi.actor import PiActor
+from chunkrl.models.pi.learner import PiLearner
 from chunkrl.progress import Progress, silent
 from chunkrl.train_config import TrainConfig, check_config
 from chunkrl.training.checkpoint import VALUES
 from chunkrl.training.policy_io import ChunkPolicy, PolicySpec, QSpec
 from chunkrl.training.trainer import Trainer, TrainerConfig
+from chunkrl.training.values_io import save_values
 
 
 class ChunkLevelOfflineRL:
@@ -34,6 +36,9 @@ class ChunkLevelOfflineRL:
     Attributes: config, dataset, algorithm, policy (the networks), trainer (after `train` began).
     Raises ChunkRLError with the cure for every fault of data or settings.
     """
+
+    algorithm: Any
+    policy: Any
 
     def __init__(
         self, config: TrainConfig | None = None, progress: Progress = silent, **settings: Any
@@ -73,14 +78,17 @@ class ChunkLevelOfflineRL:
 
     def _build(self) -> None:
         config, dataset = self.config, self.dataset
+        # one set of networks in memory at a time: a pi policy may fill it
+        self.algorithm = self.policy = self.trainer = None
         torch.manual_seed(config.seed)
         self.updates_per_epoch = max(1, len(dataset) // min(config.batch_size, len(dataset)))
         num_updates = config.num_updates or config.num_epochs * self.updates_per_epoch
         value_updates = math.ceil(config.value_epochs * self.updates_per_epoch)
         self.algorithm = build_algorithm(config, dataset, num_updates, value_updates, self.device)
         self.policy = self.algorithm.policy
+        self._fresh = torch.get_rng_state()
 
-    def train(self, num_epochs: int | None = None) -> ChunkPolicy:
+    def train(self, num_epochs: int | None = None) -> ChunkPolicy | PiActor:
         """Trains for `num_epochs` passes (default: the configuration's) and saves the run; returns the policy.
 
         num_epochs given here stands in place of the configuration's num_epochs and num_updates.
@@ -92,7 +100,12 @@ class ChunkLevelOfflineRL:
         if num_epochs is not None:
             self.config = replace(self.config, num_epochs=num_epochs, num_updates=None)
             check_config(self.config)
-        self._build()
+        if num_epochs is not None or self._fresh is None:
+            self._build()
+        assert self._fresh is not None
+        # what was drawn since the networks were built must not change the run
+        torch.set_rng_state(self._fresh)
+        self._fresh = None
         run_dir = Path(self.config.output_dir)
         if self._resume is None:
             # an older run's checkpoints must not be taken for those of the configuration written below
@@ -103,10 +116,10 @@ class ChunkLevelOfflineRL:
         if self._resume:
             self._load(self._resume)
         self.trainer.run()
-        policy = self.chunk_policy()
-        policy.save(run_dir / "policy")
+        if self.config.objective != "value":
+            self.save(run_dir / "policy")
         self._save_labels(run_dir)
-        return policy
+        return self.chunk_policy()
 
     def _start_trainer(self, run_dir: Path | None) -> None:
         config = self.config
@@ -123,9 +136,12 @@ class ChunkLevelOfflineRL:
             self.progress,
         )
 
-    def chunk_policy(self) -> ChunkPolicy:
+    def chunk_policy(self) -> ChunkPolicy | PiActor:
         """The policy as it stands, with Q for best-of-N where the objective trained one."""
-        config, q = self.config, self.algorithm.q_ensemble()
+        config = self.config
+        if isinstance(self.policy, PiLearner):
+            return PiActor(self.policy.policy)
+        q = self.algorithm.q_ensemble()
         spec = PolicySpec(
             observation=self.policy.encoder.spec,
             shape=self.policy.shape,
@@ -140,8 +156,12 @@ class ChunkLevelOfflineRL:
         return ChunkPolicy(spec, self.policy, q)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the deployable policy to `folder` (`ChunkPolicy.load` reads it)."""
-        self.chunk_policy().save(folder)
+        """Writes the deployable policy to `folder`; `training.policy_io.load_policy` reads it.
+
+        A pi policy becomes a LeRobot folder; where an average is kept, it is what is saved.
+        """
+        with self.algorithm.deployed():
+            self.chunk_policy().save(folder)
 
     def load(self, path: str | Path) -> None:
         """Takes up a checkpoint: its folder, or a run's folder for the last one. `train` continues from it.
@@ -174,18 +194,8 @@ class ChunkLevelOfflineRL:
         labels, config = getattr(self.algorithm, "labels", {}), self.config
         if "value" not in labels:
             return
-        names = ("value", "value_seen", "return", "advantage", "weight")
-        split = {name: self.dataset.split(labels[name]) for name in names}
-        paths = (config.dataset_dir, *config.additional_offline_dataset_paths)
-        for number, (path, dataset) in enumerate(zip(paths, self.dataset.datasets, strict=True)):
-            rule = {
-                "objective": config.objective,
-                "chunkrl": __version__,
-                "seed": config.seed,
-                "dataset": path,
-            }
-            file = run_dir / (f"values-{number}.parquet" if number else "values.parquet")
-            save_sidecar(file, dataset.table, {name: split[name][number] for name in names}, rule)
+        rule = {"objective": config.objective, "chunkrl": __version__, "seed": config.seed}
+        save_values(run_dir, self.dataset, labels, rule)
 
 
 def _q_spec(q: Any) -> QSpec:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import tyro
 
-from chunkrl.algorithms.cross_fitted_awr import ValueFit
+from chunkrl.algorithms.conditioning import ConditioningConfig
+from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.data.action_encoding import ActionEncoding
 from chunkrl.data.chunk_semantics import ChunkReward, HoldAction
 from chunkrl.data.chunk_settings import ChunkSettings
@@ -18,11 +19,21 @@ from chunkrl.data.frames import FrameSettings
 from chunkrl.data.labels import LabelRule, SuccessRule
 from chunkrl.errors import ChunkRLError
 from chunkrl.integration.pi_chunks import PiChunkConfig
+from chunkrl.integration.pi_training import PiTrainingConfig
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.models.policy import PolicyConfig
+from chunkrl.training.optim import OptimConfig, OptimizerKind, Schedule
 
 Objective = Literal[
-    "cross_fitted", "iql", "document", "behaviour_cloning", "success_cloning", "shuffled_advantages"
+    "cross_fitted",
+    "advantage_conditioned",
+    "iql",
+    "document",
+    "behaviour_cloning",
+    "success_cloning",
+    "shuffled_advantages",
+    "shuffled_conditioning",
+    "value",
 ]
 
 
@@ -72,7 +83,8 @@ class TrainConfig:
     seed: int = 0
     """Determines folds, initial weights, batches and noise."""
     objective: Objective = "cross_fitted"
-    """cross_fitted (default, measures best), iql, document (the document's exact objective), or a control."""
+    """cross_fitted (default: weights by the advantage), advantage_conditioned (the advantage in a pi policy's
+    prompt), iql, document (the document's exact objective), value (values alone), or a control."""
     additional_offline_dataset_paths: tuple[str, ...] = ()
     """More data sets to train on, with the same cameras, state, actions and frame rate: folders or Hub ids."""
     dataset_weights: tuple[float, ...] = ()
@@ -80,7 +92,7 @@ class TrainConfig:
     additional_success: SuccessRule | None = None
     """How success is read in the additional data sets; default: as --success says for all."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    """Kind of policy: Gaussian or flow matching."""
+    """Kind of policy: Gaussian, flow matching, or the pretrained pi of --pi0-config."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Sizes of the networks."""
     num_folds: int = 5
@@ -91,6 +103,14 @@ class TrainConfig:
     """Passes of the value phase over the data (objective cross_fitted)."""
     train_q: bool = False
     """Train Q(x, A) as well, for best-of-N at action time (objective cross_fitted)."""
+    values: str | None = None
+    """Folder of an earlier run on the same data, whose values stand in place of the value phase."""
+    critic_updates: int = 0
+    """Value updates before each policy update, after the value phase; with relabel_interval."""
+    relabel_interval: int = 0
+    """Policy updates between two labellings by values that go on learning (0: labelled once)."""
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    """How the advantage becomes text in the prompt (objective advantage_conditioned)."""
     labels: Annotated[LabelRule, tyro.conf.OmitArgPrefixes] = field(default_factory=LabelRule)
     """How success, reward and sub-goals are read from the data."""
     reward: ChunkReward = "any"
@@ -115,10 +135,45 @@ class TrainConfig:
     """AdamW's weight decay."""
     grad_clip: float = 10.0
     """Largest gradient norm."""
+    schedule: Schedule = "constant"
+    """Learning rate: constant, or cosine to final_lr_ratio of lr."""
+    warmup_updates: int = 0
+    """Updates over which the learning rate rises from 0."""
+    final_lr_ratio: float = 0.1
+    """Last learning rate over lr, with cosine."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moments."""
+    optimizer: OptimizerKind = "adamw"
+    """adamw, or adamw_8bit (a quarter of the memory of moments)."""
+    value_lr: float | None = None
+    """Learning rate of values and critics; default: lr."""
+    ema_decay: float = 0.0
+    """Of the policy's average, which is what is saved as the policy (0: none)."""
+    microbatch_size: int | None = None
+    """Rows whose activations are in memory at once: gradients accumulate over a batch; default: the whole batch."""
     frames: Annotated[FrameSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=FrameSettings)
     """How pictures are kept, and what becomes of bad episodes."""
     pi0: PiChunkConfig = field(default_factory=PiChunkConfig)
-    """How the pi policy's chunks are made and used."""
+    """Which pi checkpoint it is, and how its chunks are made and used."""
+    pi: PiTrainingConfig = field(default_factory=PiTrainingConfig)
+    """How the pi policy is trained (policy.kind pi)."""
+
+    def optim_config(self) -> OptimConfig:
+        """Of the policy."""
+        return OptimConfig(
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            grad_clip=self.grad_clip,
+            betas=self.betas,
+            schedule=self.schedule,
+            warmup_updates=self.warmup_updates,
+            final_lr_ratio=self.final_lr_ratio,
+            kind=self.optimizer,
+        )
+
+    def value_optim_config(self) -> OptimConfig:
+        """Of values and critics."""
+        return replace(self.optim_config(), lr=self.value_lr or self.lr)
 
     def chunk_settings(self) -> ChunkSettings:
         """Those of the settings that say what the data's chunks are."""
@@ -132,11 +187,18 @@ def check_config(config: TrainConfig) -> None:
             "no data set given: pass --dataset-dir with a LeRobot folder or a Hub repository id, or all settings "
             "of an earlier run with --config RUN/config.json"
         )
-    if config.use_pi0_actions != (config.pi0_config is not None):
+    trains_pi = config.policy.kind == "pi"
+    if (config.use_pi0_actions or trains_pi) != (config.pi0_config is not None):
         raise ChunkRLError(
-            "--use-pi0-actions and --pi0-config belong together: the second names the checkpoint's folder in "
+            "--pi0-config belongs to --use-pi0-actions and --policy.kind pi, and they need it: the checkpoint's folder in "
             f"{config.pi0_checkpoints_dir}, for example pi05_libero (chunkrl download pi05_libero fetches it)"
         )
+    if "condition" in config.objective and not trains_pi:
+        raise ChunkRLError(
+            f"--objective {config.objective} writes into the prompt of a pi policy: use --policy.kind pi"
+        )
+    if config.values is not None and config.objective in ("iql", "document", "value"):
+        raise ChunkRLError(f"--values are not used by --objective {config.objective}: leave them out")
     if config.use_pi0_actions and config.pi0.use == "candidates" and config.objective != "iql":
         raise ChunkRLError("--pi0.use candidates needs the Q and V of --objective iql")
     _check_additional(config)

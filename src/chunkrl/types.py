@@ -91,3 +91,12 @@ class ChunkTransition(TensorRecord):
     frame_index: Tensor
     index: Tensor
     labels: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def rows(self, rows: slice) -> ChunkTransition:
+        """Some rows of a batch."""
+        part = self.map(lambda tensor: tensor[rows])
+        now, then = (
+            replace(observation, task=observation.task[rows])
+            for observation in (part.observation, part.next_observation)
+        )
+        return replace(part, observation=now, next_observation=then)

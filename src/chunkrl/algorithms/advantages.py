@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from chunkrl.algorithms import losses
 from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
 
@@ -72,3 +74,17 @@ def standardize(advantage: np.ndarray, scale: float) -> np.ndarray:
 def shuffle_between(advantage: np.ndarray, seed: int) -> np.ndarray:
     """The control: the same advantages, permuted over all starts."""
     return np.random.default_rng([seed, 0x5AFE]).permutation(advantage)
+
+
+def to_weights(
+    advantage: np.ndarray, beta: float, scale: float, clip: float
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Weights exp(beta A) float32 [N] of mean 1, of advantages standardised to deviation `scale`; and how few carry
+    the loss."""
+    standardized = standardize(advantage, scale)
+    weight = losses.advantage_weights(torch.from_numpy(standardized), beta, clip)
+    weight = weight / weight.mean()
+    return weight.numpy().astype(np.float32), {
+        "weight/effective_sample_size": float(losses.effective_sample_size(weight)),
+        "weight/clip_fraction": float(np.mean(np.exp(beta * standardized) >= clip)),
+    }

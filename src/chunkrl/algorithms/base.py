@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from torch import nn
 
 from chunkrl.algorithms.best_of_n import QEnsemble
-from chunkrl.models.policy import PolicyNetwork
+from chunkrl.models.value_head import ValueHead
+from chunkrl.progress import Progress, silent
 from chunkrl.types import ChunkTransition
 
 Metrics = dict[str, float]
@@ -20,29 +23,52 @@ class Phase:
 
     name: shown in progress and metrics. num_updates: updates. subset: positions that may be drawn, None all.
     next_observation: whether batches must carry x_{t+k}.
+    batch_multiple: batches an update, end to end in one (for critic updates between policy updates).
     """
 
     name: str
     num_updates: int
     subset: np.ndarray | None = None
     next_observation: bool = True
+    batch_multiple: int = 1
+
+
+class Networks(Protocol):
+    """Builds the networks of one run, each call a fresh one from torch's global generator: small ones
+    (`models.factory`) or those on a pi policy (`models.pi.factory`)."""
+
+    def policy(self) -> Any:
+        """A `PolicyModel` that is an nn.Module."""
+        ...
+
+    def value(self, head: ValueHead) -> nn.Module:
+        """V(x): `prepare(observation)`, `outputs(prepared)` [B, O], `forward_prepared(prepared)` [B]."""
+        ...
+
+    def critic(self, num_critics: int) -> nn.Module:
+        """Q(x, A): `prepare(observation)`, `forward_prepared(prepared, actions)` [num_critics, B] or [.., B, N]."""
+        ...
 
 
 class Algorithm(Protocol):
     """A learner over chunk transitions."""
 
-    policy: PolicyNetwork
+    policy: Any
 
     def phases(self) -> tuple[Phase, ...]:
         """The phases in order; constant over the run."""
         ...
 
-    def start_phase(self, name: str) -> Metrics:
+    def start_phase(self, name: str, progress: Progress = silent) -> Metrics:
         """Called before a phase's first update (not when resuming within it): may label the data."""
         ...
 
     def update(self, name: str, batch: ChunkTransition) -> Metrics:
         """One update in phase `name`; returns finite scalars, or non-finite ones that stop the run."""
+        ...
+
+    def deployed(self) -> AbstractContextManager[None]:
+        """Inside, `policy` holds the weights to deploy (their average, where the algorithm keeps one)."""
         ...
 
     def q_ensemble(self) -> QEnsemble | None:

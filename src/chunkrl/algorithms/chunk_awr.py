@@ -18,6 +18,7 @@ the held-out Q prefers, weighted by its advantage.
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,13 +27,14 @@ import torch
 
 from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms import losses
-from chunkrl.algorithms.base import Metrics, Phase
+from chunkrl.algorithms.base import Metrics, Networks, Phase
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
 from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.factory import NetworkFactory
-from chunkrl.models.policy import PolicyConfig
+from chunkrl.models.value_head import ValueHead
+from chunkrl.progress import Progress, silent
+from chunkrl.training.checkpoint import load_trained_state, trained_state
 from chunkrl.training.optim import OptimConfig, Optimizer, autocast, update_ema
 from chunkrl.types import ChunkTransition
 
@@ -91,14 +93,14 @@ class ChunkAWR:
     def __init__(
         self,
         config: JointConfig,
-        factory: NetworkFactory,
-        policy_config: PolicyConfig,
+        networks: Networks,
         optim: OptimConfig,
         dataset: ChunkData,
         seed: int,
         device: torch.device,
     ) -> None:
-        if config.alpha > 0 and policy_config.kind != "gaussian":
+        self.policy = networks.policy().to(device)
+        if config.alpha > 0 and not self.policy.has_log_prob:
             raise ChunkRLError(
                 "the document's entropy term needs log pi, which only a Gaussian policy has: "
                 "use --policy.kind gaussian, or --objective iql / cross_fitted for a flow policy"
@@ -113,9 +115,8 @@ class ChunkAWR:
         self._horizon_discount = dataset.gamma**dataset.critic_horizon
         self.fold = assign_folds(dataset.frame_labels.success, config.num_folds, seed)
         dataset.attach("fold", self.fold[dataset.episode])
-        self.policy = factory.policy(policy_config).to(device)
-        self.value = CrossFitted(factory.value, config.num_folds).to(device)
-        self.critic = CrossFitted(lambda: factory.critic(config.num_critics), config.num_folds).to(device)
+        self.value = CrossFitted(lambda: networks.value(ValueHead("scalar")), config.num_folds).to(device)
+        self.critic = CrossFitted(lambda: networks.critic(config.num_critics), config.num_folds).to(device)
         self.target = copy.deepcopy(self.critic).requires_grad_(False).eval()
         parameters = [*self.policy.parameters(), *self.value.parameters(), *self.critic.parameters()]
         groups = [parameters]
@@ -128,7 +129,7 @@ class ChunkAWR:
         """One phase, `joint`."""
         return (Phase("joint", self.config.num_updates),)
 
-    def start_phase(self, name: str) -> Metrics:
+    def start_phase(self, name: str, progress: Progress = silent) -> Metrics:
         """Nothing to prepare."""
         return {}
 
@@ -139,7 +140,7 @@ class ChunkAWR:
         for network in (self.policy, self.value, self.critic):
             network.train()
         first: Any = self.value.networks[0]
-        now = first.encoder.prepare(batch.observation)
+        now = first.prepare(batch.observation)
         with autocast(self.device):
             value = self.value.each(lambda v: v.forward_prepared(now))  # type: ignore[operator]
             q = self.critic.each(lambda c: c.forward_prepared(now, batch.actions))  # type: ignore[operator]
@@ -149,7 +150,7 @@ class ChunkAWR:
             weights = losses.advantage_weights(
                 advantage, config.beta * config.advantage_scale, config.weight_clip, config.normalize
             )
-            nll = self._negative_log_likelihood(now, batch)
+            nll = self._negative_log_likelihood(batch)
             policy = losses.policy_loss(weights, nll)
             loss = losses.total_loss(critic, value_loss, policy, config.lambda_v, config.lambda_pi)
         norm = self._optimizer.step(loss)
@@ -178,7 +179,7 @@ class ChunkAWR:
     def _critic_loss(self, q: torch.Tensor, batch: ChunkTransition) -> torch.Tensor:
         config = self.config
         first: Any = self.value.networks[0]
-        then = first.encoder.prepare(batch.next_observation)
+        then = first.prepare(batch.next_observation)
         with torch.no_grad():
             next_value = self.value.each(lambda v: v.forward_prepared(then))  # type: ignore[operator]
         if config.respect_ends:
@@ -194,7 +195,7 @@ class ChunkAWR:
         return total
 
     def _value_loss(
-        self, value: torch.Tensor, now: dict[str, torch.Tensor], batch: ChunkTransition
+        self, value: torch.Tensor, now: Any, batch: ChunkTransition
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         config, trains = self.config, self.value.trains_on(batch.labels["fold"])
         total = value.new_zeros(())
@@ -208,7 +209,7 @@ class ChunkAWR:
                 chunk = self.policy.sample(batch.observation, 1)[:, 0]
                 if config.alpha > 0:
                     whole = torch.ones_like(batch.action_mask)
-                    log_prob = self.policy.log_prob(now, chunk, whole)
+                    log_prob = self.policy.log_prob(self.policy.prepare(batch.observation), chunk, whole)
         with torch.no_grad():
             target = self.target.each(lambda c: c.forward_prepared(now, chunk).amin(0))  # type: ignore[operator]
         for k in range(len(value)):
@@ -227,7 +228,7 @@ class ChunkAWR:
     def _policy_targets(
         self,
         value: torch.Tensor,
-        now: dict[str, torch.Tensor],
+        now: Any,
         batch: ChunkTransition,
         fold: torch.Tensor,
     ) -> tuple[ChunkTransition, torch.Tensor]:
@@ -244,10 +245,11 @@ class ChunkAWR:
         mask = batch.action_mask | (chosen > 0)[:, None]  # a candidate has no padding
         return replace(batch, actions=chunks[rows, chosen], action_mask=mask), best - baseline
 
-    def _negative_log_likelihood(self, now: dict[str, torch.Tensor], batch: ChunkTransition) -> torch.Tensor:
-        if self.config.respect_ends or self.policy.config.kind == "flow":
-            return self.policy.negative_log_likelihood(now, batch.actions, batch.action_mask)
-        return -self.policy.log_prob(now, batch.actions, batch.action_mask)  # the document's sum
+    def _negative_log_likelihood(self, batch: ChunkTransition) -> torch.Tensor:
+        if self.config.respect_ends or not self.policy.has_log_prob:
+            return self.policy.imitation_loss(batch.observation, batch.actions, batch.action_mask).per_chunk
+        prepared = self.policy.prepare(batch.observation)
+        return -self.policy.log_prob(prepared, batch.actions, batch.action_mask)  # the document's sum
 
     def frame_values(self) -> tuple[np.ndarray, np.ndarray]:
         """V of every start by the network that never saw its episode and by those that did (each [len])."""
@@ -259,20 +261,25 @@ class ChunkAWR:
 
     def _parts(self) -> dict[str, Any]:
         return {
-            "policy": self.policy,
             "value": self.value,
             "critic": self.critic,
             "target": self.target,
             "optimizer": self._optimizer,
         }
 
+    def deployed(self) -> AbstractContextManager[None]:
+        """See `Algorithm.deployed`; no average is kept."""
+        return nullcontext()
+
     def state_dict(self) -> dict[str, Any]:
         """Networks, target networks, optimiser and folds."""
         parts = {key: part.state_dict() for key, part in self._parts().items()}
-        return parts | {"fold": torch.from_numpy(self.fold)}
+        own = {"policy": trained_state(self.policy), "fold": torch.from_numpy(self.fold)}
+        return parts | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
+        load_trained_state(self.policy, state["policy"])
         for key, part in self._parts().items():
             part.load_state_dict(state[key])
         self.fold = state["fold"].numpy()

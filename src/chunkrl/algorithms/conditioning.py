@@ -14,6 +14,9 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
+from chunkrl.algorithms.advantages import return_range
+from chunkrl.data.chunk_semantics import chunk_steps
+from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
 
 BinEdges = Literal["quantiles", "fixed"]
@@ -143,6 +146,38 @@ def force_labels(
     if human is not None:
         forced |= human.some if config.mixed_chunks == "mask" else human.every
     return np.where(forced, config.highest, bins)
+
+
+def human_steps(data: ChunkData) -> np.ndarray | None:
+    """bool [len, H], the real steps at which a human acted; None where none did."""
+    if not data.frame_labels.human.any():
+        return None
+    steps = chunk_steps(data.starts, data.action_horizon, data.segments)
+    return data.frame_labels.human[steps.rows] & steps.action_mask
+
+
+def label_bins(
+    data: ChunkData, advantage: np.ndarray, returns: np.ndarray, config: ConditioningConfig
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Labels of every start and their shares.
+
+    advantage, returns: float [len]. The labels: `advantage_bin_raw`, the critic's, and `advantage_bin`, with some
+    forced high, int [len] each; `loss_steps`, bool [len, H], where the robot's steps of mixed chunks are masked.
+    """
+    span = return_range(returns)
+    bins = advantage_bins(advantage, data.task, config, span.high - span.low)
+    labels, human = {}, None
+    acted = human_steps(data)
+    if acted is not None:
+        real = chunk_steps(data.starts, data.action_horizon, data.segments).action_mask
+        human = HumanSteps(every=np.all(acted == real, axis=1), some=np.any(acted, axis=1))
+        if config.mixed_chunks == "mask":
+            labels["loss_steps"] = np.where((human.some & ~human.every)[:, None], acted, True)
+    forced = force_labels(bins, human, data.source(np.arange(len(data))), config)
+    names = [condition_text(label, config.num_bins).split()[-1] for label in range(config.num_bins)]
+    shares = {f"advantage/share_{name}": float(np.mean(forced == label)) for label, name in enumerate(names)}
+    shares["advantage/forced_fraction"] = float(np.mean(forced != bins))
+    return labels | {"advantage_bin_raw": bins, "advantage_bin": forced}, shares
 
 
 def drop_labels(labels: torch.Tensor, dropout: float) -> torch.Tensor:

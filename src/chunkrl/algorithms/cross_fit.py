@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
+from chunkrl.progress import Progress, silent
+from chunkrl.training.optim import autocast
 
 
 def assign_folds(success: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
@@ -89,23 +91,23 @@ def labelling_batch_size(dataset: ChunkData) -> int:
 
 @torch.no_grad()
 def label_values(
-    networks: CrossFitted,
-    dataset: ChunkData,
-    device: torch.device,
-    transform: Callable[[Tensor], Tensor] = lambda output: output,
+    networks: CrossFitted, dataset: ChunkData, device: torch.device, progress: Progress = silent
 ) -> tuple[np.ndarray, np.ndarray]:
     """V of every start by the network that never saw its episode, and the mean of those that did: [len] each.
 
-    networks: value networks. The data set's label `fold` says each start's fold. transform: of the outputs.
+    networks: value networks. The data set's label `fold` says each start's fold.
     """
     networks.eval()
     first: Any = networks.networks[0]
     held_out, seen = [], []
+    done = 0
     for batch in dataset.batches(labelling_batch_size(dataset)):
-        prepared = first.encoder.prepare(batch.observation)
-        outputs = networks.each(lambda v, p=prepared: v.forward_prepared(p))  # type: ignore[operator]
-        values = transform(outputs.float())
+        prepared = first.prepare(batch.observation.to(device))
+        with autocast(device):
+            values = networks.each(lambda v, p=prepared: v.forward_prepared(p)).float()  # type: ignore[operator]
         fold = batch.labels["fold"].to(device)
         held_out.append(networks.held_out(values, fold).cpu().numpy())
         seen.append(networks.seen(values, fold).cpu().numpy())
+        done += len(fold)
+        progress("label", done, len(dataset))
     return np.concatenate(held_out), np.concatenate(seen)

@@ -49,6 +49,8 @@ class LabelRule:
     failure_terminal: the last action of an unsuccessful episode ended the task (no bootstrap), for example
         because the recording was stopped at a failure and not for lack of time.
     flag_at: what a flag outside `next.*` belongs to: its frame's action, or its frame's observation.
+    human_key: the column that is true where a human acted in place of the policy; auto: LeRobot's
+        complementary_info.is_intervention where there is one, else no frame is a human's.
     """
 
     success: SuccessRule = "auto"
@@ -61,6 +63,7 @@ class LabelRule:
     failure_penalty: float = 100.0
     failure_terminal: bool = False
     flag_at: FlagAt = "action"
+    human_key: str = "auto"
 
     def __post_init__(self) -> None:
         allowed = {
@@ -93,6 +96,7 @@ class FrameLabels:
     terminated: bool [N], the action of the frame ended the task (at most once an episode).
     truncated: bool [N], last frame of an episode that did not terminate.
     after_success: bool [N], frames recorded after the task had ended.
+    human: bool [N], a human chose the frame's action (an intervention).
     success: bool [E].
     rule: the rule with "auto" resolved.
     """
@@ -102,6 +106,7 @@ class FrameLabels:
     terminated: np.ndarray
     truncated: np.ndarray
     after_success: np.ndarray
+    human: np.ndarray
     success: np.ndarray
     rule: LabelRule
 
@@ -133,6 +138,7 @@ def label_frames(table: FrameTable, rule: LabelRule = LabelRule()) -> FrameLabel
         terminated=terminated | (failed_end & rule.failure_terminal),
         truncated=failed_end & (not rule.failure_terminal),
         after_success=after_success,
+        human=_human(table, rule.human_key),
         success=success,
         rule=rule,
     )
@@ -159,6 +165,16 @@ def _resolve(table: FrameTable, rule: LabelRule) -> LabelRule:
     if subgoal == "auto":
         subgoal = "column" if table.has_column(rule.subgoal_key) else "success"
     return replace(rule, success=success, subgoal=subgoal)
+
+
+_INTERVENTION = "complementary_info.is_intervention"  # LeRobot's name
+
+
+def _human(table: FrameTable, key: str) -> np.ndarray:
+    """bool [N], actions of a human."""
+    if key == "auto" and not table.has_column(_INTERVENTION):
+        return np.zeros(table.num_frames, bool)
+    return flag_column(table, _INTERVENTION if key == "auto" else key, "--human-key")
 
 
 def _success(table: FrameTable, rule: LabelRule) -> np.ndarray:

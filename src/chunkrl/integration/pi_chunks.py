@@ -18,7 +18,6 @@ from typing import Literal, get_args
 
 import torch
 
-from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration.chunk_cache import ChunkRequest, cached_chunks, fingerprint
@@ -100,8 +99,11 @@ def use_pi_chunks(
             "where it is with --pi0-checkpoints-dir and --pi0-config"
         )
     datasets = data.datasets if isinstance(data, ChunkCollection) else (data,)
-    recipe = _find_recipe(datasets[0], checkpoint, config)
-    cameras = [check_fits(dataset, recipe, config.cameras) for dataset in datasets]
+    known = datasets[0].table.description.cameras
+    recipe = find_pi_recipe(datasets[0], checkpoint, config, known)
+    cameras = [
+        check_fits(dataset, recipe, config.cameras, dataset.table.description.cameras) for dataset in datasets
+    ]
     dtype = _dtype(config, device)
 
     @functools.cache
@@ -142,9 +144,12 @@ def use_pi_chunks(
         dataset.action_source = f"{config.use} {request.key()}"
 
 
-def _find_recipe(dataset: ChunkDataset, checkpoint: Path, config: PiChunkConfig) -> PiRecipe:
+def find_pi_recipe(
+    dataset: ChunkData, checkpoint: Path, config: PiChunkConfig, cameras: tuple[str, ...]
+) -> PiRecipe:
+    """The recipe that the configuration, the folder or the folder's name says. cameras: the data set's."""
     if config.recipe is not None:
-        cameras = config.cameras or dataset.table.description.cameras
+        cameras = config.cameras or cameras
         return choose_recipe(config.recipe, tuple(cameras), dataset.state_dim, dataset.action_dim)
     if (checkpoint / RECIPE_FILE).is_file() or find_layout(checkpoint) == "LeRobot":
         return find_recipe(checkpoint)
@@ -157,14 +162,14 @@ def _find_recipe(dataset: ChunkDataset, checkpoint: Path, config: PiChunkConfig)
 
 
 def check_fits(
-    dataset: ChunkDataset, recipe: PiRecipe, cameras: tuple[str, ...] | None
+    dataset: ChunkData, recipe: PiRecipe, cameras: tuple[str, ...] | None, known: tuple[str, ...]
 ) -> tuple[tuple[str, str], ...]:
-    """(the policy's camera, the data set's) for each camera of the policy.
+    """(the policy's camera, the data set's) for each camera of the policy. known: the data set's.
 
     Raises:
         ChunkRLError: the policy's horizon is shorter than the data set's, or action, state or cameras differ.
     """
-    config, settings, root = recipe.config, recipe.settings, dataset.table.description.root
+    config, settings, root = recipe.config, recipe.settings, dataset.name
     if dataset.encoding.kind != "absolute":
         raise ChunkRLError(
             f"a pi policy's chunks are in the units of the recording, not {dataset.encoding.kind}: use the absolute "
@@ -180,7 +185,6 @@ def check_fits(
             f"the pi policy has {settings.action_dim} action and {settings.state_dim} state values, {root} has "
             f"{dataset.action_dim} and {dataset.state_dim}: it was trained for another robot"
         )
-    known = dataset.table.description.cameras
     chosen = settings.cameras if cameras is None else cameras
     absent = [camera for camera in chosen if camera not in known]
     if absent or len(chosen) != len(settings.cameras):

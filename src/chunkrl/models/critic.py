@@ -6,19 +6,25 @@ import torch
 from torch import Tensor, nn
 
 from chunkrl.models.encoders import ActionEncoder, NetworkConfig, ObservationEncoder, Prepared, mlp
+from chunkrl.models.value import with_noise
 from chunkrl.types import Observation
 
 
 class Critic(nn.Module):
-    """`num_critics` independent heads on one encoder each (twin Q by default): [num_critics, B]."""
+    """`num_critics` independent heads on one encoder each (twin Q by default): [num_critics, B].
+
+    state_noise: deviation of the noise that training adds to the normalised state.
+    """
 
     def __init__(
         self,
         encoders: list[ObservationEncoder],
         action_encoder: ActionEncoder,
         config: NetworkConfig,
+        state_noise: float = 0.0,
     ) -> None:
         super().__init__()
+        self.state_noise = state_noise
         self.encoders = nn.ModuleList(encoders)
         self.action_encoder = action_encoder
         in_dim = encoders[0].out_dim + action_encoder.out_dim
@@ -27,8 +33,9 @@ class Critic(nn.Module):
         )
 
     def prepare(self, observation: Observation) -> Prepared:
-        """See `ObservationEncoder.prepare`."""
-        return self.encoders[0].prepare(observation)  # type: ignore[operator]
+        """See `ValueNetwork.prepare`."""
+        prepared = self.encoders[0].prepare(observation)  # type: ignore[operator]
+        return with_noise(prepared, self.state_noise if self.training else 0.0)
 
     def forward_prepared(self, prepared: Prepared, actions: Tensor) -> Tensor:
         """prepared: of B observations; actions: [B, H, A] or N candidates each [B, N, H, A].

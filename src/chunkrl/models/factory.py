@@ -12,6 +12,7 @@ from chunkrl.models.critic import Critic
 from chunkrl.models.encoders import ActionEncoder, NetworkConfig, ObservationEncoder, ObservationSpec
 from chunkrl.models.policy import ChunkShape, PolicyConfig, PolicyNetwork
 from chunkrl.models.value import ValueNetwork
+from chunkrl.models.value_head import ValueHead
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class NetworkFactory:
     """Each call makes a freshly initialised network (from torch's global generator).
 
     action_range: lowest and highest action of the data, float [A] each; samples are clipped to it.
+    network: the policy's sizes. critic_network: the values' and critics'. state_noise: on the normalised state
+        while values and critics train.
     """
 
     spec: ObservationSpec
@@ -27,31 +30,33 @@ class NetworkFactory:
     action_normalizer: Normalizer
     action_range: tuple[torch.Tensor, torch.Tensor]
     network: NetworkConfig = NetworkConfig()
+    policy_config: PolicyConfig = PolicyConfig()
+    critic_network: NetworkConfig = NetworkConfig()
+    state_noise: float = 0.0
 
     def encoder(self, network: NetworkConfig) -> ObservationEncoder:
         """An observation encoder with its own copy of the statistics."""
         return ObservationEncoder(self.spec, network, copy.deepcopy(self.state_normalizer))
 
-    def value(self, network: NetworkConfig | None = None) -> ValueNetwork:
+    def value(self, head: ValueHead) -> ValueNetwork:
         """V(x)."""
-        network = network or self.network
-        return ValueNetwork(self.encoder(network), network)
+        return ValueNetwork(self.encoder(self.critic_network), self.critic_network, head, self.state_noise)
 
-    def critic(self, num_critics: int, network: NetworkConfig | None = None) -> Critic:
-        """Q(x, A) with `num_critics` heads."""
-        network = network or self.network
+    def critic(self, num_critics: int) -> Critic:
+        """Q(x, A) with `num_critics` heads, each one real number."""
+        network = self.critic_network
         actions = ActionEncoder(
             self.shape.horizon, self.shape.action_dim, copy.deepcopy(self.action_normalizer)
         )
-        return Critic([self.encoder(network) for _ in range(num_critics)], actions, network)
+        return Critic([self.encoder(network) for _ in range(num_critics)], actions, network, self.state_noise)
 
-    def policy(self, config: PolicyConfig) -> PolicyNetwork:
+    def policy(self) -> PolicyNetwork:
         """pi(A | x)."""
         return PolicyNetwork(
             self.encoder(self.network),
             self.shape,
             copy.deepcopy(self.action_normalizer),
             self.action_range,
-            config,
+            self.policy_config,
             self.network,
         )

@@ -10,8 +10,9 @@ t = 1 is noise; sampling integrates from 1 to 0 in Euler steps.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.models.encoders import NetworkConfig, ObservationEncoder, Prepared, mlp
 from chunkrl.types import Observation
 
-PolicyKind = Literal["gaussian", "flow"]
+PolicyKind = Literal["gaussian", "flow", "pi"]
 LOG_STD_MIN, LOG_STD_MAX = (
     -4.0,
     0.5,
@@ -30,8 +31,8 @@ LOG_STD_MIN, LOG_STD_MAX = (
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """kind: `gaussian` or `flow`. spread: of the Gaussian, `state` (a network output) or `fixed` (`fixed_std`,
-    normalised units). flow_steps: Euler steps when sampling."""
+    """kind: `gaussian`, `flow`, or `pi`, the pretrained checkpoint of --pi0-config. spread: of the Gaussian, `state`
+    (a network output) or `fixed` (`fixed_std`, normalised units). flow_steps: Euler steps when sampling."""
 
     kind: PolicyKind = "gaussian"
     spread: Literal["state", "fixed"] = "state"
@@ -51,6 +52,33 @@ class ChunkShape:
 
     horizon: int
     action_dim: int
+
+
+@dataclass(frozen=True)
+class ImitationLoss:
+    """What a policy loses on given chunks.
+
+    per_chunk: float32 [B], a mean over real steps and dimensions. parts: name -> (sum, count), scalars for logs.
+    """
+
+    per_chunk: Tensor
+    parts: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+
+
+class PolicyModel(Protocol):
+    """What algorithms ask of a policy, small or pi; `has_log_prob`: whether log pi(A|x) is cheap."""
+
+    has_log_prob: bool
+
+    def imitation_loss(
+        self,
+        observation: Observation,
+        actions: Tensor,
+        action_mask: Tensor,
+        condition: Sequence[str] | None = None,
+    ) -> ImitationLoss:
+        """actions [B, H, A] in the data's units, action_mask bool [B, H]; condition: a text for every row."""
+        ...
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -75,6 +103,7 @@ class PolicyNetwork(nn.Module):
         network: NetworkConfig,
     ) -> None:
         super().__init__()
+        assert config.kind != "pi", "models.pi builds pi policies"
         self.encoder, self.shape, self.config = encoder, shape, config
         self.action_normalizer = action_normalizer
         self.action_low: Tensor
@@ -87,6 +116,15 @@ class PolicyNetwork(nn.Module):
             self.head = mlp(encoder.out_dim, num_outputs, network)
         else:
             self.head = mlp(encoder.out_dim + num_values + TIME_FEATURES, num_values, network)
+
+    @property
+    def has_log_prob(self) -> bool:
+        """Whether `log_prob` is there."""
+        return self.config.kind == "gaussian"
+
+    def prepare(self, observation: Observation) -> Prepared:
+        """See `ObservationEncoder.prepare`."""
+        return self.encoder.prepare(observation)
 
     def forward(self, observation: Observation) -> Tensor:
         """The most likely chunk (Gaussian mean; the flow started from zero noise): [B, H, A]."""
@@ -132,6 +170,21 @@ class PolicyNetwork(nn.Module):
         z = (self.action_normalizer.normalize(actions) - mean) / log_std.exp()
         per_value = -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
         return (per_value.sum(-1) * action_mask).sum(-1)
+
+    def imitation_loss(
+        self,
+        observation: Observation,
+        actions: Tensor,
+        action_mask: Tensor,
+        condition: Sequence[str] | None = None,
+    ) -> ImitationLoss:
+        """See `PolicyModel`; small policies read no condition. Raises ChunkRLError when there is one."""
+        if condition is not None:
+            raise ChunkRLError(
+                "a small policy has no prompt to write an advantage into: use --policy.kind pi"
+            )
+        prepared = self.prepare(observation)
+        return ImitationLoss(self.negative_log_likelihood(prepared, actions, action_mask))
 
     def negative_log_likelihood(self, prepared: Prepared, actions: Tensor, action_mask: Tensor) -> Tensor:
         """Per-sample imitation loss [B], a mean over real steps and dimensions: -log pi for a Gaussian,

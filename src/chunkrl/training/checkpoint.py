@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from chunkrl.errors import CheckpointError
 
@@ -92,3 +93,22 @@ def load_state(folder: Path) -> dict[str, Any]:
     for name, item in {**values, **tensors}.items():
         _insert(tree, name, item)
     return tree
+
+
+def trained_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Trained parameters and buffers by name: what a checkpoint keeps of a network whose frozen parameters come from
+    a pretrained checkpoint."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
+
+
+def load_trained_state(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """The inverse of `trained_state`, strict. Raises CheckpointError when other parameters are trained."""
+    expected = set(trained_state(module))
+    if set(state) != expected:
+        differing = sorted(set(state) ^ expected)
+        raise CheckpointError(
+            f"the checkpoint trains other parameters ({', '.join(differing[:3])}, ...: {len(differing)} differ); "
+            "resume with the settings that it was made with"
+        )
+    module.load_state_dict(dict(state), strict=False)

@@ -18,6 +18,8 @@ from chunkrl.data.normalize import Normalizer
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.models.encoders import NetworkConfig, ObservationSpec
 from chunkrl.models.factory import NetworkFactory
+from chunkrl.models.pi.actor import PiActor
+from chunkrl.models.pi.checkpoint import RECIPE_FILE
 from chunkrl.models.policy import ChunkShape, PolicyConfig, PolicyNetwork
 from chunkrl.training.checkpoint import load_state, save_state
 from chunkrl.types import Observation
@@ -63,6 +65,21 @@ class ChunkPolicy:
     def action_horizon(self) -> int:
         """H."""
         return self.spec.shape.horizon
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return self.spec.shape.action_dim
+
+    @property
+    def state_dim(self) -> int:
+        """S; 0 for a policy without state."""
+        return self.spec.observation.state_dim
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Cameras that observations must have."""
+        return self.spec.observation.cameras
 
     @torch.no_grad()
     def act(
@@ -130,12 +147,14 @@ class ChunkPolicy:
             Normalizer.identity(shape.action_dim),
             (torch.zeros(shape.action_dim), torch.zeros(shape.action_dim)),
             spec.network,
+            spec.policy,
+            critic_network=spec.network if spec.q is None else spec.q.network,
         )
-        policy = factory.policy(spec.policy)
+        policy = factory.policy()
         q = None
         if spec.q is not None:
             q_spec = spec.q
-            critic = CrossFitted(lambda: factory.critic(q_spec.num_critics, q_spec.network), q_spec.num_folds)
+            critic = CrossFitted(lambda: factory.critic(q_spec.num_critics), q_spec.num_folds)
             q = QEnsemble(critic)
         try:
             policy.load_state_dict(state["policy"])
@@ -144,6 +163,16 @@ class ChunkPolicy:
         except (RuntimeError, KeyError) as error:
             raise CheckpointError(f"{folder} does not fit its own description: {error}") from error
         return cls(spec, policy.to(device), None if q is None else q.to(device).eval())
+
+
+def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> ChunkPolicy | PiActor:
+    """A policy that acts, of either kind: what a run saved, or any pi checkpoint folder.
+
+    Raises CheckpointError when the folder is no whole policy.
+    """
+    if (Path(folder) / RECIPE_FILE).is_file():
+        return PiActor.load(folder, device)
+    return ChunkPolicy.load(folder, device)
 
 
 def without_q(spec: PolicySpec) -> PolicySpec:

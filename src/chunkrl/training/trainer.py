@@ -89,13 +89,13 @@ class Trainer:
         config = self.config
         loader = ChunkLoader(
             self.dataset,
-            config.batch_size,
+            config.batch_size * phase.batch_multiple,
             config.seed + number,
             subset=phase.subset,
             next_observation=phase.next_observation,
         )
         if self.update == first:
-            self._record(self.algorithm.start_phase(phase.name))
+            self._record(self.algorithm.start_phase(phase.name, self.progress))
         last = first + phase.num_updates
         while self.update < last:
             batch = loader.batch(self.update - first)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from chunkrl.errors import ChunkRLError
+from chunkrl.models.lora import merge_lora
 from chunkrl.models.pi.config import PiConfig
 from chunkrl.models.pi.flow import attention_mask, token_positions
 from chunkrl.models.pi.language import KeyValues, PrefixLayer, rotary_angles
@@ -120,7 +121,7 @@ class PiFeatures:
 class PiValue(nn.Module):
     """V(x); see the module's text. With `takes_actions` its outputs are of an observation and a chunk (`PiCritic`).
 
-    policy: gives the blocks to copy and the features. Outputs are read by `head`.
+    policy: gives the blocks to copy and the features. Outputs are read by `value_head`.
     """
 
     def __init__(
@@ -134,13 +135,14 @@ class PiValue(nn.Module):
             )
         if takes_actions and config.depth == 0:
             raise ChunkRLError("Q needs blocks to read the chunk with: give the critic a depth of at least 1")
-        self.config, self.head = config, head
+        self.config, self.value_head = config, head
         self.features = PiFeatures(policy, config.state_noise)
         self._head_dim = model.head_dim
         width = model.prefix_width
         # fp32 masters: small steps of a critic are lost below one bf16 unit in the last place
-        copied = copy.deepcopy(policy.model.language.layers[: config.depth]).float().requires_grad_(True)
-        self.layers = nn.ModuleList(copied)
+        copied = nn.ModuleList(copy.deepcopy(policy.model.language.layers[: config.depth])).float()
+        merge_lora(copied)
+        self.layers = copied.requires_grad_(True)
         self.norm = RMSNorm(width)
         self.queries = nn.Parameter(torch.randn(config.num_queries, width))
         self.state_proj = self._state_proj(policy, width)
@@ -164,10 +166,10 @@ class PiValue(nn.Module):
 
     def forward_prepared(self, inputs: CriticInputs) -> Tensor:
         """V [B]."""
-        return self.head.value(self.outputs(inputs))
+        return self.value_head.value(self.outputs(inputs))
 
     def outputs(self, inputs: CriticInputs, chunks: Tensor | None = None) -> Tensor:
-        """What `head` reads: [B, O], or [B, N, O] for chunks [B, N, H, A] in the model's units."""
+        """What `value_head` reads: [B, O], or [B, N, O] for chunks [B, N, H, A] in the model's units."""
         batch = len(inputs.embeddings)
         x, valid = inputs.embeddings.float(), inputs.valid
         if self.state_proj is not None:
@@ -237,7 +239,7 @@ class PiCritic(nn.Module):
     ) -> None:
         super().__init__()
         networks = [PiValue(policy, config, head, takes_actions=True) for _ in range(num_critics)]
-        self.features, self.head = networks[0].features, head
+        self.features, self.value_head = networks[0].features, head
         self.networks = nn.ModuleList(networks)
 
     def prepare(self, observation: Observation) -> CriticInputs:
@@ -251,7 +253,7 @@ class PiCritic(nn.Module):
         """
         single = actions.dim() == 3
         chunks = self.features.chunks(inputs, actions[:, None] if single else actions)
-        values = torch.stack([self.head.value(q.outputs(inputs, chunks)) for q in self.networks])  # type: ignore[operator]
+        values = torch.stack([self.value_head.value(q.outputs(inputs, chunks)) for q in self.networks])  # type: ignore[operator]
         return values[..., 0] if single else values
 
 

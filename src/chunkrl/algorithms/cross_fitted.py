@@ -1,0 +1,335 @@
+"""Chunk policies from cross-fitted advantages, used as weights or as text in the prompt: the default method.
+
+Phase `value` trains V on outcomes (`value_learner`); then every start is labelled once; phase `policy` clones.
+(`critic` lies between, if wanted.) The advantage is used in one of two ways:
+
+- `weight`: advantage-weighted regression (Peng et al. 2019, arXiv 1910.00177), weights exp(beta A). For a policy of
+  flow matching the loss is the weighted flow loss, and nothing asks for log pi: V takes no entropy term.
+- `condition`: RECAP (pi*0.6, arXiv 2511.14759) and the advantage-conditioned pi0.5 document: the advantage's bin
+  stands in the prompt, and inference asks for the highest (`conditioning`).
+
+What differs from these papers:
+1. V is cross-fitted: an episode's values come from a network that never saw it (`cross_fit`);
+2. V lies between the data's lowest and highest return (sigmoid or HL-Gauss): it cannot diverge, and with dropout
+   and noise on the state it memorises less;
+3. as a weight, the advantage is a TD(lambda) return minus V, standardised to deviation `advantage_scale`;
+4. a chunk is one decision: one weight, or one label, for H actions.
+Behaviour cloning is this algorithm with `use="none"`; cloning of the successes adds `data="successes"`; the
+shuffled controls permute the advantages. For best-of-N at action time a critic A(x, A) regresses the cross-fitted
+advantages on observation and chunk, and is cross-fitted itself: Q(x, A) - V(x) ranks chunks as Q does, and what V
+explains is no noise to it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from chunkrl.algorithms import advantages as adv
+from chunkrl.algorithms import losses
+from chunkrl.algorithms.base import Metrics, Networks, Phase
+from chunkrl.algorithms.best_of_n import QEnsemble
+from chunkrl.algorithms.conditioning import ConditioningConfig, condition_text, drop_labels, label_bins, texts
+from chunkrl.algorithms.cross_fit import CrossFitted
+from chunkrl.algorithms.value_learner import ValueFit, ValueLabels, ValueLearner, microbatches
+from chunkrl.data.collection import ChunkData
+from chunkrl.errors import ChunkRLError
+from chunkrl.progress import Progress, silent
+from chunkrl.training.checkpoint import load_trained_state, trained_state
+from chunkrl.training.optim import Ema, OptimConfig, Optimizer, autocast
+from chunkrl.types import ChunkTransition
+
+Use = Literal["weight", "condition", "none"]
+
+
+@dataclass(frozen=True)
+class CrossFittedConfig:
+    """Settings of the algorithm.
+
+    policy_updates, value_updates: updates of the two phases; no policy update makes it a value model alone.
+    beta: temperature of the weights exp(beta A). num_folds: K, 1 turns cross-fitting off.
+    use: what becomes of the advantage. shuffled: the control. data: starts the policy clones.
+    train_q: also train Q(x, A) for best-of-N. conditioning: the labels in the prompt.
+    ema_decay: of the policy's average, which is deployed; 0: none.
+    critic_updates, relabel_interval: value updates before each policy update, and policy updates between two
+        labellings by them (0: values are fixed after their phase).
+    microbatch_size: rows whose activations are in memory at once; None: the whole batch.
+    """
+
+    policy_updates: int
+    value_updates: int
+    beta: float = 1.0
+    num_folds: int = 5
+    use: Use = "weight"
+    shuffled: bool = False
+    data: Literal["all", "successes"] = "all"
+    train_q: bool = False
+    fit: ValueFit = ValueFit()
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    ema_decay: float = 0.0
+    critic_updates: int = 0
+    relabel_interval: int = 0
+    microbatch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.critic_updates > 0) != (self.relabel_interval > 0):
+            raise ChunkRLError(
+                "critic_updates and relabel_interval go together: values that go on learning change nothing until "
+                "the data is labelled anew"
+            )
+        if self.microbatch_size is not None and self.microbatch_size < 1:
+            raise ChunkRLError(f"microbatch_size is {self.microbatch_size}; it must be at least 1")
+
+    @property
+    def uses_values(self) -> bool:
+        """Whether anything needs V."""
+        return self.use != "none" or self.train_q or self.policy_updates == 0
+
+
+class CrossFittedAdvantage:
+    """The algorithm of this module; see `CrossFittedConfig`.
+
+    labels_from: values of an earlier run on the same data, in place of the value phase.
+    """
+
+    def __init__(
+        self,
+        config: CrossFittedConfig,
+        networks: Networks,
+        optim: OptimConfig,
+        dataset: ChunkData,
+        seed: int,
+        device: torch.device,
+        value_optim: OptimConfig | None = None,
+        labels_from: ValueLabels | None = None,
+    ) -> None:
+        self.config, self.device, self.seed = config, device, seed
+        self._dataset, self._given = dataset, labels_from
+        self.policy = networks.policy().to(device)
+        self._policy_optimizer = Optimizer([self.policy.parameters()], optim, config.policy_updates)
+        trained = [(name, p) for name, p in self.policy.named_parameters() if p.requires_grad]
+        self._ema = Ema(trained, config.ema_decay) if config.ema_decay > 0 else None
+        self.values: ValueLearner | None = None
+        self.critic: CrossFitted | None = None
+        value_optim = value_optim or optim
+        if config.uses_values and (labels_from is None or config.train_q):
+            self.values = ValueLearner(
+                config.fit,
+                networks,
+                value_optim,
+                dataset,
+                config.num_folds,
+                config.value_updates,
+                seed,
+                device,
+                config.microbatch_size,
+            )
+        if config.train_q:
+            self.critic = CrossFitted(lambda: networks.critic(1), config.num_folds).to(device)
+            self._critic_optimizer = Optimizer(
+                self.critic.parameter_groups(), value_optim, config.value_updates
+            )
+        self.labels: dict[str, np.ndarray] = {}
+        self._num_policy_updates = 0
+        self._successes = np.flatnonzero(dataset.success)
+        if config.data == "successes" and len(self._successes) == 0:
+            raise ChunkRLError(
+                f"{dataset.name} has no successful episode to clone: say with --success which are, or use "
+                "--objective behaviour_cloning"
+            )
+
+    def phases(self) -> tuple[Phase, ...]:
+        """`value` (if anything needs values), `critic` (with `train_q`), then `policy`."""
+        config, values = self.config, self.values
+        policy = Phase(
+            "policy",
+            config.policy_updates,
+            subset=self._successes if config.data == "successes" else None,
+            next_observation=config.critic_updates > 0
+            and values is not None
+            and values.uses_next_observation,
+            batch_multiple=1 + config.critic_updates,
+        )
+        phases = [policy]
+        if config.train_q:
+            phases.insert(0, Phase("critic", config.value_updates, next_observation=False))
+        if values is not None:
+            phases.insert(
+                0, Phase("value", config.value_updates, next_observation=values.uses_next_observation)
+            )
+        return tuple(phases)
+
+    def start_phase(self, name: str, progress: Progress = silent) -> Metrics:
+        """After `value`: labels every start with its held-out value, advantage, and weight or bin."""
+        if name == "value" or self.labels:
+            return {}
+        metrics: Metrics = {}
+        if not self.config.uses_values:
+            self.labels["weight"] = np.ones(len(self._dataset), dtype=np.float32)
+        else:
+            metrics = self._label(progress)
+        self._attach()
+        return metrics
+
+    def _attach(self) -> None:
+        for key, values in self.labels.items():
+            self._dataset.attach(key, values)
+
+    def update(self, name: str, batch: ChunkTransition) -> Metrics:
+        """One update of phase `name`; batch [B]."""
+        batch = batch.to(self.device)
+        if name == "value":
+            assert self.values is not None
+            return self.values.update(batch)
+        if name == "critic":
+            return self._update_critic(batch)
+        return self._update_policy_and_values(batch)
+
+    def _update_policy_and_values(self, batch: ChunkTransition) -> Metrics:
+        config, metrics = self.config, {}
+        if config.critic_updates:
+            assert self.values is not None
+            size = len(batch.actions) // (1 + config.critic_updates)
+            for number in range(config.critic_updates):
+                metrics |= self.values.update(batch.rows(slice(number * size, (number + 1) * size)))
+            batch = batch.rows(slice(config.critic_updates * size, None))
+            if self._num_policy_updates % config.relabel_interval == config.relabel_interval - 1:
+                metrics |= self._label(silent)
+                self._attach()
+        self._num_policy_updates += 1
+        return metrics | self._update_policy(batch)
+
+    def _update_policy(self, batch: ChunkTransition) -> Metrics:
+        self.policy.train()
+        size = len(batch.actions)
+        condition = self._conditions(batch)
+        sums: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
+        for rows in microbatches(size, self.config.microbatch_size):
+            part = batch.rows(rows)
+            mask = part.action_mask
+            if "loss_steps" in part.labels:
+                mask = mask & part.labels["loss_steps"]
+            with autocast(self.device):
+                asked = None if condition is None else condition[rows]
+                lost = self.policy.imitation_loss(part.observation, part.actions, mask, asked)
+                loss = losses.policy_loss(part.labels["weight"], lost.per_chunk)
+            self._policy_optimizer.backward(loss * (len(part.actions) / size))
+            _add(sums, "loss/policy", float(loss.detach()) * len(part.actions), len(part.actions))
+            _add(sums, "loss/imitation", float(lost.per_chunk.detach().sum()), len(part.actions))
+            self._add_by_bin(sums, part, lost.per_chunk.detach())
+            for key, (total, count) in lost.parts.items():
+                _add(sums, key, total, count)
+        lr = self._policy_optimizer.lr
+        norm = self._policy_optimizer.apply()
+        if self._ema is not None:
+            self._ema.update()
+        means = {key: total / count for key, (total, count) in sums.items() if count}
+        return means | {"grad_norm/policy": norm, "lr/policy": lr}
+
+    def _conditions(self, batch: ChunkTransition) -> list[str] | None:
+        if self.config.use != "condition":
+            return None
+        conditioning = self.config.conditioning
+        labels = drop_labels(batch.labels["advantage_bin"].cpu(), conditioning.dropout)
+        return texts(labels, conditioning.num_bins)
+
+    def _add_by_bin(
+        self, sums: dict[str, tuple[float, int]], part: ChunkTransition, loss: torch.Tensor
+    ) -> None:
+        if self.config.use != "condition":
+            return
+        num_bins = self.config.conditioning.num_bins
+        bins = part.labels["advantage_bin"]
+        for label in range(num_bins):
+            chosen = loss[bins == label]
+            name = condition_text(label, num_bins).split()[-1]
+            _add(sums, f"flow_loss/advantage_{name}", float(chosen.sum()), len(chosen))
+
+    def _update_critic(self, batch: ChunkTransition) -> Metrics:
+        assert self.critic is not None
+        self.critic.train()
+        first: Any = self.critic.networks[0]
+        prepared = first.prepare(batch.observation)
+        mask = self.critic.trains_on(batch.labels["fold"]) & batch.critic_mask
+        with autocast(self.device):
+            q = self.critic.each(lambda c: c.forward_prepared(prepared, batch.actions)[0])  # type: ignore[operator]
+            error = (q.float() - batch.labels["scaled_advantage"]).square()
+            loss = losses.weighted_mean(error, mask) * len(q)
+        norm = self._critic_optimizer.step(loss)
+        return {"loss/critic": float(loss.detach()) / len(q), "grad_norm/critic": norm}
+
+    def _label(self, progress: Progress) -> Metrics:
+        metrics: Metrics = {}
+        labels, config = self._given, self.config
+        if labels is None:
+            assert self.values is not None
+            labels, metrics = self.values.label(progress)
+        advantage = adv.shuffle_between(labels.advantage, self.seed) if config.shuffled else labels.advantage
+        self.labels = {
+            "value": labels.value,
+            "value_seen": labels.value_seen,
+            "return": labels.returns,
+            "advantage": labels.advantage,
+            "scaled_advantage": adv.standardize(labels.advantage, 1.0).astype(np.float32),
+            "weight": np.ones(len(advantage), dtype=np.float32),
+        }
+        if config.use == "weight":
+            fit = config.fit
+            self.labels["weight"], more = adv.to_weights(
+                advantage, config.beta, fit.advantage_scale, fit.weight_clip
+            )
+            metrics |= more
+        elif config.use == "condition":
+            bins, more = label_bins(self._dataset, advantage, labels.returns, config.conditioning)
+            self.labels |= bins
+            metrics |= more
+        return metrics
+
+    def deployed(self) -> AbstractContextManager[None]:
+        """See `Algorithm.deployed`."""
+        return nullcontext() if self._ema is None else self._ema.applied()
+
+    def q_ensemble(self) -> QEnsemble | None:
+        """Q for best-of-N, where it was trained."""
+        return None if self.critic is None else QEnsemble(self.critic.eval())
+
+    def _parts(self) -> Mapping[str, Any]:
+        parts: dict[str, Any] = {"policy_optimizer": self._policy_optimizer}
+        if self._ema is not None:
+            parts["ema"] = self._ema
+        if self.values is not None:
+            parts["values"] = self.values
+        if self.critic is not None:
+            parts |= {"critic": self.critic, "critic_optimizer": self._critic_optimizer}
+        return parts
+
+    def state_dict(self) -> dict[str, Any]:
+        """Trained parameters, optimisers, folds and labels."""
+        labels = {key: torch.from_numpy(np.ascontiguousarray(v)) for key, v in self.labels.items()}
+        parts = {key: part.state_dict() for key, part in self._parts().items()}
+        own = {
+            "policy": trained_state(self.policy),
+            "labels": labels,
+            "num_policy_updates": self._num_policy_updates,
+        }
+        return parts | own
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`; the labels are attached to the data set again."""
+        load_trained_state(self.policy, state["policy"])
+        for key, part in self._parts().items():
+            part.load_state_dict(state[key])
+        self._num_policy_updates = state["num_policy_updates"]
+        self.labels = {key: tensor.numpy() for key, tensor in state.get("labels", {}).items()}
+        self._attach()
+
+
+def _add(sums: dict[str, tuple[float, int]], key: str, total: float, count: int) -> None:
+    before, number = sums[key]
+    sums[key] = (before + total, number + count)

@@ -1,0 +1,231 @@
+"""Cross-fitted values of chunk starts, and the advantages that follow from them.
+
+Every fold's network learns from the other folds' episodes and speaks for its own (`cross_fit`). V regresses the
+Monte-Carlo return, or bootstraps over the steps that the data set's critic covers from an average of itself. Once
+it is trained, every start is labelled with its held-out value, and advantages follow along whole episodes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chunkrl.algorithms import advantages as adv
+from chunkrl.algorithms.base import Metrics, Networks
+from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
+from chunkrl.data.collection import ChunkData
+from chunkrl.data.returns import TimeOut, lambda_returns, n_step_returns
+from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation.statistics import spearman
+from chunkrl.models.value_head import ValueHead
+from chunkrl.progress import Progress, silent
+from chunkrl.training.optim import OptimConfig, Optimizer, autocast, update_ema
+from chunkrl.types import ChunkTransition
+
+ValueTarget = Literal["monte_carlo", "bootstrap"]
+
+
+@dataclass(frozen=True)
+class ValueFit:
+    """How values are fitted and become advantages and weights.
+
+    target: what V learns from: `monte_carlo`, the return of the episode, or `bootstrap`, the rewards of the steps
+    that a transition covers (--critic-horizon) and V behind them, from a moving average of V (`target_rate`).
+    head: how V reads its network's outputs. lam: lambda of the TD(lambda) return of the advantage.
+    num_steps: N of the advantage as the sum of N rewards and V behind them, minus V (pi*0.6); None: TD(lambda).
+    advantage_scale: deviation of the standardised advantage. weight_clip: largest weight.
+    time_out: what a time limit means (`chunkrl.data.returns`).
+    hidden_dim, num_layers, dropout, noise: size and regularisation of the values and critics beside small policies;
+    the noise is added to the normalised state while training.
+    """
+
+    lam: float = 0.98
+    advantage_scale: float = 3.0
+    weight_clip: float = 100.0
+    time_out: TimeOut = "failure"
+    hidden_dim: int = 128
+    num_layers: int = 2
+    dropout: float = 0.5
+    noise: float = 0.3
+    target: ValueTarget = "monte_carlo"
+    target_rate: float = 0.005
+    head: ValueHead = field(default_factory=ValueHead)
+    num_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lam <= 1:
+            raise ChunkRLError(f"lam is {self.lam}; it must lie in [0, 1]")
+        if self.weight_clip <= 0 or self.advantage_scale <= 0 or self.noise < 0 or not 0 <= self.dropout < 1:
+            raise ChunkRLError(
+                "weight_clip and advantage_scale must be positive, noise >= 0, dropout in [0, 1)"
+            )
+        if self.target not in get_args(ValueTarget) or not 0 < self.target_rate <= 1:
+            raise ChunkRLError("fit.target is monte_carlo or bootstrap, and fit.target_rate lies in (0, 1]")
+        if self.head.kind == "scalar":
+            raise ChunkRLError(
+                "fit.head.kind: use sigmoid or hl_gauss, which keep V within the data's returns"
+            )
+        if self.num_steps is not None and self.num_steps < 1:
+            raise ChunkRLError(f"fit.num_steps is {self.num_steps}; an advantage covers at least 1 step")
+
+
+@dataclass(frozen=True)
+class ValueLabels:
+    """Of every start, float32 [len] each, in units of returns: V by networks that never saw the episode, the mean
+    of those that did, the Monte-Carlo return, and the advantage from the first."""
+
+    value: np.ndarray
+    value_seen: np.ndarray
+    returns: np.ndarray
+    advantage: np.ndarray
+
+
+class ValueLearner:
+    """The K networks, their optimiser and their targets, on one data set; see the module's text.
+
+    num_updates: of the value phase. microbatch_size: rows whose activations are in memory at once.
+
+    Raises:
+        ChunkRLError: the data gives values nothing to learn, or settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        fit: ValueFit,
+        networks: Networks,
+        optim: OptimConfig,
+        data: ChunkData,
+        num_folds: int,
+        num_updates: int,
+        seed: int,
+        device: torch.device,
+        microbatch_size: int | None = None,
+    ) -> None:
+        self.fit, self.device, self._data = fit, device, data
+        self._microbatch_size = microbatch_size
+        self.fold = assign_folds(data.frame_labels.success, num_folds, seed)
+        self.networks = CrossFitted(lambda: networks.value(fit.head), num_folds).to(device)
+        self._optimizer = Optimizer(self.networks.parameter_groups(), optim, num_updates)
+        self._target: CrossFitted | None = None
+        if fit.target == "bootstrap":
+            if data.reward_kind != "sum":
+                raise ChunkRLError(
+                    "values that bootstrap add up rewards: use --reward sum, or --fit.target monte_carlo"
+                )
+            self._target = copy.deepcopy(self.networks).requires_grad_(False).eval()
+        self._step_reward = adv.step_rewards(data)
+        zero = np.zeros(len(self._step_reward), dtype=np.float32)
+        self.returns = lambda_returns(zero, self._step_reward, data.segments, data.gamma, 1.0)
+        self.range = adv.return_range(self.returns)
+        # V learns from outcomes that are known: with `bootstrap`, unfinished recordings have none
+        self.known = np.ones(len(self.returns), dtype=bool)
+        if fit.time_out == "bootstrap":
+            self.known = data.segments.terminated.copy()
+        self.known &= ~data.frame_labels.after_success
+        adv.check_outcomes(data.name, self.returns, self.known[data.starts])
+        data.attach("outcome", self.range.to_unit(self.returns)[data.starts])
+        data.attach("outcome_known", self.known[data.starts])
+        data.attach("fold", self.fold[data.episode])
+
+    @property
+    def uses_next_observation(self) -> bool:
+        """Whether batches must carry x_{t+k}."""
+        return self._target is not None
+
+    def update(self, batch: ChunkTransition) -> Metrics:
+        """One update of every fold's network, batch [B] on the device."""
+        self.networks.train()
+        mask = self.networks.trains_on(batch.labels["fold"]) & self._learnable(batch)
+        counts = mask.sum(dim=1).clamp(min=1)
+        first: Any = self.networks.networks[0]
+        total = 0.0
+        for rows in microbatches(len(batch.actions), self._microbatch_size):
+            part = batch.rows(rows)
+            prepared = first.prepare(part.observation)
+            target = self._targets(part)
+            for k, network in enumerate(self.networks.networks):
+                with autocast(self.device):
+                    outputs = network.outputs(prepared)  # type: ignore[operator]
+                loss = (self.fit.head.loss(outputs, target[k]) * mask[k, rows]).sum() / counts[k]
+                self._optimizer.backward(loss)
+                total += float(loss.detach())
+        norm = self._optimizer.apply()
+        if self._target is not None:
+            update_ema(self._target, self.networks, self.fit.target_rate)
+        return {"loss/value": total / len(self.networks.networks), "grad_norm/value": norm}
+
+    def _learnable(self, batch: ChunkTransition) -> Tensor:
+        """bool [B]: rows with a target."""
+        return batch.labels["outcome_known"] if self._target is None else batch.critic_mask
+
+    @torch.no_grad()
+    def _targets(self, batch: ChunkTransition) -> Tensor:
+        """In [0, 1], [K, B]."""
+        num_folds = self.networks.num_folds
+        if self._target is None:
+            return batch.labels["outcome"].expand(num_folds, -1)
+        first: Any = self._target.networks[0]
+        prepared = first.prepare(batch.next_observation)
+        following = self._target.each(lambda v: v.forward_prepared(prepared))  # type: ignore[operator]
+        ends = batch.truncated & (self.fit.time_out == "failure")
+        discount = torch.where(ends, 0.0, batch.discount)
+        low, high = self.range.low, self.range.high
+        target = batch.reward + discount * (low + (high - low) * following)
+        return ((target - low) / (high - low)).clamp(0, 1)
+
+    def frame_values(self, progress: Progress = silent) -> tuple[np.ndarray, np.ndarray]:
+        """V of every start, as returns: by the network that never saw its episode, and by those that did
+        (each float [len])."""
+        held_out, seen = label_values(self.networks, self._data, self.device, progress)
+        return self.range.from_unit(held_out), self.range.from_unit(seen)
+
+    def label(self, progress: Progress) -> tuple[ValueLabels, Metrics]:
+        """Values and advantages of every start, and what they are worth on episodes that V never saw."""
+        data, fit = self._data, self.fit
+        if len(data) != data.num_frames:
+            raise ValueError("cross-fitted labels need every frame of the data set as a start")
+        value, seen = self.frame_values(progress)
+        if fit.num_steps is None:
+            target = lambda_returns(
+                value, self._step_reward, data.segments, data.gamma, fit.lam, fit.time_out
+            )
+        else:
+            target = n_step_returns(
+                value, self._step_reward, data.segments, data.gamma, fit.num_steps, fit.time_out
+            )
+        labels = ValueLabels(value, seen, self.returns, target - value)
+        known = self.known[data.starts]
+        return labels, {
+            "value/rank_correlation_held_out": spearman(value[known], self.returns[known]),
+            "value/rank_correlation_seen": spearman(seen[known], self.returns[known]),
+            "advantage/positive_fraction": float(np.mean(labels.advantage > 0)),
+        }
+
+    def _parts(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {"networks": self.networks, "optimizer": self._optimizer}
+        return parts if self._target is None else parts | {"target": self._target}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimiser, averages and folds."""
+        parts = {key: part.state_dict() for key, part in self._parts().items()}
+        return parts | {"fold": torch.from_numpy(self.fold)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`; the folds are attached to the data set again."""
+        for key, part in self._parts().items():
+            part.load_state_dict(state[key])
+        self.fold = state["fold"].numpy()
+        self._data.attach("fold", self.fold[self._data.episode])
+
+
+def microbatches(batch_size: int, microbatch_size: int | None) -> Iterator[slice]:
+    """Rows of a batch in parts of at most `microbatch_size`; None: all at once."""
+    size = batch_size if microbatch_size is None else microbatch_size
+    for begin in range(0, batch_size, size):
+        yield slice(begin, min(begin + size, batch_size))

@@ -1,0 +1,167 @@
+"""A pretrained pi policy made ready to train on data: settings, statistics, what trains, and a check of prompts."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from chunkrl.algorithms.conditioning import ConditioningConfig, check_prompts, condition_text
+from chunkrl.data.collection import ChunkData
+from chunkrl.data.normalize import Statistics
+from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.integration.pi_chunks import PiChunkConfig, check_fits, find_pi_recipe
+from chunkrl.models.lora import LoRAConfig, apply_lora
+from chunkrl.models.pi.checkpoint import load_pretrained
+from chunkrl.models.pi.config import ConditionPlace, PiRecipe
+from chunkrl.models.pi.critic import PiCriticConfig
+from chunkrl.models.pi.factory import PiNetworks
+from chunkrl.models.pi.norm_stats import NormStats
+from chunkrl.models.pi.policy import PiPolicy
+from chunkrl.training.optim import frozen_dtype, prepare_precision
+from chunkrl.training.trainable import count_trainable, pi_patterns, select_trainable
+
+_LOG = logging.getLogger(__name__)
+
+NormStatsFrom = Literal["checkpoint", "data"]
+
+
+@dataclass(frozen=True)
+class PiTrainingConfig:
+    """How a pi policy is trained."""
+
+    train: str = "full"
+    """What trains: full, language_and_expert, expert, expert_and_last_layers:N, lora, lora_and_expert."""
+    trainable: tuple[str, ...] = ()
+    """Glob patterns of parameter names in place of `train`; a leading - excludes."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """Rank, scale and targets of LoRA, where `train` says lora or lora_and_expert."""
+    num_noise: int = 4
+    """Noise samples a prefix pass: nearly free."""
+    gradient_checkpointing: bool = False
+    """Recompute layers in the backward pass."""
+    norm_stats: NormStatsFrom = "checkpoint"
+    """What normalises states and actions: the checkpoint's statistics, or this data's (a new robot)."""
+    condition_place: ConditionPlace = "end"
+    """Where the advantage stands in the prompt: behind the state, or behind the task (for stock LeRobot)."""
+    critic: PiCriticConfig = field(default_factory=PiCriticConfig)
+    """V and Q on the policy's features."""
+
+    def __post_init__(self) -> None:
+        if self.num_noise < 1:
+            raise ChunkRLError(f"pi.num_noise is {self.num_noise}; it must be at least 1")
+        if self.norm_stats not in get_args(NormStatsFrom):
+            raise ChunkRLError(f"pi.norm_stats is {self.norm_stats!r}; use checkpoint or data")
+
+    @property
+    def uses_lora(self) -> bool:
+        """Whether `train` asks for LoRA."""
+        return self.train in ("lora", "lora_and_expert")
+
+
+def pi_networks(
+    data: ChunkData,
+    checkpoint: Path,
+    source: PiChunkConfig,
+    config: PiTrainingConfig,
+    conditioning: ConditioningConfig | None,
+    device: torch.device,
+) -> PiNetworks:
+    """The checkpoint's policy with the data's cameras and horizon, its trained parameters chosen.
+
+    Args:
+        source: which recipe, cameras and tokenizer the checkpoint goes with.
+        conditioning: how the advantage stands in the prompt; None: it does not.
+
+    Raises:
+        CheckpointError: no whole checkpoint, or none of its parts fit the data.
+        ChunkRLError: settings that contradict each other, or prompts that the advantage does not change.
+    """
+    if not checkpoint.is_dir():
+        raise CheckpointError(
+            f"no pi checkpoint at {checkpoint}: chunkrl download {checkpoint.name} fetches published ones; or say "
+            "where it is with --pi0-checkpoints-dir and --pi0-config"
+        )
+    recipe = find_pi_recipe(data, checkpoint, source, data.cameras)
+    recipe = _for_data(data, recipe, source, config, conditioning)
+    policy = load_pretrained(
+        checkpoint,
+        recipe=recipe,
+        stats=_data_stats(data, recipe) if config.norm_stats == "data" else None,
+        asset_id=source.asset_id,
+        tokenizer=source.tokenizer,
+        device=device,
+    )
+    policy.stats()  # raises where there are none: a policy must not start on numbers of another scale
+    choose_trained(policy, config, device)
+    if conditioning is not None:
+        check_conditioning(policy, data, conditioning)
+    return PiNetworks(policy, config.critic, config.num_noise)
+
+
+def _for_data(
+    data: ChunkData,
+    recipe: PiRecipe,
+    source: PiChunkConfig,
+    config: PiTrainingConfig,
+    conditioning: ConditioningConfig | None,
+) -> PiRecipe:
+    """The recipe with the data's names of cameras, its horizon, and what the policy will be asked for."""
+    # nothing in the model has the horizon's size, so training may choose it
+    recipe = replace(recipe, config=replace(recipe.config, horizon=data.action_horizon))
+    cameras = tuple(theirs for _, theirs in check_fits(data, recipe, source.cameras, data.cameras))
+    settings = replace(recipe.settings, cameras=cameras, condition_place=config.condition_place)
+    if conditioning is not None:
+        asked = condition_text(conditioning.highest, conditioning.num_bins)
+        settings = replace(settings, condition=asked, guidance=conditioning.guidance)
+    return replace(recipe, settings=settings)
+
+
+def _data_stats(data: ChunkData, recipe: PiRecipe) -> NormStats:
+    if any(recipe.settings.delta_actions):
+        raise ChunkRLError(
+            "--pi.norm-stats data: the policy's actions are relative to the state, whose statistics are not these "
+            "data's; use the checkpoint's"
+        )
+
+    def tensors(statistics: Statistics) -> dict[str, torch.Tensor]:
+        names = ("mean", "std", "min", "max", "q01", "q99")
+        return {name: torch.from_numpy(np.asarray(getattr(statistics, name), np.float64)) for name in names}
+
+    state = tensors(data.state_statistics()) if data.state_dim else {}
+    return NormStats(state=state, action=tensors(data.action_statistics()))
+
+
+def choose_trained(policy: PiPolicy, config: PiTrainingConfig, device: torch.device) -> None:
+    """Freezes what does not train, with LoRA where asked; trained parameters become float32 masters.
+
+    Raises:
+        ChunkRLError: a pattern that names nothing, or a choice that trains nothing.
+    """
+    model = policy.model
+    if config.uses_lora:
+        apply_lora(model, config.lora)
+    patterns = config.trainable or pi_patterns(config.train, model.config.depth)
+    report = select_trainable(model, patterns)
+    if report.warning:
+        _LOG.warning("%s", report.warning)
+    prepare_precision(model, frozen_dtype(device))
+    model.set_gradient_checkpointing(config.gradient_checkpointing)
+    _LOG.info("trained parameters:\n%s", count_trainable(model))
+
+
+def check_conditioning(policy: PiPolicy, data: ChunkData, config: ConditioningConfig) -> None:
+    """Raises ChunkRLError unless the advantage changes the prompt of every task of the data, after any cut."""
+    conditions = ["", *(condition_text(label, config.num_bins) for label in range(config.num_bins))]
+    for task in data.tasks:
+        observation = data.batch(np.array([0]), next_observation=False).observation
+        prompts = []
+        for condition in conditions:
+            one = replace(observation, task=(task,))
+            inputs = policy.prepare(one, condition)
+            prompts.append(inputs.tokens[0][inputs.token_mask[0]].tolist())
+        check_prompts(prompts, conditions, task)

@@ -1,0 +1,35 @@
+"""Builds a run's networks on a pretrained pi policy: what `chunkrl.models.factory` does for small ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chunkrl.models.pi.critic import PiCritic, PiCriticConfig, PiValue
+from chunkrl.models.pi.learner import PiLearner
+from chunkrl.models.pi.policy import PiPolicy
+from chunkrl.models.value_head import ValueHead
+
+
+@dataclass(frozen=True)
+class PiNetworks:
+    """The interface of `chunkrl.algorithms.base.Networks`.
+
+    pretrained: trains as it is (its `requires_grad` says what), and gives critics their blocks and features.
+    num_noise: noise samples a prefix pass.
+    """
+
+    pretrained: PiPolicy
+    critic_config: PiCriticConfig = PiCriticConfig()
+    num_noise: int = 4
+
+    def policy(self) -> PiLearner:
+        """The pretrained policy itself: there is one in memory."""
+        return PiLearner(self.pretrained, self.num_noise)
+
+    def value(self, head: ValueHead) -> PiValue:
+        """V(x)."""
+        return PiValue(self.pretrained, self.critic_config, head)
+
+    def critic(self, num_critics: int) -> PiCritic:
+        """Q(x, A) with `num_critics` networks, each one real number."""
+        return PiCritic(self.pretrained, self.critic_config, ValueHead("scalar"), num_critics)

@@ -1,0 +1,60 @@
+"""A pi policy as training sees it: the flow loss of a batch, several noise samples a prefix pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from chunkrl.models.pi.policy import PiPolicy
+from chunkrl.models.policy import ImitationLoss
+from chunkrl.types import Observation
+
+_NUM_LEVELS = 4  # quarters of the flow time in which the loss is logged
+
+
+class PiLearner(nn.Module):
+    """The interface of `chunkrl.models.policy.PolicyModel` on a pi policy.
+
+    num_noise: (noise, time) draws of each chunk; they share the prefix pass, which is nearly all of the work.
+    """
+
+    has_log_prob = False
+
+    def __init__(self, policy: PiPolicy, num_noise: int = 4) -> None:
+        super().__init__()
+        self.policy, self.num_noise = policy, num_noise
+
+    def imitation_loss(
+        self,
+        observation: Observation,
+        actions: Tensor,
+        action_mask: Tensor,
+        condition: Sequence[str] | None = None,
+    ) -> ImitationLoss:
+        """Flow-matching loss, a mean over real steps, real dimensions and noise samples; see `PolicyModel`.
+
+        condition: None trains without any, whatever the policy's settings say.
+        """
+        time = self.policy.model.draw_times((len(actions), self.num_noise))
+        loss = self.policy.flow_loss(
+            observation,
+            actions,
+            action_mask,
+            self.num_noise,
+            condition=[""] * len(actions) if condition is None else condition,
+            time=time,
+        )
+        return ImitationLoss(loss.mean(dim=1), _by_level(loss.detach(), time))
+
+
+def _by_level(loss: Tensor, time: Tensor) -> dict[str, tuple[float, int]]:
+    """Sum and count of the loss [B, N] in each quarter of the flow time [B, N]; 1 is noise."""
+    level = (time * _NUM_LEVELS).long().clamp(max=_NUM_LEVELS - 1).flatten()
+    sums = torch.zeros(_NUM_LEVELS).index_add(0, level, loss.float().cpu().flatten())
+    counts = torch.bincount(level, minlength=_NUM_LEVELS)
+    return {
+        f"flow_loss/time_{index / _NUM_LEVELS:.2f}": (float(sums[index]), int(counts[index]))
+        for index in range(_NUM_LEVELS)
+    }

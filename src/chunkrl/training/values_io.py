@@ -1,0 +1,61 @@
+"""Values, advantages and what became of them, of every frame, beside a run: one parquet file a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chunkrl.algorithms.value_learner import ValueLabels
+from chunkrl.data.collection import ChunkCollection, ChunkData
+from chunkrl.data.sidecar import load_sidecar, save_sidecar
+from chunkrl.errors import ChunkRLError
+
+_NEEDED = ("value", "value_seen", "return", "advantage")
+_NAMES = (*_NEEDED, "weight", "advantage_bin_raw", "advantage_bin")
+
+
+def values_file(number: int) -> str:
+    """The file of a run with the values of data set `number` (0: --dataset-dir)."""
+    return f"values-{number}.parquet" if number else "values.parquet"
+
+
+def save_values(
+    run_dir: Path, data: ChunkData, labels: Mapping[str, np.ndarray], rule: Mapping[str, Any]
+) -> None:
+    """Writes the labels that there are of every frame; rule: what made them."""
+    collection = _collection(data)
+    present = [name for name in _NAMES if name in labels]
+    split = {name: collection.split(labels[name]) for name in present}
+    for number, dataset in enumerate(collection.datasets):
+        arrays = {name: parts[number] for name, parts in split.items()}
+        save_sidecar(
+            run_dir / values_file(number), dataset.table, arrays, dict(rule) | {"dataset": dataset.name}
+        )
+
+
+def load_values(run_dir: Path, data: ChunkData) -> ValueLabels:
+    """The values that an earlier run wrote for the same data sets, in the same order.
+
+    Raises:
+        DatasetError: a file is missing, or belongs to other data.
+        ChunkRLError: the run has no values.
+    """
+    parts = [
+        load_sidecar(run_dir / values_file(number), dataset.table).arrays
+        for number, dataset in enumerate(_collection(data).datasets)
+    ]
+    missing = [name for name in _NEEDED if any(name not in part for part in parts)]
+    if missing:
+        raise ChunkRLError(
+            f"{run_dir} has no {', '.join(missing)} of the frames: give a run of --objective value, cross_fitted or "
+            "advantage_conditioned"
+        )
+    value, seen, returns, advantage = (np.concatenate([part[name] for part in parts]) for name in _NEEDED)
+    return ValueLabels(value, seen, returns, advantage)
+
+
+def _collection(data: ChunkData) -> ChunkCollection:
+    return data if isinstance(data, ChunkCollection) else ChunkCollection([data])
