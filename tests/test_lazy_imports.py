@@ -10,7 +10,11 @@ import chunkrl
 
 
 @pytest.mark.parametrize(
-    "module", ["chunkrl", "chunkrl.data", "chunkrl.data.writer", "chunkrl.data.frames", "chunkrl.cli"]
+    "module",
+    [
+        *("chunkrl", "chunkrl.data", "chunkrl.data.writer", "chunkrl.data.frames", "chunkrl.cli"),
+        *("chunkrl.data.chunk_semantics", "chunkrl.envs.collect"),  # the last runs in simulator processes
+    ],
 )
 def test_torch_is_not_imported(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
@@ -19,10 +23,11 @@ def test_torch_is_not_imported(module: str) -> None:
 
 def test_public_names() -> None:
     from chunkrl import ChunkLevelOfflineRL, TrainConfig, data, offline
-    from chunkrl.data import ChunkDataset, chunks
+    from chunkrl.data import ChunkDataset, chunks, loader
     from chunkrl.models import Critic, PolicyNetwork, ValueNetwork
 
-    assert ChunkDataset is chunks.ChunkDataset
+    assert ChunkDataset is chunks.ChunkDataset and data.ChunkLoader is loader.ChunkLoader
+    assert all(getattr(data, name).__name__ == name for name in data.__all__)
     assert all(issubclass(c, torch.nn.Module) for c in (Critic, PolicyNetwork, ValueNetwork))
     with pytest.raises(AttributeError, match="no attribute 'Missing'"):
         _ = data.Missing

@@ -48,7 +48,7 @@ def _demo(arguments: Sequence[str]) -> None:
 
 
 def _collect(arguments: Sequence[str]) -> None:
-    from chunkrl.commands import CollectCommand, collect
+    from chunkrl.envs.collect import CollectCommand, collect
 
     collect(_parse(CollectCommand, "collect", arguments), ProgressBars())
 

@@ -1,17 +1,15 @@
-"""What `chunkrl collect`, `train` and `evaluate` do once their options are read."""
+"""What `chunkrl train` and `evaluate` do once their options are read."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from chunkrl.build import choose_device
 from chunkrl.data.atomic import write_text
-from chunkrl.envs.collect import CollectConfig, collect_dataset
 from chunkrl.envs.metaworld import MetaWorldEnv
-from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.rollout import evaluate, initial_seeds
 from chunkrl.evaluation.statistics import wilson_interval
@@ -19,40 +17,6 @@ from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import Progress
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.policy_io import ActionMode, ChunkPolicy
-
-
-@dataclass(frozen=True)
-class CollectCommand:
-    """Scripted mixed-quality MetaWorld episodes, written as a LeRobot v3.0 data set."""
-
-    output_dir: str = "data/push-v3"
-    """The new data set's folder."""
-    env: str = "push-v3"
-    """MetaWorld task."""
-    mixture: MixtureConfig = field(default_factory=MixtureConfig)
-    """How good and bad behaviour are mixed."""
-    num_episodes: int = 150
-    """Episodes, successful or not."""
-    max_steps: int = 150
-    """Time limit, steps."""
-    seed: int = 0
-    """Determines every episode."""
-    num_workers: int = 2
-    """Simulator processes."""
-
-
-def collect(command: CollectCommand, progress: Progress) -> None:
-    """Writes the data set and says what it holds."""
-    config = CollectConfig(
-        env=command.env,
-        mixture=command.mixture,
-        num_episodes=command.num_episodes,
-        max_steps=command.max_steps,
-        seed=command.seed,
-        num_workers=command.num_workers,
-    )
-    num_success = collect_dataset(command.output_dir, config, progress)
-    print(f"{command.output_dir}: {command.num_episodes} episodes, {num_success} successful")
 
 
 def train(config: TrainConfig, progress: Progress) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,28 +29,38 @@ from chunkrl.progress import Progress, silent
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """What to collect.
-
-    env: MetaWorld task. num_episodes: episodes, successful or not. max_steps: time limit, steps.
-    seed: determines initial states, controllers and noise; episode i depends on (seed, i) alone.
-    num_workers: simulator processes (0: in this process).
-    state, camera_size: what is observed, as `MetaWorldEnv` has it; evaluate with the same.
-    """
+    """What to collect."""
 
     env: str = "push-v3"
-    mixture: MixtureConfig = MixtureConfig()
+    """MetaWorld task."""
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    """How good and bad behaviour are mixed."""
     num_episodes: int = 150
+    """Episodes, successful or not."""
     max_steps: int = 150
+    """Time limit, steps."""
     seed: int = 0
+    """Determines initial states, controllers and noise; episode i depends on the seed and i alone."""
     num_workers: int = 2
+    """Simulator processes (0: in this process)."""
     state: State = "full"
+    """full: all 39 entries; compact: hand, gripper, object and goal. Evaluate with the same."""
     camera_size: int = 0
+    """Side of a camera's pictures, drawn in software, pixels (0: no camera). Evaluate with the same."""
 
     def __post_init__(self) -> None:
         check_observation(self.state, self.camera_size)
         for name, least in (("num_episodes", 1), ("max_steps", 1), ("seed", 0), ("num_workers", 0)):
             if getattr(self, name) < least:
                 raise ChunkRLError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@dataclass(frozen=True)
+class CollectCommand(CollectConfig):
+    """Scripted mixed-quality MetaWorld episodes, written as a LeRobot v3.0 data set."""
+
+    output_dir: str = "data/push-v3"
+    """The new data set's folder."""
 
 
 @dataclass(frozen=True)
@@ -157,3 +167,9 @@ def collect_dataset(
             writer.add_episode(episode.columns, episode.task)
             num_success += episode.success
     return num_success
+
+
+def collect(command: CollectCommand, progress: Progress) -> None:
+    """Writes the data set and says what it holds."""
+    num_success = collect_dataset(command.output_dir, command, progress)
+    print(f"{command.output_dir}: {command.num_episodes} episodes, {num_success} successful")
