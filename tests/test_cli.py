@@ -41,6 +41,8 @@ OURS = {
     *("critic_horizon", "encoding"),
     *("use_state", "use_task", "weight_decay", "grad_clip", "frames", "pi0"),
     *("additional_offline_dataset_paths", "dataset_weights", "additional_success"),
+    *("values", "critic_updates", "relabel_interval", "conditioning", "pi", "microbatch_size", "ema_decay"),
+    *("schedule", "warmup_updates", "final_lr_ratio", "betas", "optimizer", "value_lr"),
 }
 
 
@@ -262,8 +264,8 @@ BAD_SETTINGS: list[tuple[str, str]] = [
     ("--lr nan", "lr is nan"),
     ("--beta nan", "beta is nan"),
     ("--beta -1", "beta is -1"),
-    ("--use-pi0-actions", "--use-pi0-actions and --pi0-config belong together"),
-    ("--pi0-config pi05_libero", "--use-pi0-actions and --pi0-config belong together"),
+    ("--use-pi0-actions", "--pi0-config belongs to --use-pi0-actions and --policy.kind pi"),
+    ("--pi0-config pi05_libero", "--pi0-config belongs to --use-pi0-actions and --policy.kind pi"),
     ("--use-pi0-actions --pi0-config pi05_libero", "no pi checkpoint at .*chunkrl download pi05_libero"),
     ("--use-pi0-actions --pi0-config x --pi0.use candidates", "candidates needs .*--objective iql"),
     ("--pi0.num-candidates 0", "num_candidates is 0"),
