@@ -428,7 +428,7 @@ def test_recipe_json_round_trip_and_unknown_keys() -> None:
         lambda: PiRecipe(pi05_config(), PiSettings("pi05_state", ("a",), 0, 7, "quantiles")),
         lambda: PiRecipe(pi05_config(), PiSettings("pi05_state", ("a",), 7, 33, "quantiles")),
         lambda: PiSettings("pi05_state", ("a", "a"), 7, 7, "quantiles"),
-        lambda: PiSettings("pi05_state", (), 7, 7, "quantiles"),
+        lambda: PiSettings("pi05_no_state", (), 0, 7, "quantiles"),
         lambda: PiSettings("pi05_states", ("a",), 7, 7, "quantiles"),  # pyright: ignore[reportArgumentType]
         lambda: PiSettings("pi0", ("a",), 6, 7, "mean_std", delta_actions=(True,) * 7),
     ],

@@ -105,7 +105,8 @@ class PiSettings:
 
     prompt_format: see `chunkrl.models.pi.prompt`; a wrong one costs the policy its success rate.
     cameras: the observation's camera names in the model's order. A camera slot that the checkpoint was
-        trained with and that is not there is left out: a masked camera has no effect and no position.
+        trained with and that is not there is left out: a masked camera has no effect and no position. None
+        at all where the state says everything; the vision tower is then there and not used.
     state_dim, action_dim: real widths, before padding. state_dim 0: the policy takes no state.
     normalization, normalization_epsilon: "mean_std" (x - mean) / (std + eps), "quantiles"
         (x - q01) / (q99 - q01 + eps) * 2 - 1. openpi's eps is 1e-6, LeRobot's quantiles have none.
@@ -144,8 +145,10 @@ class PiSettings:
         _positive(self, "action_dim")
         object.__setattr__(self, "cameras", tuple(self.cameras))
         object.__setattr__(self, "delta_actions", tuple(self.delta_actions))
-        if not self.cameras or len(set(self.cameras)) != len(self.cameras):
-            raise CheckpointError(f"cameras is {self.cameras}; name at least one camera, each once")
+        if len(set(self.cameras)) != len(self.cameras):
+            raise CheckpointError(f"cameras is {self.cameras}; name each camera once")
+        if not self.cameras and self.state_dim == 0:
+            raise CheckpointError("the policy has neither a camera nor a state: name a camera or set state_dim")
         if self.state_dim < 0 or len(self.delta_actions) > min(self.state_dim, self.action_dim):
             raise CheckpointError(
                 f"state_dim {self.state_dim} must not be negative, and delta_actions "

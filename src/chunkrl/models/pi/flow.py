@@ -181,6 +181,8 @@ class PiModel(nn.Module):
 
     def embed_cameras(self, inputs: PrefixInputs) -> Tensor:
         """All cameras' image tokens [C * B, T, W]: the part of the prefix that no text changes."""
+        if not inputs.images:
+            return self.projector.weight.new_zeros(0, self.config.vision.num_tokens, self.config.prefix_width)
         # One vision pass for all cameras: the kernels are larger and there are fewer of them.
         return self.embed_images(torch.cat(list(inputs.images.values())))
 
@@ -191,7 +193,7 @@ class PiModel(nn.Module):
         """
         cameras = list(inputs.images)
         stacked = self.embed_cameras(inputs) if vision is None else vision
-        parts = list(stacked.chunk(len(cameras)))
+        parts = list(stacked.chunk(len(cameras))) if cameras else []
         masks = [
             inputs.image_masks[camera][:, None].expand(part.shape[:2])
             for camera, part in zip(cameras, parts, strict=True)

@@ -179,6 +179,8 @@ def differences(recipe: PiRecipe) -> list[str]:
     """What stock LeRobot would do otherwise than the recipe says, in words; empty where it runs it as it is."""
     settings, kind = recipe.settings, recipe.config.kind
     found = []
+    if not settings.cameras:
+        found.append("takes no policy without a camera")
     if settings.prompt_format != _PROMPTS[kind]:
         found.append(f"writes '{_PROMPTS[kind]}' prompts and not '{settings.prompt_format}'")
     if any(settings.delta_actions):

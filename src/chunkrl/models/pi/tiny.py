@@ -1,0 +1,156 @@
+"""A pi0.5 of well under a million parameters, to be trained from scratch on one core.
+
+The architecture is the published one (SigLIP, prefix language model, action expert with adaptive norms, flow
+matching, state in the prompt); only the sizes differ. A pretrained language model knows the order of numbers
+and starts from trained blocks. This one has neither, so three things are set by hand:
+
+1. the state bins' token embeddings start as smooth features of the number (`number_features`), so that near
+   bins are near each other from the start; they are trained as all others are;
+2. the action expert's gates start at 1 and its scales and shifts at 0: plain pre-norm blocks. openpi starts the
+   gates at 0, so that each block is the identity;
+3. token embeddings have Gemma's size (1 after the factor sqrt(width)), and the projections that end a block are
+   divided by sqrt(2 depth).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from chunkrl.data.normalize import Statistics
+from chunkrl.models.pi.config import PiConfig, PiRecipe, PiSettings, VisionConfig
+from chunkrl.models.pi.flow import PiModel
+from chunkrl.models.pi.layers import AdaptiveRMSNorm
+from chunkrl.models.pi.norm_stats import NormStats
+from chunkrl.models.pi.policy import PiPolicy
+from chunkrl.models.pi.tiny_tokenizer import NUM_BINS, TINY_TOKENIZER, vocab_size
+from chunkrl.models.pi.tokenizer import SentencePieceTokenizer
+
+IMAGE_SIZE = 64
+MAX_PROMPT_TOKENS = 64
+_ENDS_OF_BLOCKS = ("o_proj", "down_proj", "out_proj", "fc2")
+_STATISTICS = ("mean", "std", "q01", "q99")
+
+
+def tiny_recipe(
+    state_dim: int,
+    action_dim: int,
+    horizon: int,
+    cameras: tuple[str, ...] = (),
+    width: int = 64,
+    depth: int = 3,
+) -> PiRecipe:
+    """Sizes and settings of the tiny pi0.5.
+
+    A camera's picture of 64 pixels becomes 4 tokens. Without a camera an update is cheaper, and a simulator
+    that draws in software much cheaper.
+
+    Args:
+        state_dim, action_dim: of the robot; each state dimension is one token of the 64 a prompt may have.
+        horizon: actions a chunk.
+        cameras: the observation's cameras; none where the state says everything.
+        width: of the prefix and of the action expert. depth: their layers.
+    """
+    config = PiConfig(
+        kind="pi05",
+        vision=VisionConfig(
+            image_size=IMAGE_SIZE, patch_size=32, width=32, depth=1, mlp_width=64, num_heads=2
+        ),
+        vocab_size=vocab_size(),
+        prefix_width=width,
+        prefix_mlp_width=2 * width,
+        expert_width=width,
+        expert_mlp_width=2 * width,
+        depth=depth,
+        num_heads=4,
+        num_kv_heads=1,
+        head_dim=16,
+        action_dim=max(state_dim, action_dim),
+        horizon=horizon,
+        max_prompt_tokens=MAX_PROMPT_TOKENS,
+    )
+    return PiRecipe(config, PiSettings("pi05_state", cameras, state_dim, action_dim, "quantiles"))
+
+
+def tiny_policy(recipe: PiRecipe, state: Statistics, action: Statistics, seed: int) -> PiPolicy:
+    """A `tiny_recipe` policy with fresh weights, to train from scratch.
+
+    Args:
+        recipe: of `tiny_recipe`.
+        state, action: statistics of the training data, for normalisation.
+        seed: determines the weights.
+
+    Raises:
+        MissingExtraError: sentencepiece is not installed.
+        CheckpointError: statistics of other widths, or a recipe with another vocabulary.
+    """
+    tokenizer = SentencePieceTokenizer(TINY_TOKENIZER, recipe.config.vocab_size)
+    model = PiModel(recipe.config)
+    initialize(model, [_bin_token(tokenizer, number) for number in range(-1, NUM_BINS)], seed)
+    if not recipe.settings.cameras:
+        model.vision.requires_grad_(False)
+        model.projector.requires_grad_(False)
+    stats = NormStats(
+        *({k: torch.from_numpy(getattr(s, k)).double() for k in _STATISTICS} for s in (state, action))
+    )
+    return PiPolicy(model, recipe, stats, tokenizer)
+
+
+def _bin_token(tokenizer: SentencePieceTokenizer, number: int) -> int:
+    (token,) = tokenizer.encode(f" {number}", add_bos=False)
+    return token
+
+
+def number_features(count: int, width: int) -> Tensor:
+    """Smooth features of the numbers 0 .. count - 1: float32 [count, width], mean square 1.
+
+    Sines and cosines whose periods fall geometrically from 4 * count to 8 numbers, amplitudes in proportion to
+    the period (Fourier features, Tancik et al. 2020, arXiv 2006.10739): mostly slow ones, so that a model fits
+    smooth functions of the state before it can tell single states apart.
+    """
+    number = torch.arange(count, dtype=torch.float64)[:, None]
+    period = 4 * count * (2 / count) ** torch.linspace(0, 1, width // 2, dtype=torch.float64)
+    angles = 2 * math.pi * number / period
+    features = torch.cat((angles.sin(), angles.cos()), dim=1) * period.repeat(2)
+    return (features / features.square().mean().sqrt()).float()
+
+
+@torch.no_grad()
+def initialize(model: PiModel, number_tokens: list[int], seed: int) -> None:
+    """Weights to train from scratch with; see the module's text. number_tokens: ids of the bins, in order."""
+    generator = torch.Generator().manual_seed(seed)
+    config = model.config
+
+    def normal(like: Tensor, std: float) -> Tensor:
+        return torch.randn(like.shape, generator=generator) * std
+
+    adaptive = [module for module in model.modules() if isinstance(module, AdaptiveRMSNorm)]
+    modulations = {id(module.dense) for module in adaptive}
+    for module in adaptive:
+        scale_shift_gate = torch.tensor([0.0, 0.0, 1.0])
+        module.dense.weight.zero_()
+        module.dense.bias.copy_(scale_shift_gate.repeat_interleave(config.expert_width))
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear) or id(module) in modulations:
+            continue
+        depth = config.vision.depth if name.startswith("vision") else config.depth
+        ends_block = name.endswith(_ENDS_OF_BLOCKS)
+        module.weight.copy_(
+            normal(module.weight, (module.in_features * (2 * depth if ends_block else 1)) ** -0.5)
+        )
+        if module.bias is not None:
+            module.bias.zero_()
+    patches, positions = (
+        model.vision.embeddings.patch_embedding,
+        model.vision.embeddings.position_embedding,
+    )
+    patches.weight.copy_(normal(patches.weight, patches.weight[0].numel() ** -0.5))
+    assert patches.bias is not None
+    patches.bias.zero_()
+    positions.weight.copy_(normal(positions.weight, config.vision.width**-0.5))
+    embeddings = model.language.embed_tokens.weight
+    rows = normal(embeddings, 1.0)
+    rows[number_tokens] = number_features(len(number_tokens), embeddings.shape[1])
+    embeddings.copy_(rows / math.sqrt(embeddings.shape[1]))
