@@ -148,7 +148,9 @@ class PiSettings:
         if len(set(self.cameras)) != len(self.cameras):
             raise CheckpointError(f"cameras is {self.cameras}; name each camera once")
         if not self.cameras and self.state_dim == 0:
-            raise CheckpointError("the policy has neither a camera nor a state: name a camera or set state_dim")
+            raise CheckpointError(
+                "the policy has neither a camera nor a state: name a camera or set state_dim"
+            )
         if self.state_dim < 0 or len(self.delta_actions) > min(self.state_dim, self.action_dim):
             raise CheckpointError(
                 f"state_dim {self.state_dim} must not be negative, and delta_actions "
