@@ -11,10 +11,10 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from chunkrl.data.formats import Episode
-from chunkrl.data.parquet import open_parquet, reading
+from chunkrl.data.parquet import reading
+from chunkrl.data.parquet_pages import BinaryPages
 from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
 from chunkrl.data.video import VideoFile
 from chunkrl.errors import DatasetError
@@ -61,18 +61,19 @@ class _Recent(Generic[K, V]):
 class OnDemandCamera:
     """Decodes chosen rows of a camera, on all cores.
 
-    Keeps 32 files open and, for pictures in parquet, the encoded pictures of the row groups used last (256 MB).
+    Keeps 32 files open. Of pictures in parquet only the pages asked for are read; where a file's layout does not
+    allow that, whole row groups, of which the last are kept (256 MB for all cameras of the data set).
     """
 
     def __init__(self, camera: Camera) -> None:
         self._camera = camera
         self._starts = np.array([episode.start for episode in camera.description.episodes])
         self._videos: _Recent[Path, VideoFile] = _Recent(MAX_OPEN_FILES, lambda _: 1, VideoFile.close)
-        self._parquet: _Recent[Path, pq.ParquetFile] = _Recent(
-            MAX_OPEN_FILES, lambda _: 1, pq.ParquetFile.close
-        )
+        self._parquet: _Recent[Path, BinaryPages] = _Recent(MAX_OPEN_FILES, lambda _: 1, BinaryPages.close)
         self._groups: _Recent[tuple[Path, int], pa.Array] = _Recent(
-            MAX_ENCODED_BYTES, pa.Array.get_total_buffer_size, lambda _: None
+            MAX_ENCODED_BYTES // max(1, len(camera.description.cameras)),
+            pa.Array.get_total_buffer_size,
+            lambda _: None,
         )
         self._pool = ThreadPoolExecutor(num_workers())
 
@@ -111,29 +112,32 @@ class OnDemandCamera:
     ) -> None:
         file = episode.data_file
         with reading(file):
-            parquet = self._parquet.take(file) or open_parquet(file)
-            sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+            pages = self._parquet.take(file) or BinaryPages(file)
+            metadata = pages.parquet.metadata
+            sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
             starts = np.concatenate([[0], np.cumsum(sizes)])
             groups = np.searchsorted(starts, episode.offset + frames, side="right") - 1
             for group in np.unique(groups):
-                encoded = self._encoded(parquet, file, int(group))
                 chosen = np.flatnonzero(groups == group)
-                column = encoded.take(pa.array(episode.offset + frames[chosen] - starts[group]))
+                rows = episode.offset + frames[chosen] - starts[group]
+                column = self._encoded(pages, int(group), rows)
                 decoded = image_frames(self._camera, file, episode, frames[chosen].tolist(), column)
                 for place, picture in zip(places[chosen], decoded, strict=True):
                     pictures[place] = self._camera.finish(picture)
-            self._parquet.put(file, parquet)
+            self._parquet.put(file, pages)
 
-    def _encoded(self, parquet: pq.ParquetFile, file: Path, group: int) -> pa.Array:
-        """The camera's column of a row group."""
+    def _encoded(self, pages: BinaryPages, group: int, rows: np.ndarray) -> pa.Array:
+        """The camera's column at int rows [n] of a row group."""
+        file, name, parquet = pages.file, self._camera.name, pages.parquet
+        if parquet.schema_arrow.names.count(name) != 1:
+            raise DatasetError(f"{file}: has no single column '{name}': write the file again")
+        if group >= parquet.num_row_groups:
+            raise DatasetError(f"{file}: has fewer rows than the metadata says: fetch the file again")
+        if (data := pages.read(group, f"{name}.bytes", rows.tolist())) is not None:
+            return pa.StructArray.from_arrays([pa.array(data, pa.binary())], ["bytes"])
         array = self._groups.take((file, group))
         if array is None:
-            names = parquet.schema_arrow.names
-            if names.count(self._camera.name) != 1:
-                raise DatasetError(
-                    f"{file}: has no single column '{self._camera.name}': write the file again"
-                )
-            table = parquet.read_row_group(group, columns=[self._camera.name], use_threads=False)
-            array = table.column(self._camera.name).combine_chunks()
+            table = parquet.read_row_group(group, columns=[name], use_threads=False)
+            array = table.column(name).combine_chunks()
         self._groups.put((file, group), array)
-        return array
+        return array.take(pa.array(rows))

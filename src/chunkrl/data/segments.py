@@ -168,9 +168,14 @@ def join_tables(sources: Sequence[tuple[Path, int]], target: Path, binary_column
 
 
 def parquet_options(schema: pa.Schema, binary_columns: Sequence[str]) -> dict[str, Any]:
-    """Writer options: no dictionary and no min/max for encoded images, which share nothing and are large."""
+    """Writer options: no dictionary and no min/max for encoded images, which share nothing and are large.
+
+    The writer looks whether a page (1 MB) is full after so many values: of images that must be few, or an episode
+    becomes one page, all of which a reader of one picture has to decompress.
+    """
     plain = [name for name in schema.names if name not in binary_columns]
-    return {"use_dictionary": plain, "write_statistics": plain}
+    options: dict[str, Any] = {"use_dictionary": plain, "write_statistics": plain}
+    return options | ({"write_batch_size": 8} if binary_columns else {})
 
 
 def join_episode_rows(tables: Sequence[pa.Table], index: int, chunks_size: int, fps: float) -> pa.Table:

@@ -12,9 +12,12 @@ import av
 import numpy as np
 from av import CodecContext, VideoFrame, VideoStream
 from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
 
 from chunkrl.data.parquet import reading
 from chunkrl.errors import DatasetError
+
+SAME_TIME = 1e-3  # of a frame's duration: no other frame can be nearer
 
 
 class VideoFile:
@@ -29,6 +32,7 @@ class VideoFile:
         with reading(file, FFmpegError):
             self._container = av.open(str(file), metadata_errors="ignore")
             self._stream = self._open_stream()
+        self._to_rgb = VideoReformatter()  # kept: to prepare a conversion takes longer than to convert
 
     def close(self) -> None:
         """Closes the file."""
@@ -76,8 +80,9 @@ class VideoFile:
         with reading(self.file, FFmpegError):
             # A video may have more frames a second than the data set: those of the last period are its own.
             end = times[-1] + 1.9 * tolerance if alone else math.inf
-            frames = self._frames_from(times[0] - tolerance, end)
-            for time, (found, frame) in zip(times, _nearest(frames, times), strict=True):
+            frames = self._frames_from(times[0], end)
+            nearest_frames = _nearest(frames, times, 2 * tolerance * SAME_TIME)
+            for time, (found, frame) in zip(times, nearest_frames, strict=True):
                 if frame is None or abs(found - time) > tolerance:
                     nearest = "it has no more" if frame is None else f"the nearest is at {found:.4f} s"
                     raise DatasetError(
@@ -92,7 +97,7 @@ class VideoFile:
                     raise DatasetError(
                         f"{self.file}: the frame at {found:.4f} s is damaged: fetch or record it again"
                     )
-                yield frame.to_ndarray(format="rgb24")
+                yield self._to_rgb.reformat(frame, format="rgb24").to_ndarray()
             if alone:
                 deque(frames, maxlen=0)  # the rest, for the check of its times
 
@@ -100,8 +105,7 @@ class VideoFile:
         """Decoded frames with their times, from a key frame at or before `start` on; none may be after `end`."""
         time_base = self._stream.time_base
         assert time_base is not None, "checked on opening"
-        self._container.seek(max(0, int(start / time_base)), stream=self._stream)
-        for frame in self._container.decode(self._stream):
+        for frame in self._decoded_from(start, float(time_base)):
             if frame.pts is None:
                 raise DatasetError(f"{self.file}: a frame has no time: record it again")
             time = float(frame.pts * time_base)
@@ -112,15 +116,39 @@ class VideoFile:
                 )
             yield time, frame
 
+    def _decoded_from(self, start: float, time_base: float) -> Iterator[VideoFrame]:
+        """Decoded frames from the last key frame at or before `start` on, earlier ones where that is not found."""
+        back = 0.0
+        while True:
+            target = max(0, round((start - back) / time_base))
+            self._container.seek(target, stream=self._stream)
+            decoded = self._container.decode(self._stream)
+            first = next(decoded, None)
+            # FFmpeg seeks by decoding time, which lies before the time shown where frames are reordered.
+            if target > 0 and (first is None or first.pts is None or first.pts > start / time_base + 1):
+                back = 2 * back + 1.0
+                continue
+            if first is not None:
+                yield first
+            yield from decoded
+            return
+
 
 def _nearest(
-    frames: Iterator[tuple[float, VideoFrame]], times: np.ndarray
+    frames: Iterator[tuple[float, VideoFrame]], times: np.ndarray, same: float
 ) -> Iterator[tuple[float, VideoFrame | None]]:
-    """For each time the nearest frame, or None where there is no frame at all; reads one frame ahead."""
+    """For each time the nearest frame, or None where there is no frame at all.
+
+    Reads one frame ahead, unless a frame lies within `same` seconds of its time."""
     best, frame = -np.inf, None
-    following = next(frames, None)
+    following: tuple[float, VideoFrame] | None = None
+    ended = False
     for time in times:
-        while following is not None and abs(following[0] - time) <= abs(best - time):
+        while abs(best - time) > same and not ended:
+            following = following or next(frames, None)
+            ended = following is None
+            if following is None or abs(following[0] - time) > abs(best - time):
+                break
             best, frame = following
-            following = next(frames, None)
+            following = None
         yield best, frame
