@@ -181,6 +181,23 @@ def test_ranks_share_the_batch(datasets: list[ChunkDataset], world_size: int) ->
         assert {batch.observation.task.count("task a") for batch in drawn} == {4 // world_size}
 
 
+def test_data_sets_of_different_rates_are_refused(
+    datasets: list[ChunkDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chunk_data.FPS", 20.0)
+    fast = open_chunks(write_dataset(tmp_path / "fast", random_episodes(1)))
+    with pytest.raises(DatasetError) as caught:
+        ChunkCollection([datasets[0], fast])
+    for part in (
+        fast.name,
+        datasets[0].name,
+        "frames a second: 20.0, but",
+        "has 10.0",
+        "leave the data set out",
+    ):
+        assert part in str(caught.value)
+
+
 def test_what_does_not_fit_is_refused(datasets: list[ChunkDataset], tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="at least one"):
         ChunkCollection([])
@@ -229,6 +246,7 @@ def test_training_on_several_data_sets_resumes(
     weights = (2.0, 1.0, 1.0)
     whole = offline(root, tmp_path / "whole", objective=objective, dataset_weights=weights)
     whole.train()
+    assert whole.policy.encoder.spec.use_task  # each data set has one task, all together have three
     # folds are over the episodes of all data sets
     fold = np.concatenate([dataset.labels["fold"] for dataset in whole.dataset.datasets])
     first_frames = np.unique(whole.dataset.episode, return_index=True)[1]
