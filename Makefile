@@ -18,7 +18,7 @@ $(USE): pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip $(PIP) --editable '.[sim,dev]'
+	$(BIN)/pip $(PIP) --editable '.[sim,pi,dev]'
 	touch $@ $(USE)
 
 demo: $(USE)

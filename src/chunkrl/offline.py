@@ -67,7 +67,8 @@ class ChunkLevelOfflineRL:
                 f"action_dim is {config.action_dim}, the actions of {config.dataset_dir} have "
                 f"{self.dataset.action_dim} values: pass --action-dim {self.dataset.action_dim}"
             )
-        if config.pi0_config is not None:
+        if config.use_pi0_actions:
+            assert config.pi0_config is not None, "check_config asks for it"
             checkpoint = Path(config.pi0_checkpoints_dir).expanduser() / config.pi0_config
             use_pi_chunks(self.dataset, checkpoint, config.pi0, self.device, progress)
         self.trainer: Trainer | None = None

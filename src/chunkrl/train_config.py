@@ -190,7 +190,7 @@ def check_config(config: TrainConfig) -> None:
     trains_pi = config.policy.kind == "pi"
     if (config.use_pi0_actions or trains_pi) != (config.pi0_config is not None):
         raise ChunkRLError(
-            "--pi0-config belongs to --use-pi0-actions and --policy.kind pi, and they need it: the checkpoint's folder in "
+            "--pi0-config belongs to --use-pi0-actions and --policy.kind pi, which need it: the checkpoint in "
             f"{config.pi0_checkpoints_dir}, for example pi05_libero (chunkrl download pi05_libero fetches it)"
         )
     if "condition" in config.objective and not trains_pi:

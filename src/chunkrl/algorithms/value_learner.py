@@ -8,6 +8,7 @@ it is trained, every start is labelled with its held-out value, and advantages f
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -27,6 +28,8 @@ from chunkrl.models.value_head import ValueHead
 from chunkrl.progress import Progress, silent
 from chunkrl.training.optim import OptimConfig, Optimizer, autocast, update_ema
 from chunkrl.types import ChunkTransition
+
+_LOG = logging.getLogger(__name__)
 
 ValueTarget = Literal["monte_carlo", "bootstrap"]
 
@@ -129,6 +132,12 @@ class ValueLearner:
             self.known = data.segments.terminated.copy()
         self.known &= ~data.frame_labels.after_success
         adv.check_outcomes(data.name, self.returns, self.known[data.starts])
+        if data.frame_labels.success.all():
+            _LOG.warning(
+                "every episode of %s succeeds: V can learn how long success takes and not what leads to failure, so "
+                "that advantages prefer quick episodes; add failed or interrupted episodes to learn from them",
+                data.name,
+            )
         data.attach("outcome", self.range.to_unit(self.returns)[data.starts])
         data.attach("outcome_known", self.known[data.starts])
         data.attach("fold", self.fold[data.episode])

@@ -1,0 +1,406 @@
+"""Offline RL on pi policies: every objective, through files, and what must not depend on what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from chunk_data import write_dataset
+from pi_tiny import ACTION_DIM, STATE_DIM, TOKENIZER, tiny_policy
+
+from chunkrl import ChunkLevelOfflineRL, TrainConfig
+from chunkrl.algorithms.conditioning import ConditioningConfig
+from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.data.labels import LabelRule
+from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.integration.pi_training import PiTrainingConfig
+from chunkrl.models.lora import LoRAConfig
+from chunkrl.models.pi import load_pretrained, save_pretrained
+from chunkrl.models.pi import policy as policy_module
+from chunkrl.models.pi.actor import PiActor
+from chunkrl.models.pi.critic import PiCriticConfig
+from chunkrl.models.policy import PolicyConfig
+from chunkrl.models.value_head import ValueHead
+from chunkrl.training.policy_io import load_policy
+from chunkrl.training.trainer import Trainer
+
+CAMERAS = ("observation.images.front", "observation.images.wrist")
+HORIZON = 3
+HUMAN = "complementary_info.is_intervention"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six episodes of five frames, two tasks; episode 1 is a human's, episode 2 from its third frame on."""
+    rng = np.random.default_rng(0)
+    episodes = [
+        {
+            "observation.state": rng.normal(size=(5, STATE_DIM)).astype(np.float32),
+            "action": rng.normal(size=(5, ACTION_DIM)).astype(np.float32),
+            "next.success": np.array([False] * 4 + [number % 2 == 0]),
+            HUMAN: np.array([number == 1] * 2 + [number in (1, 2)] * 3),
+            **{camera: rng.integers(0, 256, (5, 56, 56, 3), dtype=np.uint8) for camera in CAMERAS},
+        }
+        for number in range(6)
+    ]
+    return write_dataset(tmp_path_factory.mktemp("data") / "d", episodes, ("push", "pull"))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny pi0 and pi0.5 checkpoints, statistics and tokenizer included."""
+    pytest.importorskip("sentencepiece", reason="the tokenizer needs chunkrl[pi]")
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for kind in ("pi0", "pi05"):
+        save_pretrained(tiny_policy(kind), folder / "bare" / kind)
+        save_pretrained(load_pretrained(folder / "bare" / kind, tokenizer=TOKENIZER), folder / kind)
+    return folder
+
+
+CRITIC = PiCriticConfig(depth=1, num_queries=2, head_width=8)
+
+
+def config(root: Path, checkpoints: Path, output: Path, objective: str, **settings: Any) -> TrainConfig:
+    base = TrainConfig(
+        dataset_dir=str(root),
+        output_dir=str(output),
+        action_horizon=HORIZON,
+        action_dim=ACTION_DIM,
+        batch_size=6,
+        num_updates=3,
+        value_epochs=0.4,
+        num_folds=2,
+        device="cpu",
+        log_interval=1,
+        policy=PolicyConfig(kind="pi"),
+        pi0_config="pi05",
+        pi0_checkpoints_dir=str(checkpoints),
+        pi0=replace(TrainConfig().pi0, cameras=CAMERAS),
+        pi=PiTrainingConfig(num_noise=2, critic=CRITIC),
+        objective=objective,  # type: ignore[arg-type]
+    )
+    return replace(base, **settings)
+
+
+OBJECTIVES = (
+    *("behaviour_cloning", "success_cloning", "cross_fitted", "shuffled_advantages"),
+    *("advantage_conditioned", "shuffled_conditioning", "iql"),
+)
+
+
+@pytest.mark.parametrize("kind", ["pi0", "pi05"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_gives_a_policy_that_loads_and_acts(
+    root: Path, checkpoints: Path, tmp_path: Path, kind: str, objective: str
+) -> None:
+    run = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path, objective, pi0_config=kind))
+    before = {name: p.detach().clone() for name, p in run.policy.policy.model.named_parameters()}
+    ours = run.train()
+    loaded = load_policy(tmp_path / "policy")
+    assert isinstance(ours, PiActor) and isinstance(loaded, PiActor)
+    changed = [n for n, p in ours.policy.model.named_parameters() if not torch.equal(p.detach(), before[n])]
+    trained = [n for n, p in ours.policy.model.named_parameters() if p.requires_grad]
+    assert set(changed) <= set(trained) and len(changed) > 0.9 * len(trained)
+    settings = loaded.policy.recipe.settings
+    conditioned = objective in ("advantage_conditioned", "shuffled_conditioning")
+    assert settings.condition == ("Advantage: positive" if conditioned else "")
+    observation = run.dataset.batch(np.arange(4), next_observation=False).observation
+    for mode in ("mode", "sample"):
+        draws = [[torch.Generator().manual_seed(seed) for seed in range(4)] for _ in range(2)]
+        first, second = (a.act(observation, d, mode) for a, d in zip((ours, loaded), draws, strict=True))
+        assert first.shape == (4, HORIZON, ACTION_DIM)
+        assert torch.equal(first, second)
+
+
+def test_the_prompt_of_training_is_that_of_inference(
+    root: Path, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same words at the same place, made by the one function; and V's prompts hold no advantage."""
+    seen: list[tuple[str, str]] = []
+    original = policy_module.build_prompt
+
+    def recorded(*args: Any) -> Any:
+        prompt = original(*args)
+        seen.append((prompt.head + prompt.task + prompt.tail, args[4]))
+        return prompt
+
+    run = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path, "advantage_conditioned"))
+    monkeypatch.setattr(policy_module, "build_prompt", recorded)
+    actor = run.train()
+    asked = {condition for _, condition in seen}
+    assert asked == {"", "Advantage: negative", "Advantage: positive"}
+    trained = {text for text, condition in seen if condition == "Advantage: positive"}
+    seen.clear()
+    for row in range(len(run.dataset)):
+        actor.act(run.dataset.batch(np.array([row])).observation, [], "mode")
+    assert {condition for _, condition in seen} == {"Advantage: positive"}
+    assert trained <= {text for text, _ in seen}
+    seen.clear()
+    run.algorithm.values.frame_values()
+    assert seen and not any("Advantage" in text for text, _ in seen)
+
+
+def test_values_do_not_depend_on_the_labels(root: Path, checkpoints: Path, tmp_path: Path) -> None:
+    run = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path, "advantage_conditioned"))
+    run.algorithm.start_phase("value")
+    before = run.algorithm.values.frame_values()[0]
+    run.algorithm.start_phase("policy")
+    run.dataset.attach("advantage_bin", 1 - run.algorithm.labels["advantage_bin"])
+    assert np.array_equal(before, run.algorithm.values.frame_values()[0])
+
+
+def test_human_chunks_are_high_and_mixed_ones_lose_the_robots_steps(
+    root: Path, checkpoints: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for mixed in ("keep", "mask"):
+        conditioning = ConditioningConfig(mixed_chunks=mixed)  # type: ignore[arg-type]
+        run = ChunkLevelOfflineRL(
+            config(root, checkpoints, tmp_path, "advantage_conditioned", conditioning=conditioning)
+        )
+        metrics = run.algorithm.start_phase("policy")
+        found[mixed] = (run.algorithm.labels, metrics)
+        assert metrics["advantage/forced_fraction"] == np.mean(
+            run.algorithm.labels["advantage_bin"] != run.algorithm.labels["advantage_bin_raw"]
+        )
+    labels, _ = found["keep"]
+    human = [*range(5, 10), 12, 13, 14]  # all of episode 1; in episode 2, chunks from the third frame on
+    assert (labels["advantage_bin"][human] == 1).all()
+    others = np.setdiff1d(np.arange(30), human)
+    assert np.array_equal(labels["advantage_bin"][others], labels["advantage_bin_raw"][others])
+    assert "loss_steps" not in labels
+    labels, _ = found["mask"]
+    mixed_chunks = [10, 11]  # frames 0 and 1 of episode 2 reach into the human's part
+    assert (labels["advantage_bin"][[*human, *mixed_chunks]] == 1).all()
+    assert labels["loss_steps"][10].tolist() == [False, False, True]
+    assert labels["loss_steps"][11].tolist() == [False, True, True]
+    assert labels["loss_steps"][np.setdiff1d(np.arange(30), mixed_chunks)].all()
+
+
+def test_the_loss_is_the_weighted_flow_loss(root: Path, checkpoints: Path, tmp_path: Path) -> None:
+    run = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path, "cross_fitted"))
+    run.algorithm.start_phase("policy")
+    weight = np.linspace(0, 2, len(run.dataset)).astype(np.float32)
+    run.dataset.attach("weight", weight)
+    batch = run.dataset.batch(np.arange(6), next_observation=False)
+    torch.manual_seed(1)
+    lost = run.policy.imitation_loss(batch.observation, batch.actions, batch.action_mask)
+    expected = float((lost.per_chunk.detach() * torch.from_numpy(weight[:6])).mean())
+    torch.manual_seed(1)
+    metrics = run.algorithm.update("policy", batch)
+    assert metrics["loss/policy"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["loss/imitation"] == pytest.approx(float(lost.per_chunk.detach().mean()), rel=1e-5)
+    levels = {key: value for key, value in metrics.items() if key.startswith("flow_loss/time_")}
+    sums = sum(total for total, _ in lost.parts.values())
+    counts = sum(count for _, count in lost.parts.values())
+    assert counts == 12 and sums / counts == pytest.approx(metrics["loss/imitation"], rel=1e-4)
+    assert 1 <= len(levels) <= 4
+
+
+def test_what_stands_in_the_padding_changes_nothing(root: Path, checkpoints: Path, tmp_path: Path) -> None:
+    run = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path, "behaviour_cloning"))
+    batch = run.dataset.batch(np.array([3, 4, 9]), next_observation=False)
+    assert not bool(batch.action_mask.all())
+    losses = []
+    for filler in (0.0, 5.0):
+        actions = torch.where(batch.action_mask[..., None], batch.actions, filler)
+        torch.manual_seed(0)
+        losses.append(run.policy.imitation_loss(batch.observation, actions, batch.action_mask).per_chunk)
+    assert torch.allclose(losses[0], losses[1], atol=1e-6)
+
+
+def interrupted(settings: TrainConfig, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains until update `at`, whose checkpoint is the last, as a kill would leave it."""
+    original = Trainer.save
+
+    def stop(self: Trainer) -> Path:
+        folder = original(self)
+        if self.update == at:
+            raise KeyboardInterrupt
+        return folder
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "save", stop)
+        ChunkLevelOfflineRL(settings).train()
+
+
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_resumed_run_reaches_the_same_numbers(
+    root: Path, checkpoints: Path, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the value phase and in the policy phase; with average, accumulation and cosine."""
+    settings = config(
+        *(root, checkpoints, tmp_path / "whole", "advantage_conditioned"),
+        batch_size=5,
+        num_epochs=1,
+        num_updates=None,
+        value_epochs=0.5,
+        microbatch_size=2,
+        ema_decay=0.9,
+        schedule="cosine",
+        pi=PiTrainingConfig(
+            train="expert", num_noise=2, critic=replace(CRITIC, state_noise=0.3, dropout=0.2)
+        ),
+    )
+    whole = ChunkLevelOfflineRL(settings)
+    whole.train()
+    assert whole.trainer is not None and whole.trainer.update == 9  # 3 of the value, 6 of the policy
+    part = replace(settings, output_dir=str(tmp_path / "part"))
+    with monkeypatch.context() as patch:
+        # a checkpoint after every update
+        patch.setattr(ChunkLevelOfflineRL, "_start_trainer", saving_each(ChunkLevelOfflineRL._start_trainer))
+        interrupted(part, at, monkeypatch)
+    resumed = ChunkLevelOfflineRL(replace(part, resume=part.output_dir))
+    resumed.train()
+    assert resumed.trainer is not None
+    ours = {k: v for k, v in resumed.trainer.history.items() if k.startswith(("loss", "value", "grad"))}
+    theirs = {k: v for k, v in whole.trainer.history.items() if k.startswith(("loss", "value", "grad"))}
+    assert ours == theirs
+    for name in ("whole", "part"):
+        assert (tmp_path / name / "policy" / "model.safetensors").is_file()
+    files = [(tmp_path / name / "policy" / "model.safetensors").read_bytes() for name in ("whole", "part")]
+    assert files[0] == files[1]
+
+
+def saving_each(original: Any) -> Any:
+    def start(self: ChunkLevelOfflineRL, run_dir: Path | None) -> None:
+        original(self, run_dir)
+        assert self.trainer is not None
+        self.trainer.config = replace(self.trainer.config, save_interval=1)
+
+    return start
+
+
+def test_the_average_is_what_is_saved(root: Path, checkpoints: Path, tmp_path: Path) -> None:
+    run = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path, "behaviour_cloning", ema_decay=0.5))
+    start = run.policy.policy.model.action_out_proj.weight.detach().clone()
+    steps = []
+    update = run.algorithm.update
+
+    def recorded(name: str, batch: Any) -> Any:
+        metrics = update(name, batch)
+        steps.append(run.policy.policy.model.action_out_proj.weight.detach().clone())
+        return metrics
+
+    run.algorithm.update = recorded
+    run.train()
+    average = start
+    for step in steps:
+        average = 0.5 * average + 0.5 * step
+    saved = load_pretrained(tmp_path / "policy").model.action_out_proj.weight
+    torch.testing.assert_close(saved.detach(), average)
+    assert not torch.allclose(saved.detach(), steps[-1], atol=1e-8)
+
+
+def test_lora_is_merged_into_an_ordinary_checkpoint(root: Path, checkpoints: Path, tmp_path: Path) -> None:
+    pi = PiTrainingConfig(train="lora", lora=LoRAConfig(rank=2), num_noise=2, critic=CRITIC)
+    run = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path, "cross_fitted", pi=pi))
+    trained = [n for n, p in run.policy.policy.model.named_parameters() if p.requires_grad]
+    assert trained and all("lora" in name for name in trained)
+    assert not any("lora" in name for name, _ in run.algorithm.values.networks.named_parameters())
+    ours = run.train()
+    saved = load_pretrained(tmp_path / "policy")
+    original = load_pretrained(checkpoints / "pi05")
+    assert [n for n, _ in saved.model.named_parameters()] == [n for n, _ in original.model.named_parameters()]
+    observation = run.dataset.batch(np.arange(3)).observation
+    chunk = PiActor(saved).act(observation, [], "mode")
+    torch.testing.assert_close(ours.act(observation, [], "mode"), chunk, atol=1e-4, rtol=1e-4)
+    # the last run's state holds no copy of the frozen weights
+    tensors = (tmp_path / "checkpoints").rglob("state.safetensors")
+    assert all(
+        file.stat().st_size < (tmp_path / "policy" / "model.safetensors").stat().st_size for file in tensors
+    )
+
+
+def test_values_trained_alone_are_used_by_other_objectives(
+    root: Path, checkpoints: Path, tmp_path: Path
+) -> None:
+    alone = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path / "v", "value"))
+    alone.train()
+    assert not (tmp_path / "v" / "policy").exists()
+    for objective in ("cross_fitted", "advantage_conditioned"):
+        settings = config(root, checkpoints, tmp_path / objective, objective, values=str(tmp_path / "v"))
+        run = ChunkLevelOfflineRL(settings)
+        assert [phase.name for phase in run.algorithm.phases()] == ["policy"]
+        run.train()
+        for name in ("value", "advantage", "return", "value_seen"):
+            assert np.array_equal(run.algorithm.labels[name], alone.algorithm.labels[name])
+
+
+def test_distributional_values_that_bootstrap(root: Path, checkpoints: Path, tmp_path: Path) -> None:
+    fit = ValueFit(head=ValueHead("hl_gauss"), target="bootstrap", num_steps=2)
+    settings = config(root, checkpoints, tmp_path, "cross_fitted", fit=fit, reward="sum", critic_horizon=2)
+    run = ChunkLevelOfflineRL(settings)
+    run.train()
+    value = run.algorithm.labels["value"]
+    assert np.isfinite(value).all() and value.min() >= -0.05 and value.max() <= 1.05
+    with pytest.raises(ChunkRLError, match="--reward sum"):
+        ChunkLevelOfflineRL(replace(settings, reward="any"))
+
+
+def test_values_that_go_on_learning_label_anew(root: Path, checkpoints: Path, tmp_path: Path) -> None:
+    settings = config(
+        *(root, checkpoints, tmp_path, "advantage_conditioned"),
+        critic_updates=2,
+        relabel_interval=2,
+        batch_size=4,
+        num_updates=4,
+    )
+    run = ChunkLevelOfflineRL(settings)
+    labels = []
+    original = run.algorithm._label
+
+    def recorded(progress: Any) -> Any:
+        metrics = original(progress)
+        labels.append(run.algorithm.labels["value"])
+        return metrics
+
+    run.algorithm._label = recorded
+    run.train()
+    assert len(labels) == 3 and not np.array_equal(labels[0], labels[1])
+    with pytest.raises(ChunkRLError, match="go together"):
+        ChunkLevelOfflineRL(replace(settings, relabel_interval=0))
+
+
+def test_statistics_of_the_data(root: Path, checkpoints: Path, tmp_path: Path) -> None:
+    pi = PiTrainingConfig(norm_stats="data", num_noise=1, critic=CRITIC)
+    run = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path, "behaviour_cloning", pi=pi))
+    ours = run.train()
+    assert isinstance(ours, PiActor)
+    expected = run.dataset.action_statistics()
+    assert ours.policy.stats().action["q99"].tolist() == pytest.approx(expected.q99.tolist())
+    assert load_pretrained(tmp_path / "policy").stats().action["q99"].tolist() == pytest.approx(
+        expected.q99.tolist()
+    )
+
+
+def test_successes_alone_come_with_a_warning(
+    root: Path, checkpoints: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ChunkLevelOfflineRL(config(root, checkpoints, tmp_path, "cross_fitted", labels=LabelRule(success="all")))
+    assert "V can learn how long success takes and not what leads to failure" in caplog.text
+
+
+def test_settings_that_cannot_be_used(root: Path, checkpoints: Path, tmp_path: Path) -> None:
+    base = config(root, checkpoints, tmp_path, "advantage_conditioned")
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"policy": PolicyConfig()}, "belongs to --use-pi0-actions and --policy.kind pi"),
+        ({"policy": PolicyConfig(), "pi0_config": None}, "--policy.kind pi"),
+        ({"pi0_config": "pi05_base"}, "chunkrl download pi05_base"),
+        ({"pi": PiTrainingConfig(trainable=("experts.*",))}, "experts"),
+        ({"pi": PiTrainingConfig(trainable=("*", "-*"))}, "freezes everything|nothing"),
+        ({"pi": PiTrainingConfig(train="head")}, "no selection 'head'"),
+        ({"pi": PiTrainingConfig(critic=PiCriticConfig(depth=9))}, "the policy has 3"),
+        ({"labels": LabelRule(success="next.reward")}, "next.reward"),
+        ({"objective": "document"}, "Gaussian"),
+        ({"values": str(tmp_path / "none")}, "missing"),
+        ({"num_updates": 1, "schedule": "cosine", "warmup_updates": 5}, "warmup_updates"),
+    ]
+    for changes, message in cases:
+        with pytest.raises((ChunkRLError, CheckpointError), match=message):
+            run = ChunkLevelOfflineRL(replace(base, **changes))
+            run.train()
