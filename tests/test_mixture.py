@@ -207,9 +207,11 @@ def test_what_does_not_fit_is_refused(datasets: list[ChunkDataset], tmp_path: Pa
         mixture(datasets, 1, 1)
     with pytest.raises(DatasetError, match="multiple"):
         mixture(datasets, world_size=3)
-    other = open_chunks(datasets[0].table.description.root, horizon=2)
+    other = open_chunks(Path(datasets[0].name), horizon=2)
     with pytest.raises(DatasetError, match=r"actions a chunk: 2, but .* has 3"):
-        ChunkCollection([datasets[0], other])
+        ChunkCollection([datasets[1], other])
+    with pytest.raises(DatasetError, match=r"is there twice: .*--dataset-weights"):
+        ChunkCollection([datasets[0], datasets[1], datasets[0]])
     roots = [write_dataset(tmp_path / str(n), image_episodes(1, ("front",), n)) for n in (16, 32)]
     with pytest.raises(DatasetError, match=r"cameras .*32, 32.* resize"):
         ChunkCollection([open_chunks(root) for root in roots])

@@ -37,7 +37,7 @@ class ChunkCollection:
         frame_labels, segments: of the N frames and E episodes (`frame_labels.rule` is the first data set's).
 
     Raises:
-        DatasetError: no data set, a weight that is missing or not positive, data sets that do not fit.
+        DatasetError: no data set, one twice, a weight that is missing or not positive, data sets that do not fit.
     """
 
     def __init__(self, datasets: Sequence[ChunkDataset], weights: Sequence[float] | None = None) -> None:
@@ -51,7 +51,12 @@ class ChunkCollection:
         for dataset, weight in zip(datasets, weights or (), strict=False):
             if not 0 < weight < np.inf:
                 raise DatasetError(f"{dataset.name}: weight {weight}; it must be a positive number")
-        for dataset in datasets[1:]:
+        for number, dataset in enumerate(datasets[1:], start=1):
+            if any(dataset.fingerprint == other.fingerprint for other in datasets[:number]):
+                raise DatasetError(
+                    f"{dataset.name} is there twice: cross-fitting would train on the episodes that it holds out; "
+                    "name it once, with a larger weight (--dataset-weights)"
+                )
             _check_alike(datasets[0], dataset)
         self.datasets = tuple(datasets)
         self.weights = None if weights is None else np.array(weights, np.float64)
