@@ -11,12 +11,12 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
+from chunkrl.data.fingerprint import dataset_fingerprint
 from chunkrl.data.metadata import (
     Episode,
     Feature,
     Info,
     VideoSpan,
-    metadata_files,
     read_episodes,
     read_info,
     read_tasks,
@@ -32,7 +32,6 @@ ACTION_NAMES = ("action", "actions")
 REQUIRED_NAMES = ("timestamp", "frame_index", "episode_index", "task_index")
 _CAMERA = re.compile(r"observation\.images\..+|observation\.image|observation/.*image.*|image|wrist_image")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_LAYOUT = b"chunkrl cache 1"  # part of every fingerprint: a new cache layout starts new folders
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class DatasetDescription:
     fps: frames a second.
     tasks: task index -> text.
     state_key, action_key, cameras: columns by role.
-    fingerprint: changes when a metadata, data or video file changes its name, size or time.
+    fingerprint: of the contents of metadata, data and video files (`chunkrl.data.fingerprint`).
     """
 
     root: Path
@@ -124,7 +123,7 @@ def describe(
         state_key=state_key,
         action_key=action_key,
         cameras=cameras,
-        fingerprint=_fingerprint(root, info, episodes, cameras, report),
+        fingerprint=dataset_fingerprint(root, info, episodes, cameras, report),
     )
 
 
@@ -252,35 +251,3 @@ def _with_starts(
     if not placed:
         raise DatasetError(f"{info.file.parent}: the data set has no episodes: record some")
     return tuple(placed)
-
-
-def _fingerprint(
-    root: Path, info: Info, episodes: Sequence[Episode], cameras: Sequence[str], report: Report
-) -> str:
-    """Digest of info.json and of the name, size and time of every file; every file needed must exist."""
-    digest = hashlib.sha256(_LAYOUT)
-    digest.update(info.file.read_bytes())
-    needed: dict[Path, list[int]] = {file: [] for file in metadata_files(root, info.version)}
-    users: dict[Path, str] = {}
-    for episode in episodes:
-        needed.setdefault(episode.data_file, []).append(episode.index)
-        users.setdefault(episode.data_file, f"episode {episode.index}")
-        for key, span in episode.videos.items():
-            # Videos of unused cameras count where they exist: the cache serves any column mapping.
-            if key in cameras or span.file.is_file():
-                needed.setdefault(span.file, []).append(episode.index)
-                users.setdefault(span.file, f"episode {episode.index}, camera '{key}'")
-    for file, indices in needed.items():
-        name = file.relative_to(root).as_posix()
-        try:
-            status = file.stat()
-        except OSError as error:
-            missing = DatasetError(
-                f"{file} is missing ({users.get(file, 'metadata')}): fetch the data set again"
-            )
-            missing.__cause__ = error
-            report(missing, indices)
-            digest.update(f"\0{name}\0missing".encode())
-            continue
-        digest.update(f"\0{name}\0{status.st_size}\0{status.st_mtime_ns}".encode())
-    return digest.hexdigest()[:32]
