@@ -42,6 +42,8 @@ class PiTrainingConfig:
     """Rank, scale and targets of LoRA, where `train` says lora or lora_and_expert."""
     num_noise: int = 4
     """Noise samples a prefix pass: nearly free."""
+    state_noise: float = 0.0
+    """Noise on the state while the policy trains; 1 is about the data's own deviation."""
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass."""
     norm_stats: NormStatsFrom = "checkpoint"
@@ -52,8 +54,10 @@ class PiTrainingConfig:
     """V and Q on the policy's features."""
 
     def __post_init__(self) -> None:
-        if self.num_noise < 1:
-            raise ChunkRLError(f"pi.num_noise is {self.num_noise}; it must be at least 1")
+        if self.num_noise < 1 or self.state_noise < 0:
+            raise ChunkRLError(
+                f"pi.num_noise is {self.num_noise} and state_noise {self.state_noise}: at least 1, and not negative"
+            )
         if self.norm_stats not in get_args(NormStatsFrom):
             raise ChunkRLError(f"pi.norm_stats is {self.norm_stats!r}; use checkpoint or data")
 
@@ -100,7 +104,7 @@ def pi_networks(
     choose_trained(policy, config, device)
     if conditioning is not None:
         check_conditioning(policy, data, conditioning)
-    return PiNetworks(policy, config.critic, config.num_noise)
+    return PiNetworks(policy, config.critic, config.num_noise, config.state_noise)
 
 
 def _for_data(

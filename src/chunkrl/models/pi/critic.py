@@ -15,7 +15,7 @@ It differs from the document's:
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,6 @@ from chunkrl.models.pi.config import PiConfig
 from chunkrl.models.pi.flow import attention_mask, token_positions
 from chunkrl.models.pi.language import KeyValues, PrefixLayer, rotary_angles
 from chunkrl.models.pi.layers import Linear, RMSNorm
-from chunkrl.models.pi.norm_stats import unnormalize
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.value_head import ValueHead
 from chunkrl.types import Observation, TensorRecord
@@ -90,7 +89,7 @@ class PiFeatures:
         """training: with noise on the state (from torch's global generator)."""
         policy = self.policy
         if training and self.state_noise > 0:
-            observation = self._noisy(observation)
+            observation = policy.with_state_noise(observation, self.state_noise)
         inputs = policy.prepare(observation, NO_CONDITION)
         embeddings, valid = policy.model.embed_prefix(inputs)
         state = None
@@ -103,19 +102,6 @@ class PiFeatures:
         """actions [B, N, H, action_dim] in the data's units -> the model's, float32 [B, N, H, A]."""
         to_model, observation = self.policy.actions_to_model, inputs.observation
         return torch.stack([to_model(chunk, observation) for chunk in actions.unbind(1)], dim=1)
-
-    def _noisy(self, observation: Observation) -> Observation:
-        settings, state = self.policy.recipe.settings, observation.state
-        if state is None or settings.state_dim == 0:
-            return observation
-        normed = self.policy.normalize_state(observation)
-        assert normed is not None
-        # quantiles map most of the data to [-1, 1], about four deviations; other modes to unit deviation
-        scale = self.state_noise * (0.5 if settings.normalization == "quantiles" else 1.0)
-        stats = self.policy.stats().state
-        noisy = normed + scale * torch.randn_like(normed)
-        moved = unnormalize(noisy, stats, settings.normalization, settings.normalization_epsilon)
-        return replace(observation, state=moved.to(state.dtype))
 
 
 class PiValue(nn.Module):

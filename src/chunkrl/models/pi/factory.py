@@ -15,16 +15,17 @@ class PiNetworks:
     """The interface of `chunkrl.algorithms.base.Networks`.
 
     pretrained: trains as it is (its `requires_grad` says what), and gives critics their blocks and features.
-    num_noise: noise samples a prefix pass.
+    num_noise: noise samples a prefix pass. state_noise: on the state while the policy trains.
     """
 
     pretrained: PiPolicy
     critic_config: PiCriticConfig = PiCriticConfig()
     num_noise: int = 4
+    state_noise: float = 0.0
 
     def policy(self) -> PiLearner:
         """The pretrained policy itself: there is one in memory."""
-        return PiLearner(self.pretrained, self.num_noise)
+        return PiLearner(self.pretrained, self.num_noise, self.state_noise)
 
     def value(self, head: ValueHead) -> PiValue:
         """V(x)."""

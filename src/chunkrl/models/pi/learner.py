@@ -18,13 +18,14 @@ class PiLearner(nn.Module):
     """The interface of `chunkrl.models.policy.PolicyModel` on a pi policy.
 
     num_noise: (noise, time) draws of each chunk; they share the prefix pass, which is nearly all of the work.
+    state_noise: deviation of the noise on the state while training, see `PiPolicy.with_state_noise`.
     """
 
     has_log_prob = False
 
-    def __init__(self, policy: PiPolicy, num_noise: int = 4) -> None:
+    def __init__(self, policy: PiPolicy, num_noise: int = 4, state_noise: float = 0.0) -> None:
         super().__init__()
-        self.policy, self.num_noise = policy, num_noise
+        self.policy, self.num_noise, self.state_noise = policy, num_noise, state_noise
 
     def imitation_loss(
         self,
@@ -37,6 +38,8 @@ class PiLearner(nn.Module):
 
         condition: None trains without any, whatever the policy's settings say.
         """
+        if self.training and self.state_noise > 0:
+            observation = self.policy.with_state_noise(observation, self.state_noise)
         time = self.policy.model.draw_times((len(actions), self.num_noise))
         loss = self.policy.flow_loss(
             observation,

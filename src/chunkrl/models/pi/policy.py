@@ -77,6 +77,20 @@ class PiPolicy(nn.Module):
             raise ChunkRLError("the observation's state holds NaN or infinity")
         return normalize(state, self.stats().state, settings.normalization, settings.normalization_epsilon)
 
+    def with_state_noise(self, observation: Observation, deviation: float) -> Observation:
+        """The observation with noise on its state (torch's global generator), a regulariser of small data sets.
+
+        deviation: 1 is about the data's own: half the range that quantiles are normalised to, or one deviation.
+        """
+        settings, state = self.recipe.settings, observation.state
+        normed = self.normalize_state(observation)
+        if normed is None or state is None or deviation == 0:
+            return observation
+        scale = deviation * (0.5 if settings.normalization == "quantiles" else 1.0)
+        noisy = normed + scale * torch.randn_like(normed)
+        moved = unnormalize(noisy, self.stats().state, settings.normalization, settings.normalization_epsilon)
+        return replace(observation, state=moved.to(state.dtype))
+
     def prepare(
         self,
         observation: Observation,
