@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from chunkrl.data import normalize
+from chunkrl.data.frames import FrameTable
 from chunkrl.data.normalize import MODES, Normalizer, Statistics, compute_statistics, merge
 from chunkrl.errors import DatasetError
+from chunkrl.progress import silent
+from tests.lerobot_folder import write_lerobot_folder
 
 _matrices = hnp.arrays(
     np.float32,
@@ -58,6 +61,38 @@ def test_merge_weighs_quantiles_by_count():
     assert merge(a, b).q99 == pytest.approx(3)
     with pytest.raises(DatasetError, match="1 and 2 dimensions"):
         merge(a, compute_statistics(np.zeros((1, 2), np.float32)))
+
+
+@given(_matrices)
+def test_saved_statistics_come_back_to_the_bit(tmp_path_factory, array):
+    file = tmp_path_factory.mktemp("statistics") / "action.json"
+    statistics = compute_statistics(array)
+    statistics.save(file)
+    again = Statistics.load(file)
+    assert again.count == statistics.count
+    for name in ("mean", "std", "min", "max", "q01", "q99"):
+        value = getattr(again, name)
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, getattr(statistics, name))
+    merged = merge(again, Statistics.load(file))
+    np.testing.assert_allclose(merged.mean, statistics.mean, rtol=1e-6)
+
+
+def test_a_table_computes_its_statistics_once(tmp_path, monkeypatch):
+    root = write_lerobot_folder(tmp_path / "set").root
+    table = FrameTable.open(root, cache_dir=tmp_path / "cache", progress=silent)
+    first = table.statistics(table.description.action_key)
+    np.testing.assert_array_equal(first.mean, compute_statistics(table.action).mean)
+    monkeypatch.setattr(normalize, "compute_statistics", None)
+    again = FrameTable.open(root, cache_dir=tmp_path / "cache", progress=silent)
+    np.testing.assert_array_equal(again.statistics(again.description.action_key).q99, first.q99)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"count": 3, "mean": [1]}', "[1]"])
+def test_damaged_statistics_are_refused(tmp_path, content):
+    (tmp_path / "action.json").write_text(content)
+    with pytest.raises(DatasetError, match="delete it and compute"):
+        Statistics.load(tmp_path / "action.json")
 
 
 def test_rows_as_indices_and_as_mask():

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chunkrl.data.cache import cache_folder
+from chunkrl.data.cache import cache_folder, file_name
 from chunkrl.data.checks import not_finite
 from chunkrl.data.formats import RECOGNISE, ColumnMapping, DatasetDescription, describe
 from chunkrl.data.images import open_camera
@@ -20,6 +21,9 @@ from chunkrl.data.store import open_columns
 from chunkrl.data.survey import examine, set_aside
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress, ProgressBars
+
+if TYPE_CHECKING:
+    from chunkrl.data.normalize import Statistics
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,18 @@ class FrameTable:
         if camera not in self._cameras:
             self._cameras[camera] = self._open(camera)
         return self._cameras[camera](rows)
+
+    def statistics(self, name: str) -> Statistics:
+        """Statistics over all frames of a numeric column, as float32 [D]; computed once and kept in the cache.
+
+        Raises:
+            DatasetError: there is no such column, or it holds NaN or inf.
+        """
+        from chunkrl.data.normalize import compute_statistics, saved_statistics  # late: torch takes seconds
+
+        self.column(name)
+        file = self._folder / "statistics" / f"{file_name(name)}.json"
+        return saved_statistics(file, lambda: compute_statistics(self._vectors(name)))
 
     def camera(self, name: str) -> Camera:
         """What the camera's pictures are decoded from, and their size.

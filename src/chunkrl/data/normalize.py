@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chunkrl.data.atomic import write_text
 from chunkrl.errors import DatasetError
 
 Mode = Literal["mean_std", "quantile", "min_max", "identity"]
@@ -30,6 +34,45 @@ class Statistics:
     q01: np.ndarray
     q99: np.ndarray
     count: int
+
+    def save(self, file: str | Path) -> None:
+        """Writes them as JSON; `load` gives the same numbers.
+
+        Raises:
+            DatasetError: the file cannot be written.
+        """
+        record = {name: value.tolist() if name != "count" else value for name, value in asdict(self).items()}
+        write_text(file, json.dumps(record, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, file: str | Path) -> Statistics:
+        """What `save` wrote.
+
+        Raises:
+            DatasetError: the file is missing or damaged.
+        """
+        names = [field.name for field in fields(cls)]
+        try:
+            record = json.loads(Path(file).read_text(encoding="utf-8"))
+            columns = [np.asarray(record[name], np.float32) for name in names[:-1]]
+            count = record["count"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DatasetError(
+                f"{file}: no statistics ({error!r}): delete it and compute them again"
+            ) from error
+        whole = isinstance(count, int) and count > 0 and set(record) == set(names)
+        if not whole or columns[0].ndim != 1 or any(column.shape != columns[0].shape for column in columns):
+            raise DatasetError(f"{file}: damaged statistics: delete it and compute them again")
+        return cls(*columns, count=count)
+
+
+def saved_statistics(file: Path, compute: Callable[[], Statistics]) -> Statistics:
+    """The file's statistics; computed and saved where it is not there. Its name must say what they are of."""
+    if file.is_file():
+        return Statistics.load(file)
+    statistics = compute()
+    statistics.save(file)
+    return statistics
 
 
 def compute_statistics(
