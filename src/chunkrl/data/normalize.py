@@ -98,7 +98,7 @@ def compute_statistics(
     stride = math.ceil(count / QUANTILE_ROWS)
     mean, square = np.zeros(array.shape[1]), np.zeros(array.shape[1])
     low, high = np.full(array.shape[1], np.inf), np.full(array.shape[1], -np.inf)
-    sample: list[np.ndarray] = []
+    sample, taken = np.empty((math.ceil(count / stride), array.shape[1]), array.dtype), 0
     for begin in range(0, count, chunk_rows):
         index = slice(begin, begin + chunk_rows) if rows is None else rows[begin : begin + chunk_rows]
         values = np.asarray(array[index], np.float64)
@@ -113,8 +113,12 @@ def compute_statistics(
         delta, share = values.mean(axis=0) - mean, len(values) / (begin + len(values))
         square += ((values - values.mean(axis=0)) ** 2).sum(axis=0) + delta**2 * begin * share
         mean += delta * share
-        sample.append(values[-begin % stride :: stride].astype(array.dtype))
-    q01, q99 = np.quantile(np.concatenate(sample).astype(np.float64), (0.01, 0.99), axis=0)
+        chosen = values[-begin % stride :: stride]
+        sample[taken : taken + len(chosen)] = chosen
+        taken += len(chosen)
+    # One column after the other: all of them in float64 would take several times the sample's memory.
+    quantiles = [np.quantile(column.astype(np.float64), (0.01, 0.99)) for column in sample.T]
+    q01, q99 = np.stack(quantiles, axis=1)
     columns = (column.astype(np.float32) for column in (mean, np.sqrt(square / count), low, high, q01, q99))
     return Statistics(*columns, count=count)
 
