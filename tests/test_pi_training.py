@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,25 @@ def test_a_resumed_run_reaches_the_same_numbers(
         assert (tmp_path / name / "policy" / "model.safetensors").is_file()
     files = [(tmp_path / name / "policy" / "model.safetensors").read_bytes() for name in ("whole", "part")]
     assert files[0] == files[1]
+
+
+def test_a_run_resumes_on_the_checkpoint_that_it_was_started_from(
+    root: Path, checkpoints: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoints / "pi05", tmp_path / "pi05")
+    pi = PiTrainingConfig(train="expert", num_noise=1, critic=CRITIC)
+    settings = config(root, tmp_path, tmp_path / "run", "behaviour_cloning", pi=pi)
+    ChunkLevelOfflineRL(settings).train()
+    again = replace(settings, resume=settings.output_dir, num_updates=4)
+    other = load_pretrained(tmp_path / "pi05")
+    with torch.no_grad():
+        other.model.language.embed_tokens.weight.add_(0.1)
+    save_pretrained(other, tmp_path / "pi05", overwrite=True)
+    with pytest.raises(CheckpointError, match="started from other weights"):
+        ChunkLevelOfflineRL(again).train()
+    shutil.rmtree(tmp_path / "pi05")
+    shutil.copytree(checkpoints / "pi05", tmp_path / "pi05")
+    ChunkLevelOfflineRL(again).train()
 
 
 def saving_each(original: Any) -> Any:

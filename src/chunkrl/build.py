@@ -16,6 +16,7 @@ from chunkrl.integration.pi_training import pi_networks
 from chunkrl.models.encoders import NetworkConfig, ObservationSpec
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.policy import ChunkShape
+from chunkrl.progress import Progress, silent
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.values_io import load_values
 
@@ -38,7 +39,9 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def build_networks(config: TrainConfig, dataset: ChunkData, device: torch.device) -> Networks:
+def build_networks(
+    config: TrainConfig, dataset: ChunkData, device: torch.device, progress: Progress = silent
+) -> Networks:
     """What builds the networks of a run: small ones, or those on the checkpoint of --pi0-config."""
     if config.policy.kind != "pi":
         return build_factory(config, dataset)
@@ -51,6 +54,7 @@ def build_networks(config: TrainConfig, dataset: ChunkData, device: torch.device
         config.pi,
         config.conditioning if conditions else None,
         device,
+        progress,
     )
 
 
@@ -78,13 +82,18 @@ def build_factory(config: TrainConfig, dataset: ChunkData) -> NetworkFactory:
 
 
 def build_algorithm(
-    config: TrainConfig, dataset: ChunkData, num_updates: int, value_updates: int, device: torch.device
+    config: TrainConfig,
+    dataset: ChunkData,
+    num_updates: int,
+    value_updates: int,
+    device: torch.device,
+    progress: Progress = silent,
 ) -> Algorithm:
     """The algorithm of `config.objective`, with fresh networks on `device`.
 
     num_updates: of the policy. value_updates: of the value phase (all objectives but iql and document).
     """
-    networks = build_networks(config, dataset, device)
+    networks = build_networks(config, dataset, device, progress)
     optim = config.optim_config()
     if config.objective in ("iql", "document"):
         recipe = iql if config.objective == "iql" else document

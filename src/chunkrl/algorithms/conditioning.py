@@ -18,6 +18,7 @@ from chunkrl.algorithms.advantages import return_range
 from chunkrl.data.chunk_semantics import chunk_steps
 from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
+from chunkrl.ranks import draw_rows
 
 BinEdges = Literal["quantiles", "fixed"]
 MixedChunks = Literal["keep", "mask"]
@@ -177,12 +178,14 @@ def label_bins(
     names = [condition_text(label, config.num_bins).split()[-1] for label in range(config.num_bins)]
     shares = {f"advantage/share_{name}": float(np.mean(forced == label)) for label, name in enumerate(names)}
     shares["advantage/forced_fraction"] = float(np.mean(forced != bins))
+    if (forced != bins).any():  # what the critic thinks of what it was overruled on
+        shares["advantage/mean_of_forced"] = float(advantage[forced != bins].mean())
     return labels | {"advantage_bin_raw": bins, "advantage_bin": forced}, shares
 
 
 def drop_labels(labels: torch.Tensor, dropout: float) -> torch.Tensor:
     """labels int [B] with a share `dropout` of them, drawn from torch's global generator, set to `NO_LABEL`."""
-    dropped = torch.rand(labels.shape) < dropout
+    dropped = draw_rows(torch.rand, tuple(labels.shape)) < dropout
     return torch.where(dropped.to(labels.device), NO_LABEL, labels)
 
 

@@ -14,6 +14,7 @@ from chunkrl.algorithms.conditioning import ConditioningConfig, check_prompts, c
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.normalize import Statistics
 from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.integration.pi_chunks import PiChunkConfig, check_fits, find_pi_recipe
 from chunkrl.models.lora import LoRAConfig, apply_lora
 from chunkrl.models.pi.checkpoint import load_pretrained
@@ -22,6 +23,7 @@ from chunkrl.models.pi.critic import PiCriticConfig
 from chunkrl.models.pi.factory import PiNetworks
 from chunkrl.models.pi.norm_stats import NormStats
 from chunkrl.models.pi.policy import PiPolicy
+from chunkrl.progress import Progress, silent
 from chunkrl.training.optim import frozen_dtype, prepare_precision
 from chunkrl.training.trainable import count_trainable, pi_patterns, select_trainable
 
@@ -74,6 +76,7 @@ def pi_networks(
     config: PiTrainingConfig,
     conditioning: ConditioningConfig | None,
     device: torch.device,
+    progress: Progress = silent,
 ) -> PiNetworks:
     """The checkpoint's policy with the data's cameras and horizon, its trained parameters chosen.
 
@@ -104,7 +107,8 @@ def pi_networks(
     choose_trained(policy, config, device)
     if conditioning is not None:
         check_conditioning(policy, data, conditioning)
-    return PiNetworks(policy, config.critic, config.num_noise, config.state_noise)
+    digest = fingerprint((checkpoint,), progress)
+    return PiNetworks(policy, config.critic, config.num_noise, config.state_noise, digest)
 
 
 def _for_data(

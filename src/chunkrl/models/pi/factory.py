@@ -16,16 +16,18 @@ class PiNetworks:
 
     pretrained: trains as it is (its `requires_grad` says what), and gives critics their blocks and features.
     num_noise: noise samples a prefix pass. state_noise: on the state while the policy trains.
+    fingerprint: of the checkpoint.
     """
 
     pretrained: PiPolicy
     critic_config: PiCriticConfig = PiCriticConfig()
     num_noise: int = 4
     state_noise: float = 0.0
+    fingerprint: str = ""
 
     def policy(self) -> PiLearner:
         """The pretrained policy itself: there is one in memory."""
-        return PiLearner(self.pretrained, self.num_noise, self.state_noise)
+        return PiLearner(self.pretrained, self.num_noise, self.state_noise, self.fingerprint)
 
     def value(self, head: ValueHead) -> PiValue:
         """V(x)."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from chunkrl.errors import CheckpointError
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.policy import ImitationLoss
 from chunkrl.types import Observation
@@ -19,13 +20,29 @@ class PiLearner(nn.Module):
 
     num_noise: (noise, time) draws of each chunk; they share the prefix pass, which is nearly all of the work.
     state_noise: deviation of the noise on the state while training, see `PiPolicy.with_state_noise`.
+    pretrained: fingerprint of the checkpoint; the frozen parameters, which a run's checkpoints leave out, are its.
     """
 
     has_log_prob = False
 
-    def __init__(self, policy: PiPolicy, num_noise: int = 4, state_noise: float = 0.0) -> None:
+    def __init__(
+        self, policy: PiPolicy, num_noise: int = 4, state_noise: float = 0.0, pretrained: str = ""
+    ) -> None:
         super().__init__()
         self.policy, self.num_noise, self.state_noise = policy, num_noise, state_noise
+        self.pretrained = pretrained
+
+    def get_extra_state(self) -> Tensor:
+        """The fingerprint, as bytes: it goes with the parameters into a run's checkpoints."""
+        return torch.tensor(list(self.pretrained.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Raises CheckpointError when the parameters belong to another pretrained checkpoint."""
+        if not torch.equal(state.cpu(), self.get_extra_state()):
+            raise CheckpointError(
+                "the run was started from other weights than the pi checkpoint holds now: resume with the checkpoint "
+                "that it was started from (--pi0-checkpoints-dir, --pi0-config)"
+            )
 
     def imitation_loss(
         self,
