@@ -22,6 +22,7 @@ from chunkrl.integration.pi_chunks import PiChunkConfig
 from chunkrl.integration.pi_training import PiTrainingConfig
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.models.policy import PolicyConfig
+from chunkrl.training.metrics import TrackingConfig
 from chunkrl.training.optim import OptimConfig, OptimizerKind, Schedule
 
 Objective = Literal[
@@ -157,6 +158,8 @@ class TrainConfig:
     """Which pi checkpoint it is, and how its chunks are made and used."""
     pi: PiTrainingConfig = field(default_factory=PiTrainingConfig)
     """How the pi policy is trained (policy.kind pi)."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where metrics go besides TensorBoard and metrics.jsonl."""
 
     def optim_config(self) -> OptimConfig:
         """Of the policy."""
@@ -187,6 +190,7 @@ def check_config(config: TrainConfig) -> None:
             "no data set given: pass --dataset-dir with a LeRobot folder or a Hub repository id, or all settings "
             "of an earlier run with --config RUN/config.json"
         )
+    config.tracking.check()
     trains_pi = config.policy.kind == "pi"
     if (config.use_pi0_actions or trains_pi) != (config.pi0_config is not None):
         raise ChunkRLError(

@@ -14,7 +14,25 @@ from chunkrl.models.value_head import ValueHead
 from chunkrl.progress import Progress, silent
 from chunkrl.types import ChunkTransition
 
-Metrics = dict[str, float]
+
+@dataclass(frozen=True)
+class Histogram:
+    """A distribution: counts int [n] of the values between neighbouring edges float [n + 1], increasing."""
+
+    counts: tuple[int, ...]
+    edges: tuple[float, ...]
+
+    @staticmethod
+    def of(values: np.ndarray, num_bins: int = 40) -> Histogram:
+        """Of the finite ones of `values` [...]; all counts are 0 where there is none."""
+        values = np.asarray(values, dtype=np.float64)
+        counts, edges = np.histogram(values[np.isfinite(values)], bins=num_bins)
+        return Histogram(tuple(counts.tolist()), tuple(edges.tolist()))
+
+
+Metrics = dict[str, float | Histogram]
+"""By name. Scalars of `update` are averaged over the interval between two records; a histogram is recorded as it
+comes, so give it where something changes as a whole (the data is labelled), not at every update."""
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ class ChunkAWR:
             update_ema(self.target, self.critic, config.target_rate)
         else:
             self.target.load_state_dict(self.critic.state_dict())
-        metrics = {
+        metrics: Metrics = {
             "loss/critic": float(critic.detach()),
             "loss/value": float(value_loss.detach()),
             "loss/policy": float(policy.detach()),

@@ -1,0 +1,76 @@
+"""Rank, calibration and over-fit gap of values, in closed form."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation.value_quality import (
+    MAX_OVERFIT_GAP,
+    MIN_RANK_CORRELATION,
+    calibration,
+    quality_warnings,
+    value_quality,
+)
+
+
+def test_calibration_of_two_bins() -> None:
+    found = calibration([0.1, 0.3, 0.6, 0.8], [0.0, 0.0, 1.0, 0.0], num_bins=2)
+    assert found.predicted == pytest.approx([0.2, 0.7])
+    assert found.actual == pytest.approx([0.0, 0.5])
+    assert found.counts.tolist() == [2, 2]
+    assert found.error == pytest.approx(0.2)
+
+
+def test_equal_values_share_a_bin() -> None:
+    found = calibration([1.0, 0.0, 0.0, 0.0, 0.0, 0.0], [1, 1, 1, 0, 0, 0], num_bins=5)
+    assert found.counts.tolist() == [5, 1]
+    assert found.actual.tolist() == [0.4, 1.0]
+    assert found.error == pytest.approx((5 * 0.4 + 0) / 6)
+    assert calibration([2.0, 2.0], [1.0, 5.0]).error == pytest.approx(1.0)  # one bin: 2 against the mean 3
+
+
+@given(
+    st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=1, max_size=40), st.integers(1, 12)
+)
+def test_bins_hold_everything_in_order(pairs: list[tuple[int, int]], num_bins: int) -> None:
+    value, returns = np.array(pairs, float).T
+    found = calibration(value, returns, num_bins)
+    assert found.counts.sum() == len(pairs) and len(found.counts) <= num_bins and (found.counts > 0).all()
+    assert (np.diff(found.predicted) > 0).all()
+    assert found.counts @ found.actual == pytest.approx(returns.sum())
+    assert calibration(value, value, num_bins).error == pytest.approx(0, abs=1e-9)
+    assert calibration(value, value + 3, num_bins).error == pytest.approx(3)
+
+
+def test_quality_of_values() -> None:
+    returns = np.arange(10.0)
+    found = value_quality(-returns, returns, returns, num_bins=5)
+    assert (found.held_out, found.seen, found.overfit_gap) == pytest.approx((-1, 1, 2))
+    assert found.scalars() == {
+        "value/rank_correlation_held_out": found.held_out,
+        "value/rank_correlation_seen": found.seen,
+        "value/overfit_gap": found.overfit_gap,
+        "value/calibration_error": found.calibration.error,
+    }
+    assert len(found.warnings()) == 2
+
+
+def test_warnings_say_what_to_do() -> None:
+    assert quality_warnings(0.5, 0.5 + MAX_OVERFIT_GAP - 0.01) == []
+    (memorised,) = quality_warnings(0.31, 0.88)
+    assert "0.88" in memorised and "0.31" in memorised and "--fit.dropout" in memorised
+    (noise,) = quality_warnings(MIN_RANK_CORRELATION - 0.01, 0.2)
+    assert "More episodes" in noise
+    (constant,) = quality_warnings(math.nan, math.nan)
+    assert "the same everywhere" in constant
+    assert value_quality([1.0, 1.0], [1.0, 1.0], [0.0, 1.0]).warnings() == [constant]
+
+
+@pytest.mark.parametrize("arguments", [([], []), ([1.0], [1.0, 2.0]), ([[1.0]], [[1.0]]), ([1.0], [1.0], 0)])
+def test_refused(arguments: tuple) -> None:
+    with pytest.raises(ChunkRLError, match="calibration needs"):
+        calibration(*arguments)
