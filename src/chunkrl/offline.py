@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from chunkrl import __version__
+from chunkrl import __version__, ranks
 from chunkrl.build import build_algorithm, choose_device
 from chunkrl.config import load_config, save_config
 from chunkrl.data.chunks import ChunkDataset
@@ -21,6 +21,7 @@ from chunkrl.models.pi.learner import PiLearner
 from chunkrl.progress import Progress, silent
 from chunkrl.train_config import TrainConfig, check_config
 from chunkrl.training.checkpoint import VALUES
+from chunkrl.training.distributed import gather_policy
 from chunkrl.training.policy_io import ChunkPolicy, PolicySpec, QSpec
 from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.training.values_io import save_values
@@ -51,17 +52,11 @@ class ChunkLevelOfflineRL:
         elif settings:
             raise ChunkRLError("give either a TrainConfig or single settings, not both")
         check_config(config)
+        _check_ranks(config)
         self.config, self.progress = config, progress
         self.device = choose_device(config.device)
-        main = config.chunk_settings()
-        datasets = [ChunkDataset(config.dataset_dir, main, progress=progress)]
-        additional = replace(main, revision=None)
-        if config.additional_success is not None:
-            labels = replace(config.labels, success=config.additional_success, success_episodes=())
-            additional = replace(additional, labels=labels)
-        for path in config.additional_offline_dataset_paths:
-            datasets.append(ChunkDataset(path, additional, progress=progress))
-        self.dataset = ChunkCollection(datasets, config.dataset_weights or None)
+        with ranks.main_first():
+            self.dataset = self._open_data()
         if self.dataset.action_dim != config.action_dim:
             raise ChunkRLError(
                 f"action_dim is {config.action_dim}, the actions of {config.dataset_dir} have "
@@ -70,12 +65,25 @@ class ChunkLevelOfflineRL:
         if config.use_pi0_actions:
             assert config.pi0_config is not None, "check_config asks for it"
             checkpoint = Path(config.pi0_checkpoints_dir).expanduser() / config.pi0_config
-            use_pi_chunks(self.dataset, checkpoint, config.pi0, self.device, progress)
+            with ranks.main_first():
+                use_pi_chunks(self.dataset, checkpoint, config.pi0, self.device, progress)
         self.trainer: Trainer | None = None
         self._resume: Path | None = None
         if config.resume:
             self._resume = self._find_resumable(Path(config.resume))
         self._build()
+
+    def _open_data(self) -> ChunkCollection:
+        config, progress = self.config, self.progress
+        main = config.chunk_settings()
+        datasets = [ChunkDataset(config.dataset_dir, main, progress=progress)]
+        additional = replace(main, revision=None)
+        if config.additional_success is not None:
+            labels = replace(config.labels, success=config.additional_success, success_episodes=())
+            additional = replace(additional, labels=labels)
+        for path in config.additional_offline_dataset_paths:
+            datasets.append(ChunkDataset(path, additional, progress=progress))
+        return ChunkCollection(datasets, config.dataset_weights or None)
 
     def _build(self) -> None:
         config, dataset = self.config, self.dataset
@@ -108,10 +116,11 @@ class ChunkLevelOfflineRL:
         torch.set_rng_state(self._fresh)
         self._fresh = None
         run_dir = Path(self.config.output_dir)
-        if self._resume is None:
-            # an older run's checkpoints must not be taken for those of the configuration written below
-            (run_dir / "checkpoints" / "last").unlink(missing_ok=True)
-        save_config(self.config, run_dir / "config.json")
+        if ranks.is_main():
+            if self._resume is None:
+                # an older run's checkpoints must not be taken for those of the configuration written below
+                (run_dir / "checkpoints" / "last").unlink(missing_ok=True)
+            save_config(self.config, run_dir / "config.json")
         self._start_trainer(run_dir)
         assert self.trainer is not None
         if self._resume:
@@ -162,7 +171,13 @@ class ChunkLevelOfflineRL:
         A pi policy becomes a LeRobot folder; where an average is kept, it is what is saved.
         """
         with self.algorithm.deployed():
-            self.chunk_policy().save(folder)
+            if isinstance(self.policy, PiLearner):
+                whole = gather_policy(self.policy.policy)
+                if whole is not None:
+                    PiActor(whole).save(folder)
+            else:
+                self.chunk_policy().save(folder)
+        ranks.barrier()
 
     def load(self, path: str | Path) -> None:
         """Takes up a checkpoint: its folder, or a run's folder for the last one. `train` continues from it.
@@ -193,7 +208,7 @@ class ChunkLevelOfflineRL:
 
     def _save_labels(self, run_dir: Path) -> None:
         labels, config = getattr(self.algorithm, "labels", {}), self.config
-        if "value" not in labels:
+        if "value" not in labels or not ranks.is_main():
             return
         rule = {"objective": config.objective, "chunkrl": __version__, "seed": config.seed}
         save_values(run_dir, self.dataset, labels, rule)
@@ -202,6 +217,30 @@ class ChunkLevelOfflineRL:
 def _q_spec(q: Any) -> QSpec:
     first = q.critic.networks[0]
     return QSpec(q.critic.num_folds, len(first.heads), first.encoders[0].config)
+
+
+def _check_ranks(config: TrainConfig) -> None:
+    """Raises ChunkRLError for settings that several processes do not train with."""
+    if ranks.world_size() == 1:
+        return
+    number = f"{ranks.world_size()} processes"
+    if config.policy.kind != "pi" or config.objective in ("iql", "document"):
+        raise ChunkRLError(
+            f"{number} train pi policies (--policy.kind pi) with every objective but iql and document: start one "
+            "process, without torchrun; small policies need no more"
+        )
+    if config.optimizer != "adamw":
+        raise ChunkRLError(
+            f"--optimizer {config.optimizer} is for one process: on {number} the moments are divided already; use "
+            "adamw"
+        )
+    if config.pi.critic.dropout > 0:
+        raise ChunkRLError(f"--pi.critic.dropout is for one process, not for {number}: set it to 0")
+    if config.batch_size % ranks.world_size():
+        raise ChunkRLError(
+            f"--batch-size {config.batch_size} is that of all processes together: make it a multiple of "
+            f"{ranks.world_size()}"
+        )
 
 
 def find_checkpoint(path: Path) -> Path:

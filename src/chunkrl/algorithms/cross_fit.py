@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chunkrl import ranks
 from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
@@ -95,19 +96,25 @@ def label_values(
 ) -> tuple[np.ndarray, np.ndarray]:
     """V of every start by the network that never saw its episode, and the mean of those that did: [len] each.
 
-    networks: value networks. The data set's label `fold` says each start's fold.
+    networks: value networks. The data set's label `fold` says each start's fold. Several processes share the work,
+    and all get all values.
     """
     networks.eval()
     first: Any = networks.networks[0]
-    held_out, seen = [], []
-    done = 0
-    for batch in dataset.batches(labelling_batch_size(dataset)):
+    held_out, seen = (np.zeros(len(dataset), np.float32) for _ in range(2))
+    size = labelling_batch_size(dataset) * ranks.world_size()
+    for begin in range(0, len(dataset), size):
+        positions = np.arange(begin, min(begin + size, len(dataset)))
+        own = positions[ranks.own_rows(len(positions))]
+        # sharded networks compute together: a process without rows of its own goes along
+        batch = dataset.batch(own if len(own) else positions[:1], next_observation=False)
         prepared = first.prepare(batch.observation.to(device))
         with autocast(device):
             values = networks.each(lambda v, p=prepared: v.forward_prepared(p)).float()  # type: ignore[operator]
         fold = batch.labels["fold"].to(device)
-        held_out.append(networks.held_out(values, fold).cpu().numpy())
-        seen.append(networks.seen(values, fold).cpu().numpy())
-        done += len(fold)
-        progress("label", done, len(dataset))
-    return np.concatenate(held_out), np.concatenate(seen)
+        held_out[own] = networks.held_out(values, fold).cpu().numpy()[: len(own)]
+        seen[own] = networks.seen(values, fold).cpu().numpy()[: len(own)]
+        progress("label", int(positions[-1]) + 1, len(dataset))
+    # each is zero in the others' rows
+    whole = ranks.sum_over_ranks(torch.from_numpy(np.stack([held_out, seen]))).numpy()
+    return whole[0], whole[1]

@@ -31,6 +31,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from chunkrl import ranks
 from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms import losses
 from chunkrl.algorithms.base import Metrics, Networks, Phase
@@ -42,6 +43,7 @@ from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
 from chunkrl.training.checkpoint import load_trained_state, trained_state
+from chunkrl.training.distributed import shard
 from chunkrl.training.optim import Ema, OptimConfig, Optimizer, autocast
 from chunkrl.types import ChunkTransition
 
@@ -112,9 +114,6 @@ class CrossFittedAdvantage:
         self.config, self.device, self.seed = config, device, seed
         self._dataset, self._given = dataset, labels_from
         self.policy = networks.policy().to(device)
-        self._policy_optimizer = Optimizer([self.policy.parameters()], optim, config.policy_updates)
-        trained = [(name, p) for name, p in self.policy.named_parameters() if p.requires_grad]
-        self._ema = Ema(trained, config.ema_decay) if config.ema_decay > 0 else None
         self.values: ValueLearner | None = None
         self.critic: CrossFitted | None = None
         value_optim = value_optim or optim
@@ -131,10 +130,14 @@ class CrossFittedAdvantage:
                 config.microbatch_size,
             )
         if config.train_q:
-            self.critic = CrossFitted(lambda: networks.critic(1), config.num_folds).to(device)
+            self.critic = shard(CrossFitted(lambda: networks.critic(1), config.num_folds).to(device))
             self._critic_optimizer = Optimizer(
                 self.critic.parameter_groups(), value_optim, config.value_updates
             )
+        shard(self.policy)  # after the critics have copied its blocks
+        self._policy_optimizer = Optimizer([self.policy.parameters()], optim, config.policy_updates)
+        trained = [(name, p) for name, p in self.policy.named_parameters() if p.requires_grad]
+        self._ema = Ema(trained, config.ema_decay) if config.ema_decay > 0 else None
         self.labels: dict[str, np.ndarray] = {}
         self._num_policy_updates = 0
         self._successes = np.flatnonzero(dataset.success)
@@ -229,7 +232,7 @@ class CrossFittedAdvantage:
         norm = self._policy_optimizer.apply()
         if self._ema is not None:
             self._ema.update()
-        means = {key: total / count for key, (total, count) in sums.items() if count}
+        means = {key: total / count for key, (total, count) in ranks.sum_counts(sums).items() if count}
         return means | {"grad_norm/policy": norm, "lr/policy": lr}
 
     def _conditions(self, batch: ChunkTransition) -> list[str] | None:
@@ -260,9 +263,11 @@ class CrossFittedAdvantage:
         with autocast(self.device):
             q = self.critic.each(lambda c: c.forward_prepared(prepared, batch.actions)[0])  # type: ignore[operator]
             error = (q.float() - batch.labels["scaled_advantage"]).square()
-            loss = losses.weighted_mean(error, mask) * len(q)
+            counts = ranks.sum_over_ranks(mask.sum(dim=1)).clamp(min=1) / ranks.world_size()
+            loss = ((error * mask).sum(dim=1) / counts).sum()
         norm = self._critic_optimizer.step(loss)
-        return {"loss/critic": float(loss.detach()) / len(q), "grad_norm/critic": norm}
+        mean = ranks.mean_over_ranks(float(loss.detach()) / len(q))
+        return {"loss/critic": mean, "grad_norm/critic": norm}
 
     def _label(self, progress: Progress) -> Metrics:
         metrics: Metrics = {}

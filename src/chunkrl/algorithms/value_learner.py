@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chunkrl import ranks
 from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms.base import Metrics, Networks
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
@@ -26,6 +27,7 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.statistics import spearman
 from chunkrl.models.value_head import ValueHead
 from chunkrl.progress import Progress, silent
+from chunkrl.training.distributed import shard
 from chunkrl.training.optim import OptimConfig, Optimizer, autocast, update_ema
 from chunkrl.types import ChunkTransition
 
@@ -114,14 +116,15 @@ class ValueLearner:
         self._microbatch_size = microbatch_size
         self.fold = assign_folds(data.frame_labels.success, num_folds, seed)
         self.networks = CrossFitted(lambda: networks.value(fit.head), num_folds).to(device)
-        self._optimizer = Optimizer(self.networks.parameter_groups(), optim, num_updates)
         self._target: CrossFitted | None = None
         if fit.target == "bootstrap":
             if data.reward_kind != "sum":
                 raise ChunkRLError(
                     "values that bootstrap add up rewards: use --reward sum, or --fit.target monte_carlo"
                 )
-            self._target = copy.deepcopy(self.networks).requires_grad_(False).eval()
+            self._target = shard(copy.deepcopy(self.networks).requires_grad_(False).eval())
+        shard(self.networks)
+        self._optimizer = Optimizer(self.networks.parameter_groups(), optim, num_updates)
         self._step_reward = adv.step_rewards(data)
         zero = np.zeros(len(self._step_reward), dtype=np.float32)
         self.returns = lambda_returns(zero, self._step_reward, data.segments, data.gamma, 1.0)
@@ -151,7 +154,8 @@ class ValueLearner:
         """One update of every fold's network, batch [B] on the device."""
         self.networks.train()
         mask = self.networks.trains_on(batch.labels["fold"]) & self._learnable(batch)
-        counts = mask.sum(dim=1).clamp(min=1)
+        # of the whole batch: the gradients of the processes are averaged, whatever each has to learn from
+        counts = ranks.sum_over_ranks(mask.sum(dim=1)).clamp(min=1) / ranks.world_size()
         first: Any = self.networks.networks[0]
         total = 0.0
         for rows in microbatches(len(batch.actions), self._microbatch_size):
@@ -167,7 +171,8 @@ class ValueLearner:
         norm = self._optimizer.apply()
         if self._target is not None:
             update_ema(self._target, self.networks, self.fit.target_rate)
-        return {"loss/value": total / len(self.networks.networks), "grad_norm/value": norm}
+        loss = ranks.mean_over_ranks(total / len(self.networks.networks))
+        return {"loss/value": loss, "grad_norm/value": norm}
 
     def _learnable(self, batch: ChunkTransition) -> Tensor:
         """bool [B]: rows with a target."""

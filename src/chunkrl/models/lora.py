@@ -116,6 +116,15 @@ def merge_lora(model: nn.Module, dtype: torch.dtype | None = None) -> list[str]:
     return list(layers)
 
 
+def copy_lora_layers(source: nn.Module, target: nn.Module) -> None:
+    """Gives `target`, a plain model like the one that `source` was, LoRA layers where `source` has them; the weights
+    stay as they are."""
+    for name, layer in adapted_modules(source).items():
+        base, rank = target.get_submodule(name), layer.lora_A.shape[0]
+        assert isinstance(base, nn.Linear)
+        _replace(target, name, LoRALinear(base, rank, layer.scale * rank))
+
+
 def adapted_modules(model: nn.Module) -> dict[str, LoRALinear]:
     """LoRA layers by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}

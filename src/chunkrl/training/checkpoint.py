@@ -1,4 +1,8 @@
-"""Checkpoints: one safetensors file and one JSON file in a folder that appears whole or not at all."""
+"""Checkpoints: one safetensors file and one JSON file in a folder that appears whole or not at all.
+
+Where tensors are sharded, each process adds a file with its rows of them, and `shards.json` says their shapes. Such a
+checkpoint is read on any number of processes.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from chunkrl import ranks
 from chunkrl.errors import CheckpointError
+from chunkrl.training.shards import is_sharded, shard_rows
 
-TENSORS, VALUES = "state.safetensors", "state.json"
+TENSORS, VALUES, SHARDS = "state.safetensors", "state.json", "shards.json"
 SEPARATOR = "|"
 
 
@@ -27,7 +33,8 @@ def _flatten(tree: Mapping[str, Any], prefix: str, tensors: dict[str, torch.Tens
             raise ValueError(f"state key {key!r} contains {SEPARATOR!r}")
         name = f"{prefix}{key}"
         if isinstance(item, torch.Tensor):
-            tensors[name] = item.detach().cpu().contiguous().clone()
+            tensor = item.detach()
+            tensors[name] = tensor if is_sharded(tensor) else tensor.cpu().contiguous().clone()
         elif isinstance(item, Mapping):
             values[name] = {}  # so that an empty mapping survives the round trip
             _flatten(item, f"{name}{SEPARATOR}", tensors, values)
@@ -50,20 +57,67 @@ def save_state(folder: Path, tree: Mapping[str, Any]) -> None:
 
     A kill between the two renames of a replacement leaves the older one under its `.old` name, where
     `load_state` finds it. What killed writers of this folder left is deleted once the new one is in place.
+    Where tensors are sharded all processes call it, and the folder appears when the last one has written.
     """
     tensors: dict[str, torch.Tensor] = {}
     values: dict[str, Any] = {}
     _flatten(tree, "", tensors, values)
+    sharded = {name: tensor for name, tensor in tensors.items() if is_sharded(tensor)}
+    if not sharded:
+        temporary = _fresh_temporary(folder, str(os.getpid()))
+        _write(temporary, tensors, values)
+        _put_in_place(temporary, folder)
+        return
+    temporary = folder.with_name(f".{folder.name}.shared.tmp")
+    if ranks.is_main():
+        _fresh_temporary(folder, "shared")
+    ranks.barrier()
+    file = temporary / shards_file(ranks.rank(), ranks.world_size())
+    save_file({name: _local_rows(tensor) for name, tensor in sharded.items()}, file)
+    _sync(file)
+    if ranks.is_main():
+        _write(temporary, {name: t for name, t in tensors.items() if name not in sharded}, values)
+        shapes = {name: list(tensor.shape) for name, tensor in sharded.items()}
+        layout = {"num_ranks": ranks.world_size(), "shapes": shapes}
+        (temporary / SHARDS).write_text(json.dumps(layout, indent=1) + "\n", encoding="utf-8")
+        _sync(temporary / SHARDS)
+    ranks.barrier()
+    if ranks.is_main():
+        _put_in_place(temporary, folder)
+    ranks.barrier()
+
+
+def shards_file(rank: int, num_ranks: int) -> str:
+    """The file with the rows of one process."""
+    return f"state-rank{rank}-of-{num_ranks}.safetensors"
+
+
+def _local_rows(tensor: Any) -> torch.Tensor:
+    return tensor.to_local().cpu().contiguous().clone()
+
+
+def _fresh_temporary(folder: Path, writer: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{writer}.tmp")
     if temporary.exists():
         shutil.rmtree(temporary)
     temporary.mkdir()
-    save_file(tensors, temporary / TENSORS)
-    (temporary / VALUES).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    return temporary
+
+
+def _write(folder: Path, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+    save_file(tensors, folder / TENSORS)
+    (folder / VALUES).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     for name in (TENSORS, VALUES):
-        with (temporary / name).open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(folder / name)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
     if folder.exists():
         for old in _left_behind(folder, "old"):
             shutil.rmtree(old)
@@ -79,20 +133,61 @@ def _left_behind(folder: Path, kind: str) -> list[Path]:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """What `save_state` wrote. Raises CheckpointError when the folder is missing, incomplete or damaged."""
+    """What `save_state` wrote. Raises CheckpointError when the folder is missing, incomplete or damaged.
+
+    Sharded tensors come whole in one process; on several as `StoredTensor`, of which `shards.shard_like` reads rows.
+    """
     if not folder.exists() and (older := _left_behind(folder, "old")):
         folder = older[-1]
     try:
         values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"{VALUES} holds no JSON object")
-        tensors = load_file(folder / TENSORS)
+        tensors: dict[str, Any] = dict(load_file(folder / TENSORS))
+        if (folder / SHARDS).exists():
+            stored = _stored_tensors(folder)
+            alone = ranks.world_size() == 1
+            tensors |= {name: t[: t.shape[0]] for name, t in stored.items()} if alone else stored
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is not a whole checkpoint ({error}); use another one") from error
     tree: dict[str, Any] = {}
     for name, item in {**values, **tensors}.items():
         _insert(tree, name, item)
     return tree
+
+
+class StoredTensor:
+    """A tensor whose rows lie in the files of the processes that wrote it.
+
+    shape: of the whole. Indexed with a slice of rows it reads those.
+    """
+
+    def __init__(self, files: list[Path], name: str, shape: tuple[int, ...]) -> None:
+        self._files, self._name, self.shape = files, name, shape
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        begin, end, _ = rows.indices(self.shape[0])
+        parts: list[torch.Tensor] = []
+        for rank, path in enumerate(self._files):
+            held = shard_rows(self.shape[0], rank, len(self._files))
+            first, last = max(begin, held.start), min(end, held.stop)
+            # of a process without rows, one file is asked for an empty part: it knows the dtype
+            if first < last or (begin >= end and not parts):
+                with safe_open(path, "pt") as file:
+                    stored = file.get_slice(self._name)
+                    parts.append(stored[max(0, first - held.start) : max(0, last - held.start)])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    layout = json.loads((folder / SHARDS).read_text(encoding="utf-8"))
+    num_ranks, shapes = int(layout["num_ranks"]), dict(layout["shapes"])
+    files = [folder / shards_file(rank, num_ranks) for rank in range(num_ranks)]
+    for path in files:
+        with safe_open(path, "pt") as file:
+            if missing := shapes.keys() - set(file.keys()):
+                raise ValueError(f"{path.name} lacks {min(missing)}")
+    return {name: StoredTensor(files, name, tuple(shape)) for name, shape in shapes.items()}
 
 
 def trained_state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -19,6 +19,7 @@ from chunkrl.training.eight_bit import (
     pack_moment,
     unpack_moment,
 )
+from chunkrl.training.shards import shard_like
 
 Schedule = Literal["constant", "cosine"]
 OptimizerKind = Literal["adamw", "adamw_8bit"]
@@ -208,7 +209,9 @@ class Optimizer:
         for index, entry in state["moments"].items():
             parameter = self._parameters[int(index)]
             entries[int(index)] = {
-                key: unpack_moment(value, parameter.dtype, parameter.device) if is_packed(value) else value
+                key: unpack_moment(value, parameter.dtype, parameter.device)
+                if is_packed(value)
+                else shard_like(value, parameter)
                 for key, value in entry.items()
             }
         groups = self._adam.state_dict()["param_groups"]

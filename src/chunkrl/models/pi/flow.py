@@ -26,6 +26,7 @@ from chunkrl.models.pi.config import PiConfig
 from chunkrl.models.pi.language import ActionExpert, KeyValues, Modulations, PrefixLayer, PrefixLM
 from chunkrl.models.pi.layers import Linear
 from chunkrl.models.pi.vision import SigLIP
+from chunkrl.ranks import draw_rows
 from chunkrl.types import TensorRecord
 
 
@@ -305,7 +306,7 @@ class PiModel(nn.Module):
 
         Beta(alpha, 1) has the distribution function x^alpha, so its inverse needs no rejection sampling.
         """
-        uniform = torch.rand(shape, generator=generator)
+        uniform = draw_rows(torch.rand, shape, generator=generator)
         config = self.config
         return uniform ** (1 / config.time_beta_alpha) * config.time_scale + config.time_offset
 

@@ -17,6 +17,7 @@ from chunkrl.models.pi.images import prepare_images
 from chunkrl.models.pi.norm_stats import NormStats, normalize, unnormalize
 from chunkrl.models.pi.prompt import build_prompt, encode_prompt, pad_tokens
 from chunkrl.models.pi.tokenizer import Tokenizer
+from chunkrl.ranks import draw_rows
 from chunkrl.types import Observation
 
 DEFAULT_NUM_STEPS = 10
@@ -87,7 +88,8 @@ class PiPolicy(nn.Module):
         if normed is None or state is None or deviation == 0:
             return observation
         scale = deviation * (0.5 if settings.normalization == "quantiles" else 1.0)
-        noisy = normed + scale * torch.randn_like(normed)
+        noise = draw_rows(torch.randn, tuple(normed.shape), dtype=normed.dtype)
+        noisy = normed + scale * noise.to(normed.device)
         moved = unnormalize(noisy, self.stats().state, settings.normalization, settings.normalization_epsilon)
         return replace(observation, state=moved.to(state.dtype))
 
@@ -345,7 +347,7 @@ class PiPolicy(nn.Module):
         """
         model_actions = self.actions_to_model(actions, observation)
         shape = (len(actions), num_noise, *model_actions.shape[1:])
-        noise = torch.randn(shape, generator=generator).to(self.device)
+        noise = draw_rows(torch.randn, shape, generator=generator).to(self.device)
         time = (self.model.draw_times(shape[:2], generator) if time is None else time).to(self.device)
         if action_mask is not None:
             action_mask = self._checked_mask(action_mask, len(actions))

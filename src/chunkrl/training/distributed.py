@@ -1,0 +1,130 @@
+"""Training on several processes with FSDP2, PyTorch's `fully_shard`: start with `torchrun`, see docs/training.md.
+
+Parameters, gradients, moments and averages are divided by rows; a layer's parameters are whole only while it
+computes. Precision is as in one process: float32 masters, and layers compute under `optim.autocast`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from packaging.version import Version
+from torch import nn
+
+from chunkrl import ranks
+from chunkrl.errors import ChunkRLError
+from chunkrl.models.lora import copy_lora_layers
+from chunkrl.models.pi.critic import PiValue
+from chunkrl.models.pi.flow import PiModel
+from chunkrl.models.pi.language import ExpertLayer, PrefixLayer
+from chunkrl.models.pi.policy import PiPolicy
+from chunkrl.training.shards import gather
+
+Module = TypeVar("Module", bound=nn.Module)
+
+# Older ones do not see tensors in the records that layers pass on (KeyValues, LayerModulation).
+_LEAST_TORCH = "2.13"
+# The main process may read and decode data for hours while the others wait for its caches.
+_TIMEOUT = timedelta(hours=24)
+# What is called besides `forward`, and needs the module's parameters.
+_METHODS: dict[type[nn.Module], tuple[str, ...]] = {
+    PiModel: ("embed_prefix", "encode_prefix", "flow_loss"),
+    PiValue: ("outputs",),
+    PrefixLayer: ("keys_values",),
+    ExpertLayer: ("modulation",),
+}
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Joins the processes that `torchrun` started for the length of the block; a single process joins nothing.
+
+    A process that fails leaves at once: torchrun then ends the others.
+
+    Raises:
+        ChunkRLError: this PyTorch cannot shard, or there are more processes than GPUs on this machine.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if Version(torch.__version__).release < Version(_LEAST_TORCH).release:
+        raise ChunkRLError(
+            f"training on several processes needs PyTorch {_LEAST_TORCH} or newer, this is {torch.__version__}"
+        )
+    if device.type == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise ChunkRLError(
+                f"process {local} of this machine has no GPU of its own, there are {torch.cuda.device_count()}: "
+                "lower torchrun's --nproc-per-node, or use --device cpu"
+            )
+        torch.cuda.set_device(local)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    yield
+    # Only here: where a process fails, the others may be in the middle of an exchange with it.
+    dist.destroy_process_group()
+
+
+def shard(module: Module) -> Module:
+    """Divides the parameters of the pi policies and critics in `module` over the processes, in place.
+
+    Call it on the device where `module` trains, after choosing what trains and before building optimisers and
+    averages. In one process it does nothing.
+    """
+    if ranks.world_size() == 1:
+        return module
+    roots = [part for part in module.modules() if isinstance(part, (PiModel, PiValue))]
+    if not roots:
+        raise ChunkRLError("only pi policies and their critics train on several processes")
+    # FSDP warns of in-place changes of what its modules return; no module here makes any.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
+    for root in roots:
+        for unit in _units(root):
+            _shard(unit)
+        _shard(root)
+    return module
+
+
+def _units(root: PiModel | PiValue) -> list[nn.Module]:
+    """Parts whose parameters are gathered and freed together; the root has the rest."""
+    if isinstance(root, PiValue):
+        return list(root.layers)
+    language = root.language
+    return [*root.vision.layers(), language.embed_tokens, *language.layers, *root.expert.layers]
+
+
+def _shard(module: nn.Module) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    device = next(module.parameters()).device
+    # Also the root's: what stays whole after a pass without gradient would miss the next update.
+    fully_shard(module, mesh=init_device_mesh(device.type, (ranks.world_size(),)), reshard_after_forward=True)
+    for kind, methods in _METHODS.items():
+        for method in methods if isinstance(module, kind) else ():
+            register_fsdp_forward_method(module, method)
+
+
+def gather_policy(policy: PiPolicy) -> PiPolicy | None:
+    """The whole policy on the CPU of the main process, None on the others; all processes call it.
+
+    One parameter at a time is whole on the other processes. In one process: `policy` itself.
+    """
+    if ranks.world_size() == 1:
+        return policy
+    main = ranks.is_main()
+    state = {name: gather(tensor, main) for name, tensor in policy.model.state_dict().items()}
+    if not main:
+        return None
+    with torch.device("meta"):
+        model = PiModel(policy.model.config)
+        copy_lora_layers(policy.model, model)
+    model.load_state_dict(state, assign=True)
+    return PiPolicy(model, policy.recipe, policy.norm_stats, policy.tokenizer, policy.unused_tensors)
