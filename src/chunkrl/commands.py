@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from chunkrl import ranks
 from chunkrl.build import choose_device
 from chunkrl.data.atomic import write_text
 from chunkrl.envs.metaworld import MetaWorldEnv
@@ -16,11 +17,20 @@ from chunkrl.evaluation.statistics import wilson_interval
 from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import Progress
 from chunkrl.train_config import TrainConfig
+from chunkrl.training.distributed import process_group
 from chunkrl.training.policy_io import ActionMode, ChunkPolicy
 
 
 def train(config: TrainConfig, progress: Progress) -> None:
     """Trains a policy and says where it is."""
+    with process_group(choose_device(config.device)):
+        if ranks.is_main():
+            _train(config, progress)
+        else:
+            ChunkLevelOfflineRL(config).train()
+
+
+def _train(config: TrainConfig, progress: Progress) -> None:
     run = ChunkLevelOfflineRL(config, progress)
     print(
         f"{run.dataset.name}: {run.dataset.num_episodes} episodes, {len(run.dataset)} chunk starts, "
