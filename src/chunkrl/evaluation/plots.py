@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 from chunkrl.evaluation.results import Curve, EpisodeTrace
 from chunkrl.evaluation.statistics import Interval
 from chunkrl.evaluation.svg import (
+    LEFT,
+    NARROW,
+    RIGHT,
+    WIDTH,
     Range,
+    chart,
     compact,
     element,
     nice_ticks,
@@ -29,11 +34,9 @@ from chunkrl.evaluation.svg import (
     span,
     text,
     whisker,
+    y_axis,
 )
 
-WIDTH = 520
-NARROW = 360
-_LEFT, _RIGHT = 46, 14  # margins of charts with a vertical axis
 _MAX_POINTS = 240  # of a drawn curve: about two per pixel column of a card
 NUM_SERIES_COLOURS = 6  # that the style sheet has (s0 to s5)
 NUM_SHADES = 4  # likewise (shade0 to shade3)
@@ -91,7 +94,7 @@ def bar_chart(rows: Sequence[Row], summary: str) -> str:
         )
         for tick in (0, 0.25, 0.5, 0.75, 1)
     )
-    return _chart(height, "".join(parts) + ticks, summary)
+    return chart(height, "".join(parts) + ticks, summary)
 
 
 def difference_chart(rows: Sequence[Row], axis: Range, summary: str) -> str:
@@ -132,27 +135,25 @@ def difference_chart(rows: Sequence[Row], axis: Range, summary: str) -> str:
         for tick in nice_ticks(axis, 5)
         if left + 14 < axis.scale(tick, left, right) < right - 14
     )
-    return _chart(bottom + 16, "".join(parts) + ticks, summary, NARROW)
+    return chart(bottom + 16, "".join(parts) + ticks, summary, NARROW)
 
 
 def curve_chart(curves: Sequence[Curve], summary: str) -> str:
     """The curves of one panel on common axes; a long curve is drawn as means of `_MAX_POINTS` stretches."""
-    top, bottom, height, right = 10, 190, 228, NARROW - _RIGHT
+    top, bottom, height, right = 10, 190, 228, NARROW - RIGHT
     drawn = [_thinned(curve) for curve in curves]
     x_axis = span([float(x) for xs, _ in drawn for x in xs], pad=0)
-    y_axis = span([float(y) for _, ys in drawn for y in ys if math.isfinite(y)], pad=0.06)
-    parts = [_y_axis(y_axis, top, bottom, right)]
+    y_range = span([float(y) for _, ys in drawn for y in ys if math.isfinite(y)], pad=0.06)
+    parts = [y_axis(y_range, top, bottom, right)]
     for tick in nice_ticks(x_axis, 4):
-        x = x_axis.scale(tick, _LEFT, right)
+        x = x_axis.scale(tick, LEFT, right)
         anchor = "end" if x > right - 14 else "middle"
         parts.append(text(x, bottom + 16, compact(tick), class_="tick", text_anchor=anchor))
-    parts.append(
-        text((_LEFT + right) / 2, height - 3, curves[0].x_label, class_="tick", text_anchor="middle")
-    )
+    parts.append(text((LEFT + right) / 2, height - 3, curves[0].x_label, class_="tick", text_anchor="middle"))
     for i, (curve, (xs, ys)) in enumerate(zip(curves, drawn, strict=True)):
         colour = f"s{i % NUM_SERIES_COLOURS}"
         points = [
-            (x_axis.scale(x, _LEFT, right), y_axis.scale(y, bottom, top)) for x, y in zip(xs, ys, strict=True)
+            (x_axis.scale(x, LEFT, right), y_range.scale(y, bottom, top)) for x, y in zip(xs, ys, strict=True)
         ]
         last = next((p for p in reversed(points) if math.isfinite(p[1])), None)
         marks = f"<title>{escape(curve.name)}</title>" + element(
@@ -161,7 +162,7 @@ def curve_chart(curves: Sequence[Curve], summary: str) -> str:
         if last is not None:
             marks += element("circle", cx=last[0], cy=last[1], r=3.5, class_=f"dot {colour}")
         parts.append(element("g", marks))
-    return _chart(height, "".join(parts), summary, NARROW)
+    return chart(height, "".join(parts), summary, NARROW)
 
 
 def trace_chart(trace: EpisodeTrace, num_frames: int, values: Range, advantages: Range, summary: str) -> str:
@@ -171,24 +172,24 @@ def trace_chart(trace: EpisodeTrace, num_frames: int, values: Range, advantages:
     """
     value_top, value_bottom = 22, 118
     adv_top, adv_bottom = 150, 236
-    right = WIDTH - _RIGHT
-    step = (right - _LEFT) / num_frames
+    right = WIDTH - RIGHT
+    step = (right - LEFT) / num_frames
     parts = [
-        text(_LEFT, 12, "value V", class_="axis-title"),
-        _y_axis(values, value_top, value_bottom, right, num_ticks=3),
-        text(_LEFT, 142, "advantage A", class_="axis-title"),
-        _y_axis(advantages, adv_top, adv_bottom, right, num_ticks=4),
+        text(LEFT, 12, "value V", class_="axis-title"),
+        y_axis(values, value_top, value_bottom, right, num_ticks=3),
+        text(LEFT, 142, "advantage A", class_="axis-title"),
+        y_axis(advantages, adv_top, adv_bottom, right, num_ticks=4),
     ]
     centres = [
-        (_LEFT + (t + 0.5) * step, values.scale(float(v), value_bottom, value_top))
+        (LEFT + (t + 0.5) * step, values.scale(float(v), value_bottom, value_top))
         for t, v in enumerate(trace.value)
     ]
     parts.append(element("path", d=polyline(centres), class_="line s0"))
     zero = advantages.scale(0, adv_bottom, adv_top)
-    parts.append(element("path", d=f"M{_LEFT} {zero:.1f}H{right}", class_="zero"))
+    parts.append(element("path", d=f"M{LEFT} {zero:.1f}H{right}", class_="zero"))
     for sign, chosen in (("good", trace.advantage > 0), ("bad", trace.advantage < 0)):
         bars = "".join(
-            f"M{_LEFT + (t + 0.5) * step:.1f} {zero:.1f}"
+            f"M{LEFT + (t + 0.5) * step:.1f} {zero:.1f}"
             f"V{advantages.scale(float(trace.advantage[t]), adv_bottom, adv_top):.1f}"
             for t in np.flatnonzero(chosen)
         )
@@ -199,10 +200,10 @@ def trace_chart(trace: EpisodeTrace, num_frames: int, values: Range, advantages:
         parts.append(_segment_band(trace, step, y))
         y += 18
     for tick in nice_ticks(Range(0, num_frames), 5):
-        parts.append(text(_LEFT + tick * step, y + 10, compact(tick), class_="tick", text_anchor="middle"))
-    parts.append(text(_LEFT - 8, y + 10, "frame", class_="tick", text_anchor="end"))
+        parts.append(text(LEFT + tick * step, y + 10, compact(tick), class_="tick", text_anchor="middle"))
+    parts.append(text(LEFT - 8, y + 10, "frame", class_="tick", text_anchor="end"))
     parts.append(_frame_hints(trace, step, value_top, adv_bottom))
-    return _chart(y + 14, "".join(parts), summary)
+    return chart(y + 14, "".join(parts), summary)
 
 
 def segment_labels(trace: EpisodeTrace) -> list[str]:
@@ -215,7 +216,7 @@ def _segment_band(trace: EpisodeTrace, step: float, y: float) -> str:
     labels = segment_labels(trace)
     parts = []
     for segment in trace.segments:
-        x, width = _LEFT + segment.start * step, (segment.stop - segment.start) * step
+        x, width = LEFT + segment.start * step, (segment.stop - segment.start) * step
         shade = f"shade{labels.index(segment.label) % NUM_SHADES}"
         marks = f"<title>{escape(segment.label)}</title>" + element(
             "rect", x=x + 0.5, y=y, width=max(width - 1, 0.5), height=12, rx=3, class_=shade
@@ -230,7 +231,7 @@ def _frame_hints(trace: EpisodeTrace, step: float, top: float, bottom: float) ->
         element(
             "rect",
             f"<title>frame {t}: V {value:.3f}, A {advantage:+.3f}</title>",
-            x=_LEFT + t * step,
+            x=LEFT + t * step,
             y=top,
             width=step,
             height=bottom - top,
@@ -248,16 +249,3 @@ def _thinned(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return x, y
     stretches = np.array_split(np.arange(len(x)), _MAX_POINTS)
     return np.array([x[s].mean() for s in stretches]), np.array([y[s].mean() for s in stretches])
-
-
-def _y_axis(axis: Range, top: float, bottom: float, right: float, num_ticks: int = 4) -> str:
-    parts = []
-    for tick in nice_ticks(axis, num_ticks):
-        y = axis.scale(tick, bottom, top)
-        parts.append(element("path", d=f"M{_LEFT} {y:.1f}H{right}", class_="grid-line"))
-        parts.append(text(_LEFT - 6, y + 4, compact(tick), class_="tick", text_anchor="end"))
-    return "".join(parts)
-
-
-def _chart(height: float, content: str, summary: str, width: float = WIDTH) -> str:
-    return element("svg", content, viewBox=f"0 0 {width} {height:g}", role="img", aria_label=summary)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import groupby
 from pathlib import Path
-
-import numpy as np
 
 from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
@@ -28,8 +25,18 @@ from chunkrl.evaluation.results import (
     results_json,
     write_results,
 )
+from chunkrl.evaluation.sections import (
+    curve_section,
+    facts_card,
+    notes_card,
+    percent,
+    table,
+    trace_section,
+    video,
+    words,
+)
 from chunkrl.evaluation.statistics import Interval
-from chunkrl.evaluation.svg import compact, sign_class, signed_points, span
+from chunkrl.evaluation.svg import sign_class, signed_points, span
 
 __all__ = [
     "ALL_TASKS",
@@ -82,8 +89,8 @@ def render_report(
             _success_section(tasks, method),
             _difference_section(differences),
             _clip_section(clips),
-            _trace_section(traces),
-            _curve_section(curves),
+            trace_section(traces),
+            curve_section(curves),
             _number_section(tasks, facts or {}, notes),
         ]
     )
@@ -100,9 +107,9 @@ def _headline(differences: Sequence[ArmDifference], tasks: Mapping[str, Mapping[
         rates = [math.fsum(row[name].rate for row in rows) / len(rows) for name in (d.arm, d.baseline)]
         tiles.append(
             f'<div class="card"><p class="figure {sign_class(d.interval)}">{signed_points(d.difference)}'
-            f'<small>points</small></p><p class="claim">{escape(_words(d.arm))} over '
-            f'{escape(_words(d.baseline))}</p><p class="detail">{_percent(rates[0])} against '
-            f"{_percent(rates[1])} success, {escape(where)}. 95 % interval {_points_interval(d.interval)}; "
+            f'<small>points</small></p><p class="claim">{escape(words(d.arm))} over '
+            f'{escape(words(d.baseline))}</p><p class="detail">{percent(rates[0])} against '
+            f"{percent(rates[1])} success, {escape(where)}. 95 % interval {_points_interval(d.interval)}; "
             f"{_verdict(d.interval)}.</p></div>"
         )
     return f'<div class="hero">{"".join(tiles)}</div>\n'
@@ -113,10 +120,10 @@ def _success_section(tasks: Mapping[str, Mapping[str, ArmResult]], method: str) 
     for task, row in tasks.items():
         rows = [
             plots.Row(
-                label=_words(name),
+                label=words(name),
                 value=result.rate,
                 interval=result.interval,
-                text=f"{result.num_success}/{result.num_episodes} · {_percent(result.rate)} "
+                text=f"{result.num_success}/{result.num_episodes} · {percent(result.rate)} "
                 f"[{100 * result.interval.low:.0f}, {100 * result.interval.high:.0f}]",
                 emphasised=name == method,
             )
@@ -137,7 +144,7 @@ def _difference_section(differences: Sequence[ArmDifference]) -> str:
     for task, group in groupby(sorted(differences, key=lambda d: d.task != ALL_TASKS), key=lambda d: d.task):
         rows = [
             plots.Row(
-                label=f"over {_words(d.baseline)}",
+                label=f"over {words(d.baseline)}",
                 value=d.difference,
                 interval=d.interval,
                 text=f"{signed_points(d.difference)} [{signed_points(d.interval.low)}, "
@@ -149,7 +156,7 @@ def _difference_section(differences: Sequence[ArmDifference]) -> str:
         summary = f"Difference in success, {task}. " + "; ".join(f"{r.label} {r.text} points" for r in rows)
         cards.append(card(task, plots.difference_chart(rows, axis, summary)))
     lead = (
-        f"What {_words(differences[0].arm)} gains, in percentage points, on the same initial states; right "
+        f"What {words(differences[0].arm)} gains, in percentage points, on the same initial states; right "
         "of the mark at 0 is better. Lines: 95 % paired bootstrap intervals. p: exact McNemar test, the "
         "stricter of the two."
     )
@@ -160,104 +167,34 @@ def _clip_section(clips: Sequence[ClipPair]) -> str:
     cards = []
     for clip in clips:
         label = f"{clip.task}: {clip.left_label} on the left, {clip.right_label} on the right"
-        data = base64.b64encode(clip.video).decode("ascii")
-        video = (
-            f'<video controls loop muted autoplay playsinline aria-label="{escape(label)}">'
-            f'<source src="data:{escape(clip.mime)};base64,{data}" type="{escape(clip.mime)}"></video>'
-        )
-        cards.append(card(f"{clip.task}: {clip.title}", video))
+        cards.append(card(f"{clip.task}: {clip.title}", video(clip.video, clip.mime, label)))
     lead = "The same initial state under both. A border marks an episode's end: green success, red failure."
     return section("Side by side", lead, cards)
-
-
-def _trace_section(traces: Sequence[EpisodeTrace]) -> str:
-    cards = []
-    for task in dict.fromkeys(trace.task for trace in traces):
-        group = [trace for trace in traces if trace.task == task]
-        num_frames = max(len(trace.value) for trace in group)
-        values = span([v for trace in group for v in trace.value], pad=0.06)
-        advantages = span([v for trace in group for v in trace.advantage], pad=0.06, include=0.0)
-        for trace in group:
-            outcome = ("good", "success") if trace.success else ("bad", "failure")
-            known = trace.value[np.isfinite(trace.value)]
-            summary = (
-                f"{trace.title}, {outcome[1]}: value {known[0]:.2f} at first, {known[-1]:.2f} at "
-                f"the end of {len(trace.value)} frames; advantage positive on {(trace.advantage > 0).sum()}."
-            )
-            chart = plots.trace_chart(trace, num_frames, values, advantages, summary)
-            chart += _legend(
-                [
-                    (f"shade{i % plots.NUM_SHADES}", label, "")
-                    for i, label in enumerate(plots.segment_labels(trace))
-                ]
-            )
-            cards.append(card(f"{task}: {trace.title}", chart, trace.notes, outcome))
-    lead = (
-        "Value and advantage along recorded episodes, from networks that never saw them; one task's episodes "
-        "share their axes. Bars above 0 (green): better than expected from here; below (red): worse."
-    )
-    return section("What the critic sees", lead, cards)
-
-
-def _curve_section(curves: Sequence[Curve]) -> str:
-    cards = []
-    for panel in dict.fromkeys(curve.panel for curve in curves):
-        group = [curve for curve in curves if curve.panel == panel]
-        keys = [(f"s{i % plots.NUM_SERIES_COLOURS}", c.name, _last(c)) for i, c in enumerate(group)]
-        broken = [c.name for c in group if not np.isfinite(c.points[1]).all()]
-        note = f"Not finite somewhere: {', '.join(broken)}." if broken else ""
-        summary = f"{panel}. " + "; ".join(f"{curve.name} ends at {_last(curve)}" for curve in group)
-        cards.append(card(panel, _legend(keys) + plots.curve_chart(group, summary), note))
-    lead = (
-        "The number beside a name is its last value. Where rank correlations on training and on held-out "
-        "episodes stand together, the gap is what the critic memorised."
-    )
-    return section("Training", lead, cards, "grid small")
 
 
 def _number_section(
     tasks: Mapping[str, Mapping[str, ArmResult]], facts: Mapping[str, str], notes: Sequence[str]
 ) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(task)}</td><td>{escape(_words(name))}</td><td>{result.num_success}</td>"
-        f"<td>{result.num_episodes}</td><td>{_percent(result.rate)}</td>"
-        f"<td>{100 * result.interval.low:.1f} to {100 * result.interval.high:.1f} %</td>"
-        f"<td>{result.seed}</td></tr>"
+    rows = [
+        (
+            task,
+            words(name),
+            str(result.num_success),
+            str(result.num_episodes),
+            percent(result.rate),
+            f"{100 * result.interval.low:.1f} to {100 * result.interval.high:.1f} %",
+            str(result.seed),
+        )
         for task, row in tasks.items()
         for name, result in row.items()
-    )
-    head = "".join(
-        f'<th scope="col">{name}</th>'
-        for name in ("task", "policy", "successes", "episodes", "success", "95 % interval", "training seed")
-    )
-    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-    cards = [card("All numbers", table, wide=True)]
+    ]
+    head = ("task", "policy", "successes", "episodes", "success", "95 % interval", "training seed")
+    cards = [card("All numbers", table(head, rows), wide=True)]
     if facts:
-        items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
-        cards.append(card("What was run", f"<dl>{items}</dl>"))
+        cards.append(facts_card("What was run", facts))
     if notes:
-        items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-        cards.append(card("Read with care", f'<ul class="notes">{items}</ul>'))
+        cards.append(notes_card(notes))
     return section("Numbers and settings", "", cards)
-
-
-def _legend(keys: Sequence[tuple[str, str, str]]) -> str:
-    """Keys (class of the swatch, name, value), or nothing where there are none."""
-    items = "".join(
-        f'<li><span class="key {swatch}"></span>{escape(name)} <b>{value}</b></li>'
-        for swatch, name, value in keys
-    )
-    return f'<ul class="legend">{items}</ul>' if items else ""
-
-
-def _words(name: str) -> str:
-    """An identifier as words."""
-    return name.replace("_", " ")
-
-
-def _percent(fraction: float) -> str:
-    """A rate without decimals where it has none, else with one: 81 %, 66.7 %."""
-    return f"{100 * fraction:.1f}".removesuffix(".0") + " %"
 
 
 def _points_interval(interval: Interval) -> str:
@@ -270,9 +207,3 @@ def _verdict(interval: Interval) -> str:
 
 def _p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-
-
-def _last(curve: Curve) -> str:
-    """The value at the largest x, as it is: one that is not finite is said."""
-    last = float(curve.points[1][-1])
-    return compact(float(f"{last:.3g}")) if math.isfinite(last) else "not finite"

@@ -9,6 +9,10 @@ from html import escape
 
 from chunkrl.evaluation.statistics import Interval
 
+WIDTH = 520  # of a chart, two beside each other on a wide screen
+NARROW = 360  # three beside each other
+LEFT, RIGHT = 46, 14  # margins of charts with a vertical axis
+
 
 @dataclass(frozen=True)
 class Range:
@@ -103,3 +107,18 @@ def whisker(low: float, high: float, y: float, cap: float) -> str:
 def sign_class(interval: Interval) -> str:
     """`good` or `bad` where the interval lies on one side of 0, else `open`."""
     return "good" if interval.low > 0 else "bad" if interval.high < 0 else "open"
+
+
+def y_axis(axis: Range, top: float, bottom: float, right: float, num_ticks: int = 4) -> str:
+    """Grid lines across to `right` and their numbers, for an upright axis from `bottom` to `top`."""
+    parts = []
+    for tick in nice_ticks(axis, num_ticks):
+        y = axis.scale(tick, bottom, top)
+        parts.append(element("path", d=f"M{LEFT} {y:.1f}H{right}", class_="grid-line"))
+        parts.append(text(LEFT - 6, y + 4, compact(tick), class_="tick", text_anchor="end"))
+    return "".join(parts)
+
+
+def chart(height: float, content: str, summary: str, width: float = WIDTH) -> str:
+    """The whole picture, with its spoken summary; `content` is markup."""
+    return element("svg", content, viewBox=f"0 0 {width} {height:g}", role="img", aria_label=summary)
