@@ -79,7 +79,11 @@ def test_reads_exactly_what_was_written(
 )
 def test_agrees_with_lerobot(cached: Path, name: str):
     table = opened(SHARED / name)
-    for key, values in np.load(SHARED / name / "LEROBOT.npz").items():
+    recorded = np.load(SHARED / name / "LEROBOT.npz")
+    cameras = {key.removeprefix("img.") for key in recorded if key.startswith("img.")}
+    assert cameras == set(table.description.cameras)
+    assert set(table._columns.names) == {key for key in recorded if key != "tasks" and "img." not in key}
+    for key, values in recorded.items():
         if key == "tasks":
             assert [table.task_text(row) for row in range(table.num_frames)] == values.tolist()
         elif key.startswith("img."):
@@ -93,10 +97,33 @@ def test_agrees_with_lerobot(cached: Path, name: str):
     truth = json.loads((SHARED / name / "TRUTH.json").read_text())
     for episode, start, length in zip(truth, table.episode_start, table.episode_length, strict=True):
         rows = slice(start, start + length)
+        assert length == episode["length"]
+        assert {table.task_text(row) for row in range(start, start + length)} == {episode["task"]}
+        if table.has_column("reward"):
+            assert table.column("reward")[rows].any() == episode["success"]
         if table.has_column("subgoal"):
             assert np.flatnonzero(table.column("subgoal")[rows]).tolist() == episode["subgoals"]
         if table.has_column("next.success"):
             assert table.column("next.success")[rows].any() == episode["success"]
+
+
+@pytest.mark.lerobot
+@pytest.mark.parametrize("naming", NAMING)
+def test_lerobot_reads_the_same(tmp_path: Path, cached: Path, naming: str):
+    """Every naming, the document's `observation/image` too: values and pictures are LeRobot's for the same index."""
+    lerobot_dataset = pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    root = write_lerobot_folder(
+        tmp_path / "set", "v3.0", naming=naming, camera="image", lengths=(5, 3, 7)
+    ).root
+    data, table = lerobot_dataset.LeRobotDataset("local/set", root=root), opened(root)
+    assert len(data) == table.num_frames
+    for row in range(table.num_frames):
+        item = data[row]
+        for name in table._columns.names:
+            np.testing.assert_array_equal(item[name].numpy(), table.column(name)[row])
+        for name in table.description.cameras:
+            pictures = (item[name].numpy() * 255).round().astype(np.uint8)
+            np.testing.assert_array_equal(pictures, table.images(name, np.array([row]))[0])
 
 
 def test_columns_keep_their_types_and_shapes(tmp_path: Path, cached: Path):
