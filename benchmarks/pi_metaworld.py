@@ -111,8 +111,8 @@ class BenchmarkConfig:
     lr: float = 1e-3
     num_steps: int = 10
     """Euler steps when acting."""
-    state_noise: float = 0.03
-    """On the state while policies train: about two of its 256 bins."""
+    state_noise: float = 0.045
+    """On the state while policies train: about three of its 256 bins."""
     value_noise: float = 0.3
     """On the state while values train."""
     num_workers: int = 2
@@ -185,7 +185,8 @@ def _train_config(config: BenchmarkConfig, seed: int, root: Path) -> TrainConfig
         betas=(0.9, 0.95),
         grad_clip=1.0,
         schedule="cosine",
-        warmup_updates=50,
+        warmup_updates=100,
+        final_lr_ratio=0.02,
         ema_decay=0.99,
         seed=seed,
         device="cpu",

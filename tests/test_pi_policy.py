@@ -295,3 +295,29 @@ def test_the_settings_condition_is_what_is_asked_for() -> None:
     assert torch.equal(default, spelled)
     none = policy.sample(seen, 1, 2, condition="", guidance=1.0, generator=seeded())
     assert torch.equal(none, plain.sample(seen, 1, 2, generator=seeded()))
+
+
+@pytest.mark.parametrize("mode", ["mean_std", "quantiles"])
+def test_state_noise_is_in_the_datas_deviations_and_leaves_constants(mode: str) -> None:
+    policy = tiny_policy("pi05", tiny_recipe("pi05", normalization=mode))
+    assert policy.norm_stats is not None
+    wide = {
+        "mean": torch.zeros(8),
+        "std": torch.full((8,), 2.0),
+        "q01": torch.full((8,), -4.0),
+        "q99": torch.full((8,), 4.0),
+    }
+    wide = {key: value.double() for key, value in wide.items()}
+    wide["std"][7] = 0.0
+    wide["q01"][7] = wide["q99"][7] = 1.5
+    policy.norm_stats = replace(policy.norm_stats, state=wide)
+    seen = Observation({}, torch.ones(20_000, 8), ("push",) * 20_000)
+    torch.manual_seed(0)
+    noisy = policy.with_state_noise(seen, 0.1).state
+    assert noisy is not None and seen.state is not None
+    moved = (noisy - seen.state).std(dim=0)
+    assert moved[:7].tolist() == pytest.approx(
+        [0.2] * 7, rel=0.05
+    )  # a tenth of the deviation 2 = range 8 / 4
+    assert torch.equal(noisy[:, 7], seen.state[:, 7])
+    assert policy.with_state_noise(seen, 0.0) is seen

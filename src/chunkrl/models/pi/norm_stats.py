@@ -25,6 +25,8 @@ LEROBOT_NORMALIZER_STEP = "normalizer_processor"
 OPENPI_FILE = "norm_stats.json"
 # Where a quantile range is empty and there is no epsilon, LeRobot divides by this.
 _EMPTY_RANGE = 1e-8
+# Narrower than this, a dimension is taken to be constant: rounding alone makes some width.
+_CONSTANT = 1e-6
 _NEEDED = {"mean_std": ("mean", "std"), "quantiles": ("q01", "q99"), "identity": ()}
 
 
@@ -79,6 +81,14 @@ def _affine(
     spread = high - low + eps
     half = torch.where(spread == 0, _EMPTY_RANGE, spread) / 2
     return low + half, half
+
+
+def is_constant(stats: Mapping[str, Tensor], mode: NormalizationMode, width: int) -> Tensor:
+    """bool [width], dimensions that do not vary in the data that the statistics are of; without statistics none."""
+    if mode == "identity":
+        return torch.zeros(width, dtype=torch.bool)
+    low, high = (stats[key][:width] for key in _NEEDED[mode])
+    return (high if mode == "mean_std" else high - low) < _CONSTANT
 
 
 def find_openpi(folder: Path, asset_id: str | None) -> NormStats | None:

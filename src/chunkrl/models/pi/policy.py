@@ -14,7 +14,7 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.models.pi.config import PiRecipe
 from chunkrl.models.pi.flow import PiModel, Prefix, PrefixInputs, euler_times
 from chunkrl.models.pi.images import prepare_images
-from chunkrl.models.pi.norm_stats import NormStats, normalize, unnormalize
+from chunkrl.models.pi.norm_stats import NormStats, is_constant, normalize, unnormalize
 from chunkrl.models.pi.prompt import build_prompt, encode_prompt, pad_tokens
 from chunkrl.models.pi.tokenizer import Tokenizer
 from chunkrl.ranks import draw_rows
