@@ -90,8 +90,11 @@ class PiPolicy(nn.Module):
         scale = deviation * (0.5 if settings.normalization == "quantiles" else 1.0)
         noise = draw_rows(torch.randn, tuple(normed.shape), dtype=normed.dtype)
         noisy = normed + scale * noise.to(normed.device)
-        moved = unnormalize(noisy, self.stats().state, settings.normalization, settings.normalization_epsilon)
-        return replace(observation, state=moved.to(state.dtype))
+        stats = self.stats().state
+        moved = unnormalize(noisy, stats, settings.normalization, settings.normalization_epsilon)
+        # a dimension that never changes has no scale: noise there would be all that it says
+        constant = is_constant(stats, settings.normalization, settings.state_dim).to(state.device)
+        return replace(observation, state=torch.where(constant, state, moved.to(state.dtype)))
 
     def prepare(
         self,
