@@ -52,7 +52,7 @@ class ChunkLevelOfflineRL:
         elif settings:
             raise ChunkRLError("give either a TrainConfig or single settings, not both")
         check_config(config)
-        _check_ranks(config)
+        check_ranks(config)
         self.config, self.progress = config, progress
         self.device = choose_device(config.device)
         with ranks.main_first():
@@ -219,7 +219,7 @@ def _q_spec(q: Any) -> QSpec:
     return QSpec(q.critic.num_folds, len(first.heads), first.encoders[0].config)
 
 
-def _check_ranks(config: TrainConfig) -> None:
+def check_ranks(config: TrainConfig) -> None:
     """Raises ChunkRLError for settings that several processes do not train with."""
     if ranks.world_size() == 1:
         return
