@@ -38,7 +38,7 @@ DOCUMENT: dict[str, Any] = {
 OURS = {
     *("output_dir", "num_updates", "seed", "objective", "policy", "network", "num_folds", "fit"),
     *("value_epochs", "train_q", "labels", "reward", "hold", "mapping", "revision", "cameras"),
-    *("critic_horizon", "encoding", "tracking"),
+    *("critic_horizon", "encoding", "tracking", "value_videos"),
     *("use_state", "use_task", "weight_decay", "grad_clip", "frames", "pi0"),
     *("additional_offline_dataset_paths", "dataset_weights", "additional_success"),
     *("values", "critic_updates", "relabel_interval", "conditioning", "pi", "microbatch_size", "ema_decay"),

@@ -379,15 +379,15 @@ class TestVideo:
         assert near(frames[-1][centre, quarter], (200, 200, 40))  # frozen on its last frame
         edge = height - 3  # inside the bottom border
         assert near(frames[1][edge, quarter], (200, 40, 40))
-        assert near(frames[5][edge, quarter], video._FAILURE)
+        assert near(frames[5][edge, quarter], video.FAILURE)
         assert near(frames[5][edge, 3 * quarter], (40, 40, 200))
-        assert near(frames[-1][edge, 3 * quarter], video._SUCCESS)
+        assert near(frames[-1][edge, 3 * quarter], video.SUCCESS)
 
     def test_labels_are_drawn_and_fit(self):
-        short, long, none = (video._header(label, 280, False, True) for label in ("cloning", "x" * 200, ""))
+        short, long, none = (video.header(label, 280, False, True) for label in ("cloning", "x" * 200, ""))
         assert (short != none).any()
         assert (long[:, -70:] == none[:, -70:]).all()  # the room for the outcome stays free
-        outcomes = [video._header("", 280, True, ok) for ok in (False, True)]
+        outcomes = [video.header("", 280, True, ok) for ok in (False, True)]
         assert (outcomes[0] != outcomes[1]).any()
 
     def test_odd_sizes_and_fractional_rates(self):

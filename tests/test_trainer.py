@@ -214,6 +214,7 @@ def test_checkpoints_are_safetensors_and_json_alone(data: Path, tmp_path: Path) 
     assert {p.name for p in files} == {
         "config.json",
         "last",
+        "metrics.jsonl",
         "values.parquet",
         checkpoint.TENSORS,
         checkpoint.VALUES,

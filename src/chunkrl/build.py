@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,7 +10,8 @@ import torch
 from chunkrl.algorithms.base import Algorithm, Networks
 from chunkrl.algorithms.chunk_awr import ChunkAWR, JointConfig, document, iql
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig, Use
-from chunkrl.data.collection import ChunkData
+from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.normalize import Normalizer
 from chunkrl.errors import ChunkRLError
 from chunkrl.integration.pi_training import pi_networks
@@ -37,6 +39,19 @@ def choose_device(name: str) -> torch.device:
             "CUDA build of PyTorch (chunkrl doctor shows what is there)"
         )
     return device
+
+
+def open_data(config: TrainConfig, progress: Progress = silent) -> ChunkCollection:
+    """The data sets of a run as one, --dataset-dir first."""
+    main = config.chunk_settings()
+    datasets = [ChunkDataset(config.dataset_dir, main, progress=progress)]
+    additional = replace(main, revision=None)
+    if config.additional_success is not None:
+        labels = replace(config.labels, success=config.additional_success, success_episodes=())
+        additional = replace(additional, labels=labels)
+    for path in config.additional_offline_dataset_paths:
+        datasets.append(ChunkDataset(path, additional, progress=progress))
+    return ChunkCollection(datasets, config.dataset_weights or None)
 
 
 def build_networks(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from chunkrl import __version__, ranks
-from chunkrl.build import build_algorithm, choose_device
+from chunkrl.build import build_algorithm, choose_device, open_data
 from chunkrl.config import load_config, save_config
-from chunkrl.data.chunks import ChunkDataset
-from chunkrl.data.collection import ChunkCollection
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration.pi_chunks import use_pi_chunks
 from chunkrl.models.pi.actor import PiActor
@@ -24,7 +24,10 @@ from chunkrl.training.checkpoint import VALUES
 from chunkrl.training.distributed import gather_policy
 from chunkrl.training.policy_io import ChunkPolicy, PolicySpec, QSpec
 from chunkrl.training.trainer import Trainer, TrainerConfig
+from chunkrl.training.value_videos import ValueVideos
 from chunkrl.training.values_io import save_values
+
+VIDEO_PATIENCE_SECONDS = 600.0  # at the end of a run
 
 
 class ChunkLevelOfflineRL:
@@ -56,11 +59,16 @@ class ChunkLevelOfflineRL:
         self.config, self.progress = config, progress
         self.device = choose_device(config.device)
         with ranks.main_first():
-            self.dataset = self._open_data()
+            self.dataset = open_data(config, progress)
         if self.dataset.action_dim != config.action_dim:
             raise ChunkRLError(
                 f"action_dim is {config.action_dim}, the actions of {config.dataset_dir} have "
                 f"{self.dataset.action_dim} values: pass --action-dim {self.dataset.action_dim}"
+            )
+        main = self.dataset.datasets[0]
+        if config.value_videos.num_episodes and not main.table.description.cameras:
+            raise ChunkRLError(
+                f"{main.name} has no cameras to show in value videos: leave --value-videos.num-episodes out"
             )
         if config.use_pi0_actions:
             assert config.pi0_config is not None, "check_config asks for it"
@@ -73,18 +81,6 @@ class ChunkLevelOfflineRL:
             self._resume = self._find_resumable(Path(config.resume))
         self._build()
 
-    def _open_data(self) -> ChunkCollection:
-        config, progress = self.config, self.progress
-        main = config.chunk_settings()
-        datasets = [ChunkDataset(config.dataset_dir, main, progress=progress)]
-        additional = replace(main, revision=None)
-        if config.additional_success is not None:
-            labels = replace(config.labels, success=config.additional_success, success_episodes=())
-            additional = replace(additional, labels=labels)
-        for path in config.additional_offline_dataset_paths:
-            datasets.append(ChunkDataset(path, additional, progress=progress))
-        return ChunkCollection(datasets, config.dataset_weights or None)
-
     def _build(self) -> None:
         config, dataset = self.config, self.dataset
         # one set of networks in memory at a time: a pi policy may fill it
@@ -93,7 +89,9 @@ class ChunkLevelOfflineRL:
         self.updates_per_epoch = max(1, len(dataset) // min(config.batch_size, len(dataset)))
         num_updates = config.num_updates or config.num_epochs * self.updates_per_epoch
         value_updates = math.ceil(config.value_epochs * self.updates_per_epoch)
-        self.algorithm = build_algorithm(config, dataset, num_updates, value_updates, self.device)
+        self.algorithm = build_algorithm(
+            config, dataset, num_updates, value_updates, self.device, self.progress
+        )
         self.policy = self.algorithm.policy
         self._fresh = torch.get_rng_state()
 
@@ -129,10 +127,18 @@ class ChunkLevelOfflineRL:
         if self.config.objective != "value":
             self.save(run_dir / "policy")
         self._save_labels(run_dir)
+        for problem in () if self._videos is None else self._videos.finish(VIDEO_PATIENCE_SECONDS):
+            warnings.warn(problem, RuntimeWarning, stacklevel=2)
         return self.chunk_policy()
 
     def _start_trainer(self, run_dir: Path | None) -> None:
         config = self.config
+        self._videos: ValueVideos | None = None
+        if run_dir and config.value_videos.num_episodes and ranks.is_main():
+            algorithm = self.algorithm
+            self._videos = ValueVideos(
+                config.value_videos, run_dir, lambda: algorithm.labels, self._save_labels
+            )
         self.trainer = Trainer(
             self.algorithm,
             self.dataset,
@@ -141,9 +147,11 @@ class ChunkLevelOfflineRL:
                 seed=config.seed,
                 save_interval=config.save_interval * self.updates_per_epoch,
                 log_interval=config.log_interval,
+                tracking=config.tracking,
             ),
             run_dir,
             self.progress,
+            after_save=None if self._videos is None else self._videos.after_save,
         )
 
     def chunk_policy(self) -> ChunkPolicy | PiActor:
@@ -210,7 +218,8 @@ class ChunkLevelOfflineRL:
         labels, config = getattr(self.algorithm, "labels", {}), self.config
         if "value" not in labels or not ranks.is_main():
             return
-        rule = {"objective": config.objective, "chunkrl": __version__, "seed": config.seed}
+        versions = {"chunkrl": __version__, "torch": torch.__version__, "numpy": np.__version__}
+        rule = {"objective": config.objective, "seed": config.seed, **versions}
         save_values(run_dir, self.dataset, labels, rule)
 
 
@@ -256,7 +265,17 @@ def find_checkpoint(path: Path) -> Path:
 
 
 # what may differ between a run and its resumption
-_FREE = {"resume", "output_dir", "device", "save_interval", "log_interval", "num_epochs", "num_updates"}
+_FREE = {
+    "resume",
+    "output_dir",
+    "device",
+    "save_interval",
+    "log_interval",
+    "num_epochs",
+    "num_updates",
+    "tracking",
+    "value_videos",
+}
 _FREE |= {
     "dataset_dir",
     "additional_offline_dataset_paths",

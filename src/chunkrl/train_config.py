@@ -24,6 +24,7 @@ from chunkrl.models.encoders import NetworkConfig
 from chunkrl.models.policy import PolicyConfig
 from chunkrl.training.metrics import TrackingConfig
 from chunkrl.training.optim import OptimConfig, OptimizerKind, Schedule
+from chunkrl.training.value_videos import ValueVideoConfig
 
 Objective = Literal[
     "cross_fitted",
@@ -36,6 +37,12 @@ Objective = Literal[
     "shuffled_conditioning",
     "value",
 ]
+UNLABELLED = (
+    "iql",
+    "document",
+    "behaviour_cloning",
+    "success_cloning",
+)  # objectives that give frames no values
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,8 @@ class TrainConfig:
     """How the pi policy is trained (policy.kind pi)."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where metrics go besides TensorBoard and metrics.jsonl."""
+    value_videos: ValueVideoConfig = field(default_factory=ValueVideoConfig)
+    """Videos of episodes with the critic's value, rendered beside training after checkpoints."""
 
     def optim_config(self) -> OptimConfig:
         """Of the policy."""
@@ -205,6 +214,10 @@ def check_config(config: TrainConfig) -> None:
         raise ChunkRLError(f"--values are not used by --objective {config.objective}: leave them out")
     if config.use_pi0_actions and config.pi0.use == "candidates" and config.objective != "iql":
         raise ChunkRLError("--pi0.use candidates needs the Q and V of --objective iql")
+    if config.value_videos.num_episodes and config.objective in UNLABELLED:
+        raise ChunkRLError(
+            f"--objective {config.objective} labels no frame: leave --value-videos.num-episodes out"
+        )
     _check_additional(config)
     for name in ("num_epochs", "batch_size", "lr", "log_interval", "value_epochs", "num_folds", "grad_clip"):
         if not 0 < getattr(config, name) < math.inf:

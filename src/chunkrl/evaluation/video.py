@@ -1,4 +1,4 @@
-"""Side-by-side videos of two policies from the same initial state, as bytes for a page."""
+"""Side-by-side videos of two policies from the same initial state, as bytes for a page; and what videos share."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _ENCODERS = (
     ("libx264", "mp4", "video/mp4", {"crf": "24", "preset": "medium"}),
     ("libvpx-vp9", "webm", "video/webm", {"crf": "34", "b": "0", "cpu-used": "4", "row-mt": "0"}),
 )
-_PANE_WIDTH = 280  # smaller frames are enlarged by a whole factor until they are at least this wide
+PANE_WIDTH = 280  # smaller frames are enlarged by a whole factor until they are at least this wide
 _HEADER = 30
 _GAP = 6
 _BORDER = 5
 _HOLD_SECONDS = 1.5
 
-_BACKGROUND = (24, 28, 34)
-_INK = (236, 239, 242)
-_SUCCESS = (48, 190, 140)
-_FAILURE = (240, 100, 80)
+BACKGROUND = (24, 28, 34)
+INK = (236, 239, 242)
+SUCCESS = (48, 190, 140)
+FAILURE = (240, 100, 80)
 _OUTCOMES = ("failure", "success")
 
 
@@ -55,24 +55,24 @@ def side_by_side(
         ChunkRLError: frames of other shapes or types, no frames, an fps that is not positive, or no encoder.
     """
     _check(left, right, fps)
-    factor = max(1, -(-_PANE_WIDTH // left.shape[2]))
+    factor = max(1, -(-PANE_WIDTH // left.shape[2]))
     headers = [
-        [_header(label, left.shape[2] * factor, ended, ok) for ended in (False, True)]
+        [header(label, left.shape[2] * factor, ended, ok) for ended in (False, True)]
         for label, ok in zip(labels, success, strict=True)
     ]
-    num_frames = max(len(left), len(right)) + round(_HOLD_SECONDS * fps)
+    num_frames = max(len(left), len(right)) + hold_last(fps)
     pictures = (
         np.concatenate(
             [
-                _pane(left, t, factor, headers[0], success[0]),
-                np.full((_HEADER + left.shape[1] * factor, _GAP, 3), _BACKGROUND, dtype=np.uint8),
-                _pane(right, t, factor, headers[1], success[1]),
+                pane(left, t, factor, headers[0], success[0]),
+                np.full((_HEADER + left.shape[1] * factor, _GAP, 3), BACKGROUND, dtype=np.uint8),
+                pane(right, t, factor, headers[1], success[1]),
             ],
             axis=1,
         )
         for t in range(num_frames)
     )
-    return _encode(pictures, fps)
+    return encode(pictures, fps)
 
 
 def _check(left: NDArray[np.uint8], right: NDArray[np.uint8], fps: float) -> None:
@@ -89,22 +89,27 @@ def _check(left: NDArray[np.uint8], right: NDArray[np.uint8], fps: float) -> Non
         raise ChunkRLError(f"fps must be positive, got {fps}")
 
 
-def _header(label: str, width: int, ended: bool, success: bool) -> NDArray[np.uint8]:
+def hold_last(fps: float) -> int:
+    """How many more pictures the last frame stays."""
+    return round(_HOLD_SECONDS * fps)
+
+
+def header(label: str, width: int, ended: bool, success: bool) -> NDArray[np.uint8]:
     """The strip above one side [_HEADER, width, 3]: its label, and the outcome once the episode has ended."""
-    image = Image.new("RGB", (width, _HEADER), _BACKGROUND)
+    image = Image.new("RGB", (width, _HEADER), BACKGROUND)
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=16)
     outcome = _OUTCOMES[success] if ended else ""
     room = width - 2 * _BORDER - max(draw.textlength(word, font=font) for word in _OUTCOMES) - 10
     while len(label) > 1 and draw.textlength(label, font=font) > room:
         label = label.rstrip("…")[:-1] + "…"
-    draw.text((_BORDER, _HEADER / 2), label, fill=_INK, font=font, anchor="lm")
-    colour = _SUCCESS if success else _FAILURE
+    draw.text((_BORDER, _HEADER / 2), label, fill=INK, font=font, anchor="lm")
+    colour = SUCCESS if success else FAILURE
     draw.text((width - _BORDER, _HEADER / 2), outcome, fill=colour, font=font, anchor="rm")
     return np.asarray(image)
 
 
-def _pane(
+def pane(
     frames: NDArray[np.uint8], t: int, factor: int, headers: list[NDArray[np.uint8]], success: bool
 ) -> NDArray[np.uint8]:
     """One side at time t [_HEADER + H factor, W factor, 3]."""
@@ -112,13 +117,19 @@ def _pane(
     frame = frames[min(t, len(frames) - 1)].repeat(factor, axis=0).repeat(factor, axis=1)
     if ended:
         inner = frame[_BORDER:-_BORDER, _BORDER:-_BORDER].copy()
-        frame[:] = _SUCCESS if success else _FAILURE
+        frame[:] = SUCCESS if success else FAILURE
         frame[_BORDER:-_BORDER, _BORDER:-_BORDER] = inner
     return np.concatenate([headers[int(ended)], frame])
 
 
-def _encode(pictures: Iterable[NDArray[np.uint8]], fps: float) -> tuple[bytes, str]:
-    """Encode RGB pictures [H, W, 3] of one size, cropped to even sides as 4:2:0 colour needs."""
+def encode(pictures: Iterable[NDArray[np.uint8]], fps: float) -> tuple[bytes, str]:
+    """The file's bytes and MIME type, from RGB pictures uint8 [H, W, 3] of one size.
+
+    They are cropped to even sides, as 4:2:0 colour needs.
+
+    Raises:
+        ChunkRLError: PyAV has no encoder.
+    """
     chosen = next((e for e in _ENCODERS if e[0] in av.codecs_available), None)
     if chosen is None:
         raise ChunkRLError(

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard.writer import SummaryWriter
 
-from chunkrl.algorithms.base import Algorithm, Metrics, Phase
+from chunkrl import ranks
+from chunkrl.algorithms.base import Algorithm, Histogram, Phase
 from chunkrl.data.atomic import write_text
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.progress import Progress, silent
 from chunkrl.training.checkpoint import load_state, save_state
+from chunkrl.training.metrics import MEASURED, MetricWriter, Record, SpeedMeter, TrackingConfig
+from chunkrl.training.shards import shard_tree_like
 
 
 class NonFiniteLossError(ChunkRLError):
@@ -27,12 +31,13 @@ class NonFiniteLossError(ChunkRLError):
 @dataclass(frozen=True)
 class TrainerConfig:
     """batch_size: B. seed: of the batches. save_interval: updates between checkpoints (0: only at the end).
-    log_interval: updates between metric records (each is the mean over the interval)."""
+    log_interval: updates between metric records (each is the mean over the interval). tracking: where they go."""
 
     batch_size: int = 32
     seed: int = 0
     save_interval: int = 0
     log_interval: int = 100
+    tracking: TrackingConfig = TrackingConfig()
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.log_interval < 1 or self.save_interval < 0:
@@ -43,9 +48,11 @@ class Trainer:
     """Runs an algorithm's phases over a data set.
 
     Args:
-        run_dir: gets `checkpoints/<update>/`, `tensorboard/`; None writes nothing.
+        run_dir: gets `checkpoints/<update>/`, `metrics.jsonl`, `tensorboard/`; None writes nothing.
+        after_save: called with a checkpoint's folder once it is whole; its time is the training loop's.
     Attributes:
-        history: metric name -> list of (update, value), as logged.
+        records: everything recorded, in order.
+        history: the algorithm's scalars of `records`, metric name -> list of (update, value).
     """
 
     def __init__(
@@ -55,12 +62,15 @@ class Trainer:
         config: TrainerConfig,
         run_dir: Path | None = None,
         progress: Progress = silent,
+        after_save: Callable[[Path], None] | None = None,
     ) -> None:
         self.algorithm, self.dataset, self.config = algorithm, dataset, config
-        self.run_dir, self.progress = run_dir, progress
+        self.run_dir, self.progress, self._after_save = run_dir, progress, after_save
         self.update = 0
+        self.records: list[Record] = []
         self.history: dict[str, list[tuple[int, float]]] = defaultdict(list)
-        self._writer = SummaryWriter(str(run_dir / "tensorboard")) if run_dir else None
+        self._writer: MetricWriter | None = None
+        self._meter = SpeedMeter()
         self._sums: dict[str, float] = defaultdict(float)
         self._num_summed = 0
 
@@ -74,16 +84,21 @@ class Trainer:
 
         Raises NonFiniteLossError when a metric is not finite; the batch is in `run_dir`/non_finite_batch.
         """
-        first = 0
-        for number, phase in enumerate(self.algorithm.phases()):
-            last = first + phase.num_updates
-            if self.update < last or phase.num_updates == 0:
-                self._run_phase(phase, number, first)
-            first = last
-        if self.run_dir:
-            self.save()
-        if self._writer:
-            self._writer.flush()
+        if self.run_dir and ranks.is_main():
+            self._writer = MetricWriter(self.run_dir, self.config.tracking, self.records)
+        try:
+            first = 0
+            for number, phase in enumerate(self.algorithm.phases()):
+                last = first + phase.num_updates
+                if self.update < last or phase.num_updates == 0:
+                    self._run_phase(phase, number, first)
+                first = last
+            if self.run_dir:
+                self.save()
+        finally:
+            if self._writer:
+                self._writer.close()
+                self._writer = None
 
     def _run_phase(self, phase: Phase, number: int, first: int) -> None:
         config = self.config
@@ -93,44 +108,62 @@ class Trainer:
             config.seed + number,
             subset=phase.subset,
             next_observation=phase.next_observation,
+            rank=ranks.rank(),
+            world_size=ranks.world_size(),
         )
         if self.update == first:
-            self._record(self.algorithm.start_phase(phase.name, self.progress))
+            self._record(phase.name, self.algorithm.start_phase(phase.name, self.progress))
         last = first + phase.num_updates
         while self.update < last:
-            batch = loader.batch(self.update - first)
-            metrics = self.algorithm.update(phase.name, batch)
+            with self._meter.waiting():
+                batch = loader.batch(self.update - first)
+            with self._meter.computing(len(batch.actions) * ranks.world_size()):
+                metrics = self.algorithm.update(phase.name, batch)
             self.update += 1
-            if not all(math.isfinite(value) for value in metrics.values()):
-                self._stop_on_non_finite(metrics, batch)
-            self._accumulate(metrics)
+            scalars, histograms = _split(metrics)
+            if not all(math.isfinite(value) for value in scalars.values()):
+                self._stop_on_non_finite(scalars, batch)
+            self._accumulate(scalars)
+            if histograms:
+                self._record(phase.name, histograms)
             if self.update % config.log_interval == 0 or self.update == last:
-                self._flush()
+                self._flush(phase.name)
             self.progress(phase.name, self.update - first, phase.num_updates)
             if self.run_dir and config.save_interval and self.update % config.save_interval == 0:
                 self.save()
 
-    def _accumulate(self, metrics: Metrics) -> None:
-        for name, value in metrics.items():
+    def _accumulate(self, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
             self._sums[name] += value
         self._num_summed += 1
 
-    def _flush(self) -> None:
-        self._record({name: total / self._num_summed for name, total in self._sums.items()})
+    def _flush(self, phase: str) -> None:
+        means = {name: total / self._num_summed for name, total in self._sums.items()}
+        self._record(phase, means | self._meter.flush())
         self._sums.clear()
         self._num_summed = 0
 
-    def _record(self, metrics: Metrics) -> None:
-        for name, value in metrics.items():
-            self.history[name].append((self.update, value))
-            if self._writer:
-                self._writer.add_scalar(name, value, self.update)
+    def _record(self, phase: str, metrics: Mapping[str, float | Histogram]) -> None:
+        if not metrics:
+            return
+        record = Record(self.update, phase, time.time(), *_split(metrics))
+        self._remember(record)
+        if self._writer:
+            self._writer.write(record)
 
-    def _stop_on_non_finite(self, metrics: Metrics, batch: Any) -> None:
+    def _remember(self, record: Record) -> None:
+        self.records.append(record)
+        for name, value in record.scalars.items():
+            if not name.startswith(MEASURED):
+                self.history[name].append((record.update, value))
+
+    def _stop_on_non_finite(self, metrics: Mapping[str, float], batch: Any) -> None:
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         where = "nowhere (no run folder)"
         if self.run_dir:
-            folder = self.run_dir / "non_finite_batch"
+            # each process has its rows of the batch
+            name = f"non_finite_batch-rank{ranks.rank()}" if ranks.rank() else "non_finite_batch"
+            folder = self.run_dir / name
             save_state(
                 folder,
                 {
@@ -164,10 +197,13 @@ class Trainer:
                 "sums": dict(self._sums),
                 "num_summed": self._num_summed,
                 "data": self.dataset.digest(),
-                "history": {name: list(points) for name, points in self.history.items()},
+                "records": [record.to_json() for record in self.records],
             },
         )
-        write_text(folder.with_name("last"), folder.name + "\n")
+        if ranks.is_main():
+            write_text(folder.with_name("last"), folder.name + "\n")
+            if self._after_save is not None:
+                self._after_save(folder)
         return folder
 
     def load(self, folder: Path) -> None:
@@ -180,12 +216,23 @@ class Trainer:
             raise CheckpointError(
                 f"{folder} was made on other data, or other labels of it, than {self.dataset.name}"
             )
-        self.algorithm.load_state_dict(state["algorithm"])
+        algorithm = state["algorithm"]
+        if ranks.world_size() > 1:
+            algorithm = shard_tree_like(algorithm, self.algorithm.state_dict())
+        self.algorithm.load_state_dict(algorithm)
         self.update = state["update"]
         torch.set_rng_state(state["rng"]["cpu"])
         if "cuda" in state["rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["rng"]["cuda"])
         self._sums = defaultdict(float, state["sums"])
         self._num_summed = state["num_summed"]
-        for name, points in state["history"].items():
-            self.history[name] = [(int(update), float(value)) for update, value in points]
+        for values in state["records"]:
+            self._remember(Record.from_json(values))
+
+
+def _split(metrics: Mapping[str, float | Histogram]) -> tuple[dict[str, float], dict[str, Histogram]]:
+    """Scalars and histograms."""
+    return (
+        {name: value for name, value in metrics.items() if not isinstance(value, Histogram)},
+        {name: value for name, value in metrics.items() if isinstance(value, Histogram)},
+    )
