@@ -38,7 +38,7 @@ from chunkrl.envs.metaworld import ACTION_DIM, MetaWorldEnv
 from chunkrl.envs.scripted import Mixture, MixtureConfig
 from chunkrl.errors import CheckpointError
 from chunkrl.evaluation.rollout import evaluate, initial_seeds
-from chunkrl.evaluation.statistics import auc, bootstrap_over_tasks
+from chunkrl.evaluation.statistics import auc, bootstrap_over_tasks, spearman
 from chunkrl.experiment import NUM_ENVS, data_hash
 from chunkrl.integration.pi_training import PiTrainingConfig
 from chunkrl.models.pi import save_pretrained
@@ -49,6 +49,8 @@ from chunkrl.models.policy import PolicyConfig
 from chunkrl.models.value_head import ValueHead
 from chunkrl.offline import find_checkpoint
 from chunkrl.train_config import Objective
+from chunkrl.training.policy_io import ActionMode
+from chunkrl.training.values_io import load_values
 
 HIGH, LOW = "Advantage: positive", "Advantage: negative"
 
@@ -81,6 +83,8 @@ ARMS: dict[str, Arm] = {
         "shuffled_conditioning", {" high": (HIGH, 1.0), " high, guidance 2": (HIGH, 2.0)}
     ),
 }
+# chunks from drawn noise, as pi is run, and from zero noise
+MODES: tuple[ActionMode, ...] = ("sample", "mode")
 METHODS = ("advantage_conditioned high", "advantage_weighted")
 
 
@@ -135,7 +139,7 @@ def run_seed(config: BenchmarkConfig, seed: int) -> list[str]:
     )
     _train(pretrained)
     _train(replace(common, objective="value", output_dir=str(root / "value")))
-    _write_diagnostics(replace(common, objective="value", output_dir=str(root / "value")), root)
+    _write_diagnostics(config, root)
     done = _evaluate(config, root, root / "pretrained", "pretrained", PLAIN)
     for name in config.arms:
         arm = ARMS[name]
@@ -221,31 +225,21 @@ def _train(settings: TrainConfig) -> None:
     write_text(run_dir / "done", f"{time.process_time() - started:.1f} CPU seconds since the last start\n")
 
 
-def _write_diagnostics(settings: TrainConfig, root: Path) -> None:
+def _write_diagnostics(config: BenchmarkConfig, root: Path) -> None:
     """What the data is, and what the values are worth: the expert's steps against the others', unseen in training."""
     if (root / "diagnostics.json").exists():
         return
-    run = ChunkLevelOfflineRL(
-        replace(settings, objective="cross_fitted", values=settings.output_dir, num_updates=1)
-    )
-    metrics = run.algorithm.start_phase("policy")
-    table = run.dataset.datasets[0].table
-    expert = np.asarray(table.column("complementary_info.controller")).reshape(-1) == 0
-    labels = run.algorithm.labels
-    history = find_checkpoint(Path(settings.output_dir)) / "state.json"
-    recorded = {
-        key: value[-1][1]
-        for key, value in json.loads(history.read_text())["history"].items()
-        if key.startswith("value/") and isinstance(value, list)
-    }
+    data = ChunkDataset(root / "data", ChunkSettings(config.horizon))
+    expert = np.asarray(data.table.column("complementary_info.controller")).reshape(-1) == 0
+    values = load_values(root / "value", data)
     found = {
-        "sha256": data_hash(table),
-        "episodes": table.num_episodes,
-        "frames": table.num_frames,
-        "success": float(run.dataset.frame_labels.success.mean()),
-        "advantage_auc_expert": auc(labels["advantage"][expert], labels["advantage"][~expert]),
-        **recorded,
-        **metrics,
+        "sha256": data_hash(data.table),
+        "episodes": data.num_episodes,
+        "frames": data.num_frames,
+        "success": float(data.frame_labels.success.mean()),
+        "rank_correlation_held_out": spearman(values.value, values.returns),
+        "rank_correlation_seen": spearman(values.value_seen, values.returns),
+        "advantage_auc_expert": auc(values.advantage[expert], values.advantage[~expert]),
     }
     write_text(root / "diagnostics.json", json.dumps(found, indent=1) + "\n")
 
@@ -263,28 +257,39 @@ def _evaluate(
         actor = PiActor(policy, config.num_steps, condition, guidance)
         envs = [MetaWorldEnv(config.env, config.max_steps, "compact") for _ in range(NUM_ENVS)]
         seeds = initial_seeds(config.eval_seed, config.num_eval)
-        rollouts = evaluate(partial(actor.act, mode="sample"), envs, seeds, config.horizon)
-        write_text(record, json.dumps(rollouts.success.astype(int).tolist()) + "\n")
+        found = {}
+        for mode in MODES:
+            rollouts = evaluate(partial(actor.act, mode=mode), envs, seeds, config.horizon)
+            found[mode] = rollouts.success.astype(int).tolist()
+        write_text(record, json.dumps(found) + "\n")
         for env in envs:
             env.close()
     return done
 
 
 def summarize(config: BenchmarkConfig, names: Sequence[str]) -> dict[str, Any]:
-    """Success of every seed, and differences with intervals over seeds and states."""
+    """Success of every seed in both modes, and differences (drawn noise) with intervals over seeds and states."""
     folders = [Path(config.output_dir) / f"{config.env}-{config.mixture}-seed{seed}" for seed in config.seeds]
-    success = {
-        name: np.array([json.loads((f / "evaluations" / f"{name}.json").read_text()) for f in folders], float)
+    records = {
+        name: [json.loads((folder / "evaluations" / f"{name}.json").read_text()) for folder in folders]
         for name in names
     }
+    success = {
+        mode: {name: np.array([record[mode] for record in found], float) for name, found in records.items()}
+        for mode in MODES
+    }
     differences: dict[str, Any] = {}
-    for method in (m for m in METHODS if m in success):
+    drawn = success["sample"]
+    for method in (m for m in METHODS if m in drawn):
         differences[method] = {}
         for other in (n for n in names if n != method):
-            found = bootstrap_over_tasks({"": success[method]}, {"": success[other]})
+            found = bootstrap_over_tasks({"": drawn[method]}, {"": drawn[other]})
             differences[method][other] = [found.difference, found.interval.low, found.interval.high]
     return {
-        "success": {name: values.mean(1).tolist() for name, values in success.items()},
+        "success": {
+            mode: {name: values.mean(1).tolist() for name, values in found.items()}
+            for mode, found in success.items()
+        },
         "differences": differences,
         "diagnostics": [json.loads((folder / "diagnostics.json").read_text()) for folder in folders],
         "config": asdict(config),
@@ -294,9 +299,13 @@ def summarize(config: BenchmarkConfig, names: Sequence[str]) -> dict[str, Any]:
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """Tables for docs/results.md."""
-    lines = ["| policy | success | every seed |", "|---|---|---|"]
-    for name, seeds in summary["success"].items():
-        lines.append(f"| {name} | **{np.mean(seeds):.3f}** | {' '.join(f'{rate:.2f}' for rate in seeds)} |")
+    lines = ["| policy | noise drawn | every seed | noise zero | every seed |", "|---|---|---|---|---|"]
+    for name in summary["success"]["sample"]:
+        cells = []
+        for mode in MODES:
+            seeds = summary["success"][mode][name]
+            cells += [f"**{np.mean(seeds):.3f}**", " ".join(f"{rate:.2f}" for rate in seeds)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     for method, others in summary["differences"].items():
         lines += ["", f"| {method} minus | points, 95 % interval |", "|---|---|"]
         for other, (mean, low, high) in others.items():
