@@ -227,7 +227,8 @@ def test_a_killed_process_ends_the_run_and_it_resumes_to_the_same_numbers(
     base: TrainConfig, tmp_path: Path
 ) -> None:
     whole = replace(base, num_updates=6, output_dir=str(tmp_path / "whole"))
-    assert on_two([whole], tmp_path).returncode == 0
+    done = on_two([whole], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):
         killed = replace(whole, output_dir=str(tmp_path / f"killed{rank}"))
         assert on_two([killed], tmp_path, "--kill", str(rank), "2").returncode != 0
