@@ -73,7 +73,7 @@ def _train(arguments: Sequence[str]) -> None:
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
-    from chunkrl.commands import EvaluateCommand, evaluate_policy
+    from chunkrl.evaluation.evaluate_command import EvaluateCommand, evaluate_policy
 
     evaluate_policy(_parse(EvaluateCommand, "evaluate", arguments), ProgressBars())
 

@@ -97,6 +97,16 @@ def condition_text(label: int, num_bins: int) -> str:
     return f"Advantage: {label if names is None else names[label]}"
 
 
+def conditions_beside(condition: str) -> tuple[str, ...]:
+    """All that a policy which is asked for `condition` may have been trained with, "" among them.
+
+    A text of another make stands alone: what it was trained beside is not known here.
+    """
+    families = [[condition_text(label, num_bins) for label in range(num_bins)] for num_bins in _QUANTILES]
+    beside = {text for family in families if condition in family for text in family}
+    return tuple(sorted(beside | {"", condition}))
+
+
 def advantage_bins(
     advantage: np.ndarray, task: np.ndarray, config: ConditioningConfig, return_range: float
 ) -> np.ndarray:

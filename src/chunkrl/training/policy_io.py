@@ -20,8 +20,9 @@ from chunkrl.models.encoders import NetworkConfig, ObservationSpec
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.checkpoint import RECIPE_FILE
+from chunkrl.models.pi.weights import WEIGHTS_FILE, WEIGHTS_INDEX
 from chunkrl.models.policy import ChunkShape, PolicyConfig, PolicyNetwork
-from chunkrl.training.checkpoint import load_state, save_state
+from chunkrl.training.checkpoint import VALUES, load_state, save_state
 from chunkrl.types import Observation
 
 ActionMode = Literal["mode", "sample", "best_of_n"]
@@ -166,12 +167,16 @@ class ChunkPolicy:
 
 
 def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> ChunkPolicy | PiActor:
-    """A policy that acts, of either kind: what a run saved, or any pi checkpoint folder.
+    """A policy that acts, of either kind: what a run saved, or any pi checkpoint folder that says its settings.
 
     Raises CheckpointError when the folder is no whole policy.
     """
-    if (Path(folder) / RECIPE_FILE).is_file():
-        return PiActor.load(folder, device)
+    folder = Path(folder)
+    if not (folder / VALUES).is_file():
+        if any((folder / name).is_file() for name in (RECIPE_FILE, WEIGHTS_FILE, WEIGHTS_INDEX)):
+            return PiActor.load(folder, device)
+        if (folder / "policy").is_dir():
+            raise CheckpointError(f"{folder} is a run, not a policy: give its policy, {folder / 'policy'}")
     return ChunkPolicy.load(folder, device)
 
 

@@ -13,16 +13,28 @@ and starts from trained blocks. This one has neither, so three things are set by
 
 Train it with noise on the state (`state_noise` of `PiLearner`, two to four bins: 0.03 to 0.06). Tokens tell every
 bin apart, and a small data set's episodes are then learned by heart, the mistakes in them included.
+
+    python -m chunkrl.models.pi.tiny DATASET checkpoints/pi0/tiny --horizon 5
+
+makes one for a data set: untrained weights, the data's statistics, a tokenizer.
 """
 
 from __future__ import annotations
 
 import math
+import sys
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+import tyro
 from torch import Tensor, nn
 
+from chunkrl.data.chunk_settings import ChunkSettings
+from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.normalize import Statistics
+from chunkrl.errors import ChunkRLError
+from chunkrl.models.pi.checkpoint import save_pretrained
 from chunkrl.models.pi.config import PiConfig, PiRecipe, PiSettings, VisionConfig
 from chunkrl.models.pi.flow import PiModel
 from chunkrl.models.pi.layers import AdaptiveRMSNorm
@@ -157,3 +169,56 @@ def initialize(model: PiModel, number_tokens: list[int], seed: int) -> None:
     rows = normal(embeddings, 1.0)
     rows[number_tokens] = number_features(len(number_tokens), embeddings.shape[1])
     embeddings.copy_(rows / math.sqrt(embeddings.shape[1]))
+
+
+@dataclass(frozen=True)
+class TinyCommand:
+    """An untrained tiny pi0.5 for a data set: `chunkrl train --policy.kind pi` trains it from scratch."""
+
+    dataset: Annotated[str, tyro.conf.Positional]
+    """LeRobot data set: a folder or a Hub repository id; every camera of it is an input."""
+    folder: Annotated[str, tyro.conf.Positional]
+    """The new checkpoint's folder."""
+    horizon: int = 10
+    """Actions a chunk."""
+    cameras: bool = True
+    """Whether the data set's cameras are inputs."""
+    width: int = 64
+    """Of the prefix and of the action expert."""
+    depth: int = 3
+    """Layers of each."""
+    seed: int = 0
+    """Determines the weights."""
+
+
+def make_tiny(command: TinyCommand) -> PiPolicy:
+    """Writes the checkpoint of `command` and returns its policy; raises ChunkRLError for data without a state."""
+    data = ChunkDataset(command.dataset, ChunkSettings(command.horizon))
+    if not data.state_dim:
+        raise ChunkRLError(f"{command.dataset} has no state, and the tiny pi0.5 reads it from the prompt")
+    recipe = tiny_recipe(
+        data.state_dim,
+        data.action_dim,
+        command.horizon,
+        data.cameras if command.cameras else (),
+        command.width,
+        command.depth,
+    )
+    policy = tiny_policy(recipe, data.state_statistics(), data.action_statistics(), command.seed)
+    save_pretrained(policy, command.folder)
+    return policy
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command of the module's text."""
+    command = tyro.cli(TinyCommand, prog="python -m chunkrl.models.pi.tiny", args=arguments)
+    try:
+        policy = make_tiny(command)
+    except ChunkRLError as error:
+        sys.exit(f"error: {error}")
+    count = sum(p.numel() for p in policy.parameters())
+    print(f"{command.folder}: an untrained pi0.5 of {count:,} parameters")
+
+
+if __name__ == "__main__":
+    main()
