@@ -152,4 +152,4 @@ def test_a_lerobot_folder_without_our_file_is_read_as_lerobots(data: Path, tmp_p
 
 def test_a_tiny_checkpoint_is_not_overwritten(data: Path, folder: Path) -> None:
     with pytest.raises(SystemExit, match="not empty"):
-        tiny.main([str(data), str(folder)])
+        tiny.main([str(data), str(folder), "--horizon", "3"])

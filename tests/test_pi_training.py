@@ -417,7 +417,8 @@ def test_settings_that_cannot_be_used(root: Path, checkpoints: Path, tmp_path: P
         ({"pi": PiTrainingConfig(critic=PiCriticConfig(depth=9))}, "the policy has 3"),
         ({"labels": LabelRule(success="next.reward")}, "next.reward"),
         ({"objective": "document"}, "Gaussian"),
-        ({"values": str(tmp_path / "none")}, "missing"),
+        ({"values": str(tmp_path / "none")}, "values.parquet: name the folder of a run"),
+        ({"conditioning": ConditioningConfig(force_high=(1,))}, "force-high names the data sets"),
         ({"num_updates": 1, "schedule": "cosine", "warmup_updates": 5}, "warmup_updates"),
     ]
     for changes, message in cases:

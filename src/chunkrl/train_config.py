@@ -25,6 +25,7 @@ from chunkrl.models.policy import PolicyConfig
 from chunkrl.training.metrics import TrackingConfig
 from chunkrl.training.optim import OptimConfig, OptimizerKind, Schedule
 from chunkrl.training.value_videos import ValueVideoConfig
+from chunkrl.training.values_io import values_file
 
 Objective = Literal[
     "cross_fitted",
@@ -212,6 +213,17 @@ def check_config(config: TrainConfig) -> None:
         )
     if config.values is not None and config.objective in ("iql", "document", "value"):
         raise ChunkRLError(f"--values are not used by --objective {config.objective}: leave them out")
+    if config.values is not None and not (Path(config.values) / values_file(0)).is_file():
+        raise ChunkRLError(
+            f"--values {config.values} has no {values_file(0)}: name the folder of a run of --objective value, "
+            "cross_fitted or advantage_conditioned that has ended"
+        )
+    num_datasets = 1 + len(config.additional_offline_dataset_paths)
+    if not set(config.conditioning.force_high) <= set(range(num_datasets)):
+        raise ChunkRLError(
+            f"--conditioning.force-high names the data sets {list(config.conditioning.force_high)} and there are "
+            f"{num_datasets}, counted from 0: --dataset-dir, then --additional-offline-dataset-paths"
+        )
     if config.use_pi0_actions and config.pi0.use == "candidates" and config.objective != "iql":
         raise ChunkRLError("--pi0.use candidates needs the Q and V of --objective iql")
     if config.value_videos.num_episodes and config.objective in UNLABELLED:
