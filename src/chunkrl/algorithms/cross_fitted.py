@@ -178,6 +178,8 @@ class CrossFittedAdvantage:
         else:
             metrics = self._label(progress)
         self._attach()
+        if name == "policy" and self.values is not None and self.config.critic_updates == 0:
+            self.values.finish()
         return metrics
 
     def _attach(self) -> None:
@@ -232,7 +234,9 @@ class CrossFittedAdvantage:
         norm = self._policy_optimizer.apply()
         if self._ema is not None:
             self._ema.update()
-        means = {key: total / count for key, (total, count) in ranks.sum_counts(sums).items() if count}
+        means: Metrics = {
+            key: total / count for key, (total, count) in ranks.sum_counts(sums).items() if count
+        }
         return means | {"grad_norm/policy": norm, "lr/policy": lr}
 
     def _conditions(self, batch: ChunkTransition) -> list[str] | None:

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from chunkrl import ranks
 from chunkrl.algorithms import advantages as adv
-from chunkrl.algorithms.base import Metrics, Networks
+from chunkrl.algorithms.base import Histogram, Metrics, Networks
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.returns import TimeOut, lambda_returns, n_step_returns
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.statistics import spearman
+from chunkrl.evaluation.value_quality import value_quality
 from chunkrl.models.value_head import ValueHead
 from chunkrl.progress import Progress, silent
 from chunkrl.training.distributed import shard
@@ -124,16 +124,12 @@ class ValueLearner:
                 )
             self._target = shard(copy.deepcopy(self.networks).requires_grad_(False).eval())
         shard(self.networks)
-        self._optimizer = Optimizer(self.networks.parameter_groups(), optim, num_updates)
+        self._optimizer: Optimizer | None = Optimizer(self.networks.parameter_groups(), optim, num_updates)
         self._step_reward = adv.step_rewards(data)
         zero = np.zeros(len(self._step_reward), dtype=np.float32)
         self.returns = lambda_returns(zero, self._step_reward, data.segments, data.gamma, 1.0)
         self.range = adv.return_range(self.returns)
-        # V learns from outcomes that are known: with `bootstrap`, unfinished recordings have none
-        self.known = np.ones(len(self.returns), dtype=bool)
-        if fit.time_out == "bootstrap":
-            self.known = data.segments.terminated.copy()
-        self.known &= ~data.frame_labels.after_success
+        self.known = known_outcomes(data, fit.time_out)
         adv.check_outcomes(data.name, self.returns, self.known[data.starts])
         if data.frame_labels.success.all():
             _LOG.warning(
@@ -152,6 +148,7 @@ class ValueLearner:
 
     def update(self, batch: ChunkTransition) -> Metrics:
         """One update of every fold's network, batch [B] on the device."""
+        assert self._optimizer is not None, "values that are finished learn no more"
         self.networks.train()
         mask = self.networks.trains_on(batch.labels["fold"]) & self._learnable(batch)
         # of the whole batch: the gradients of the processes are averaged, whatever each has to learn from
@@ -196,6 +193,8 @@ class ValueLearner:
     def frame_values(self, progress: Progress = silent) -> tuple[np.ndarray, np.ndarray]:
         """V of every start, as returns: by the network that never saw its episode, and by those that did
         (each float [len])."""
+        if ranks.world_size() == 1:
+            self.networks.to(self.device)
         held_out, seen = label_values(self.networks, self._data, self.device, progress)
         return self.range.from_unit(held_out), self.range.from_unit(seen)
 
@@ -215,15 +214,25 @@ class ValueLearner:
             )
         labels = ValueLabels(value, seen, self.returns, target - value)
         known = self.known[data.starts]
+        quality = value_quality(value[known], seen[known], self.returns[known])
         return labels, {
-            "value/rank_correlation_held_out": spearman(value[known], self.returns[known]),
-            "value/rank_correlation_seen": spearman(seen[known], self.returns[known]),
+            **quality.scalars(),
             "advantage/positive_fraction": float(np.mean(labels.advantage > 0)),
+            "value/held_out": Histogram.of(value),
+            "value/return": Histogram.of(self.returns),
+            "advantage/value": Histogram.of(labels.advantage),
         }
 
+    def finish(self) -> None:
+        """Frees what only learning needs (moments, averages) and moves the networks to the CPU: the policy's training
+        does not pay for them."""
+        self._optimizer = self._target = None
+        if ranks.world_size() == 1:  # what is divided over GPUs stays there
+            self.networks.cpu()
+
     def _parts(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {"networks": self.networks, "optimizer": self._optimizer}
-        return parts if self._target is None else parts | {"target": self._target}
+        parts = {"networks": self.networks, "optimizer": self._optimizer, "target": self._target}
+        return {key: part for key, part in parts.items() if part is not None}
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimiser, averages and folds."""
@@ -232,10 +241,19 @@ class ValueLearner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`; the folds are attached to the data set again."""
+        if "optimizer" not in state:
+            self.finish()
         for key, part in self._parts().items():
             part.load_state_dict(state[key])
         self.fold = state["fold"].numpy()
         self._data.attach("fold", self.fold[self._data.episode])
+
+
+def known_outcomes(data: ChunkData, time_out: TimeOut) -> np.ndarray:
+    """bool [N]: frames whose outcome V can learn from: with `bootstrap` unfinished recordings have none, and nothing
+    that was recorded after success has."""
+    known = np.ones(data.num_frames, dtype=bool) if time_out == "failure" else data.segments.terminated.copy()
+    return known & ~data.frame_labels.after_success
 
 
 def microbatches(batch_size: int, microbatch_size: int | None) -> Iterator[slice]:
