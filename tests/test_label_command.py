@@ -14,6 +14,7 @@ from chunkrl.cli import main
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import label_frames
 from chunkrl.data.sidecar import load_sidecar, save_sidecar
+from chunkrl.data.writer import DatasetWriter, FeatureSpec
 from chunkrl.progress import silent
 
 
@@ -106,6 +107,19 @@ def test_export_holds_everything_and_the_labels(tmp_path: Path, naming: str, cam
     again = label_frames(new)
     assert again.rule.success == "next.success"
     assert np.flatnonzero(again.terminated).tolist() == [7]
+
+
+def test_export_copies_columns_of_texts(tmp_path: Path) -> None:
+    features = {"action": FeatureSpec("float32", (2,)), "note": FeatureSpec("string", (1,))}
+    notes = [["a", "", "ä"], ["b", "c"]]
+    with DatasetWriter(tmp_path / "set", fps=10, features=features) as writer:
+        for texts in notes:
+            actions = np.zeros((len(texts), 2), np.float32)
+            writer.add_episode({"action": actions, "note": np.array(texts)}, "push")
+    label(tmp_path / "set", "--success", "all", "--export", tmp_path / "new")
+    written = pq.read_table(next((tmp_path / "new/data").rglob("*.parquet")))
+    assert written["note"].to_pylist() == notes[0] + notes[1]
+    assert written["next.success"].to_pylist() == [False, False, True, False, True]
 
 
 def test_export_needs_a_new_folder(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

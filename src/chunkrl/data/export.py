@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from chunkrl.data.episode_columns import FeatureSpec, default_features
 from chunkrl.data.formats import DatasetDescription, image_size
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import FrameLabels
+from chunkrl.data.store import by_data_file, whole_episodes
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress
@@ -25,13 +28,13 @@ LABEL_FEATURES = {
 
 
 def export_labels(table: FrameTable, labels: FrameLabels, root: Path, progress: Progress) -> None:
-    """Writes a new data set: every column, picture and task of `table`, and its labels as `next.*` columns.
+    """Writes a new data set: every column, text, picture and task of `table`, and its labels as `next.*` columns.
 
     Columns of those names are replaced. LeRobot allows no `/` in names: `observation/image` becomes
     `observation.image`. Videos are encoded again, so their pictures lose a little.
 
     Raises:
-        DatasetError: `root` is not empty, two columns get the same name, a column of texts, or the writer's.
+        DatasetError: `root` is not empty, two columns get the same name, a text is missing, or the writer's.
     """
     description = table.description
     if root.exists() and any(root.iterdir()):
@@ -41,9 +44,11 @@ def export_labels(table: FrameTable, labels: FrameLabels, root: Path, progress: 
     with DatasetWriter(
         root, fps=description.fps, features=features, robot_type=description.robot_type
     ) as writer:
-        for number, episode in enumerate(description.episodes):
+        texts = _texts(description, names)
+        for number, (episode, columns) in enumerate(zip(description.episodes, texts, strict=True)):
             rows = np.arange(episode.start, episode.start + episode.length)
-            columns = {new: _values(table, old, rows) for old, new in names.items()}
+            copied = {old: new for old, new in names.items() if new not in columns}
+            columns |= {new: _values(table, old, rows) for old, new in copied.items()}
             last = rows == rows[-1]
             columns |= {
                 "next.reward": labels.reward[rows],
@@ -67,14 +72,30 @@ def _new_names(description: DatasetDescription) -> dict[str, str]:
             raise DatasetError(
                 f"{description.root}: camera '{name}' is in no role; name all cameras with --image-keys"
             )
-        if not feature.is_camera and not feature.is_numeric:
-            raise DatasetError(f"{description.root}: column '{name}' holds texts, which export cannot copy")
         names[name] = name.replace("/", ".")
     if len(set(names.values())) < len(names):
         raise DatasetError(
             f"{description.root}: two of {sorted(names)} differ in '/' and '.' alone: rename one"
         )
     return names
+
+
+def _texts(description: DatasetDescription, names: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """The columns of texts of each episode, by new name; FrameTable has numbers alone."""
+    texts = {old: new for old, new in names.items() if description.features[old].dtype == "string"}
+    if not texts:
+        yield from ({} for _ in description.episodes)
+        return
+    for file, episodes in by_data_file(description.episodes):
+        for episode, parts in whole_episodes(file, episodes, list(texts)):
+            read = pa.Table.from_batches(parts)
+            columns = {new: read.column(old).to_pylist() for old, new in texts.items()}
+            for name, values in columns.items():
+                if not all(isinstance(value, str) for value in values):
+                    raise DatasetError(
+                        f"{file}, column '{name}', episode {episode.index}: a text is missing: write the file again"
+                    )
+            yield {name: np.array(values, dtype=object) for name, values in columns.items()}
 
 
 def _spec(description: DatasetDescription, name: str) -> FeatureSpec:
