@@ -289,3 +289,12 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(base: TrainConfig, tmp_path: 
     (folder / SHARDS).write_text(json.dumps({"num_ranks": 2, "shapes": {"b": [4]}}))
     with pytest.raises(CheckpointError, match="not a whole checkpoint"):
         load_state(folder)
+
+
+@pytest.mark.slow
+def test_an_error_in_the_data_is_told_once(base: TrainConfig, tmp_path: Path) -> None:
+    run = replace(base, dataset_dir=str(tmp_path / "none"), output_dir=str(tmp_path / "run"))
+    done = on_two([run], tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count("ChunkRLError: the main process could not prepare the data") == 1
+    assert done.stderr.count("none: no such folder") == 1

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from chunkrl.errors import ChunkRLError
+
 
 def _is_running() -> bool:
     return dist.is_available() and dist.is_initialized()
@@ -43,12 +45,27 @@ def barrier() -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main process runs the block before the others do, which find its caches."""
-    if not is_main():
-        barrier()
-    yield
-    if is_main():
-        barrier()
+    """The main process runs the block before the others do, which find its caches.
+
+    Raises:
+        ChunkRLError: in the others, where the main process failed: it says why.
+    """
+    if world_size() == 1 or not is_main():
+        if _num_failed(False):
+            raise ChunkRLError("the main process could not prepare the data; its message says why")
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        _num_failed(True)
+        raise
+    _num_failed(False)
+
+
+def _num_failed(failed: bool) -> int:
+    """How many processes failed; all processes call it."""
+    return int(sum_over_ranks(torch.tensor(int(failed))))
 
 
 def own_rows(num_rows: int) -> slice:
