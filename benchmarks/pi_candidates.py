@@ -5,7 +5,7 @@
 
 Q, V and a Gaussian policy learn (objective iql) from the recorded chunks; from the pi policy's chunks in their place,
 as the chunk-level document has it; and from the recorded chunks with the pi policy's as candidates. Same data,
-updates and initial states. It also asks how well Q tells the expert's recorded chunks from the others. Prints Markdown.
+updates and initial states. It also asks how well Q tells the expert's recorded chunks from others. Prints Markdown.
 """
 
 from __future__ import annotations
