@@ -83,7 +83,7 @@ def refused_or_boxed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
 
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(COMMANDS) == {
-        *("demo", "collect", "inspect", "label", "train", "evaluate", "download", "convert", "doctor")
+        *("demo", "collect", "inspect", "label", "train", "evaluate", "report", "download", "convert", "doctor")
     }
     main([])
     usage = capsys.readouterr().out

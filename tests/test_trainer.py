@@ -15,6 +15,7 @@ import torch
 from chunk_data import identity_factory, open_chunks, random_episodes, write_dataset
 
 from chunkrl import ChunkLevelOfflineRL
+from chunkrl.algorithms.base import Metrics
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.models.encoders import NetworkConfig
@@ -346,7 +347,7 @@ def test_non_finite_loss_stops_with_the_batch_saved(data: Path, tmp_path: Path) 
     learner = CrossFittedAdvantage(config, factory, OptimConfig(), dataset, 0, torch.device("cpu"))
     update = learner.update
 
-    def poisoned(name: str, batch: Any) -> dict[str, float]:
+    def poisoned(name: str, batch: Any) -> Metrics:
         metrics = update(name, batch)
         return metrics | ({"loss/policy": float("nan")} if trainer.update == 2 else {})
 

@@ -21,6 +21,7 @@ USAGE = """usage: chunkrl COMMAND [options]
   label      success, rewards, sub-goals and returns by rule, beside the data
   train      a better chunk policy from a LeRobot data set
   evaluate   a trained policy from fixed initial states
+  report     one HTML page of a training run: data, curves, values, advantages, frames
   download   pretrained pi0 and pi0.5 checkpoints
   convert    a pi checkpoint of any layout to a LeRobot folder
   doctor     what is installed, and what is missing
@@ -78,6 +79,12 @@ def _evaluate(arguments: Sequence[str]) -> None:
     evaluate_policy(_parse(EvaluateCommand, "evaluate", arguments), ProgressBars())
 
 
+def _report(arguments: Sequence[str]) -> None:
+    from chunkrl.evaluation.run_report import ReportCommand, report
+
+    report(_parse(ReportCommand, "report", arguments), ProgressBars())
+
+
 def _download(arguments: Sequence[str]) -> None:
     from chunkrl.integration.download import DownloadCommand, download
 
@@ -103,6 +110,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "label": _label,
     "train": _train,
     "evaluate": _evaluate,
+    "report": _report,
     "download": _download,
     "convert": _convert,
     "doctor": _doctor,

@@ -81,6 +81,12 @@ svg + .legend { margin: 10px 0 0; }
 .pill { font-size: .78rem; font-weight: 600; border-radius: 99px; padding: 1px 9px; border: 1px solid;
   margin-left: 6px; }
 .pill.good { color: var(--good); } .pill.bad { color: var(--bad); }
+.bar.good { fill: var(--good); } .bar.bad { fill: var(--bad); } .dashed { stroke-dasharray: 5 4; }
+.frames { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 210px), 1fr)); }
+.frames figure { margin: 0; min-width: 0; } .frames b { color: var(--ink); }
+.frames figcaption { font-size: .82rem; color: var(--muted); margin-top: 5px;
+  font-variant-numeric: tabular-nums; }
+.shots { display: flex; gap: 3px; } .shots img { flex: 1 1 0; min-width: 0; width: 100%; border-radius: 6px; }
 video { display: block; width: 100%; border-radius: 8px; background: #181c22; }
 dl { display: grid; gap: 12px 24px; margin: 0;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 210px), 1fr)); }

@@ -71,16 +71,16 @@ def legend(keys: Sequence[tuple[str, str, str]]) -> str:
     return f'<ul class="legend">{items}</ul>' if items else ""
 
 
-def facts_card(title: str, facts: Mapping[str, str]) -> str:
+def facts_card(title: str, facts: Mapping[str, str], wide: bool = False) -> str:
     """Short names and values, side by side."""
     items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
-    return card(title, f"<dl>{items}</dl>")
+    return card(title, f"<dl>{items}</dl>", wide=wide)
 
 
-def notes_card(notes: Sequence[str]) -> str:
+def notes_card(notes: Sequence[str], wide: bool = False) -> str:
     """Sentences a reader needs to judge the numbers."""
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return card("Read with care", f'<ul class="notes">{items}</ul>')
+    return card("Read with care", f'<ul class="notes">{items}</ul>', wide=wide)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -102,6 +102,11 @@ def video(content: bytes, mime: str, label: str) -> str:
 def words(name: str) -> str:
     """An identifier as words."""
     return name.replace("_", " ")
+
+
+def signed(value: float, decimals: int = 3) -> str:
+    """A number with its sign: +0.250, −0.031."""
+    return f"{value:+.{decimals}f}".replace("-", "−")
 
 
 def percent(fraction: float) -> str:

@@ -1,0 +1,106 @@
+"""The frames with the highest and lowest advantages, as pictures where the data has cameras, else as rows."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from chunkrl.evaluation.page import card, section
+from chunkrl.evaluation.sections import signed, table
+from chunkrl.evaluation.training_run import Episode, LabelledData
+
+NUM_FRAMES = 8
+PICTURE_HEIGHT = 180  # pixels; larger ones are scaled down, smaller ones stay
+JPEG_QUALITY = 85
+
+
+@dataclass(frozen=True)
+class ExtremeFrame:
+    """A frame of a data set: its row in the table, its episode, and what the run says of it."""
+
+    data: LabelledData
+    row: int
+    episode: Episode
+    value: float
+    advantage: float
+
+    @property
+    def frame(self) -> int:
+        """Frame of the episode."""
+        return self.row - self.episode.rows.start
+
+
+def extreme_frames(data: Sequence[LabelledData], num: int, highest: bool) -> list[ExtremeFrame]:
+    """The `num` frames of highest (or lowest) advantage, one of each episode: neighbours look alike."""
+    best = []
+    for part in data:
+        advantage = part.labels["advantage"]
+        for episode in part.episodes:
+            along = advantage[episode.rows]
+            row = episode.rows.start + int(along.argmax() if highest else along.argmin())
+            best.append(
+                ExtremeFrame(part, row, episode, float(part.labels["value"][row]), float(advantage[row]))
+            )
+    best.sort(key=lambda found: found.advantage, reverse=highest)
+    return best[:num]
+
+
+def extreme_frames_section(data: Sequence[LabelledData], num: int = NUM_FRAMES) -> str:
+    """Both ends, one frame an episode."""
+    cards = []
+    for highest, title in ((True, "Highest advantages"), (False, "Lowest advantages")):
+        found = extreme_frames(data, num, highest)
+        pictured = all(part.cameras for part in data)
+        cards.append(card(title, _pictures(found) if pictured else _rows(found), wide=True))
+    lead = (
+        "One frame an episode. The chunk that begins here led to more, or less, than its situation promised."
+    )
+    return section("Frames with the highest and lowest advantages", lead, cards)
+
+
+def _rows(found: Sequence[ExtremeFrame]) -> str:
+    rows = [
+        (
+            f"episode {one.episode.index}, frame {one.frame}",
+            one.episode.task,
+            "success" if one.episode.success else "failure",
+            f"{one.value:.3f}",
+            signed(one.advantage),
+        )
+        for one in found
+    ]
+    return table(("frame", "task", "outcome", "value", "advantage"), rows)
+
+
+def _pictures(found: Sequence[ExtremeFrame]) -> str:
+    figures = []
+    for one in found:
+        where = f"episode {one.episode.index}, frame {one.frame}"
+        images = "".join(
+            f'<img src="{_data_uri(one.data.pictures(camera, np.array([one.row]))[0])}" '
+            f'alt="{escape(camera)}, {where}">'
+            for camera in one.data.cameras
+        )
+        kind = "good" if one.episode.success else "bad"
+        outcome = "success" if one.episode.success else "failure"
+        figures.append(
+            f'<figure><div class="shots">{images}</div><figcaption><b>advantage {signed(one.advantage)}</b>, value '
+            f'{one.value:.3f}<br>{where} <span class="pill {kind}">{outcome}</span></figcaption></figure>'
+        )
+    return f'<div class="frames">{"".join(figures)}</div>'
+
+
+def _data_uri(picture: np.ndarray) -> str:
+    """uint8 RGB [H, W, 3] as a small JPEG."""
+    image = Image.fromarray(picture)
+    if image.height > PICTURE_HEIGHT:
+        image = image.resize((max(1, round(image.width * PICTURE_HEIGHT / image.height)), PICTURE_HEIGHT))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -1,0 +1,376 @@
+"""`chunkrl report RUN`: a training run as one HTML page that loads nothing.
+
+What was trained with what, the curves, what the values are worth on episodes that they never saw, what became of the
+advantages, and where along the episodes and in which frames they are highest and lowest.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from html import escape
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from chunkrl.algorithms.base import Histogram
+from chunkrl.algorithms.conditioning import condition_text
+from chunkrl.algorithms.value_learner import known_outcomes
+from chunkrl.data.atomic import write_text
+from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation import distribution_plots as distributions
+from chunkrl.evaluation.frame_cards import extreme_frames_section
+from chunkrl.evaluation.page import card, document, section
+from chunkrl.evaluation.results import Curve, EpisodeTrace
+from chunkrl.evaluation.sections import (
+    curve_section,
+    facts_card,
+    notes_card,
+    percent,
+    signed,
+    table,
+    trace_section,
+    video,
+    words,
+)
+from chunkrl.evaluation.svg import compact
+from chunkrl.evaluation.training_run import TrainingRun, load_run
+from chunkrl.evaluation.value_quality import ValueQuality, quality_warnings, value_quality
+from chunkrl.evaluation.value_video import render_episodes
+from chunkrl.progress import Progress
+
+NUM_TRACES = 6
+TOP_SHARE = 0.1  # of the frames, whose part of all weight is told
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """One HTML page of a training run: data, curves, values, advantages, frames."""
+
+    run: Annotated[str, tyro.conf.Positional] = ""
+    """The run's folder (--output-dir of chunkrl train)."""
+    output: str | None = None
+    """The page; default: report.html in the run's folder."""
+    videos: int = 0
+    """Episodes of --dataset-dir to show as videos with their value, successes and failures in turn."""
+
+
+def report(command: ReportCommand, progress: Progress) -> None:
+    """Writes the page and says where it is; warnings about the values go to stderr as well."""
+    if not command.run:
+        raise ChunkRLError("name the run's folder: chunkrl report runs/train")
+    if command.videos < 0:
+        raise ChunkRLError(f"videos is {command.videos}; it must not be negative")
+    run = load_run(command.run, progress)
+    output = Path(command.output or run.folder / "report.html")
+    write_text(output, render_run(run, command.videos))
+    for warning in _warnings(run, _quality(run)):
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"report: {output}")
+
+
+def render_run(run: TrainingRun, num_videos: int = 0) -> str:
+    """The page.
+
+    num_videos: of episodes of the first data set.
+
+    Raises:
+        ChunkRLError: videos of data without cameras, or of a run without values.
+    """
+    quality = _quality(run)
+    body = [_headline(run, quality), _quality_section(run, quality), _advantage_section(run)]
+    if run.has_values:
+        body += [trace_section(_traces(run)), _video_section(run, num_videos)]
+        body += [extreme_frames_section(run.data)]
+    elif num_videos:
+        _video_section(run, num_videos)  # says why there are none
+    body += [curve_section(_curves(run)), _settings_section(run)]
+    return document(f"Training run: {run.folder.resolve().name}", "".join(body))
+
+
+def _quality(run: TrainingRun) -> ValueQuality | None:
+    """Of the values beside the run, where outcomes are known; None for a run without values."""
+    if not run.has_values:
+        return None
+    known = np.concatenate([known_outcomes(part.dataset, run.config.fit.time_out) for part in run.data])
+    value, seen, returns = (run.column(name)[known] for name in ("value", "value_seen", "return"))
+    return value_quality(value, seen, returns)
+
+
+def _warnings(run: TrainingRun, quality: ValueQuality | None) -> list[str]:
+    if quality is None:
+        return []
+    if run.config.num_folds == 1:
+        return [
+            "Cross-fitting was off (--num-folds 1): every value is of a network that trained on the episode, so no "
+            "number here says what the values are worth."
+        ]
+    return quality_warnings(quality.held_out, quality.seen)
+
+
+def _headline(run: TrainingRun, quality: ValueQuality | None) -> str:
+    tiles = []
+    success = np.concatenate([part.dataset.frame_labels.success for part in run.data])
+    if quality is not None:
+        good = "good" if not _warnings(run, quality) else "bad"
+        tiles.append(
+            (
+                good,
+                f"{quality.held_out:.2f}".replace("-", "−"),
+                "rank correlation of the values with the return, on episodes they never saw",
+                f"{quality.seen:.2f} on the episodes that they trained on",
+            )
+        )
+    if quality is not None:
+        share = float(np.mean(run.column("advantage") > 0))
+        tiles.append(("", percent(round(share, 3)), "of the frames have a positive advantage", _used(run)))
+    tiles.append(
+        (
+            "",
+            percent(round(float(success.mean()), 3)),
+            "of the episodes succeed",
+            f"{len(success)} episodes, {sum(part.dataset.num_frames for part in run.data):,} frames",
+        )
+    )
+    cards = "".join(
+        f'<div class="card"><p class="figure {kind}">{escape(figure)}</p><p class="claim">{escape(claim)}</p>'
+        f'<p class="detail">{escape(detail)}</p></div>'
+        for kind, figure, claim, detail in tiles
+    )
+    return f'<div class="hero">{cards}</div>\n'
+
+
+def _used(run: TrainingRun) -> str:
+    """What became of the advantages, in short."""
+    if "advantage_bin" in run.data[0].labels:
+        return f"used as text in the prompt, {run.config.conditioning.num_bins} bins"
+    size = run.last("weight/effective_sample_size")
+    if size is not None:
+        return f"used as weights; effective sample size {percent(round(size, 3))} of the data"
+    return "not used by the policy"
+
+
+def _quality_section(run: TrainingRun, quality: ValueQuality | None) -> str:
+    if quality is None:
+        return ""
+    cards = [notes_card(warnings, wide=True)] if (warnings := _warnings(run, quality)) else []
+    cards.append(
+        facts_card(
+            "Held out beside trained on",
+            {
+                "rank correlation with the return, held out": signed(quality.held_out),
+                "the same, on episodes trained on": signed(quality.seen),
+                "over-fit gap, the second minus the first": signed(quality.overfit_gap),
+                "expected calibration error, held out": f"{quality.calibration.error:.3f}",
+            },
+        )
+    )
+    found = quality.calibration
+    summary = f"Calibration: {len(found.counts)} bins, expected calibration error {found.error:.3f}."
+    cards.append(
+        card(
+            "Calibration of held-out values",
+            distributions.calibration_chart(found, summary),
+            "Bins of equally many frames; on the line, frames earn on average what was predicted.",
+        )
+    )
+    value = Histogram.of(run.column("value"))
+    cards.append(
+        card("Held-out values", distributions.histogram_chart(value, "value", "Distribution of values."))
+    )
+    lead = "Values of networks that never saw the episode, against what the episode returned from there."
+    return section("What the values are worth", lead, cards, "grid small")
+
+
+def _advantage_section(run: TrainingRun) -> str:
+    if not run.has_values:
+        return ""
+    advantage = run.column("advantage")
+    chart = distributions.histogram_chart(
+        Histogram.of(advantage), "advantage", "Distribution of advantages.", by_sign=True
+    )
+    positive = float(np.mean(advantage > 0))
+    cards = [card("Advantages", chart, f"Positive (green): {percent(round(positive, 3))} of the frames.")]
+    if "advantage_bin" in run.data[0].labels:
+        cards.append(_bins_card(run))
+    weight = run.column("weight") if "weight" in run.data[0].labels else np.ones(1)
+    if np.ptp(weight) > 0:
+        cards.append(_weight_card(weight, run.column("advantage")))
+    lead = (
+        "The advantage compares what followed a frame with the value there; the policy hears of it as shown."
+    )
+    return section("What became of the advantages", lead, cards, "grid small")
+
+
+def _bins_card(run: TrainingRun) -> str:
+    bins, raw, advantage = (run.column(n) for n in ("advantage_bin", "advantage_bin_raw", "advantage"))
+    num_bins = run.config.conditioning.num_bins
+    shares = [
+        distributions.Share(
+            condition_text(label, num_bins),
+            float(np.mean(bins == label)),
+            f"mean {signed(float(np.mean(advantage[bins == label])))}" if (bins == label).any() else "empty",
+        )
+        for label in range(num_bins)
+    ]
+    summary = "; ".join(f"{one.label} {percent(round(one.share, 3))}" for one in shares)
+    forced = float(np.mean(bins != raw))
+    note = f"Forced high (human chunks, chosen data): {percent(round(forced, 3))}." if forced else ""
+    return card("Bins in the prompt", distributions.share_chart(shares, summary), note)
+
+
+def _weight_card(weight: np.ndarray, advantage: np.ndarray) -> str:
+    """How much of all weight lies on the frames of each tenth of the advantages."""
+    order = np.argsort(advantage, kind="stable")[::-1]
+    tenths = np.array_split(order, round(1 / TOP_SHARE))
+    shares = [
+        distributions.Share(
+            "highest tenth" if i == 0 else "lowest tenth" if i == len(tenths) - 1 else f"{i + 1}.",
+            float(weight[rows].sum() / weight.sum()),
+        )
+        for i, rows in enumerate(tenths)
+        if len(rows)
+    ]
+    size = float(weight.sum() ** 2 / (len(weight) * (weight**2).sum()))
+    note = (
+        f"Tenths of the frames by advantage. Effective sample size: {percent(round(size, 3))} of the frames."
+    )
+    summary = f"Share of all weight by tenth of the advantages; effective sample size {size:.2f}."
+    return card("Share of all weight", distributions.share_chart(shares[:3] + shares[-1:], summary), note)
+
+
+def _traces(run: TrainingRun) -> list[EpisodeTrace]:
+    per_set = max(2, NUM_TRACES // len(run.data))
+    traces = []
+    for part in run.data:
+        for episode in part.choose_episodes(per_set):
+            value, advantage = (part.labels[name][episode.rows] for name in ("value", "advantage"))
+            task = episode.task if len(run.data) == 1 else f"{Path(part.dataset.name).name}, {episode.task}"
+            traces.append(
+                EpisodeTrace(
+                    task or "episodes", f"episode {episode.index}", episode.success, value, advantage
+                )
+            )
+    return traces
+
+
+def _video_section(run: TrainingRun, num_videos: int) -> str:
+    if not num_videos:
+        return ""
+    part = run.data[0]
+    cards = []
+    for episode, content, mime in render_episodes(part, part.choose_episodes(num_videos)):
+        label = f"{episode.name}, with value and advantage below"
+        cards.append(card(f"{episode.task}: {episode.name}", video(content, mime, label)))
+    lead = "Recorded episodes over the values of networks that never saw them."
+    return section("Episodes with their values", lead, cards)
+
+
+# Metrics that are comparable share a panel; every other one has its own.
+_PANELS = {
+    "value/rank_correlation": "rank correlation of V",
+    "flow_loss/noise": "flow loss by noise level",
+    "flow_loss/advantage": "flow loss by bin",
+    "grad_norm/": "gradient norms",
+    "lr/": "learning rates",
+    "advantage/share": "shares of the bins",
+    "speed/seconds": "seconds between records",
+    "memory/": "peak memory, GB",
+}
+
+
+def _curves(run: TrainingRun) -> list[Curve]:
+    """Everything that was recorded more than once, losses first."""
+    names = list(dict.fromkeys(name for record in run.records for name in record.scalars))
+    order = (
+        "loss/",
+        "flow_loss/",
+        "grad_norm/",
+        "lr/",
+        "value/",
+        "advantage/",
+        "weight/",
+        "speed/",
+        "memory/",
+    )
+    rank = {prefix: i for i, prefix in enumerate(order)}
+    names.sort(key=lambda name: rank.get(f"{name.split('/')[0]}/", len(order)))
+    curves = []
+    for name in names:
+        updates, values = run.points(name)
+        if len(updates) < 2:
+            continue
+        prefix = next((p for p in _PANELS if name.startswith(p)), None)
+        panel = _PANELS[prefix] if prefix else words(name.replace("/", ": "))
+        label = words(name.removeprefix(prefix or "").split("/")[-1].strip("_").removesuffix("_gb"))
+        curves.append(Curve(label, updates, values, panel=panel))
+    return curves
+
+
+def _settings_section(run: TrainingRun) -> str:
+    head = ("data set", "task", "episodes", "successful", "frames", "frames a second", "made by a human")
+    rows = []
+    for part in run.data:
+        data = part.dataset
+        rows.append(
+            (
+                data.name,
+                ", ".join(data.tasks),
+                str(data.num_episodes),
+                percent(round(float(data.frame_labels.success.mean()), 3)),
+                str(data.num_frames),
+                f"{data.fps:g}",
+                percent(round(float(data.frame_labels.human.mean()), 3)),
+            )
+        )
+    cards = [
+        card("Data", table(head, rows), wide=True),
+        facts_card("What was trained", _facts(run), wide=True),
+    ]
+    lead = f"All settings: {run.folder / 'config.json'}; continue or repeat with chunkrl train --config."
+    return section("Data and settings", lead, cards)
+
+
+def _facts(run: TrainingRun) -> dict[str, str]:
+    config, rule = run.config, run.data[0].rule
+    facts = {
+        "objective": words(config.objective),
+        "policy": config.policy.kind + (f" ({config.pi0_config})" if config.pi0_config else ""),
+        "chunk": f"{config.action_horizon} actions of {config.action_dim} values",
+        "folds": str(config.num_folds),
+        "batch size": str(config.batch_size),
+        "learning rate": f"{config.lr:g}, {config.schedule}",
+        "discount": f"{config.gamma:g}",
+        "beta": f"{config.beta:g}",
+        "success rule": run.data[0].dataset.frame_labels.rule.success,
+        "reward": config.reward,
+        "seed": str(config.seed),
+    }
+    if run.records:
+        first, last = run.records[0], run.records[-1]
+        facts["updates"] = ", ".join(f"{phase} {count}" for phase, count in _updates_of_phases(run).items())
+        facts["began"] = datetime.fromtimestamp(first.time, tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        facts["minutes"] = compact(float(f"{(last.time - first.time) / 60:.3g}"))
+    speed, memory = run.last("speed/samples_per_second"), run.last("memory/peak_resident_gb")
+    if speed is not None and memory is not None:
+        facts["samples a second, last"] = compact(float(f"{speed:.3g}"))
+        facts["peak memory"] = f"{memory:.2f} GB"
+    if (gpu := run.last("memory/peak_gpu_gb")) is not None:
+        facts["peak GPU memory"] = f"{gpu:.2f} GB"
+    known = ("chunkrl", "torch", "numpy")
+    facts |= {name: str(rule[name]) for name in known if name in rule}
+    return facts
+
+
+def _updates_of_phases(run: TrainingRun) -> dict[str, int]:
+    """Updates of every phase, as far as recorded."""
+    ends: dict[str, int] = {}
+    for record in run.records:
+        ends[record.phase] = record.update
+    counts, before = {}, 0
+    for phase, end in ends.items():
+        counts[phase], before = end - before, end
+    return counts
