@@ -103,7 +103,11 @@ def pi_networks(
         tokenizer=source.tokenizer,
         device=device,
     )
-    policy.stats()  # raises where there are none: a policy must not start on numbers of another scale
+    if policy.norm_stats is None and recipe.settings.normalization != "identity":
+        raise CheckpointError(  # a policy must not start on numbers of another scale
+            f"{checkpoint} has no statistics to normalise states and actions with: use --pi.norm-stats data (those "
+            "of the training data), or name them with --pi0.asset-id"
+        )
     choose_trained(policy, config, device)
     if conditioning is not None:
         check_conditioning(policy, data, conditioning)
@@ -151,6 +155,9 @@ def choose_trained(policy: PiPolicy, config: PiTrainingConfig, device: torch.dev
         ChunkRLError: a pattern that names nothing, or a choice that trains nothing.
     """
     model = policy.model
+    if not policy.recipe.settings.cameras:
+        model.vision.requires_grad_(False)
+        model.projector.requires_grad_(False)
     if config.uses_lora:
         apply_lora(model, config.lora)
     patterns = config.trainable or pi_patterns(config.train, model.config.depth)
