@@ -97,7 +97,8 @@ class BenchmarkConfig:
     results: str = "benchmarks/results/pi_metaworld.json"
     """The summary."""
     env: str = "push-v3"
-    mixture: Mixture = "within"
+    mixture: Mixture = "episodes"
+    """Whole episodes are good or bad; with `within` the controller changes on the way."""
     seeds: tuple[int, ...] = (0, 1, 2)
     data_seed: int = 2000
     """Seed s collects with data_seed + s."""
@@ -108,7 +109,7 @@ class BenchmarkConfig:
     max_steps: int = 150
     horizon: int = 5
     pretrain_updates: int = 3000
-    value_epochs: float = 8.0
+    value_epochs: float = 4.0
     updates: int = 2000
     """Of every arm."""
     batch_size: int = 64
