@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from chunkrl import ranks
 
 
 class Rows(Protocol):
@@ -20,6 +21,10 @@ class Rows(Protocol):
 
 def is_sharded(value: Any) -> bool:
     """Whether this process holds only some of the tensor's rows."""
+    if ranks.world_size() == 1:  # single processes need no PyTorch that has DTensor
+        return False
+    from torch.distributed.tensor import DTensor
+
     return isinstance(value, DTensor)
 
 
@@ -36,6 +41,8 @@ def shard_like(source: Tensor | Rows, target: Any) -> Any:
     """
     if not is_sharded(target) or is_sharded(source) or tuple(source.shape) != tuple(target.shape):
         return source
+    from torch.distributed.tensor import DTensor
+
     mesh = target.device_mesh
     rows = shard_rows(target.shape[0], mesh.get_local_rank(), mesh.size())
     local = source[rows].to(target.device).clone()
@@ -57,7 +64,7 @@ def shard_tree_like(state: Mapping[str, Any], template: Mapping[str, Any]) -> di
 @torch.no_grad()
 def gather(tensor: Tensor, keep: bool) -> Tensor | None:
     """The whole tensor on the CPU, where `keep`, else None. All processes call it: each gives its rows."""
-    whole = tensor.detach()
-    if isinstance(whole, DTensor):
+    whole: Any = tensor.detach()
+    if is_sharded(whole):
         whole = whole.full_tensor()
     return whole.cpu() if keep else None
