@@ -367,7 +367,7 @@ def measure(base: Path, config: LoadingConfig) -> dict[str, Any]:
         column |= measure_reading(base / kind, base / "cache", config, kind)
         numbers[kind] = column | ratios(column)
     return {
-        "config": asdict(config),
+        "config": {k: v for k, v in asdict(config).items() if k not in ("results", "folder")},
         "data_sha256": digests,
         "load_average_before": load,
         "environment": environment(),
