@@ -148,6 +148,11 @@ def test_two_processes_equal_one_and_either_resumes_the_other(base: TrainConfig,
     assert sorted(p.name for p in Path(middle[two.output_dir]).iterdir()) == sorted(
         [SHARDS, "state.json", "state.safetensors", shards_file(0, 2), shards_file(1, 2)]
     )
+    whole, first, second = (
+        (Path(middle[two.output_dir]) / name).stat().st_size
+        for name in ("state.safetensors", shards_file(0, 2), shards_file(1, 2))
+    )
+    assert abs(first - second) < 0.01 * first and whole < 0.02 * first  # each has half of all that is large
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
