@@ -20,3 +20,15 @@ class MissingExtraError(ChunkRLError):
         super().__init__(
             f"{feature} needs '{package}', which is not installed: pip install 'chunkrl[{extra}]'"
         )
+
+
+class RecordError(ChunkRLError):
+    """A record or message between actor and learner that is malformed, or does not fit the others."""
+
+
+class SpoolError(ChunkRLError):
+    """A spool folder that cannot be used as asked: in use, full, read-only or damaged."""
+
+
+class TransportError(ChunkRLError):
+    """Actor and learner that cannot or must not talk: names the address, what was refused and the cure."""
