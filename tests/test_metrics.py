@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chunk_data import random_episodes, write_dataset
+import torch
+from chunk_data import identity_factory, open_chunks, random_episodes, write_dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.base import Histogram
+from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
 from chunkrl.errors import ChunkRLError, MissingExtraError
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.training.metrics import (
@@ -25,6 +27,8 @@ from chunkrl.training.metrics import (
     peak_resident_bytes,
     read_records,
 )
+from chunkrl.training.optim import OptimConfig
+from chunkrl.training.trainer import Trainer, TrainerConfig
 
 HISTOGRAM = Histogram((1, 0, 2), (-1.0, 0.0, 1.0, 2.0))
 
@@ -194,3 +198,18 @@ def test_wandb_offline_needs_no_network_and_no_account(
     assert file.stat().st_size > 0
     assert b"loss" in file.read_bytes()
     assert "wandb" in sys.modules
+
+
+def test_a_metric_of_some_updates_is_their_mean(tmp_path: Path) -> None:
+    """As the loss of a bin that is not in every batch."""
+    dataset = open_chunks(write_dataset(tmp_path / "d", random_episodes(4)))
+    config = CrossFittedConfig(policy_updates=4, value_updates=0, use="none")
+    learner = CrossFittedAdvantage(
+        config, identity_factory(dataset), OptimConfig(), dataset, 0, torch.device("cpu")
+    )
+    values = iter([{"a": 1.0, "b": 5.0}, {"a": 2.0}, {"a": 3.0, "h": HISTOGRAM}, {"a": 6.0}])
+    learner.update = lambda name, batch: next(values)  # type: ignore[method-assign]
+    trainer = Trainer(learner, dataset, TrainerConfig(batch_size=4, log_interval=4))
+    trainer.run()
+    assert trainer.history == {"a": [(4, 3.0)], "b": [(4, 5.0)]}
+    assert [(r.update, r.histograms) for r in trainer.records] == [(3, {"h": HISTOGRAM}), (4, {})]

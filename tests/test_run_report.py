@@ -238,4 +238,4 @@ def test_charts_of_distributions() -> None:
     shares = [distribution_plots.Share("a", 0.5), distribution_plots.Share("b", 0.25)]
     chart = ET.fromstring(distribution_plots.share_chart(shares, "s"))
     widths = [float(r.get("width") or "nan") for r in chart.iter("rect") if r.get("class") == "bar strong"]
-    assert widths == [360, 180]
+    assert widths == [180, 90]

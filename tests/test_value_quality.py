@@ -1,12 +1,18 @@
 """Rank, calibration and over-fit gap of values, in closed form."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from chunk_data import identity_factory, open_chunks, random_episodes, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
+from chunkrl.commands import value_warnings
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.value_quality import (
     MAX_OVERFIT_GAP,
@@ -15,6 +21,7 @@ from chunkrl.evaluation.value_quality import (
     quality_warnings,
     value_quality,
 )
+from chunkrl.training.optim import OptimConfig
 
 
 def test_calibration_of_two_bins() -> None:
@@ -74,3 +81,33 @@ def test_warnings_say_what_to_do() -> None:
 def test_refused(arguments: tuple) -> None:
     with pytest.raises(ChunkRLError, match="calibration needs"):
         calibration(*arguments)
+
+
+def test_loss_on_held_out_rows_is_told_beside_the_one_that_trains(tmp_path: Path) -> None:
+    dataset = open_chunks(write_dataset(tmp_path / "d", random_episodes(6)))
+    config = CrossFittedConfig(policy_updates=0, value_updates=2, num_folds=3)
+    learner = CrossFittedAdvantage(
+        config, identity_factory(dataset), OptimConfig(), dataset, 0, torch.device("cpu")
+    )
+    assert learner.values is not None
+    batch = dataset.batch(np.arange(len(dataset)))
+    networks, head = learner.values.networks, config.fit.head
+    first: Any = networks.networks[0]
+    with torch.no_grad():
+        prepared = first.prepare(batch.observation)
+        losses = networks.each(
+            lambda v: head.loss(v.outputs(prepared), batch.labels["outcome"])  # type: ignore[operator]
+        )
+    trains = networks.trains_on(batch.labels["fold"])
+    expected = [losses[k][trains[k]].mean() for k in range(3)]
+    metrics = learner.update("value", batch)
+    assert metrics["loss/value"] == pytest.approx(float(sum(expected)) / 3, rel=1e-5)
+    assert metrics["loss/value_held_out"] == pytest.approx(float(losses[~trains].mean()), rel=1e-5)
+
+
+def test_training_tells_the_last_values_warnings() -> None:
+    names = ("value/rank_correlation_held_out", "value/rank_correlation_seen")
+    history = dict(zip(names, ([(3, 0.5), (9, 0.3)], [(3, 0.6), (9, 0.9)]), strict=True))
+    (warning,) = value_warnings(history)
+    assert "0.30 on others" in warning
+    assert value_warnings({names[0]: [], names[1]: []}) == value_warnings({}) == []

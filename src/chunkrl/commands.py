@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from chunkrl import ranks
 from chunkrl.build import choose_device
+from chunkrl.evaluation.value_quality import quality_warnings
 from chunkrl.models.pi.learner import PiLearner
 from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import Progress
@@ -39,7 +42,18 @@ def _train(config: TrainConfig, progress: Progress) -> None:
     for name, points in run.trainer.history.items():
         if points and name.startswith(("value/", "advantage/", "weight/", "loss/")):
             print(f"  {name:<36} {points[-1][1]:.4g}")
+    for warning in value_warnings(run.trainer.history):
+        print(f"warning: {warning}", file=sys.stderr)
     if config.objective == "value":
         print(f"values: {config.output_dir}; other objectives use them with --values {config.output_dir}")
     else:
         print(f"policy: {Path(config.output_dir) / 'policy'}")
+    print(f"report: chunkrl report {config.output_dir}")
+
+
+def value_warnings(history: Mapping[str, Sequence[tuple[int, float]]]) -> list[str]:
+    """What to know of the last values before trusting them; none where there are none."""
+    names = ("value/rank_correlation_held_out", "value/rank_correlation_seen")
+    if not all(history.get(name) for name in names):
+        return []
+    return quality_warnings(*(history[name][-1][1] for name in names))

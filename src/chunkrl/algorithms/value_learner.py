@@ -147,14 +147,19 @@ class ValueLearner:
         return self._target is not None
 
     def update(self, batch: ChunkTransition) -> Metrics:
-        """One update of every fold's network, batch [B] on the device."""
+        """One update of every fold's network, batch [B] on the device.
+
+        `loss/value_held_out` is of the rows that a network may not train on, beside `loss/value` and, like it, with
+        dropout and noise: where it rises while the other falls, the networks memorise.
+        """
         assert self._optimizer is not None, "values that are finished learn no more"
         self.networks.train()
-        mask = self.networks.trains_on(batch.labels["fold"]) & self._learnable(batch)
+        trains, learnable = self.networks.trains_on(batch.labels["fold"]), self._learnable(batch)
+        mask, unseen = trains & learnable, ~trains & learnable
         # of the whole batch: the gradients of the processes are averaged, whatever each has to learn from
         counts = ranks.sum_over_ranks(mask.sum(dim=1)).clamp(min=1) / ranks.world_size()
         first: Any = self.networks.networks[0]
-        total = 0.0
+        total = held_out = 0.0
         for rows in microbatches(len(batch.actions), self._microbatch_size):
             part = batch.rows(rows)
             prepared = first.prepare(part.observation)
@@ -162,14 +167,21 @@ class ValueLearner:
             for k, network in enumerate(self.networks.networks):
                 with autocast(self.device):
                     outputs = network.outputs(prepared)  # type: ignore[operator]
-                loss = (self.fit.head.loss(outputs, target[k]) * mask[k, rows]).sum() / counts[k]
+                losses = self.fit.head.loss(outputs, target[k])
+                loss = (losses * mask[k, rows]).sum() / counts[k]
                 self._optimizer.backward(loss)
                 total += float(loss.detach())
+                held_out += float((losses.detach() * unseen[k, rows]).sum())
         norm = self._optimizer.apply()
         if self._target is not None:
             update_ema(self._target, self.networks, self.fit.target_rate)
         loss = ranks.mean_over_ranks(total / len(self.networks.networks))
-        return {"loss/value": loss, "grad_norm/value": norm}
+        metrics: Metrics = {"loss/value": loss, "grad_norm/value": norm}
+        num_unseen = int(ranks.sum_over_ranks(unseen.sum()))
+        if num_unseen:
+            mean = ranks.mean_over_ranks(held_out) * ranks.world_size() / num_unseen
+            metrics["loss/value_held_out"] = mean
+        return metrics
 
     def _learnable(self, batch: ChunkTransition) -> Tensor:
         """bool [B]: rows with a target."""

@@ -93,7 +93,7 @@ def calibration_chart(found: Calibration, summary: str) -> str:
 def share_chart(shares: Sequence[Share], summary: str) -> str:
     """Shares of the whole as horizontal bars, each with its detail."""
     pitch, bar, top = 46, 14, 4
-    largest = Range(0, max([s.share for s in shares] + [1e-9]))
+    whole = Range(0, 1)
     parts = []
     for number, one in enumerate(shares):
         y = top + number * pitch
@@ -109,7 +109,7 @@ def share_chart(shares: Sequence[Share], summary: str) -> str:
                     "rect",
                     x=0,
                     y=y + 20,
-                    width=largest.scale(one.share, 0, NARROW),
+                    width=whole.scale(one.share, 0, NARROW),
                     height=bar,
                     rx=4,
                     class_="bar strong",

@@ -271,6 +271,7 @@ def _video_section(run: TrainingRun, num_videos: int) -> str:
 
 # Metrics that are comparable share a panel; every other one has its own.
 _PANELS = {
+    "loss/value": "value loss",
     "value/rank_correlation": "rank correlation of V",
     "flow_loss/noise": "flow loss by noise level",
     "flow_loss/advantage": "flow loss by bin",
@@ -306,7 +307,7 @@ def _curves(run: TrainingRun) -> list[Curve]:
         prefix = next((p for p in _PANELS if name.startswith(p)), None)
         panel = _PANELS[prefix] if prefix else words(name.replace("/", ": "))
         label = words(name.removeprefix(prefix or "").split("/")[-1].strip("_").removesuffix("_gb"))
-        curves.append(Curve(label, updates, values, panel=panel))
+        curves.append(Curve(label or "trained on", updates, values, panel=panel))
     return curves
 
 

@@ -72,7 +72,7 @@ class Trainer:
         self._writer: MetricWriter | None = None
         self._meter = SpeedMeter()
         self._sums: dict[str, float] = defaultdict(float)
-        self._num_summed = 0
+        self._num_summed: dict[str, int] = defaultdict(int)
 
     @property
     def num_updates(self) -> int:
@@ -135,13 +135,13 @@ class Trainer:
     def _accumulate(self, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
             self._sums[name] += value
-        self._num_summed += 1
+            self._num_summed[name] += 1
 
     def _flush(self, phase: str) -> None:
-        means = {name: total / self._num_summed for name, total in self._sums.items()}
+        means = {name: total / self._num_summed[name] for name, total in self._sums.items()}
         self._record(phase, means | self._meter.flush())
         self._sums.clear()
-        self._num_summed = 0
+        self._num_summed.clear()
 
     def _record(self, phase: str, metrics: Mapping[str, float | Histogram]) -> None:
         if not metrics:
@@ -195,7 +195,7 @@ class Trainer:
                 "algorithm": self.algorithm.state_dict(),
                 "rng": rng,
                 "sums": dict(self._sums),
-                "num_summed": self._num_summed,
+                "num_summed": dict(self._num_summed),
                 "data": self.dataset.digest(),
                 "records": [record.to_json() for record in self.records],
             },
@@ -225,7 +225,7 @@ class Trainer:
         if "cuda" in state["rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["rng"]["cuda"])
         self._sums = defaultdict(float, state["sums"])
-        self._num_summed = state["num_summed"]
+        self._num_summed = defaultdict(int, state["num_summed"])
         for values in state["records"]:
             self._remember(Record.from_json(values))
 
