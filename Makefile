@@ -8,7 +8,7 @@ LEROBOT_VENV ?= .venv-lerobot
 LEROBOT_PIP ?=
 PIP := install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow test-gpu test-lerobot lint typecheck check benchmark clean
+.PHONY: proto demo test test-slow test-gpu test-lerobot lint typecheck check benchmark clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "chunkrl needs Python 3.10 or newer")'
@@ -19,8 +19,13 @@ $(USE): pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip $(PIP) --editable '.[sim,pi,dev]'
+	$(BIN)/pip $(PIP) --editable '.[sim,pi,online,dev]'
 	touch $@ $(USE)
+
+# After a change of the messages between actor and learner. An old compiler: its code runs with newer protobufs only.
+proto:
+	$(PYTHON) -m venv .venv-proto && .venv-proto/bin/pip install --quiet 'grpcio-tools==1.71.2'
+	.venv-proto/bin/python -m grpc_tools.protoc -I src --python_out=src --pyi_out=src src/chunkrl/online/proto/online.proto
 
 demo: $(USE)
 	$(BIN)/chunkrl demo

@@ -297,10 +297,13 @@ class TensorData:
             raise RecordError(f"tensor of type {self.dtype!r}: use one of {', '.join(ITEM_SIZES)}")
         if len(self.shape) > MAX_NDIM:
             raise RecordError(f"tensor with {len(self.shape)} dimensions: at most {MAX_NDIM}")
-        size = ITEM_SIZES[self.dtype]
+        size = room = ITEM_SIZES[self.dtype]
         for n in self.shape:
             _check_count("tensor dimension", n)
             size *= n
+            room *= max(n, 1)
+        if room >= 2**62:  # NumPy refuses such a shape, even with a 0 in it
+            raise RecordError(f"tensor of shape {list(self.shape)}: too large")
         if size != len(self.data):
             raise RecordError(
                 f"tensor {self.dtype} {list(self.shape)} with {len(self.data)} bytes, expected {size}"

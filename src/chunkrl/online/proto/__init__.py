@@ -1,0 +1,1 @@
+"""Generated from `online.proto` by `make proto`."""
