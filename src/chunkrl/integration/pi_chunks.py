@@ -157,7 +157,8 @@ def find_pi_recipe(
         return choose_recipe(checkpoint.name)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{checkpoint} does not say its settings and neither does its name ({error}); give --pi0.recipe"
+            f"{checkpoint} does not say its settings and neither does its name ({error}): give --pi0.recipe, a JSON "
+            "file, or pi0_base or pi05_base, which take cameras and widths from the data"
         ) from error
 
 
