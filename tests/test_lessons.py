@@ -109,7 +109,7 @@ def test_a_time_out_means_what_is_said(tmp_path: Path, time_out: Any) -> None:
             fit=ValueFit(time_out=time_out, lam=1.0),
         )
     )
-    labels, _ = run.algorithm.values.label(lambda *_: None)
+    labels = run.algorithm.values.label(lambda *_: None)
     success = run.dataset.success
     last = np.append(np.diff(run.dataset.episode) > 0, True)
     ended_by_time = last & ~success

@@ -38,7 +38,13 @@ from chunkrl.algorithms.base import Metrics, Networks, Phase
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.conditioning import ConditioningConfig, condition_text, drop_labels, label_bins, texts
 from chunkrl.algorithms.cross_fit import CrossFitted
-from chunkrl.algorithms.value_learner import ValueFit, ValueLabels, ValueLearner, microbatches
+from chunkrl.algorithms.value_learner import (
+    ValueFit,
+    ValueLabels,
+    ValueLearner,
+    label_metrics,
+    microbatches,
+)
 from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
@@ -274,11 +280,11 @@ class CrossFittedAdvantage:
         return {"loss/critic": mean, "grad_norm/critic": norm}
 
     def _label(self, progress: Progress) -> Metrics:
-        metrics: Metrics = {}
         labels, config = self._given, self.config
         if labels is None:
             assert self.values is not None
-            labels, metrics = self.values.label(progress)
+            labels = self.values.label(progress)
+        metrics = label_metrics(labels, self._dataset, config.fit.time_out)
         advantage = adv.shuffle_between(labels.advantage, self.seed) if config.shuffled else labels.advantage
         self.labels = {
             "value": labels.value,

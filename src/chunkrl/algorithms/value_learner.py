@@ -210,8 +210,8 @@ class ValueLearner:
         held_out, seen = label_values(self.networks, self._data, self.device, progress)
         return self.range.from_unit(held_out), self.range.from_unit(seen)
 
-    def label(self, progress: Progress) -> tuple[ValueLabels, Metrics]:
-        """Values and advantages of every start, and what they are worth on episodes that V never saw."""
+    def label(self, progress: Progress) -> ValueLabels:
+        """Values and advantages of every start."""
         data, fit = self._data, self.fit
         if len(data) != data.num_frames:
             raise ValueError("cross-fitted labels need every frame of the data set as a start")
@@ -224,16 +224,7 @@ class ValueLearner:
             target = n_step_returns(
                 value, self._step_reward, data.segments, data.gamma, fit.num_steps, fit.time_out
             )
-        labels = ValueLabels(value, seen, self.returns, target - value)
-        known = self.known[data.starts]
-        quality = value_quality(value[known], seen[known], self.returns[known])
-        return labels, {
-            **quality.scalars(),
-            "advantage/positive_fraction": float(np.mean(labels.advantage > 0)),
-            "value/held_out": Histogram.of(value),
-            "value/return": Histogram.of(self.returns),
-            "advantage/value": Histogram.of(labels.advantage),
-        }
+        return ValueLabels(value, seen, self.returns, target - value)
 
     def finish(self) -> None:
         """Frees what only learning needs (moments, averages) and moves the networks to the CPU: the policy's training
@@ -259,6 +250,19 @@ class ValueLearner:
             part.load_state_dict(state[key])
         self.fold = state["fold"].numpy()
         self._data.attach("fold", self.fold[self._data.episode])
+
+
+def label_metrics(labels: ValueLabels, data: ChunkData, time_out: TimeOut) -> Metrics:
+    """What the labels of `data` are worth on episodes that V never saw, and how they are distributed."""
+    known = known_outcomes(data, time_out)[data.starts]
+    quality = value_quality(labels.value[known], labels.value_seen[known], labels.returns[known])
+    return {
+        **quality.scalars(),
+        "advantage/positive_fraction": float(np.mean(labels.advantage > 0)),
+        "value/held_out": Histogram.of(labels.value),
+        "value/return": Histogram.of(labels.returns),
+        "advantage/value": Histogram.of(labels.advantage),
+    }
 
 
 def known_outcomes(data: ChunkData, time_out: TimeOut) -> np.ndarray:

@@ -273,7 +273,7 @@ def _video_section(run: TrainingRun, num_videos: int) -> str:
 _PANELS = {
     "loss/value": "value loss",
     "value/rank_correlation": "rank correlation of V",
-    "flow_loss/noise": "flow loss by noise level",
+    "flow_loss/time": "flow loss by flow time",
     "flow_loss/advantage": "flow loss by bin",
     "grad_norm/": "gradient norms",
     "lr/": "learning rates",
