@@ -38,30 +38,33 @@ ValueTarget = Literal["monte_carlo", "bootstrap"]
 
 @dataclass(frozen=True)
 class ValueFit:
-    """How values are fitted and become advantages and weights.
-
-    target: what V learns from: `monte_carlo`, the return of the episode, or `bootstrap`, the rewards of the steps
-    that a transition covers (--critic-horizon) and V behind them, from a moving average of V (`target_rate`).
-    head: how V reads its network's outputs. lam: lambda of the TD(lambda) return of the advantage.
-    num_steps: N of the advantage as the sum of N rewards and V behind them, minus V (pi*0.6); None: TD(lambda).
-    advantage_scale: deviation of the standardised advantage. weight_clip: largest weight.
-    time_out: what a time limit means (`chunkrl.data.returns`).
-    hidden_dim, num_layers, dropout, noise: size and regularisation of the values and critics beside small policies;
-    the noise is added to the normalised state while training.
-    """
+    """How values are fitted and become advantages and weights."""
 
     lam: float = 0.98
+    """Lambda of the TD(lambda) return that the advantage compares with V."""
     advantage_scale: float = 3.0
+    """Deviation of the standardised advantage that weights are made of."""
     weight_clip: float = 100.0
+    """Largest weight."""
     time_out: TimeOut = "failure"
+    """What a time limit means: a failure, or bootstrap from the last stored frame."""
     hidden_dim: int = 128
+    """Width of values and critics beside small policies."""
     num_layers: int = 2
+    """Their layers."""
     dropout: float = 0.5
+    """Their dropout."""
     noise: float = 0.3
+    """On their normalised state, while training."""
     target: ValueTarget = "monte_carlo"
+    """What V learns from: monte_carlo, the return of the episode; bootstrap, the rewards of the steps that a
+    transition covers (--critic-horizon) and V behind them, from a moving average of V."""
     target_rate: float = 0.005
+    """By which that average moves an update."""
     head: ValueHead = field(default_factory=ValueHead)
+    """How V reads its network's outputs."""
     num_steps: int | None = None
+    """N of the advantage as the sum of N rewards and V behind them, minus V (pi*0.6); default: TD(lambda)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.lam <= 1:

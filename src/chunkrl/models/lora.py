@@ -24,17 +24,20 @@ _ADAPTABLE = (nn.Linear, Linear)
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """rank: of the update. alpha: its scale is alpha / rank. targets: globs on the names of linear modules, a
-    leading `-` excludes; the default adapts attention and MLPs of a `PiModel`'s prefix LM and action expert."""
+    """Size and place of LoRA."""
 
     rank: int = 16
+    """Of the update."""
     alpha: float = 16.0
+    """The update's scale is alpha / rank."""
     targets: tuple[str, ...] = (
         "language.layers.*.self_attn.*",
         "language.layers.*.mlp.*",
         "expert.layers.*.self_attn.*",
         "expert.layers.*.mlp.*",
     )
+    """Globs on the names of linear modules, a leading - excludes; default: attention and MLPs of a `PiModel`'s prefix
+    language model and action expert."""
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0 or not self.targets:

@@ -37,17 +37,20 @@ NO_CONDITION = ""
 
 @dataclass(frozen=True)
 class PiCriticConfig:
-    """depth: N, blocks copied from the policy's prefix LM; 0 is a small head on frozen features, the baseline.
-    num_queries: value queries. head_width: hidden width of the readout. dropout: in the readout, while training.
-    state_noise: deviation of the noise on the state while training, where 1 is about the data's own deviation.
-    gradient_checkpointing: recompute blocks in the backward pass."""
+    """Size and regularisation of a critic."""
 
     depth: int = 6
+    """N, blocks copied from the policy's prefix language model; 0: a small head on frozen features, the baseline."""
     num_queries: int = 32
+    """Value queries."""
     head_width: int = 512
+    """Hidden width of the readout."""
     dropout: float = 0.0
+    """In the readout, while training."""
     state_noise: float = 0.0
+    """Deviation of the noise on the state while training; 1 is about the data's own deviation."""
     gradient_checkpointing: bool = False
+    """Recompute blocks in the backward pass."""
 
     def __post_init__(self) -> None:
         if self.depth < 0 or self.num_queries < 1 or self.head_width < 1:
