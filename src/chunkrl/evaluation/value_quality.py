@@ -123,7 +123,8 @@ def quality_warnings(held_out: float, seen: float) -> list[str]:
     if seen - held_out > MAX_OVERFIT_GAP:
         found.append(
             f"The values memorise: rank correlation {seen:.2f} on the episodes that they trained on, "
-            f"{held_out:.2f} on others. Use fewer --value-epochs, a smaller network (--fit.hidden-dim) or more "
-            "--fit.dropout and --fit.noise; without cross-fitting the advantages would be noise."
+            f"{held_out:.2f} on others. Use fewer --value-epochs, or a smaller or noisier critic: --fit.hidden-dim, "
+            "--fit.dropout, --fit.noise (of a pi policy: --pi.critic.depth, --pi.critic.dropout, "
+            "--pi.critic.state-noise). Without cross-fitting the advantages would be noise."
         )
     return found
