@@ -113,7 +113,8 @@ def test_a_time_out_means_what_is_said(tmp_path: Path, time_out: Any) -> None:
     success = run.dataset.success
     last = np.append(np.diff(run.dataset.episode) > 0, True)
     ended_by_time = last & ~success
-    assert run.algorithm.values.known.tolist() == (success | (time_out == "failure")).tolist()
+    known = run.dataset.batch(np.arange(len(success)), next_observation=False).labels["outcome_known"]
+    assert known.tolist() == (success | (time_out == "failure")).tolist()
     target = (labels.value + labels.advantage)[ended_by_time]
     # with `bootstrap` the return of the last action is V of the last stored frame
     expected = labels.value[ended_by_time] if time_out == "bootstrap" else 0.0

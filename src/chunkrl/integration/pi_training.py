@@ -90,8 +90,8 @@ def pi_networks(
     """
     if not checkpoint.is_dir():
         raise CheckpointError(
-            f"no pi checkpoint at {checkpoint}: chunkrl download {checkpoint.name} fetches published ones; or say "
-            "where it is with --pi0-checkpoints-dir and --pi0-config"
+            f"no pi checkpoint at {checkpoint}: chunkrl download {checkpoint.name} fetches it if it is a published one; "
+            "else say where it is with --pi0-checkpoints-dir and --pi0-config"
         )
     recipe = find_pi_recipe(data, checkpoint, source, data.cameras)
     recipe = _for_data(data, recipe, source, config, conditioning)
