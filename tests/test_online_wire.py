@@ -127,7 +127,7 @@ def test_wrong_items_are_refused_each_with_its_reason():
     item.step.state.dtype = pb.DType.Value("INT32")  # type: ignore[assignment]
     refused(item, "state: int32")
     item = damaged()
-    item.step.state.data = np.float32([1, np.nan, 1]).tobytes()
+    item.step.state.data = np.array([1, np.nan, 1], np.float32).tobytes()
     refused(item, "state: NaN or inf at 1")
     item = damaged()
     item.step.state.shape[:] = [0, 2**62]

@@ -1,0 +1,147 @@
+"""One file of a spool: a magic number, then frames of length, CRC-32, number and payload."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from chunkrl.errors import SpoolError
+
+MAGIC = b"CRLSPL\x00\x01"  # the last byte is the format's version
+_HEADER = struct.Struct("<IIQ")  # payload length, CRC-32 of number and payload, number
+MAX_PAYLOAD_BYTES = 60 * 2**20  # fits into one message (`chunkrl.online.wire.MAX_MESSAGE_BYTES`)
+_SUFFIX = ".segment"
+
+
+def segment_path(root: Path, first: int) -> Path:
+    """The file whose first frame has the number `first`."""
+    return root / f"{first:020d}{_SUFFIX}"
+
+
+def list_segments(root: Path) -> list[int]:
+    """First numbers of all segments under `root`, ascending."""
+    return sorted(int(path.name.removesuffix(_SUFFIX)) for path in root.glob(f"{'[0-9]' * 20}{_SUFFIX}"))
+
+
+def encode_frame(sequence: int, payload: bytes) -> bytes:
+    """The frame's bytes."""
+    return _HEADER.pack(len(payload), _crc(sequence, payload), sequence) + payload
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """os.write until everything is written (a full disk may take a part)."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+class SegmentReader:
+    """Reads one segment's frames in order, up to a limit that its writer knows to be whole."""
+
+    def __init__(self, path: Path, first: int) -> None:
+        self.path = path
+        self.first = self.sequence = first  # of the next frame
+        self.offset = len(MAGIC)
+        self._file = path.open("rb")
+        if self._file.read(len(MAGIC)) != MAGIC:
+            self.close()
+            raise SpoolError(
+                f"{path} is no spool segment of this version: use the version that wrote it, or move the folder"
+            )
+
+    def skip_to(self, sequence: int) -> None:
+        """Moves before the frame `sequence` (at or after the present one) without reading payloads."""
+        while self.sequence < sequence:
+            self._file.seek(self.offset)
+            length, _, number = self._unpack(self._file.read(_HEADER.size))
+            if number != self.sequence or length > MAX_PAYLOAD_BYTES:
+                raise self._damaged()
+            self._advance(length)
+
+    def next(self) -> bytes:
+        """The next frame's payload; raises SpoolError where it is damaged."""
+        self._file.seek(self.offset)
+        payload = read_frame(self._file, self.sequence)
+        if payload is None:
+            raise self._damaged()
+        self._advance(len(payload))
+        return payload
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _advance(self, length: int) -> None:
+        self.offset += _HEADER.size + length
+        self.sequence += 1
+
+    def _unpack(self, header: bytes) -> tuple[int, int, int]:
+        if len(header) < _HEADER.size:
+            raise self._damaged()
+        return _HEADER.unpack(header)
+
+    def _damaged(self) -> SpoolError:
+        return SpoolError(
+            f"{self.path}: entry {self.sequence} at byte {self.offset} is damaged (disk error, or the file was "
+            "changed): restore the file from a copy, or move the spool folder away and start a new one"
+        )
+
+
+def read_frame(file: BinaryIO, sequence: int) -> bytes | None:
+    """The payload of the frame `sequence` that begins here; None where there is no such whole frame."""
+    header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        return None
+    length, crc, number = _HEADER.unpack(header)
+    if number != sequence or length > MAX_PAYLOAD_BYTES:
+        return None
+    payload = file.read(length)
+    return payload if len(payload) == length and _crc(sequence, payload) == crc else None
+
+
+def recover_tail(path: Path, first: int) -> tuple[int, int, int]:
+    """Finds the end of the newest segment after a crash.
+
+    Returns: the next free number, the offset behind the last whole frame, and how many bytes lie beyond it: a
+        frame that was being written.
+
+    Raises:
+        SpoolError: whole frames lie behind a damaged one, so this is no torn tail.
+    """
+    sequence, end = first, len(MAGIC)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        magic = file.read(len(MAGIC))
+        if len(magic) < len(MAGIC) and MAGIC.startswith(magic):  # killed while it was created
+            return first, 0, size
+        if magic != MAGIC:
+            SegmentReader(path, first)  # raises
+        while (payload := read_frame(file, sequence)) is not None:
+            sequence, end = sequence + 1, end + _HEADER.size + len(payload)
+        for offset in _frames_beyond(file, end, size, sequence):
+            raise SpoolError(
+                f"{path}: entry {sequence} at byte {end} is damaged, and whole entries follow at byte {offset} (disk "
+                "error, or the file was changed): restore it from a copy, or move the spool folder away"
+            )
+    return sequence, end, size - end
+
+
+def _frames_beyond(file: BinaryIO, end: int, size: int, sequence: int) -> Iterator[int]:
+    """Offset of the frame behind the damaged one at `end`, where it is whole and the damaged length is right."""
+    file.seek(end)
+    header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        return
+    offset = end + _HEADER.size + _HEADER.unpack(header)[0]
+    if offset < size:
+        file.seek(offset)
+        if read_frame(file, sequence + 1) is not None:
+            yield offset
+
+
+def _crc(sequence: int, payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(struct.pack("<Q", sequence)))

@@ -1,0 +1,327 @@
+"""A durable log on the local disk: the actor writes here first and sends after; the learner receives into one.
+
+Guarantees:
+- What `append` returned for is there after the process is killed at any moment. After a power cut it is there
+  up to `durable_sequence`: every entry with `sync_interval_s = 0`, else all but the last interval's (and what
+  came in since without a further `append` or `sync`; who sends calls `sync` first).
+- Entries have the numbers 0, 1, 2, ... over all restarts, and a number is never used twice.
+- A frame torn by a crash is cut off on reopening, with a warning; damage elsewhere is a SpoolError, never
+  skipped.
+- An entry's file is deleted only when the watermark (`acknowledge`), which is on the disk by then, has passed
+  all of it and a later file exists.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from chunkrl.data.atomic import remove_temporaries, write_text
+from chunkrl.errors import DatasetError, RecordError, SpoolError
+from chunkrl.online import segment_file as sf
+from chunkrl.online.records import check_id, new_id
+
+_LOG = logging.getLogger(__name__)
+_IDENTITY = "spool.json"
+_WATERMARK = "acknowledged.json"
+_LOCK = ".lock"
+
+
+class Spool:
+    """An append-only log of byte strings in a folder, open in one process; safe to use from several threads.
+
+    root: the folder, created if absent.
+    sync_interval_s: 0: `append` waits for the disk each time; else at most this often.
+    segment_bytes: size at which a new file begins.
+    spool_id: identity of a new folder (default: a random one); an existing folder must have the same.
+
+    Attributes:
+        spool_id: UUID of this folder.
+
+    Raises:
+        SpoolError: another process has it open, it is damaged, or the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        sync_interval_s: float = 0.0,
+        segment_bytes: int = 64 * 2**20,
+        spool_id: str | None = None,
+    ) -> None:
+        if not sync_interval_s >= 0 or segment_bytes < 1:
+            raise SpoolError(
+                f"sync_interval_s {sync_interval_s}, segment_bytes {segment_bytes}: at least 0 and 1"
+            )
+        self.root = Path(root)
+        self._interval = sync_interval_s
+        self._segment_bytes = segment_bytes
+        self._mutex = threading.RLock()
+        self._descriptor = -1
+        self._segments: list[int] = []  # first numbers of the files, ascending; the last one is written to
+        self._end = 0  # bytes of the newest file
+        self._next = self._acknowledged = self._durable = 0
+        self._synced_at = -float("inf")
+        self._reader: sf.SegmentReader | None = None
+        self._lock = filelock.FileLock(self.root / _LOCK, thread_local=False)
+        with self._writing():
+            self.root.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except filelock.Timeout as error:
+                raise SpoolError(
+                    f"{self.root}: another process has this spool open; end it, or use another folder"
+                ) from error
+        try:
+            with self._writing():
+                remove_temporaries(self.root)
+                self.spool_id = self._identify(spool_id)
+                self._recover()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def next_sequence(self) -> int:
+        """The number that the next entry gets."""
+        return self._next
+
+    @property
+    def acknowledged(self) -> int:
+        """The watermark: all entries below it are done with."""
+        return self._acknowledged
+
+    @property
+    def durable_sequence(self) -> int:
+        """All entries below this number survive a power cut."""
+        return self._durable
+
+    def append(self, payload: bytes) -> int:
+        """Add an entry and return its number.
+
+        Raises:
+            SpoolError: the disk is full or read-only, the entry is too large; the spool is as before, and a
+                later call may succeed.
+        """
+        if len(payload) > sf.MAX_PAYLOAD_BYTES:
+            raise SpoolError(
+                f"an entry of {len(payload)} bytes, more than {sf.MAX_PAYLOAD_BYTES}: use smaller pictures"
+            )
+        with self._mutex, self._writing():
+            self._check_open()
+            if self._end >= self._segment_bytes and self._next > self._segments[-1]:
+                self._sync()
+                self._begin_segment(self._next)
+            frame = sf.encode_frame(self._next, payload)
+            due = time.monotonic() - self._synced_at >= self._interval
+            try:
+                sf.write_all(self._descriptor, frame)
+                if due:
+                    os.fdatasync(self._descriptor)
+            except OSError:
+                os.ftruncate(self._descriptor, self._end)  # a part of the frame, and no other, lies there
+                raise
+            self._end += len(frame)
+            self._next += 1
+            if due:
+                self._mark_durable()
+            return self._next - 1
+
+    def sync(self) -> None:
+        """Wait until everything appended so far would survive a power cut."""
+        with self._mutex, self._writing():
+            self._check_open()
+            self._sync()
+
+    def read(self, first: int, max_bytes: int, end: int | None = None) -> list[bytes]:
+        """Consecutive entries from number `first`: below `end` (default: all), together at most `max_bytes` but
+        at least one if there is one."""
+        with self._mutex:
+            self._check_open()
+            if not self._segments[0] <= first <= self._next:
+                raise SpoolError(
+                    f"{self.root}: entry {first} is not here ({self._segments[0]} to {self._next - 1} are): it was "
+                    "acknowledged and deleted, or never written"
+                )
+            result: list[bytes] = []
+            size = 0
+            last = self._next if end is None else min(end, self._next)
+            with self._writing():
+                for sequence in range(first, last):
+                    payload = self._seek(sequence).next()
+                    size += len(payload)
+                    if result and size > max_bytes:
+                        break
+                    result.append(payload)
+            return result
+
+    def acknowledge(self, next_sequence: int) -> None:
+        """Raise the watermark: no entry below `next_sequence` is needed any more. A lower one changes nothing."""
+        with self._mutex, self._writing():
+            self._check_open()
+            if next_sequence > self._next:
+                raise SpoolError(
+                    f"{self.root}: {next_sequence} entries acknowledged, but only {self._next} written: the folder "
+                    "was restored from an older copy; use a new folder and a new actor id"
+                )
+            if next_sequence <= self._acknowledged:
+                return
+            self._sync()  # the watermark never passes what is on the disk
+            write_text(self.root / _WATERMARK, json.dumps({"next_sequence": next_sequence}))
+            self._acknowledged = next_sequence
+            self._delete_done()
+
+    def close(self) -> None:
+        """Sync, close and let other processes in; further calls do nothing."""
+        with self._mutex:
+            if self._reader:
+                self._reader.close()
+                self._reader = None
+            try:
+                if self._descriptor >= 0:
+                    with self._writing():
+                        self._sync()
+            finally:
+                if self._descriptor >= 0:
+                    os.close(self._descriptor)
+                self._descriptor = -1
+                self._lock.release()
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._descriptor < 0:
+            raise SpoolError(f"{self.root}: the spool is closed; open a new one")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except DatasetError as error:  # of `write_text`
+            raise SpoolError(str(error)) from error
+        except OSError as error:
+            raise SpoolError(
+                f"spool {self.root}: {error.strerror or error}; free some space or use a writable folder, what was "
+                "written before is kept"
+            ) from error
+
+    def _identify(self, wanted: str | None) -> str:
+        path = self.root / _IDENTITY
+        if not path.exists():
+            if sf.list_segments(self.root):
+                raise SpoolError(
+                    f"{path} is missing: restore it, or move the folder away and start a new one"
+                )
+            identity = wanted or new_id()
+            write_text(path, json.dumps({"format": 1, "spool_id": identity}))
+            return identity
+        found = _read_json(path, {"format": int, "spool_id": str})
+        try:
+            check_id("spool_id", found["spool_id"])
+        except RecordError as error:
+            raise SpoolError(f"{path}: {error}") from error
+        if found["format"] != 1:
+            raise SpoolError(f"{path}: format {found['format']}: finish with the version that wrote it")
+        if wanted not in (None, found["spool_id"]):
+            raise SpoolError(f"{self.root} is spool {found['spool_id']}, not {wanted}: use another folder")
+        return found["spool_id"]
+
+    def _recover(self) -> None:
+        path = self.root / _WATERMARK
+        watermark = _read_json(path, {"next_sequence": int})["next_sequence"] if path.exists() else 0
+        self._segments = sf.list_segments(self.root)
+        if self._segments:
+            newest = sf.segment_path(self.root, self._segments[-1])
+            self._next, self._end, torn = sf.recover_tail(newest, self._segments[-1])
+            if torn:
+                _LOG.warning("%s: %d bytes of an entry torn by a crash cut off", newest, torn)
+            self._descriptor = os.open(newest, os.O_WRONLY | os.O_APPEND)
+            os.ftruncate(self._descriptor, self._end)
+            if self._end == 0:
+                sf.write_all(self._descriptor, sf.MAGIC)
+                self._end = len(sf.MAGIC)
+        self._acknowledged = max(watermark, self._segments[0] if self._segments else 0)
+        if not self._segments or self._next < self._acknowledged:
+            # A disk that lost what it had confirmed: the receiver has it; its numbers must not be used again.
+            self._next = self._acknowledged
+            self._begin_segment(self._next)
+        os.fsync(self._descriptor)
+        self._mark_durable()
+        self._delete_done()
+
+    def _begin_segment(self, first: int) -> None:
+        """Continue in a new file; where that fails the old one stays the newest."""
+        path = sf.segment_path(self.root, first)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            sf.write_all(descriptor, sf.MAGIC)
+            os.fsync(descriptor)
+            _sync_folder(self.root)  # the new name too must survive a power cut
+        except OSError:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            raise
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor, self._end = descriptor, len(sf.MAGIC)
+        self._segments.append(first)
+
+    def _sync(self) -> None:
+        if self._durable < self._next:
+            os.fdatasync(self._descriptor)
+            self._mark_durable()
+
+    def _mark_durable(self) -> None:
+        self._durable = self._next
+        self._synced_at = time.monotonic()
+
+    def _delete_done(self) -> None:
+        while len(self._segments) > 1 and self._segments[1] <= self._acknowledged:
+            first = self._segments[0]
+            if self._reader and self._reader.first == first:
+                self._reader.close()
+                self._reader = None
+            sf.segment_path(self.root, first).unlink(missing_ok=True)
+            self._segments.pop(0)
+
+    def _seek(self, sequence: int) -> sf.SegmentReader:
+        """The reader, before entry `sequence`."""
+        first = max(s for s in self._segments if s <= sequence)
+        if not self._reader or self._reader.first != first or self._reader.sequence > sequence:
+            if self._reader:
+                self._reader.close()
+            self._reader = sf.SegmentReader(sf.segment_path(self.root, first), first)
+        self._reader.skip_to(sequence)
+        return self._reader
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_json(path: Path, fields: dict[str, type]) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SpoolError(f"{path} is not JSON ({error}): restore it") from error
+    right = isinstance(found, dict) and all(type(found.get(name)) is kind for name, kind in fields.items())
+    if not right or any(value < 0 for value in found.values() if type(value) is int):
+        raise SpoolError(f"{path}: {found!r}, expected {sorted(fields)}: restore it")
+    return found
