@@ -90,7 +90,7 @@ def pi_networks(
     """
     if not checkpoint.is_dir():
         raise CheckpointError(
-            f"no pi checkpoint at {checkpoint}: chunkrl download {checkpoint.name} fetches it if it is a published one; "
+            f"no pi checkpoint at {checkpoint}: chunkrl download {checkpoint.name} fetches it if it is published; "
             "else say where it is with --pi0-checkpoints-dir and --pi0-config"
         )
     recipe = find_pi_recipe(data, checkpoint, source, data.cameras)
