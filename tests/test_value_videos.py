@@ -178,7 +178,7 @@ def test_a_failure_is_told_with_its_reason(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_training_does_not_wait_for_a_renderer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    renderers = Renderers(monkeypatch, "import time; time.sleep(600)")
+    renderers = Renderers(monkeypatch, "import signal; signal.pause()")
     labels = {"value": np.zeros(3)}
     videos = hook(tmp_path, labels)
     videos.after_save(tmp_path / "checkpoints" / "0000001")

@@ -1,0 +1,119 @@
+"""Of a training run: its curves, its data, and what was trained with which settings."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from chunkrl.evaluation.page import card, section
+from chunkrl.evaluation.results import Curve
+from chunkrl.evaluation.sections import facts_card, percent, table, words
+from chunkrl.evaluation.svg import compact
+from chunkrl.evaluation.training_run import TrainingRun
+
+# Metrics that are comparable share a panel; every other one has its own.
+_PANELS = {
+    "loss/value": "value loss",
+    "value/rank_correlation": "rank correlation of V",
+    "flow_loss/time": "flow loss by flow time",
+    "flow_loss/advantage": "flow loss by bin",
+    "grad_norm/": "gradient norms",
+    "lr/": "learning rates",
+    "advantage/share": "shares of the bins",
+    "speed/seconds": "seconds between records",
+    "memory/": "peak memory, GB",
+}
+
+
+def curves(run: TrainingRun) -> list[Curve]:
+    """Everything that was recorded more than once, losses first."""
+    names = list(dict.fromkeys(name for record in run.records for name in record.scalars))
+    order = (
+        "loss/",
+        "flow_loss/",
+        "grad_norm/",
+        "lr/",
+        "value/",
+        "advantage/",
+        "weight/",
+        "speed/",
+        "memory/",
+    )
+    rank = {prefix: i for i, prefix in enumerate(order)}
+    names.sort(key=lambda name: rank.get(f"{name.split('/')[0]}/", len(order)))
+    found = []
+    for name in names:
+        updates, values = run.points(name)
+        if len(updates) < 2:
+            continue
+        prefix = next((p for p in _PANELS if name.startswith(p)), None)
+        panel = _PANELS[prefix] if prefix else words(name.replace("/", ": "))
+        label = words(name.removeprefix(prefix or "").split("/")[-1].strip("_").removesuffix("_gb"))
+        found.append(Curve(label or "trained on", updates, values, panel=panel))
+    return found
+
+
+def settings_section(run: TrainingRun) -> str:
+    """The data sets, and what was trained with which settings and versions."""
+    head = ("data set", "task", "episodes", "successful", "frames", "frames a second", "made by a human")
+    rows = []
+    for part in run.data:
+        data = part.dataset
+        rows.append(
+            (
+                data.name,
+                ", ".join(data.tasks),
+                str(data.num_episodes),
+                percent(round(float(data.frame_labels.success.mean()), 3)),
+                str(data.num_frames),
+                f"{data.fps:g}",
+                percent(round(float(data.frame_labels.human.mean()), 3)),
+            )
+        )
+    cards = [
+        card("Data", table(head, rows), wide=True),
+        facts_card("What was trained", _facts(run), wide=True),
+    ]
+    lead = f"All settings: {run.folder / 'config.json'}; continue or repeat with chunkrl train --config."
+    return section("Data and settings", lead, cards)
+
+
+def _facts(run: TrainingRun) -> dict[str, str]:
+    config, rule = run.config, run.data[0].rule
+    facts = {
+        "objective": words(config.objective),
+        "policy": config.policy.kind + (f" ({config.pi0_config})" if config.pi0_config else ""),
+        "chunk": f"{config.action_horizon} actions of {config.action_dim} values",
+        "folds": str(config.num_folds),
+        "batch size": str(config.batch_size),
+        "learning rate": f"{config.lr:g}, {config.schedule}",
+        "discount": f"{config.gamma:g}",
+        "beta": f"{config.beta:g}",
+        "success rule": run.data[0].dataset.frame_labels.rule.success,
+        "reward": config.reward,
+        "seed": str(config.seed),
+    }
+    if run.records:
+        first, last = run.records[0], run.records[-1]
+        facts["updates"] = ", ".join(f"{phase} {count}" for phase, count in _updates_of_phases(run).items())
+        facts["began"] = datetime.fromtimestamp(first.time, tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        facts["minutes"] = compact(float(f"{(last.time - first.time) / 60:.3g}"))
+    speed, memory = run.last("speed/samples_per_second"), run.last("memory/peak_resident_gb")
+    if speed is not None and memory is not None:
+        facts["samples a second, last"] = compact(float(f"{speed:.3g}"))
+        facts["peak memory"] = f"{memory:.2f} GB"
+    if (gpu := run.last("memory/peak_gpu_gb")) is not None:
+        facts["peak GPU memory"] = f"{gpu:.2f} GB"
+    known = ("chunkrl", "torch", "numpy")
+    facts |= {name: str(rule[name]) for name in known if name in rule}
+    return facts
+
+
+def _updates_of_phases(run: TrainingRun) -> dict[str, int]:
+    """Updates of every phase, as far as recorded."""
+    ends: dict[str, int] = {}
+    for record in run.records:
+        ends[record.phase] = record.update
+    counts, before = {}, 0
+    for phase, end in ends.items():
+        counts[phase], before = end - before, end
+    return counts
