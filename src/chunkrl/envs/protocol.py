@@ -17,6 +17,7 @@ class EnvStep:
     reward: the reward of the action just taken (0 after a reset).
     success: the task is done. terminated: the task ended (success, or a failure the environment declares).
     truncated: the time limit was reached without termination.
+    executed: float32 [A], what was done where the robot changed the action (its own limits); None: the action.
     """
 
     state: np.ndarray
@@ -25,6 +26,7 @@ class EnvStep:
     success: bool = False
     terminated: bool = False
     truncated: bool = False
+    executed: np.ndarray | None = None
 
     @property
     def done(self) -> bool:

@@ -47,7 +47,7 @@ class JitterStatistics:
         the work between two ticks took too long. num_skipped: deadlines that went by without a tick.
     p50_s, p99_s, max_s: how late ticks were (seconds after their deadlines); of the last 100,000 ticks, and 0
         before the first one.
-    rate_hz: ticks a second since `start`, 0 before the first tick.
+    rate_hz: ticks a second, without the time between two starts; 0 before the first tick.
     """
 
     num_ticks: int
@@ -113,9 +113,14 @@ class ControlRate:
         self._lateness.append(now - deadline)
         return now - deadline
 
+    @property
+    def rate_hz(self) -> float:
+        """Ticks a second over all starts, 0 before the first tick."""
+        running_s = self._running_s + (0.0 if self._origin is None else self._last - self._origin)
+        return self._num_ticks / running_s if running_s > 0 else 0.0
+
     def statistics(self) -> JitterStatistics:
         """Of all ticks so far, over all starts."""
-        running_s = self._running_s + (0.0 if self._origin is None else self._last - self._origin)
         late = np.asarray(self._lateness) if self._lateness else np.zeros(1)
         return JitterStatistics(
             num_ticks=self._num_ticks,
@@ -124,5 +129,5 @@ class ControlRate:
             p50_s=float(np.percentile(late, 50)),
             p99_s=float(np.percentile(late, 99)),
             max_s=float(late.max()),
-            rate_hz=self._num_ticks / running_s if running_s > 0 else 0.0,
+            rate_hz=self.rate_hz,
         )

@@ -1,0 +1,189 @@
+"""Any robot that takes joint targets behind `chunkrl.envs.protocol.Environment`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from chunkrl.envs.protocol import EnvStep
+from chunkrl.errors import ChunkRLError
+
+CAMERA_PREFIX = "observation.images."  # as data sets name cameras, so that policies know them by one name
+
+
+@dataclass(frozen=True)
+class RobotState:
+    """positions: float32 [N]. images: camera -> uint8 [height, width, 3]."""
+
+    positions: np.ndarray
+    images: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+class Robot(Protocol):
+    """A robot's hardware: N joints that take absolute targets, any cameras."""
+
+    name: str
+    joint_names: tuple[str, ...]
+    cameras: Mapping[str, tuple[int, int]]
+    """camera -> (height, width), pixels"""
+
+    def observe(self) -> RobotState:
+        """What is seen now."""
+        ...
+
+    def send(self, targets: np.ndarray) -> np.ndarray:
+        """targets: float32 [N]; returns the targets [N] that the robot's own limits made of them."""
+        ...
+
+    def close(self) -> None:
+        """Disconnects; a robot that can leaves its motors without torque."""
+        ...
+
+
+class Pace(Protocol):
+    """The control loop's clock, see `chunkrl.online.control.ControlRate`."""
+
+    def start(self) -> None:
+        """A stretch of steps begins."""
+        ...
+
+    def wait(self) -> float:
+        """Waits for the next tick; how late it is, seconds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where the robot goes at an episode's start, slowly, before the episode's clock runs.
+
+    positions: one a joint. max_step: the farthest that a target moves in a control step. tolerance: home is reached
+    within it. Units of the positions. timeout_steps: control steps until it is given up.
+    """
+
+    positions: tuple[float, ...]
+    max_step: float
+    tolerance: float
+    timeout_steps: int = 600
+
+
+class RobotEnvironment:
+    """Sends the action, waits for the control loop's next tick, observes.
+
+    What is seen after an action is therefore what a whole control period made of it. The robot knows no success: a
+    person says so, and resets the scene before `reset`.
+    """
+
+    def __init__(
+        self,
+        robot: Robot,
+        pace: Pace,
+        task: str,
+        fps: float,
+        max_steps: int,
+        home: Home | None = None,
+    ) -> None:
+        """
+        Args:
+            robot: is used and closed from here.
+            pace: ticks `fps` times a second.
+            task: the task's text.
+            max_steps: time limit, steps.
+            home: None: an episode starts where the robot stands.
+        """
+        self._robot, self._pace, self._home = robot, pace, home
+        self.name, self.task = robot.name, task
+        self.state_dim = self.action_dim = len(robot.joint_names)
+        self.state_names = self.action_names = robot.joint_names
+        self.max_steps, self.fps = max_steps, fps
+        self._num_steps = 0
+        if home is not None and len(home.positions) != self.action_dim:
+            raise ChunkRLError(
+                f"home has {len(home.positions)} positions, {robot.name} has the joints {robot.joint_names}"
+            )
+
+    def reset(self, seed: int) -> EnvStep:
+        """Goes home. A real scene knows no seed. Raises ChunkRLError where home is not reached in time."""
+        self._pace.start()
+        if self._home is not None:
+            self._go_home(self._home)
+        self._num_steps = 0
+        return EnvStep(**self._observe())
+
+    def _go_home(self, home: Home) -> None:
+        goal = np.asarray(home.positions, dtype=np.float32)
+        target = positions = self._robot.observe().positions
+        for _ in range(home.timeout_steps):
+            if (np.abs(goal - positions) <= home.tolerance).all():
+                return
+            target = target + np.clip(goal - target, -home.max_step, home.max_step)
+            self._robot.send(target.astype(np.float32))
+            self._pace.wait()
+            positions = self._robot.observe().positions
+        worst = int(np.argmax(np.abs(goal - positions)))
+        raise ChunkRLError(
+            f"{self.name} did not come home in {home.timeout_steps} steps: joint {self.state_names[worst]} is at "
+            f"{positions[worst]:g}, home is {goal[worst]:g}: clear its way, or raise tolerance or timeout_steps"
+        )
+
+    def _observe(self) -> dict:
+        seen = self._robot.observe()
+        if seen.positions.shape != (self.state_dim,) or not np.isfinite(seen.positions).all():
+            raise ChunkRLError(
+                f"{self.name} reports the joint positions {seen.positions}: check its connection"
+            )
+        for camera, size in self._robot.cameras.items():
+            if camera not in seen.images or seen.images[camera].shape != (*size, 3):
+                found = seen.images[camera].shape if camera in seen.images else "no picture"
+                raise ChunkRLError(
+                    f"camera {camera!r} of {self.name} gives {found}, declared as {(*size, 3)}"
+                )
+        images = {f"{CAMERA_PREFIX}{camera}": seen.images[camera] for camera in self._robot.cameras}
+        return {"state": seen.positions.astype(np.float32), "images": images}
+
+    def step(self, action: np.ndarray) -> EnvStep:
+        """One control period with joint targets `action` [N]; raises ValueError on a wrong shape or a NaN."""
+        action = np.asarray(action, dtype=np.float32)
+        if action.shape != (self.action_dim,) or not np.isfinite(action).all():
+            raise ValueError(f"{self.name} takes {self.action_dim} finite joint targets, got {action}")
+        executed = self._robot.send(action)
+        self._pace.wait()
+        self._num_steps += 1
+        return EnvStep(
+            **self._observe(),
+            truncated=self._num_steps >= self.max_steps,
+            executed=np.asarray(executed, dtype=np.float32),
+        )
+
+    def close(self) -> None:
+        """Disconnects the robot."""
+        self._robot.close()
+
+
+class PacedEnvironment:
+    """A simulator on the control loop's clock, so that a person can follow it and latencies are as on a robot."""
+
+    def __init__(self, env, pace: Pace) -> None:
+        """env: an `Environment`; used and closed from here."""
+        self._env, self._pace = env, pace
+        self.name, self.task = env.name, env.task
+        self.state_dim, self.action_dim = env.state_dim, env.action_dim
+        self.max_steps, self.fps = env.max_steps, env.fps
+
+    def reset(self, seed: int) -> EnvStep:
+        """As the simulator's; the clock starts."""
+        step = self._env.reset(seed)
+        self._pace.start()
+        return step
+
+    def step(self, action: np.ndarray) -> EnvStep:
+        """As the simulator's, on the next tick."""
+        step = self._env.step(action)
+        self._pace.wait()
+        return step
+
+    def close(self) -> None:
+        """Frees the simulator."""
+        self._env.close()

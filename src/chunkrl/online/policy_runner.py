@@ -1,0 +1,211 @@
+"""A policy that acts while new weights arrive: two copies, of which one acts and the other is written to."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from chunkrl.envs.protocol import EnvStep
+from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.evaluation.rollout import batch_observation
+from chunkrl.types import Observation
+
+SwapAt = Literal["chunk", "episode"]
+
+
+class ActingPolicy(Protocol):
+    """What `chunkrl.training.policy_io.load_policy` returns: networks in `policy`, and how they act."""
+
+    @property
+    def policy(self) -> nn.Module:
+        """The networks; its parameters' names are those of pushed weights."""
+        ...
+
+    @property
+    def action_horizon(self) -> int:
+        """H."""
+        ...
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        ...
+
+    def act(self, observation: Observation, generators: Sequence[torch.Generator], mode: Any) -> Tensor:
+        """Chunks [B, H, A] in the data's units."""
+        ...
+
+
+@dataclass(frozen=True)
+class PolicyChunk:
+    """actions: float32 [H, A]. version: of the weights that made them."""
+
+    actions: np.ndarray
+    version: int
+
+
+class ChunkSource(Protocol):
+    """What makes chunks: `PolicyRunner`, or a test's own."""
+
+    action_horizon: int
+    action_dim: int
+
+    @property
+    def version(self) -> int:
+        """Of the weights that act now."""
+        ...
+
+    def begin_episode(self, seed: int) -> None:
+        """`seed` determines the episode's noise."""
+        ...
+
+    def act(self, step: EnvStep) -> PolicyChunk:
+        """The chunk for what is seen now."""
+        ...
+
+
+@dataclass
+class _Copy:
+    """lock: held while the copy acts or is written to."""
+
+    policy: ActingPolicy
+    version: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def _shared(policy: ActingPolicy, trained: set[str]) -> Iterator[Tensor | nn.Module]:
+    """What no push changes: frozen parameters, all other tensors of the networks, networks beside `policy.policy`."""
+    yield from (p for name, p in policy.policy.named_parameters() if name not in trained)
+    for module in policy.policy.modules():
+        for tensors in vars(module).values():
+            if isinstance(tensors, Mapping):
+                yield from (
+                    t for t in tensors.values() if isinstance(t, Tensor) and not isinstance(t, nn.Parameter)
+                )
+    for part in vars(policy).values():
+        if isinstance(part, nn.Module) and part is not policy.policy:
+            yield part
+
+
+class PolicyRunner:
+    """Chunks of the newest weights that are whole; `push` may be called from another thread at any time.
+
+    The copy that acts is never written to. `push` checks weights completely, writes them to the other copy and
+    says that it is ready; the next `act` (swap_at `chunk`) or the next episode (`episode`) exchanges two references.
+    What is not trained exists once: both copies share it. Weights of a Q that chooses chunks are not pushed.
+    """
+
+    def __init__(
+        self,
+        policy: ActingPolicy,
+        task: str,
+        mode: Literal["mode", "sample"] = "sample",
+        swap_at: SwapAt = "chunk",
+        trained: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Args:
+            policy: acts first, as version 0.
+            task: the task's text.
+            mode: of `policy.act`.
+            swap_at: when new weights begin to act.
+            trained: names of the parameters of `policy.policy` that are pushed; None: all.
+
+        Raises:
+            ChunkRLError: another mode or `swap_at`, or the policy has no such parameter.
+        """
+        if swap_at not in get_args(SwapAt):
+            raise ChunkRLError(f"swap_at is {swap_at!r}; it must be one of {get_args(SwapAt)}")
+        if mode not in ("mode", "sample"):
+            raise ChunkRLError(f"an actor's mode is {mode!r}; it must be mode or sample")
+        known = dict(policy.policy.named_parameters())
+        names = set(known) if trained is None else set(trained)
+        if unknown := names - set(known):
+            raise ChunkRLError(f"the policy has no parameter {min(unknown)!r}, which is to be trained")
+        self.action_horizon, self.action_dim = policy.action_horizon, policy.action_dim
+        self._task, self._mode, self._swap_at = task, mode, swap_at
+        self._shapes = {name: tuple(known[name].shape) for name in names}
+        self._active = _Copy(policy, 0)
+        self._standby = _Copy(copy.deepcopy(policy, {id(part): part for part in _shared(policy, names)}), 0)
+        self._ready = False
+        self._swap_lock = threading.Lock()  # of the two references and `_ready`
+        self._push_lock = threading.Lock()  # one push at a time
+        self._newest = 0
+        self._generator = torch.Generator()
+
+    @property
+    def version(self) -> int:
+        """Of the weights that act now."""
+        return self._active.version
+
+    def begin_episode(self, seed: int) -> None:
+        """`seed` determines the episode's noise; weights that are ready begin to act."""
+        self._generator = torch.Generator().manual_seed(seed)
+        self._swap()
+
+    def act(self, step: EnvStep) -> PolicyChunk:
+        """The chunk for what is seen now. Raises what the policy raises."""
+        generator = self._generator
+        if self._swap_at == "chunk":
+            self._swap()
+        acting = self._active
+        with acting.lock, torch.no_grad():
+            observation = batch_observation([step], self._task)
+            chunk = acting.policy.act(observation, [generator], self._mode)[0]
+            return PolicyChunk(chunk.float().cpu().numpy(), acting.version)
+
+    def push(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over weights of `version`, in any floating type.
+
+        Raises CheckpointError where they are not newer than the last ones, not exactly the trained parameters, of
+        other shapes, or not finite; what acts stays as it is.
+        """
+        with self._push_lock:
+            self._check(version, tensors)
+            with self._swap_lock:
+                self._ready = False  # what waits there is about to be overwritten
+                standby = self._standby
+            with (
+                standby.lock,
+                torch.no_grad(),
+            ):  # an `act` that began before the last swap may still run on it
+                parameters = dict(standby.policy.policy.named_parameters())
+                for name, tensor in tensors.items():
+                    parameters[name].copy_(tensor)
+                standby.version = version
+            self._newest = version
+            with self._swap_lock:
+                self._ready = True
+
+    def _swap(self) -> None:
+        with self._swap_lock:
+            if self._ready:
+                self._active, self._standby = self._standby, self._active
+                self._ready = False
+
+    def _check(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        def refuse(why: str) -> CheckpointError:
+            return CheckpointError(f"weights version {version} refused, version {self.version} stays: {why}")
+
+        if version <= self._newest:
+            raise refuse(f"version {self._newest} is there already")
+        for kind, names in (
+            ("lack", self._shapes.keys() - tensors.keys()),
+            ("have an unknown", tensors.keys() - self._shapes.keys()),
+        ):
+            if names:
+                raise refuse(
+                    f"they {kind} parameter {min(names)!r} ({len(names)} in all): train the same model"
+                )
+        for name, tensor in tensors.items():
+            if tuple(tensor.shape) != self._shapes[name]:
+                raise refuse(f"{name!r} has shape {list(tensor.shape)}, expected {list(self._shapes[name])}")
+            if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+                raise refuse(f"{name!r} is {tensor.dtype} or holds NaN or inf")

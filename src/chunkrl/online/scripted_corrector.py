@@ -1,0 +1,118 @@
+"""A stand-in for a person on MetaWorld: the scripted expert, with a budget of interventions.
+
+The rule, on one number, the task's distance d = |hand - object| + |object - goal| in metres (the hand's way to the
+object, and the object's to the goal). An intervention begins where, since the last one or the episode's start,
+- the policy stalls: the smallest d has not fallen by `progress_m` within `stall_steps` steps; or
+- the policy deviates: d has grown by `deviation_m` above its smallest value;
+and it lasts `correction_steps` steps. No intervention begins once the budget is spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from chunkrl.envs.metaworld import FULL_STATE, GOAL, MetaWorldEnv, make_expert
+from chunkrl.envs.protocol import EnvStep
+from chunkrl.errors import ChunkRLError
+
+_HAND = slice(FULL_STATE.index("hand_x"), FULL_STATE.index("hand_z") + 1)
+_OBJECT = slice(FULL_STATE.index("object_x"), FULL_STATE.index("object_z") + 1)
+
+
+@dataclass(frozen=True)
+class CorrectionRule:
+    """When a scripted corrector takes over, and for how long. See the module's docstring."""
+
+    budget: int = 50
+    """Interventions in a session."""
+    stall_steps: int = 30
+    """Steps without progress until it takes over."""
+    progress_m: float = 0.01
+    """What counts as progress, metres."""
+    deviation_m: float = 0.05
+    """Growth of the distance at which it takes over, metres."""
+    correction_steps: int = 25
+    """Steps of an intervention."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("budget", 0), ("stall_steps", 1), ("correction_steps", 1)):
+            if getattr(self, name) < least:
+                raise ChunkRLError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.progress_m <= 0 or self.deviation_m <= 0:
+            raise ChunkRLError("progress_m and deviation_m are lengths above 0, metres")
+
+
+def task_distance(full_state: np.ndarray) -> float:
+    """d of the module's docstring. full_state: float [39]."""
+    hand, thing, goal = full_state[_HAND], full_state[_OBJECT], full_state[GOAL]
+    return float(np.linalg.norm(hand - thing) + np.linalg.norm(thing - goal))
+
+
+class ScriptedCorrector:
+    """`Corrector` by rule.
+
+    Attributes:
+        num_left: interventions left of the budget.
+    """
+
+    def __init__(
+        self,
+        expert: Callable[[np.ndarray], np.ndarray],
+        full_state: Callable[[], np.ndarray],
+        rule: CorrectionRule,
+    ) -> None:
+        """
+        Args:
+            expert: full state [39] -> action [4].
+            full_state: the full state now, whatever the policy sees of it.
+        """
+        self._expert, self._full_state, self._rule = expert, full_state, rule
+        self.num_left = rule.budget
+        self._best, self._num_stalled, self._num_acted = np.inf, 0, 0
+
+    @classmethod
+    def for_metaworld(cls, env: MetaWorldEnv, rule: CorrectionRule) -> ScriptedCorrector:
+        """MetaWorld's own scripted expert of the task."""
+        return cls(make_expert(env.name), lambda: env.full_state, rule)
+
+    def begin_episode(self, step: EnvStep) -> None:
+        """Judges anew."""
+        self._judge_anew()
+
+    def _judge_anew(self) -> None:
+        self._best, self._num_stalled = task_distance(self._full_state()), 0
+
+    def wants_control(self, step: EnvStep, human: bool) -> bool:
+        """The module's rule."""
+        if human:
+            return self._num_acted < self._rule.correction_steps
+        distance = task_distance(self._full_state())
+        if distance <= self._best - self._rule.progress_m:
+            self._best, self._num_stalled = distance, 0
+        else:
+            self._num_stalled += 1
+        wrong = self._num_stalled >= self._rule.stall_steps or distance >= self._best + self._rule.deviation_m
+        return wrong and self.num_left > 0
+
+    def follow(self, step: EnvStep) -> None:
+        """A script has no arm to move."""
+
+    def take(self, step: EnvStep) -> None:
+        """One intervention of the budget."""
+        self.num_left -= 1
+        self._num_acted = 0
+
+    def act(self, step: EnvStep) -> np.ndarray:
+        """The expert's action, clipped to [-1, 1] as MetaWorld does."""
+        self._num_acted += 1
+        return np.clip(self._expert(self._full_state()), -1.0, 1.0).astype(np.float32)
+
+    def release(self, step: EnvStep) -> None:
+        """Judges anew."""
+        self._judge_anew()
+
+    def close(self) -> None:
+        """Nothing to give back."""

@@ -1,0 +1,67 @@
+"""What the actor's tests share: chunks that say where they come from, and rigs of fake parts."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from chunkrl.envs.fake_robot import FakeRobot
+from chunkrl.envs.protocol import EnvStep
+from chunkrl.envs.robot import RobotEnvironment
+from chunkrl.online.action_guard import ActionSpace
+from chunkrl.online.control import ControlRate
+from chunkrl.online.policy_runner import PolicyChunk
+
+
+class CountingSource:
+    """Chunk number c asked for at state s is s + [0, 1, ..., H-1] in every value, made by version `version`.
+
+    gate: chunks are made only while it is set.
+    """
+
+    def __init__(self, action_horizon: int, action_dim: int = 1, scale: float = 1.0) -> None:
+        self.action_horizon, self.action_dim, self._scale = action_horizon, action_dim, scale
+        self.version = 0
+        self.gate = threading.Event()
+        self.gate.set()
+        self.asked: list[float] = []
+        self.seeds: list[int] = []
+
+    def begin_episode(self, seed: int) -> None:
+        self.seeds.append(seed)
+
+    def act(self, step: EnvStep) -> PolicyChunk:
+        assert self.gate.wait(timeout=10.0), "the test never opened the gate"
+        start = float(step.state[0])
+        self.asked.append(start)
+        values = start + self._scale * np.arange(self.action_horizon, dtype=np.float32)
+        return PolicyChunk(np.repeat(values[:, None], self.action_dim, axis=1), self.version)
+
+
+class NoClock:
+    """A clock on which waiting takes no time."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def now(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+
+def fake_rate(fps: float = 30.0) -> ControlRate:
+    return ControlRate(fps, spin_s=0.0, clock=NoClock())
+
+
+def robot_rig(
+    num_joints: int = 3, max_steps: int = 20, limit: float = np.inf, **robot
+) -> tuple[FakeRobot, RobotEnvironment, ActionSpace, ControlRate]:
+    """A fake robot, its environment on a clock that takes no time, its action space (limits +-100), the clock."""
+    arm = FakeRobot(num_joints, limit=limit, **robot)
+    rate = fake_rate()
+    env = RobotEnvironment(arm, rate, "reach", 30.0, max_steps)
+    bound = np.full(num_joints, 100.0, np.float32)
+    return arm, env, ActionSpace.joint_targets(-bound, bound), rate
