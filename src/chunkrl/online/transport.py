@@ -1,0 +1,229 @@
+"""The learner's end: receives actors' spools and hands out weights.
+
+Every method is registered as a stream of bytes in both directions, also where a client sends and receives one
+message (the same on the wire): so this file decodes, bounds, times and logs whatever a peer does, and a silent
+or malformed one costs a log line and never a thread for good.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from chunkrl.errors import RecordError, SpoolError, TransportError
+from chunkrl.online import wire
+from chunkrl.online.records import MIN_PROTOCOL_VERSION, PROTOCOL_VERSION, Hello, WeightPush, Welcome
+from chunkrl.online.security import ListenConfig, admitted, grpc, read_token
+from chunkrl.online.streams import ReceivedStreams
+
+SERVICE = "chunkrl.online.v1.SpoolReceiver"
+FEATURES = ("weights",)
+OUR_PROTOCOLS = (MIN_PROTOCOL_VERSION, PROTOCOL_VERSION)
+MESSAGE_OPTIONS = [
+    ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
+]
+_LOG = logging.getLogger(__name__)
+Method = Callable[[Iterator[bytes]], Iterator[bytes]]
+
+
+@dataclass(frozen=True)
+class ReceiverLimits:
+    """max_calls: calls at a time; more are told to come again. idle_s: a peer that neither sends nor takes
+    anything for so long in the middle of a call is dropped."""
+
+    max_calls: int = 64
+    idle_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.max_calls < 1 or not self.idle_s > 0:
+            raise TransportError(f"max_calls {self.max_calls}, idle_s {self.idle_s}: at least 1, above 0")
+
+
+class SpoolReceiver:
+    """A gRPC server that stores what actors send in `streams` and offers the newest weights.
+
+    It answers from threads of its own: training never waits for it.
+
+    Attributes:
+        port: where it listens, after `start`.
+    """
+
+    def __init__(
+        self,
+        listen: ListenConfig,
+        streams: ReceivedStreams,
+        limits: ReceiverLimits = ReceiverLimits(),
+    ) -> None:
+        self.port = 0
+        self._listen, self._streams, self._limits = listen, streams, limits
+        self._token = read_token(listen.token_file)
+        self._weights: WeightPush | None = None
+        self._watched: dict[int, tuple[grpc.ServicerContext, float]] = {}
+        self._mutex = threading.Lock()
+        self._stopped = threading.Event()
+        self._server: grpc.Server | None = None
+        self._watchdog = threading.Thread(
+            target=self._drop_silent_peers, daemon=True, name="receiver-watchdog"
+        )
+
+    def start(self) -> int:
+        """Listens from now on; returns the port."""
+        limits = self._limits
+        server = grpc.server(
+            ThreadPoolExecutor(limits.max_calls, thread_name_prefix="receiver"),
+            options=[
+                *MESSAGE_OPTIONS,
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_time_ms", int(limits.idle_s * 1000)),
+            ],
+            maximum_concurrent_rpcs=limits.max_calls,
+        )
+        methods = {"Greet": self._greet, "Append": self._append, "FetchWeights": self._fetch_weights}
+        handlers = {
+            name: grpc.stream_stream_rpc_method_handler(self._guarded(name, method))
+            for name, method in methods.items()
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        self.port = self._listen.bind(server)
+        server.start()
+        self._server = server
+        self._watchdog.start()
+        return self.port
+
+    def stop(self, grace_s: float = 1.0) -> None:
+        """Stops listening; calls in progress have `grace_s` to end. Actors go on and come back."""
+        self._stopped.set()
+        if self._server:
+            self._server.stop(grace_s).wait()
+
+    def offer(self, push: WeightPush) -> None:
+        """Replaces the weights that actors get.
+
+        Raises:
+            TransportError: the version is not newer than the one on offer.
+        """
+        with self._mutex:
+            if self._weights and push.version <= self._weights.version:
+                raise TransportError(
+                    f"weights version {push.version} after {self._weights.version}: versions only rise "
+                    "(chunkrl.online.weights.VersionCounter)"
+                )
+            self._weights = push
+
+    def _greet(self, messages: Iterator[bytes]) -> Iterator[bytes]:
+        hello = wire.decode_hello(_first(messages))
+        protocol = _negotiate(hello)
+        next_sequence = self._streams.greet(hello)
+        weights = self._weights
+        common = tuple(name for name in FEATURES if name in hello.features)
+        _LOG.info("actor %s is here, %d items of it are stored", hello.actor_id, next_sequence)
+        yield wire.encode_welcome(Welcome(protocol, next_sequence, weights.version if weights else 0, common))
+
+    def _append(self, messages: Iterator[bytes]) -> Iterator[bytes]:
+        for data in messages:
+            batch = wire.decode_batch(data)
+            _check_protocol(batch.protocol)
+            yield wire.encode_acknowledgement(self._streams.append(batch))
+
+    def _fetch_weights(self, messages: Iterator[bytes]) -> Iterator[bytes]:
+        request = wire.decode_weight_request(_first(messages))
+        _check_protocol(request.protocol)
+        weights = self._weights
+        if weights and weights.version > request.newer_than:
+            yield from wire.encode_weights(weights)
+
+    def _guarded(self, name: str, method: Method) -> Callable[..., Iterator[bytes]]:
+        """`method` behind the token, the watchdog and one way of answering errors."""
+
+        def handle(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            peer = context.peer()
+            if not admitted(self._token, context):
+                _LOG.warning("%s from %s refused: no token or a wrong one", name, peer)
+                context.abort(
+                    grpc.StatusCode.UNAUTHENTICATED, "no token or a wrong one: give the learner's token_file"
+                )
+            try:
+                with self._watching(context) as beat:
+                    for answer in method(_beating(requests, beat)):
+                        yield answer
+                        beat()
+            except RecordError as error:
+                _LOG.warning("%s from %s dropped: %s", name, peer, error)
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, _status_text(error))
+            except TransportError as error:
+                _LOG.warning("%s from %s refused: %s", name, peer, error)
+                context.abort(grpc.StatusCode.FAILED_PRECONDITION, _status_text(error))
+            except SpoolError as error:
+                _LOG.error(
+                    "%s from %s cannot be stored, the actor keeps it and tries again: %s", name, peer, error
+                )
+                context.abort(grpc.StatusCode.UNAVAILABLE, _status_text(error))
+            except grpc.RpcError:
+                _LOG.warning("%s from %s ended half way: the peer went away, or sent too much", name, peer)
+
+        return handle
+
+    @contextmanager
+    def _watching(self, context: grpc.ServicerContext) -> Iterator[Callable[[], None]]:
+        key = id(context)
+
+        def beat() -> None:
+            with self._mutex:
+                self._watched[key] = (context, time.monotonic())
+
+        beat()
+        try:
+            yield beat
+        finally:
+            with self._mutex:
+                self._watched.pop(key, None)
+
+    def _drop_silent_peers(self) -> None:
+        while not self._stopped.wait(self._limits.idle_s / 4):
+            oldest = time.monotonic() - self._limits.idle_s
+            with self._mutex:
+                silent = [context for context, seen in self._watched.values() if seen < oldest]
+            for context in silent:
+                _LOG.warning("%s dropped: silent for %g s", context.peer(), self._limits.idle_s)
+                context.cancel()
+
+
+def _beating(requests: Iterator[bytes], beat: Callable[[], None]) -> Iterator[bytes]:
+    for data in requests:
+        beat()
+        yield data
+
+
+def _first(messages: Iterator[bytes]) -> bytes:
+    for data in messages:
+        return data
+    raise RecordError("a call without a message")
+
+
+def _negotiate(hello: Hello) -> int:
+    """The newest version that both speak."""
+    oldest, newest = OUR_PROTOCOLS
+    protocol = min(newest, hello.max_protocol)
+    if protocol < max(oldest, hello.min_protocol):
+        raise TransportError(
+            f"actor {hello.actor_id} speaks protocol {hello.min_protocol} to {hello.max_protocol}, the learner "
+            f"{oldest} to {newest}: install the same chunkrl version on both"
+        )
+    return protocol
+
+
+def _check_protocol(protocol: int) -> None:
+    oldest, newest = OUR_PROTOCOLS
+    if not oldest <= protocol <= newest:
+        raise TransportError(f"protocol {protocol}: the learner speaks {oldest} to {newest}; greet first")
+
+
+def _status_text(error: Exception) -> str:
+    """Status texts travel in a header of bounded size."""
+    return str(error)[:1000]
