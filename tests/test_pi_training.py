@@ -329,6 +329,11 @@ def test_lora_is_merged_into_an_ordinary_checkpoint(root: Path, checkpoints: Pat
     observation = run.dataset.batch(np.arange(3)).observation
     chunk = PiActor(saved).act(observation, [], "mode")
     torch.testing.assert_close(ours.act(observation, [], "mode"), chunk, atol=1e-4, rtol=1e-4)
+    both = PiTrainingConfig(train="lora_and_expert", lora=LoRAConfig(rank=2), num_noise=2, critic=CRITIC)
+    wider = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path / "both", "cross_fitted", pi=both))
+    names = [n for n, p in wider.policy.policy.model.named_parameters() if p.requires_grad]
+    assert any("lora" in name for name in names) and not any("expert" in n and "lora" in n for n in names)
+    assert any(name.startswith("expert") for name in names)
     # the last run's state holds no copy of the frozen weights
     tensors = (tmp_path / "checkpoints").rglob("state.safetensors")
     assert all(
@@ -340,8 +345,12 @@ def test_values_trained_alone_are_used_by_other_objectives(
     root: Path, checkpoints: Path, tmp_path: Path
 ) -> None:
     alone = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path / "v", "value"))
+    assert not any(p.requires_grad for p in alone.policy.parameters())
     alone.train()
     assert not (tmp_path / "v" / "policy").exists()
+    other = config(root, checkpoints, tmp_path / "o", "cross_fitted", values=str(tmp_path / "v"), gamma=0.9)
+    with pytest.raises(ChunkRLError, match="values of other returns"):
+        ChunkLevelOfflineRL(other)
     for objective in ("cross_fitted", "advantage_conditioned"):
         settings = config(root, checkpoints, tmp_path / objective, objective, values=str(tmp_path / "v"))
         run = ChunkLevelOfflineRL(settings)

@@ -14,7 +14,7 @@ from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.normalize import Normalizer
 from chunkrl.errors import ChunkRLError
-from chunkrl.integration.pi_training import pi_networks
+from chunkrl.integration.pi_training import FROZEN, pi_networks
 from chunkrl.models.encoders import NetworkConfig, ObservationSpec
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.policy import ChunkShape
@@ -66,7 +66,8 @@ def build_networks(
         dataset,
         Path(config.pi0_checkpoints_dir).expanduser() / config.pi0_config,
         config.pi0,
-        config.pi,
+        # values alone train nothing of the policy: no masters in float32, no LoRA
+        replace(config.pi, trainable=FROZEN) if config.objective == "value" else config.pi,
         config.conditioning if conditions else None,
         device,
         progress,

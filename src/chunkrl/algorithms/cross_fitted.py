@@ -141,7 +141,9 @@ class CrossFittedAdvantage:
                 self.critic.parameter_groups(), value_optim, config.value_updates
             )
         shard(self.policy)  # after the critics have copied its blocks
-        self._policy_optimizer = Optimizer([self.policy.parameters()], optim, config.policy_updates)
+        self._policy_optimizer: Optimizer | None = None
+        if config.policy_updates > 0:
+            self._policy_optimizer = Optimizer([self.policy.parameters()], optim, config.policy_updates)
         trained = [(name, p) for name, p in self.policy.named_parameters() if p.requires_grad]
         self._ema = Ema(trained, config.ema_decay) if config.ema_decay > 0 else None
         self.labels: dict[str, np.ndarray] = {}
@@ -217,6 +219,7 @@ class CrossFittedAdvantage:
         return metrics | self._update_policy(batch)
 
     def _update_policy(self, batch: ChunkTransition) -> Metrics:
+        assert self._policy_optimizer is not None, "there are no policy updates"
         self.policy.train()
         size = len(batch.actions)
         condition = self._conditions(batch)
@@ -315,7 +318,9 @@ class CrossFittedAdvantage:
         return None if self.critic is None else QEnsemble(self.critic.eval())
 
     def _parts(self) -> Mapping[str, Any]:
-        parts: dict[str, Any] = {"policy_optimizer": self._policy_optimizer}
+        parts: dict[str, Any] = {}
+        if self._policy_optimizer is not None:
+            parts["policy_optimizer"] = self._policy_optimizer
         if self._ema is not None:
             parts["ema"] = self._ema
         if self.values is not None:

@@ -29,6 +29,9 @@ from chunkrl.training.trainable import count_trainable, pi_patterns, select_trai
 
 _LOG = logging.getLogger(__name__)
 
+FROZEN = ("-*",)
+"""`PiTrainingConfig.trainable` of a run that trains nothing of the policy: values alone."""
+
 NormStatsFrom = Literal["checkpoint", "data"]
 
 
@@ -158,8 +161,12 @@ def choose_trained(policy: PiPolicy, config: PiTrainingConfig, device: torch.dev
     if not policy.recipe.settings.cameras:
         model.vision.requires_grad_(False)
         model.projector.requires_grad_(False)
+    if config.trainable == FROZEN:
+        model.requires_grad_(False)
+        prepare_precision(model, frozen_dtype(device))
+        return
     if config.uses_lora:
-        apply_lora(model, config.lora)
+        apply_lora(model, _lora_config(config))
     patterns = config.trainable or pi_patterns(config.train, model.config.depth)
     report = select_trainable(model, patterns)
     if report.warning:
@@ -167,6 +174,14 @@ def choose_trained(policy: PiPolicy, config: PiTrainingConfig, device: torch.dev
     prepare_precision(model, frozen_dtype(device))
     model.set_gradient_checkpointing(config.gradient_checkpointing)
     _LOG.info("trained parameters:\n%s", count_trainable(model))
+
+
+def _lora_config(config: PiTrainingConfig) -> LoRAConfig:
+    """With `lora_and_expert` the expert trains whole, and LoRA is for the language model alone."""
+    if config.train != "lora_and_expert" or config.lora.targets != LoRAConfig().targets:
+        return config.lora
+    language = tuple(target for target in config.lora.targets if target.startswith("language."))
+    return replace(config.lora, targets=language)
 
 
 def check_conditioning(policy: PiPolicy, data: ChunkData, config: ConditioningConfig) -> None:

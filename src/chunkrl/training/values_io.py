@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from chunkrl.algorithms.advantages import step_rewards
 from chunkrl.algorithms.value_learner import ValueLabels
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.sidecar import load_sidecar, save_sidecar
@@ -32,8 +34,17 @@ def save_values(
     for number, dataset in enumerate(collection.datasets):
         arrays = {name: parts[number] for name, parts in split.items()}
         save_sidecar(
-            run_dir / values_file(number), dataset.table, arrays, dict(rule) | {"dataset": dataset.name}
+            run_dir / values_file(number),
+            dataset.table,
+            arrays,
+            dict(rule) | {"dataset": dataset.name, "returns": _meaning(collection)},
         )
+
+
+def _meaning(data: ChunkData) -> dict[str, Any]:
+    """What returns are of: values of other ones are other numbers."""
+    rewards = zlib.crc32(np.ascontiguousarray(step_rewards(data)).data)
+    return {"gamma": data.gamma, "reward": data.reward_kind, "rewards": f"{rewards:08x}"}
 
 
 def load_values(run_dir: Path, data: ChunkData) -> ValueLabels:
@@ -41,12 +52,19 @@ def load_values(run_dir: Path, data: ChunkData) -> ValueLabels:
 
     Raises:
         DatasetError: a file is missing, or belongs to other data.
-        ChunkRLError: the run has no values.
+        ChunkRLError: the run has no values, or values of other returns.
     """
-    parts = [
-        load_sidecar(run_dir / values_file(number), dataset.table).arrays
+    sidecars = [
+        load_sidecar(run_dir / values_file(number), dataset.table)
         for number, dataset in enumerate(_collection(data).datasets)
     ]
+    parts = [sidecar.arrays for sidecar in sidecars]
+    meaning = _meaning(data)
+    if any(sidecar.metadata.get("returns") != meaning for sidecar in sidecars):
+        raise ChunkRLError(
+            f"{run_dir} has values of other returns ({sidecars[0].metadata.get('returns')} there, {meaning} here): "
+            "train them with the same --gamma, --reward, --success and --step-reward, or leave --values out"
+        )
     missing = [name for name in _NEEDED if any(name not in part for part in parts)]
     if missing:
         raise ChunkRLError(
