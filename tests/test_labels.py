@@ -24,6 +24,7 @@ class _Table:
     ids: tuple[int, ...] = ()
     action: Any = None
     fingerprint: str = "abc"
+    cache_dir: Path = Path("set")
 
     @property
     def description(self) -> Any:
@@ -48,6 +49,9 @@ class _Table:
     @property
     def episode_ids(self) -> np.ndarray:
         return np.array(self.ids or range(len(self.lengths)), np.int64)
+
+    def episode_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.episode_start, rows, side="right") - 1
 
     def has_column(self, name: str) -> bool:
         return name in self.columns

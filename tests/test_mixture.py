@@ -98,7 +98,7 @@ def test_frames_and_episodes_count_through_the_data_sets(datasets: list[ChunkDat
     assert collection.frame_labels.success.tolist() == [True, False, True, False, True, True, False]
     # each frame's segment ends with its own episode
     last = np.flatnonzero(np.diff(collection.episode, append=-1)) + 1
-    assert np.unique(collection.segments.end).tolist() == last.tolist()
+    assert collection.segments.ends.tolist() == last.tolist()
     assert collection.tasks == ("task a", "task b", "task c")
     values = np.arange(len(collection), dtype=np.float32)
     collection.attach("number", values)

@@ -67,7 +67,8 @@ GAMMA = st.sampled_from([0.5, 0.9, 1.0])
 def test_monte_carlo_is_the_discounted_sum(episodes: list[tuple[int, bool]], gamma: float, seed: int) -> None:
     segments, value, reward = random_data(episodes, seed)
     expected = [
-        sum(gamma**i * reward[row + i] for i in range(segments.end[row] - row)) for row in range(len(value))
+        sum(gamma**i * reward[row + i] for i in range(segments.of(np.array(row))[0] - row))
+        for row in range(len(value))
     ]
     found = lambda_returns(value, reward, segments, gamma, 1.0)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -9,6 +9,7 @@ import torch
 
 from chunkrl.algorithms import losses
 from chunkrl.data.collection import ChunkData
+from chunkrl.data.large_arrays import by_blocks
 from chunkrl.errors import ChunkRLError
 
 
@@ -38,7 +39,9 @@ def step_rewards(dataset: ChunkData) -> np.ndarray:
     """What the action of each frame earned, float32 [N]."""
     labels = dataset.frame_labels
     # a sub-goal onset is the step reward of the document's chunk indicator
-    return labels.subgoal.astype(np.float32) if dataset.reward_kind == "any" else labels.reward
+    if dataset.reward_kind == "sum":
+        return labels.reward
+    return by_blocks(dataset.cache_dir, dataset.num_frames, np.float32, lambda rows: labels.subgoal[rows])
 
 
 def check_rewards(name: str, rewards: np.ndarray) -> None:

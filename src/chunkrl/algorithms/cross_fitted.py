@@ -46,6 +46,7 @@ from chunkrl.algorithms.value_learner import (
     microbatches,
 )
 from chunkrl.data.collection import ChunkData
+from chunkrl.data.large_arrays import keep
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
 from chunkrl.training.checkpoint import load_trained_state, trained_state
@@ -191,6 +192,7 @@ class CrossFittedAdvantage:
         return metrics
 
     def _attach(self) -> None:
+        self.labels = {key: keep(self._dataset.cache_dir, values) for key, values in self.labels.items()}
         for key, values in self.labels.items():
             self._dataset.attach(key, values)
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms.base import Histogram, Metrics, Networks
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
 from chunkrl.data.collection import ChunkData
+from chunkrl.data.large_arrays import by_blocks, keep
 from chunkrl.data.returns import TimeOut, lambda_returns, n_step_returns
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.value_quality import value_quality
@@ -130,7 +132,8 @@ class ValueLearner:
         self._optimizer: Optimizer | None = Optimizer(self.networks.parameter_groups(), optim, num_updates)
         self._step_reward = adv.step_rewards(data)
         zero = np.zeros(len(self._step_reward), dtype=np.float32)
-        self.returns = lambda_returns(zero, self._step_reward, data.segments, data.gamma, 1.0)
+        returns = lambda_returns(zero, self._step_reward, data.segments, data.gamma, 1.0)
+        self.returns = keep(data.cache_dir, returns)
         self.range = adv.return_range(self.returns)
         self.known = known_outcomes(data, fit.time_out)
         adv.check_outcomes(data.name, self.returns, self.known[data.starts])
@@ -140,9 +143,17 @@ class ValueLearner:
                 "that advantages prefer quick episodes; add failed or interrupted episodes to learn from them",
                 data.name,
             )
-        data.attach("outcome", self.range.to_unit(self.returns)[data.starts])
-        data.attach("outcome_known", self.known[data.starts])
-        data.attach("fold", self.fold[data.episode])
+        self._attach("outcome", np.float32, lambda rows: self.range.to_unit(self.returns[data.starts[rows]]))
+        self._attach("outcome_known", bool, lambda rows: self.known[data.starts[rows]])
+        self._attach_folds()
+
+    def _attach(self, name: str, dtype: npt.DTypeLike, compute: Callable[[slice], np.ndarray]) -> None:
+        data = self._data
+        data.attach(name, by_blocks(data.cache_dir, len(data), dtype, compute))
+
+    def _attach_folds(self) -> None:
+        episode = self._data.episode
+        self._attach("fold", np.int64, lambda rows: self.fold[episode[rows]])
 
     @property
     def uses_next_observation(self) -> bool:
@@ -211,7 +222,8 @@ class ValueLearner:
         if ranks.world_size() == 1:
             self.networks.to(self.device)
         held_out, seen = label_values(self.networks, self._data, self.device, progress)
-        return self.range.from_unit(held_out), self.range.from_unit(seen)
+        folder = self._data.cache_dir
+        return keep(folder, self.range.from_unit(held_out)), keep(folder, self.range.from_unit(seen))
 
     def label(self, progress: Progress) -> ValueLabels:
         """Values and advantages of every start."""
@@ -227,7 +239,7 @@ class ValueLearner:
             target = n_step_returns(
                 value, self._step_reward, data.segments, data.gamma, fit.num_steps, fit.time_out
             )
-        return ValueLabels(value, seen, self.returns, target - value)
+        return ValueLabels(value, seen, self.returns, keep(data.cache_dir, target - value))
 
     def finish(self) -> None:
         """Frees what only learning needs (moments, averages) and moves the networks to the CPU: the policy's training
@@ -252,7 +264,7 @@ class ValueLearner:
         for key, part in self._parts().items():
             part.load_state_dict(state[key])
         self.fold = state["fold"].numpy()
-        self._data.attach("fold", self.fold[self._data.episode])
+        self._attach_folds()
 
 
 def label_metrics(labels: ValueLabels, data: ChunkData, time_out: TimeOut) -> Metrics:
@@ -271,8 +283,14 @@ def label_metrics(labels: ValueLabels, data: ChunkData, time_out: TimeOut) -> Me
 def known_outcomes(data: ChunkData, time_out: TimeOut) -> np.ndarray:
     """bool [N]: frames whose outcome V can learn from: with `bootstrap` unfinished recordings have none, and nothing
     that was recorded after success has."""
-    known = np.ones(data.num_frames, dtype=bool) if time_out == "failure" else data.segments.terminated.copy()
-    return known & ~data.frame_labels.after_success
+    after_success = data.frame_labels.after_success
+
+    def known(rows: slice) -> np.ndarray:
+        if time_out == "failure":
+            return ~after_success[rows]
+        return data.segments.of(np.arange(rows.start, rows.stop))[1] & ~after_success[rows]
+
+    return by_blocks(data.cache_dir, data.num_frames, bool, known)
 
 
 def microbatches(batch_size: int, microbatch_size: int | None) -> Iterator[slice]:

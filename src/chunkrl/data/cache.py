@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
 import numpy as np
@@ -67,24 +68,41 @@ def create_array(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memm
     Raises:
         ChunkRLError: the disk has not enough space.
     """
-    needed = math.prod(shape) * dtype.itemsize
-    free = shutil.disk_usage(file.parent).free
-    full = ChunkRLError(
-        f"{file.parent}: the cache needs {needed / 1e9:.3f} GB more, {free / 1e9:.3f} GB are free: "
+    _check_free(math.prod(shape) * dtype.itemsize, file.parent)
+    array = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
+    with file.open("r+b") as stream:
+        reserve(stream, file.stat().st_size, file.parent)
+    return array
+
+
+def reserve(stream: IO[bytes], size: int, folder: Path) -> None:
+    """Reserves the blocks of an open file in `folder`, `size` bytes from its start.
+
+    Raises:
+        ChunkRLError: the disk has not enough space.
+    """
+    allocated = os.fstat(stream.fileno()).st_blocks * 512
+    _check_free(size - allocated, folder)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        try:
+            os.posix_fallocate(stream.fileno(), 0, size)
+        except OSError as error:
+            # A file system that cannot reserve is not full: the check above is all there is.
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise _full(size, folder) from error
+
+
+def _check_free(needed: int, folder: Path) -> None:
+    if needed > shutil.disk_usage(folder).free:
+        raise _full(needed, folder)
+
+
+def _full(needed: int, folder: Path) -> ChunkRLError:
+    free = shutil.disk_usage(folder).free
+    return ChunkRLError(
+        f"{folder}: the cache needs {needed / 1e9:.3f} GB more, {free / 1e9:.3f} GB are free: "
         "free some, or set CHUNKRL_CACHE to a folder on a larger disk"
     )
-    if needed > free:
-        raise full
-    array = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        with file.open("r+b") as stream:
-            try:
-                os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
-            except OSError as error:
-                # A file system that cannot reserve is not full: the check above is all there is.
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                    raise full from error
-    return array
 
 
 def load_array(file: Path, writable: bool = False) -> np.memmap:

@@ -53,21 +53,30 @@ class HoldAction:
 
 @dataclass(frozen=True)
 class Segments:
-    """For every frame [N]: `end`, the row after its segment's last; `terminated`, whether that last action
-    ended the task."""
+    """S segments, one behind the other.
 
-    end: np.ndarray
+    ends: int [S], growing, the row after each one's last. terminated: bool [S], whether that last action ended
+    the task.
+    """
+
+    ends: np.ndarray
     terminated: np.ndarray
+
+    @property
+    def starts(self) -> np.ndarray:
+        """int [S], each one's first row."""
+        return np.concatenate([[0], self.ends[:-1]])
+
+    def of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For rows int [B]: the row after their segment's last, and whether that last action ended the task."""
+        number = np.searchsorted(self.ends, rows, side="right")
+        return self.ends[number], self.terminated[number]
 
 
 def cut_segments(terminated: np.ndarray, episode_start: np.ndarray, episode_length: np.ndarray) -> Segments:
     """terminated: bool [N]; episode_start, episode_length: int [E], rows of consecutive episodes."""
-    num_frames = len(terminated)
-    is_last = terminated.copy()
-    is_last[episode_start + episode_length - 1] = True
-    ends = np.flatnonzero(is_last) + 1
-    end = ends[np.searchsorted(ends, np.arange(num_frames), side="right")]
-    return Segments(end=end, terminated=terminated[end - 1])
+    ends = np.union1d(np.flatnonzero(terminated) + 1, episode_start + episode_length)
+    return Segments(ends=ends, terminated=terminated[ends - 1])
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ def chunk_steps(start: np.ndarray, horizon: int, segments: Segments) -> ChunkSte
 
     horizon: H for what the policy clones, n for what the critic learns from.
     """
-    end, ends_task = segments.end[start], segments.terminated[start]
+    end, ends_task = segments.of(start)
     steps = start[:, None] + np.arange(horizon)[None]
     action_mask = steps < end[:, None]
     reaches_end = start + horizon >= end

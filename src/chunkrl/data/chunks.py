@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from chunkrl.data.chunk_semantics import (
 from chunkrl.data.chunk_settings import ChunkSettings
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import label_frames
+from chunkrl.data.large_arrays import by_blocks, keep, zeros
 from chunkrl.data.normalize import Statistics, compute_statistics, merge
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress
@@ -73,20 +75,34 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         for camera in self.cameras:
             if camera not in known:
                 raise DatasetError(f"{dataset_dir} has no camera {camera!r}; it has {list(known)}")
-        # the episode (position in the table) of every row, and the rows that may start a chunk
-        self.episode_of_row = np.repeat(np.arange(self.table.num_episodes), self.table.episode_length)
-        num_episodes = self.table.num_episodes
-        chosen = np.arange(num_episodes) if episodes is None else np.asarray(episodes, dtype=np.int64)
-        if unknown := sorted(set(chosen.tolist()) - set(range(num_episodes))):
-            raise DatasetError(f"{dataset_dir} has no episode at position {unknown}; it has {num_episodes}")
-        self.starts = np.flatnonzero(np.isin(self.episode_of_row, chosen))
+        self.starts = self._starts(episodes)
         self.labels: dict[str, np.ndarray] = {}
         self._replaced: np.ndarray | None = None
         # what made the chunks that are not the recording's; "" for none
         self.action_source = ""
 
+    def _starts(self, episodes: Sequence[int] | None) -> np.ndarray:
+        """int64 [len], the rows that may start a chunk, in order."""
+        table = self.table
+        chosen = np.unique(np.arange(table.num_episodes) if episodes is None else np.asarray(episodes, int))
+        if unknown := [int(number) for number in chosen if not 0 <= number < table.num_episodes]:
+            raise DatasetError(
+                f"{self.name} has no episode at position {unknown}; it has {table.num_episodes}"
+            )
+        starts = zeros(self.cache_dir, int(table.episode_length[chosen].sum()), np.int64)
+        begin = 0
+        for first, length in zip(table.episode_start[chosen], table.episode_length[chosen], strict=True):
+            starts[begin : begin + length] = np.arange(first, first + length)
+            begin += length
+        return starts
+
     def __len__(self) -> int:
         return len(self.starts)
+
+    @property
+    def cache_dir(self) -> Path:
+        """The data set's own folder in the cache."""
+        return self.table.cache_dir
 
     @property
     def action_horizon(self) -> int:
@@ -161,18 +177,24 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
     @property
     def episode(self) -> np.ndarray:
         """int [len], position of each start's episode in the table (the unit of cross-fitting)."""
-        return self.episode_of_row[self.starts]
+        return self._of_starts(np.int64, self.table.episode_of)
 
     @property
     def task(self) -> np.ndarray:
         """int [len], each start's task: its place in `tasks`."""
         known = np.array(list(self.table.description.tasks), dtype=np.int64)
-        return np.argmax(self.table.task_index[self.starts][:, None] == known, axis=1)
+        task_index = self.table.task_index
+        return self._of_starts(np.int64, lambda rows: np.argmax(task_index[rows][:, None] == known, axis=1))
 
     @property
     def success(self) -> np.ndarray:
         """bool [len], whether each start's episode succeeded."""
-        return self.frame_labels.success[self.episode]
+        success = self.frame_labels.success
+        return self._of_starts(bool, lambda rows: success[self.table.episode_of(rows)])
+
+    def _of_starts(self, dtype: npt.DTypeLike, of_rows: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """What `of_rows` gives for the row of every start: [len]."""
+        return by_blocks(self.cache_dir, len(self), dtype, lambda part: of_rows(self.starts[part]))
 
     def digest(self) -> str:
         """Of episodes, actions and labels: equal where a run may be resumed, wherever the files are."""
@@ -199,7 +221,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         """Adds a label float [len], one value a start; batches carry it in `labels[name]`."""
         if values.shape[0] != len(self):
             raise ValueError(f"label {name!r} has {values.shape[0]} rows for {len(self)} starts")
-        self.labels[name] = np.asarray(values)
+        self.labels[name] = keep(self.cache_dir, np.asarray(values))
 
     def _actions(self, start: np.ndarray, steps: ChunkSteps) -> Tensor:
         """Padded and encoded actions, float32 [B, H, A]."""
@@ -267,7 +289,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         reward = chunk_reward(self.settings.reward, critic, labels.reward, labels.subgoal, self.gamma)
         discount = np.where(critic.terminated, 0.0, self.gamma**critic.num_steps).astype(np.float32)
         observation = self.observation(start)
-        episode = self.episode_of_row[start]
+        episode = self.table.episode_of(start)
         transition = ChunkTransition(
             observation=observation,
             actions=self._actions(start, policy),

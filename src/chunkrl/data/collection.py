@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import reduce
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from chunkrl.data.chunk_semantics import Segments
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.labels import FrameLabels
+from chunkrl.data.large_arrays import by_blocks, keep, zeros
 from chunkrl.data.normalize import Statistics, merge
 from chunkrl.errors import DatasetError
 from chunkrl.types import ChunkTransition, TensorRecord
@@ -32,9 +34,9 @@ class ChunkCollection:
             equally likely.
 
     Attributes, over all data sets, with N frames and E episodes:
-        starts: int [len], the frame (row) where each chunk begins. episode: int [len], its episode's number.
-        success: bool [len], whether that episode succeeded.
+        starts: int [len], the frame (row) where each chunk begins.
         frame_labels, segments: of the N frames and E episodes (`frame_labels.rule` is the first data set's).
+        cache_dir: the first data set's folder in the cache.
 
     Raises:
         DatasetError: no data set, one twice, a weight that is missing or not positive, data sets that do not fit.
@@ -64,12 +66,12 @@ class ChunkCollection:
         rows = _offsets(dataset.num_frames for dataset in datasets)
         episodes = _offsets(dataset.num_episodes for dataset in datasets)
         self.num_frames, self.num_episodes = int(rows[-1]), int(episodes[-1])
-        self.starts = _shifted([dataset.starts for dataset in datasets], rows)
-        self.episode = _shifted([dataset.episode for dataset in datasets], episodes)
-        self.success = np.concatenate([dataset.success for dataset in datasets])
-        self.frame_labels = _join_labels([dataset.frame_labels for dataset in datasets])
+        self._episode_offsets = episodes
+        self.cache_dir = datasets[0].cache_dir
+        self.starts = self._joined([dataset.starts for dataset in datasets], rows)
+        self.frame_labels = self._join_labels()
         self.segments = Segments(
-            end=_shifted([dataset.segments.end for dataset in datasets], rows),
+            ends=np.concatenate([d.segments.ends + row for d, row in zip(datasets, rows, strict=False)]),
             terminated=np.concatenate([dataset.segments.terminated for dataset in datasets]),
         )
         first = datasets[0]
@@ -101,7 +103,29 @@ class ChunkCollection:
         """int [len], each start's task: its place in `tasks`."""
         place = {task: number for number, task in enumerate(self.tasks)}
         numbers = [np.array([place[task] for task in dataset.tasks]) for dataset in self.datasets]
-        return np.concatenate([of[dataset.task] for of, dataset in zip(numbers, self.datasets, strict=True)])
+        return self._joined(
+            [
+                by_blocks(
+                    dataset.cache_dir, len(dataset), np.int64, lambda rows, o=of, t=dataset.task: o[t[rows]]
+                )
+                for of, dataset in zip(numbers, self.datasets, strict=True)
+            ]
+        )
+
+    @property
+    def episode(self) -> np.ndarray:
+        """int [len], the number of each start's episode."""
+        return self._joined([dataset.episode for dataset in self.datasets], self._episode_offsets)
+
+    @property
+    def success(self) -> np.ndarray:
+        """bool [len], whether each start's episode succeeded."""
+        return self._joined([dataset.success for dataset in self.datasets])
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """The positions of each data set: first, and behind the last."""
+        return tuple(pairwise(self._offsets.tolist()))
 
     @property
     def label_names(self) -> frozenset[str]:
@@ -112,6 +136,26 @@ class ChunkCollection:
         """Which data set, int [n], the positions int [n] are of."""
         return np.searchsorted(self._offsets, positions, side="right") - 1
 
+    def _joined(self, parts: Sequence[np.ndarray], offsets: Sequence[int] | np.ndarray = ()) -> np.ndarray:
+        """The data sets' arrays [n] end to end, each with its offset (none: 0) added."""
+        if len(parts) == 1:
+            return parts[0]
+        joined = zeros(self.cache_dir, sum(map(len, parts)), parts[0].dtype)
+        begin = 0
+        for number, part in enumerate(parts):
+            own = joined[begin : begin + len(part)]
+            own[:] = part
+            if len(offsets):
+                own += offsets[number]
+            begin += len(part)
+        return joined
+
+    def _join_labels(self) -> FrameLabels:
+        labels = [dataset.frame_labels for dataset in self.datasets]
+        names = [f.name for f in fields(FrameLabels) if f.name != "rule"]
+        joined = {name: self._joined([getattr(label, name) for label in labels]) for name in names}
+        return replace(labels[0], **joined)
+
     def split(self, values: np.ndarray) -> list[np.ndarray]:
         """values [len, ...] of the starts, to each data set its own (views)."""
         return np.split(values, self._offsets[1:-1])
@@ -120,7 +164,7 @@ class ChunkCollection:
         """Adds a label [len, ...], one value a start; batches carry it in `labels[name]`."""
         if values.shape[0] != len(self):
             raise ValueError(f"label {name!r} has {values.shape[0]} rows for {len(self)} starts")
-        for dataset, part in zip(self.datasets, self.split(values), strict=True):
+        for dataset, part in zip(self.datasets, self.split(keep(self.cache_dir, values)), strict=True):
             dataset.attach(name, part)
 
     def digest(self) -> str:
@@ -164,16 +208,6 @@ ChunkData: TypeAlias = ChunkDataset | ChunkCollection
 
 def _offsets(sizes: Iterator[int]) -> np.ndarray:
     return np.cumsum([0, *sizes])
-
-
-def _shifted(arrays: Sequence[np.ndarray], offsets: np.ndarray) -> np.ndarray:
-    return np.concatenate([array + offset for array, offset in zip(arrays, offsets, strict=False)])
-
-
-def _join_labels(labels: Sequence[FrameLabels]) -> FrameLabels:
-    names = [f.name for f in fields(FrameLabels) if f.name != "rule"]
-    joined = {name: np.concatenate([getattr(label, name) for label in labels]) for name in names}
-    return replace(labels[0], **joined)
 
 
 def _join(parts: Sequence[ChunkTransition], order: np.ndarray, next_observation: bool) -> ChunkTransition:

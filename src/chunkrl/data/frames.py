@@ -128,6 +128,10 @@ class FrameTable:
         """E."""
         return len(self.episode_start)
 
+    def episode_of(self, rows: np.ndarray) -> np.ndarray:
+        """int64, the position of each row's episode; rows int, any shape."""
+        return np.searchsorted(self.episode_start, rows, side="right") - 1
+
     def task_text(self, row: int) -> str:
         """The text of the row's task."""
         return self.description.tasks[int(self.task_index[row])]
@@ -194,8 +198,7 @@ class FrameTable:
         """The column as float32 [N, D], all finite."""
         row = self._columns.first_not_finite(name)
         if row is not None:
-            position = int(np.searchsorted(self.episode_start, row, side="right")) - 1
-            episode = self.description.episodes[position]
+            episode = self.description.episodes[int(self.episode_of(np.asarray(row)))]
             raise not_finite(episode, name, row - episode.start)
         values = self._columns.read(name, np.float32)
         return values.reshape(len(values), -1)

@@ -194,7 +194,7 @@ def _rewards(table: FrameTable, command: InspectCommand) -> RewardReport:
         rules=(labels.rule.success, labels.rule.subgoal),
         success_rate=float(labels.success.mean()),
         subgoal_density=float(labels.subgoal.mean()),
-        reward_density=float((labels.reward != 0).mean()),
+        reward_density=np.count_nonzero(labels.reward) / table.num_frames,
         horizon=command.horizon,
         num_chunks=table.num_frames,
         num_rewarded_chunks=rewarded,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 
 from chunkrl.data.frames import FrameTable
+from chunkrl.data.large_arrays import blocks, by_blocks, zeros
 from chunkrl.errors import DatasetError
 
 FlagAt = Literal["action", "observation"]
@@ -29,20 +30,28 @@ def flag_column(table: FrameTable, name: str, flag: str) -> np.ndarray:
     """A column of flags, bool [N]."""
     values = label_column(table, name, flag)
     check_values(table, name, values, (0, 1), f"a flag; choose another {flag}")
-    return values.astype(bool)
+    return by_blocks(table.cache_dir, len(values), bool, lambda rows: values[rows].astype(bool))
 
 
 def check_values(table: FrameTable, name: str, values: np.ndarray, allowed: Sequence[int], what: str) -> None:
     """Raises DatasetError at the first of values [N] that is not allowed; `what` says what they must be."""
-    wrong = ~np.isin(values, allowed)
-    if wrong.any():
-        row = int(wrong.argmax())
+    row = first_row(values, lambda part: ~np.isin(part, allowed))
+    if row is not None:
         raise DatasetError(f"{place_of(table, row)}: '{name}' is {values[row]}, which is not {what}")
+
+
+def first_row(values: np.ndarray, is_wanted: Callable[[np.ndarray], np.ndarray]) -> int | None:
+    """The first row of values [N] of which `is_wanted` (of a part of them) is True."""
+    for rows in blocks(len(values)):
+        wanted = is_wanted(values[rows])
+        if wanted.any():
+            return rows.start + int(wanted.argmax())
+    return None
 
 
 def place_of(table: FrameTable, row: int) -> str:
     """Data set, episode and frame of a row, for messages."""
-    episode = int(np.searchsorted(table.episode_start, row, side="right")) - 1
+    episode = int(table.episode_of(np.asarray(row)))
     frame = row - int(table.episode_start[episode])
     return f"{table.description.root}, episode {int(table.episode_ids[episode])}, frame {frame}"
 
@@ -51,7 +60,7 @@ def to_action(table: FrameTable, name: str, values: np.ndarray, flag_at: FlagAt)
     """Values [N] at the action that earned them; 0 for an action whose result was not recorded."""
     if flag_at == "action" or name.startswith("next."):
         return values
-    shifted = np.zeros_like(values)
+    shifted = zeros(table.cache_dir, len(values), values.dtype)
     shifted[:-1] = values[1:]
     shifted[table.episode_start + table.episode_length - 1] = 0
     return shifted

@@ -18,7 +18,16 @@ from typing import Literal, get_args
 import numpy as np
 
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.label_columns import FlagAt, check_values, flag_column, label_column, place_of, to_action
+from chunkrl.data.label_columns import (
+    FlagAt,
+    check_values,
+    first_row,
+    flag_column,
+    label_column,
+    place_of,
+    to_action,
+)
+from chunkrl.data.large_arrays import blocks, by_blocks, zeros
 from chunkrl.data.subgoals import subgoal_frames
 from chunkrl.errors import DatasetError
 
@@ -120,28 +129,36 @@ def label_frames(table: FrameTable, rule: LabelRule = LabelRule()) -> FrameLabel
             0 or 1; an episode is successful before its first action; unknown episodes.
     """
     rule = _resolve(table, rule)
-    first, last = table.episode_start, table.episode_start + table.episode_length - 1
-    fired = _success(table, rule)
-    order = np.cumsum(fired)
-    before_episode = order[first] - fired[first]
-    episode = np.repeat(np.arange(table.num_episodes), table.episode_length)
-    num_fired = order - before_episode[episode]
-    terminated = fired & (num_fired == 1)
-    success = num_fired[last] > 0
-    after_success = (num_fired > 0) & ~terminated
-    is_last = np.zeros(table.num_frames, bool)
-    is_last[last] = True
-    failed_end = is_last & ~success[episode]
+    last = table.episode_start + table.episode_length - 1
+    first_success = _first_in_episodes(table, _success(table, rule))
+    success = first_success < table.num_frames
+    terminated, truncated, after_success = (zeros(table.cache_dir, table.num_frames, bool) for _ in range(3))
+    terminated[first_success[success]] = True
+    for begin, end in zip(first_success[success] + 1, last[success] + 1, strict=True):
+        after_success[begin:end] = True
+    failed_end = last[~success]
+    reward = _reward(table, rule, terminated, failed_end, after_success)
+    subgoal = subgoal_frames(table, rule, terminated, last[success])
+    (terminated if rule.failure_terminal else truncated)[failed_end] = True
     return FrameLabels(
-        reward=_reward(table, rule, terminated, failed_end, after_success),
-        subgoal=subgoal_frames(table, rule, terminated, is_last & success[episode]),
-        terminated=terminated | (failed_end & rule.failure_terminal),
-        truncated=failed_end & (not rule.failure_terminal),
+        reward=reward,
+        subgoal=subgoal,
+        terminated=terminated,
+        truncated=truncated,
         after_success=after_success,
         human=_human(table, rule.human_key),
         success=success,
         rule=rule,
     )
+
+
+def _first_in_episodes(table: FrameTable, flags: np.ndarray) -> np.ndarray:
+    """int64 [E], the first row of each episode where flags bool [N] are True; N where none is."""
+    first = np.full(table.num_episodes, table.num_frames)
+    for rows in blocks(table.num_frames):
+        found = rows.start + np.flatnonzero(flags[rows])
+        np.minimum.at(first, table.episode_of(found), found)
+    return first
 
 
 def _resolve(table: FrameTable, rule: LabelRule) -> LabelRule:
@@ -173,14 +190,14 @@ _INTERVENTION = "complementary_info.is_intervention"  # LeRobot's name
 def _human(table: FrameTable, key: str) -> np.ndarray:
     """bool [N], actions of a human."""
     if key == "auto" and not table.has_column(_INTERVENTION):
-        return np.zeros(table.num_frames, bool)
+        return zeros(table.cache_dir, table.num_frames, bool)
     return flag_column(table, _INTERVENTION if key == "auto" else key, "--human-key")
 
 
 def _success(table: FrameTable, rule: LabelRule) -> np.ndarray:
     """bool [N], the actions that succeeded."""
     first, last = table.episode_start, table.episode_start + table.episode_length - 1
-    fired = np.zeros(table.num_frames, bool)
+    fired = zeros(table.cache_dir, table.num_frames, bool)
     if rule.success == "all":
         fired[last] = True
         return fired
@@ -209,27 +226,33 @@ def _success(table: FrameTable, rule: LabelRule) -> np.ndarray:
 def _success_rewards(table: FrameTable, name: str) -> np.ndarray:
     """bool [N], the frames whose reward says success."""
     values = label_column(table, name, "--success")
-    costs = bool((values == -1).any())
+    costs = first_row(values, lambda part: part == -1) is not None
     what = "a reward of success (0 and 1, or -1 a step and 0 at success): use another --success"
     check_values(table, name, values, (-1, 0) if costs else (0, 1), what)
-    return values == (0 if costs else 1)
+    wanted = 0 if costs else 1
+    return by_blocks(table.cache_dir, len(values), bool, lambda rows: values[rows] == wanted)
 
 
 def _reward(
     table: FrameTable, rule: LabelRule, success: np.ndarray, failed_end: np.ndarray, after: np.ndarray
 ) -> np.ndarray:
-    """float32 [N]. success, failed_end, after: bool [N], succeeding actions, last ones of unsuccessful episodes,
-    frames after a success."""
+    """float32 [N]. success, after: bool [N], succeeding actions and frames after a success. failed_end: int, last
+    rows of unsuccessful episodes."""
+    num_frames, folder = table.num_frames, table.cache_dir
     if rule.step_reward == "cost":
-        reward = np.where(success | after, 0.0, -1.0)
-        return np.where(failed_end, -rule.failure_penalty, reward).astype(np.float32)
-    if rule.step_reward == "success":
-        return success.astype(np.float32)
-    for name in ("next.reward", "reward"):
-        if table.has_column(name):
-            values = label_column(table, name, "column").astype(np.float32)
-            if not np.isfinite(values).all():
-                row = int((~np.isfinite(values)).argmax())
-                raise DatasetError(f"{place_of(table, row)}: '{name}' is NaN or inf; correct it")
-            return to_action(table, name, values, rule.flag_at)
-    return success.astype(np.float32)
+
+        def cost(rows: slice) -> np.ndarray:
+            return np.where(success[rows] | after[rows], 0.0, -1.0)
+
+        reward = by_blocks(folder, num_frames, np.float32, cost)
+        reward[failed_end] = -rule.failure_penalty
+        return reward
+    recorded = [name for name in ("next.reward", "reward") if table.has_column(name)]
+    if rule.step_reward == "success" or not recorded:
+        return by_blocks(folder, num_frames, np.float32, lambda rows: success[rows])
+    values = label_column(table, recorded[0], "column")
+    reward = by_blocks(folder, num_frames, np.float32, lambda rows: values[rows])
+    row = first_row(reward, lambda part: ~np.isfinite(part))
+    if row is not None:
+        raise DatasetError(f"{place_of(table, row)}: '{recorded[0]}' is NaN or inf; correct it")
+    return to_action(table, recorded[0], reward, rule.flag_at)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from chunkrl.data.collection import ChunkCollection, ChunkData
+from chunkrl.data.large_arrays import blocks, keep, zeros
 from chunkrl.errors import DatasetError
 from chunkrl.types import ChunkTransition
 
@@ -62,18 +64,19 @@ class ChunkLoader:
             )
         self.data = data if isinstance(data, ChunkCollection) else ChunkCollection([data])
         self.seed, self.next_observation = seed, next_observation
-        positions = np.arange(len(data)) if subset is None else np.asarray(subset, dtype=np.int64)
-        if len(positions) < world_size:
-            raise DatasetError(f"{len(positions)} transitions to draw from for {world_size} processes")
-        source = self.data.source(positions)
-        numbers = np.unique(source)
-        self._positions = [positions[source == number] for number in numbers]
-        weights = np.array([len(part) for part in self._positions], np.float64)
+        chosen = None if subset is None else keep(self.data.cache_dir, np.asarray(subset, dtype=np.int64))
+        num_positions = len(data) if chosen is None else len(chosen)
+        if num_positions < world_size:
+            raise DatasetError(f"{num_positions} transitions to draw from for {world_size} processes")
+        parts = [_Part(span, chosen, self.data.cache_dir) for span in self.data.spans]
+        numbers = [number for number, part in enumerate(parts) if len(part)]
+        self._parts = [parts[number] for number in numbers]
+        weights = np.array([len(part) for part in self._parts], np.float64)
         if self.data.weights is not None:
             weights = self.data.weights[numbers]
         self._weights = weights / weights.sum()
-        self._total = min(batch_size, len(positions) // world_size * world_size)
-        self._num_positions, self._rank, self._world_size = len(positions), rank, world_size
+        self._total = min(batch_size, num_positions // world_size * world_size)
+        self._num_positions, self._rank, self._world_size = num_positions, rank, world_size
         self.batch_size = self._total // world_size
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
@@ -101,16 +104,53 @@ class ChunkLoader:
 
     def _rows(self, number: int, slots: np.ndarray, stride: int) -> np.ndarray:
         """Positions at these places of a data set's endless stream of shuffled passes, `stride` a batch."""
-        positions = self._positions[number]
+        part = self._parts[number]
         # a pass ends with a batch, unless a batch needs more than there is
-        length = max(len(positions) // stride * stride, min(len(positions), stride))
+        length = max(len(part) // stride * stride, min(len(part), stride))
         rows = np.empty(len(slots), np.int64)
         for epoch in np.unique(slots // length):
             known = self._orders.get(number)
             if known is None or known[0] != epoch:
                 # numpy pads seeds with zeros: the first data set's stream is that of [seed, epoch]
-                order = np.random.default_rng([self.seed, int(epoch), number]).permutation(positions)
+                order = part.shuffled(np.random.default_rng([self.seed, int(epoch), number]))
                 self._orders[number] = known = (int(epoch), order)
             of_epoch = slots // length == epoch
             rows[of_epoch] = known[1][slots[of_epoch] % length]
         return rows
+
+
+class _Part:
+    """The positions in `span` (first, and behind the last) that are drawn from; chosen: int [n], or None for all."""
+
+    def __init__(self, span: tuple[int, int], chosen: np.ndarray | None, folder: Path) -> None:
+        self._first, self._folder, self._chosen = span[0], folder, None
+        self._length = span[1] - span[0]
+        if chosen is None:
+            return
+
+        def own(rows: slice) -> np.ndarray:
+            part = chosen[rows]
+            return part[(span[0] <= part) & (part < span[1])]
+
+        self._length = sum(len(own(rows)) for rows in blocks(len(chosen)))
+        self._chosen = zeros(folder, self._length, np.int64)
+        done = 0
+        for rows in blocks(len(chosen)):
+            part = own(rows)
+            self._chosen[done : done + len(part)] = part
+            done += len(part)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def shuffled(self, rng: np.random.Generator) -> np.ndarray:
+        """All of them in random order, int [len]."""
+        small = self._chosen is None and self._first + self._length < 2**31
+        order = zeros(self._folder, self._length, np.int32 if small else np.int64)
+        for rows in blocks(self._length):
+            if self._chosen is None:
+                order[rows] = np.arange(self._first + rows.start, self._first + rows.stop)
+            else:
+                order[rows] = self._chosen[rows]
+        rng.shuffle(order)
+        return order

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from chunkrl.data.chunk_semantics import Segments
+from chunkrl.data.large_arrays import blocks
 
 TimeOut = Literal["failure", "bootstrap"]
 
@@ -28,18 +29,18 @@ def lambda_returns(
     V of the last stored frame for `bootstrap` (then the last action's reward is not counted: its result is
     not stored).
     """
-    returns = np.zeros(len(value), dtype=np.float64)
-    following_return = following_value = 0.0
-    for row in range(len(value) - 1, -1, -1):
-        if row == segments.end[row] - 1:
-            if not segments.terminated[row] and time_out == "bootstrap":
-                returns[row] = following_return = following_value = float(value[row])
-                continue
-            following_return = following_value = 0.0
-        target = (1 - lam) * following_value + lam * following_return
-        returns[row] = following_return = float(reward[row]) + gamma * target
-        following_value = float(value[row])
-    return returns.astype(np.float32)
+    returns = np.empty(len(value), dtype=np.float32)
+    for begin, end, terminated in zip(segments.starts, segments.ends, segments.terminated, strict=True):
+        values, rewards = value[begin:end].tolist(), reward[begin:end].tolist()
+        following_return = following_value = 0.0
+        if not terminated and time_out == "bootstrap":
+            following_return = following_value = values.pop()
+            returns[end - 1] = following_return
+        for step in range(len(values) - 1, -1, -1):
+            target = (1 - lam) * following_value + lam * following_return
+            following_return, following_value = rewards[step] + gamma * target, values[step]
+            returns[begin + step] = following_return
+    return returns
 
 
 def n_step_returns(
@@ -55,17 +56,20 @@ def n_step_returns(
     value, reward: float [N], per frame, rows in episode order. What stands behind the last action of a segment
     is as in `lambda_returns`, which gives the same for 1 step with lam = 0, and for endless ones with lam = 1.
     """
-    rows = np.arange(len(value))
-    # With `bootstrap` the last stored frame of an unfinished recording gives V instead of a reward.
-    unfinished = ~segments.terminated & (time_out == "bootstrap")
-    steps = np.minimum(num_steps, segments.end - unfinished - rows)
-    returns = np.zeros(len(value))
-    for i in range(min(num_steps, int(steps.max(initial=0)))):
-        returns += np.where(i < steps, gamma**i * reward[np.minimum(rows + i, len(rows) - 1)], 0.0)
-    following = rows + steps
-    bootstraps = following < segments.end
-    returns += np.where(bootstraps, gamma**steps * value[np.minimum(following, len(rows) - 1)], 0.0)
-    return returns.astype(np.float32)
+    returns = np.empty(len(value), dtype=np.float32)
+    for block in blocks(len(value)):
+        rows = np.arange(block.start, block.stop)
+        end, terminated = segments.of(rows)
+        # With `bootstrap` the last stored frame of an unfinished recording gives V instead of a reward.
+        unfinished = ~terminated & (time_out == "bootstrap")
+        steps = np.minimum(num_steps, end - unfinished - rows)
+        total = np.zeros(len(rows))
+        for i in range(min(num_steps, int(steps.max(initial=0)))):
+            total += np.where(i < steps, gamma**i * reward[np.minimum(rows + i, len(value) - 1)], 0.0)
+        following = rows + steps
+        behind = value[np.minimum(following, len(value) - 1)]
+        returns[block] = total + np.where(following < end, gamma**steps * behind, 0.0)
+    return returns
 
 
 def normalize_per_task(returns: np.ndarray, task_index: np.ndarray) -> np.ndarray:

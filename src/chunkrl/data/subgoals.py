@@ -10,6 +10,7 @@ import numpy as np
 
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.label_columns import flag_column, to_action
+from chunkrl.data.large_arrays import by_blocks, zeros
 from chunkrl.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -23,20 +24,22 @@ def subgoal_frames(
 ) -> np.ndarray:
     """bool [N], the actions that reached a sub-goal.
 
-    success: the succeeding actions. success_end: the last frames of successful episodes.
+    success: bool [N], the succeeding actions. success_end: int, the last rows of successful episodes.
 
     Raises:
         DatasetError: the rule does not fit the data set or its CSV file.
     """
     if rule.subgoal == "success":
-        return success.copy()
+        return by_blocks(table.cache_dir, table.num_frames, bool, lambda rows: success[rows])
     if rule.subgoal == "episode_end":
-        return success_end
+        flags = zeros(table.cache_dir, table.num_frames, bool)
+        flags[success_end] = True
+        return flags
     if rule.subgoal == "column":
         flags = flag_column(table, rule.subgoal_key, "--subgoal")
         # A flag already up at an episode's first observation was reached by no action of the episode.
         given = rule.flag_at == "observation" and not rule.subgoal_key.startswith("next.")
-        return to_action(table, rule.subgoal_key, _rises(flags, table.episode_start, given), rule.flag_at)
+        return to_action(table, rule.subgoal_key, _rises(table, flags, given), rule.flag_at)
     if rule.subgoal == "csv":
         return to_action(table, rule.subgoal_csv, _from_csv(table, rule), rule.flag_at)
     if not -table.action.shape[1] <= rule.gripper_index < table.action.shape[1]:
@@ -48,15 +51,24 @@ def subgoal_frames(
         raise DatasetError(
             f"{table.description.root}: action {rule.gripper_index} never moves; set --gripper-index"
         )
-    is_high = command > (command.min() + command.max()) / 2
-    return _rises(is_high, table.episode_start, True) | _rises(~is_high, table.episode_start, True)
+    middle = (command.min() + command.max()) / 2
+    is_high = by_blocks(table.cache_dir, table.num_frames, bool, lambda rows: command[rows] > middle)
+    is_low = by_blocks(table.cache_dir, table.num_frames, bool, lambda rows: ~is_high[rows])
+    flags = _rises(table, is_high, True)
+    flags |= _rises(table, is_low, True)
+    return flags
 
 
-def _rises(flags: np.ndarray, episode_start: np.ndarray, given: bool) -> np.ndarray:
+def _rises(table: FrameTable, flags: np.ndarray, given: bool) -> np.ndarray:
     """Where flags [N] become True; one that is True at an episode's first frame counts unless `given`."""
-    before = np.concatenate([[False], flags[:-1]])
-    before[episode_start] = flags[episode_start] if given else False
-    return flags & ~before
+
+    def in_block(rows: slice) -> np.ndarray:
+        before = np.maximum(np.arange(rows.start, rows.stop) - 1, 0)
+        return flags[rows] & ~flags[before]
+
+    rises = by_blocks(table.cache_dir, len(flags), bool, in_block)
+    rises[table.episode_start] = False if given else flags[table.episode_start]
+    return rises
 
 
 def _from_csv(table: FrameTable, rule: LabelRule) -> np.ndarray:
@@ -75,7 +87,7 @@ def _from_csv(table: FrameTable, rule: LabelRule) -> np.ndarray:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path} cannot be read ({error}): correct --subgoal-csv") from error
     position = {int(index): i for i, index in enumerate(table.episode_ids)}
-    flags = np.zeros(table.num_frames, bool)
+    flags = zeros(table.cache_dir, table.num_frames, bool)
     for line, texts in rows:
         try:
             episode, frame = (int(text) for text in texts)

@@ -66,7 +66,7 @@ class LabelledData:
 
     def episode_of(self, row: int) -> Episode:
         """The episode of a row of the table."""
-        return self.episodes[int(self.dataset.episode_of_row[row])]
+        return self.episodes[int(self.dataset.table.episode_of(np.asarray(row)))]
 
     @property
     def cameras(self) -> tuple[str, ...]:

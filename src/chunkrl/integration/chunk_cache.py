@@ -120,7 +120,7 @@ def _generate(
         finite = np.isfinite(made).all(axis=(1, 2, 3))
         if not finite.all():
             row = int(rows[int(np.argmin(finite))])
-            position = int(dataset.episode_of_row[row])
+            position = int(dataset.table.episode_of(np.asarray(row)))
             raise ChunkRLError(
                 f"the pi policy's chunk at episode {dataset.table.episode_ids[position]}, frame "
                 f"{row - dataset.table.episode_start[position]} is NaN or infinite: check its norm stats, or use "
