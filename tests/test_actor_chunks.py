@@ -14,7 +14,7 @@ from chunkrl.data.chunk_semantics import HoldAction
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.online.action_guard import ActionGuard, ActionSpace
-from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig
+from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig, ProposedAction
 from chunkrl.online.policy_runner import PolicyRunner
 from chunkrl.types import Observation
 
@@ -25,7 +25,13 @@ def _step(value: float) -> EnvStep:
 
 def _drive(executor: ChunkExecutor, num_steps: int, first: int = 0):
     """Steps whose state is 100 times their number; what was proposed at each."""
-    return [executor.next_action(_step(100.0 * t)) for t in range(first, first + num_steps)]
+    return [_next(executor, 100.0 * t) for t in range(first, first + num_steps)]
+
+
+def _next(executor: ChunkExecutor, state: float) -> ProposedAction:
+    action = executor.next_action(_step(state))
+    assert action is not None
+    return action
 
 
 # ---- executor
@@ -61,11 +67,12 @@ def test_prefetch_hides_the_time_that_a_chunk_takes_and_a_late_one_skips_nothing
     source.gate.clear()
     early = _drive(executor, 3)
     assert [float(a.action[0]) for a in early] == [0, 1, 2] and executor.queue_length == 0
-    assert _drive(executor, 2, first=3) == [None, None]  # dry: position is held
+    assert executor.next_action(_step(300.0)) is None  # dry: position is held
+    assert executor.next_action(_step(400.0)) is None
     source.gate.set()
-    while not executor._request.future.done():
-        threading.Event().wait(0.001)
-    late = executor.next_action(_step(500.0))
+    assert executor._request is not None
+    executor._request.future.result(timeout=10.0)
+    late = _next(executor, 500.0)
     assert (float(late.action[0]), late.offset) == (
         102.0,
         2,
@@ -81,7 +88,7 @@ def test_an_interruption_drops_what_is_queued_and_what_is_being_made():
     _drive(executor, 1)  # asks for the next one at once
     executor.interrupt()
     assert executor.queue_length == 0
-    action = executor.next_action(_step(900.0))
+    action = _next(executor, 900.0)
     executor.close()
     assert (float(action.action[0]), action.offset) == (900.0, 0)
 
@@ -119,6 +126,7 @@ class _Constant(nn.Module):
         super().__init__()
         self.value = nn.Parameter(torch.zeros(2))
         self.frozen = nn.Parameter(torch.ones(3))
+        self.offset: torch.Tensor
         self.register_buffer("offset", torch.zeros(2))
 
 
@@ -163,6 +171,7 @@ def test_versions_alternate_between_two_copies_that_share_what_is_frozen():
     policy = _ConstantPolicy()
     runner = PolicyRunner(policy, "reach", "mode", trained=["value"])
     other = runner._standby.policy
+    assert isinstance(other, _ConstantPolicy)
     assert other.policy.value is not policy.policy.value
     assert other.policy.frozen is policy.policy.frozen
     assert other.policy.offset is policy.policy.offset and other.q is policy.q

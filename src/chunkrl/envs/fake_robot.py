@@ -35,7 +35,7 @@ class FakeRobot:
         """
         self.name = "fake_robot"
         self.joint_names = tuple(f"joint_{i}" for i in range(num_joints))
-        self.cameras = dict(cameras or {})
+        self.cameras: Mapping[str, tuple[int, int]] = dict(cameras or {})
         self.positions = np.zeros(num_joints, dtype=np.float32)
         self.sent: list[np.ndarray] = []
         self.closed = False

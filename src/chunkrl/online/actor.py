@@ -128,9 +128,8 @@ class Actor:
         self._phases = EpisodePhases(can_intervene=human.corrector is not None)
         self._human_acts = False
         self._stop = threading.Event()
-        self._counts = dict.fromkeys(
-            ("episodes", "success", "discarded", "steps", "human", "interventions"), 0
-        )
+        counted = ("episodes", "success", "discarded", "steps", "human", "interventions")
+        self._counts: dict[str, int] = dict.fromkeys(counted, 0)
 
     def stop(self) -> None:
         """The session ends after the current step, as with key `q`; from any thread or a signal handler."""
