@@ -142,7 +142,7 @@ class DatasetWriter:
         self.close()
 
     def _acquire(self) -> filelock.BaseFileLock:
-        lock = filelock.FileLock(self.root / _LOCK)
+        lock = filelock.FileLock(self.root / _LOCK, thread_local=False)  # any thread may close the writer
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)

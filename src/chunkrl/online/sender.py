@@ -101,8 +101,8 @@ class LearnerClient:
         if welcome.next_sequence < self._spool.acknowledged:
             raise TransportError(
                 f"the learner at {self._connect.address} has {welcome.next_sequence} items of "
-                f"{self._hello.actor_id}, but had confirmed {self._spool.acknowledged}: its folder was replaced; restore it, or start a new "
-                "spool folder with another actor id"
+                f"{self._hello.actor_id}, but had confirmed {self._spool.acknowledged}: its folder was replaced; "
+                "restore it, or start a new spool folder with another actor id"
             )
         self._spool.acknowledge(welcome.next_sequence)
         self._protocol, self.weights_version = welcome.protocol, welcome.weights_version

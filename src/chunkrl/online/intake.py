@@ -1,0 +1,124 @@
+"""From actors' streams to the replay: whole episodes go in, once; unfinished ones wait or are set aside.
+
+An actor's spool is acknowledged behind an episode only when the replay has it (or it was set aside or
+discarded), so a learner killed at any moment reads the episode again, and the replay knows it by its id.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chunkrl.data.atomic import replace_file
+from chunkrl.errors import RecordError
+from chunkrl.online import segment_file as sf
+from chunkrl.online.records import EpisodeSummary, Item, StepRecord
+from chunkrl.online.replay import Replay, StoredEpisode
+from chunkrl.online.spool import Spool
+from chunkrl.online.streams import ReceivedStreams
+from chunkrl.online.wire import decode_item, encode_item
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class _Unfinished:
+    """The episode that an actor is in. position: the next number to read."""
+
+    position: int
+    steps: list[StepRecord] = field(default_factory=list)
+
+
+class EpisodeIntake:
+    """Reads what came into `streams` and puts finished episodes into `replay`; for one thread.
+
+    set_aside: folder for episodes that cannot be used: those whose actor ended half way and began another one,
+        and damaged ones; `read_set_aside` reads them.
+
+    Attributes:
+        num_stored, num_discarded, num_set_aside: episodes since this was made. discarded: at the human's wish.
+    """
+
+    def __init__(self, streams: ReceivedStreams, replay: Replay, set_aside: str | Path) -> None:
+        self.num_stored = self.num_discarded = self.num_set_aside = 0
+        self._streams, self._replay, self._folder = streams, replay, Path(set_aside)
+        self._unfinished: dict[str, _Unfinished] = {}
+
+    def poll(self, read_bytes: int = 16 * 2**20) -> list[StoredEpisode]:
+        """Takes in everything that has come; returns the episodes that became visible.
+
+        Raises:
+            DatasetError, SpoolError: the disk is full, ...: nothing is lost, call again later.
+        """
+        stored: list[StoredEpisode] = []
+        for actor in self._streams.actors:
+            spool = self._streams.spool(actor)
+            state = self._unfinished.pop(actor, None) or _Unfinished(spool.acknowledged)
+            while payloads := spool.read(state.position, read_bytes, spool.durable_sequence):
+                for payload in payloads:
+                    self._take(decode_item(payload), spool, state, stored)
+            self._unfinished[actor] = state  # after an exception it is read again from the watermark
+        return stored
+
+    def _take(self, item: Item, spool: Spool, state: _Unfinished, stored: list[StoredEpisode]) -> None:
+        if state.steps and item.episode_id != state.steps[0].episode_id:
+            self._put_aside(state, spool, [], "its actor began another episode")
+        state.position += 1
+        if isinstance(item, StepRecord):
+            state.steps.append(item)
+            return
+        try:
+            _check_summary(item, state.steps)
+            if item.outcome == "discarded":
+                self.num_discarded += 1
+                _LOG.info(
+                    "episode %s of %s discarded, %d steps", item.episode_id, item.actor_id, item.num_steps
+                )
+            elif episode := self._replay.add(state.steps):
+                self.num_stored += 1
+                stored.append(episode)
+        except RecordError as error:
+            self._put_aside(state, spool, [item], str(error))
+        spool.acknowledge(state.position)
+        state.steps.clear()
+
+    def _put_aside(self, state: _Unfinished, spool: Spool, rest: Sequence[Item], reason: str) -> None:
+        items: list[Item] = [*state.steps, *rest]
+        first = spool.acknowledged
+        path = self._folder / f"{items[0].actor_id}-{first:020d}-{items[0].episode_id}.segment"
+        with replace_file(path) as temporary, temporary.open("wb") as file:
+            file.write(sf.MAGIC)
+            for number, item in enumerate(items):
+                file.write(sf.encode_frame(number, encode_item(item)))
+        _LOG.warning("episode %s set aside in %s: %s", items[0].episode_id, path, reason)
+        self.num_set_aside += 1
+        spool.acknowledge(state.position)
+        state.steps.clear()
+
+
+def read_set_aside(path: str | Path) -> list[Item]:
+    """The items of an episode that was set aside; SpoolError where the file is damaged."""
+    path = Path(path)
+    reader = sf.SegmentReader(path, 0)
+    try:
+        items = []
+        while reader.offset < path.stat().st_size:
+            items.append(decode_item(reader.next()))
+        return items
+    finally:
+        reader.close()
+
+
+def _check_summary(summary: EpisodeSummary, steps: Sequence[StepRecord]) -> None:
+    """Raise RecordError where the end of the episode does not fit its steps."""
+    where = f"episode {summary.episode_id} of {summary.actor_id}"
+    if summary.num_steps != len(steps):
+        raise RecordError(f"{where}: {len(steps)} steps came, its end speaks of {summary.num_steps}")
+    if summary.outcome == "discarded":
+        return
+    last = steps[-1]
+    ended = "success" if last.success else "failure" if last.terminated else "timeout"
+    if ended != summary.outcome:
+        raise RecordError(f"{where}: outcome {summary.outcome}, but its last step says {ended}")
