@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from chunk_data import episode, open_chunks, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chunkrl.data import chunk_statistics, normalize
 from chunkrl.data.action_encoding import ActionEncoding, EncodingKind
 from chunkrl.data.chunk_semantics import HoldAction
+from chunkrl.data.formats import ColumnMapping
+from chunkrl.data.labels import LabelRule
 from chunkrl.data.normalize import compute_statistics
 from chunkrl.errors import DatasetError
 
@@ -77,12 +81,50 @@ def test_statistics_are_of_what_batches_carry(dataset: Path, monkeypatch: pytest
     encoded = open_chunks(dataset, hold=ABSOLUTE, encoding=ActionEncoding("relative"))
     batch = encoded.batch(np.arange(len(encoded)))
     real = batch.actions[batch.action_mask].numpy()
-    monkeypatch.setattr("chunkrl.data.chunks.STATISTICS_STARTS", 3)
+    monkeypatch.setattr("chunkrl.data.chunk_statistics.BLOCK_STARTS", 3)
     found = encoded.action_statistics()
     np.testing.assert_allclose(found.mean, real.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(found.std, real.std(axis=0), rtol=1e-5)
     np.testing.assert_array_equal(found.max, real.max(axis=0))
     assert found.count == len(real)
+
+
+def test_statistics_are_kept_for_what_they_are_of(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    delta, relative = (ActionEncoding(kind) for kind in ("delta", "relative"))
+    variants: tuple[dict[str, Any], ...] = (
+        {},
+        {"encoding": delta},
+        {"encoding": relative},
+        {"encoding": ActionEncoding("relative", (1,), (0,))},
+        {"encoding": relative, "horizon": 2},
+        {"encoding": relative, "episodes": [1]},
+        {"encoding": relative, "mapping": ColumnMapping(state_key="action")},
+    )
+
+    def means() -> list[np.ndarray]:
+        opened = [open_chunks(dataset, hold=ABSOLUTE, **variant) for variant in variants]
+        return [np.concatenate([d.action_statistics().mean, d.state_statistics().mean]) for d in opened]
+
+    first = means()
+    assert len({mean.tobytes() for mean in first}) == len(variants)
+    monkeypatch.setattr(normalize, "compute_statistics", None)
+    monkeypatch.setattr(chunk_statistics, "compute_statistics", None)
+    for mean, again in zip(first, means(), strict=True):
+        np.testing.assert_array_equal(mean, again)
+
+
+def test_statistics_of_other_labels_are_others(dataset: Path) -> None:
+    cut = [episode(6, True, np.random.default_rng(1)) | {"next.success": np.arange(6) == 2}]
+    split = write_dataset(dataset.parent / "cut", cut)
+    relative = ActionEncoding("relative")
+    # a success in the middle ends chunks there; with --success all they go on to the episode's end
+    counts = [
+        open_chunks(split, hold=ABSOLUTE, encoding=relative, labels=LabelRule(success=rule))
+        .action_statistics()
+        .count
+        for rule in ("auto", "all")
+    ]
+    assert counts == [2 * (3 + 2 + 1), 4 * 3 + 2 + 1]
 
 
 def test_what_does_not_fit_is_refused(dataset: Path) -> None:

@@ -56,6 +56,7 @@ def traced(root: Path, cache: Path) -> tuple[int, int]:
     tracemalloc.start()
     try:
         dataset = ChunkDataset(root, cache_dir=cache, progress=silent)
+        dataset.action_statistics()
         loader = ChunkLoader(dataset, 16, seed=0)
         for update in range(3):
             loader.batch(update)

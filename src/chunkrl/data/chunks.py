@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +21,14 @@ from chunkrl.data.chunk_semantics import (
     cut_segments,
 )
 from chunkrl.data.chunk_settings import ChunkSettings
+from chunkrl.data.chunk_statistics import encoded_action_statistics
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import label_frames
 from chunkrl.data.large_arrays import by_blocks, keep, zeros
-from chunkrl.data.normalize import Statistics, compute_statistics, merge
+from chunkrl.data.normalize import Statistics
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress
 from chunkrl.types import ChunkTransition, Observation
-
-STATISTICS_STARTS = 16384
 
 
 class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
@@ -223,8 +221,8 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
             raise ValueError(f"label {name!r} has {values.shape[0]} rows for {len(self)} starts")
         self.labels[name] = keep(self.cache_dir, np.asarray(values))
 
-    def _actions(self, start: np.ndarray, steps: ChunkSteps) -> Tensor:
-        """Padded and encoded actions, float32 [B, H, A]."""
+    def actions(self, start: np.ndarray, steps: ChunkSteps) -> Tensor:
+        """The recorded actions of chunks that begin at rows `start` int [B], padded and encoded, float32 [B, H, A]."""
         actions = np.asarray(self.table.action[steps.rows], dtype=np.float32)
         hold = self.settings.hold.from_last(actions[:, -1])
         padded = torch.from_numpy(np.where(steps.action_mask[..., None], actions, hold[:, None]))
@@ -234,24 +232,19 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
     def action_statistics(self) -> Statistics:
         """Statistics of the actions as batches carry them, over the real steps of all chunks, float32 [A] each.
 
-        Recorded actions count once each. Encoded ones depend on the chunk's start: every chunk's count, and
-        quantiles of large data sets are means over blocks (`normalize.merge`).
+        Computed once and kept in the cache. Recorded actions count once each; encoded ones depend on the chunk's
+        start (`chunk_statistics`).
         """
         if self.encoding.kind == "absolute":
-            return compute_statistics(self.table.action)
-        blocks = []
-        for begin in range(0, len(self), STATISTICS_STARTS):
-            start = self.starts[begin : begin + STATISTICS_STARTS]
-            steps = chunk_steps(start, self.action_horizon, self.segments)
-            real = self._actions(start, steps)[torch.from_numpy(steps.action_mask)]
-            blocks.append(compute_statistics(real.numpy()))
-        return reduce(merge, blocks)
+            return self.table.statistics(self.table.description.action_key)
+        return encoded_action_statistics(self)
 
     def state_statistics(self) -> Statistics:
         """Statistics of the recorded states, float32 [S] each. Raises DatasetError where there are none."""
-        if self.table.state is None:
+        key = self.table.description.state_key
+        if key is None:
             raise DatasetError(f"{self.name} has no state: name its column with --state-key, or use no state")
-        return compute_statistics(self.table.state)
+        return self.table.statistics(key)
 
     def replace_actions(self, chunks: np.ndarray) -> None:
         """Puts chunks float32 [len, H, A], in the data's units, in place of the recorded ones in every batch.
@@ -292,7 +285,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         episode = self.table.episode_of(start)
         transition = ChunkTransition(
             observation=observation,
-            actions=self._actions(start, policy),
+            actions=self.actions(start, policy),
             action_mask=torch.from_numpy(policy.action_mask),
             reward=torch.from_numpy(reward),
             discount=torch.from_numpy(discount),

@@ -1,0 +1,47 @@
+"""Statistics of encoded actions, which depend on the chunk that they stand in; kept in the data set's cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import reduce
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from chunkrl.data.chunk_semantics import chunk_steps
+from chunkrl.data.normalize import Statistics, compute_statistics, merge, saved_statistics
+
+if TYPE_CHECKING:
+    from chunkrl.data.chunks import ChunkDataset
+
+BLOCK_STARTS = 16384
+
+
+def encoded_action_statistics(dataset: ChunkDataset) -> Statistics:
+    """Of the real steps of all chunks, each as often as chunks hold it, float32 [A] each.
+
+    Quantiles of large data sets are means over blocks (`normalize.merge`).
+    """
+    file = dataset.cache_dir / "statistics" / f"encoded_actions-{_digest(dataset)}.json"
+    return saved_statistics(file, lambda: _compute(dataset))
+
+
+def _digest(dataset: ChunkDataset) -> str:
+    """Of all that they depend on beside the data set's files: labels count by the segments that they cut."""
+    description = dataset.table.description
+    settings = (dataset.encoding, dataset.action_horizon, description.action_key, description.state_key)
+    digest = hashlib.blake2b(repr((*settings, BLOCK_STARTS)).encode(), digest_size=16)
+    for array in (dataset.segments.ends, dataset.starts):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _compute(dataset: ChunkDataset) -> Statistics:
+    blocks = []
+    for begin in range(0, len(dataset), BLOCK_STARTS):
+        start = dataset.starts[begin : begin + BLOCK_STARTS]
+        steps = chunk_steps(start, dataset.action_horizon, dataset.segments)
+        real = dataset.actions(start, steps)[torch.from_numpy(steps.action_mask)]
+        blocks.append(compute_statistics(real.numpy()))
+    return reduce(merge, blocks)
