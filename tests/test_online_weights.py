@@ -7,7 +7,8 @@ from torch import nn
 from chunkrl.errors import RecordError, TransportError
 from chunkrl.online import wire
 from chunkrl.online.records import TensorData, WeightPush
-from chunkrl.online.weights import VersionCounter, apply_push, make_push
+from chunkrl.online.versions import VersionCounter
+from chunkrl.online.weights import apply_push, make_push
 
 
 def parameters(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

@@ -112,7 +112,7 @@ class SpoolReceiver:
             if self._weights and push.version <= self._weights.version:
                 raise TransportError(
                     f"weights version {push.version} after {self._weights.version}: versions only rise "
-                    "(chunkrl.online.weights.VersionCounter)"
+                    "(chunkrl.online.versions.VersionCounter)"
                 )
             self._weights = push
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from chunkrl.data.atomic import write_text
-from chunkrl.errors import RecordError, TransportError
+from chunkrl.errors import RecordError
 from chunkrl.online.records import TensorData, WeightPush
 
 
@@ -63,27 +60,3 @@ def apply_push(push: WeightPush, parameters: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, values in fresh.items():
             parameters[name].copy_(values)
-
-
-class VersionCounter:
-    """Versions that rise over all restarts of a learner, so that a version names one set of weights for ever.
-
-    path: a small file in the run's folder.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
-        self._last = 0
-        if self._path.exists():
-            try:
-                self._last = json.loads(self._path.read_text(encoding="utf-8"))["version"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise TransportError(f"{self._path} is damaged ({error!r}): restore it") from error
-            if type(self._last) is not int or self._last < 0:
-                raise TransportError(f"{self._path}: version {self._last!r} is no number from 0: restore it")
-
-    def next(self) -> int:
-        """A version that no push had before; on the disk before it is returned."""
-        write_text(self._path, json.dumps({"version": self._last + 1}))
-        self._last += 1
-        return self._last

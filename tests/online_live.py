@@ -1,0 +1,88 @@
+"""Whole actor and learner processes for `test_online_faults.py`; both run until they are killed or told to end.
+
+python online_live.py learner ROOT PORT: receives, stores, offers weights.
+python online_live.py actor ROOT PORT EPISODES: records episodes with new ids, sends them, fetches weights; prints
+"finished ID" after each, and "sent" when all is confirmed.
+"""
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from online_peers import SMALL, client
+from online_records import SPEC, step
+
+from chunkrl.online.intake import EpisodeIntake
+from chunkrl.online.item_spool import ItemSpool
+from chunkrl.online.records import EpisodeSummary, TensorData, WeightPush, new_id
+from chunkrl.online.replay import Replay, ReplayConfig
+from chunkrl.online.security import ListenConfig
+from chunkrl.online.sender import SpoolSender, UnreachableError
+from chunkrl.online.spool import Spool
+from chunkrl.online.streams import ReceivedStreams
+from chunkrl.online.transport import ReceiverLimits, SpoolReceiver
+from chunkrl.online.versions import VersionCounter
+
+SHARDS = ReplayConfig(shard_episodes=10, cameras="image")
+
+
+def length(identity: str) -> int:
+    """Steps of an episode, known from its id."""
+    return 3 + int(identity[0], 16)
+
+
+def weights(version: int) -> WeightPush:
+    """Recognisable by their version."""
+    values = np.full(1000, version, np.float32)
+    return WeightPush.make(version, {"w": TensorData("float32", (1000,), values.tobytes())})
+
+
+def learn(root: Path, port: int) -> None:
+    """Until killed; a new version of the weights every poll."""
+    streams = ReceivedStreams(root / "incoming", segment_bytes=20_000)
+    receiver = SpoolReceiver(ListenConfig(f"127.0.0.1:{port}"), streams, ReceiverLimits(8, 5.0))
+    versions = VersionCounter(root / "version.json")
+    replay = Replay(root / "replay", SPEC, SHARDS)
+    intake = EpisodeIntake(streams, replay, root / "set_aside")
+    receiver.start()
+    print("begun", flush=True)
+    while True:
+        intake.poll()
+        receiver.offer(weights(versions.next()))
+        time.sleep(0.02)
+
+
+def act(root: Path, port: int, num_episodes: int) -> None:
+    """As the actor's loop does, with no robot."""
+    with Spool(root, segment_bytes=20_000, sync_interval_s=0.05) as spool:
+        sender = SpoolSender(client(spool, port), spool, SMALL)
+        fetcher = client(spool, port)
+        sink, version = ItemSpool(spool, "arm", SPEC), 0
+        print("begun", flush=True)
+        for _ in range(num_episodes):
+            identity = new_id()
+            for i in range(count := length(identity)):
+                last = i == count - 1
+                sink.append(
+                    step(0, i, episode_id=identity, policy_version=version, success=last, terminated=last)
+                )
+                time.sleep(0.002)
+            total = float(sum(range(count)))
+            sink.append(EpisodeSummary("arm", identity, count, "success", total))
+            print("finished", identity, flush=True)
+            with contextlib.suppress(UnreachableError):  # the learner is dead at the moment
+                if push := fetcher.fetch_weights(version):
+                    assert push == weights(push.version)
+                    version = push.version
+        assert sender.wait_sent(60), sender.failure
+        sender.close()
+    print("sent", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "learner":
+        learn(Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        act(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

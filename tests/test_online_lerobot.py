@@ -1,0 +1,33 @@
+"""LeRobot reads the replay's shards."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from online_records import SPEC, episode
+
+from chunkrl.online.records import StepRecord
+from chunkrl.online.replay import EPISODE_KEY, Replay, ReplayConfig
+
+
+@pytest.mark.lerobot
+@pytest.mark.parametrize("cameras", ["video", "image"])
+def test_lerobot_reads_a_shard(tmp_path, cameras):
+    lerobot_dataset = pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    spec = replace(SPEC, cameras={"front": (64, 64)})
+    picture = {"front": np.full((64, 64, 3), 90, np.uint8)}
+    ours = []
+    replay = Replay(tmp_path, spec, ReplayConfig(cameras=cameras))
+    for number in range(3):
+        steps = [replace(item, images=picture) for item in episode(number, 4) if isinstance(item, StepRecord)]
+        replay.add(steps)
+        ours += steps
+        data = lerobot_dataset.LeRobotDataset("local/replay", root=tmp_path / "shard-000000")
+        assert len(data) == len(ours) and data.num_episodes == number + 1
+        for row, step in zip(data, ours, strict=True):
+            np.testing.assert_array_equal(row["action"], step.executed_action)
+            np.testing.assert_array_equal(row["complementary_info.proposed_action"], step.proposed_action)
+            assert bool(row["complementary_info.is_intervention"]) == step.human
+            assert row[EPISODE_KEY] == step.episode_id and row["task"] == "push"
+            assert abs(float(row["observation.images.front"].mean()) - 90 / 255) < 0.02
+    replay.close()
