@@ -27,11 +27,13 @@ class CountingSource:
         self.gate.set()
         self.asked: list[float] = []
         self.seeds: list[int] = []
+        self.begun: list[int] = []  # for each episode, how many chunks were made before
 
-    def begin_episode(self, seed: int) -> None:
+    def begin_episode(self) -> None:
+        self.begun.append(len(self.seeds))
+
+    def act(self, step: EnvStep, seed: int) -> PolicyChunk:
         self.seeds.append(seed)
-
-    def act(self, step: EnvStep) -> PolicyChunk:
         assert self.gate.wait(timeout=10.0), "the test never opened the gate"
         start = float(step.state[0])
         self.asked.append(start)

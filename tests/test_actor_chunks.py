@@ -44,7 +44,7 @@ def test_without_prefetch_each_chunk_belongs_to_the_step_where_it_begins():
     actions = [float(a.action[0]) for a in _drive(executor, 10)]
     executor.close()
     assert actions == [0, 1, 2, 3, 400, 401, 402, 403, 800, 801]
-    assert source.seeds == [7] and source.asked == [0, 400, 800]
+    assert source.begun == [0] and source.asked == [0, 400, 800] and len(set(source.seeds)) == 3
 
 
 def test_prefetch_aligns_a_chunk_with_the_step_from_which_it_was_seen():
@@ -95,7 +95,7 @@ def test_an_interruption_drops_what_is_queued_and_what_is_being_made():
 
 def test_what_the_policy_raises_reaches_the_loop():
     class Broken(CountingSource):
-        def act(self, step):
+        def act(self, step, seed):
             raise ChunkRLError("no camera 'front'")
 
     executor = ChunkExecutor(Broken(5), ExecutionConfig(n_action_steps=5))
@@ -156,13 +156,13 @@ def _runner(**settings) -> PolicyRunner:
 def test_pushed_weights_act_from_the_next_chunk_or_episode():
     for swap_at, version_then in (("chunk", 3), ("episode", 0)):
         runner = _runner(swap_at=swap_at)
-        assert runner.act(_step(0.0)).version == 0
+        assert runner.act(_step(0.0), 0).version == 0
         runner.push(3, {"value": torch.tensor([5.0, 6.0], dtype=torch.bfloat16)})
         assert runner.version == 0
-        chunk = runner.act(_step(0.0))
+        chunk = runner.act(_step(0.0), 0)
         assert chunk.version == version_then
-        runner.begin_episode(seed=0)
-        chunk = runner.act(_step(0.0))
+        runner.begin_episode()
+        chunk = runner.act(_step(0.0), 0)
         assert chunk.version == runner.version == 3
         np.testing.assert_array_equal(chunk.actions, np.tile(np.array([5, 6], np.float32), (4, 1)))
 
@@ -179,7 +179,7 @@ def test_versions_alternate_between_two_copies_that_share_what_is_frozen():
         runner.push(version, {"value": torch.full((2,), float(version))})
         if version == 3:  # one that was never used
             continue
-        chunk = runner.act(_step(0.0))
+        chunk = runner.act(_step(0.0), 0)
         assert chunk.version == version and (chunk.actions == version).all()
 
 
@@ -200,10 +200,10 @@ def test_wrong_weights_are_refused_and_the_old_ones_stay(version, tensors, messa
     runner.push(2, {"value": torch.full((2,), 7.0)})
     with pytest.raises(CheckpointError, match=message):
         runner.push(version, tensors)
-    chunk = runner.act(_step(0.0))
+    chunk = runner.act(_step(0.0), 0)
     assert chunk.version == 2 and (chunk.actions == 7.0).all()
     runner.push(3, {"value": torch.full((2,), 8.0)})  # and the next good ones are taken
-    assert (runner.act(_step(0.0)).actions == 8.0).all()
+    assert (runner.act(_step(0.0), 0).actions == 8.0).all()
 
 
 def test_weights_arrive_while_a_chunk_is_made_and_never_change_it():
@@ -211,26 +211,31 @@ def test_weights_arrive_while_a_chunk_is_made_and_never_change_it():
     runner = PolicyRunner(policy, "reach", "mode", trained=["value"])
     policy.entered, policy.leave = threading.Event(), threading.Event()
     chunks = []
-    acting = threading.Thread(target=lambda: chunks.append(runner.act(_step(0.0))))
+    acting = threading.Thread(target=lambda: chunks.append(runner.act(_step(0.0), 0)))
     acting.start()
     assert policy.entered.wait(timeout=10.0)
     runner.push(1, {"value": torch.ones(2)})  # goes to the other copy: does not wait for the chunk
     policy.leave.set()
     acting.join(timeout=10.0)
     assert chunks[0].version == 0 and (chunks[0].actions == 0.0).all()
-    assert runner.act(_step(0.0)).version == 1
+    assert runner.act(_step(0.0), 0).version == 1
 
 
-def test_the_seed_of_an_episode_determines_its_noise():
+def test_the_seed_of_an_episode_determines_its_noise_dropped_chunks_or_not():
     runner = PolicyRunner(_ConstantPolicy(), "reach", "sample")
+    executor = ChunkExecutor(runner, ExecutionConfig(n_action_steps=2, prefetch_steps=1, when_dry="wait"))
 
-    def chunks(seed):
-        runner.begin_episode(seed)
-        return np.stack([runner.act(_step(0.0)).actions for _ in range(3)])
+    def actions(seed: int, wait_s: float) -> np.ndarray:
+        executor.begin_episode(_step(0.0), seed)
+        taken = [_next(executor, 0.0).action for _ in range(6)]
+        threading.Event().wait(wait_s)  # the chunk that was asked for is made, or not
+        executor.interrupt()
+        return np.stack(taken + [_next(executor, 0.0).action for _ in range(6)])
 
-    first, other, again = chunks(1), chunks(2), chunks(1)
+    first, other, again = actions(1, 0.0), actions(2, 0.0), actions(1, 0.05)
+    executor.close()
     np.testing.assert_array_equal(first, again)
-    assert (first != other).any() and (first[0] != first[1]).any()
+    assert (first != other).any() and (first[0] != first[2]).any()
 
 
 def test_a_runner_of_parameters_that_are_not_there_is_refused():

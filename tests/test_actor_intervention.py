@@ -136,14 +136,20 @@ def test_pynput_delivers_characters_and_needs_extra_and_display(monkeypatch):
     with pytest.raises(MissingExtraError, match=r"chunkrl\[keyboard\]"):
         PynputKeys()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setitem(sys.modules, "pynput", types.ModuleType("pynput"))  # as without a display: no `keyboard`
+    monkeypatch.setitem(
+        sys.modules, "pynput", types.ModuleType("pynput")
+    )  # as without a display: no `keyboard`
     with pytest.raises(ChunkRLError, match="choose keys terminal"):
         PynputKeys()
     module = types.ModuleType("pynput")
     module.keyboard = types.SimpleNamespace(Listener=_Listener)  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "pynput", module)
     keys = PynputKeys()
-    for key in (types.SimpleNamespace(char="5"), types.SimpleNamespace(name="shift"), types.SimpleNamespace(char="1")):
+    for key in (
+        types.SimpleNamespace(char="5"),
+        types.SimpleNamespace(name="shift"),
+        types.SimpleNamespace(char="1"),
+    ):
         keys._pressed(key)
     assert keys.poll() == "51" and keys.poll() == ""
     keys.close()
@@ -184,7 +190,9 @@ def test_no_step_of_a_handover_is_longer_than_allowed(num_joints, seed, share):
     assert handover.agreed == (np.abs(wanted - last) < 1e-6).all()
 
 
-@pytest.mark.parametrize(("max_step", "tolerance"), [(0.0, 0.0), (0.1, 0.2), (0.1, -0.1), (float("nan"), 0.1)])
+@pytest.mark.parametrize(
+    ("max_step", "tolerance"), [(0.0, 0.0), (0.1, 0.2), (0.1, -0.1), (float("nan"), 0.1)]
+)
 def test_handovers_that_could_jump_are_refused(max_step, tolerance):
     with pytest.raises(ChunkRLError, match="handover"):
         Handover(max_step, tolerance)

@@ -263,11 +263,11 @@ class Actor:
             self._obey_keys()
             return not self._phases.quit
         while not self._phases.quit:
+            self._report(0)
             if self._obey_keys():
                 return True
             if last is not None and self._corrector is not None:
                 self._corrector.follow(last)
-            self._report(0)
             time.sleep(_IDLE_S)
         return False
 

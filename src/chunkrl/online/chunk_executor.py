@@ -96,6 +96,7 @@ class ChunkExecutor:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="chunk")
         self._queue: deque[ProposedAction] = deque()
         self._request: _Request | None = None
+        self._seeds = np.random.default_rng(0)
         self._num_chunks = self._num_dry = 0
         self._inference_s: deque[float] = deque(maxlen=1000)
 
@@ -110,9 +111,14 @@ class ChunkExecutor:
         return self._source.version
 
     def begin_episode(self, step: EnvStep, seed: int) -> None:
-        """Makes the first chunk, from `step`, and waits for it: the episode's clock does not run yet."""
+        """Makes the first chunk, from `step`, and waits for it: the episode's clock does not run yet.
+
+        `seed` determines the noise of the episode's chunks, one seed a request, so that it does not matter whether
+        one that was dropped had been made.
+        """
         self.interrupt()
-        self._source.begin_episode(seed)
+        self._seeds = np.random.default_rng(seed)
+        self._source.begin_episode()
         self._ask(step, lead=0)
         self._take(wait=True)
 
@@ -152,12 +158,14 @@ class ChunkExecutor:
         )
 
     def _ask(self, step: EnvStep, lead: int) -> None:
-        self._request = _Request(self._worker.submit(self._make, step), lead)
+        self._request = _Request(
+            self._worker.submit(self._make, step, int(self._seeds.integers(2**63))), lead
+        )
 
-    def _make(self, step: EnvStep) -> PolicyChunk:
+    def _make(self, step: EnvStep, seed: int) -> PolicyChunk:
         """In the thread."""
         began = time.perf_counter()
-        chunk = self._source.act(step)
+        chunk = self._source.act(step, seed)
         self._inference_s.append(time.perf_counter() - began)
         return chunk
 

@@ -62,12 +62,12 @@ class ChunkSource(Protocol):
         """Of the weights that act now."""
         ...
 
-    def begin_episode(self, seed: int) -> None:
-        """`seed` determines the episode's noise."""
+    def begin_episode(self) -> None:
+        """An episode begins."""
         ...
 
-    def act(self, step: EnvStep) -> PolicyChunk:
-        """The chunk for what is seen now."""
+    def act(self, step: EnvStep, seed: int) -> PolicyChunk:
+        """The chunk for what is seen now; `seed` determines its noise."""
         ...
 
 
@@ -138,21 +138,19 @@ class PolicyRunner:
         self._swap_lock = threading.Lock()  # of the two references and `_ready`
         self._push_lock = threading.Lock()  # one push at a time
         self._newest = 0
-        self._generator = torch.Generator()
 
     @property
     def version(self) -> int:
         """Of the weights that act now."""
         return self._active.version
 
-    def begin_episode(self, seed: int) -> None:
-        """`seed` determines the episode's noise; weights that are ready begin to act."""
-        self._generator = torch.Generator().manual_seed(seed)
+    def begin_episode(self) -> None:
+        """Weights that are ready begin to act."""
         self._swap()
 
-    def act(self, step: EnvStep) -> PolicyChunk:
-        """The chunk for what is seen now. Raises what the policy raises."""
-        generator = self._generator
+    def act(self, step: EnvStep, seed: int) -> PolicyChunk:
+        """The chunk for what is seen now; `seed` determines its noise. Raises what the policy raises."""
+        generator = torch.Generator().manual_seed(seed)
         if self._swap_at == "chunk":
             self._swap()
         acting = self._active

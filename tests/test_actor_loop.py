@@ -1,0 +1,356 @@
+"""The actor's loop end to end: on a fake robot with a leader arm, and on MetaWorld with the scripted corrector."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+from actor_fakes import CountingSource, fake_rate, robot_rig
+
+from chunkrl.envs.fake_robot import FakeLeader, FakeRobot
+from chunkrl.envs.metaworld import FULL_STATE, MetaWorldEnv
+from chunkrl.envs.protocol import EnvStep
+from chunkrl.envs.robot import Home, PacedEnvironment, RobotEnvironment, RobotState
+from chunkrl.errors import ChunkRLError
+from chunkrl.online.action_guard import ActionSpace
+from chunkrl.online.actor import Actor, ActorConfig, Human
+from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig
+from chunkrl.online.intervention import Corrector
+from chunkrl.online.keys import ScriptedKeys
+from chunkrl.online.leader_arm import Handover, LeaderArm
+from chunkrl.online.policy_runner import PolicyChunk
+from chunkrl.online.recorder import stream_spec
+from chunkrl.online.records import EpisodeSummary, Item, StepRecord
+from chunkrl.online.scripted_corrector import CorrectionRule, ScriptedCorrector
+
+
+class _Session:
+    """An actor on a fake robot of 3 joints whose policy goes up by 0.1 a step; `keys`: one entry a poll."""
+
+    def __init__(
+        self, keys, leader: FakeLeader | None = None, source=None, limit=np.inf, confirm=True, **config
+    ):
+        self.arm, self.env, space, rate = robot_rig(
+            3, max_steps=6, limit=limit, cameras={"front": (4, 5), "wrist.left": (2, 2)}
+        )
+        self.source = source or CountingSource(4, 3, scale=0.1)
+        execution = ExecutionConfig(n_action_steps=3, prefetch_steps=1, when_dry="wait")
+        corrector: Corrector | None = None
+        if leader is not None:
+            corrector = LeaderArm(leader, [0, 1, 2], max_step=0.5, tolerance=0.2)
+        self.items: list[Item] = []
+        self.statuses = []
+        self.keys = _Keys(keys)
+        human = Human(self.keys, corrector, None if leader is None else Handover(0.5, 0.2))
+        self.actor = Actor(
+            self.env,
+            space,
+            ChunkExecutor(self.source, execution),
+            self.items,
+            ActorConfig(actor_id="arm-1", confirm=confirm, **config),
+            human,
+            rate,
+            self.statuses.append,
+        )
+
+    def episodes(self) -> list[tuple[list[StepRecord], EpisodeSummary]]:
+        """What was recorded, checked for order and against the stream's description."""
+        spec = stream_spec(self.env, EnvStep(np.zeros(3), {"observation.images.front": np.zeros((4, 5, 3))}))
+        assert dict(spec.cameras) == {"front": (4, 5)}
+        episodes, steps = [], []
+        for item in self.items:
+            if isinstance(item, StepRecord):
+                assert item.step_index == len(steps) and set(item.images) == {"front", "wrist.left"}
+                steps.append(item)
+                continue
+            assert {step.episode_id for step in steps} == {item.episode_id} and item.num_steps == len(steps)
+            assert item.total_reward == pytest.approx(sum(step.reward for step in steps))
+            assert not any(step.done for step in steps[:-1]) and steps[-1].done
+            episodes.append((steps, item))
+            steps = []
+        assert not steps, "steps without a summary"
+        return episodes
+
+
+class _Keys(ScriptedKeys):
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_an_episode_of_the_policy_is_recorded_step_by_step():
+    session = _Session(["2", "", "", "1", "2", "q"], num_episodes=1)
+    summary = session.actor.run()
+    [(steps, end)] = session.episodes()
+    assert (end.outcome, end.num_steps, end.total_reward, end.num_interventions) == ("success", 3, 1.0, 0)
+    executed = np.array([step.executed_action[0] for step in steps])
+    np.testing.assert_allclose(executed, [0.0, 0.1, 0.2], atol=1e-6)
+    np.testing.assert_allclose(
+        [step.state[0] for step in steps], [0.0, 0.0, 0.1], atol=1e-6
+    )  # before the action
+    assert [(s.reward, s.success, s.terminated, s.truncated) for s in steps] == [
+        (0.0, False, False, False),
+        (0.0, False, False, False),
+        (1.0, True, True, False),
+    ]
+    assert (summary.num_episodes, summary.num_success, summary.num_steps) == (1, 1, 3)
+    assert summary.jitter is not None and summary.jitter.num_ticks == 3
+    assert session.arm.closed and session.keys.closed
+    assert {s.phase for s in session.statuses} >= {"waiting", "policy", "ended: success"}
+
+
+def test_the_time_limit_truncates_and_a_human_may_still_say_what_it_was():
+    for keys, outcome, flags in (
+        ([*("2" + " " * 6), "2"], "timeout", (0.0, False, False, True)),
+        ([*("2" + " " * 6), "1", "2"], "success", (1.0, True, True, False)),
+        ([*("2" + " " * 6), "1", "0", "2"], "failure", (0.0, False, True, False)),
+    ):
+        session = _Session(keys, num_episodes=1)
+        session.actor.run()
+        [(steps, end)] = session.episodes()
+        assert (end.outcome, end.num_steps) == (outcome, 6)
+        last = steps[-1]
+        assert (last.reward, last.success, last.terminated, last.truncated) == flags
+
+
+def test_an_own_time_limit_truncates_too():
+    session = _Session([], confirm=False, num_episodes=2, max_steps=4)
+    assert session.actor.run().num_steps == 8
+    assert [end.outcome for _, end in session.episodes()] == ["timeout"] * 2
+
+
+def test_an_episode_recorded_again_is_discarded_and_starts_from_the_same_seed():
+    session = _Session(["2", "", "r", "2", "", "1", "r", "2", "1", "2"], num_episodes=1)
+    summary = session.actor.run()
+    assert [end.outcome for _, end in session.episodes()] == ["discarded", "discarded", "success"]
+    assert (summary.num_episodes, summary.num_discarded, summary.num_steps) == (1, 2, 1)
+    firsts = [session.source.seeds[i] for i in session.source.begun]
+    assert len(firsts) == 3 and len(set(firsts)) == 1
+
+
+def test_quitting_keeps_the_running_episode_as_truncated():
+    session = _Session(["2", "", "q"])
+    summary = session.actor.run()
+    [(steps, end)] = session.episodes()
+    assert (end.outcome, len(steps), summary.num_episodes) == ("timeout", 2, 1)
+    assert steps[-1].truncated
+    nothing = _Session(["q"])
+    assert nothing.actor.run().num_episodes == 0 and nothing.items == []
+
+
+def test_a_leader_arm_takes_over_and_gives_back_without_a_jump():
+    leader = FakeLeader(3, np.full(3, 2.0))
+
+    class Hand(_Keys):
+        """Moves the leader while it is free."""
+
+        def poll(self) -> str:
+            if not leader.torque:
+                leader.hand(np.full(3, 1.0))
+            return super().poll()
+
+    session = _Session([], leader, num_episodes=1)
+    session.actor._keys = Hand(["2", "5", "", "", "", "5", "1", "2"])
+    summary = session.actor.run()
+    [(steps, end)] = session.episodes()
+    assert [step.human for step in steps] == [False] + [True] * 4 + [False]
+    assert (end.num_interventions, summary.num_human) == (1, 4)
+    executed = np.array([step.executed_action for step in steps])
+    jumps = np.abs(np.diff(executed, axis=0)).max(axis=1)
+    assert jumps.max() <= 0.5 + 1e-6
+    # the leader was driven from 2.0 to 1.5 before the hand took it, and is at 1.0 from its first poll on
+    np.testing.assert_allclose(executed[1:5, 0], [0.5, 1.0, 1.0, 1.0], atol=1e-6)
+    for step in steps:
+        if step.human:
+            np.testing.assert_array_equal(step.proposed_action, step.executed_action)
+    assert leader.closed
+
+
+def test_what_cannot_be_sent_is_held_and_counted():
+    class Faulty(CountingSource):
+        def act(self, step, seed):
+            chunk = super().act(step, seed).actions.copy()
+            chunk[1, 2], chunk[2] = np.nan, 250.0
+            return PolicyChunk(chunk, 0)
+
+    session = _Session([], source=Faulty(4, 3, scale=0.1), confirm=False, num_episodes=1, max_steps=3)
+    summary = session.actor.run()
+    [(steps, _)] = session.episodes()
+    assert [step.held for step in steps] == [False, True, False]
+    np.testing.assert_array_equal(steps[1].executed_action, steps[0].executed_action)
+    np.testing.assert_array_equal(steps[1].proposed_action, steps[1].executed_action)
+    np.testing.assert_array_equal(steps[2].proposed_action, [250.0] * 3)
+    np.testing.assert_array_equal(steps[2].executed_action, [100.0] * 3)
+    assert (summary.num_held, summary.num_clipped) == (1, 3)
+    [fault] = summary.faults
+    assert (fault.episode, fault.step) == (0, 1) and "NaN" in fault.message
+
+
+def test_what_the_robot_made_of_an_action_is_what_was_executed():
+    session = _Session([], limit=0.03, confirm=False, num_episodes=1, max_steps=3)
+    session.actor.run()
+    [(steps, _)] = session.episodes()
+    np.testing.assert_allclose([s.executed_action[0] for s in steps], [0.0, 0.03, 0.06], atol=1e-6)
+    np.testing.assert_allclose([s.proposed_action[0] for s in steps], [0.0, 0.1, 0.2], atol=1e-6)
+
+
+def test_every_step_says_which_weights_made_its_chunk():
+    source = CountingSource(4, 3, scale=0.1)
+    session = _Session([], source=source, confirm=False, num_episodes=1)
+    run = source.act
+
+    def act(step: EnvStep, seed: int) -> PolicyChunk:
+        chunk = run(step, seed)
+        source.version += 1
+        return chunk
+
+    source.act = act
+    session.actor.run()
+    [(steps, _)] = session.episodes()
+    assert [step.policy_version for step in steps] == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_signal_ends_the_session_in_order_and_handlers_are_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    session = _Session([], confirm=False)
+
+    def show(status):
+        if status.episode == 2 and status.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    session.actor._show = show
+    summary = session.actor.run()
+    assert [end.num_steps for _, end in session.episodes()] == [
+        6,
+        4,
+    ]  # kept, truncated after the step under way
+    assert summary.num_episodes == 2 and session.arm.closed
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_robot_that_fails_leaves_an_unfinished_episode_and_everything_closed():
+    leader = FakeLeader(3)
+    session = _Session([], leader, confirm=False)
+
+    def lost(targets):
+        raise OSError("motor 3 does not answer")
+
+    def show(status):
+        if status.step == 3:
+            session.arm.send = lost
+
+    session.actor._show = show
+    with pytest.raises(OSError, match="motor 3"):
+        session.actor.run()
+    assert len(session.items) == 2 and all(isinstance(item, StepRecord) for item in session.items)
+    assert session.arm.closed and session.keys.closed and leader.closed
+
+
+def test_actors_that_could_jump_or_do_not_fit_are_refused():
+    _, env, space, rate = robot_rig(3)
+    executor = ChunkExecutor(CountingSource(4, 3), ExecutionConfig(n_action_steps=4))
+    corrector = LeaderArm(FakeLeader(3), [0, 1, 2], 0.5, 0.2)
+    with pytest.raises(ChunkRLError, match="Handover"):
+        Actor(env, space, executor, [], ActorConfig(), Human(corrector=corrector), rate)
+    with pytest.raises(ChunkRLError, match="limits for 4"):
+        Actor(env, ActionSpace.simulator(4), executor, [], ActorConfig())
+    executor.close()
+
+
+# ---- robots
+
+
+def test_a_robot_goes_home_slowly_and_says_when_it_cannot():
+    robot = FakeRobot(2)
+    robot.positions = np.array([1.0, -0.5], np.float32)
+    home = Home((0.0, 0.0), max_step=0.25, tolerance=0.01)
+    env = RobotEnvironment(robot, fake_rate(), "reach", 30.0, 10, home)
+    assert env.reset(seed=0).state == pytest.approx([0.0, 0.0])
+    sent = np.array([[1.0, -0.5], *robot.sent])
+    assert len(robot.sent) == 4 and np.abs(np.diff(sent, axis=0)).max() <= 0.25 + 1e-6
+    stuck = RobotEnvironment(
+        FakeRobot(2, limit=0.0), fake_rate(), "reach", 30.0, 10, Home((9.0, 0.0), 1.0, 0.1, 5)
+    )
+    with pytest.raises(ChunkRLError, match=r"joint_0 is at 0, home is 9"):
+        stuck.reset(seed=0)
+    with pytest.raises(ChunkRLError, match="home has 1"):
+        RobotEnvironment(FakeRobot(2), fake_rate(), "reach", 30.0, 10, Home((9.0,), 1.0, 0.1))
+
+
+def test_a_robot_that_reports_nonsense_is_not_driven():
+    robot = FakeRobot(2, cameras={"front": (4, 4)})
+    env = RobotEnvironment(robot, fake_rate(), "reach", 30.0, 10)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="finite joint targets"):
+        env.step(np.array([np.nan, 0.0]))
+    assert robot.sent == []
+    for seen, message in (
+        (RobotState(np.zeros(2, np.float32)), "camera 'front' of fake_robot gives no picture"),
+        (
+            RobotState(np.zeros(2, np.float32), {"front": np.zeros((2, 4, 3), np.uint8)}),
+            r"\(2, 4, 3\), declared",
+        ),
+        (RobotState(np.array([np.nan, 0.0], np.float32)), "joint positions"),
+    ):
+        robot.observe = lambda seen=seen: seen
+        with pytest.raises(ChunkRLError, match=message):
+            env.reset(seed=0)
+
+
+# ---- MetaWorld
+
+
+class _Idle:
+    """A policy that does nothing useful: small noise."""
+
+    action_horizon, action_dim, version = 10, 4, 0
+
+    def begin_episode(self) -> None:
+        pass
+
+    def act(self, step: EnvStep, seed: int) -> PolicyChunk:
+        noise = 0.1 * np.random.default_rng(seed).standard_normal((self.action_horizon, self.action_dim))
+        return PolicyChunk(noise.astype(np.float32), self.version)
+
+
+def _metaworld_session(budget: int, paced: bool = False) -> tuple[list[Item], list[float]]:
+    pytest.importorskip("metaworld")
+    env = MetaWorldEnv("push-v3", max_steps=120)
+    rule = CorrectionRule(budget=budget, stall_steps=5, correction_steps=60)
+    corrector = ScriptedCorrector.for_metaworld(env, rule)
+    rate = fake_rate(80.0)
+    items: list[Item] = []
+    execution = ExecutionConfig(n_action_steps=5, prefetch_steps=2, when_dry="wait")
+    actor = Actor(
+        PacedEnvironment(env, rate) if paced else env,
+        ActionSpace.simulator(4),
+        ChunkExecutor(_Idle(), execution),
+        items,
+        ActorConfig(num_episodes=2, confirm=False, seed=3),
+        Human(corrector=corrector),
+        rate if paced else None,
+    )
+    summary = actor.run()
+    assert summary.num_episodes == 2
+    return items, [summary.num_success, summary.num_interventions, summary.num_human]
+
+
+def test_the_scripted_corrector_brings_an_idle_policy_to_success_within_its_budget():
+    items, (num_success, num_interventions, num_human) = _metaworld_session(budget=6)
+    assert num_success == 2 and 2 <= num_interventions <= 6
+    steps = [item for item in items if isinstance(item, StepRecord)]
+    assert sum(step.human for step in steps) == num_human
+    assert steps[0].state.shape == (len(FULL_STATE),) and not steps[0].human
+    paced, numbers = _metaworld_session(budget=6, paced=True)
+    assert numbers == [num_success, num_interventions, num_human]  # one trajectory, whatever the clock
+    theirs = [item for item in paced if isinstance(item, StepRecord)]
+    for ours, other in zip(steps, theirs, strict=True):
+        np.testing.assert_array_equal(ours.state, other.state)
+        np.testing.assert_array_equal(ours.executed_action, other.executed_action)
+
+
+def test_without_budget_nobody_helps():
+    items, numbers = _metaworld_session(budget=0)
+    assert numbers == [0, 0, 0]
+    assert [item.outcome for item in items if isinstance(item, EpisodeSummary)] == ["timeout"] * 2
