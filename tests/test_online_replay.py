@@ -4,6 +4,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +120,21 @@ def test_the_oldest_shards_go_when_the_others_hold_enough(tmp_path):
     assert not (tmp_path / ".evicted-shard-000004").exists()
     assert stored_ids(tmp_path) == [episode_id(10), episode_id(11)]
     replay.close()
+
+
+def test_adding_waits_for_readers(tmp_path):
+    replay = Replay(tmp_path, SPEC, CONFIG)
+    replay.add(steps(0))
+    with reading(tmp_path) as folders:
+        thread = threading.Thread(target=replay.add, args=(steps(1),))
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive() and rp._totals(folders[0])[0] == 1
+    thread.join()
+    assert stored_ids(tmp_path) == [episode_id(0), episode_id(1)]
+    replay.close()
+    with pytest.raises(DatasetError, match="is no folder"), reading(tmp_path / "none"):
+        pass
 
 
 def test_videos(tmp_path):

@@ -336,11 +336,24 @@ def test_a_silent_peer_is_dropped_and_holds_no_thread(tmp_path, caplog):
     check_stored(tmp_path / "learner", 4)
 
 
+def test_a_peer_that_takes_no_more_is_dropped(tmp_path, caplog):
+    with receiving(tmp_path / "learner", idle_s=0.3) as receiver:
+        receiver.offer(push(1, rows=64))  # more than any buffer between the two holds
+        with grpc.insecure_channel(f"127.0.0.1:{receiver.port}") as channel:
+            call = channel.unary_stream(f"/{transport.SERVICE}/FetchWeights")
+            answer = call(wire.encode_weight_request(wire.WeightRequest("arm", 1, 0)))
+            next(answer)
+            while "dropped: silent" not in caplog.text:
+                time.sleep(0.02)
+            with pytest.raises(grpc.RpcError):
+                list(answer)
+
+
 # Weights
 
 
-def push(version: int) -> WeightPush:
-    return WeightPush.make(version, {"w": TensorData("bfloat16", (3, 2**19), bytes(3 * 2**20))})
+def push(version: int, rows: int = 3) -> WeightPush:
+    return WeightPush.make(version, {"w": TensorData("bfloat16", (rows, 2**19), bytes(rows * 2**20))})
 
 
 def test_weights_are_fetched_when_newer(tmp_path):
