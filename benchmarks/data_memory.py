@@ -25,15 +25,15 @@ from chunkrl.data.loader import ChunkLoader
 from chunkrl.data.writer import DatasetWriter, FeatureSpec
 from chunkrl.progress import silent
 
-EPISODE = 1000
-
 
 @dataclass(frozen=True)
 class MemoryConfig:
     """What to measure."""
 
     sizes: tuple[int, ...] = (100_000, 1_000_000)
-    """Frames; multiples of 1000, the length of an episode."""
+    """Frames."""
+    episode_length: int = 1000
+    """Frames of an episode, a divisor of all sizes."""
     picture: int = 0
     """Height and width of the pictures of one camera; 0: state and action alone."""
     batches: int = 200
@@ -42,7 +42,7 @@ class MemoryConfig:
     """Used by the benchmark itself: measure the data set in this folder."""
 
 
-def write(root: Path, num_frames: int, picture: int) -> None:
+def write(root: Path, num_frames: int, length: int, picture: int) -> None:
     """A data set of random numbers and pictures."""
     features = {
         "observation.state": FeatureSpec("float32", (8,)),
@@ -53,14 +53,14 @@ def write(root: Path, num_frames: int, picture: int) -> None:
         features["observation.images.front"] = FeatureSpec("image", (picture, picture, 3))
     rng = np.random.default_rng(0)
     with DatasetWriter(root, fps=10, features=features) as writer:
-        for _ in range(num_frames // EPISODE):
+        for _ in range(num_frames // length):
             columns = {
-                "observation.state": rng.normal(size=(EPISODE, 8)).astype(np.float32),
-                "action": rng.normal(size=(EPISODE, 7)).astype(np.float32),
-                "next.success": np.arange(EPISODE) == EPISODE - 1,
+                "observation.state": rng.normal(size=(length, 8)).astype(np.float32),
+                "action": rng.normal(size=(length, 7)).astype(np.float32),
+                "next.success": np.arange(length) == length - 1,
             }
             if picture:
-                shape = (EPISODE, picture, picture, 3)
+                shape = (length, picture, picture, 3)
                 columns["observation.images.front"] = rng.integers(256, size=shape, dtype=np.uint8)
             writer.add_episode(columns, "push")
 
@@ -108,7 +108,7 @@ def main(config: MemoryConfig) -> None:
     found = []
     for size in config.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder) / "set", size, config.picture)
+            write(Path(folder) / "set", size, config.episode_length, config.picture)
             command = [sys.executable, "-m", "benchmarks.data_memory", "--child", folder]
             command += ["--batches", str(config.batches)]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
