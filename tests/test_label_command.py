@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from chunk_data import write_dataset
 from lerobot_folder import NAMING, edit_parquet, write_lerobot_folder
+from PIL import Image
 
 from chunkrl.cli import main
-from chunkrl.data.frames import FrameTable
+from chunkrl.data.frames import FrameSettings, FrameTable
 from chunkrl.data.labels import label_frames
+from chunkrl.data.segments import encode_video
 from chunkrl.data.sidecar import load_sidecar, save_sidecar
-from chunkrl.data.writer import DatasetWriter, FeatureSpec
+from chunkrl.data.writer import DatasetWriter, FeatureSpec, VideoEncoding
 from chunkrl.progress import silent
 
 
@@ -107,6 +110,50 @@ def test_export_holds_everything_and_the_labels(tmp_path: Path, naming: str, cam
     again = label_frames(new)
     assert again.rule.success == "next.success"
     assert np.flatnonzero(again.terminated).tolist() == [7]
+
+
+@pytest.mark.parametrize("codec", ["libsvtav1", "libx264"])
+def test_export_copies_the_packets_of_videos(
+    tmp_path: Path, codec: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if codec == "libx264":  # one file an episode
+        folder = write_lerobot_folder(tmp_path / "set", "v2.1", camera="video").root
+    else:  # one file for all
+        folder = tmp_path / "set"
+        features = {
+            "action": FeatureSpec("float32", (2,)),
+            "observation.images.front": FeatureSpec("video", (48, 64, 3)),
+        }
+        rng = np.random.default_rng(0)
+        with DatasetWriter(folder, fps=30, features=features, video=VideoEncoding(gop=3)) as writer:
+            for length in (7, 4, 9):
+                pictures = rng.integers(256, size=(length, 48, 64, 3), dtype=np.uint8)
+                actions = np.zeros((length, 2), np.float32)
+                writer.add_episode({"action": actions, "observation.images.front": pictures}, "push")
+    label(folder, "--success", "all", "--export", tmp_path / "new")
+    assert "encoded again" not in capsys.readouterr().out
+    settings = FrameSettings(cache=False)
+    old, new = (
+        FrameTable.open(root, progress=silent, settings=settings) for root in (folder, tmp_path / "new")
+    )
+    rows = np.arange(old.num_frames)
+    for name in old.description.cameras:
+        np.testing.assert_array_equal(new.images(name, rows), old.images(name, rows))
+        info = json.loads((tmp_path / "new/meta/info.json").read_text())["features"][name]["info"]
+        assert info["video.codec"] == {"libsvtav1": "av1", "libx264": "h264"}[codec]
+    assert len(list((tmp_path / "new").rglob("*.mp4"))) == len(old.description.cameras)
+
+
+def test_export_encodes_again_what_does_not_begin_with_a_key_frame(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_lerobot_folder(tmp_path / "set", "v3.0", camera="video", episodes_per_file=3)
+    grey = [Image.new("RGB", (16, 16), (8 * i, 8 * i, 8 * i)) for i in range(12)]
+    for file in folder.root.rglob("*.mp4"):  # one key frame for all three episodes
+        encode_video(grey, file, 10, VideoEncoding("libx264", gop=100))
+    label(folder.root, "--success", "all", "--export", tmp_path / "new")
+    assert "encoded again" in capsys.readouterr().out
+    assert FrameTable.open(tmp_path / "new", progress=silent).num_frames == 12
 
 
 def test_export_copies_columns_of_texts(tmp_path: Path) -> None:

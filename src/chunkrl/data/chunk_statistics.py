@@ -1,4 +1,4 @@
-"""Statistics of encoded actions, which depend on the chunk that they stand in; kept in the data set's cache folder."""
+"""Statistics of encoded actions, which depend on their chunk; kept in the data set's cache folder."""
 
 from __future__ import annotations
 

@@ -222,7 +222,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         self.labels[name] = keep(self.cache_dir, np.asarray(values))
 
     def actions(self, start: np.ndarray, steps: ChunkSteps) -> Tensor:
-        """The recorded actions of chunks that begin at rows `start` int [B], padded and encoded, float32 [B, H, A]."""
+        """Actions of the chunks that begin at rows `start` int [B], padded and encoded, float32 [B, H, A]."""
         actions = np.asarray(self.table.action[steps.rows], dtype=np.float32)
         hold = self.settings.hold.from_last(actions[:, -1])
         padded = torch.from_numpy(np.where(steps.action_mask[..., None], actions, hold[:, None]))

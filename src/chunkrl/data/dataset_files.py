@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from chunkrl.data import segments as sg
 from chunkrl.data.atomic import replace_file
 from chunkrl.data.segments import Segment, VideoEncoding
+from chunkrl.data.video_copy import VideoFormat
 from chunkrl.errors import DatasetError
 
 CHUNKS_SIZE = 1000
@@ -31,7 +32,8 @@ _MARK = b"chunkrl"
 class DatasetFiles:
     """Where the segments of the data set at `root` lie.
 
-    image_keys: cameras in the data file. video_keys: cameras with an mp4 of their own.
+    image_keys: cameras in the data file. video_keys: cameras with an mp4 of their own, encoded as `video` says or
+    `copied`.
 
     Attributes:
         segments: in the order of their episodes.
@@ -44,6 +46,7 @@ class DatasetFiles:
         image_keys: Sequence[str],
         video_keys: Sequence[str],
         video: VideoEncoding,
+        copied: Mapping[str, VideoFormat],
     ) -> None:
         self.root = root
         self.segments: list[Segment] = []
@@ -52,6 +55,8 @@ class DatasetFiles:
         self._fps = fps
         # Packets of another encoder build or other settings must not share a file: they need other headers.
         settings = {"video": asdict(video), "libav": av.library_versions} if video_keys else {}
+        if copied:
+            settings["copied"] = {key: asdict(format_) for key, format_ in copied.items()}
         self._mark = json.dumps({"segment": 1} | settings).encode()
 
     @property

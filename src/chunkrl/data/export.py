@@ -14,6 +14,7 @@ from chunkrl.data.formats import DatasetDescription, image_size
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import FrameLabels
 from chunkrl.data.store import by_data_file, whole_episodes
+from chunkrl.data.video_copy import EncodedVideo, VideoFormat, common_format
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress
@@ -31,7 +32,8 @@ def export_labels(table: FrameTable, labels: FrameLabels, root: Path, progress: 
     """Writes a new data set: every column, text, picture and task of `table`, and its labels as `next.*` columns.
 
     Columns of those names are replaced. LeRobot allows no `/` in names: `observation/image` becomes
-    `observation.image`. Videos are encoded again, so their pictures lose a little.
+    `observation.image`. Videos are copied packet by packet where a key frame begins each episode, as LeRobot's own do
+    (`video_copy.common_format`); else they are encoded again and lose a little, which is said.
 
     Raises:
         DatasetError: `root` is not empty, two columns get the same name, a text is missing, or the writer's.
@@ -41,14 +43,19 @@ def export_labels(table: FrameTable, labels: FrameLabels, root: Path, progress: 
         raise DatasetError(f"{root} is not empty: export into a new folder")
     names = _new_names(description)
     features = {new: _spec(description, old) for old, new in names.items()} | LABEL_FEATURES
+    copied = _copied_videos(table, names)
     with DatasetWriter(
-        root, fps=description.fps, features=features, robot_type=description.robot_type
+        root, fps=description.fps, features=features, robot_type=description.robot_type, copied=copied
     ) as writer:
         texts = _texts(description, names)
         for number, (episode, columns) in enumerate(zip(description.episodes, texts, strict=True)):
             rows = np.arange(episode.start, episode.start + episode.length)
-            copied = {old: new for old, new in names.items() if new not in columns}
-            columns |= {new: _values(table, old, rows) for old, new in copied.items()}
+            others = {old: new for old, new in names.items() if new not in columns}
+            columns |= {new: _values(table, old, rows) for old, new in others.items()}
+            for old, new in names.items():
+                if new in copied:
+                    span = episode.videos[old]
+                    columns[new] = EncodedVideo(columns[new], span.file, span.from_timestamp)
             last = rows == rows[-1]
             columns |= {
                 "next.reward": labels.reward[rows],
@@ -78,6 +85,21 @@ def _new_names(description: DatasetDescription) -> dict[str, str]:
             f"{description.root}: two of {sorted(names)} differ in '/' and '.' alone: rename one"
         )
     return names
+
+
+def _copied_videos(table: FrameTable, names: dict[str, str]) -> dict[str, VideoFormat]:
+    """Cameras, by new name, whose packets can be copied; says which cannot."""
+    description = table.description
+    copied: dict[str, VideoFormat] = {}
+    for old, new in names.items():
+        if description.features[old].dtype != "video":
+            continue
+        found = common_format(description, old, table.timestamp)
+        if found is None:
+            print(f"camera {old}: not every episode begins with a key frame, so its videos are encoded again")
+        else:
+            copied[new] = found
+    return copied
 
 
 def _texts(description: DatasetDescription, names: dict[str, str]) -> Iterator[dict[str, Any]]:

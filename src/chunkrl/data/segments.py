@@ -101,16 +101,21 @@ class VideoEncoding:
 
     def describe(self, shape: tuple[int, ...], fps: float) -> dict[str, Any]:
         """The "info" of a camera of `shape` (height, width, 3) in `meta/info.json`."""
-        return {
-            "video.height": shape[0],
-            "video.width": shape[1],
-            "video.codec": VIDEO_CODECS[self.codec],
-            "video.pix_fmt": self.pixel_format,
-            "video.is_depth_map": False,
-            "video.fps": fps,
-            "video.channels": 3,
-            "has_audio": False,
-        }
+        return describe_video(VIDEO_CODECS[self.codec], self.pixel_format, shape, fps)
+
+
+def describe_video(codec: str, pixel_format: str, shape: tuple[int, ...], fps: float) -> dict[str, Any]:
+    """The "info" of a camera of `shape` (height, width, 3) in `meta/info.json`."""
+    return {
+        "video.height": shape[0],
+        "video.width": shape[1],
+        "video.codec": codec,
+        "video.pix_fmt": pixel_format,
+        "video.is_depth_map": False,
+        "video.fps": fps,
+        "video.channels": 3,
+        "has_audio": False,
+    }
 
 
 def encode_video(frames: Sequence[Image.Image], path: Path, fps: float, encoding: VideoEncoding) -> None:

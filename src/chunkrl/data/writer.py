@@ -31,6 +31,7 @@ from chunkrl.data import segments as sg
 from chunkrl.data.atomic import remove_temporaries, replace_file, write_text
 from chunkrl.data.episode_columns import FeatureSpec
 from chunkrl.data.segments import VideoEncoding
+from chunkrl.data.video_copy import EncodedVideo, VideoFormat, copy_video
 from chunkrl.errors import DatasetError
 
 __all__ = ["DatasetWriter", "FeatureSpec", "VideoEncoding"]
@@ -45,6 +46,7 @@ class DatasetWriter:
         task_index), which are made here.
     overwrite: delete the data set at `root` first.
     video: encoder settings of cameras of dtype "video".
+    copied: cameras of dtype "video" whose episodes are given as `EncodedVideo` of this format: not encoded anew.
 
     Attributes:
         num_episodes, num_frames: what the data set holds.
@@ -62,6 +64,7 @@ class DatasetWriter:
         robot_type: str | None = None,
         overwrite: bool = False,
         video: VideoEncoding | None = None,
+        copied: Mapping[str, VideoFormat] | None = None,
     ) -> None:
         ec.check_features(features)
         self.root = Path(root)
@@ -70,6 +73,7 @@ class DatasetWriter:
         self.num_episodes = 0
         self.num_frames = 0
         self._video = video or VideoEncoding()
+        self._copied = dict(copied or {})
         self._all_features = self.features | ec.default_features()
         self._tasks: dict[str, int] = {}
         self._statistics: dict[str, es.FeatureStatistics] = {}
@@ -77,7 +81,7 @@ class DatasetWriter:
         images = [key for key, spec in features.items() if spec.dtype == "image"]
         if not fps > 0 or (videos and abs(float(sg.file_rate(fps)) / fps - 1) > 1e-9):
             raise DatasetError(f"fps {fps}: a positive number, for videos a ratio such as 30 or 30000 / 1001")
-        self._files = df.DatasetFiles(self.root, fps, images, videos, self._video)
+        self._files = df.DatasetFiles(self.root, fps, images, videos, self._video, self._copied)
         self._lock = self._acquire()
         try:
             self._info = self._open(robot_type, overwrite)
@@ -88,7 +92,8 @@ class DatasetWriter:
     def add_episode(self, columns: Mapping[str, Any], task: str | Sequence[str]) -> int:
         """Append one episode and return its index; when this returns, the episode is on the disk.
 
-        columns: feature -> [T, *shape]; [T] serves for shape (1,). Cameras: uint8 [T, height, width, 3].
+        columns: feature -> [T, *shape]; [T] serves for shape (1,). Cameras: uint8 [T, height, width, 3], or an
+            `EncodedVideo` for those of `copied`.
         task: the episode's text, or one text a frame.
 
         Raises:
@@ -97,11 +102,18 @@ class DatasetWriter:
         if not self._lock.is_locked:
             raise DatasetError(f"the writer of {self.root} is closed: open a new one to append")
         episode = self.num_episodes
-        arrays, num_frames = ec.check_columns(self.features, columns, episode)
+        encoded = {key: values for key, values in columns.items() if isinstance(values, EncodedVideo)}
+        if set(encoded) != set(self._copied):
+            raise DatasetError(
+                f"episode {episode}: cameras {sorted(encoded)} are given encoded, the writer copies "
+                f"{sorted(self._copied)}: give those as EncodedVideo"
+            )
+        decoded = {key: video.pictures for key, video in encoded.items()}
+        arrays, num_frames = ec.check_columns(self.features, {**columns, **decoded}, episode)
         texts = ec.frame_tasks(task, num_frames, episode)
         tasks = {text: i for i, text in enumerate(dict.fromkeys([*self._tasks, *texts]))}
         arrays |= self._default_columns(num_frames, np.array([tasks[text] for text in texts]))
-        statistics = self._write_frames(arrays)
+        statistics = self._write_frames(arrays, encoded)
         if len(tasks) > len(self._tasks):
             with replace_file(self.root / "meta/tasks.parquet") as path:
                 pq.write_table(ec.tasks_table(list(tasks)), path)
@@ -183,9 +195,8 @@ class DatasetWriter:
             "features": {key: spec.to_json() for key, spec in self._all_features.items()},
         }
         for key in self._files.video_keys:
-            self._info["features"][key]["info"] = self._video.describe(
-                self.features[key].shape, self._info["fps"]
-            )
+            made = self._copied.get(key, self._video)
+            self._info["features"][key]["info"] = made.describe(self.features[key].shape, self._info["fps"])
         self._write_info(0, 0)
         return self._info
 
@@ -250,7 +261,9 @@ class DatasetWriter:
         }
         return {key: values[:, None] for key, values in columns.items()}
 
-    def _write_frames(self, arrays: Mapping[str, np.ndarray]) -> dict[str, es.FeatureStatistics]:
+    def _write_frames(
+        self, arrays: Mapping[str, np.ndarray], encoded: Mapping[str, EncodedVideo]
+    ) -> dict[str, es.FeatureStatistics]:
         """Write data file and videos of the next segment; the episode's statistics."""
         index = self._files.next_index
         statistics: dict[str, es.FeatureStatistics] = {}
@@ -267,7 +280,10 @@ class DatasetWriter:
                 stored.append(ec.images_to_arrow(ec.encode_images(frames)))
                 continue
             with replace_file(self._files.video_path(index, key)) as path:
-                sg.encode_video(frames, path, self.fps, self._video)
+                if key in encoded:
+                    copy_video(encoded[key], path, self.fps)
+                else:
+                    sg.encode_video(frames, path, self.fps, self._video)
         table = pa.Table.from_arrays(stored, schema=ec.table_schema(self._all_features))
         with replace_file(self._files.data_path(index)) as path:
             options = sg.parquet_options(table.schema, self._files.image_keys)
