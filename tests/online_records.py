@@ -1,6 +1,9 @@
-"""Records for the tests of `chunkrl.online`, each a function of its arguments."""
+"""Records for the tests of `chunkrl.online`, each a function of its arguments; and a disk that gets full."""
 
+import resource
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -48,3 +51,14 @@ def same(a: object, b: object) -> bool:
     if isinstance(a, StepRecord | EpisodeSummary):
         return type(a) is type(b) and all(same(value, getattr(b, name)) for name, value in vars(a).items())
     return type(a) is type(b) and a == b
+
+
+@contextmanager
+def full_disk(file_bytes: int) -> Iterator[None]:
+    """Inside, no file of this process grows beyond so many bytes: the kernel writes a part, then refuses."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

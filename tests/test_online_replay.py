@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from online_learner import CONFIG, items, length
-from online_records import SPEC, episode, episode_id, same, step
+from online_records import SPEC, episode, episode_id, full_disk, same, step
 
 from chunkrl.data import ChunkDataset, ChunkSettings
+from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.inspect import InspectCommand, make_report
 from chunkrl.data.writer import DatasetWriter
-from chunkrl.errors import DatasetError, RecordError
+from chunkrl.errors import ChunkRLError, DatasetError, RecordError
 from chunkrl.online import replay as rp
 from chunkrl.online.intake import EpisodeIntake, read_set_aside
 from chunkrl.online.item_spool import ItemSpool
@@ -87,6 +88,11 @@ def test_every_episode_is_at_once_in_a_normal_data_set(tmp_path):
             np.testing.assert_array_equal(data.table.column(column).reshape(expected.shape), expected)
     assert replay.num_steps == sum(length(i) for i in range(6))
     replay.close()
+    with reading(tmp_path / "replay") as folders:
+        parts = [
+            ChunkDataset(f, ChunkSettings(2), cache_dir=tmp_path / "cache", progress=silent) for f in folders
+        ]
+    assert len(ChunkCollection(parts, [1, 2])) == replay.num_steps
 
 
 def test_an_episode_is_stored_once_and_others_go_on_after_reopening(tmp_path):
@@ -249,21 +255,19 @@ def test_unfinished_and_damaged_episodes_are_set_aside_and_never_mixed(tmp_path,
     assert all(same(a, b) for a, b in zip(contents[0], cut, strict=True))
 
 
-def test_a_full_disk_stops_the_intake_and_loses_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("room", [0, 100, 3000, 6000])
+def test_a_full_disk_stops_the_intake_and_loses_nothing(tmp_path, room):
     learner = Learner(tmp_path)
-
-    def full(*_):
-        raise DatasetError("No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DatasetWriter, "add_episode", full)
-        with pytest.raises(DatasetError, match="No space"):
-            learner.receive(*episode(0, 3), *episode(1, 2)[:1])
-        with pytest.raises(DatasetError, match="No space"):
+    assert learner.receive(*episode(0, 3), *episode(1, 2)[:1]) == [0]
+    batch = [encode_item(item) for item in [*episode(1, 2)[1:], *episode(2, 3)]]
+    learner.next = learner.streams.append(Batch("arm", episode_id(99), 1, learner.next, batch))
+    for _ in range(3):
+        with full_disk(room), pytest.raises(ChunkRLError, match="free some space"):
             learner.intake.poll()
-    assert learner.receive(*episode(1, 2)[1:]) == [0, 1]
+    learner.intake.poll()
     learner.close()
-    assert stored_ids(tmp_path / "replay") == [episode_id(0), episode_id(1)]
+    assert stored_ids(tmp_path / "replay") == [episode_id(i) for i in range(3)]
+    assert list(tmp_path.glob("set_aside/*")) == []
 
 
 def test_the_actors_spool_takes_only_what_the_learner_takes(tmp_path):

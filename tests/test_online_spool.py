@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from online_records import episode_id
+from online_records import episode_id, full_disk
 from online_spool_writer import payload
 
 from chunkrl.errors import SpoolError
@@ -205,6 +205,20 @@ def test_a_full_disk_refuses_the_entry_and_keeps_the_rest(tmp_path, monkeypatch,
     with Spool(tmp_path) as spool:
         assert spool.next_sequence == 5
         check(spool, 0)
+
+
+def test_a_file_that_the_kernel_lets_grow_no_more(tmp_path):
+    with Spool(tmp_path) as spool:
+        fill(spool, 10)
+        size = (tmp_path / f"{0:020d}.segment").stat().st_size
+        for room in (0, 1, 15, 16, 17, 500):
+            with full_disk(size + room), pytest.raises(SpoolError, match="free some space"):
+                spool.append(bytes(1000))
+            assert (tmp_path / f"{0:020d}.segment").stat().st_size == size
+        fill(spool, 10)
+        check(spool, 0)
+    with Spool(tmp_path) as spool:
+        assert spool.next_sequence == 20
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
