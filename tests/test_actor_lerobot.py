@@ -1,0 +1,208 @@
+"""LeRobot's devices: stand-ins of its interface everywhere, its own SO-100 classes where it is installed."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from actor_fakes import CountingSource, fake_rate
+
+from chunkrl.envs.robot import RobotEnvironment
+from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.integration.lerobot_devices import LeRobotLeader, LeRobotRobot, lerobot_robot, make_device
+from chunkrl.online.action_guard import ActionSpace
+from chunkrl.online.actor import Actor, ActorConfig, Human
+from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig
+from chunkrl.online.keys import ScriptedKeys
+from chunkrl.online.leader_arm import Handover, LeaderArm
+from chunkrl.online.records import StepRecord
+
+JOINTS = ("shoulder_pan", "elbow_flex", "gripper")
+KEYS = tuple(f"{joint}.pos" for joint in JOINTS)
+
+
+class _Bus:
+    """As a motor bus: goals are reached at once if there is torque."""
+
+    def __init__(self, joints=JOINTS) -> None:
+        self.at = dict.fromkeys(joints, 0.0)
+        self.torque = False
+
+    def enable_torque(self) -> None:
+        self.torque = True
+
+    def disable_torque(self) -> None:
+        self.torque = False
+
+    def sync_write(self, register: str, values: dict[str, float]) -> None:
+        assert register == "Goal_Position" and set(values) == set(self.at)
+        if self.torque:
+            self.at.update(values)
+
+
+class _Device:
+    """As `lerobot.robots.Robot` and `lerobot.teleoperators.Teleoperator`."""
+
+    name = "stand_in"
+
+    def __init__(self, cameras=None, max_relative_target=np.inf, calibrated=True) -> None:
+        self.bus, self.cameras = _Bus(), cameras or {}
+        self.max_relative_target = max_relative_target
+        self.is_connected, self.is_calibrated = False, calibrated
+        self.action_features: dict[str, type] = dict.fromkeys(KEYS, float)
+        self.observation_features = {**self.action_features, **{k: (*s, 3) for k, s in self.cameras.items()}}
+        self.feedback_features = {}
+
+    def connect(self, calibrate: bool = True) -> None:
+        assert not calibrate, "would ask questions on the terminal"
+        self.is_connected = True
+
+    def get_action(self) -> dict:
+        return {f"{joint}.pos": value for joint, value in self.bus.at.items()}
+
+    def get_observation(self) -> dict:
+        return self.get_action() | {k: np.full((*s, 3), 7, np.uint8) for k, s in self.cameras.items()}
+
+    def send_action(self, action: dict) -> dict:
+        limit = self.max_relative_target
+        now = self.get_action()
+        sent = {
+            key: float(np.clip(value, now[key] - limit, now[key] + limit)) for key, value in action.items()
+        }
+        self.bus.at = {key.removesuffix(".pos"): value for key, value in sent.items()}
+        return sent
+
+    def send_feedback(self, feedback: dict) -> None:
+        raise NotImplementedError
+
+    def disconnect(self) -> None:
+        self.is_connected = False
+
+
+def test_a_robot_is_driven_by_its_own_names():
+    device = _Device({"front": (4, 6), "wrist": (2, 2)}, max_relative_target=5.0)
+    robot = LeRobotRobot(device)
+    assert device.is_connected
+    assert (robot.joint_names, dict(robot.cameras)) == (KEYS, {"front": (4, 6), "wrist": (2, 2)})
+    np.testing.assert_array_equal(robot.send(np.array([1.0, -9.0, 2.0], np.float32)), [1.0, -5.0, 2.0])
+    seen = robot.observe()
+    np.testing.assert_array_equal(seen.positions, [1.0, -5.0, 2.0])
+    assert seen.positions.dtype == np.float32 and seen.images["front"].shape == (4, 6, 3)
+    robot.close()
+    robot.close()
+    assert not device.is_connected
+
+
+def test_robots_that_cannot_be_driven_say_why():
+    device = _Device()
+    device.observation_features = {**device.action_features, "x.vel": float}
+    with pytest.raises(ChunkRLError, match=r"x\.vel"):
+        LeRobotRobot(device)
+    device = _Device(calibrated=False)
+    with pytest.raises(ChunkRLError, match="lerobot-calibrate"):
+        LeRobotRobot(device)
+    assert not device.is_connected
+    device = _Device()
+    robot = LeRobotRobot(device)
+    device.bus.at.pop("gripper")
+    with pytest.raises(ChunkRLError, match=r"gives no 'gripper\.pos'"):
+        robot.observe()
+
+
+def test_a_leader_is_driven_over_its_motors_or_by_feedback():
+    device = _Device()
+    leader = LeRobotLeader(device)
+    leader.drive(np.array([1.0, 2.0, 3.0]))
+    np.testing.assert_array_equal(leader.positions(), [0.0, 0.0, 0.0])  # no torque yet
+    leader.set_torque(True)
+    leader.drive(np.array([1.0, 2.0, 3.0]))
+    np.testing.assert_array_equal(leader.positions(), [1.0, 2.0, 3.0])
+    leader.close()
+    assert not device.bus.torque and not device.is_connected
+
+    device = _Device()
+    device.feedback_features = dict(device.action_features)
+    given = []
+    device.send_feedback = lambda feedback: given.extend([feedback])
+    LeRobotLeader(device).drive(np.array([1.0, 2.0, 3.0]))
+    assert given == [dict(zip(KEYS, (1.0, 2.0, 3.0), strict=True))]
+
+
+def test_two_leader_arms_are_one_leader():
+    left, right = _Bus(("pan", "grip")), _Bus(("pan",))
+    device = _Device()
+    del device.bus
+    device.left_arm, device.right_arm = SimpleNamespace(bus=left), SimpleNamespace(bus=right)  # pyright: ignore
+    device.action_features = dict.fromkeys(("left_pan.pos", "left_grip.pos", "right_pan.pos"), float)
+    leader = LeRobotLeader(device)
+    leader.set_torque(True)
+    leader.drive(np.array([1.0, 2.0, 3.0]))
+    assert (left.at, right.at) == ({"pan": 1.0, "grip": 2.0}, {"pan": 3.0})
+
+
+def test_what_is_no_leader_arm_is_refused():
+    device = _Device()
+    del device.bus
+    with pytest.raises(ChunkRLError, match="cannot mirror"):
+        LeRobotLeader(device)
+    device = _Device()
+    device.action_features = {"delta_x": float}
+    with pytest.raises(ChunkRLError, match="delta_x"):
+        LeRobotLeader(device)
+
+
+def test_without_lerobot_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lerobot", None)
+    with pytest.raises(MissingExtraError, match=r"chunkrl\[lerobot\]"):
+        lerobot_robot({"type": "so100_follower", "port": "/dev/null"})
+    with pytest.raises(ChunkRLError, match="lack `type`"):
+        make_device("robots", "RobotConfig", {})
+
+
+def test_the_actor_runs_a_follower_and_a_leader_of_lerobot():
+    follower, leader = _Device({"front": (4, 6)}), _Device()
+    rate = fake_rate()
+    env = RobotEnvironment(LeRobotRobot(follower), rate, "reach", 30.0, 8)
+    bound = np.full(3, 100.0, np.float32)
+    items = []
+    Actor(
+        env,
+        ActionSpace.joint_targets(-bound, bound),
+        ChunkExecutor(CountingSource(4, 3, 0.1), ExecutionConfig(n_action_steps=4, when_dry="wait")),
+        items,
+        ActorConfig(num_episodes=1),
+        Human(
+            ScriptedKeys(["2", "", "5", "", "1", "2"]),
+            LeaderArm(LeRobotLeader(leader), [0, 1, 2], 0.5, 0.2),
+            Handover(0.5, 0.2),
+        ),
+        rate,
+    ).run()
+    steps = [item for item in items if isinstance(item, StepRecord)]
+    assert [step.human for step in steps] == [False, False, True, True]
+    # the leader mirrored the follower, so that taking over moves nothing
+    np.testing.assert_allclose(steps[2].executed_action, steps[2].state, atol=0.11)
+    assert not follower.is_connected and not leader.is_connected
+
+
+@pytest.mark.lerobot
+def test_lerobots_own_so100_is_understood(monkeypatch, tmp_path):
+    camera = {"type": "opencv", "index_or_path": 0, "width": 64, "height": 48, "fps": 30}
+    settings = {"port": "/dev/none", "id": "a", "calibration_dir": str(tmp_path)}
+    device = make_device(
+        "robots", "RobotConfig", {"type": "so100_follower", "cameras": {"front": camera}, **settings}
+    )
+    monkeypatch.setattr(type(device), "is_connected", True)
+    robot = LeRobotRobot(device)
+    assert robot.name == "so_follower" and len(robot.joint_names) == 6
+    assert robot.joint_names[0] == "shoulder_pan.pos" and dict(robot.cameras) == {"front": (48, 64)}
+    device = make_device("teleoperators", "TeleoperatorConfig", {"type": "so100_leader", **settings})
+    monkeypatch.setattr(type(device), "is_connected", True)
+    written = {}
+    monkeypatch.setattr(device.bus, "sync_write", lambda register, values: written.update({register: values}))
+    LeRobotLeader(device).drive(np.arange(6.0))
+    assert written["Goal_Position"]["gripper"] == 5.0 and len(written["Goal_Position"]) == 6
+    with pytest.raises(ChunkRLError, match="no 'so999_follower'"):
+        make_device("robots", "RobotConfig", {"type": "so999_follower"})
+    with pytest.raises(ChunkRLError, match="refuses the settings"):
+        make_device("robots", "RobotConfig", {"type": "so100_follower", "prot": "/dev/none"})
