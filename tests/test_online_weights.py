@@ -1,14 +1,17 @@
-"""Weights on their way to an actor: bfloat16, all or nothing."""
+"""Weights on their way to an actor: bfloat16, newer ones only, the old ones stay where anything is wrong."""
+
+import time
 
 import pytest
 import torch
 from torch import nn
 
-from chunkrl.errors import RecordError, TransportError
+from chunkrl.errors import CheckpointError, RecordError, TransportError
 from chunkrl.online import wire
 from chunkrl.online.records import TensorData, WeightPush
+from chunkrl.online.sender import UnreachableError
 from chunkrl.online.versions import VersionCounter
-from chunkrl.online.weights import apply_push, make_push
+from chunkrl.online.weights import WeightFetcher, make_push, push_tensors
 
 
 def parameters(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -20,41 +23,59 @@ def parameters(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch
     }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_weights_arrive_rounded_to_bfloat16(dtype):
-    sent, target = parameters(1), parameters(2, dtype)
-    push = make_push(4, sent)
-    apply_push(wire.decode_weights(wire.encode_weights(push)) or push, target)
-    for name, values in target.items():
-        assert values.dtype == dtype
-        torch.testing.assert_close(values.detach(), sent[name].detach().bfloat16().to(dtype), rtol=0, atol=0)
+def test_weights_arrive_rounded_to_bfloat16():
+    sent = parameters(1)
+    push = wire.decode_weights(wire.encode_weights(make_push(4, sent)))
+    assert push and push.version == 4
+    received = push_tensors(push)
+    assert list(received) == list(sent)
+    for name, values in received.items():
+        assert values.dtype == torch.bfloat16
+        torch.testing.assert_close(values, sent[name].detach().bfloat16(), rtol=0, atol=0)
 
 
-def test_a_push_that_does_not_fit_changes_nothing():
-    target = parameters(2)
-    before = {name: values.detach().clone() for name, values in target.items()}
-    good = make_push(1, parameters(1))
-    last = list(good.tensors)[-1]
-    nan = torch.full((6,), torch.nan, dtype=torch.bfloat16).view(torch.uint8).numpy().tobytes()
-    cases = {
-        "lacks .'t'.": {name: tensor for name, tensor in good.tensors.items() if name != last},
-        "has .'more'. that this policy does not train": {**good.tensors, "more": good.tensors[last]},
-        "t is bfloat16 .3, 2., this policy's is bfloat16 .2, 3.": {
-            **good.tensors,
-            last: TensorData("bfloat16", (3, 2), bytes(12)),
-        },
-        "t is float16": {**good.tensors, last: TensorData("float16", (2, 3), bytes(12))},
-        "t holds NaN or inf; the old weights stay": {
-            **good.tensors,
-            last: TensorData("bfloat16", (2, 3), nan),
-        },
-    }
-    for text, tensors in cases.items():
-        with pytest.raises(RecordError, match=text):
-            apply_push(WeightPush.make(1, tensors), target)
-        assert all(torch.equal(values, before[name]) for name, values in target.items())
-    apply_push(good, target)
-    assert not torch.equal(target["t"], before["t"])
+def wait(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_fetcher_hands_on_what_is_newer_and_survives_everything_else(caplog):
+    """In order: no learner, nothing newer, version 2, a damaged push, one that does not fit, version 5."""
+    asked, taken = [], {}
+    answers: list = [UnreachableError("down"), None, 2, RecordError("damaged"), 3, 4, 5]
+
+    def fetch(newer_than: int) -> WeightPush | None:
+        asked.append(newer_than)
+        answer = answers.pop(0) if answers else None
+        if isinstance(answer, Exception):
+            raise answer
+        if answer == 3:
+            return WeightPush.make(3, {"w": TensorData("float16", (1,), b"12")})
+        return make_push(answer, {"w": torch.full((3,), float(answer))}) if answer else None
+
+    def take(version: int, tensors) -> None:
+        if version == 4:
+            raise CheckpointError("another shape")
+        taken[version] = tensors["w"].tolist()
+
+    fetcher = WeightFetcher(fetch, take, every_s=0.001)
+    wait(lambda: len(asked) > 8)
+    fetcher.close()
+    assert taken == {2: [2.0] * 3, 5: [5.0] * 3} and fetcher.version == 5
+    assert asked[:8] == [0, 0, 0, 2, 2, 3, 4, 5]  # what was refused is not fetched again
+    assert fetcher.num_refused == 3 and fetcher.failure is None
+    for text in ("damaged", "w is float16, expected bfloat16", "another shape"):
+        assert text in caplog.text
+
+    def refuse(newer_than: int) -> WeightPush | None:
+        raise TransportError("wrong token")
+
+    fetcher = WeightFetcher(refuse, take, every_s=0.001)
+    wait(lambda: fetcher.failure)
+    fetcher.close()
+    assert "no more weights: wrong token" in caplog.text
 
 
 def test_what_is_no_weight_is_not_pushed():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ class SenderConfig:
 
 
 class LearnerClient:
-    """One actor's connection to the learner. Not for several threads, but weights may be fetched from another.
+    """One actor's connection to the learner. One thread may drain while another fetches weights.
 
     spool: what is sent; its entries are `wire.encode_item` of the actor's items.
 
@@ -116,15 +117,16 @@ class LearnerClient:
             TransportError, RecordError, SpoolError: trying again is of no use.
         """
         known = self._protocol != 0
-        if not known:
-            self.greet()
+        protocol = self._protocol or self.greet().protocol
         self._spool.sync()  # nothing is sent that a power cut here could take back
         first, end = self._spool.acknowledged, self._spool.durable_sequence
         if first == end:
             return 0
         failure: list[ChunkRLError] = []
         call = self._append_call(
-            self._batches(first, end, failure), timeout=self._config.call_timeout_s, metadata=self._metadata
+            self._batches(first, end, protocol, failure),
+            timeout=self._config.call_timeout_s,
+            metadata=self._metadata,
         )
         try:
             for data in call:
@@ -146,9 +148,8 @@ class LearnerClient:
             RecordError: they were damaged on the way or are too large: keep the old ones.
             UnreachableError, TransportError: as `greet`.
         """
-        if not self._protocol:
-            self.greet()
-        request = wire.WeightRequest(self._hello.actor_id, self._protocol, newer_than)
+        protocol = self._protocol or self.greet().protocol
+        request = wire.WeightRequest(self._hello.actor_id, protocol, newer_than)
         call = self._weights_call(
             wire.encode_weight_request(request),
             timeout=self._config.weights_timeout_s,
@@ -171,13 +172,13 @@ class LearnerClient:
         """Closes the connection."""
         self._channel.close()
 
-    def _batches(self, first: int, end: int, failure: list[ChunkRLError]) -> Iterator[bytes]:
+    def _batches(self, first: int, end: int, protocol: int, failure: list[ChunkRLError]) -> Iterator[bytes]:
         """Runs in a thread of gRPC's, which would turn an exception into an unnamed cancellation."""
         sent = 0
         try:
             while first < end and sent < self._config.burst_bytes:
                 items = self._spool.read(first, self._config.batch_bytes, end)
-                batch = wire.Batch(self._hello.actor_id, self._hello.spool_id, self._protocol, first, items)
+                batch = wire.Batch(self._hello.actor_id, self._hello.spool_id, protocol, first, items)
                 yield wire.encode_batch(batch)
                 first += len(items)
                 sent += sum(map(len, items))
@@ -222,11 +223,9 @@ class SpoolSender:
 
     def wait_sent(self, timeout_s: float) -> bool:
         """Waits until everything is confirmed; False where `timeout_s` pass or sending ended for good."""
-        waited = threading.Event()
-        for _ in range(max(1, int(timeout_s / 0.02))):
-            if self.pending == 0 or self.failure:
-                break
-            waited.wait(0.02)
+        deadline = time.monotonic() + timeout_s
+        while self.pending and not self.failure and time.monotonic() < deadline:
+            time.sleep(0.02)
         return self.pending == 0
 
     def close(self) -> None:

@@ -1,15 +1,20 @@
-"""Trained parameters as a push and back: bfloat16 on the wire, all or nothing where they are applied."""
+"""Trained parameters as a push and back: bfloat16 on the wire, fetched in the background."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import threading
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from chunkrl.errors import RecordError
+from chunkrl.errors import ChunkRLError, RecordError, TransportError
 from chunkrl.online.records import TensorData, WeightPush
+from chunkrl.online.sender import UnreachableError
+
+_LOG = logging.getLogger(__name__)
 
 
 def make_push(version: int, parameters: Mapping[str, Tensor]) -> WeightPush:
@@ -30,33 +35,69 @@ def make_push(version: int, parameters: Mapping[str, Tensor]) -> WeightPush:
     return WeightPush.make(version, tensors)
 
 
-def apply_push(push: WeightPush, parameters: Mapping[str, Tensor]) -> None:
-    """Copies the push into `parameters` in place, in their own types; all of them, or none.
+def push_tensors(push: WeightPush) -> dict[str, Tensor]:
+    """The push as bfloat16 tensors on the CPU; whoever takes them checks that they fit (`PolicyRunner.push`).
 
     Raises:
-        RecordError: other names, shapes or types than `parameters`, NaN or inf; nothing was changed.
+        RecordError: a tensor of another type.
     """
-    missing, unknown = (
-        sorted(parameters.keys() - push.tensors.keys()),
-        sorted(push.tensors.keys() - parameters.keys()),
-    )
-    where = f"weights version {push.version}"
-    if missing or unknown:
-        raise RecordError(
-            f"{where}: lacks {missing[:3]} and has {unknown[:3]} that this policy does not train: give actor and "
-            "learner the same checkpoint and training settings; the old weights stay"
-        )
-    fresh = {}
+    result = {}
     for name, tensor in push.tensors.items():
-        if tensor.dtype != "bfloat16" or tensor.shape != tuple(parameters[name].shape):
-            raise RecordError(
-                f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}, this policy's is bfloat16 "
-                f"{list(parameters[name].shape)}: give actor and learner the same checkpoint; the old weights stay"
-            )
+        if tensor.dtype != "bfloat16":
+            raise RecordError(f"weights version {push.version}: {name} is {tensor.dtype}, expected bfloat16")
         bits = np.frombuffer(tensor.data, "<u2").astype(np.uint16).reshape(tensor.shape)
-        fresh[name] = torch.from_numpy(bits).view(torch.bfloat16)
-        if not torch.isfinite(fresh[name]).all():
-            raise RecordError(f"{where}: {name} holds NaN or inf; the old weights stay")
-    with torch.no_grad():
-        for name, values in fresh.items():
-            parameters[name].copy_(values)
+        result[name] = torch.from_numpy(bits).view(torch.bfloat16)
+    return result
+
+
+class WeightFetcher:
+    """Asks for newer weights in a thread of its own and hands them on; whatever is wrong, the old ones stay.
+
+    fetch: newer_than -> push or None (`LearnerClient.fetch_weights`).
+    take: version and tensors, all or nothing, raises ChunkRLError where they do not fit (`PolicyRunner.push`).
+
+    Attributes:
+        version: the last one that was taken (0: none). num_refused: pushes that were damaged or did not fit.
+        failure: what ended it for good, or None: the learner refuses this actor.
+    """
+
+    def __init__(
+        self,
+        fetch: Callable[[int], WeightPush | None],
+        take: Callable[[int, Mapping[str, Tensor]], None],
+        every_s: float = 5.0,
+    ) -> None:
+        self.version = self.num_refused = 0
+        self.failure: TransportError | None = None
+        self._fetch, self._take, self._every_s = fetch, take, every_s
+        self._seen = 0  # taken or refused: neither is fetched again
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="weight-fetcher")
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread after the call that is running."""
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            try:
+                self._once()
+            except UnreachableError as error:
+                _LOG.debug("no weights: %s", error)  # the sender says so already
+            except TransportError as error:
+                _LOG.error("no more weights: %s", error)
+                self.failure = error
+                return
+            except ChunkRLError as error:
+                self.num_refused += 1
+                _LOG.warning("weights refused, version %d stays: %s", self.version, error)
+            self._closing.wait(self._every_s)
+
+    def _once(self) -> None:
+        if push := self._fetch(self._seen):
+            self._seen = push.version
+            self._take(push.version, push_tensors(push))
+            self.version = push.version
+            _LOG.info("weights version %d", push.version)
