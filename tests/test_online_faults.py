@@ -115,7 +115,7 @@ def kill(tmp_path: Path, rounds: int, victims: tuple[str, ...], seed: int) -> No
 
 
 def test_both_killed(tmp_path):
-    kill(tmp_path, 2, ("learner", "actor"), 0)
+    kill(tmp_path, 1, ("learner", "actor"), 0)
 
 
 @pytest.mark.slow

@@ -114,17 +114,17 @@ def test_an_episode_is_stored_once_and_others_go_on_after_reopening(tmp_path):
 
 def test_the_oldest_shards_go_when_the_others_hold_enough(tmp_path):
     replay = Replay(tmp_path, SPEC, ReplayConfig(shard_episodes=2, capacity_steps=10, cameras="image"))
-    for number in range(12):
+    for number in range(9):
         replay.add(steps(number, 4))
         ids = stored_ids(tmp_path)
         assert ids == [episode_id(i) for i in range(number + 1)][-len(ids) :]
         assert replay.num_steps == 4 * len(ids) and replay.episode_ids == set(ids)
         assert min(number + 1, 3) <= len(ids) <= 5  # at least 10 steps, and less than a shard of 8 more
     replay.close()
-    (tmp_path / "shard-000004").rename(tmp_path / ".evicted-shard-000004")  # killed in the middle
+    (tmp_path / "shard-000003").rename(tmp_path / ".evicted-shard-000003")  # killed in the middle
     replay = Replay(tmp_path, SPEC, ReplayConfig(shard_episodes=2, capacity_steps=10, cameras="image"))
-    assert not (tmp_path / ".evicted-shard-000004").exists()
-    assert stored_ids(tmp_path) == [episode_id(10), episode_id(11)]
+    assert not (tmp_path / ".evicted-shard-000003").exists()
+    assert stored_ids(tmp_path) == [episode_id(8)]
     replay.close()
 
 
