@@ -12,12 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from av.error import FFmpegError
 from PIL import Image
 
 from chunkrl.data.formats import DatasetDescription, Episode, image_size
+from chunkrl.data.png import SIGNATURE, check_png, decode_plain
 from chunkrl.data.resize import Resize
 from chunkrl.data.video import VideoFile
 from chunkrl.errors import DatasetError
+
+_DAMAGE = (FFmpegError, OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,10 @@ def decode_picture(data: bytes | None, size: tuple[int, int]) -> np.ndarray:
     if not isinstance(data, bytes):
         raise DatasetError("the picture's bytes are not in the parquet file: embed them")
     try:
+        if data.startswith(SIGNATURE):
+            header = check_png(data)
+            if header.is_plain and header.size == size:
+                return decode_plain(data)
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             found = (image.height, image.width, image.mode)
             if found == (*size, "RGB"):
@@ -135,7 +143,7 @@ def decode_picture(data: bytes | None, size: tuple[int, int]) -> np.ndarray:
         if found == (*size, "RGB"):
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
                 return np.asarray(image)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, MemoryError) as error:
+    except _DAMAGE as error:
         raise DatasetError(f"the picture is damaged ({error}): write the file again") from error
     except Image.DecompressionBombError as error:
         raise DatasetError(
