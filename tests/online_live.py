@@ -1,25 +1,28 @@
 """Whole actor and learner processes for `test_online_faults.py`; both run until they are killed or told to end.
 
-python online_live.py learner ROOT PORT: receives, stores, offers weights.
-python online_live.py actor ROOT PORT EPISODES: records episodes with new ids, sends them, fetches weights; prints
-"finished ID" after each, and "sent" when all is confirmed.
+python online_live.py learner ROOT ADDRESS SECRETS: receives, stores, offers weights.
+python online_live.py actor ROOT ADDRESS SECRETS EPISODES: records episodes with new ids, sends them, fetches
+weights; prints "finished ID" after each, and "sent" when all is confirmed.
+
+SECRETS: folder with token, learner.key and learner.pem; "-" for none.
 """
 
 import contextlib
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from online_peers import SMALL, client
+from online_peers import SMALL
 from online_records import SPEC, step
 
 from chunkrl.online.intake import EpisodeIntake
 from chunkrl.online.item_spool import ItemSpool
-from chunkrl.online.records import EpisodeSummary, TensorData, WeightPush, new_id
+from chunkrl.online.records import EpisodeSummary, Hello, TensorData, WeightPush, new_id
 from chunkrl.online.replay import Replay, ReplayConfig
-from chunkrl.online.security import ListenConfig
-from chunkrl.online.sender import SpoolSender, UnreachableError
+from chunkrl.online.security import ConnectConfig, ListenConfig
+from chunkrl.online.sender import LearnerClient, SpoolSender, UnreachableError
 from chunkrl.online.spool import Spool
 from chunkrl.online.streams import ReceivedStreams
 from chunkrl.online.transport import ReceiverLimits, SpoolReceiver
@@ -39,10 +42,12 @@ def weights(version: int) -> WeightPush:
     return WeightPush.make(version, {"w": TensorData("float32", (1000,), values.tobytes())})
 
 
-def learn(root: Path, port: int) -> None:
+def learn(root: Path, address: str, secrets: Path | None) -> None:
     """Until killed; a new version of the weights every poll."""
+    names = {"token_file": "token", "tls_certificate": "learner.pem", "tls_key": "learner.key"}
+    files = {key: str(secrets / name) for key, name in names.items()} if secrets else {}
     streams = ReceivedStreams(root / "incoming", segment_bytes=20_000)
-    receiver = SpoolReceiver(ListenConfig(f"127.0.0.1:{port}"), streams, ReceiverLimits(8, 5.0))
+    receiver = SpoolReceiver(ListenConfig(address, **files), streams, ReceiverLimits(8, 5.0))
     versions = VersionCounter(root / "version.json")
     replay = Replay(root / "replay", SPEC, SHARDS)
     intake = EpisodeIntake(streams, replay, root / "set_aside")
@@ -54,11 +59,17 @@ def learn(root: Path, port: int) -> None:
         time.sleep(0.02)
 
 
-def act(root: Path, port: int, num_episodes: int) -> None:
+def act(root: Path, address: str, secrets: Path | None, num_episodes: int) -> None:
     """As the actor's loop does, with no robot."""
+    names = {"token_file": "token", "tls_authority": "learner.pem"}
+    link = ConnectConfig(
+        address, **({key: str(secrets / name) for key, name in names.items()} if secrets else {})
+    )
+    config = replace(SMALL, keepalive_s=1.0)
     with Spool(root, segment_bytes=20_000, sync_interval_s=0.05) as spool:
-        sender = SpoolSender(client(spool, port), spool, SMALL)
-        fetcher = client(spool, port)
+        hello = Hello("arm", spool.spool_id, SPEC)
+        sender = SpoolSender(LearnerClient(link, hello, spool, config), spool, config)
+        fetcher = LearnerClient(link, hello, spool, config)
         sink, version = ItemSpool(spool, "arm", SPEC), 0
         print("begun", flush=True)
         for _ in range(num_episodes):
@@ -76,13 +87,14 @@ def act(root: Path, port: int, num_episodes: int) -> None:
                 if push := fetcher.fetch_weights(version):
                     assert push == weights(push.version)
                     version = push.version
-        assert sender.wait_sent(60), sender.failure
+        assert sender.wait_sent(90), sender.failure
         sender.close()
     print("sent", flush=True)
 
 
 if __name__ == "__main__":
+    folder = None if sys.argv[4] == "-" else Path(sys.argv[4])
     if sys.argv[1] == "learner":
-        learn(Path(sys.argv[2]), int(sys.argv[3]))
+        learn(Path(sys.argv[2]), sys.argv[3], folder)
     else:
-        act(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+        act(Path(sys.argv[2]), sys.argv[3], folder, int(sys.argv[5]))

@@ -1,17 +1,23 @@
 """Actor and learner killed at random, alone and together: episodes finished = episodes stored, none twice."""
 
+import json
+import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("grpc", reason="needs chunkrl[online]")
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from online_live import length
 
@@ -25,8 +31,8 @@ SCRIPT = Path(__file__).with_name("online_live.py")
 class Process:
     """An actor or learner, with what it printed."""
 
-    def __init__(self, *arguments: object) -> None:
-        command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    def __init__(self, *arguments: object, host: tuple[str, ...] = ()) -> None:
+        command = [*host, sys.executable, str(SCRIPT), *map(str, arguments)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     def begun(self) -> None:
@@ -48,25 +54,40 @@ class Process:
 
 
 def stored_episodes(root: Path) -> dict[str, int]:
-    """Episode id -> rows, in all shards; fails where one is in two places."""
+    """Episode id -> steps, in order, by what `chunkrl.data.writer` tells readers; fails where one is there twice."""
     found: dict[str, int] = {}
     with reading(root) as folders:
         for folder in folders:
-            tables = [pq.read_table(file, columns=[EPISODE_KEY]) for file in folder.glob("data/*/*.parquet")]
-            rows = [identity for table in tables for identity in table[EPISODE_KEY].to_pylist()]
-            assert not found.keys() & set(rows)
-            found |= {identity: rows.count(identity) for identity in rows}
+            info = json.loads((folder / "meta/info.json").read_text())
+            files = sorted(folder.glob("meta/episodes/*/*.parquet"))
+            rows = [row for file in files for row in pq.read_table(file).to_pylist()][
+                : info["total_episodes"]
+            ]
+            for row in rows:
+                place = {name: row[f"data/{name}"] for name in ("chunk_index", "file_index")}
+                table = pq.read_table(folder / info["data_path"].format(**place))
+                table = table.filter(pc.field("episode_index") == row["episode_index"])
+                [identity] = set(table[EPISODE_KEY].to_pylist())
+                assert identity not in found
+                found[identity] = table.num_rows
     return found
+
+
+def wait_stored(root: Path, identity: str) -> None:
+    deadline = time.monotonic() + 60
+    while identity not in stored_episodes(root):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def kill(tmp_path: Path, rounds: int, victims: tuple[str, ...], seed: int) -> None:
     rng = random.Random(seed)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
     finished: list[str] = []
     started = {
-        "learner": ("learner", tmp_path / "learner", port),
-        "actor": ("actor", tmp_path / "actor", port, 10_000),
+        "learner": ("learner", tmp_path / "learner", address, "-"),
+        "actor": ("actor", tmp_path / "actor", address, "-", 10_000),
     }
     processes = {name: Process(*arguments) for name, arguments in started.items()}
     for name in started.keys() - set(victims):
@@ -88,15 +109,12 @@ def kill(tmp_path: Path, rounds: int, victims: tuple[str, ...], seed: int) -> No
         for name in victims:
             processes[name] = Process(*started[name])
     end("actor")
-    last = Process("actor", tmp_path / "actor", port, 2)
+    last = Process("actor", tmp_path / "actor", address, "-", 2)
     last.begun()
     lines = last.wait()
     assert lines[-1] == "sent"
     finished += [line.split()[1] for line in lines[:-1]]
-    deadline = time.monotonic() + 60
-    while finished[-1] not in stored_episodes(tmp_path / "learner/replay"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_stored(tmp_path / "learner/replay", finished[-1])
     end("learner")
 
     stored = stored_episodes(tmp_path / "learner/replay")
@@ -122,3 +140,62 @@ def test_both_killed(tmp_path):
 @pytest.mark.parametrize("victims", [("learner",), ("actor",), ("learner", "actor")])
 def test_killed_20_times(tmp_path, victims):
     kill(tmp_path, 20, victims, 1)
+
+
+@contextmanager
+def two_hosts() -> Iterator[tuple[str, str]]:
+    """Names of two network namespaces, 10.99.0.1 and 10.99.0.2, that see nothing but each other."""
+    if not shutil.which("ip") or not shutil.which("openssl") or os.geteuid() != 0:
+        pytest.skip("needs root, the ip and the openssl command")
+    a, b = (f"chunkrl-{os.getpid()}-{name}" for name in "ab")
+    try:
+        for name in (a, b):
+            if subprocess.run(["ip", "netns", "add", name], check=False, capture_output=True).returncode:
+                pytest.skip("network namespaces are not allowed here")
+        subprocess.run(
+            ["ip", "-n", a, "link", "add", "v", "type", "veth", "peer", "v", "netns", b], check=True
+        )
+        for name, address in ((a, "10.99.0.1/24"), (b, "10.99.0.2/24")):
+            subprocess.run(["ip", "-n", name, "address", "add", address, "dev", "v"], check=True)
+            subprocess.run(["ip", "-n", name, "link", "set", "v", "up"], check=True)
+        yield a, b
+    finally:
+        for name in (a, b):
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
+@pytest.mark.slow
+def test_two_hosts_with_tls_and_a_cable_that_is_pulled(tmp_path):
+    (tmp_path / "token").write_text("a-token-of-some-length")
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ]
+    command += ["-keyout", str(tmp_path / "learner.key"), "-out", str(tmp_path / "learner.pem"), "-days", "2"]
+    command += ["-subj", "/CN=learner", "-addext", "subjectAltName=IP:10.99.0.1"]
+    subprocess.run(command, check=True, capture_output=True)
+    with two_hosts() as (a, b):
+        address = "10.99.0.1:50151"
+        learner = Process("learner", tmp_path / "learner", address, tmp_path, host=("ip", "netns", "exec", a))
+        learner.begun()
+        actor = Process("actor", tmp_path / "actor", address, tmp_path, 150, host=("ip", "netns", "exec", b))
+        actor.begun()
+        for _ in range(3):
+            time.sleep(0.7)
+            subprocess.run(["ip", "-n", b, "link", "set", "v", "down"], check=True)
+            time.sleep(0.7)
+            subprocess.run(["ip", "-n", b, "link", "set", "v", "up"], check=True)
+        lines = actor.wait()
+        assert lines[-1] == "sent"
+        finished = [line.split()[1] for line in lines[:-1]]
+        wait_stored(tmp_path / "learner/replay", finished[-1])
+        learner.kill()
+    stored = stored_episodes(tmp_path / "learner/replay")
+    assert list(stored) == finished and len(finished) == 150
+    assert all(count == length(identity) for identity, count in stored.items())

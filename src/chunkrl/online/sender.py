@@ -36,7 +36,8 @@ class UnreachableError(ChunkRLError):
 class SenderConfig:
     """batch_bytes: a message. burst_bytes: a call of several messages, confirmed one by one, which may take
     `call_timeout_s`. greet_timeout_s, weights_timeout_s: of the other calls. poll_s: pause when everything is
-    sent. first_pause_s, longest_pause_s: after a failure, doubling, with jitter."""
+    sent. first_pause_s, longest_pause_s: after a failure, doubling, with jitter. keepalive_s: a connection over
+    which nothing came back for so long is asked, and given up after as long again."""
 
     batch_bytes: int = 2**20
     burst_bytes: int = 16 * 2**20
@@ -46,6 +47,7 @@ class SenderConfig:
     poll_s: float = 0.1
     first_pause_s: float = 0.2
     longest_pause_s: float = 10.0
+    keepalive_s: float = 10.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -76,7 +78,12 @@ class LearnerClient:
             ("grpc.min_reconnect_backoff_ms", int(config.first_pause_s * 1000)),
             ("grpc.max_reconnect_backoff_ms", int(config.longest_pause_s * 1000)),
         ]
-        self._channel = connect.channel([*MESSAGE_OPTIONS, *pause])
+        alive = [
+            ("grpc.keepalive_time_ms", int(config.keepalive_s * 1000)),
+            ("grpc.keepalive_timeout_ms", int(config.keepalive_s * 1000)),
+            ("grpc.http2.max_pings_without_data", 0),
+        ]
+        self._channel = connect.channel([*MESSAGE_OPTIONS, *pause, *alive])
         self._greet_call = self._channel.unary_unary(f"/{SERVICE}/Greet")
         self._append_call = self._channel.stream_stream(f"/{SERVICE}/Append")
         self._weights_call = self._channel.unary_stream(f"/{SERVICE}/FetchWeights")

@@ -75,13 +75,15 @@ class SpoolReceiver:
     def start(self) -> int:
         """Listens from now on; returns the port."""
         limits = self._limits
+        options = [
+            *MESSAGE_OPTIONS,
+            ("grpc.so_reuseport", 0),
+            ("grpc.keepalive_time_ms", int(limits.idle_s * 1000)),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),  # actors' own keepalive is no attack
+        ]
         server = grpc.server(
             ThreadPoolExecutor(limits.max_calls, thread_name_prefix="receiver"),
-            options=[
-                *MESSAGE_OPTIONS,
-                ("grpc.so_reuseport", 0),
-                ("grpc.keepalive_time_ms", int(limits.idle_s * 1000)),
-            ],
+            options=options,
             maximum_concurrent_rpcs=limits.max_calls,
         )
         methods = {"Greet": self._greet, "Append": self._append, "FetchWeights": self._fetch_weights}
