@@ -16,12 +16,15 @@ from chunkrl.online.action_guard import ActionSpace
 from chunkrl.online.actor import Actor, ActorConfig, Human
 from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig
 from chunkrl.online.intervention import Corrector
+from chunkrl.online.item_spool import ItemSpool
 from chunkrl.online.keys import ScriptedKeys
 from chunkrl.online.leader_arm import Handover, LeaderArm
 from chunkrl.online.policy_runner import PolicyChunk
 from chunkrl.online.recorder import stream_spec
 from chunkrl.online.records import EpisodeSummary, Item, StepRecord
 from chunkrl.online.scripted_corrector import CorrectionRule, ScriptedCorrector
+from chunkrl.online.spool import Spool
+from chunkrl.online.wire import decode_item
 
 
 class _Session:
@@ -256,6 +259,18 @@ def test_actors_that_could_jump_or_do_not_fit_are_refused():
     with pytest.raises(ChunkRLError, match="limits for 4"):
         Actor(env, ActionSpace.simulator(4), executor, [], ActorConfig())
     executor.close()
+
+
+def test_what_the_actor_records_is_what_its_spool_takes(tmp_path):
+    session = _Session(["2", "", "r", "2", "", "", "1", "2"], num_episodes=1)
+    step = session.env.reset(seed=0)
+    spec = stream_spec(session.env, step, session.env.state_names, session.env.action_names)
+    with Spool(tmp_path / "spool") as spool:
+        session.actor._sink = ItemSpool(spool, "arm-1", spec)
+        assert session.actor.run().num_episodes == 1
+        kept = [decode_item(payload) for payload in spool.read(0, max_bytes=1_000_000)]
+    outcomes = [item.outcome for item in kept if isinstance(item, EpisodeSummary)]
+    assert outcomes == ["discarded", "success"] and len(kept) == 2 + 2 + 3
 
 
 # ---- robots
