@@ -1,5 +1,6 @@
 """The actor's loop end to end: on a fake robot with a leader arm, and on MetaWorld with the scripted corrector."""
 
+import io
 import os
 import signal
 
@@ -24,6 +25,7 @@ from chunkrl.online.recorder import stream_spec
 from chunkrl.online.records import EpisodeSummary, Item, StepRecord
 from chunkrl.online.scripted_corrector import CorrectionRule, ScriptedCorrector
 from chunkrl.online.spool import Spool
+from chunkrl.online.status import ActorStatus, StatusLine
 from chunkrl.online.wire import decode_item
 
 
@@ -271,6 +273,34 @@ def test_what_the_actor_records_is_what_its_spool_takes(tmp_path):
         kept = [decode_item(payload) for payload in spool.read(0, max_bytes=1_000_000)]
     outcomes = [item.outcome for item in kept if isinstance(item, EpisodeSummary)]
     assert outcomes == ["discarded", "success"] and len(kept) == 2 + 2 + 3
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_status_is_one_line_of_a_terminal_and_few_lines_of_a_file():
+    def status(step: int, phase: str = "policy") -> ActorStatus:
+        return ActorStatus(2, step, phase, 29.96, 7, 1, 4, "q quit")
+
+    file = io.StringIO()
+    line = StatusLine(file, note=lambda: "learner 3 behind")
+    for step in range(5):
+        line(status(step))
+    line(status(5, "human"))
+    line.close()
+    assert file.getvalue() == (
+        "episode 2 step 0 | policy | 30.0 Hz | policy v7 | 1 interventions | queue 4 | q quit | learner 3 behind\n"
+        "episode 2 step 5 | human | 30.0 Hz | policy v7 | 1 interventions | queue 4 | q quit | learner 3 behind\n"
+    )
+    terminal = _Terminal()
+    line = StatusLine(terminal)
+    for phase in ("policy", "human"):
+        line(status(1, phase))
+    line.close()
+    shown = terminal.getvalue()
+    assert shown.count("\r") == 2 and shown.count("\n") == 1 and shown.endswith("\x1b[K\n")
 
 
 # ---- robots

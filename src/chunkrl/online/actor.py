@@ -22,7 +22,6 @@ from chunkrl.online.recorder import EpisodeRecorder, Executed, StepSink
 from chunkrl.online.signals import handled
 from chunkrl.online.status import ActorStatus, silent
 
-_IDLE_S = 0.02
 _HINTS = {
     Phase.WAITING: "2 start, q quit",
     Phase.POLICY: "5 take over, 1 success, 0 failure, r again, q quit",
@@ -268,7 +267,9 @@ class Actor:
                 return True
             if last is not None and self._corrector is not None:
                 self._corrector.follow(last)
-            time.sleep(_IDLE_S)
+            time.sleep(
+                1.0 / self._env.fps
+            )  # a leader that still comes to the follower does so at the usual pace
         return False
 
     def _finish(self, recorder: EpisodeRecorder) -> None:
