@@ -37,6 +37,7 @@ from chunkrl.data import ChunkDataset, ChunkSettings
 from chunkrl.data.atomic import write_text
 from chunkrl.data.frames import FrameSettings
 from chunkrl.data.loader import ChunkLoader
+from chunkrl.data.pictures import decode_picture
 from chunkrl.data.segments import VideoEncoding, encode_video
 from chunkrl.data.writer import DatasetWriter, FeatureSpec
 from chunkrl.progress import silent
@@ -45,7 +46,7 @@ CAMERAS = ("observation.images.front", "observation.images.wrist")
 FPS, HORIZON, SIZE = 10, 10, 256
 TASK = "push the block"
 HAS_LEROBOT = importlib.util.find_spec("lerobot") is not None
-PACKAGES = ("lerobot", "torch", "torchcodec", "av", "pillow", "pyarrow", "datasets")
+PACKAGES = ("lerobot", "torch", "torchcodec", "av", "isal", "pillow", "pyarrow", "datasets")
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def bare_decoder(root: Path, kind: str, config: LoadingConfig) -> Timed:
 
     def decode_png() -> None:
         for _ in range(200):
-            np.asarray(Image.open(io.BytesIO(stream.getvalue())))
+            decode_picture(stream.getvalue(), (SIZE, SIZE))
 
     return timed(200, decode_png)
 

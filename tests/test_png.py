@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -74,3 +76,22 @@ def test_every_changed_byte_is_an_error() -> None:
 def test_what_is_not_declared_is_an_error(pixels: np.ndarray, match: str) -> None:
     with pytest.raises(DatasetError, match=match):
         decode_picture(png(pixels), SIZE)
+
+
+@pytest.mark.parametrize("damage", ["early end", "late end", "wrong sum", "wrong filter"])
+def test_pixels_that_are_wrong_under_right_check_sums_are_an_error(damage: str) -> None:
+    data = png()
+    rows = bytearray(zlib.decompress(check_png(data).pixels))
+    if damage == "early end":
+        rows = rows[:100]
+    elif damage == "late end":
+        rows += bytes(20)
+    elif damage == "wrong filter":
+        rows[0] = 9
+    pixels = zlib.compress(rows)
+    if damage == "wrong sum":
+        pixels = pixels[:-4] + bytes(4)
+    kind = b"IDAT" + pixels
+    chunk = struct.pack(">I", len(pixels)) + kind + struct.pack(">I", zlib.crc32(kind))
+    with pytest.raises(DatasetError, match="damaged"):
+        decode_picture(data[:33] + chunk + data[-12:], SIZE)

@@ -251,6 +251,7 @@ def _check_alike(a: ChunkDataset, b: ChunkDataset) -> None:
     """Raises DatasetError where chunks of the two cannot stand in one batch."""
 
     def shape(dataset: ChunkDataset) -> dict[str, Any]:
+        """What must be equal, by its name in the message."""
         return {
             "actions a chunk": dataset.action_horizon,
             "steps of the critic": dataset.critic_horizon,

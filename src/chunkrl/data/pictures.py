@@ -16,12 +16,13 @@ from av.error import FFmpegError
 from PIL import Image
 
 from chunkrl.data.formats import DatasetDescription, Episode, image_size
-from chunkrl.data.png import SIGNATURE, check_png, decode_plain
+from chunkrl.data.png import INFLATE_ERROR, SIGNATURE, check_png, decode_plain
 from chunkrl.data.resize import Resize
 from chunkrl.data.video import VideoFile
 from chunkrl.errors import DatasetError
 
-_DAMAGE = (FFmpegError, OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, MemoryError)
+_DECODER_ERRORS = (FFmpegError, INFLATE_ERROR, zlib.error, struct.error)
+_DAMAGE = (*_DECODER_ERRORS, OSError, SyntaxError, ValueError, EOFError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def decode_picture(data: bytes | None, size: tuple[int, int]) -> np.ndarray:
         if data.startswith(SIGNATURE):
             header = check_png(data)
             if header.is_plain and header.size == size:
-                return decode_plain(data)
+                return decode_plain(header)
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             found = (image.height, image.width, image.mode)
             if found == (*size, "RGB"):

@@ -1,7 +1,7 @@
-"""Plain PNG pictures by FFmpeg, in two thirds of Pillow's time; what it would pass over is checked before.
+"""Plain PNG pictures in less than half of Pillow's time, with all that can be checked of them checked.
 
-FFmpeg alone takes a file without its end. So all chunks and their check sums are checked first; at damage within them
-FFmpeg raises. (Pixels that end early under right check sums, a broken encoder's work, it takes, as Pillow does.)
+Half of a decoder's time is zlib's, and ISA-L needs about half of zlib's. So the pixels are inflated here and go to
+FFmpeg as stored blocks; it undoes the filters.
 """
 
 from __future__ import annotations
@@ -9,21 +9,28 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
+from isal import isal_zlib
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+INFLATE_ERROR = cast(type[Exception], isal_zlib.error)  # its stub says that it is an exception, not a class
 _OVERHEAD = 12  # bytes of a chunk beside its content: length, kind, check sum
 
 
 @dataclass(frozen=True)
 class PngHeader:
-    """size: (height, width). is_plain: RGB of 8 bits without transparency, which is what data sets hold."""
+    """size: (height, width). is_plain: RGB of 8 bits, not interlaced, without transparency: what data sets hold.
+
+    pixels: the compressed pixels.
+    """
 
     size: tuple[int, int]
     is_plain: bool
+    pixels: bytes
 
 
 def check_png(data: bytes) -> PngHeader:
@@ -33,6 +40,7 @@ def check_png(data: bytes) -> PngHeader:
         ValueError: it is cut off, or a check sum is wrong.
     """
     kinds: list[bytes] = []
+    pixels: list[memoryview] = []
     view, at = memoryview(data), len(SIGNATURE)
     while not kinds or kinds[-1] != b"IEND":
         if at + _OVERHEAD > len(data):
@@ -43,23 +51,41 @@ def check_png(data: bytes) -> PngHeader:
         if zlib.crc32(view[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
             raise ValueError("wrong check sum")
         kinds.append(data[at + 4 : at + 8])
+        if kinds[-1] == b"IDAT":
+            pixels.append(view[at + 8 : end - 4])
         at = end
     if kinds[0] != b"IHDR" or struct.unpack_from(">I", data, len(SIGNATURE))[0] != 13:
         raise ValueError("no header")
-    width, height, depth, colour = struct.unpack_from(">IIBB", data, len(SIGNATURE) + 8)
-    return PngHeader((height, width), (depth, colour) == (8, 2) and b"tRNS" not in kinds)
+    width, height, *form = struct.unpack_from(">IIBBBBB", data, len(SIGNATURE) + 8)
+    is_plain = form == [8, 2, 0, 0, 0] and b"tRNS" not in kinds
+    return PngHeader((height, width), is_plain, b"".join(pixels))
 
 
-def decode_plain(data: bytes) -> np.ndarray:
-    """A PNG file that `check_png` calls plain, uint8 RGB [height, width, 3].
+def decode_plain(header: PngHeader) -> np.ndarray:
+    """A picture that `check_png` calls plain, uint8 RGB [height, width, 3].
 
     Raises:
-        FFmpegError, ValueError: it is damaged.
+        FFmpegError, INFLATE_ERROR, ValueError: it is damaged.
     """
+    height, width = header.size
+    expected = height * (1 + 3 * width)  # each row begins with its filter
+    inflating = isal_zlib.decompressobj()
+    rows = inflating.decompress(header.pixels, expected + 1)
+    if len(rows) != expected or not inflating.eof:
+        raise ValueError("too few or too many pixels")
+    if max(rows[:: 1 + 3 * width]) > 4:
+        raise ValueError("unknown filter")
     decoder = VideoCodecContext.create("png", "r")
     decoder.thread_count = 1
     decoder.options = {"err_detect": "explode"}
-    frames = decoder.decode(Packet(data)) or decoder.decode(None)
+    start = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [_chunk(b"IHDR", start), _chunk(b"IDAT", zlib.compress(rows, 0)), _chunk(b"IEND", b"")]
+    packet = Packet(b"".join([SIGNATURE, *chunks]))
+    frames = decoder.decode(packet) or decoder.decode(None)
     if len(frames) != 1 or frames[0].is_corrupt or frames[0].format.name != "rgb24":
         raise ValueError("no whole picture")
     return frames[0].to_ndarray()
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + bytes(4)  # FFmpeg is not asked to check the sum
