@@ -17,7 +17,6 @@ import pytest
 
 pytest.importorskip("grpc", reason="needs chunkrl[online]")
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from online_live import length
 
@@ -28,12 +27,25 @@ from chunkrl.online.streams import ReceivedStreams
 SCRIPT = Path(__file__).with_name("online_live.py")
 
 
+_STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    yield
+    while _STARTED:
+        process = _STARTED.pop()
+        process.kill()
+        process.wait()
+
+
 class Process:
     """An actor or learner, with what it printed."""
 
     def __init__(self, *arguments: object, host: tuple[str, ...] = ()) -> None:
         command = [*host, sys.executable, str(SCRIPT), *map(str, arguments)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        _STARTED.append(self._process)
 
     def begun(self) -> None:
         """Waits until it works."""
@@ -60,16 +72,21 @@ def stored_episodes(root: Path) -> dict[str, int]:
         for folder in folders:
             info = json.loads((folder / "meta/info.json").read_text())
             files = sorted(folder.glob("meta/episodes/*/*.parquet"))
-            rows = [row for file in files for row in pq.read_table(file).to_pylist()][
-                : info["total_episodes"]
-            ]
-            for row in rows:
-                place = {name: row[f"data/{name}"] for name in ("chunk_index", "file_index")}
-                table = pq.read_table(folder / info["data_path"].format(**place))
-                table = table.filter(pc.field("episode_index") == row["episode_index"])
-                [identity] = set(table[EPISODE_KEY].to_pylist())
+            places = ["data/chunk_index", "data/file_index"]
+            rows = [row for file in files for row in pq.read_table(file, columns=places).to_pylist()]
+            tables: dict[Path, list[tuple[int, str]]] = {}
+            for index, row in enumerate(rows[: info["total_episodes"]]):
+                place = {name.removeprefix("data/"): row[name] for name in places}
+                path = folder / info["data_path"].format(**place)
+                if path not in tables:
+                    table = pq.read_table(path, columns=["episode_index", EPISODE_KEY])
+                    tables[path] = list(
+                        zip(*(table[name].to_pylist() for name in table.schema.names), strict=True)
+                    )
+                steps = [identity for episode, identity in tables[path] if episode == index]
+                [identity] = set(steps)
                 assert identity not in found
-                found[identity] = table.num_rows
+                found[identity] = len(steps)
     return found
 
 
@@ -77,7 +94,7 @@ def wait_stored(root: Path, identity: str) -> None:
     deadline = time.monotonic() + 60
     while identity not in stored_episodes(root):
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.5)  # reading keeps the learner from adding
 
 
 def kill(tmp_path: Path, rounds: int, victims: tuple[str, ...], seed: int) -> None:
