@@ -10,7 +10,6 @@ everything else is one process.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import io
@@ -33,18 +32,16 @@ import numpy as np
 import tyro
 from PIL import Image
 
+from benchmarks.loading_data import CAMERAS, FPS, HORIZON, SIZE, TASK, episode, features, write_set
 from chunkrl.data import ChunkDataset, ChunkSettings
 from chunkrl.data.atomic import write_text
 from chunkrl.data.frames import FrameSettings
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.data.pictures import decode_picture
 from chunkrl.data.segments import VideoEncoding, encode_video
-from chunkrl.data.writer import DatasetWriter, FeatureSpec
+from chunkrl.data.writer import DatasetWriter
 from chunkrl.progress import silent
 
-CAMERAS = ("observation.images.front", "observation.images.wrist")
-FPS, HORIZON, SIZE = 10, 10, 256
-TASK = "push the block"
 HAS_LEROBOT = importlib.util.find_spec("lerobot") is not None
 PACKAGES = ("lerobot", "torch", "torchcodec", "av", "isal", "pillow", "pyarrow", "datasets")
 
@@ -76,43 +73,6 @@ class LoadingConfig:
     """Episodes of the set whose opening is timed."""
     folder: str | None = None
     """Keep the data sets here; default: a temporary folder."""
-
-
-def episode(number: int, length: int) -> dict[str, np.ndarray]:
-    """Moving patterns with a little noise: PNG and AV1 compress them about as camera pictures."""
-    rng = np.random.default_rng(number)
-    y, x = np.mgrid[:SIZE, :SIZE]
-    columns: dict[str, np.ndarray] = {
-        "observation.state": rng.normal(size=(length, 8)).astype(np.float32),
-        "action": rng.normal(size=(length, 7)).astype(np.float32),
-        "next.success": np.arange(length) == length - 1,
-    }
-    for place, name in enumerate(CAMERAS):
-        shift = 40 * number + 90 * place
-        pictures = [
-            np.stack(
-                [
-                    127 + 100 * np.sin((x + 3 * t + shift) / 20),
-                    127 + 100 * np.cos((y - 2 * t) / 17),
-                    (x + y + t) / 2,
-                ],
-                axis=-1,
-            )
-            for t in range(length)
-        ]
-        noise = rng.integers(-3, 4, (length, SIZE, SIZE, 3))
-        columns[name] = (np.stack(pictures) + noise).clip(0, 255).astype(np.uint8)
-    return columns
-
-
-def features(kind: str) -> dict[str, FeatureSpec]:
-    """Of the benchmark's data set."""
-    return {
-        "observation.state": FeatureSpec("float32", (8,)),
-        "action": FeatureSpec("float32", (7,)),
-        "next.success": FeatureSpec("bool", (1,)),
-        **{name: FeatureSpec(kind, (SIZE, SIZE, 3)) for name in CAMERAS},
-    }
 
 
 Timed = tuple[int, Callable[[], float]]
@@ -214,20 +174,6 @@ def bare_decoder(root: Path, kind: str, config: LoadingConfig) -> Timed:
             decode_picture(stream.getvalue(), (SIZE, SIZE))
 
     return timed(200, decode_png)
-
-
-def write_set(root: Path, kind: str, config: LoadingConfig) -> str:
-    """Writes the set that is read, unless it is there; the digest of what it was made from."""
-    digest = hashlib.sha256()
-    exists = root.exists()
-    with DatasetWriter(root, fps=FPS, features=features(kind)) as writer:
-        for number in range(config.num_episodes):
-            columns = episode(config.seed + number, config.length)
-            for name in sorted(columns):
-                digest.update(name.encode() + np.ascontiguousarray(columns[name]).tobytes())
-            if not exists:
-                writer.add_episode(columns, TASK)
-    return digest.hexdigest()
 
 
 def measure_reading(root: Path, cache: Path, config: LoadingConfig, kind: str) -> dict[str, float]:
@@ -364,7 +310,7 @@ def measure(base: Path, config: LoadingConfig) -> dict[str, Any]:
     for kind in config.kinds:
         load[kind] = os.getloadavg()
         column = measure_writing(base, kind, config)
-        digests[kind] = write_set(base / kind, kind, config)
+        digests[kind] = write_set(base / kind, kind, config.num_episodes, config.length, config.seed)
         column |= measure_reading(base / kind, base / "cache", config, kind)
         numbers[kind] = column | ratios(column)
     return {

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 import numpy as np
 from PIL import Image
 
-from benchmarks.data_loading import CAMERAS, SIZE, episode
+from benchmarks.loading_data import CAMERAS, SIZE, episode
 from chunkrl.data.pictures import decode_picture
 
 Decoder = Callable[[bytes], np.ndarray]

@@ -11,13 +11,13 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
+from chunkrl.data.episode_metadata import read_episodes
 from chunkrl.data.fingerprint import dataset_fingerprint
 from chunkrl.data.metadata import (
     Episode,
     Feature,
     Info,
     VideoSpan,
-    read_episodes,
     read_info,
     read_tasks,
 )
