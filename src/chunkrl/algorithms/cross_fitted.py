@@ -149,8 +149,10 @@ class CrossFittedAdvantage:
         self._ema = Ema(trained, config.ema_decay) if config.ema_decay > 0 else None
         self.labels: dict[str, np.ndarray] = {}
         self._num_policy_updates = 0
-        self._successes = np.flatnonzero(dataset.success)
-        if config.data == "successes" and len(self._successes) == 0:
+        self._subset: np.ndarray | None = None
+        if config.data == "successes":
+            self._subset = keep(dataset.cache_dir, np.flatnonzero(dataset.success))
+        if self._subset is not None and len(self._subset) == 0:
             raise ChunkRLError(
                 f"{dataset.name} has no successful episode to clone: say with --success which are, or use "
                 "--objective behaviour_cloning"
@@ -162,7 +164,7 @@ class CrossFittedAdvantage:
         policy = Phase(
             "policy",
             config.policy_updates,
-            subset=self._successes if config.data == "successes" else None,
+            subset=self._subset,
             next_observation=config.critic_updates > 0
             and values is not None
             and values.uses_next_observation,
