@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lerobot_folder import write_lerobot_folder
 
 from chunkrl.data.fingerprint import BLOCK, ENDS, INNER_BLOCKS
 from chunkrl.data.formats import describe
 from chunkrl.data.frames import FrameTable
 from chunkrl.progress import silent
-from tests.lerobot_folder import write_lerobot_folder
 
 FILES = ["data/chunk-000/file-001.parquet", "meta/info.json", "meta/tasks.parquet"]
 
