@@ -42,7 +42,16 @@ OURS = {
     *("use_state", "use_task", "weight_decay", "grad_clip", "frames", "pi0"),
     *("additional_offline_dataset_paths", "dataset_weights", "additional_success"),
     *("values", "critic_updates", "relabel_interval", "conditioning", "pi", "microbatch_size", "ema_decay"),
-    *("schedule", "warmup_updates", "final_lr_ratio", "betas", "optimizer", "value_lr"),
+    *(
+        "save_updates",
+        "keep_checkpoints",
+        "schedule",
+        "warmup_updates",
+        "final_lr_ratio",
+        "betas",
+        "optimizer",
+        "value_lr",
+    ),
 }
 
 
@@ -83,7 +92,18 @@ def refused_or_boxed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
 
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(COMMANDS) == {
-        *("demo", "collect", "inspect", "label", "train", "evaluate", "report", "download", "convert", "doctor")
+        *(
+            "demo",
+            "collect",
+            "inspect",
+            "label",
+            "train",
+            "evaluate",
+            "report",
+            "download",
+            "convert",
+            "doctor",
+        )
     }
     main([])
     usage = capsys.readouterr().out

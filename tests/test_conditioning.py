@@ -68,6 +68,13 @@ def test_an_empty_bin_is_an_error_that_says_which() -> None:
         advantage_bins(np.zeros(20), np.zeros(20, int), ConditioningConfig(), 1.0)
 
 
+def test_a_task_without_its_share_is_an_error() -> None:
+    task = np.repeat([0, 1], 20)
+    advantage = np.concatenate([np.linspace(0, 1, 20), np.full(20, 0.5)])
+    with pytest.raises(ChunkRLError, match="no chunk of a task got"):
+        advantage_bins(advantage, task, ConditioningConfig(), 1.0)
+
+
 def test_human_chunks_and_chosen_data_are_forced_high() -> None:
     bins = np.zeros(4, int)
     human = HumanSteps(every=np.array([True, False, False, False]), some=np.array([True, True, False, False]))

@@ -6,13 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from lerobot_folder import write_lerobot_folder
 
 from chunkrl.data import normalize
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.normalize import MODES, Normalizer, Statistics, compute_statistics, merge
 from chunkrl.errors import DatasetError
 from chunkrl.progress import silent
-from tests.lerobot_folder import write_lerobot_folder
 
 _matrices = hnp.arrays(
     np.float32,

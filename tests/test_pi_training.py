@@ -145,15 +145,6 @@ def test_the_prompt_of_training_is_that_of_inference(
     assert seen and not any("Advantage" in text for text, _ in seen)
 
 
-def test_values_do_not_depend_on_the_labels(root: Path, checkpoints: Path, tmp_path: Path) -> None:
-    run = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path, "advantage_conditioned"))
-    run.algorithm.start_phase("value")
-    before = run.algorithm.values.frame_values()[0]
-    run.algorithm.start_phase("policy")
-    run.dataset.attach("advantage_bin", 1 - run.algorithm.labels["advantage_bin"])
-    assert np.array_equal(before, run.algorithm.values.frame_values()[0])
-
-
 def test_human_chunks_are_high_and_mixed_ones_lose_the_robots_steps(
     root: Path, checkpoints: Path, tmp_path: Path
 ) -> None:
@@ -369,6 +360,37 @@ def test_distributional_values_that_bootstrap(root: Path, checkpoints: Path, tmp
     assert np.isfinite(value).all() and value.min() >= -0.05 and value.max() <= 1.05
     with pytest.raises(ChunkRLError, match="--reward sum"):
         ChunkLevelOfflineRL(replace(settings, reward="any"))
+    cost = replace(settings, labels=LabelRule(step_reward="cost", failure_penalty=20))
+    with pytest.raises(ChunkRLError, match="--failure-terminal"):
+        ChunkLevelOfflineRL(cost)
+    ChunkLevelOfflineRL(replace(cost, labels=replace(cost.labels, failure_terminal=True)))
+
+
+def test_cloning_from_a_conditioned_policy_asks_for_nothing(
+    root: Path, checkpoints: Path, tmp_path: Path
+) -> None:
+    conditioning = ConditioningConfig(guidance=2.0)
+    settings = config(root, checkpoints, tmp_path / "a", "advantage_conditioned", conditioning=conditioning)
+    ChunkLevelOfflineRL(settings).train()
+    asked = load_pretrained(tmp_path / "a" / "policy").recipe.settings
+    assert (asked.condition, asked.guidance) == ("Advantage: positive", 2.0)
+    again = config(root, tmp_path / "a", tmp_path / "b", "behaviour_cloning", pi0_config="policy")
+    ChunkLevelOfflineRL(again).train()
+    plain = load_pretrained(tmp_path / "b" / "policy").recipe.settings
+    assert (plain.condition, plain.guidance) == ("", 1.0)
+
+
+def test_old_checkpoints_go_when_newer_are_whole(root: Path, checkpoints: Path, tmp_path: Path) -> None:
+    settings = config(
+        *(root, checkpoints, tmp_path, "cross_fitted"), save_updates=1, keep_checkpoints=2, num_updates=3
+    )
+    run = ChunkLevelOfflineRL(settings)
+    run.train()
+    folder = tmp_path / "checkpoints"
+    assert run.trainer is not None and run.trainer.update == 5
+    assert sorted(f.name for f in folder.iterdir()) == ["0000004", "0000005", "last"]
+    ChunkLevelOfflineRL(replace(settings, resume=str(tmp_path), num_updates=4)).train()
+    assert sorted(f.name for f in folder.iterdir()) == ["0000005", "0000006", "last"]
 
 
 def test_values_that_go_on_learning_label_anew(root: Path, checkpoints: Path, tmp_path: Path) -> None:
@@ -426,6 +448,10 @@ def test_settings_that_cannot_be_used(root: Path, checkpoints: Path, tmp_path: P
         ({"pi": PiTrainingConfig(critic=PiCriticConfig(depth=9))}, "the policy has 3"),
         ({"labels": LabelRule(success="next.reward")}, "next.reward"),
         ({"objective": "document"}, "Gaussian"),
+        (
+            {"critic_updates": 1, "relabel_interval": 1, "objective": "behaviour_cloning"},
+            "--critic-updates is for",
+        ),
         ({"values": str(tmp_path / "none")}, "values.parquet: name the folder of a run"),
         ({"conditioning": ConditioningConfig(force_high=(1,))}, "force-high names the data sets"),
         ({"num_updates": 1, "schedule": "cosine", "warmup_updates": 5}, "warmup_updates"),

@@ -145,7 +145,8 @@ class ChunkLevelOfflineRL:
             TrainerConfig(
                 batch_size=config.batch_size,
                 seed=config.seed,
-                save_interval=config.save_interval * self.updates_per_epoch,
+                save_interval=config.save_updates or config.save_interval * self.updates_per_epoch,
+                keep_checkpoints=config.keep_checkpoints,
                 log_interval=config.log_interval,
                 tracking=config.tracking,
             ),
@@ -270,6 +271,8 @@ _FREE = {
     "output_dir",
     "device",
     "save_interval",
+    "save_updates",
+    "keep_checkpoints",
     "log_interval",
     "num_epochs",
     "num_updates",

@@ -73,7 +73,7 @@ class TrainConfig:
     device: str = "auto"
     """cpu, cuda, or auto."""
     save_interval: int = 10
-    """Epochs between checkpoints (0: only at the end)."""
+    """Epochs between checkpoints (0: only at the end of a phase)."""
     log_interval: int = 100
     """Updates between metric records."""
     resume: str | None = None
@@ -85,6 +85,10 @@ class TrainConfig:
     pi0_checkpoints_dir: str = "checkpoints/pi0"
     """Folder of the pi checkpoints."""
 
+    save_updates: int | None = None
+    """Updates between checkpoints, in place of save_interval."""
+    keep_checkpoints: int = 0
+    """Newest checkpoints that are kept; older ones are deleted once a newer is whole (0: all are kept)."""
     output_dir: str = "runs/train"
     """Where config, metrics, checkpoints, values and the policy go."""
     num_updates: int | None = None
@@ -211,6 +215,12 @@ def check_config(config: TrainConfig) -> None:
         raise ChunkRLError(
             f"--objective {config.objective} writes into the prompt of a pi policy: use --policy.kind pi"
         )
+    without_values = ("behaviour_cloning", "success_cloning", "iql", "document", "value")
+    if config.critic_updates and (config.values is not None or config.objective in without_values):
+        raise ChunkRLError(
+            "--critic-updates is for values that a run trains before its policy and beside it: use it with "
+            "cross_fitted or advantage_conditioned, and without --values"
+        )
     if config.values is not None and config.objective in ("iql", "document", "value"):
         raise ChunkRLError(f"--values are not used by --objective {config.objective}: leave them out")
     if config.values is not None and not (Path(config.values) / values_file(0)).is_file():
@@ -234,7 +244,17 @@ def check_config(config: TrainConfig) -> None:
     for name in ("num_epochs", "batch_size", "lr", "log_interval", "value_epochs", "num_folds", "grad_clip"):
         if not 0 < getattr(config, name) < math.inf:
             raise ChunkRLError(f"{name} is {getattr(config, name)}; it must be positive and finite")
-    for name in ("seed", "save_interval", "beta", "lambda_v", "lambda_pi", "weight_decay"):
+    if config.save_updates is not None and config.save_updates < 1:
+        raise ChunkRLError(f"save_updates is {config.save_updates}; it must be at least 1")
+    for name in (
+        "seed",
+        "save_interval",
+        "keep_checkpoints",
+        "beta",
+        "lambda_v",
+        "lambda_pi",
+        "weight_decay",
+    ):
         if not 0 <= getattr(config, name) < math.inf:
             raise ChunkRLError(f"{name} is {getattr(config, name)}; it must be finite and not negative")
     if Path(config.output_dir).exists() and not Path(config.output_dir).is_dir():

@@ -127,11 +127,13 @@ def advantage_bins(
         else:
             edges = np.asarray(config.boundaries) * return_range
         bins[rows] = np.searchsorted(edges, values, side="left")
-    counts = np.bincount(bins, minlength=config.num_bins)
+    # every task must have its own share of each quantile; fixed edges mean the same for all
+    groups = [bins[task == one] for one in np.unique(task)] if config.edges == "quantiles" else [bins]
+    counts = np.min([np.bincount(group, minlength=config.num_bins) for group in groups], axis=0)
     if (counts == 0).any():
         empty = [condition_text(int(label), config.num_bins) for label in np.flatnonzero(counts == 0)]
         raise ChunkRLError(
-            f"no chunk got {empty}: advantages are {advantage.min():.3g} to {advantage.max():.3g}, and returns "
+            f"no chunk of a task got {empty}: advantages are {advantage.min():.3g} to {advantage.max():.3g}, and returns "
             f"spread over {return_range:.3g}. Use --conditioning.edges quantiles, or --conditioning.cuts within that "
             "range; advantages that are all equal mean that the data has only successes or only failures"
         )

@@ -181,14 +181,13 @@ class CrossFittedAdvantage:
 
     def start_phase(self, name: str, progress: Progress = silent) -> Metrics:
         """After `value`: labels every start with its held-out value, advantage, and weight or bin."""
-        if name == "value" or self.labels:
-            return {}
         metrics: Metrics = {}
-        if not self.config.uses_values:
-            self.labels["weight"] = np.ones(len(self._dataset), dtype=np.float32)
-        else:
-            metrics = self._label(progress)
-        self._attach()
+        if name != "value" and not self.labels:
+            if not self.config.uses_values:
+                self.labels["weight"] = np.ones(len(self._dataset), dtype=np.float32)
+            else:
+                metrics = self._label(progress)
+            self._attach()
         if name == "policy" and self.values is not None and self.config.critic_updates == 0:
             self.values.finish()
         return metrics

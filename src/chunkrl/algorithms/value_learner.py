@@ -127,6 +127,7 @@ class ValueLearner:
                 raise ChunkRLError(
                     "values that bootstrap add up rewards: use --reward sum, or --fit.target monte_carlo"
                 )
+            self._check_unfinished(data)
             self._target = shard(copy.deepcopy(self.networks).requires_grad_(False).eval())
         shard(self.networks)
         self._optimizer: Optimizer | None = Optimizer(self.networks.parameter_groups(), optim, num_updates)
@@ -146,6 +147,17 @@ class ValueLearner:
         self._attach("outcome", np.float32, lambda rows: self.range.to_unit(self.returns[data.starts[rows]]))
         self._attach("outcome_known", bool, lambda rows: self.known[data.starts[rows]])
         self._attach_folds()
+
+    def _check_unfinished(self, data: ChunkData) -> None:
+        """Refuses rewards that no bootstrapped target would hold: what the last action of an unfinished episode led to
+        is not stored, so its transition ends one step earlier."""
+        last = data.segments.ends[~data.segments.terminated] - 1
+        if self.fit.time_out == "failure" and adv.step_rewards(data)[last].any():
+            raise ChunkRLError(
+                "unfinished episodes of this data have a reward at their last action (a failure's penalty), which "
+                "values that bootstrap do not see: say with --failure-terminal that these episodes failed, or use "
+                "--fit.target monte_carlo"
+            )
 
     def _attach(self, name: str, dtype: npt.DTypeLike, compute: Callable[[slice], np.ndarray]) -> None:
         data = self._data

@@ -129,7 +129,14 @@ def _for_data(
     # nothing in the model has the horizon's size, so training may choose it
     recipe = replace(recipe, config=replace(recipe.config, horizon=data.action_horizon))
     cameras = tuple(theirs for _, theirs in check_fits(data, recipe, source.cameras, data.cameras))
-    settings = replace(recipe.settings, cameras=cameras, condition_place=config.condition_place)
+    # what an earlier training made the policy ask for is not what this one trains it to hear
+    settings = replace(
+        recipe.settings,
+        cameras=cameras,
+        condition_place=config.condition_place,
+        condition="",
+        guidance=1.0,
+    )
     if conditioning is not None:
         asked = condition_text(conditioning.highest, conditioning.num_bins)
         settings = replace(settings, condition=asked, guidance=conditioning.guidance)
@@ -187,8 +194,12 @@ def _lora_config(config: PiTrainingConfig) -> LoRAConfig:
 def check_conditioning(policy: PiPolicy, data: ChunkData, config: ConditioningConfig) -> None:
     """Raises ChunkRLError unless the advantage changes the prompt of every task of the data, after any cut."""
     conditions = ["", *(condition_text(label, config.num_bins) for label in range(config.num_bins))]
+    observation = data.batch(np.array([0]), next_observation=False).observation
+    if observation.state is not None and policy.recipe.settings.state_dim:
+        # the longest text that a state can have: every bin above 99
+        high = torch.ones(1, policy.recipe.settings.state_dim, dtype=torch.float64)
+        observation = replace(observation, state=policy.state_from_model(high))
     for task in data.tasks:
-        observation = data.batch(np.array([0]), next_observation=False).observation
         prompts = []
         for condition in conditions:
             one = replace(observation, task=(task,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -30,14 +31,15 @@ class NonFiniteLossError(ChunkRLError):
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """batch_size: B. seed: of the batches. save_interval: updates between checkpoints (0: only at the end).
-    log_interval: updates between metric records (each is the mean over the interval). tracking: where they go."""
+    """batch_size: B. seed: of the batches. save_interval: updates between checkpoints (0: only at a phase's end).
+    keep_checkpoints: newest ones that are kept, 0 all. log_interval: updates between metric records (each is the mean over the interval). tracking: where they go."""
 
     batch_size: int = 32
     seed: int = 0
     save_interval: int = 0
     log_interval: int = 100
     tracking: TrackingConfig = TrackingConfig()
+    keep_checkpoints: int = 0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.log_interval < 1 or self.save_interval < 0:
@@ -87,11 +89,13 @@ class Trainer:
         if self.run_dir and ranks.is_main():
             self._writer = MetricWriter(self.run_dir, self.config.tracking, self.records)
         try:
-            first = 0
-            for number, phase in enumerate(self.algorithm.phases()):
+            first, phases = 0, self.algorithm.phases()
+            for number, phase in enumerate(phases):
                 last = first + phase.num_updates
                 if self.update < last or phase.num_updates == 0:
                     self._run_phase(phase, number, first)
+                    if self.run_dir and number + 1 < len(phases):
+                        self.save()  # what the phase learned, before the next one labels the data with it
                 first = last
             if self.run_dir:
                 self.save()
@@ -202,9 +206,18 @@ class Trainer:
         )
         if ranks.is_main():
             write_text(folder.with_name("last"), folder.name + "\n")
+            self._delete_old(folder)
             if self._after_save is not None:
                 self._after_save(folder)
         return folder
+
+    def _delete_old(self, newest: Path) -> None:
+        """All but the newest `keep_checkpoints`, now that `newest` is whole and pointed to."""
+        if self.config.keep_checkpoints == 0:
+            return
+        older = sorted(f for f in newest.parent.iterdir() if f.name.isdecimal() and f.name <= newest.name)
+        for folder in older[: -self.config.keep_checkpoints]:
+            shutil.rmtree(folder)
 
     def load(self, folder: Path) -> None:
         """Continues from a checkpoint folder, to the same numbers as a run that was never interrupted.

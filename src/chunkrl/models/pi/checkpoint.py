@@ -271,7 +271,9 @@ def save_pretrained(policy: PiPolicy, folder: str | Path, *, overwrite: bool = F
         shutil.rmtree(temporary, ignore_errors=True)
     differences = lerobot_format.differences(policy.recipe)
     if differences:
-        _LOG.warning("%s: stock LeRobot %s; act with chunkrl's load_policy", folder, " and ".join(differences))
+        _LOG.warning(
+            "%s: stock LeRobot %s; act with chunkrl's load_policy", folder, " and ".join(differences)
+        )
     return folder
 
 

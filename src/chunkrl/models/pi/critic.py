@@ -94,7 +94,10 @@ class PiFeatures:
         if training and self.state_noise > 0:
             observation = policy.with_state_noise(observation, self.state_noise)
         inputs = policy.prepare(observation, NO_CONDITION)
-        embeddings, valid = policy.model.embed_prefix(inputs)
+        # the policy's masters may be float32: its features are computed as its training computes them
+        on_gpu = policy.device.type == "cuda"
+        with torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=on_gpu):
+            embeddings, valid = policy.model.embed_prefix(inputs)
         state = None
         if policy.recipe.settings.prompt_format in ("pi0", "pi05_no_state"):
             normed = policy.normalize_state(observation)

@@ -89,12 +89,16 @@ class PiPolicy(nn.Module):
             return observation
         scale = deviation * (0.5 if settings.normalization == "quantiles" else 1.0)
         noise = draw_rows(torch.randn, tuple(normed.shape), dtype=normed.dtype)
-        noisy = normed + scale * noise.to(normed.device)
         stats = self.stats().state
-        moved = unnormalize(noisy, stats, settings.normalization, settings.normalization_epsilon)
+        moved = self.state_from_model(normed + scale * noise.to(normed.device))
         # a dimension that never changes has no scale: noise there would be all that it says
         constant = is_constant(stats, settings.normalization, settings.state_dim).to(state.device)
         return replace(observation, state=torch.where(constant, state, moved.to(state.dtype)))
+
+    def state_from_model(self, normed: Tensor) -> Tensor:
+        """The inverse of `normalize_state`: float64 [B, S] in the data's units."""
+        settings = self.recipe.settings
+        return unnormalize(normed, self.stats().state, settings.normalization, settings.normalization_epsilon)
 
     def prepare(
         self,

@@ -172,7 +172,7 @@ def _open_jax_arrays(folder: Path) -> dict[str, Any]:
         for name in names:
             spec = {"driver": "zarr", "kvstore": _jax_kvstore(folder, f"{name}/")}
             array = ts.open(spec, open=True).result()
-            chunk = array.chunk_layout.read_chunk.shape
+            chunk: Any = array.chunk_layout.read_chunk.shape
             num_chunks = prod(-(-size // step) for size, step in zip(array.shape, chunk, strict=True))
             stored = sum(key.startswith(f"{name}/") for key in keys) - 1
             # tensorstore reads an absent chunk as zeros without a word.
