@@ -149,8 +149,8 @@ class ValueLearner:
         self._attach_folds()
 
     def _check_unfinished(self, data: ChunkData) -> None:
-        """Refuses rewards that no bootstrapped target would hold: what the last action of an unfinished episode led to
-        is not stored, so its transition ends one step earlier."""
+        """Refuses rewards that no bootstrapped target would hold: what the last action of an unfinished episode led
+        to is not stored, so its transition ends one step earlier."""
         last = data.segments.ends[~data.segments.terminated] - 1
         if self.fit.time_out == "failure" and adv.step_rewards(data)[last].any():
             raise ChunkRLError(

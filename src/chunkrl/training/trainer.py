@@ -32,7 +32,8 @@ class NonFiniteLossError(ChunkRLError):
 @dataclass(frozen=True)
 class TrainerConfig:
     """batch_size: B. seed: of the batches. save_interval: updates between checkpoints (0: only at a phase's end).
-    keep_checkpoints: newest ones that are kept, 0 all. log_interval: updates between metric records (each is the mean over the interval). tracking: where they go."""
+    keep_checkpoints: newest ones that are kept, 0 all. log_interval: updates between metric records (each is the mean
+    over the interval). tracking: where they go."""
 
     batch_size: int = 32
     seed: int = 0
