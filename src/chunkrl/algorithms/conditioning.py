@@ -134,8 +134,8 @@ def advantage_bins(
         empty = [condition_text(int(label), config.num_bins) for label in np.flatnonzero(counts == 0)]
         raise ChunkRLError(
             f"no chunk of a task got {empty}: advantages are {advantage.min():.3g} to {advantage.max():.3g}, and "
-            f"returns spread over {return_range:.3g}. Use --conditioning.edges quantiles, or --conditioning.cuts within "
-            "that range; advantages that are all equal mean that the data has only successes or only failures"
+            f"returns spread over {return_range:.3g}. Use --conditioning.edges quantiles, or --conditioning.cuts in "
+            "that range. Advantages that are all equal mean that the data has only successes or only failures"
         )
     return bins
 
