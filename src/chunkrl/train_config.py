@@ -215,6 +215,14 @@ def check_config(config: TrainConfig) -> None:
         raise ChunkRLError(
             f"--objective {config.objective} writes into the prompt of a pi policy: use --policy.kind pi"
         )
+    joint = config.objective in ("iql", "document")
+    unread = [
+        name for name in ("ema_decay", "microbatch_size", "value_lr", "train_q") if getattr(config, name)
+    ]
+    if joint and unread:
+        raise ChunkRLError(
+            f"--objective {config.objective} reads no {', '.join(unread)}: leave them out, or use cross_fitted"
+        )
     without_values = ("behaviour_cloning", "success_cloning", "iql", "document", "value")
     if config.critic_updates and (config.values is not None or config.objective in without_values):
         raise ChunkRLError(

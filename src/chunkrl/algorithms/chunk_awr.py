@@ -123,7 +123,7 @@ class ChunkAWR:
         if config.num_folds > 1:
             groups = [list(self.policy.parameters()), *self.value.parameter_groups()]
             groups += self.critic.parameter_groups()
-        self._optimizer = Optimizer(groups, optim)
+        self._optimizer = Optimizer(groups, optim, config.num_updates)
 
     def phases(self) -> tuple[Phase, ...]:
         """One phase, `joint`."""
