@@ -96,3 +96,20 @@ def identity_factory(
         policy,
         critic_network=network,
     )
+
+
+def settings(data: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    """Settings of a training of seconds, for `TrainConfig` or `ChunkLevelOfflineRL`."""
+    return {
+        "dataset_dir": str(data),
+        "action_horizon": 3,
+        "action_dim": 2,
+        "batch_size": 8,
+        "num_updates": 6,
+        "value_epochs": 1.0,
+        "num_folds": 2,
+        "network": NetworkConfig(hidden_dim=8, num_layers=1),
+        "log_interval": 2,
+        "device": "cpu",
+        "output_dir": str(output),
+    } | changes

@@ -5,19 +5,17 @@ import math
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from chunk_data import identity_factory, open_chunks, random_episodes, write_dataset
+from chunk_data import identity_factory, open_chunks, random_episodes, settings, write_dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
 from chunkrl.errors import ChunkRLError, MissingExtraError
-from chunkrl.models.encoders import NetworkConfig
 from chunkrl.training.metrics import (
     METRICS_FILE,
     MetricWriter,
@@ -120,22 +118,6 @@ def test_speed_of_an_interval() -> None:
 
 class KilledError(Exception):
     """Stands for the end of the process."""
-
-
-def settings(data: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "dataset_dir": str(data),
-        "action_horizon": 3,
-        "action_dim": 2,
-        "batch_size": 8,
-        "num_updates": 6,
-        "value_epochs": 1.0,
-        "num_folds": 2,
-        "network": NetworkConfig(hidden_dim=8, num_layers=1),
-        "log_interval": 2,
-        "device": "cpu",
-        "output_dir": str(output),
-    } | changes
 
 
 def test_a_resumed_run_has_the_curves_of_one_that_never_stopped(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chunk_data import image_episodes, random_episodes, write_dataset
+from chunk_data import image_episodes, random_episodes, settings, write_dataset
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.base import Histogram
@@ -23,27 +23,10 @@ from chunkrl.evaluation.run_report import render_run
 from chunkrl.evaluation.sections import percent
 from chunkrl.evaluation.training_run import TrainingRun, load_run
 from chunkrl.evaluation.value_quality import calibration, value_quality
-from chunkrl.models.encoders import NetworkConfig
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.metrics import METRICS_FILE
 
 EVIL = "push <script>alert('&')</script>"
-
-
-def settings(data: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "dataset_dir": str(data),
-        "action_horizon": 3,
-        "action_dim": 2,
-        "batch_size": 8,
-        "num_updates": 6,
-        "value_epochs": 1.0,
-        "num_folds": 2,
-        "network": NetworkConfig(hidden_dim=8, num_layers=1),
-        "log_interval": 2,
-        "device": "cpu",
-        "output_dir": str(output),
-    } | changes
 
 
 @pytest.fixture(scope="module")

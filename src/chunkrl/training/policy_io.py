@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,8 +178,3 @@ def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> Chunk
         if (folder / "policy").is_dir():
             raise CheckpointError(f"{folder} is a run, not a policy: give its policy, {folder / 'policy'}")
     return ChunkPolicy.load(folder, device)
-
-
-def without_q(spec: PolicySpec) -> PolicySpec:
-    """The same policy without its critic."""
-    return replace(spec, q=None)
