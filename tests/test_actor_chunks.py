@@ -188,7 +188,8 @@ def test_versions_alternate_between_two_copies_that_share_what_is_frozen():
     [
         (2, {"value": torch.ones(2)}, "version 2 is there"),
         (1, {"value": torch.ones(2)}, "version 2 is there"),
-        (3, {}, "lack parameter 'value'"),
+        (3, {}, "hold nothing"),
+        (3, {"other": torch.ones(2)}, "lack parameter 'value'"),
         (3, {"value": torch.ones(2), "frozen": torch.ones(3)}, "unknown parameter 'frozen'"),
         (3, {"value": torch.ones(3)}, "shape"),
         (3, {"value": torch.tensor([1.0, float("nan")])}, "NaN"),
@@ -204,6 +205,25 @@ def test_wrong_weights_are_refused_and_the_old_ones_stay(version, tensors, messa
     assert chunk.version == 2 and (chunk.actions == 7.0).all()
     runner.push(3, {"value": torch.full((2,), 8.0)})  # and the next good ones are taken
     assert (runner.act(_step(0.0), 0).actions == 8.0).all()
+
+
+def test_what_trains_is_what_the_first_push_holds():
+    policy = _ConstantPolicy()
+    runner = PolicyRunner(policy, "reach", "mode")
+    for tensors, message in (({"head": torch.ones(2)}, "unknown"), ({"value": torch.ones(3)}, "shape")):
+        with pytest.raises(CheckpointError, match=message):
+            runner.push(1, tensors)
+    runner.push(1, {"value": torch.ones(2)})
+    assert (runner.act(_step(0.0), 0).actions == 1.0).all()
+    assert runner._active.policy is not policy and (policy.policy.value == 0.0).all()
+    with pytest.raises(CheckpointError, match="unknown parameter 'frozen'"):
+        runner.push(2, {"value": torch.ones(2), "frozen": torch.ones(3)})
+
+
+def test_a_policy_that_chooses_by_its_own_q_takes_no_weights():
+    runner = PolicyRunner(_ConstantPolicy(), "reach", "best_of_n")
+    with pytest.raises(CheckpointError, match="Q that chooses"):
+        runner.push(1, {"value": torch.ones(2)})
 
 
 def test_weights_arrive_while_a_chunk_is_made_and_never_change_it():

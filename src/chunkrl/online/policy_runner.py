@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.evaluation.rollout import batch_observation
+from chunkrl.training.policy_io import ActionMode
 from chunkrl.types import Observation
 
 SwapAt = Literal["chunk", "episode"]
@@ -99,14 +100,16 @@ class PolicyRunner:
 
     The copy that acts is never written to. `push` checks weights completely, writes them to the other copy and
     says that it is ready; the next `act` (swap_at `chunk`) or the next episode (`episode`) exchanges two references.
-    What is not trained exists once: both copies share it. Weights of a Q that chooses chunks are not pushed.
+    What is not trained exists once: both copies share it. Without `trained`
+    the second copy is made at the first push. Weights of a Q
+    that chooses chunks are not pushed.
     """
 
     def __init__(
         self,
         policy: ActingPolicy,
         task: str,
-        mode: Literal["mode", "sample"] = "sample",
+        mode: ActionMode = "sample",
         swap_at: SwapAt = "chunk",
         trained: Iterable[str] | None = None,
     ) -> None:
@@ -114,26 +117,28 @@ class PolicyRunner:
         Args:
             policy: acts first, as version 0.
             task: the task's text.
-            mode: of `policy.act`.
+            mode: of `policy.act`. With `best_of_n` weights are refused: the Q that chooses would be an older one.
             swap_at: when new weights begin to act.
-            trained: names of the parameters of `policy.policy` that are pushed; None: all.
+            trained: names of the parameters of `policy.policy` that are pushed; None: those of the first push.
 
         Raises:
             ChunkRLError: another mode or `swap_at`, or the policy has no such parameter.
         """
-        if swap_at not in get_args(SwapAt):
-            raise ChunkRLError(f"swap_at is {swap_at!r}; it must be one of {get_args(SwapAt)}")
-        if mode not in ("mode", "sample"):
-            raise ChunkRLError(f"an actor's mode is {mode!r}; it must be mode or sample")
+        for name, value, choices in (
+            ("swap_at", swap_at, get_args(SwapAt)),
+            ("mode", mode, get_args(ActionMode)),
+        ):
+            if value not in choices:
+                raise ChunkRLError(f"{name} is {value!r}; it must be one of {choices}")
         known = dict(policy.policy.named_parameters())
-        names = set(known) if trained is None else set(trained)
-        if unknown := names - set(known):
+        self._trained = None if trained is None else frozenset(trained)
+        if self._trained is not None and (unknown := self._trained - set(known)):
             raise ChunkRLError(f"the policy has no parameter {min(unknown)!r}, which is to be trained")
         self.action_horizon, self.action_dim = policy.action_horizon, policy.action_dim
         self._task, self._mode, self._swap_at = task, mode, swap_at
-        self._shapes = {name: tuple(known[name].shape) for name in names}
+        self._shapes = {name: tuple(parameter.shape) for name, parameter in known.items()}
         self._active = _Copy(policy, 0)
-        self._standby = _Copy(copy.deepcopy(policy, {id(part): part for part in _shared(policy, names)}), 0)
+        self._standby = None if self._trained is None else self._copy_of(self._active)
         self._ready = False
         self._swap_lock = threading.Lock()  # of the two references and `_ready`
         self._push_lock = threading.Lock()  # one push at a time
@@ -155,7 +160,7 @@ class PolicyRunner:
             self._swap()
         acting = self._active
         with acting.lock, torch.no_grad():
-            observation = batch_observation([step], self._task)
+            observation = batch_observation([step], [self._task])
             chunk = acting.policy.act(observation, [generator], self._mode)[0]
             return PolicyChunk(chunk.float().cpu().numpy(), acting.version)
 
@@ -167,6 +172,9 @@ class PolicyRunner:
         """
         with self._push_lock:
             self._check(version, tensors)
+            if self._standby is None:
+                self._trained = frozenset(tensors)
+                self._standby = self._copy_of(self._active)
             with self._swap_lock:
                 self._ready = False  # what waits there is about to be overwritten
                 standby = self._standby
@@ -182,9 +190,15 @@ class PolicyRunner:
             with self._swap_lock:
                 self._ready = True
 
+    def _copy_of(self, original: _Copy) -> _Copy:
+        """Of what is trained; the rest is shared."""
+        with original.lock:  # it may be acting
+            shared = {id(part): part for part in _shared(original.policy, set(self._trained or ()))}
+            return _Copy(copy.deepcopy(original.policy, shared), original.version)
+
     def _swap(self) -> None:
         with self._swap_lock:
-            if self._ready:
+            if self._ready and self._standby is not None:
                 self._active, self._standby = self._standby, self._active
                 self._ready = False
 
@@ -194,9 +208,13 @@ class PolicyRunner:
 
         if version <= self._newest:
             raise refuse(f"version {self._newest} is there already")
+        if self._mode == "best_of_n":
+            raise refuse("the Q that chooses among chunks is not pushed; act with mode sample or mode")
+        if not tensors:
+            raise refuse("they hold nothing")
         for kind, names in (
-            ("lack", self._shapes.keys() - tensors.keys()),
-            ("have an unknown", tensors.keys() - self._shapes.keys()),
+            ("lack", (self._trained or set()) - tensors.keys()),
+            ("have an unknown", tensors.keys() - (self._trained or self._shapes.keys())),
         ):
             if names:
                 raise refuse(
