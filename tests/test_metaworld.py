@@ -184,7 +184,7 @@ def noisy_actor(observation: Observation, generators: list[torch.Generator]) -> 
 def test_evaluation_does_not_depend_on_the_number_of_environments(envs: list[MetaWorldEnv]) -> None:
     seeds = initial_seeds(0, 5)
     assert seeds[:3] == initial_seeds(0, 3) and seeds != initial_seeds(1, 5)
-    final: list[list[np.ndarray]] = []
+    final: list[np.ndarray] = []
     outcomes: list[Rollouts] = []
     for num_envs in (1, 3):
         states: list[np.ndarray] = []
@@ -195,10 +195,10 @@ def test_evaluation_does_not_depend_on_the_number_of_environments(envs: list[Met
             return noisy_actor(observation, generators)
 
         outcomes.append(evaluate(actor, envs[:num_envs], seeds, exec_steps=3))
-        final.append(sorted(states, key=lambda state: state.tolist()))
+        final.append(np.unique(np.stack(states), axis=0))  # a batch that is not full is filled up by copies
     assert outcomes[0].num_steps.tolist() == outcomes[1].num_steps.tolist()
     assert outcomes[0].success.tolist() == outcomes[1].success.tolist()
-    assert np.array_equal(np.stack(final[0]), np.stack(final[1]))
+    assert np.array_equal(final[0], final[1])
     assert outcomes[0].seeds == seeds and outcomes[0].exec_steps == 3
 
 

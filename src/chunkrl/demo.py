@@ -16,8 +16,9 @@ from chunkrl.data.atomic import write_text
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import label_frames
 from chunkrl.data.sidecar import load_sidecar
+from chunkrl.envs.metaworld import MetaWorldEnv
 from chunkrl.envs.scripted import CONTROLLERS
-from chunkrl.evaluation.record import RecordingEnv, record
+from chunkrl.evaluation.record import record
 from chunkrl.evaluation.report import (
     ArmResult,
     ClipPair,
@@ -221,9 +222,9 @@ def _clips(result: JobResult) -> list[ClipPair]:
     differing = np.flatnonzero(rl & ~cloning)
     number = int(differing[0]) if len(differing) else 0
     seed = initial_seeds(job.eval_seed, job.num_eval)[number]
-    env = RecordingEnv(job.env, job.max_steps, RECORD_EVERY)
+    env = MetaWorldEnv(job.env, job.max_steps)
     clips = [
-        record(partial(load_policy(job, arm).act, mode=arm.mode), env, seed, job.horizon)
+        record(partial(load_policy(job, arm).act, mode=arm.mode), env, seed, job.horizon, RECORD_EVERY)
         for arm in (BC, CHUNK_RL)
     ]
     env.close()

@@ -32,6 +32,7 @@ CAMERA = "observation.images.camera"  # as data sets name it, so that policies k
 STATE_DIM = len(FULL_STATE)
 ACTION_DIM = 4
 GOAL = slice(36, 39)
+VIDEO_SIZE = (240, 320)  # height and width of `render`'s pictures
 FPS = 80.0  # MuJoCo step 2.5 ms, 5 steps an action
 TASK_TEXT = {
     "push-v3": "push the puck to the goal",
@@ -105,7 +106,7 @@ class MetaWorldEnv:
         self._env.seeded_rand_vec = True
         self._env._set_task_called = True
         self._num_steps = 0
-        self._renderer = None
+        self._renderer = self._video_renderer = None
         if camera_size:
             self._renderer = SoftwareRenderer(self.mujoco[0], metaworld_camera(), camera_size, camera_size)
 
@@ -142,6 +143,13 @@ class MetaWorldEnv:
             terminated=success,
             truncated=not success and self._num_steps >= self.max_steps,
         )
+
+    def render(self) -> np.ndarray:
+        """The scene for videos, uint8 [*VIDEO_SIZE, 3]: larger than a policy's pictures, drawn in software."""
+        if self._video_renderer is None:
+            height, width = VIDEO_SIZE
+            self._video_renderer = SoftwareRenderer(self.mujoco[0], metaworld_camera(), width, height)
+        return self._video_renderer.render(self.mujoco[1])
 
     def close(self) -> None:
         """Frees the simulator."""

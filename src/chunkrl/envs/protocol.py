@@ -52,6 +52,10 @@ class Environment(Protocol):
         """Executes one action, float [A] in [-1, 1]; raises ValueError on a wrong shape or a NaN."""
         ...
 
+    def render(self) -> np.ndarray:
+        """A picture of the world for videos, uint8 [height, width, 3]; policies never see it."""
+        ...
+
     def close(self) -> None:
         """Frees the simulator."""
         ...

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from chunkrl.envs.pool import EnvPool, LocalPool, SlotReport
 from chunkrl.envs.protocol import Environment, EnvStep
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
@@ -16,6 +18,50 @@ from chunkrl.types import Observation
 
 # (observations of B episodes, B generators) -> chunks [B, H, A]
 Actor = Callable[[Observation, Sequence[torch.Generator]], Tensor]
+MAX_ATTEMPTS = 3  # an episode whose simulator is lost so often is not bad luck
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode to run. env: the environment's name; seed: what its `reset` takes; noise_seed: of the policy."""
+
+    env: str
+    seed: int
+    noise_seed: int
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """How an episode ended. num_steps: environment steps. num_restarts: simulators lost on the way.
+
+    frames: uint8 [T, height, width, 3] where it was recorded, else None.
+    """
+
+    success: bool
+    num_steps: int
+    num_restarts: int = 0
+    frames: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """How chunks are made and executed.
+
+    exec_steps: actions executed of each chunk before the next one is asked for.
+    batch_size: observations a policy call. Fewer are filled up: a matrix product may round otherwise with other
+        numbers of rows, and results would depend on which simulators happen to be ready.
+    """
+
+    exec_steps: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.exec_steps < 1:
+            raise ChunkRLError(
+                f"exec_steps is {self.exec_steps}; at least 1 action of each chunk must be executed"
+            )
+        if self.batch_size < 1:
+            raise ChunkRLError(f"batch_size is {self.batch_size}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -37,26 +83,15 @@ def initial_seeds(seed: int, num_episodes: int) -> tuple[int, ...]:
     return tuple(int(s) for s in np.random.default_rng([seed, 0xE7A1]).integers(2**31, size=num_episodes))
 
 
-def batch_observation(steps: Sequence[EnvStep], task: str) -> Observation:
-    """The observations of several environments as one batch."""
+def batch_observation(steps: Sequence[EnvStep], tasks: Sequence[str]) -> Observation:
+    """The observations of several environments as one batch; `tasks` are their texts."""
     cameras = steps[0].images
     images = {
         name: torch.from_numpy(np.stack([s.images[name].transpose(2, 0, 1) for s in steps]))
         for name in cameras
     }
     state = torch.from_numpy(np.stack([s.state for s in steps]).astype(np.float32))
-    return Observation(images=images, state=state, task=(task,) * len(steps))
-
-
-@dataclass
-class _Episode:
-    """An episode under way: which one, its environment, its noise."""
-
-    number: int
-    env: Environment
-    step: EnvStep
-    generator: torch.Generator
-    num_steps: int = 0
+    return Observation(images=images, state=state, task=tuple(tasks))
 
 
 def evaluate(
@@ -67,50 +102,160 @@ def evaluate(
     progress: Progress = silent,
     stage: str = "evaluate",
 ) -> Rollouts:
-    """One episode from each seed. `envs` are several instances of one task; they run in step, so that the
-    policy sees batches. Each episode draws its noise from a generator of its own."""
+    """One episode from each seed, in this process. `envs` are several instances of one task; they run in step, so
+    that the policy sees batches. Each episode draws its noise from a generator of its own."""
     if not envs or not seeds:
         raise ChunkRLError("evaluation needs at least one environment and one episode")
-    if exec_steps < 1:
-        raise ChunkRLError(f"exec_steps is {exec_steps}; at least 1 action of each chunk must be executed")
-    success = np.zeros(len(seeds), dtype=bool)
-    num_steps = np.zeros(len(seeds), dtype=np.int64)
-    waiting = iter(range(len(seeds)))
-    num_done = 0
+    pool = LocalPool(len(envs), lambda slot, name: envs[slot])
+    episodes = [Episode(envs[0].name, seed, seed) for seed in seeds]
+    results: dict[int, EpisodeResult] = {}
 
-    def start(env: Environment) -> _Episode | None:
-        number = next(waiting, None)
-        if number is None:
-            return None
-        generator = torch.Generator().manual_seed(seeds[number])
-        return _Episode(number, env, env.reset(seeds[number]), generator)
+    def finished(number: int, result: EpisodeResult) -> None:
+        results[number] = result
+        progress(stage, len(results), len(seeds))
 
-    running = [episode for env in envs if (episode := start(env)) is not None]
-    while running:
-        observation = batch_observation([e.step for e in running], envs[0].task)
+    run_episodes(actor, pool, episodes, ExecutionConfig(exec_steps, len(envs)), finished)
+    ordered = [results[number] for number in range(len(seeds))]
+    return Rollouts(
+        np.array([r.success for r in ordered]),
+        np.array([r.num_steps for r in ordered], dtype=np.int64),
+        tuple(seeds),
+        exec_steps,
+    )
+
+
+@dataclass
+class _Running:
+    """An episode under way in a slot: which one, what is seen, its noise."""
+
+    number: int
+    generator: torch.Generator
+    step: EnvStep | None = None
+    task: str = ""
+    num_steps: int = 0
+    frames: list[np.ndarray] = field(default_factory=list)
+
+
+def run_episodes(
+    actor: Actor,
+    pool: EnvPool,
+    episodes: Sequence[Episode],
+    execution: ExecutionConfig,
+    finished: Callable[[int, EpisodeResult], None],
+    record_every: int = 0,
+) -> None:
+    """Runs `episodes` in the slots of `pool`; `finished(number, result)` is called as each ends, in any order.
+
+    While the policy makes chunks for the slots that are ready, the others simulate: a call waits for half of the
+    slots (or `batch_size`, whichever is less), so that neither side stands still. A simulator that is lost costs its
+    episode alone: it begins anew, with the same noise, and so with the same result.
+
+    record_every: pictures are drawn of every n-th step, if n > 0.
+
+    Raises:
+        ChunkRLError: exec_steps is longer than the policy's chunk, or an episode lost its simulator
+            `MAX_ATTEMPTS` times.
+    """
+    _Runner(actor, pool, episodes, execution, finished, record_every).run()
+
+
+class _Runner:
+    """The state of `run_episodes`."""
+
+    def __init__(
+        self,
+        actor: Actor,
+        pool: EnvPool,
+        episodes: Sequence[Episode],
+        execution: ExecutionConfig,
+        finished: Callable[[int, EpisodeResult], None],
+        record_every: int,
+    ) -> None:
+        self._actor, self._pool, self._episodes = actor, pool, episodes
+        self._execution, self._finished, self._record_every = execution, finished, record_every
+        self._waiting = deque(range(len(episodes)))
+        self._running: dict[int, _Running] = {}  # by slot
+        self._ready: list[int] = []  # slots whose policy's turn it is
+        self._restarts = [0] * len(episodes)
+
+    def run(self) -> None:
+        """All episodes."""
+        for slot in range(self._pool.num_slots):
+            self._start(slot)
+        while self._running:
+            if self._num_busy:
+                self._take(self._pool.wait(block=False))
+            while self._num_busy and len(self._ready) < self._enough:
+                self._take(self._pool.wait())
+            self._act()
+
+    @property
+    def _num_busy(self) -> int:
+        """Slots that simulate."""
+        return len(self._running) - len(self._ready)
+
+    @property
+    def _enough(self) -> int:
+        """Ready slots that make a policy call worth while: with half of them the other half simulates meanwhile."""
+        return min(self._execution.batch_size, (len(self._running) + 1) // 2)
+
+    def _start(self, slot: int) -> None:
+        """The next episode, if there is one."""
+        if self._waiting:
+            self._begin(slot, self._waiting.popleft())
+
+    def _begin(self, slot: int, number: int) -> None:
+        episode = self._episodes[number]
+        self._running[slot] = _Running(number, torch.Generator().manual_seed(episode.noise_seed))
+        self._pool.reset(slot, episode.env, episode.seed, self._record_every)
+
+    def _take(self, reports: Sequence[SlotReport]) -> None:
+        for report in reports:
+            running = self._running[report.slot]
+            if report.step is None:
+                self._redo(report, running.number)
+                continue
+            running.step, running.task = report.step, report.task
+            running.num_steps += report.num_steps
+            running.frames.extend(report.frames)
+            if report.step.done:
+                del self._running[report.slot]
+                frames = np.stack(running.frames) if running.frames else None
+                number, restarts = running.number, self._restarts[running.number]
+                self._finished(
+                    number, EpisodeResult(report.step.success, running.num_steps, restarts, frames)
+                )
+                self._start(report.slot)
+            else:
+                self._ready.append(report.slot)
+
+    def _redo(self, report: SlotReport, number: int) -> None:
+        self._restarts[number] += 1
+        if self._restarts[number] == MAX_ATTEMPTS:
+            episode = self._episodes[number]
+            raise ChunkRLError(
+                f"{episode.env} from initial state {episode.seed}: the simulator was lost {MAX_ATTEMPTS} "
+                f"times, last: {report.failure}"
+            )
+        self._begin(report.slot, number)
+
+    def _act(self) -> None:
+        """One policy call for slots that are ready; their stretches of actions go out."""
+        slots, self._ready = (
+            self._ready[: self._execution.batch_size],
+            self._ready[self._execution.batch_size :],
+        )
+        if not slots:
+            return
+        chosen = [self._running[slot] for slot in slots]
+        num_filled = self._execution.batch_size - len(slots)
+        rows = chosen + [chosen[0]] * num_filled
+        generators = [r.generator for r in chosen] + [torch.Generator() for _ in range(num_filled)]
+        steps = [r.step for r in rows if r.step is not None]
         with torch.no_grad():
-            chunks = actor(observation, [e.generator for e in running]).cpu().numpy()
+            chunks = self._actor(batch_observation(steps, [r.task for r in rows]), generators).cpu().numpy()
+        exec_steps = self._execution.exec_steps
         if exec_steps > chunks.shape[1]:
             raise ChunkRLError(f"exec_steps {exec_steps} is longer than the policy's chunk {chunks.shape[1]}")
-        still: list[_Episode] = []
-        for episode, chunk in zip(running, chunks, strict=True):
-            _execute(episode, chunk[:exec_steps])
-            if not episode.step.done:
-                still.append(episode)
-                continue
-            success[episode.number] = episode.step.success
-            num_steps[episode.number] = episode.num_steps
-            num_done += 1
-            progress(stage, num_done, len(seeds))
-            if (following := start(episode.env)) is not None:
-                still.append(following)
-        running = still
-    return Rollouts(success, num_steps, tuple(seeds), exec_steps)
-
-
-def _execute(episode: _Episode, chunk: np.ndarray) -> None:
-    for action in chunk:
-        episode.step = episode.env.step(action)
-        episode.num_steps += 1
-        if episode.step.done:
-            return
+        for slot, chunk in zip(slots, chunks, strict=False):
+            self._pool.execute(slot, chunk[:exec_steps])
