@@ -315,15 +315,18 @@ class WeightPush:
     """Trained parameters, and nothing else, of one version.
 
     version: 1, 2, ...; later is newer. tensors: parameter name -> values. checksum: `checksum_of` the rest,
-    verified here: what was corrupted on its way cannot be made into a WeightPush.
+    verified here: what was corrupted on its way cannot be made into a WeightPush. num_steps: steps that actors had
+    recorded, of kept episodes, for which the learner has made all the updates that it owes them.
     """
 
     version: int
     tensors: Mapping[str, TensorData]
     checksum: str
+    num_steps: int = 0
 
     def __post_init__(self) -> None:
         _check_count("version", self.version, 1)
+        _check_count("num_steps", self.num_steps)
         if not self.tensors:
             raise RecordError(f"weights version {self.version}: no tensors")
         for name in self.tensors:
@@ -331,7 +334,7 @@ class WeightPush:
                 raise RecordError(
                     f"weights version {self.version}: a parameter's name has 1 to 1024 characters"
                 )
-        found = self.checksum_of(self.version, self.tensors)
+        found = self.checksum_of(self.version, self.tensors, self.num_steps)
         if found != self.checksum:
             raise RecordError(
                 f"weights version {self.version}: checksum {found[:12]} instead of {self.checksum[:12]}: damaged on "
@@ -339,14 +342,14 @@ class WeightPush:
             )
 
     @classmethod
-    def make(cls, version: int, tensors: Mapping[str, TensorData]) -> WeightPush:
+    def make(cls, version: int, tensors: Mapping[str, TensorData], num_steps: int = 0) -> WeightPush:
         """With the right checksum."""
-        return cls(version, tensors, cls.checksum_of(version, tensors))
+        return cls(version, tensors, cls.checksum_of(version, tensors, num_steps), num_steps)
 
     @staticmethod
-    def checksum_of(version: int, tensors: Mapping[str, TensorData]) -> str:
-        """SHA-256 (hexadecimal) of version, names, types, shapes and values, names in sorted order."""
-        digest = hashlib.sha256(struct.pack("<Q", version))
+    def checksum_of(version: int, tensors: Mapping[str, TensorData], num_steps: int = 0) -> str:
+        """SHA-256 (hexadecimal) of version, steps, names, types, shapes and values, names in sorted order."""
+        digest = hashlib.sha256(struct.pack("<QQ", version, num_steps))
         for name in sorted(tensors):
             tensor = tensors[name]
             head = repr((name, tensor.dtype, tuple(tensor.shape), len(tensor.data))).encode()

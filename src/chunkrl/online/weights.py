@@ -17,8 +17,10 @@ from chunkrl.online.sender import UnreachableError
 _LOG = logging.getLogger(__name__)
 
 
-def make_push(version: int, parameters: Mapping[str, Tensor]) -> WeightPush:
+def make_push(version: int, parameters: Mapping[str, Tensor], num_steps: int = 0) -> WeightPush:
     """What actors need of `parameters` (name -> floating-point tensor): give the trained ones only.
+
+    num_steps: as in `WeightPush`.
 
     Raises:
         RecordError: a tensor is not of floats, or holds NaN or inf: such weights reach no robot.
@@ -32,7 +34,7 @@ def make_push(version: int, parameters: Mapping[str, Tensor]) -> WeightPush:
             raise RecordError(f"parameter {name} holds NaN or inf: version {version} is not pushed")
         data = values.view(torch.uint16).numpy().astype("<u2").tobytes()
         tensors[name] = TensorData("bfloat16", tuple(values.shape), data)
-    return WeightPush.make(version, tensors)
+    return WeightPush.make(version, tensors, num_steps)
 
 
 def push_tensors(push: WeightPush) -> dict[str, Tensor]:
@@ -57,7 +59,8 @@ class WeightFetcher:
     take: version and tensors, all or nothing, raises ChunkRLError where they do not fit (`PolicyRunner.push`).
 
     Attributes:
-        version: the last one that was taken (0: none). num_refused: pushes that were damaged or did not fit.
+        version: the last one that was taken (0: none). num_steps: of that push, see `WeightPush`.
+        num_refused: pushes that were damaged or did not fit. refusal: why the last of these was refused.
         failure: what ended it for good, or None: the learner refuses this actor.
     """
 
@@ -67,7 +70,8 @@ class WeightFetcher:
         take: Callable[[int, Mapping[str, Tensor]], None],
         every_s: float = 5.0,
     ) -> None:
-        self.version = self.num_refused = 0
+        self.version = self.num_steps = self.num_refused = 0
+        self.refusal = ""
         self.failure: TransportError | None = None
         self._fetch, self._take, self._every_s = fetch, take, every_s
         self._seen = 0  # taken or refused: neither is fetched again
@@ -91,7 +95,7 @@ class WeightFetcher:
                 self.failure = error
                 return
             except ChunkRLError as error:
-                self.num_refused += 1
+                self.num_refused, self.refusal = self.num_refused + 1, str(error)
                 _LOG.warning("weights refused, version %d stays: %s", self.version, error)
             self._closing.wait(self._every_s)
 
@@ -99,5 +103,5 @@ class WeightFetcher:
         if push := self._fetch(self._seen):
             self._seen = push.version
             self._take(push.version, push_tensors(push))
-            self.version = push.version
+            self.version, self.num_steps = push.version, push.num_steps
             _LOG.info("weights version %d", push.version)

@@ -209,7 +209,7 @@ def decode_weight_request(data: bytes) -> WeightRequest:
 
 def encode_weights(push: WeightPush) -> Iterator[bytes]:
     """The messages of `FetchWeights`: a head, then the values in pieces of 1 MiB."""
-    head = pb.WeightHead(version=push.version, checksum=push.checksum)
+    head = pb.WeightHead(version=push.version, checksum=push.checksum, num_steps=push.num_steps)
     for name, tensor in push.tensors.items():
         head.tensors.add(name=name, dtype=cast("Any", _DTYPES[tensor.dtype]), shape=tensor.shape)
     yield pb.WeightChunk(head=head).SerializeToString()
@@ -256,7 +256,7 @@ def decode_weights(messages: Iterable[bytes], max_bytes: int = MAX_WEIGHT_BYTES)
         values = bytes(view[begin : begin + size])
         tensors.append((tensor.name, TensorData(_dtype_name(tensor.dtype), tuple(tensor.shape), values)))
         begin += size
-    return WeightPush(head.version, _unique("parameter", tensors), head.checksum)
+    return WeightPush(head.version, _unique("parameter", tensors), head.checksum, head.num_steps)
 
 
 _STEP_FIELDS = (

@@ -24,45 +24,49 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!chunkrl/online/proto/online.proto\x12\x11\x63hunkrl.online.v1\"N\n\x06Tensor\x12\'\n\x05\x64type\x18\x01 \x01(\x0e\x32\x18.chunkrl.online.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"B\n\x06\x43\x61mera\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07picture\x18\x02 \x01(\x0b\x32\x19.chunkrl.online.v1.Tensor\"\x89\x03\n\x04Step\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\t\x12\x12\n\nstep_index\x18\x03 \x01(\x04\x12\x0c\n\x04task\x18\x04 \x01(\t\x12(\n\x05state\x18\x05 \x01(\x0b\x32\x19.chunkrl.online.v1.Tensor\x12*\n\x07\x63\x61meras\x18\x06 \x03(\x0b\x32\x19.chunkrl.online.v1.Camera\x12\x32\n\x0fproposed_action\x18\x07 \x01(\x0b\x32\x19.chunkrl.online.v1.Tensor\x12\x32\n\x0f\x65xecuted_action\x18\x08 \x01(\x0b\x32\x19.chunkrl.online.v1.Tensor\x12\r\n\x05human\x18\t \x01(\x08\x12\x0c\n\x04held\x18\n \x01(\x08\x12\x16\n\x0epolicy_version\x18\x0b \x01(\x04\x12\x0e\n\x06reward\x18\x0c \x01(\x01\x12\x0f\n\x07success\x18\r \x01(\x08\x12\x12\n\nterminated\x18\x0e \x01(\x08\x12\x11\n\ttruncated\x18\x0f \x01(\x08\"\x84\x01\n\x07Summary\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\t\x12\x11\n\tnum_steps\x18\x03 \x01(\x04\x12\x0f\n\x07outcome\x18\x04 \x01(\t\x12\x14\n\x0ctotal_reward\x18\x05 \x01(\x01\x12\x19\n\x11num_interventions\x18\x06 \x01(\x04\"f\n\x04Item\x12\'\n\x04step\x18\x01 \x01(\x0b\x32\x17.chunkrl.online.v1.StepH\x00\x12-\n\x07summary\x18\x02 \x01(\x0b\x32\x1a.chunkrl.online.v1.SummaryH\x00\x42\x06\n\x04item\"9\n\nCameraSize\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\"\x88\x01\n\nStreamSpec\x12\x0b\n\x03\x66ps\x18\x01 \x01(\x01\x12\x13\n\x0bstate_names\x18\x02 \x03(\t\x12\x14\n\x0c\x61\x63tion_names\x18\x03 \x03(\t\x12.\n\x07\x63\x61meras\x18\x04 \x03(\x0b\x32\x1d.chunkrl.online.v1.CameraSize\x12\x12\n\nrobot_type\x18\x05 \x01(\t\"\x96\x01\n\x05Hello\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12\x10\n\x08spool_id\x18\x02 \x01(\t\x12+\n\x04spec\x18\x03 \x01(\x0b\x32\x1d.chunkrl.online.v1.StreamSpec\x12\x14\n\x0cmin_protocol\x18\x04 \x01(\r\x12\x14\n\x0cmax_protocol\x18\x05 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x06 \x03(\t\"]\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x15\n\rnext_sequence\x18\x02 \x01(\x04\x12\x17\n\x0fweights_version\x18\x03 \x01(\x04\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\t\"d\n\x05\x42\x61tch\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12\x10\n\x08spool_id\x18\x02 \x01(\t\x12\x10\n\x08protocol\x18\x03 \x01(\r\x12\x16\n\x0e\x66irst_sequence\x18\x04 \x01(\x04\x12\r\n\x05items\x18\x05 \x03(\x0c\"(\n\x0f\x41\x63knowledgement\x12\x15\n\rnext_sequence\x18\x01 \x01(\x04\"G\n\rWeightRequest\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x12\n\nnewer_than\x18\x03 \x01(\x04\"R\n\nTensorHead\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05\x64type\x18\x02 \x01(\x0e\x32\x18.chunkrl.online.v1.DType\x12\r\n\x05shape\x18\x03 \x03(\x04\"_\n\nWeightHead\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\t\x12.\n\x07tensors\x18\x03 \x03(\x0b\x32\x1d.chunkrl.online.v1.TensorHead\"T\n\x0bWeightChunk\x12-\n\x04head\x18\x01 \x01(\x0b\x32\x1d.chunkrl.online.v1.WeightHeadH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part*\xb7\x01\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x08\n\x04\x42OOL\x10\x01\x12\x08\n\x04INT8\x10\x02\x12\t\n\x05UINT8\x10\x03\x12\t\n\x05INT16\x10\x04\x12\n\n\x06UINT16\x10\x05\x12\t\n\x05INT32\x10\x06\x12\n\n\x06UINT32\x10\x07\x12\t\n\x05INT64\x10\x08\x12\n\n\x06UINT64\x10\t\x12\x0b\n\x07\x46LOAT16\x10\n\x12\x0c\n\x08\x42\x46LOAT16\x10\x0b\x12\x0b\n\x07\x46LOAT32\x10\x0c\x12\x0b\n\x07\x46LOAT64\x10\r2\xee\x01\n\rSpoolReceiver\x12=\n\x05Greet\x12\x18.chunkrl.online.v1.Hello\x1a\x1a.chunkrl.online.v1.Welcome\x12J\n\x06\x41ppend\x12\x18.chunkrl.online.v1.Batch\x1a\".chunkrl.online.v1.Acknowledgement(\x01\x30\x01\x12R\n\x0c\x46\x65tchWeights\x12 .chunkrl.online.v1.WeightRequest\x1a\x1e.chunkrl.online.v1.WeightChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!chunkrl/online/proto/online.proto\x12\x11\x63hunkrl.online.v1\"N\n\x06Tensor\x12\'\n\x05\x64type\x18\x01 \x01(\x0e\x32\x18.chunkrl.online.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"l\n\rPackedPicture\x12.\n\x05\x63odec\x18\x01 \x01(\x0e\x32\x1f.chunkrl.online.v1.PictureCodec\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"t\n\x06\x43\x61mera\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07picture\x18\x02 \x01(\x0b\x32\x19.chunkrl.online.v1.Tensor\x12\x30\n\x06packed\x18\x03 \x01(\x0b\x32 .chunkrl.online.v1.PackedPicture\"\x89\x03\n\x04Step\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\t\x12\x12\n\nstep_index\x18\x03 \x01(\x04\x12\x0c\n\x04task\x18\x04 \x01(\t\x12(\n\x05state\x18\x05 \x01(\x0b\x32\x19.chunkrl.online.v1.Tensor\x12*\n\x07\x63\x61meras\x18\x06 \x03(\x0b\x32\x19.chunkrl.online.v1.Camera\x12\x32\n\x0fproposed_action\x18\x07 \x01(\x0b\x32\x19.chunkrl.online.v1.Tensor\x12\x32\n\x0f\x65xecuted_action\x18\x08 \x01(\x0b\x32\x19.chunkrl.online.v1.Tensor\x12\r\n\x05human\x18\t \x01(\x08\x12\x0c\n\x04held\x18\n \x01(\x08\x12\x16\n\x0epolicy_version\x18\x0b \x01(\x04\x12\x0e\n\x06reward\x18\x0c \x01(\x01\x12\x0f\n\x07success\x18\r \x01(\x08\x12\x12\n\nterminated\x18\x0e \x01(\x08\x12\x11\n\ttruncated\x18\x0f \x01(\x08\"\x84\x01\n\x07Summary\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\t\x12\x11\n\tnum_steps\x18\x03 \x01(\x04\x12\x0f\n\x07outcome\x18\x04 \x01(\t\x12\x14\n\x0ctotal_reward\x18\x05 \x01(\x01\x12\x19\n\x11num_interventions\x18\x06 \x01(\x04\"f\n\x04Item\x12\'\n\x04step\x18\x01 \x01(\x0b\x32\x17.chunkrl.online.v1.StepH\x00\x12-\n\x07summary\x18\x02 \x01(\x0b\x32\x1a.chunkrl.online.v1.SummaryH\x00\x42\x06\n\x04item\"9\n\nCameraSize\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\"\x88\x01\n\nStreamSpec\x12\x0b\n\x03\x66ps\x18\x01 \x01(\x01\x12\x13\n\x0bstate_names\x18\x02 \x03(\t\x12\x14\n\x0c\x61\x63tion_names\x18\x03 \x03(\t\x12.\n\x07\x63\x61meras\x18\x04 \x03(\x0b\x32\x1d.chunkrl.online.v1.CameraSize\x12\x12\n\nrobot_type\x18\x05 \x01(\t\"\x96\x01\n\x05Hello\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12\x10\n\x08spool_id\x18\x02 \x01(\t\x12+\n\x04spec\x18\x03 \x01(\x0b\x32\x1d.chunkrl.online.v1.StreamSpec\x12\x14\n\x0cmin_protocol\x18\x04 \x01(\r\x12\x14\n\x0cmax_protocol\x18\x05 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x06 \x03(\t\"]\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x15\n\rnext_sequence\x18\x02 \x01(\x04\x12\x17\n\x0fweights_version\x18\x03 \x01(\x04\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\t\"d\n\x05\x42\x61tch\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12\x10\n\x08spool_id\x18\x02 \x01(\t\x12\x10\n\x08protocol\x18\x03 \x01(\r\x12\x16\n\x0e\x66irst_sequence\x18\x04 \x01(\x04\x12\r\n\x05items\x18\x05 \x03(\x0c\"(\n\x0f\x41\x63knowledgement\x12\x15\n\rnext_sequence\x18\x01 \x01(\x04\"G\n\rWeightRequest\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x12\n\nnewer_than\x18\x03 \x01(\x04\"R\n\nTensorHead\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05\x64type\x18\x02 \x01(\x0e\x32\x18.chunkrl.online.v1.DType\x12\r\n\x05shape\x18\x03 \x03(\x04\"r\n\nWeightHead\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\t\x12.\n\x07tensors\x18\x03 \x03(\x0b\x32\x1d.chunkrl.online.v1.TensorHead\x12\x11\n\tnum_steps\x18\x04 \x01(\x04\"T\n\x0bWeightChunk\x12-\n\x04head\x18\x01 \x01(\x0b\x32\x1d.chunkrl.online.v1.WeightHeadH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part*\xb7\x01\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x08\n\x04\x42OOL\x10\x01\x12\x08\n\x04INT8\x10\x02\x12\t\n\x05UINT8\x10\x03\x12\t\n\x05INT16\x10\x04\x12\n\n\x06UINT16\x10\x05\x12\t\n\x05INT32\x10\x06\x12\n\n\x06UINT32\x10\x07\x12\t\n\x05INT64\x10\x08\x12\n\n\x06UINT64\x10\t\x12\x0b\n\x07\x46LOAT16\x10\n\x12\x0c\n\x08\x42\x46LOAT16\x10\x0b\x12\x0b\n\x07\x46LOAT32\x10\x0c\x12\x0b\n\x07\x46LOAT64\x10\r*G\n\x0cPictureCodec\x12\x1d\n\x19PICTURE_CODEC_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x45\x46LATED_DIFFERENCES\x10\x01\x32\xee\x01\n\rSpoolReceiver\x12=\n\x05Greet\x12\x18.chunkrl.online.v1.Hello\x1a\x1a.chunkrl.online.v1.Welcome\x12J\n\x06\x41ppend\x12\x18.chunkrl.online.v1.Batch\x1a\".chunkrl.online.v1.Acknowledgement(\x01\x30\x01\x12R\n\x0c\x46\x65tchWeights\x12 .chunkrl.online.v1.WeightRequest\x1a\x1e.chunkrl.online.v1.WeightChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chunkrl.online.proto.online_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=1770
-  _globals['_DTYPE']._serialized_end=1953
+  _globals['_DTYPE']._serialized_start=1949
+  _globals['_DTYPE']._serialized_end=2132
+  _globals['_PICTURECODEC']._serialized_start=2134
+  _globals['_PICTURECODEC']._serialized_end=2205
   _globals['_TENSOR']._serialized_start=56
   _globals['_TENSOR']._serialized_end=134
-  _globals['_CAMERA']._serialized_start=136
-  _globals['_CAMERA']._serialized_end=202
-  _globals['_STEP']._serialized_start=205
-  _globals['_STEP']._serialized_end=598
-  _globals['_SUMMARY']._serialized_start=601
-  _globals['_SUMMARY']._serialized_end=733
-  _globals['_ITEM']._serialized_start=735
-  _globals['_ITEM']._serialized_end=837
-  _globals['_CAMERASIZE']._serialized_start=839
-  _globals['_CAMERASIZE']._serialized_end=896
-  _globals['_STREAMSPEC']._serialized_start=899
-  _globals['_STREAMSPEC']._serialized_end=1035
-  _globals['_HELLO']._serialized_start=1038
-  _globals['_HELLO']._serialized_end=1188
-  _globals['_WELCOME']._serialized_start=1190
-  _globals['_WELCOME']._serialized_end=1283
-  _globals['_BATCH']._serialized_start=1285
-  _globals['_BATCH']._serialized_end=1385
-  _globals['_ACKNOWLEDGEMENT']._serialized_start=1387
-  _globals['_ACKNOWLEDGEMENT']._serialized_end=1427
-  _globals['_WEIGHTREQUEST']._serialized_start=1429
-  _globals['_WEIGHTREQUEST']._serialized_end=1500
-  _globals['_TENSORHEAD']._serialized_start=1502
-  _globals['_TENSORHEAD']._serialized_end=1584
-  _globals['_WEIGHTHEAD']._serialized_start=1586
-  _globals['_WEIGHTHEAD']._serialized_end=1681
-  _globals['_WEIGHTCHUNK']._serialized_start=1683
-  _globals['_WEIGHTCHUNK']._serialized_end=1767
-  _globals['_SPOOLRECEIVER']._serialized_start=1956
-  _globals['_SPOOLRECEIVER']._serialized_end=2194
+  _globals['_PACKEDPICTURE']._serialized_start=136
+  _globals['_PACKEDPICTURE']._serialized_end=244
+  _globals['_CAMERA']._serialized_start=246
+  _globals['_CAMERA']._serialized_end=362
+  _globals['_STEP']._serialized_start=365
+  _globals['_STEP']._serialized_end=758
+  _globals['_SUMMARY']._serialized_start=761
+  _globals['_SUMMARY']._serialized_end=893
+  _globals['_ITEM']._serialized_start=895
+  _globals['_ITEM']._serialized_end=997
+  _globals['_CAMERASIZE']._serialized_start=999
+  _globals['_CAMERASIZE']._serialized_end=1056
+  _globals['_STREAMSPEC']._serialized_start=1059
+  _globals['_STREAMSPEC']._serialized_end=1195
+  _globals['_HELLO']._serialized_start=1198
+  _globals['_HELLO']._serialized_end=1348
+  _globals['_WELCOME']._serialized_start=1350
+  _globals['_WELCOME']._serialized_end=1443
+  _globals['_BATCH']._serialized_start=1445
+  _globals['_BATCH']._serialized_end=1545
+  _globals['_ACKNOWLEDGEMENT']._serialized_start=1547
+  _globals['_ACKNOWLEDGEMENT']._serialized_end=1587
+  _globals['_WEIGHTREQUEST']._serialized_start=1589
+  _globals['_WEIGHTREQUEST']._serialized_end=1660
+  _globals['_TENSORHEAD']._serialized_start=1662
+  _globals['_TENSORHEAD']._serialized_end=1744
+  _globals['_WEIGHTHEAD']._serialized_start=1746
+  _globals['_WEIGHTHEAD']._serialized_end=1860
+  _globals['_WEIGHTCHUNK']._serialized_start=1862
+  _globals['_WEIGHTCHUNK']._serialized_end=1946
+  _globals['_SPOOLRECEIVER']._serialized_start=2208
+  _globals['_SPOOLRECEIVER']._serialized_end=2446
 # @@protoc_insertion_point(module_scope)

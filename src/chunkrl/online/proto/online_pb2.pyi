@@ -22,6 +22,11 @@ class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BFLOAT16: _ClassVar[DType]
     FLOAT32: _ClassVar[DType]
     FLOAT64: _ClassVar[DType]
+
+class PictureCodec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PICTURE_CODEC_UNSPECIFIED: _ClassVar[PictureCodec]
+    DEFLATED_DIFFERENCES: _ClassVar[PictureCodec]
 DTYPE_UNSPECIFIED: DType
 BOOL: DType
 INT8: DType
@@ -36,6 +41,8 @@ FLOAT16: DType
 BFLOAT16: DType
 FLOAT32: DType
 FLOAT64: DType
+PICTURE_CODEC_UNSPECIFIED: PictureCodec
+DEFLATED_DIFFERENCES: PictureCodec
 
 class Tensor(_message.Message):
     __slots__ = ("dtype", "shape", "data")
@@ -47,13 +54,27 @@ class Tensor(_message.Message):
     data: bytes
     def __init__(self, dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
+class PackedPicture(_message.Message):
+    __slots__ = ("codec", "height", "width", "data")
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    codec: PictureCodec
+    height: int
+    width: int
+    data: bytes
+    def __init__(self, codec: _Optional[_Union[PictureCodec, str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
 class Camera(_message.Message):
-    __slots__ = ("name", "picture")
+    __slots__ = ("name", "picture", "packed")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PICTURE_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
     name: str
     picture: Tensor
-    def __init__(self, name: _Optional[str] = ..., picture: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    packed: PackedPicture
+    def __init__(self, name: _Optional[str] = ..., picture: _Optional[_Union[Tensor, _Mapping]] = ..., packed: _Optional[_Union[PackedPicture, _Mapping]] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("actor_id", "episode_id", "step_index", "task", "state", "cameras", "proposed_action", "executed_action", "human", "held", "policy_version", "reward", "success", "terminated", "truncated")
@@ -206,14 +227,16 @@ class TensorHead(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class WeightHead(_message.Message):
-    __slots__ = ("version", "checksum", "tensors")
+    __slots__ = ("version", "checksum", "tensors", "num_steps")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     version: int
     checksum: str
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHead]
-    def __init__(self, version: _Optional[int] = ..., checksum: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorHead, _Mapping]]] = ...) -> None: ...
+    num_steps: int
+    def __init__(self, version: _Optional[int] = ..., checksum: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorHead, _Mapping]]] = ..., num_steps: _Optional[int] = ...) -> None: ...
 
 class WeightChunk(_message.Message):
     __slots__ = ("head", "data")
