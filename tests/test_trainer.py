@@ -5,14 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from chunk_data import identity_factory, open_chunks, random_episodes, write_dataset
+from chunk_data import identity_factory, image_episodes, open_chunks, random_episodes, write_dataset
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.base import Metrics
@@ -23,7 +23,9 @@ from chunkrl.models.policy import PolicyConfig
 from chunkrl.training import checkpoint
 from chunkrl.training.checkpoint import load_state, save_state
 from chunkrl.training.optim import OptimConfig
+from chunkrl.training.saved_batch import load_batch, save_batch
 from chunkrl.training.trainer import NonFiniteLossError, Trainer, TrainerConfig
+from chunkrl.types import TensorRecord
 
 SMALL = NetworkConfig(hidden_dim=16, num_layers=1)
 
@@ -283,10 +285,11 @@ def test_a_save_that_dies_leaves_the_older_checkpoint_to_resume_from(
     with monkeypatch.context() as patch:
         train_and_die(killed, 4)
         patch.setattr(checkpoint, "save_file", lambda *_: (_ for _ in ()).throw(KilledError()))
+        assert killed.trainer is not None
+        killed.trainer.update = 5
+        killed.trainer.save()
         with pytest.raises(KilledError):
-            assert killed.trainer is not None
-            killed.trainer.update = 5
-            killed.trainer.save()
+            killed.trainer.wait_for_save()
     resumed = ChunkLevelOfflineRL(**settings(data, output, resume=str(output)))
     resumed.train()
     assert_equal(whole, resumed)
@@ -355,13 +358,41 @@ def test_non_finite_loss_stops_with_the_batch_saved(data: Path, tmp_path: Path) 
     trainer = Trainer(learner, dataset, TrainerConfig(batch_size=8, save_interval=1), tmp_path / "run")
     with pytest.raises(NonFiniteLossError, match=r"update 3: loss/policy not finite.*non_finite_batch.*--lr"):
         trainer.run()
-    saved = load_state(tmp_path / "run" / "non_finite_batch")
-    assert saved["update"] == 3 and saved["metrics"]["loss/policy"] == "nan"
-    expected = dataset.batch(saved["index"].numpy())
-    assert torch.equal(saved["actions"], expected.actions)
-    assert torch.equal(saved["state"]["x"], expected.observation.state)  # type: ignore[arg-type]
+    batch, facts = load_batch(tmp_path / "run" / "non_finite_batch")
+    assert (facts["update"], facts["phase"], facts["metrics"]["loss/policy"]) == (3, "policy", "nan")
+    assert_same_record(batch, dataset.batch(batch.index.numpy(), next_observation=False))
     # the last checkpoint is of before
     assert (tmp_path / "run" / "checkpoints" / "last").read_text().strip() == "0000002"
+
+
+def assert_same_record(a: Any, b: Any) -> None:
+    """Equal in everything, tensors to the bit."""
+    if isinstance(a, TensorRecord):
+        for f in fields(a):
+            assert_same_record(getattr(a, f.name), getattr(b, f.name))
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            assert_same_record(value, b[key])
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def test_a_saved_batch_comes_back_whole(tmp_path: Path) -> None:
+    dataset = open_chunks(write_dataset(tmp_path / "d", image_episodes(3, size=8)))
+    dataset.attach("weight", np.arange(len(dataset), dtype=np.float32))
+    batch = dataset.batch(np.arange(5))
+    assert batch.observation.images and batch.observation.task
+    save_batch(tmp_path / "batch", batch, {"update": 3})
+    found, facts = load_batch(tmp_path / "batch")
+    assert_same_record(found, batch)
+    assert facts == {"update": 3}
+    (tmp_path / "no").mkdir()
+    save_state(tmp_path / "no", {"x": 1})
+    with pytest.raises(CheckpointError, match="not a saved batch"):
+        load_batch(tmp_path / "no")
 
 
 def test_metrics_are_means_over_the_interval(data: Path, tmp_path: Path) -> None:

@@ -268,10 +268,18 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         images = {camera: torch.from_numpy(self.table.images(camera, rows)) for camera in self.cameras}
         return Observation(images=images, state=state, task=tuple(self.table.task_text(int(r)) for r in rows))
 
-    def batch(self, index: np.ndarray, next_observation: bool = True) -> ChunkTransition:
+    def labels_at(self, index: np.ndarray) -> dict[str, Tensor]:
+        """The attached labels at positions `index` int [B], as they stand: name -> [B, ...]."""
+        return {name: torch.from_numpy(values[index]) for name, values in self.labels.items()}
+
+    def batch(
+        self, index: np.ndarray, next_observation: bool = True, with_labels: bool = True
+    ) -> ChunkTransition:
         """The transitions at positions `index` int [B], batched.
 
         next_observation: False leaves x_{t+k} equal to x_t, undecoded, for losses that do not read it.
+        with_labels: False leaves the attached labels out, for batches that are loaded before they are due
+        (`labels_at` gives them then).
         """
         index = np.asarray(index, dtype=np.int64)
         start = self.starts[index]
@@ -297,7 +305,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
             episode_index=torch.from_numpy(self.table.episode_ids[episode]),
             frame_index=torch.from_numpy(start - self.table.episode_start[episode]),
             index=torch.from_numpy(index),
-            labels={name: torch.from_numpy(values[index]) for name, values in self.labels.items()},
+            labels=self.labels_at(index) if with_labels else {},
         )
         return transition if self._replaced is None else self._with_replaced(transition, self._replaced)
 

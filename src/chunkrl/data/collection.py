@@ -180,21 +180,45 @@ class ChunkCollection:
         """Statistics of the recorded states, float32 [S] each (`normalize.merge`)."""
         return reduce(merge, [dataset.state_statistics() for dataset in self.datasets])
 
-    def batch(self, index: np.ndarray, next_observation: bool = True) -> ChunkTransition:
+    def labels_at(self, index: np.ndarray) -> dict[str, Tensor]:
+        """The attached labels at positions `index` int [B], as they stand: name -> [B, ...].
+
+        Raises:
+            DatasetError: the data sets carry different labels.
+        """
+        parts, order = self._by_dataset(index)
+        labels = [dataset.labels_at(rows) for dataset, rows in parts]
+        for part in labels[1:]:
+            if set(part) != set(labels[0]):
+                raise DatasetError(
+                    f"data sets carry different labels, {sorted(labels[0])} and {sorted(part)}: "
+                    "attach the same to all"
+                )
+        return _concatenate(labels, order)
+
+    def batch(
+        self, index: np.ndarray, next_observation: bool = True, with_labels: bool = True
+    ) -> ChunkTransition:
         """The transitions at positions `index` int [B], in that order (as `ChunkDataset.batch`).
 
         Raises:
             DatasetError: the data sets carry different labels.
         """
         index = np.asarray(index, dtype=np.int64)
+        parts, order = self._by_dataset(index)
+        batches = [dataset.batch(rows, next_observation, with_labels=False) for dataset, rows in parts]
+        batch = replace(_join(batches, order, next_observation), index=torch.from_numpy(index))
+        return replace(batch, labels=self.labels_at(index)) if with_labels else batch
+
+    def _by_dataset(self, index: np.ndarray) -> tuple[list[tuple[ChunkDataset, np.ndarray]], np.ndarray]:
+        """The data sets that have positions `index` int [B], each with its own positions of them, and where in
+        these, laid end to end, each one is: int [B]."""
         source = self.source(index)
-        parts = []
-        for number in np.unique(source):
-            rows = index[source == number] - self._offsets[number]
-            part = self.datasets[number].batch(rows, next_observation)
-            parts.append(replace(part, index=part.index + int(self._offsets[number])))
-        order = np.argsort(np.argsort(source, kind="stable"), kind="stable")
-        return _join(parts, order, next_observation)
+        parts = [
+            (self.datasets[number], index[source == number] - self._offsets[number])
+            for number in np.unique(source)
+        ]
+        return parts, np.argsort(np.argsort(source, kind="stable"), kind="stable")
 
     def batches(self, batch_size: int, next_observation: bool = False) -> Iterator[ChunkTransition]:
         """All transitions in order, in batches of at most `batch_size`."""
@@ -214,12 +238,6 @@ def _join(parts: Sequence[ChunkTransition], order: np.ndarray, next_observation:
     """One batch from several; its row i is row order[i] of the parts laid end to end."""
     if len(parts) == 1:
         return parts[0]
-    for part in parts[1:]:
-        if set(part.labels) != set(parts[0].labels):
-            raise DatasetError(
-                f"data sets carry different labels, {sorted(parts[0].labels)} and {sorted(part.labels)}: "
-                "attach the same to all"
-            )
     if next_observation:
         return _concatenate(parts, order)
     observation = _concatenate([part.observation for part in parts], order)

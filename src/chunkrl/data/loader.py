@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,15 @@ class ChunkLoader:
 
     def batch(self, update: int) -> ChunkTransition:
         """The batch of update number `update` (from 0)."""
-        return self.data.batch(self.positions(update), self.next_observation)
+        return self.labelled(self.load(update))
+
+    def load(self, update: int) -> ChunkTransition:
+        """`batch` without labels, which change while a run goes on: it can be loaded long before it is due."""
+        return self.data.batch(self.positions(update), self.next_observation, with_labels=False)
+
+    def labelled(self, batch: ChunkTransition) -> ChunkTransition:
+        """A loaded batch with the labels as they stand."""
+        return replace(batch, labels=self.data.labels_at(batch.index.numpy()))
 
     def _rows(self, number: int, slots: np.ndarray, stride: int) -> np.ndarray:
         """Positions at these places of a data set's endless stream of shuffled passes, `stride` a batch."""

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -22,6 +25,8 @@ from torch import nn
 from chunkrl import ranks
 from chunkrl.errors import CheckpointError
 from chunkrl.training.shards import is_sharded, shard_rows
+
+_LOG = logging.getLogger(__name__)
 
 TENSORS, VALUES, SHARDS = "state.safetensors", "state.json", "shards.json"
 SEPARATOR = "|"
@@ -34,7 +39,8 @@ def _flatten(tree: Mapping[str, Any], prefix: str, tensors: dict[str, torch.Tens
         name = f"{prefix}{key}"
         if isinstance(item, torch.Tensor):
             tensor = item.detach()
-            tensors[name] = tensor if is_sharded(tensor) else tensor.cpu().contiguous().clone()
+            # one copy, also of what lies on a GPU: what is written is what there was when saving began
+            tensors[name] = tensor if is_sharded(tensor) else tensor.to("cpu", copy=True).contiguous()
         elif isinstance(item, Mapping):
             values[name] = {}  # so that an empty mapping survives the round trip
             _flatten(item, f"{name}{SEPARATOR}", tensors, values)
@@ -59,14 +65,10 @@ def save_state(folder: Path, tree: Mapping[str, Any]) -> None:
     `load_state` finds it. What killed writers of this folder left is deleted once the new one is in place.
     Where tensors are sharded all processes call it, and the folder appears when the last one has written.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    values: dict[str, Any] = {}
-    _flatten(tree, "", tensors, values)
+    tensors, values = _snapshot(tree)
     sharded = {name: tensor for name, tensor in tensors.items() if is_sharded(tensor)}
     if not sharded:
-        temporary = _fresh_temporary(folder, str(os.getpid()))
-        _write(temporary, tensors, values)
-        _put_in_place(temporary, folder)
+        _write_whole(folder, tensors, values)
         return
     temporary = folder.with_name(f".{folder.name}.shared.tmp")
     if ranks.is_main():
@@ -87,6 +89,70 @@ def save_state(folder: Path, tree: Mapping[str, Any]) -> None:
     ranks.barrier()
 
 
+class BackgroundSaver:
+    """`save_state` beside training: a state is copied at once and written by a thread, one at a time.
+
+    States with sharded tensors are written at once, for all processes write those together. As a context it ends
+    when the last one is written; where another error is on its way, that of writing is logged.
+    """
+
+    def __init__(self) -> None:
+        self._writing: Future[None] | None = None
+
+    def save(self, folder: Path, tree: Mapping[str, Any], then: Callable[[], None]) -> None:
+        """Returns when `tree` is copied; `then` is called when `folder` is whole.
+
+        Waits for the one before, and raises what went wrong with it.
+        """
+        self.wait()
+        if ranks.world_size() > 1:
+            save_state(folder, tree)
+            then()
+            return
+        tensors, values = _snapshot(tree)
+
+        def write() -> None:
+            _write_whole(folder, tensors, values)
+            then()
+
+        pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing = pool.submit(write)
+        pool.shutdown(wait=False)  # the thread ends with the writing
+
+    def wait(self) -> None:
+        """Returns when what was saved last is whole; raises what went wrong with it."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def __enter__(self) -> BackgroundSaver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except Exception as failure:
+            if error is None:
+                raise
+            _LOG.warning("the last checkpoint could not be written: %s", failure)
+
+
+def _snapshot(tree: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], str]:
+    """Copies: tensors by name, and the other values as JSON."""
+    tensors: dict[str, torch.Tensor] = {}
+    values: dict[str, Any] = {}
+    _flatten(tree, "", tensors, values)
+    return tensors, json.dumps(values, indent=1) + "\n"
+
+
+def _write_whole(folder: Path, tensors: dict[str, torch.Tensor], values: str) -> None:
+    temporary = _fresh_temporary(folder, str(os.getpid()))
+    _write(temporary, tensors, values)
+    _put_in_place(temporary, folder)
+
+
 def shards_file(rank: int, num_ranks: int) -> str:
     """The file with the rows of one process."""
     return f"state-rank{rank}-of-{num_ranks}.safetensors"
@@ -105,9 +171,9 @@ def _fresh_temporary(folder: Path, writer: str) -> Path:
     return temporary
 
 
-def _write(folder: Path, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+def _write(folder: Path, tensors: dict[str, torch.Tensor], values: str) -> None:
     save_file(tensors, folder / TENSORS)
-    (folder / VALUES).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    (folder / VALUES).write_text(values, encoding="utf-8")
     for name in (TENSORS, VALUES):
         _sync(folder / name)
 

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,11 +17,14 @@ from chunkrl.algorithms.base import Algorithm, Histogram, Phase
 from chunkrl.data.atomic import write_text
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.loader import ChunkLoader
+from chunkrl.data.prefetch import Prefetcher
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.progress import Progress, silent
-from chunkrl.training.checkpoint import load_state, save_state
+from chunkrl.training.checkpoint import BackgroundSaver, load_state
 from chunkrl.training.metrics import MEASURED, MetricWriter, Record, SpeedMeter, TrackingConfig
+from chunkrl.training.saved_batch import save_batch
 from chunkrl.training.shards import shard_tree_like
+from chunkrl.types import ChunkTransition
 
 
 class NonFiniteLossError(ChunkRLError):
@@ -52,7 +54,8 @@ class Trainer:
 
     Args:
         run_dir: gets `checkpoints/<update>/`, `metrics.jsonl`, `tensorboard/`; None writes nothing.
-        after_save: called with a checkpoint's folder once it is whole; its time is the training loop's.
+        after_save: called with a checkpoint's folder when its state is copied, while it is written; its time is
+            the training loop's.
     Attributes:
         records: everything recorded, in order.
         history: the algorithm's scalars of `records`, metric name -> list of (update, value).
@@ -74,6 +77,7 @@ class Trainer:
         self.history: dict[str, list[tuple[int, float]]] = defaultdict(list)
         self._writer: MetricWriter | None = None
         self._meter = SpeedMeter()
+        self._saver = BackgroundSaver()
         self._sums: dict[str, float] = defaultdict(float)
         self._num_summed: dict[str, int] = defaultdict(int)
 
@@ -90,20 +94,24 @@ class Trainer:
         if self.run_dir and ranks.is_main():
             self._writer = MetricWriter(self.run_dir, self.config.tracking, self.records)
         try:
-            first, phases = 0, self.algorithm.phases()
-            for number, phase in enumerate(phases):
-                last = first + phase.num_updates
-                if self.update < last or phase.num_updates == 0:
-                    self._run_phase(phase, number, first)
-                    if self.run_dir and number + 1 < len(phases):
-                        self.save()  # what the phase learned, before the next one labels the data with it
-                first = last
-            if self.run_dir:
-                self.save()
+            with self._saver:
+                self._run_phases()
+                if self.run_dir:
+                    self.save()
         finally:
             if self._writer:
                 self._writer.close()
                 self._writer = None
+
+    def _run_phases(self) -> None:
+        first, phases = 0, self.algorithm.phases()
+        for number, phase in enumerate(phases):
+            last = first + phase.num_updates
+            if self.update < last or phase.num_updates == 0:
+                self._run_phase(phase, number, first)
+                if self.run_dir and number + 1 < len(phases):
+                    self.save()  # what the phase learned, before the next one labels the data with it
+            first = last
 
     def _run_phase(self, phase: Phase, number: int, first: int) -> None:
         config = self.config
@@ -118,24 +126,29 @@ class Trainer:
         )
         if self.update == first:
             self._record(phase.name, self.algorithm.start_phase(phase.name, self.progress))
-        last = first + phase.num_updates
-        while self.update < last:
-            with self._meter.waiting():
-                batch = loader.batch(self.update - first)
-            with self._meter.computing(len(batch.actions) * ranks.world_size()):
-                metrics = self.algorithm.update(phase.name, batch)
-            self.update += 1
-            scalars, histograms = _split(metrics)
-            if not all(math.isfinite(value) for value in scalars.values()):
-                self._stop_on_non_finite(scalars, batch)
-            self._accumulate(scalars)
-            if histograms:
-                self._record(phase.name, histograms)
-            if self.update % config.log_interval == 0 or self.update == last:
-                self._flush(phase.name)
-            self.progress(phase.name, self.update - first, phase.num_updates)
-            if self.run_dir and config.save_interval and self.update % config.save_interval == 0:
-                self.save()
+        numbers = range(self.update - first, phase.num_updates)
+        with Prefetcher(loader.load, numbers) as batches:
+            for done in range(numbers.start + 1, phase.num_updates + 1):
+                with self._meter.waiting():
+                    batch = loader.labelled(batches.next())
+                self._train_on(batch, phase.name)
+                if self.update % config.log_interval == 0 or done == phase.num_updates:
+                    self._flush(phase.name)
+                self.progress(phase.name, done, phase.num_updates)
+                if self.run_dir and config.save_interval and self.update % config.save_interval == 0:
+                    self.save()
+
+    def _train_on(self, batch: ChunkTransition, phase: str) -> None:
+        """One update; raises NonFiniteLossError where its metrics are not finite."""
+        with self._meter.computing(len(batch.actions) * ranks.world_size()):
+            metrics = self.algorithm.update(phase, batch)
+        self.update += 1
+        scalars, histograms = _split(metrics)
+        if not all(math.isfinite(value) for value in scalars.values()):
+            self._stop_on_non_finite(scalars, batch, phase)
+        self._accumulate(scalars)
+        if histograms:
+            self._record(phase, histograms)
 
     def _accumulate(self, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
@@ -162,38 +175,36 @@ class Trainer:
             if not name.startswith(MEASURED):
                 self.history[name].append((record.update, value))
 
-    def _stop_on_non_finite(self, metrics: Mapping[str, float], batch: Any) -> None:
+    def _stop_on_non_finite(self, metrics: Mapping[str, float], batch: ChunkTransition, phase: str) -> None:
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         where = "nowhere (no run folder)"
         if self.run_dir:
             # each process has its rows of the batch
             name = f"non_finite_batch-rank{ranks.rank()}" if ranks.rank() else "non_finite_batch"
-            folder = self.run_dir / name
-            save_state(
-                folder,
-                {
-                    "update": self.update,
-                    "metrics": {name: repr(value) for name, value in metrics.items()},
-                    "state": {} if batch.observation.state is None else {"x": batch.observation.state},
-                    "actions": batch.actions,
-                    "reward": batch.reward,
-                    "index": batch.index,
-                },
-            )
-            where = str(folder)
+            facts = {
+                "update": self.update,
+                "phase": phase,
+                "metrics": {k: repr(v) for k, v in metrics.items()},
+            }
+            save_batch(self.run_dir / name, batch, facts)
+            where = str(self.run_dir / name)
         raise NonFiniteLossError(
             f"update {self.update}: {', '.join(bad)} not finite; the batch is saved in {where}. Lower --lr or "
             "--beta, or use the default objective, whose values are bounded"
         )
 
     def save(self) -> Path:
-        """Writes `checkpoints/<update>` and points `checkpoints/last` to it; returns the folder."""
+        """Copies the state, and writes it beside training: `checkpoints/<update>`, to which `checkpoints/last` points
+        once it is whole. Returns the folder; `wait_for_save` waits for it.
+
+        Raises what went wrong with the checkpoint before, which is waited for.
+        """
         assert self.run_dir is not None
         folder = self.run_dir / "checkpoints" / f"{self.update:07d}"
         rng: dict[str, torch.Tensor] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             rng["cuda"] = torch.cuda.get_rng_state()
-        save_state(
+        self._saver.save(
             folder,
             {
                 "update": self.update,
@@ -204,16 +215,21 @@ class Trainer:
                 "data": self.dataset.digest(),
                 "records": [record.to_json() for record in self.records],
             },
+            lambda: self._put_last(folder),
         )
-        if ranks.is_main():
-            write_text(folder.with_name("last"), folder.name + "\n")
-            self._delete_old(folder)
-            if self._after_save is not None:
-                self._after_save(folder)
+        if ranks.is_main() and self._after_save is not None:
+            self._after_save(folder)
         return folder
 
-    def _delete_old(self, newest: Path) -> None:
-        """All but the newest `keep_checkpoints`, now that `newest` is whole and pointed to."""
+    def wait_for_save(self) -> None:
+        """Returns when the last checkpoint is whole; raises what went wrong with it."""
+        self._saver.wait()
+
+    def _put_last(self, newest: Path) -> None:
+        """Points to `newest`, which is whole, and deletes all but the newest `keep_checkpoints`."""
+        if not ranks.is_main():
+            return
+        write_text(newest.with_name("last"), newest.name + "\n")
         if self.config.keep_checkpoints == 0:
             return
         older = sorted(f for f in newest.parent.iterdir() if f.name.isdecimal() and f.name <= newest.name)
