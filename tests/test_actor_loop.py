@@ -285,7 +285,7 @@ def test_the_status_is_one_line_of_a_terminal_and_few_lines_of_a_file():
         return ActorStatus(2, step, phase, 29.96, 7, 1, 4, "q quit")
 
     file = io.StringIO()
-    line = StatusLine(file, note=lambda: "learner 3 behind")
+    line = StatusLine(file, note=lambda: [("learner", "3 behind")])
     for step in range(5):
         line(status(step))
     line(status(5, "human"))

@@ -21,6 +21,7 @@ USAGE = """usage: chunkrl COMMAND [options]
   label      success, rewards, sub-goals and returns by rule, beside the data
   train      a better chunk policy from a LeRobot data set
   evaluate   a trained policy from fixed initial states
+  actor      a policy acts online, a human corrects, every step goes to the learner
   report     one HTML page of a training run: data, curves, values, advantages, frames
   download   pretrained pi0 and pi0.5 checkpoints
   convert    a pi checkpoint of any layout to a LeRobot folder
@@ -79,6 +80,13 @@ def _evaluate(arguments: Sequence[str]) -> None:
     evaluate_policy(_parse(EvaluateCommand, "evaluate", arguments), ProgressBars())
 
 
+def _actor(arguments: Sequence[str]) -> None:
+    from chunkrl.online.actor_command import ActorCommand
+    from chunkrl.online.actor_session import run_actor
+
+    run_actor(_parse(ActorCommand, "actor", arguments))
+
+
 def _report(arguments: Sequence[str]) -> None:
     from chunkrl.evaluation.run_report import ReportCommand, report
 
@@ -110,6 +118,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "label": _label,
     "train": _train,
     "evaluate": _evaluate,
+    "actor": _actor,
     "report": _report,
     "download": _download,
     "convert": _convert,

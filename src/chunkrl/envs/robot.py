@@ -99,6 +99,7 @@ class RobotEnvironment:
         self.state_names = self.action_names = robot.joint_names
         self.max_steps, self.fps = max_steps, fps
         self._num_steps = 0
+        self._images: Mapping[str, np.ndarray] = {}
         if home is not None and len(home.positions) != self.action_dim:
             raise ChunkRLError(
                 f"home has {len(home.positions)} positions, {robot.name} has the joints {robot.joint_names}"
@@ -141,6 +142,7 @@ class RobotEnvironment:
                     f"camera {camera!r} of {self.name} gives {found}, declared as {(*size, 3)}"
                 )
         images = {f"{CAMERA_PREFIX}{camera}": seen.images[camera] for camera in self._robot.cameras}
+        self._images = images
         return {"state": seen.positions.astype(np.float32), "images": images}
 
     def step(self, action: np.ndarray) -> EnvStep:
@@ -156,6 +158,12 @@ class RobotEnvironment:
             truncated=self._num_steps >= self.max_steps,
             executed=np.asarray(executed, dtype=np.float32),
         )
+
+    def render(self) -> np.ndarray:
+        """The first camera's newest picture. Raises ChunkRLError where there is none."""
+        if not self._images:
+            raise ChunkRLError(f"{self.name} has no cameras, or was not reset: there is no picture of it")
+        return next(iter(self._images.values()))
 
     def close(self) -> None:
         """Disconnects the robot."""
@@ -183,6 +191,10 @@ class PacedEnvironment:
         step = self._env.step(action)
         self._pace.wait()
         return step
+
+    def render(self) -> np.ndarray:
+        """As the simulator's."""
+        return self._env.render()
 
     def close(self) -> None:
         """Frees the simulator."""

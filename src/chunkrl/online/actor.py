@@ -46,14 +46,17 @@ class ActorConfig:
     """Time limit, steps; None: the environment's own. A limit truncates, it is no failure."""
     success_reward: float = 1.0
     """Reward of the step after which a human says success."""
+    first_episode: int = 0
+    """Number of the first episode, for the initial states: those of earlier sessions do not come again."""
 
     def __post_init__(self) -> None:
         for name in ("num_episodes", "max_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ChunkRLError(f"{name} is {value}; it must be at least 1, or None")
-        if self.seed < 0:
-            raise ChunkRLError(f"seed is {self.seed}; it must be at least 0")
+        for name in ("seed", "first_episode"):
+            if getattr(self, name) < 0:
+                raise ChunkRLError(f"{name} is {getattr(self, name)}; it must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ class Actor:
         human: Human | None = None,
         rate: ControlRate | None = None,
         show: Callable[[ActorStatus], None] = silent,
+        ready: Callable[[], bool] = lambda: True,
     ) -> None:
         """
         Args:
@@ -109,6 +113,7 @@ class Actor:
             human: None: nobody.
             rate: the environment's clock, None for a simulator that runs as fast as it can.
             show: gets the status every step.
+            ready: whether an episode may begin; asked again until it says so, or somebody quits.
 
         Raises:
             ChunkRLError: actions do not fit, or absolute targets could jump at an intervention.
@@ -122,7 +127,7 @@ class Actor:
             raise ChunkRLError("absolute targets jump where a human takes over: give the actor a Handover")
         self._env, self._executor, self._sink, self._config = env, executor, sink, config
         self._keys, self._corrector, self._handover = human.keys, human.corrector, human.handover
-        self._rate, self._show = rate, show
+        self._rate, self._show, self._ready = rate, show, ready
         self._guard = ActionGuard(space)
         self._phases = EpisodePhases(can_intervene=human.corrector is not None)
         self._human_acts = False
@@ -160,8 +165,8 @@ class Actor:
     def _run_episodes(self) -> None:
         wanted = self._config.num_episodes
         go_on = self._wait_for_next(None)
-        while go_on and not self._phases.quit and (wanted is None or self._counts["episodes"] < wanted):
-            number = self._counts["episodes"]
+        while go_on and (wanted is None or self._counts["episodes"] < wanted) and self._wait_until_ready():
+            number = self._config.first_episode + self._counts["episodes"]
             # an episode recorded again keeps its number, and so its initial state
             seed = int(np.random.default_rng([self._config.seed, number]).integers(2**31))
             recorder = EpisodeRecorder(self._sink, self._config.actor_id, self._env.task)
@@ -272,6 +277,14 @@ class Actor:
             )  # a leader that still comes to the follower does so at the usual pace
         return False
 
+    def _wait_until_ready(self) -> bool:
+        """False: somebody quit."""
+        while not self._phases.quit and not self._ready():
+            self._report(0)
+            self._obey_keys()
+            time.sleep(1.0 / self._env.fps)
+        return not self._phases.quit
+
     def _finish(self, recorder: EpisodeRecorder) -> None:
         """The outcome is final."""
         outcome = self._phases.outcome
@@ -303,5 +316,7 @@ class Actor:
                 num_interventions=phases.num_interventions,
                 queue_length=self._executor.queue_length,
                 hint="" if isinstance(self._keys, NoKeys) else _HINTS[phases.phase],
+                num_done=self._counts["episodes"],
+                num_success=self._counts["success"],
             )
         )

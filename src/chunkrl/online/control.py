@@ -113,6 +113,11 @@ class ControlRate:
         self._lateness.append(now - deadline)
         return now - deadline
 
+    def recent(self) -> JitterStatistics:
+        """As `statistics`, the lateness of the last 1000 ticks only: cheap enough while the loop runs, and from
+        another thread."""
+        return self._summarize(np.asarray(list(self._lateness)[-1000:] or [0.0]))
+
     @property
     def rate_hz(self) -> float:
         """Ticks a second over all starts, 0 before the first tick."""
@@ -121,7 +126,9 @@ class ControlRate:
 
     def statistics(self) -> JitterStatistics:
         """Of all ticks so far, over all starts."""
-        late = np.asarray(self._lateness) if self._lateness else np.zeros(1)
+        return self._summarize(np.asarray(list(self._lateness) or [0.0]))
+
+    def _summarize(self, late: np.ndarray) -> JitterStatistics:
         return JitterStatistics(
             num_ticks=self._num_ticks,
             num_missed=self._num_missed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -14,7 +14,8 @@ from typing import TextIO
 class ActorStatus:
     """episode: counted from 1. step: of the episode, from 0. phase: who acts, or what is waited for. rate_hz:
     control steps a second, 0 where no clock is kept. policy_version: of the weights that act. num_interventions: in
-    this episode. queue_length: actions that are ready. hint: keys that do something now."""
+    this episode. queue_length: actions that are ready. hint: keys that do something now. num_done, num_success:
+    episodes kept so far."""
 
     episode: int
     step: int
@@ -24,14 +25,28 @@ class ActorStatus:
     num_interventions: int
     queue_length: int
     hint: str = ""
+    num_done: int = 0
+    num_success: int = 0
+
+    @property
+    def success_rate(self) -> str:
+        """Of the episodes kept so far, for people."""
+        return f"{self.num_success}/{self.num_done} = {self.num_success / max(self.num_done, 1):.0%}"
 
     def __str__(self) -> str:
         rate = f"{self.rate_hz:.1f} Hz | " if self.rate_hz else ""
+        done = f"{self.success_rate} | " if self.num_done else ""
         hint = f" | {self.hint}" if self.hint else ""
         return (
-            f"episode {self.episode} step {self.step} | {self.phase} | {rate}policy v{self.policy_version} | "
+            f"episode {self.episode} step {self.step} | {self.phase} | {done}{rate}policy v{self.policy_version} | "
             f"{self.num_interventions} interventions | queue {self.queue_length}{hint}"
         )
+
+
+Note = Callable[[], Sequence[tuple[str, str]]]
+"""More to show: name and text. What is named WARNING stands out in a panel; a line leaves it out, as warnings are
+logged."""
+WARNING = "warning"
 
 
 class StatusLine:
@@ -41,7 +56,7 @@ class StatusLine:
     note: more to show, asked for with every line, e.g. how far the learner is behind.
     """
 
-    def __init__(self, stream: TextIO | None = None, note: Callable[[], str] | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, note: Note | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._note = note
         self._interactive = self._stream.isatty()
@@ -55,8 +70,9 @@ class StatusLine:
             return
         self._shown, self._shown_at = key, now
         text = str(status)
-        if self._note is not None and (note := self._note()):
-            text += f" | {note}"
+        if self._note is not None:
+            shown = (f"{name} {value}" for name, value in self._note() if name != WARNING)
+            text = " | ".join([text, *shown])
         if self._interactive:  # a line that wraps cannot be rewritten
             text = f"\r{text[: shutil.get_terminal_size().columns - 1]}\x1b[K"
         else:

@@ -47,7 +47,7 @@ class ReceivedStreams:
         except OSError as error:
             raise SpoolError(f"{self.root}: {error.strerror}; use a writable folder") from error
         try:
-            self._spec = _read_spec(self.root / _SPEC)
+            self._spec = read_spec(self.root / _SPEC)
             for path in sorted(self.root.glob("*/spool.json")):
                 self._open(path.parent.name, None)
         except BaseException:
@@ -160,7 +160,8 @@ class ReceivedStreams:
             self._spec.check(item)
 
 
-def _read_spec(path: Path) -> StreamSpec | None:
+def read_spec(path: Path) -> StreamSpec | None:
+    """What a JSON file says of an actor's steps; None where there is none. Raises SpoolError where it is damaged."""
     if not path.exists():
         return None
     try:

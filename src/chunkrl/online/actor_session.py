@@ -1,0 +1,330 @@
+"""What `chunkrl actor` does: puts policy, station, spool and learner together, and takes them apart in order."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from chunkrl.build import choose_device
+from chunkrl.config import save_config
+from chunkrl.data.atomic import write_text
+from chunkrl.errors import ChunkRLError, SpoolError
+from chunkrl.online.actor import Actor, ActorConfig, ActorSummary, Human
+from chunkrl.online.actor_command import ActorCommand
+from chunkrl.online.actor_log import ActorLog
+from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig
+from chunkrl.online.item_spool import ItemSpool
+from chunkrl.online.keys import key_source
+from chunkrl.online.learner_link import LearnerLink, LinkState
+from chunkrl.online.live_view import LiveView
+from chunkrl.online.policy_runner import PolicyRunner
+from chunkrl.online.records import Hello, StreamSpec
+from chunkrl.online.signals import handled
+from chunkrl.online.spool import Spool
+from chunkrl.online.station import Station, open_station
+from chunkrl.online.status import WARNING, StatusLine
+from chunkrl.online.streams import read_spec
+from chunkrl.training.asking import ask_for
+from chunkrl.training.policy_io import load_policy
+
+LOG_FILE, CONFIG_FILE = "actor.log", "config.json"
+_STREAM = "stream.json"  # in the spool's folder: what its records look like
+_FIRST_WEIGHTS_S = 120.0
+_SWITCH_S = 0.0005
+_SHOWN_S = 30.0
+
+
+def run_actor(command: ActorCommand) -> None:
+    """Records episodes until there are enough or somebody quits, sends them, and says what came of it."""
+    command.check()
+    run_dir = Path(command.output_dir)
+    spool_dir = Path(command.spool) if command.spool else run_dir / "spool"
+    with contextlib.ExitStack() as resources:
+        warnings = resources.enter_context(_logging(run_dir))
+        if command.send_only:
+            _send(command, spool_dir, resources)
+        else:
+            save_config(command, run_dir / CONFIG_FILE)
+            _Session(command, run_dir, spool_dir, warnings).run()
+
+
+class _Session:
+    """One start of the command."""
+
+    def __init__(self, command: ActorCommand, run_dir: Path, spool_dir: Path, warnings: LastWarning) -> None:
+        self._command, self._run_dir, self._spool_dir = command, run_dir, spool_dir
+        self._warnings = warnings
+        self._link: LearnerLink | None = None
+
+    def run(self) -> None:
+        """All of it."""
+        command = self._command
+        policy = load_policy(command.policy, choose_device(command.device))
+        ask_for(policy, command)
+        with contextlib.ExitStack() as resources:
+            station = open_station(command, policy)
+            opened = resources.enter_context(contextlib.ExitStack())
+            opened.callback(station.close)
+            spool = resources.enter_context(_open_spool(self._spool_dir, command.actor_id, station.spec))
+            runner = PolicyRunner(policy, station.env.task, command.mode, command.swap_at)
+            executor = ChunkExecutor(runner, self._execution(runner.action_horizon, station))
+            opened.callback(executor.close)
+            if not command.offline:
+                hello = Hello(command.actor_id, spool.spool_id, station.spec)
+                self._link = LearnerLink(command.connect, hello, spool, runner.push)
+                resources.callback(self._link.close)
+                self._link.wait_first_weights(_FIRST_WEIGHTS_S)
+            log = ActorLog(
+                ItemSpool(spool, command.actor_id, station.spec), self._run_dir, self._facts(station)
+            )
+            resources.callback(log.close)
+            opened.pop_all()  # the actor closes them
+            summary = self._act(station, executor, log)
+            print(_said(summary))
+            left = (
+                _finish(self._link, command.finish_s)
+                if self._link
+                else spool.next_sequence - spool.acknowledged
+            )
+            _say_left(left, command, self._spool_dir, self._link)
+
+    def _execution(self, horizon: int, station: Station) -> ExecutionConfig:
+        command = self._command
+        n = horizon - command.prefetch_steps if command.n_action_steps is None else command.n_action_steps
+        return ExecutionConfig(n, command.prefetch_steps, station.when_dry)
+
+    def _act(self, station: Station, executor: ChunkExecutor, log: ActorLog) -> ActorSummary:
+        command = self._command
+        config = ActorConfig(
+            actor_id=command.actor_id,
+            num_episodes=command.num_episodes,
+            seed=command.seed,
+            confirm=command.confirms,
+            max_steps=command.max_steps,
+            success_reward=command.success_reward,
+            first_episode=log.num_episodes,
+        )
+        with contextlib.ExitStack() as resources:
+            resources.callback(station.close)
+            resources.callback(executor.close)
+            human = Human(key_source(command.key_source), station.corrector, station.handover)
+            resources.callback(human.keys.close)
+
+            def note() -> list[tuple[str, str]]:
+                return self._note(station, log)
+
+            title = f"chunkrl actor {command.actor_id}: {station.env.name}"
+            live = command.live and sys.stderr.isatty()
+            view = LiveView(title, note) if live else StatusLine(note=note)
+            resources.callback(view.close)
+            resources.enter_context(_fine_switching())
+            resources.enter_context(self._warnings.quiet(live))
+            actor = Actor(
+                *(station.env, station.space, executor, log, config, human, station.rate),
+                show=view,
+                ready=lambda: self._ready(log),
+            )
+            return actor.run()
+
+    def _ready(self, log: ActorLog) -> bool:
+        """Whether the learner is not too far behind."""
+        allowed = self._command.max_ahead_steps
+        return allowed is None or self._state().num_steps >= log.num_steps - allowed
+
+    def _state(self) -> LinkState:
+        return self._link.state() if self._link else LinkState()
+
+    def _facts(self, station: Station):
+        """More numbers for an episode's record of metrics."""
+
+        def facts() -> dict[str, float]:
+            state = self._state()
+            numbers: dict[str, float] = {"learner/unsent": state.num_unsent, "learner/version": state.version}
+            if station.rate is not None:
+                jitter = station.rate.recent()
+                numbers |= {
+                    "speed/rate_hz": jitter.rate_hz,
+                    "speed/late_p99_ms": 1e3 * jitter.p99_s,
+                    "speed/late_max_ms": 1e3 * jitter.max_s,
+                    "speed/missed": jitter.num_missed,
+                }
+            return numbers
+
+        return facts
+
+    def _note(self, station: Station, log: ActorLog) -> list[tuple[str, str]]:
+        """What is shown beside the actor's own status."""
+        state, rows = self._state(), []
+        if station.rate is not None:
+            jitter = station.rate.recent()
+            rows.append(
+                (
+                    "control",
+                    f"{jitter.rate_hz:.1f} Hz, late p99 {1e3 * jitter.p99_s:.1f} ms, {jitter.num_missed} missed",
+                )
+            )
+        rows.append(("steps", f"{log.num_steps} recorded, {log.num_human} by a human since the start"))
+        rows.append(("learner", str(state)))
+        if state.version or state.num_refused:
+            refused = f", {state.num_refused} refused" if state.num_refused else ""
+            behind = f", {log.num_steps - state.num_steps} steps behind" if state.num_steps else ""
+            rows.append(("weights", f"version {state.version}{behind}{refused}"))
+        if problem := state.problem or self._warnings.recent():
+            rows.append((WARNING, problem))
+        return rows
+
+
+def _send(command: ActorCommand, spool_dir: Path, resources: contextlib.ExitStack) -> None:
+    """What the spool holds, without acting."""
+    stream = spool_dir / _STREAM
+    if not stream.is_file():
+        raise ChunkRLError(f"{spool_dir} is no actor's spool (it lacks {_STREAM}): name it with --spool")
+    actor_id, spec = _read_stream(stream)
+    spool = resources.enter_context(Spool(spool_dir))
+    print(f"{spool.next_sequence - spool.acknowledged} records of {actor_id} wait in {spool_dir}")
+    link = LearnerLink(command.connect, Hello(actor_id, spool.spool_id, spec), spool, take=None)
+    resources.callback(link.close)
+    _say_left(_finish(link, command.finish_s), command, spool_dir, link)
+
+
+def _finish(link: LearnerLink, timeout_s: float) -> int:
+    """Waits for the rest to be sent; SIGINT and SIGTERM end the waiting."""
+    stopped = threading.Event()
+    if left := link.state().num_unsent:
+        print(f"sending {left} records to {link.state().address}, at most {timeout_s:g} s (Control-C: later)")
+    with handled(stopped.set):
+        return link.finish(timeout_s, stopped)
+
+
+def _say_left(left: int, command: ActorCommand, spool_dir: Path, link: LearnerLink | None) -> None:
+    if not left:
+        print("all records are with the learner" if link else "no records")
+        return
+    print(
+        f"{left} records are kept in {spool_dir}; the next start with this spool sends them, or --send-only does"
+    )
+    if link and (problem := link.state().problem):
+        print(f"sending ended: {problem}", file=sys.stderr)
+
+
+def _said(summary: ActorSummary) -> str:
+    """The session, for people."""
+    text = (
+        f"{summary.num_episodes} episodes, {summary.num_success} successful, {summary.num_steps} steps, "
+        f"{summary.num_human} of them by a human in {summary.num_interventions} interventions"
+    )
+    if summary.num_discarded:
+        text += f", {summary.num_discarded} discarded"
+    if summary.num_held:
+        text += f"; position held on {summary.num_held} steps"
+    if summary.faults:
+        text += f"; {len(summary.faults)} actions refused, first: {summary.faults[0].message}"
+    if jitter := summary.jitter:
+        text += (
+            f"\n{jitter.rate_hz:.2f} Hz, late p50 {1e3 * jitter.p50_s:.2f} ms, p99 {1e3 * jitter.p99_s:.2f} ms, max "
+            f"{1e3 * jitter.max_s:.1f} ms, {jitter.num_missed} of {jitter.num_ticks} ticks missed"
+        )
+    return text
+
+
+def _open_spool(root: Path, actor_id: str, spec: StreamSpec) -> Spool:
+    """The actor's spool. Raises SpoolError where it holds records of another actor or another kind."""
+    spool = Spool(root, sync_interval_s=0.5)
+    stream = root / _STREAM
+    try:
+        if stream.is_file():
+            found, theirs = _read_stream(stream)
+            if found != actor_id:
+                raise SpoolError(
+                    f"{root} is the spool of actor {found!r}: use --actor-id {found}, or another --spool"
+                )
+            if theirs != spec and spool.acknowledged < spool.next_sequence:
+                raise SpoolError(
+                    f"{root} holds {spool.next_sequence - spool.acknowledged} unsent records of {theirs.robot_type} "
+                    "that look different (state, cameras or rate): send them with --send-only, or use another "
+                    "--spool and --actor-id"
+                )
+        write_text(stream, json.dumps({"actor_id": actor_id, **asdict(spec)}, indent=2))
+    except BaseException:
+        spool.close()
+        raise
+    return spool
+
+
+def _read_stream(path: Path) -> tuple[str, StreamSpec]:
+    spec = read_spec(path)
+    found = json.loads(path.read_text(encoding="utf-8")) if spec else {}
+    if spec is None or not isinstance(found.get("actor_id"), str):
+        raise SpoolError(f"{path} names no actor: delete it if the spool is this actor's")
+    return found["actor_id"], spec
+
+
+@contextlib.contextmanager
+def _fine_switching() -> Iterator[None]:
+    """The control loop gets the interpreter back after half a millisecond, not after five."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+class LastWarning(logging.Handler):
+    """Keeps the newest warning for the view; prints it where there is no panel to show it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._text, self._at = "", 0.0
+        self._quiet = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        self._text, self._at = record.getMessage(), time.monotonic()
+        if not self._quiet:
+            print(f"{record.levelname.lower()}: {self._text}", file=sys.stderr)
+
+    def recent(self) -> str:
+        """The newest warning of the last `_SHOWN_S` seconds, or ""."""
+        return self._text if time.monotonic() - self._at < _SHOWN_S else ""
+
+    @contextlib.contextmanager
+    def quiet(self, quiet: bool) -> Iterator[None]:
+        """A panel shows the newest one meanwhile: nothing is printed."""
+        self._quiet = quiet
+        try:
+            yield
+        finally:
+            self._quiet = False
+
+
+@contextlib.contextmanager
+def _logging(run_dir: Path) -> Iterator[LastWarning]:
+    """chunkrl's messages go to a file, warnings to the view too."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(run_dir / LOG_FILE, encoding="utf-8")
+    except OSError as error:
+        raise ChunkRLError(
+            f"cannot write to {run_dir} ({error.strerror}): choose another --output-dir"
+        ) from error
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger, warnings = logging.getLogger("chunkrl"), LastWarning()
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    for handler in (file, warnings):
+        logger.addHandler(handler)
+    try:
+        yield warnings
+    finally:
+        for handler in (file, warnings):
+            logger.removeHandler(handler)
+        logger.setLevel(before)
+        file.close()

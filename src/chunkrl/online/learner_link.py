@@ -1,0 +1,118 @@
+"""An actor's line to the learner: its spool is sent and newer weights are fetched, both in the background."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from chunkrl.online.records import Hello
+from chunkrl.online.security import ConnectConfig
+from chunkrl.online.sender import LearnerClient, SpoolSender, UnreachableError
+from chunkrl.online.spool import Spool
+from chunkrl.online.weights import WeightFetcher
+
+_LOG = logging.getLogger(__name__)
+_POLL_S = 0.1
+FETCH_EVERY_S = 2.0
+
+
+@dataclass(frozen=True)
+class LinkState:
+    """address: the learner's; "" without one. reachable: whether it answered last. num_unsent: records that it has
+    not confirmed. version: of the newest weights taken; num_steps: the recorded steps they account for.
+    num_refused: pushes that did not fit. problem: what ended sending or fetching for good, or why weights were
+    refused last; "" where all is well."""
+
+    address: str = ""
+    reachable: bool = False
+    num_unsent: int = 0
+    version: int = 0
+    num_steps: int = 0
+    num_refused: int = 0
+    problem: str = ""
+
+    def __str__(self) -> str:
+        if not self.address:
+            return f"no learner (offline), {self.num_unsent} records kept"
+        reached = "connected" if self.reachable else "NOT REACHED"
+        return f"{self.address} {reached}, {self.num_unsent} records unsent"
+
+
+class LearnerLink:
+    """Sends `spool`, fetches weights; goes on after every failure that may pass, also if no learner is there yet."""
+
+    def __init__(
+        self,
+        connect: ConnectConfig,
+        hello: Hello,
+        spool: Spool,
+        take: Callable[[int, Mapping[str, Tensor]], None] | None,
+        fetch_every_s: float = FETCH_EVERY_S,
+    ) -> None:
+        """
+        Args:
+            take: version and tensors of newer weights (`PolicyRunner.push`); None: none are fetched.
+
+        Raises:
+            TransportError: the learner is there and refuses this actor, or its folder and the spool do not fit.
+        """
+        self._address = connect.address
+        self._client = LearnerClient(connect, hello, spool)
+        self._offered = 0
+        try:
+            self._offered = self._client.greet().weights_version
+        except UnreachableError as error:
+            _LOG.info("at the start: %s", error)  # the sender warns, and tries again
+        except BaseException:
+            self._client.close()
+            raise
+        self._sender = SpoolSender(self._client, spool)
+        self._fetcher = None
+        if take is not None:
+            self._fetcher = WeightFetcher(self._client.fetch_weights, take, fetch_every_s)
+
+    def state(self) -> LinkState:
+        """Now; from any thread."""
+        sender, fetcher = self._sender, self._fetcher
+        problems = [sender.failure, fetcher and (fetcher.failure or fetcher.refusal)]
+        return LinkState(
+            self._address,
+            sender.reachable,
+            sender.pending,
+            fetcher.version if fetcher else 0,
+            fetcher.num_steps if fetcher else 0,
+            fetcher.num_refused if fetcher else 0,
+            next((str(problem) for problem in problems if problem), ""),
+        )
+
+    def wait_first_weights(self, timeout_s: float) -> bool:
+        """Waits for the weights that the learner had on offer when it was greeted, so that the first episode has them
+        (also if they turn out not to fit); False where `timeout_s` pass."""
+        deadline = time.monotonic() + timeout_s
+        fetcher = self._fetcher
+        while fetcher is not None and max(fetcher.version, fetcher.num_refused) == 0 and self._offered:
+            if fetcher.failure or time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S / 2)
+        return True
+
+    def finish(self, timeout_s: float, stopped: threading.Event) -> int:
+        """Waits until all is sent, at most `timeout_s`, or until `stopped`; returns how many records are left."""
+        deadline = time.monotonic() + timeout_s
+        while self._sender.pending and not self._sender.failure and not stopped.is_set():
+            if time.monotonic() > deadline:
+                break
+            stopped.wait(_POLL_S)
+        return self._sender.pending
+
+    def close(self) -> None:
+        """Ends both threads; what is not confirmed stays in the spool."""
+        self._sender.close()
+        if self._fetcher is not None:
+            self._fetcher.close()
+        self._client.close()
