@@ -65,14 +65,6 @@ def test_expectile_loss() -> None:
     assert half.item() == pytest.approx(0.5 * (4 + 4 + 25) / 3)
 
 
-def test_outcome_loss() -> None:
-    logit = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
-    mask = torch.tensor([[True, True], [False, True]])
-    loss = losses.outcome_loss(logit, t(0.5, 1.0), mask)
-    first = (math.log(2) - math.log(0.75)) / 2
-    assert loss.item() == pytest.approx((first + math.log(2)) / 2)
-
-
 def test_advantage_weights() -> None:
     advantage = t(0.0, 1.0, 2.0, grad=True)
     plain = losses.advantage_weights(advantage, 2.0, None)

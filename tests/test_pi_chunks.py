@@ -265,7 +265,10 @@ def test_targets_in_closed_form(dataset: ChunkDataset) -> None:
     value = torch.linspace(-1, 1, NUM_STARTS)[None]
     chunks = np.concatenate([batch.actions.numpy()[:, None], candidates], axis=1)
     q = chunks.sum(axis=(2, 3))
-    chosen, advantage = algorithm._policy_targets(value, {}, batch, batch.labels["fold"])
+    asked = torch.from_numpy(chunks)
+    target = algorithm._target_q({}, asked)
+    torch.testing.assert_close(target[0], torch.from_numpy(q).T)
+    chosen, advantage = algorithm._policy_targets(value, target, asked, {}, batch)
     best = q.argmax(axis=1)
     assert 0 < (best > 0).sum() < NUM_STARTS  # both kinds are there
     assert np.array_equal(chosen.actions.numpy(), chunks[np.arange(NUM_STARTS), best])
@@ -273,7 +276,7 @@ def test_targets_in_closed_form(dataset: ChunkDataset) -> None:
     torch.testing.assert_close(advantage, torch.from_numpy(q.max(axis=1)) - value[0])
     error = q - value.numpy()[0][:, None]
     weighted = np.where(error < 0, 0.3, 0.7) * error**2
-    loss, _ = algorithm._value_loss(value, {}, batch)
+    loss, _ = algorithm._value_loss(value, target, {}, batch)
     assert float(loss) == pytest.approx(weighted[batch.critic_mask.numpy()].mean(), rel=1e-5)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.pi.config import PiSettings
-from chunkrl.models.pi.critic import PiCritic, PiCriticConfig, PiValue, critic_parameters
+from chunkrl.models.pi.critic import PiCritic, PiCriticConfig, PiValue
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.value_head import ValueHead
 
@@ -157,13 +157,6 @@ def test_state_noise_is_for_training_only(mode) -> None:
     network.train()
     noisy = network.prepare(observation()).embeddings
     assert noisy.shape != quiet.shape or not torch.equal(quiet, noisy)
-
-
-def test_parameters_are_counted_without_building() -> None:
-    policy = tiny_policy("pi05")
-    for config in (SMALL, PiCriticConfig(depth=3, num_queries=2, head_width=8)):
-        counted = sum(p.numel() for p in value(policy, config).parameters())
-        assert critic_parameters(policy.model.config, config, V_HEAD) == counted
 
 
 def test_a_critic_deeper_than_the_policy_is_refused() -> None:

@@ -98,7 +98,7 @@ def test_joint_learner_reaches_the_exact_values(corridor: ChunkDataset, tau: flo
     learner = ChunkAWR(config, factory, OptimConfig(lr=3e-3), corridor, 0, CPU)
     Trainer(learner, corridor, TrainerConfig(batch_size=len(corridor))).run()
     now, _ = places(batch)
-    np.testing.assert_allclose(learner.frame_values()[0], value[now], atol=0.03)
+    np.testing.assert_allclose(learner.labels["value"], value[now], atol=0.03)
     with torch.no_grad():
         found = learner.critic.networks[0](batch.observation, batch.actions).numpy()
     for row in np.flatnonzero(batch.critic_mask.numpy()):

@@ -40,11 +40,14 @@ class Observation(TensorRecord):
     images: camera name -> uint8 [..., 3, height, width].
     state: float32 [..., S], in the data set's units (networks normalise), or None.
     task: the task's text; a tuple of B texts in a batch.
+    vision: [..., C, T, W], a pi policy's tokens of the images, where they are computed already
+        (`models.pi.policy.PiPolicy.with_vision`); None: whoever needs them computes them.
     """
 
     images: Mapping[str, Tensor] = field(default_factory=dict)
     state: Tensor | None = None
     task: str | tuple[str, ...] = ""
+    vision: Tensor | None = None
 
     @property
     def batch_size(self) -> int:

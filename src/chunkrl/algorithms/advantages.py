@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,10 @@ import torch
 from chunkrl.algorithms import losses
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.large_arrays import by_blocks
+from chunkrl.data.returns import TimeOut
 from chunkrl.errors import ChunkRLError
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,28 +70,91 @@ def check_outcomes(name: str, returns: np.ndarray, known: np.ndarray) -> None:
         )
 
 
-def standardize(advantage: np.ndarray, scale: float) -> np.ndarray:
-    """Mean 0 and deviation `scale` over the data; all zeros where the advantage is constant."""
-    deviation = advantage.std()
+def check_failures(data: ChunkData, reward: np.ndarray, returns: np.ndarray, time_out: TimeOut) -> None:
+    """Raises ChunkRLError where failing is an escape from the costs of going on: rewards are negative, nothing stands
+    behind the last action of a failed episode, and so its last frames have better returns than successes.
+
+    A failure is an unfinished episode with `time_out="failure"`, and a failure that a rule declared terminal. Where
+    its last action has a penalty, and that is smaller than the costs of a success, it is a warning.
+
+    reward, returns: float [N], of steps, and their Monte-Carlo returns.
+    """
+    labels, segments = data.frame_labels, data.segments
+    after, last = labels.after_success, segments.ends - 1
+    # an episode is one segment, and one more behind its success
+    episode = np.cumsum(~after[segments.starts]) - 1
+    failed = ~labels.success[episode] & ~after[last]
+    if time_out == "bootstrap":
+        failed &= segments.terminated
+    ordinary = ~after
+    ordinary[last[failed]] = False
+    if not failed.any() or not ordinary.any():
+        return
+    succeeded = data.starts[data.success & ~after[data.starts]]
+    worst = float(returns[succeeded if len(succeeded) else data.starts].min())
+    escape = float(returns[last[failed]].max())
+    if worst >= 0 or escape <= worst + 1e-3 * abs(worst):
+        return
+    step = float(reward[ordinary].min())
+    found = (
+        f"failed episodes of {data.name} have better returns than slow successes (at their end {escape:.4g}, of the "
+        f"slowest success {worst:.4g}): steps cost up to {-step:g}, and a failure ends the costs"
+    )
+    cure = "--step-reward cost with a --failure-penalty above the costs of a success"
+    if float(reward[last[failed]].max()) >= step:
+        raise ChunkRLError(
+            f"{found}, so that V and the policy would learn to fail; use {cure}, or --fit.time-out bootstrap where "
+            "the episodes ended for lack of time"
+        )
+    _LOG.warning("%s at a smaller penalty; use %s", found, cure)
+
+
+def standardize(advantage: np.ndarray, scale: float, rates: np.ndarray | None = None) -> np.ndarray:
+    """Mean 0 and deviation `scale` over the data; all zeros where the advantage is constant.
+
+    advantage: float [N]. rates: how often each is drawn, float [N] (`draws.draw_rates`); None: all alike.
+    """
+    if rates is None:
+        mean, deviation = advantage.mean(), advantage.std()
+    else:
+        mean = np.average(advantage, weights=rates)
+        deviation = np.sqrt(np.average((advantage - mean) ** 2, weights=rates))
     if deviation < 1e-8:
         return np.zeros_like(advantage)
-    return scale * (advantage - advantage.mean()) / deviation
+    return scale * (advantage - mean) / deviation
 
 
-def shuffle_between(advantage: np.ndarray, seed: int) -> np.ndarray:
-    """The control: the same advantages, permuted over all starts."""
-    return np.random.default_rng([seed, 0x5AFE]).permutation(advantage)
+def shuffle_between(advantage: np.ndarray, seed: int, positions: np.ndarray | None = None) -> np.ndarray:
+    """The control: the same advantages, permuted over all starts, or over those at `positions` int [n]."""
+    rng = np.random.default_rng([seed, 0x5AFE])
+    if positions is None:
+        return rng.permutation(advantage)
+    shuffled = advantage.copy()
+    shuffled[positions] = rng.permutation(advantage[positions])
+    return shuffled
 
 
 def to_weights(
-    advantage: np.ndarray, beta: float, scale: float, clip: float
+    advantage: np.ndarray, beta: float, scale: float, clip: float, rates: np.ndarray | None = None
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Weights exp(beta A) float32 [N] of mean 1, of advantages standardised to deviation `scale`; and how few carry
-    the loss."""
-    standardized = standardize(advantage, scale)
+    the loss.
+
+    rates: how often each is drawn, float [N] (`draws.draw_rates`), which mean, deviation, effective sample size and
+    clipped share count it by; the weight of what is never drawn is 0. None: all alike.
+    """
+    standardized = standardize(advantage, scale, rates)
     weight = losses.advantage_weights(torch.from_numpy(standardized), beta, clip)
-    weight = weight / weight.mean()
+    clipped = np.exp(beta * standardized) >= clip
+    if rates is None:
+        weight = weight / weight.mean()
+        size, clip_fraction = losses.effective_sample_size(weight), np.mean(clipped)
+    else:
+        rate = torch.from_numpy(np.asarray(rates, np.float64))
+        weight = torch.where(rate > 0, weight.double(), 0.0)
+        weight = weight / ((rate * weight).sum() / rate.sum())
+        size, clip_fraction = losses.effective_sample_size(weight, rate), np.average(clipped, weights=rates)
     return weight.numpy().astype(np.float32), {
-        "weight/effective_sample_size": float(losses.effective_sample_size(weight)),
-        "weight/clip_fraction": float(np.mean(np.exp(beta * standardized) >= clip)),
+        "weight/effective_sample_size": float(size),
+        "weight/clip_fraction": float(clip_fraction),
     }

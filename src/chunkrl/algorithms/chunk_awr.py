@@ -13,6 +13,9 @@ With "candidates" attached to the data set, chunks [len, N, H, A] of another pol
 asks Q about them and never teaches Q with them, for nothing is known of what they earn: V is the expectile over the
 recorded chunk and the candidates (as EMaQ's maximum, arXiv 2007.11091), and the policy clones the one of them that
 the held-out Q prefers, weighted by its advantage.
+
+On a pi policy the loss is the weighted flow-matching loss and V takes no entropy term. One pass of the policy's
+vision tower over an observation serves the policy and, detached, V, Q and its target (`with_vision`).
 """
 
 from __future__ import annotations
@@ -30,12 +33,17 @@ from chunkrl.algorithms import losses
 from chunkrl.algorithms.base import Metrics, Networks, Phase
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
+from chunkrl.algorithms.value_learner import ValueLabels, label_metrics, monte_carlo_returns
 from chunkrl.data.collection import ChunkData
+from chunkrl.data.draws import trained_starts
+from chunkrl.data.large_arrays import keep
+from chunkrl.data.returns import TimeOut
 from chunkrl.errors import ChunkRLError
+from chunkrl.models.policy import ImitationLoss
 from chunkrl.models.value_head import ValueHead
 from chunkrl.progress import Progress, silent
 from chunkrl.training.checkpoint import load_trained_state, trained_state
-from chunkrl.training.optim import OptimConfig, Optimizer, autocast, update_ema
+from chunkrl.training.optim import Ema, OptimConfig, Optimizer, autocast, update_ema
 from chunkrl.types import ChunkTransition
 
 
@@ -49,6 +57,9 @@ class JointConfig:
     num_critics: Q heads, the minimum counts. target_rate: EMA rate of the target Q (1: no target network).
     respect_ends: mask the bootstrap at termination, gamma^k, critic_mask; False is the document's y.
     normalize, weight_clip, advantage_scale: of the weights. num_folds: cross-fitting, 1 off.
+    ema_decay: of the policy's average, which is deployed; 0: none.
+    relabel_interval: updates between two looks at all data's values (0: one at the end).
+    time_out: what a time limit means for the returns that values are compared with; V and Q bootstrap there.
     """
 
     num_updates: int = 4000
@@ -64,6 +75,9 @@ class JointConfig:
     advantage_scale: float = 3.0
     weight_clip: float | None = 100.0
     num_folds: int = 1
+    ema_decay: float = 0.0
+    relabel_interval: int = 0
+    time_out: TimeOut = "failure"
 
 
 def iql(**settings: Any) -> JointConfig:
@@ -109,9 +123,14 @@ class ChunkAWR:
             raise ChunkRLError(
                 "candidate chunks need the expectile V of --objective iql: the document's V samples the policy"
             )
-        adv.check_rewards(dataset.name, adv.step_rewards(dataset))
+        self._step_reward = adv.step_rewards(dataset)
+        adv.check_rewards(dataset.name, self._step_reward)
+        returns = monte_carlo_returns(dataset, self._step_reward)
+        # a time-out's V is bootstrapped, whatever its returns are taken for
+        adv.check_failures(dataset, self._step_reward, returns, "bootstrap")
+        self._returns = keep(dataset.cache_dir, returns[dataset.starts])
         self.config, self.device = config, device
-        self._dataset = dataset
+        self._dataset, self._trained = dataset, trained_starts(dataset)
         self._horizon_discount = dataset.gamma**dataset.critic_horizon
         self.fold = assign_folds(dataset.frame_labels.success, config.num_folds, seed)
         dataset.attach("fold", self.fold[dataset.episode])
@@ -124,45 +143,78 @@ class ChunkAWR:
             groups = [list(self.policy.parameters()), *self.value.parameter_groups()]
             groups += self.critic.parameter_groups()
         self._optimizer = Optimizer(groups, optim, config.num_updates)
+        trained = [(name, p) for name, p in self.policy.named_parameters() if p.requires_grad]
+        self._ema = Ema(trained, config.ema_decay) if config.ema_decay > 0 else None
+        self.labels: dict[str, np.ndarray] = {}
+        self._num_updates = 0
 
     def phases(self) -> tuple[Phase, ...]:
-        """One phase, `joint`."""
-        return (Phase("joint", self.config.num_updates),)
+        """`joint`, and `values`, which trains nothing: it labels the data with what V and Q have become."""
+        joint = Phase("joint", self.config.num_updates, self._trained)
+        return (joint, Phase("values", 0, self._trained, next_observation=False))
 
     def start_phase(self, name: str, progress: Progress = silent) -> Metrics:
-        """Nothing to prepare."""
-        return {}
+        """Before `values`: labels every start and says what V is worth."""
+        return self._label(progress) if name == "values" else {}
+
+    def _label(self, progress: Progress) -> Metrics:
+        """Value, return and advantage Q - V of every start, the held-out ones; nothing trains on these labels."""
+
+        def score(prepared: Any, batch: ChunkTransition) -> torch.Tensor:
+            value = self.value.each(lambda v: v.forward_prepared(prepared))  # type: ignore[operator]
+            return torch.stack([value, self._target_q(prepared, batch.actions)], dim=1)
+
+        held_out, seen = label_values(self.value, self._dataset, self.device, progress, score)
+        value, advantage = held_out[0], held_out[1] - held_out[0]
+        if self._trained is not None:
+            advantage[np.setdiff1d(np.arange(len(advantage)), self._trained)] = 0.0
+        labels = ValueLabels(value, seen[0], self._returns, advantage)
+        self.labels = {
+            "value": value,
+            "value_seen": seen[0],
+            "return": self._returns,
+            "advantage": advantage,
+        }
+        return label_metrics(labels, self._dataset, self.config.time_out, self.config.num_folds > 1)
 
     def update(self, name: str, batch: ChunkTransition) -> Metrics:
-        """One joint update on a batch [B]."""
+        """One joint update on a batch [B].
+
+        `loss/value_held_out` is of the rows that a network may not train on, beside `loss/value`.
+        """
         config, batch = self.config, batch.to(self.device)
-        fold = batch.labels["fold"]
+        metrics: Metrics = {}
+        if config.relabel_interval and self._num_updates % config.relabel_interval == 0 < self._num_updates:
+            metrics |= self._label(silent)
+        self._num_updates += 1
         for network in (self.policy, self.value, self.critic):
             network.train()
+        with autocast(self.device):
+            batch = replace(batch, observation=self.policy.with_vision(batch.observation))
         first: Any = self.value.networks[0]
         now = first.prepare(batch.observation)
         with autocast(self.device):
             value = self.value.each(lambda v: v.forward_prepared(now))  # type: ignore[operator]
             q = self.critic.each(lambda c: c.forward_prepared(now, batch.actions))  # type: ignore[operator]
             critic = self._critic_loss(q, batch)
-            value_loss, log_prob = self._value_loss(value, now, batch)
-            batch, advantage = self._policy_targets(value, now, batch, fold)
+            chunks = _with_candidates(batch)
+            target = None if config.expectile is None else self._target_q(now, chunks)
+            value_loss, more = self._value_loss(value, target, now, batch)
+            batch, advantage = self._policy_targets(value, target, chunks, now, batch)
             weights = losses.advantage_weights(
                 advantage, config.beta * config.advantage_scale, config.weight_clip, config.normalize
             )
-            nll = self._negative_log_likelihood(batch)
-            policy = losses.policy_loss(weights, nll)
+            lost = self._imitation_loss(batch)
+            policy = losses.policy_loss(weights, lost.per_chunk)
             loss = losses.total_loss(critic, value_loss, policy, config.lambda_v, config.lambda_pi)
+        lr = self._optimizer.lr
         norm = self._optimizer.step(loss)
-        if config.target_rate < 1:
-            update_ema(self.target, self.critic, config.target_rate)
-        else:
-            self.target.load_state_dict(self.critic.state_dict())
-        metrics: Metrics = {
+        self._update_averages()
+        metrics |= {
             "loss/critic": float(critic.detach()),
             "loss/value": float(value_loss.detach()),
             "loss/policy": float(policy.detach()),
-            "loss/imitation": float(nll.detach().mean()),
+            "loss/imitation": float(lost.per_chunk.detach().mean()),
             "value/mean": float(value.detach().mean()),
             "q/mean": float(q.detach().mean()),
             "advantage/mean": float(advantage.detach().mean()),
@@ -171,10 +223,26 @@ class ChunkAWR:
             "weight/max": float(weights.max()),
             "weight/effective_sample_size": float(losses.effective_sample_size(weights)),
             "grad_norm/joint": norm,
+            "lr/joint": lr,
         }
+        metrics |= {key: total / count for key, (total, count) in lost.parts.items() if count}
         if config.weight_clip is not None:
             metrics["weight/clip_fraction"] = float((weights >= config.weight_clip).float().mean())
-        return metrics if log_prob is None else metrics | {"policy/log_prob": float(log_prob.mean())}
+        return metrics | more
+
+    def _update_averages(self) -> None:
+        if self.config.target_rate < 1:
+            update_ema(self.target, self.critic, self.config.target_rate)
+        else:
+            self.target.load_state_dict(self.critic.state_dict())
+        if self._ema is not None:
+            self._ema.update()
+
+    @torch.no_grad()
+    def _target_q(self, now: Any, chunks: torch.Tensor) -> torch.Tensor:
+        """The target networks' least Q of chunks [B, H, A]: [K, B]; of N each [B, N, H, A]: [K, N, B]."""
+        q = self.target.each(lambda c: c.forward_prepared(now, chunks).amin(0))  # type: ignore[operator]
+        return q if chunks.dim() == 3 else q.transpose(1, 2)
 
     def _critic_loss(self, q: torch.Tensor, batch: ChunkTransition) -> torch.Tensor:
         config = self.config
@@ -195,86 +263,96 @@ class ChunkAWR:
         return total
 
     def _value_loss(
-        self, value: torch.Tensor, now: Any, batch: ChunkTransition
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        config, trains = self.config, self.value.trains_on(batch.labels["fold"])
+        self, value: torch.Tensor, target: torch.Tensor | None, now: Any, batch: ChunkTransition
+    ) -> tuple[torch.Tensor, Metrics]:
+        """The folds' sum of losses; target: Q of what V is the expectile of, [K, B] or [K, N, B], or None."""
+        trains = self.value.trains_on(batch.labels["fold"])
+        if target is None:
+            return self._sampled_value_loss(value, trains, now, batch)
+        expectile = self.config.expectile
+        assert expectile is not None
+        usable = batch.critic_mask if self.config.respect_ends else torch.ones_like(batch.critic_mask)
         total = value.new_zeros(())
-        log_prob: torch.Tensor | None = None
-        chunk = batch.actions
-        candidates = batch.labels.get("candidates")
-        if candidates is not None:
-            chunk = torch.cat([chunk[:, None], candidates], dim=1)
-        if config.expectile is None:
-            with torch.no_grad():
-                chunk = self.policy.sample(batch.observation, 1)[:, 0]
-                if config.alpha > 0:
-                    whole = torch.ones_like(batch.action_mask)
-                    log_prob = self.policy.log_prob(self.policy.prepare(batch.observation), chunk, whole)
-        with torch.no_grad():
-            target = self.target.each(lambda c: c.forward_prepared(now, chunk).amin(0))  # type: ignore[operator]
         for k in range(len(value)):
-            if config.expectile is None:
-                # every fold's V stays within its own data: rows it may not see are left out of its mean
-                rows = trains[k].nonzero().squeeze(-1)
-                entropy = None if log_prob is None else log_prob[rows]
-                total = total + losses.value_loss(value[k][rows], target[k][rows], entropy, config.alpha)
-            else:
-                mask = trains[k] & batch.critic_mask if config.respect_ends else trains[k]
-                targets = target[k] if candidates is None else target[k].T  # [B] or [N + 1, B]
-                total = total + losses.expectile_loss(value[k], targets, config.expectile, mask)
-        return total, log_prob
+            total = total + losses.expectile_loss(value[k], target[k], expectile, trains[k] & usable)
+        unseen = ~trains & usable
+        if not unseen.any():
+            return total, {}
+        held_out = [
+            losses.expectile_loss(value[k], target[k], expectile, unseen[k]) for k in range(len(value))
+        ]
+        return total, {"loss/value_held_out": float(sum(held_out).detach())}  # type: ignore[union-attr]
+
+    def _sampled_value_loss(
+        self, value: torch.Tensor, trains: torch.Tensor, now: Any, batch: ChunkTransition
+    ) -> tuple[torch.Tensor, Metrics]:
+        """The document's: towards Q - log pi of a chunk drawn from the policy."""
+        config, log_prob = self.config, None
+        with torch.no_grad():
+            chunk = self.policy.sample(batch.observation, 1)[:, 0]
+            if config.alpha > 0:
+                whole = torch.ones_like(batch.action_mask)
+                log_prob = self.policy.log_prob(self.policy.prepare(batch.observation), chunk, whole)
+        target, total = self._target_q(now, chunk), value.new_zeros(())
+        for k in range(len(value)):
+            # every fold's V stays within its own data: rows it may not see are left out of its mean
+            rows = trains[k].nonzero().squeeze(-1)
+            entropy = None if log_prob is None else log_prob[rows]
+            total = total + losses.value_loss(value[k][rows], target[k][rows], entropy, config.alpha)
+        return total, {} if log_prob is None else {"policy/log_prob": float(log_prob.mean())}
 
     @torch.no_grad()
     def _policy_targets(
         self,
         value: torch.Tensor,
+        target: torch.Tensor | None,
+        chunks: torch.Tensor,
         now: Any,
         batch: ChunkTransition,
-        fold: torch.Tensor,
     ) -> tuple[ChunkTransition, torch.Tensor]:
         """The batch with the chunks that the policy clones, and their held-out advantages [B]."""
-        candidates = batch.labels.get("candidates")
+        fold = batch.labels["fold"]
+        q = self.target.held_out(self._target_q(now, chunks) if target is None else target, fold)
         baseline = self.value.held_out(value, fold)
-        if candidates is None:
-            q = self.target.each(lambda c: c.forward_prepared(now, batch.actions).amin(0))  # type: ignore[operator]
-            return batch, self.target.held_out(q, fold) - baseline
-        chunks = torch.cat([batch.actions[:, None], candidates], dim=1)
-        q = self.target.each(lambda c: c.forward_prepared(now, chunks).amin(0).T)  # type: ignore[operator]
-        best, chosen = self.target.held_out(q, fold).max(dim=0)
+        if chunks.dim() == 3:
+            return batch, q - baseline
+        best, chosen = q.max(dim=0)
         rows = torch.arange(len(chosen), device=chosen.device)
         mask = batch.action_mask | (chosen > 0)[:, None]  # a candidate has no padding
         return replace(batch, actions=chunks[rows, chosen], action_mask=mask), best - baseline
 
-    def _negative_log_likelihood(self, batch: ChunkTransition) -> torch.Tensor:
+    def _imitation_loss(self, batch: ChunkTransition) -> ImitationLoss:
         if self.config.respect_ends or not self.policy.has_log_prob:
-            return self.policy.imitation_loss(batch.observation, batch.actions, batch.action_mask).per_chunk
+            return self.policy.imitation_loss(batch.observation, batch.actions, batch.action_mask)
         prepared = self.policy.prepare(batch.observation)
-        return -self.policy.log_prob(prepared, batch.actions, batch.action_mask)  # the document's sum
-
-    def frame_values(self) -> tuple[np.ndarray, np.ndarray]:
-        """V of every start by the network that never saw its episode and by those that did (each [len])."""
-        return label_values(self.value, self._dataset, self.device)
+        # the document's sum
+        return ImitationLoss(-self.policy.log_prob(prepared, batch.actions, batch.action_mask))
 
     def q_ensemble(self) -> QEnsemble | None:
         """Q for best-of-N."""
         return QEnsemble(self.critic.eval())
 
     def _parts(self) -> dict[str, Any]:
-        return {
+        parts: dict[str, Any] = {
             "value": self.value,
             "critic": self.critic,
             "target": self.target,
             "optimizer": self._optimizer,
         }
+        return parts if self._ema is None else parts | {"ema": self._ema}
 
     def deployed(self) -> AbstractContextManager[None]:
-        """See `Algorithm.deployed`; no average is kept."""
-        return nullcontext()
+        """See `Algorithm.deployed`."""
+        return nullcontext() if self._ema is None else self._ema.applied()
 
     def state_dict(self) -> dict[str, Any]:
-        """Networks, target networks, optimiser and folds."""
+        """Networks, target networks, optimiser, average and folds."""
         parts = {key: part.state_dict() for key, part in self._parts().items()}
-        own = {"policy": trained_state(self.policy), "fold": torch.from_numpy(self.fold)}
+        own = {
+            "policy": trained_state(self.policy),
+            "fold": torch.from_numpy(self.fold),
+            "num_updates": self._num_updates,
+        }
         return parts | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -282,5 +360,12 @@ class ChunkAWR:
         load_trained_state(self.policy, state["policy"])
         for key, part in self._parts().items():
             part.load_state_dict(state[key])
+        self._num_updates = state["num_updates"]
         self.fold = state["fold"].numpy()
         self._dataset.attach("fold", self.fold[self._dataset.episode])
+
+
+def _with_candidates(batch: ChunkTransition) -> torch.Tensor:
+    """The recorded chunks [B, H, A], with the other policy's behind them where there are some: [B, N + 1, H, A]."""
+    candidates = batch.labels.get("candidates")
+    return batch.actions if candidates is None else torch.cat([batch.actions[:, None], candidates], dim=1)

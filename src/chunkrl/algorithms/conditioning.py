@@ -107,33 +107,54 @@ def conditions_beside(condition: str) -> tuple[str, ...]:
     return tuple(sorted(beside | {"", condition}))
 
 
+def _quantiles(values: np.ndarray, rates: np.ndarray | None, shares: tuple[float, ...]) -> np.ndarray:
+    """Of values float [N]; with rates float [N], the smallest values that such shares of what is drawn do not
+    exceed."""
+    if rates is None:
+        return np.quantile(values, shares)
+    order = np.argsort(values, kind="stable")
+    drawn = np.cumsum(rates[order], dtype=np.float64)
+    first = np.searchsorted(drawn, np.asarray(shares) * drawn[-1] * (1 - 1e-9))
+    return values[order][first]
+
+
 def advantage_bins(
-    advantage: np.ndarray, task: np.ndarray, config: ConditioningConfig, return_range: float
+    advantage: np.ndarray,
+    task: np.ndarray,
+    config: ConditioningConfig,
+    return_range: float,
+    rates: np.ndarray | None = None,
 ) -> np.ndarray:
     """The bin of every advantage, int64 [N].
 
     advantage: float [N], in units of returns. task: int [N]; quantiles are taken within each task, whose advantages
     need not be comparable. return_range: highest minus lowest return, which fixed edges are fractions of.
+    rates: how often each is drawn, float [N] (`draws.draw_rates`), which quantiles count it by: the bins' shares are
+    those of the batches, and what is never drawn shifts no edge. None: all alike.
 
     Raises:
         ChunkRLError: a bin is empty.
     """
     bins = np.empty(len(advantage), dtype=np.int64)
-    for one in np.unique(task):
-        rows = task == one
+    drawn = np.ones(len(task), bool) if rates is None else rates > 0
+    for one in np.unique(task[drawn]):
+        rows = (task == one) & drawn
         values = advantage[rows].astype(np.float64)
         if config.edges == "quantiles":
-            edges = np.quantile(values, config.boundaries)
+            edges = _quantiles(values, None if rates is None else rates[rows], config.boundaries)
         else:
             edges = np.asarray(config.boundaries) * return_range
-        bins[rows] = np.searchsorted(edges, values, side="left")
+        bins[task == one] = np.searchsorted(edges, advantage[task == one].astype(np.float64), side="left")
+    bins[~np.isin(task, task[drawn])] = 0  # nothing of these tasks is trained on
     # every task must have its own share of each quantile; fixed edges mean the same for all
-    groups = [bins[task == one] for one in np.unique(task)] if config.edges == "quantiles" else [bins]
+    each_task = [bins[(task == one) & drawn] for one in np.unique(task[drawn])]
+    groups = each_task if config.edges == "quantiles" else [bins[drawn]]
     counts = np.min([np.bincount(group, minlength=config.num_bins) for group in groups], axis=0)
     if (counts == 0).any():
         empty = [condition_text(int(label), config.num_bins) for label in np.flatnonzero(counts == 0)]
         raise ChunkRLError(
-            f"no chunk of a task got {empty}: advantages are {advantage.min():.3g} to {advantage.max():.3g}, and "
+            f"no chunk of a task got {empty}: advantages are {advantage[drawn].min():.3g} to "
+            f"{advantage[drawn].max():.3g}, and "
             f"returns spread over {return_range:.3g}. Use --conditioning.edges quantiles, or --conditioning.cuts in "
             "that range. Advantages that are all equal mean that the data has only successes or only failures"
         )
@@ -170,15 +191,21 @@ def human_steps(data: ChunkData) -> np.ndarray | None:
 
 
 def label_bins(
-    data: ChunkData, advantage: np.ndarray, returns: np.ndarray, config: ConditioningConfig
+    data: ChunkData,
+    advantage: np.ndarray,
+    returns: np.ndarray,
+    config: ConditioningConfig,
+    rates: np.ndarray | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Labels of every start and their shares.
 
-    advantage, returns: float [len]. The labels: `advantage_bin_raw`, the critic's, and `advantage_bin`, with some
-    forced high, int [len] each; `loss_steps`, bool [len, H], where the robot's steps of mixed chunks are masked.
+    advantage, returns: float [len]. rates: how often each start is drawn, float [len] (`draws.draw_rates`), which
+    quantiles and shares count it by; None: all alike. The labels: `advantage_bin_raw`, the critic's, and
+    `advantage_bin`, with some forced high, int [len] each; `loss_steps`, bool [len, H], where the robot's steps of
+    mixed chunks are masked.
     """
-    span = return_range(returns)
-    bins = advantage_bins(advantage, data.task, config, span.high - span.low)
+    span = return_range(returns if rates is None else returns[rates > 0])
+    bins = advantage_bins(advantage, data.task, config, span.high - span.low, rates)
     labels, human = {}, None
     acted = human_steps(data)
     if acted is not None:
@@ -188,10 +215,15 @@ def label_bins(
             labels["loss_steps"] = np.where((human.some & ~human.every)[:, None], acted, True)
     forced = force_labels(bins, human, data.source(np.arange(len(data))), config)
     names = [condition_text(label, config.num_bins).split()[-1] for label in range(config.num_bins)]
-    shares = {f"advantage/share_{name}": float(np.mean(forced == label)) for label, name in enumerate(names)}
-    shares["advantage/forced_fraction"] = float(np.mean(forced != bins))
-    if (forced != bins).any():  # what the critic thinks of what it was overruled on
-        shares["advantage/mean_of_forced"] = float(advantage[forced != bins].mean())
+    overruled = (forced != bins) if rates is None else (forced != bins) & (rates > 0)
+
+    def share(rows: np.ndarray) -> float:
+        return float(np.average(rows, weights=rates))
+
+    shares = {f"advantage/share_{name}": share(forced == label) for label, name in enumerate(names)}
+    shares["advantage/forced_fraction"] = share(overruled)
+    if overruled.any():  # what the critic thinks of what it was overruled on
+        shares["advantage/mean_of_forced"] = float(advantage[overruled].mean())
     return labels | {"advantage_bin_raw": bins, "advantage_bin": forced}, shares
 
 

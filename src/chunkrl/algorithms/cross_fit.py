@@ -10,7 +10,7 @@ Source: sample splitting for nuisance functions, Chernozhukov et al. 2018 (arXiv
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
 from chunkrl.training.optim import autocast
+from chunkrl.types import ChunkTransition
 
 
 def assign_folds(success: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
@@ -90,30 +91,41 @@ def labelling_batch_size(dataset: ChunkData) -> int:
     return 64 if dataset.cameras else 4096
 
 
+Score: TypeAlias = Callable[[Any, ChunkTransition], Tensor]
+"""(prepared, batch [B]) -> [K, ..., B], of what the folds' networks say of a batch."""
+
+
 @torch.no_grad()
 def label_values(
-    networks: CrossFitted, dataset: ChunkData, device: torch.device, progress: Progress = silent
+    networks: CrossFitted,
+    dataset: ChunkData,
+    device: torch.device,
+    progress: Progress = silent,
+    score: Score | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """V of every start by the network that never saw its episode, and the mean of those that did: [len] each.
 
-    networks: value networks. The data set's label `fold` says each start's fold. Several processes share the work,
-    and all get all values.
+    networks: value networks. score: what is labelled in place of V, [..., len] each. The data set's label `fold`
+    says each start's fold. Several processes share the work, and all get all values.
     """
     networks.eval()
     first: Any = networks.networks[0]
-    held_out, seen = (np.zeros(len(dataset), np.float32) for _ in range(2))
+    score = score or (lambda prepared, _: networks.each(lambda v: v.forward_prepared(prepared)))  # type: ignore[operator]
+    held_out = seen = np.zeros(0, np.float32)
     size = labelling_batch_size(dataset) * ranks.world_size()
     for begin in range(0, len(dataset), size):
         positions = np.arange(begin, min(begin + size, len(dataset)))
         own = positions[ranks.own_rows(len(positions))]
         # sharded networks compute together: a process without rows of its own goes along
-        batch = dataset.batch(own if len(own) else positions[:1], next_observation=False)
-        prepared = first.prepare(batch.observation.to(device))
+        batch = dataset.batch(own if len(own) else positions[:1], next_observation=False).to(device)
+        prepared = first.prepare(batch.observation)
         with autocast(device):
-            values = networks.each(lambda v, p=prepared: v.forward_prepared(p)).float()  # type: ignore[operator]
-        fold = batch.labels["fold"].to(device)
-        held_out[own] = networks.held_out(values, fold).cpu().numpy()[: len(own)]
-        seen[own] = networks.seen(values, fold).cpu().numpy()[: len(own)]
+            values = score(prepared, batch).float()
+        if begin == 0:
+            held_out, seen = (np.zeros((*values.shape[1:-1], len(dataset)), np.float32) for _ in range(2))
+        fold = batch.labels["fold"]
+        held_out[..., own] = networks.held_out(values, fold).cpu().numpy()[..., : len(own)]
+        seen[..., own] = networks.seen(values, fold).cpu().numpy()[..., : len(own)]
         progress("label", int(positions[-1]) + 1, len(dataset))
     # each is zero in the others' rows
     whole = ranks.sum_over_ranks(torch.from_numpy(np.stack([held_out, seen]))).numpy()

@@ -46,6 +46,7 @@ from chunkrl.algorithms.value_learner import (
     microbatches,
 )
 from chunkrl.data.collection import ChunkData
+from chunkrl.data.draws import draw_rates, trained_starts
 from chunkrl.data.large_arrays import keep
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
@@ -149,9 +150,12 @@ class CrossFittedAdvantage:
         self._ema = Ema(trained, config.ema_decay) if config.ema_decay > 0 else None
         self.labels: dict[str, np.ndarray] = {}
         self._num_policy_updates = 0
-        self._subset: np.ndarray | None = None
+        self._trained = self._subset = trained_starts(dataset)
         if config.data == "successes":
-            self._subset = keep(dataset.cache_dir, np.flatnonzero(dataset.success))
+            positions = np.flatnonzero(dataset.success)
+            if self._trained is not None:
+                positions = self._trained[dataset.success[self._trained]]
+            self._subset = keep(dataset.cache_dir, positions)
         if self._subset is not None and len(self._subset) == 0:
             raise ChunkRLError(
                 f"{dataset.name} has no successful episode to clone: say with --success which are, or use "
@@ -172,11 +176,10 @@ class CrossFittedAdvantage:
         )
         phases = [policy]
         if config.train_q:
-            phases.insert(0, Phase("critic", config.value_updates, next_observation=False))
+            phases.insert(0, Phase("critic", config.value_updates, self._trained, next_observation=False))
         if values is not None:
-            phases.insert(
-                0, Phase("value", config.value_updates, next_observation=values.uses_next_observation)
-            )
+            value = Phase("value", config.value_updates, self._trained, values.uses_next_observation)
+            phases.insert(0, value)
         return tuple(phases)
 
     def start_phase(self, name: str, progress: Progress = silent) -> Metrics:
@@ -274,15 +277,22 @@ class CrossFittedAdvantage:
         assert self.critic is not None
         self.critic.train()
         first: Any = self.critic.networks[0]
-        prepared = first.prepare(batch.observation)
         mask = self.critic.trains_on(batch.labels["fold"]) & batch.critic_mask
-        with autocast(self.device):
-            q = self.critic.each(lambda c: c.forward_prepared(prepared, batch.actions)[0])  # type: ignore[operator]
-            error = (q.float() - batch.labels["scaled_advantage"]).square()
-            counts = ranks.sum_over_ranks(mask.sum(dim=1)).clamp(min=1) / ranks.world_size()
-            loss = ((error * mask).sum(dim=1) / counts).sum()
-        norm = self._critic_optimizer.step(loss)
-        mean = ranks.mean_over_ranks(float(loss.detach()) / len(q))
+        # of the whole batch, as in `ValueLearner.update`
+        counts = ranks.sum_over_ranks(mask.sum(dim=1)).clamp(min=1) / ranks.world_size()
+        total = 0.0
+        for rows in microbatches(len(batch.actions), self.config.microbatch_size):
+            part = batch.rows(rows)
+            prepared = first.prepare(part.observation)
+            for k, network in enumerate(self.critic.networks):
+                with autocast(self.device):
+                    q = network.forward_prepared(prepared, part.actions)[0]  # type: ignore[operator]
+                error = (q.float() - part.labels["scaled_advantage"]).square()
+                loss = (error * mask[k, rows]).sum() / counts[k]
+                self._critic_optimizer.backward(loss)
+                total += float(loss.detach())
+        norm = self._critic_optimizer.apply()
+        mean = ranks.mean_over_ranks(total / len(self.critic.networks))
         return {"loss/critic": mean, "grad_norm/critic": norm}
 
     def _label(self, progress: Progress) -> Metrics:
@@ -290,24 +300,27 @@ class CrossFittedAdvantage:
         if labels is None:
             assert self.values is not None
             labels = self.values.label(progress)
-        metrics = label_metrics(labels, self._dataset, config.fit.time_out)
-        advantage = adv.shuffle_between(labels.advantage, self.seed) if config.shuffled else labels.advantage
+        metrics = label_metrics(labels, self._dataset, config.fit.time_out, config.num_folds > 1)
+        rates = draw_rates(self._dataset, self._trained)
+        advantage = labels.advantage
+        if config.shuffled:
+            advantage = adv.shuffle_between(advantage, self.seed, self._trained)
         self.labels = {
             "value": labels.value,
             "value_seen": labels.value_seen,
             "return": labels.returns,
             "advantage": labels.advantage,
-            "scaled_advantage": adv.standardize(labels.advantage, 1.0).astype(np.float32),
+            "scaled_advantage": adv.standardize(labels.advantage, 1.0, rates).astype(np.float32),
             "weight": np.ones(len(advantage), dtype=np.float32),
         }
         if config.use == "weight":
             fit = config.fit
             self.labels["weight"], more = adv.to_weights(
-                advantage, config.beta, fit.advantage_scale, fit.weight_clip
+                advantage, config.beta, fit.advantage_scale, fit.weight_clip, rates
             )
             metrics |= more
         elif config.use == "condition":
-            bins, more = label_bins(self._dataset, advantage, labels.returns, config.conditioning)
+            bins, more = label_bins(self._dataset, advantage, labels.returns, config.conditioning, rates)
             self.labels |= bins
             metrics |= more
         return metrics

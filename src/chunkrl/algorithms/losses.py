@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Normalize = Literal["none", "standardize", "max"]
@@ -49,17 +48,6 @@ def expectile_loss(value: Tensor, target: Tensor, expectile: float, mask: Tensor
     return weighted_mean(weight * error.square(), mask)
 
 
-def outcome_loss(value_logit: Tensor, outcome: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy of V = sigmoid(logit) with the discounted outcome in [0, 1].
-
-    value_logit: [..., B]; outcome [B]; mask: bool [..., B] or [B].
-    """
-    entropy = F.binary_cross_entropy_with_logits(
-        value_logit, outcome.detach().expand_as(value_logit), reduction="none"
-    )
-    return weighted_mean(entropy, mask)
-
-
 def advantage_weights(
     advantage: Tensor, beta: float, clip: float | None, normalize: Normalize = "none"
 ) -> Tensor:
@@ -89,6 +77,12 @@ def total_loss(critic: Tensor, value: Tensor, policy: Tensor, lambda_v: float, l
     return critic + lambda_v * value + lambda_pi * policy
 
 
-def effective_sample_size(weights: Tensor) -> Tensor:
-    """(sum w)^2 / (n sum w^2) in (0, 1]: the share of samples that carry the weighted loss."""
+def effective_sample_size(weights: Tensor, rates: Tensor | None = None) -> Tensor:
+    """(sum w)^2 / (n sum w^2) in (0, 1]: the share of samples that carry the weighted loss.
+
+    weights: [n]. rates: how often each sample is drawn, [n]; None: all alike.
+    """
+    if rates is not None:
+        total = (rates * weights).sum().square()
+        return total / (rates.sum() * (rates * weights.square()).sum()).clamp(min=1e-12)
     return weights.sum().square() / (len(weights) * weights.square().sum()).clamp(min=1e-12)

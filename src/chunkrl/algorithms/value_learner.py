@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -23,6 +23,7 @@ from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms.base import Histogram, Metrics, Networks
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
 from chunkrl.data.collection import ChunkData
+from chunkrl.data.draws import trained_starts
 from chunkrl.data.large_arrays import by_blocks, keep
 from chunkrl.data.returns import TimeOut, lambda_returns, n_step_returns
 from chunkrl.errors import ChunkRLError
@@ -132,10 +133,10 @@ class ValueLearner:
         shard(self.networks)
         self._optimizer: Optimizer | None = Optimizer(self.networks.parameter_groups(), optim, num_updates)
         self._step_reward = adv.step_rewards(data)
-        zero = np.zeros(len(self._step_reward), dtype=np.float32)
-        returns = lambda_returns(zero, self._step_reward, data.segments, data.gamma, 1.0)
-        self.returns = keep(data.cache_dir, returns)
-        self.range = adv.return_range(self.returns)
+        self.returns = monte_carlo_returns(data, self._step_reward)
+        after_success = data.frame_labels.after_success
+        self.range = adv.return_range(self.returns[~after_success] if after_success.any() else self.returns)
+        adv.check_failures(data, self._step_reward, self.returns, fit.time_out)
         self.known = known_outcomes(data, fit.time_out)
         adv.check_outcomes(data.name, self.returns, self.known[data.starts])
         if data.frame_labels.success.all():
@@ -238,7 +239,7 @@ class ValueLearner:
         return keep(folder, self.range.from_unit(held_out)), keep(folder, self.range.from_unit(seen))
 
     def label(self, progress: Progress) -> ValueLabels:
-        """Values and advantages of every start."""
+        """Values and advantages of every start; what is not trained on (`draws.trained_starts`) has advantage 0."""
         data, fit = self._data, self.fit
         if len(data) != data.num_frames:
             raise ValueError("cross-fitted labels need every frame of the data set as a start")
@@ -251,7 +252,9 @@ class ValueLearner:
             target = n_step_returns(
                 value, self._step_reward, data.segments, data.gamma, fit.num_steps, fit.time_out
             )
-        return ValueLabels(value, seen, self.returns, keep(data.cache_dir, target - value))
+        advantage = target - value
+        advantage[data.frame_labels.after_success] = 0.0
+        return ValueLabels(value, seen, self.returns, keep(data.cache_dir, advantage))
 
     def finish(self) -> None:
         """Frees what only learning needs (moments, averages) and moves the networks to the CPU: the policy's training
@@ -279,17 +282,35 @@ class ValueLearner:
         self._attach_folds()
 
 
-def label_metrics(labels: ValueLabels, data: ChunkData, time_out: TimeOut) -> Metrics:
-    """What the labels of `data` are worth on episodes that V never saw, and how they are distributed."""
+def label_metrics(
+    labels: ValueLabels, data: ChunkData, time_out: TimeOut, cross_fitted: bool = True
+) -> Metrics:
+    """What the labels of `data` are worth on episodes that V never saw, and how they are distributed over the starts
+    that are trained on.
+
+    cross_fitted: False where V saw all episodes: nothing is said of unseen ones then.
+    """
     known = known_outcomes(data, time_out)[data.starts]
     quality = value_quality(labels.value[known], labels.value_seen[known], labels.returns[known])
+    trained = trained_starts(data)
+    if trained is not None:
+        labels = ValueLabels(*(getattr(labels, f.name)[trained] for f in fields(ValueLabels)))
+    scalars = quality.scalars()
+    if not cross_fitted:
+        del scalars["value/rank_correlation_held_out"], scalars["value/overfit_gap"]
     return {
-        **quality.scalars(),
+        **scalars,
         "advantage/positive_fraction": float(np.mean(labels.advantage > 0)),
         "value/held_out": Histogram.of(labels.value),
         "value/return": Histogram.of(labels.returns),
         "advantage/value": Histogram.of(labels.advantage),
     }
+
+
+def monte_carlo_returns(data: ChunkData, step_reward: np.ndarray) -> np.ndarray:
+    """The return of every frame as it was recorded, float32 [N]; step_reward: of `advantages.step_rewards`."""
+    zero = np.zeros(len(step_reward), dtype=np.float32)
+    return keep(data.cache_dir, lambda_returns(zero, step_reward, data.segments, data.gamma, 1.0))
 
 
 def known_outcomes(data: ChunkData, time_out: TimeOut) -> np.ndarray:

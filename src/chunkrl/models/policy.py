@@ -70,6 +70,10 @@ class PolicyModel(Protocol):
 
     has_log_prob: bool
 
+    def with_vision(self, observation: Observation) -> Observation:
+        """The observation with what the policy and the critics on its features share of it."""
+        ...
+
     def imitation_loss(
         self,
         observation: Observation,
@@ -125,6 +129,10 @@ class PolicyNetwork(nn.Module):
     def prepare(self, observation: Observation) -> Prepared:
         """See `ObservationEncoder.prepare`."""
         return self.encoder.prepare(observation)
+
+    def with_vision(self, observation: Observation) -> Observation:
+        """The observation itself: small networks have an encoder each, and share nothing."""
+        return observation
 
     def forward(self, observation: Observation) -> Tensor:
         """The most likely chunk (Gaussian mean; the flow started from zero noise): [B, H, A]."""

@@ -24,7 +24,6 @@ from torch.utils.checkpoint import checkpoint
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.lora import merge_lora
-from chunkrl.models.pi.config import PiConfig
 from chunkrl.models.pi.flow import attention_mask, token_positions
 from chunkrl.models.pi.language import KeyValues, PrefixLayer, rotary_angles
 from chunkrl.models.pi.layers import Linear, RMSNorm
@@ -247,13 +246,3 @@ class PiCritic(nn.Module):
         chunks = self.features.chunks(inputs, actions[:, None] if single else actions)
         values = torch.stack([self.value_head.value(q.outputs(inputs, chunks)) for q in self.networks])  # type: ignore[operator]
         return values[..., 0] if single else values
-
-
-def critic_parameters(config: PiConfig, critic: PiCriticConfig, head: ValueHead) -> int:
-    """Parameters of one V on a policy of this size, without building it."""
-    width, kv = config.prefix_width, config.num_kv_heads * config.head_dim
-    attention = 2 * width * config.num_heads * config.head_dim + 2 * width * kv
-    block = attention + 3 * width * config.prefix_mlp_width + 2 * width
-    readout = (critic.num_queries * width + 1) * 2 * critic.head_width
-    outputs = (critic.head_width + 1) * head.num_outputs
-    return critic.depth * block + (critic.num_queries + 1) * width + readout + outputs

@@ -39,6 +39,8 @@ class PrefixInputs(TensorRecord):
     tokens: int64 [B, L]; token_mask: bool [B, L], padding False.
     state: float32 [B, action_dim], normalised and padded (pi0), or None (pi0.5).
     dense: no camera is masked and no token is padding: attention needs no mask in the prefix.
+    vision: [B, C, T, W], the images' tokens where they are computed already, in place of `images`; camera order is
+        that of `image_masks`.
     """
 
     images: Mapping[str, Tensor] = field(default_factory=dict)
@@ -47,6 +49,7 @@ class PrefixInputs(TensorRecord):
     token_mask: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.bool))
     state: Tensor | None = None
     dense: bool = False
+    vision: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,8 @@ class PiModel(nn.Module):
 
     def embed_cameras(self, inputs: PrefixInputs) -> Tensor:
         """All cameras' image tokens [C * B, T, W]: the part of the prefix that no text changes."""
+        if inputs.vision is not None:
+            return inputs.vision.transpose(0, 1).flatten(0, 1)
         if not inputs.images:
             return self.projector.weight.new_zeros(0, self.config.vision.num_tokens, self.config.prefix_width)
         # One vision pass for all cameras: the kernels are larger and there are fewer of them.
@@ -192,7 +197,7 @@ class PiModel(nn.Module):
 
         vision: the result of `embed_cameras`, where it is there already.
         """
-        cameras = list(inputs.images)
+        cameras = list(inputs.image_masks)
         stacked = self.embed_cameras(inputs) if vision is None else vision
         parts = list(stacked.chunk(len(cameras))) if cameras else []
         masks = [

@@ -44,6 +44,10 @@ class PiLearner(nn.Module):
                 "that it was started from (--pi0-checkpoints-dir, --pi0-config)"
             )
 
+    def with_vision(self, observation: Observation) -> Observation:
+        """See `PolicyModel` and `PiPolicy.with_vision`."""
+        return self.policy.with_vision(observation)
+
     def imitation_loss(
         self,
         observation: Observation,

@@ -118,27 +118,16 @@ class PiPolicy(nn.Module):
             ChunkRLError: a camera is missing or unknown, an image, state or task is not as the policy takes it.
         """
         settings, config = self.recipe.settings, self.recipe.config
-        found, known = set(observation.images), set(settings.cameras)
-        if found != known:
-            raise ChunkRLError(
-                f"the observation has the cameras {sorted(found)} and the policy takes {list(settings.cameras)}: "
-                f"missing {sorted(known - found)}, unknown {sorted(found - known)}; rename them in the data or "
-                "set 'cameras' in the recipe"
-            )
+        self._check_cameras(observation)
         state = self.normalize_state(observation)
         tokens, token_mask = self._tokenize(observation, state, condition, pad_to)
-        images = {
-            camera: prepare_images(
-                observation.images[camera].to(self.device), config.vision.image_size, settings.resize, camera
-            )
-            for camera in settings.cameras
-        }
+        images = self._prepare_images(observation) if observation.vision is None else {}
         model_state = None
         if config.kind == "pi0" and state is not None:
             model_state = F.pad(state, (0, config.action_dim - state.shape[1])).to(self.device, torch.float32)
         masks = {
-            name: torch.ones(len(image), dtype=torch.bool, device=self.device)
-            for name, image in images.items()
+            camera: torch.ones(observation.batch_size, dtype=torch.bool, device=self.device)
+            for camera in settings.cameras
         }
         return PrefixInputs(
             images=images,
@@ -148,7 +137,39 @@ class PiPolicy(nn.Module):
             state=model_state,
             # Known here on the CPU; asking the GPU would wait for it.
             dense=bool(token_mask.all()),
+            vision=None if observation.vision is None else observation.vision.to(self.device),
         )
+
+    def _check_cameras(self, observation: Observation) -> None:
+        settings = self.recipe.settings
+        found, known = set(observation.images), set(settings.cameras)
+        if found != known:
+            raise ChunkRLError(
+                f"the observation has the cameras {sorted(found)} and the policy takes {list(settings.cameras)}: "
+                f"missing {sorted(known - found)}, unknown {sorted(found - known)}; rename them in the data or "
+                "set 'cameras' in the recipe"
+            )
+
+    def _prepare_images(self, observation: Observation) -> dict[str, Tensor]:
+        """Camera -> float32 [B, 3, S, S] on the model's device, in the settings' order."""
+        settings, size = self.recipe.settings, self.recipe.config.vision.image_size
+        return {
+            camera: prepare_images(observation.images[camera].to(self.device), size, settings.resize, camera)
+            for camera in settings.cameras
+        }
+
+    def with_vision(self, observation: Observation) -> Observation:
+        """The batched observation with its vision tokens, for all that reads it next: one pass of the vision tower
+        serves the policy's loss or its samples, and critics, which detach them.
+
+        Gradients flow into the vision tower where it trains and they are enabled.
+        """
+        if observation.vision is not None or not self.recipe.settings.cameras:
+            return observation
+        self._check_cameras(observation)
+        images = self._prepare_images(observation)
+        tokens = self.model.embed_images(torch.cat(list(images.values())))
+        return replace(observation, vision=tokens.unflatten(0, (len(images), -1)).transpose(0, 1))
 
     def with_condition(
         self,

@@ -1,0 +1,50 @@
+"""Which starts training draws, and how often: what is averaged over the data counts every start so."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from chunkrl.data.collection import ChunkCollection, ChunkData
+from chunkrl.data.large_arrays import blocks, by_blocks, keep, zeros
+
+
+def trained_starts(data: ChunkData) -> np.ndarray | None:
+    """Positions int [n] of the starts that may be trained on; None: all.
+
+    What was recorded after a success is left out. The task has ended there: its frames are no decisions of it, no
+    policy comes to them, their outcome is nobody's doing, and a V that learned from them would learn that places
+    which look like success are worth nothing.
+    """
+    after = data.frame_labels.after_success
+    if not after.any():
+        return None
+    ended = by_blocks(data.cache_dir, len(data), bool, lambda rows: after[data.starts[rows]])
+    return keep(data.cache_dir, np.flatnonzero(~ended))
+
+
+def draw_rates(data: ChunkData, drawn: np.ndarray | None) -> np.ndarray | None:
+    """How often each start is drawn relative to the average drawn one, float32 [len]; None: all alike.
+
+    drawn: positions int [n] that may be drawn, None all; the others have rate 0. A data set with a weight is drawn
+    from at that rate (`loader.ChunkLoader`), so that each of its n starts counts weight / n; those without anything
+    to draw are left out.
+    """
+    collection = data if isinstance(data, ChunkCollection) else ChunkCollection([data])
+    if drawn is None and collection.weights is None:
+        return None
+    rates = zeros(collection.cache_dir, len(collection), np.float32)
+    if drawn is None:
+        rates[:] = 1.0
+    else:
+        rates[drawn] = 1.0
+    counts = np.array([_total(rates[first:last]) for first, last in collection.spans])
+    if collection.weights is not None:
+        shares = np.where(counts > 0, collection.weights, 0.0)
+        shares *= counts.sum() / shares.sum()
+        for (first, last), share, count in zip(collection.spans, shares, counts, strict=True):
+            rates[first:last] *= share / max(count, 1.0)
+    return keep(collection.cache_dir, rates)
+
+
+def _total(values: np.ndarray) -> float:
+    return float(sum(values[rows].sum(dtype=np.float64) for rows in blocks(len(values))))
