@@ -5,13 +5,20 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import torch
 
+from chunkrl.data.normalize import Normalizer
 from chunkrl.envs.fake_robot import FakeRobot
+from chunkrl.envs.metaworld import ACTION_DIM, STATE_DIM
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.envs.robot import RobotEnvironment
+from chunkrl.models.encoders import NetworkConfig, ObservationSpec
+from chunkrl.models.factory import NetworkFactory
+from chunkrl.models.policy import ChunkShape, PolicyConfig
 from chunkrl.online.action_guard import ActionSpace
 from chunkrl.online.control import ControlRate
 from chunkrl.online.policy_runner import PolicyChunk
+from chunkrl.training.policy_io import ChunkPolicy, PolicySpec
 
 
 class CountingSource:
@@ -52,6 +59,21 @@ class NoClock:
 
     def sleep(self, seconds: float) -> None:
         self.time += seconds
+
+
+def small_policy(
+    seed: int, state_dim: int = STATE_DIM, action_dim: int = ACTION_DIM, cameras: tuple[str, ...] = ()
+) -> ChunkPolicy:
+    """Random networks; chunks of 8 actions, up to +-2: beyond what simulators take."""
+    torch.manual_seed(seed)
+    network = NetworkConfig(hidden_dim=16, num_layers=1)
+    shape, config = ChunkShape(horizon=8, action_dim=action_dim), PolicyConfig()
+    spec = ObservationSpec(state_dim=state_dim, cameras=cameras)
+    scales = Normalizer.identity(state_dim), Normalizer.identity(action_dim)
+    bound = 2.0 * torch.ones(action_dim)
+    factory = NetworkFactory(spec, shape, *scales, (-bound, bound), network, config, critic_network=network)
+    described = PolicySpec(spec, shape, network, config, None, 80.0, "test", "")
+    return ChunkPolicy(described, factory.policy(), None)
 
 
 def fake_rate(fps: float = 30.0) -> ControlRate:

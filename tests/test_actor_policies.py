@@ -3,42 +3,25 @@
 import numpy as np
 import pytest
 import torch
+from actor_fakes import small_policy
 from pi_tiny import observation, tiny_policy
 
-from chunkrl.data.normalize import Normalizer
-from chunkrl.envs.metaworld import ACTION_DIM, STATE_DIM, MetaWorldEnv
+from chunkrl.envs.metaworld import ACTION_DIM, MetaWorldEnv
 from chunkrl.envs.protocol import EnvStep
-from chunkrl.models.encoders import NetworkConfig, ObservationSpec
-from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.pi.actor import PiActor
-from chunkrl.models.policy import ChunkShape, PolicyConfig
 from chunkrl.online.action_guard import ActionSpace
 from chunkrl.online.actor import Actor, ActorConfig, Human
 from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig
 from chunkrl.online.policy_runner import PolicyRunner
 from chunkrl.online.records import Item, StepRecord
 from chunkrl.online.scripted_corrector import CorrectionRule, ScriptedCorrector
-from chunkrl.training.policy_io import ChunkPolicy, PolicySpec
-
-
-def _small_policy(seed: int) -> ChunkPolicy:
-    torch.manual_seed(seed)
-    network = NetworkConfig(hidden_dim=16, num_layers=1)
-    shape = ChunkShape(horizon=8, action_dim=ACTION_DIM)
-    spec, config = ObservationSpec(state_dim=STATE_DIM), PolicyConfig()
-    scales = Normalizer.identity(STATE_DIM), Normalizer.identity(ACTION_DIM)
-    bound = 2.0 * torch.ones(ACTION_DIM)  # beyond what the simulator takes
-    factory = NetworkFactory(spec, shape, *scales, (-bound, bound), network, config, critic_network=network)
-    return ChunkPolicy(
-        PolicySpec(spec, shape, network, config, None, 80.0, "test", ""), factory.policy(), None
-    )
 
 
 def test_a_small_policy_runs_on_metaworld_and_changes_its_weights_on_the_way():
     pytest.importorskip("metaworld")
     env = MetaWorldEnv("push-v3", max_steps=40)
-    runner = PolicyRunner(_small_policy(0), env.task, "sample")
-    newer = dict(_small_policy(1).policy.named_parameters())
+    runner = PolicyRunner(small_policy(0), env.task, "sample")
+    newer = dict(small_policy(1).policy.named_parameters())
     corrector = ScriptedCorrector.for_metaworld(
         env, CorrectionRule(budget=1, stall_steps=10, correction_steps=5)
     )

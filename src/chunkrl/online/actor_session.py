@@ -22,7 +22,7 @@ from chunkrl.online.actor_log import ActorLog
 from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig
 from chunkrl.online.item_spool import ItemSpool
 from chunkrl.online.keys import key_source
-from chunkrl.online.learner_link import LearnerLink, LinkState
+from chunkrl.online.learner_link import FETCH_EVERY_S, LearnerLink, LinkState
 from chunkrl.online.live_view import LiveView
 from chunkrl.online.policy_runner import PolicyRunner
 from chunkrl.online.records import Hello, StreamSpec
@@ -39,6 +39,7 @@ _STREAM = "stream.json"  # in the spool's folder: what its records look like
 _FIRST_WEIGHTS_S = 120.0
 _SWITCH_S = 0.0005
 _SHOWN_S = 30.0
+_WAITED_FOR_S = 0.1  # between two questions for weights that an episode waits for
 
 
 def run_actor(command: ActorCommand) -> None:
@@ -78,7 +79,8 @@ class _Session:
             opened.callback(executor.close)
             if not command.offline:
                 hello = Hello(command.actor_id, spool.spool_id, station.spec)
-                self._link = LearnerLink(command.connect, hello, spool, runner.push)
+                every_s = FETCH_EVERY_S if command.max_ahead_steps is None else _WAITED_FOR_S
+                self._link = LearnerLink(command.connect, hello, spool, runner.push, every_s)
                 resources.callback(self._link.close)
                 self._link.wait_first_weights(_FIRST_WEIGHTS_S)
             log = ActorLog(

@@ -18,7 +18,7 @@ from chunkrl.online.weights import WeightFetcher
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.1
-FETCH_EVERY_S = 2.0
+FETCH_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
