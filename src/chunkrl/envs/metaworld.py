@@ -33,6 +33,7 @@ STATE_DIM = len(FULL_STATE)
 ACTION_DIM = 4
 GOAL = slice(36, 39)
 VIDEO_SIZE = (240, 320)  # height and width of `render`'s pictures
+MAX_STEPS = 150  # default time limit
 FPS = 80.0  # MuJoCo step 2.5 ms, 5 steps an action
 TASK_TEXT = {
     "push-v3": "push the puck to the goal",
@@ -61,6 +62,11 @@ def check_task(name: str) -> None:
         raise ChunkRLError(f"MetaWorld has no task {name!r}; choose one of {', '.join(task_names())}")
 
 
+def task_text(name: str) -> str:
+    """The task in words, as policies are given it."""
+    return TASK_TEXT.get(name, name.removesuffix("-v3").replace("-", " "))
+
+
 def check_observation(state: str, camera_size: int) -> None:
     """Raises ChunkRLError unless `MetaWorldEnv` can observe so."""
     if state not in get_args(State):
@@ -77,7 +83,7 @@ class MetaWorldEnv:
     action_dim = ACTION_DIM
     fps = FPS
 
-    def __init__(self, name: str, max_steps: int = 150, state: State = "full", camera_size: int = 0) -> None:
+    def __init__(self, name: str, max_steps: int = MAX_STEPS, state: State = "full", camera_size: int = 0) -> None:
         """
         Args:
             name: MetaWorld task.
@@ -96,7 +102,7 @@ class MetaWorldEnv:
         self.state_dim = len(self._entries)
         self.full_state = np.zeros(STATE_DIM, dtype=np.float32)  # of the last step, whatever `state` says
         self.name = name
-        self.task = TASK_TEXT.get(name, name.removesuffix("-v3").replace("-", " "))
+        self.task = task_text(name)
         self.max_steps = max_steps
         self._env = metaworld.ALL_V3_ENVIRONMENTS[name]()
         # The goal belongs to the observation; the space that `step` clips to is cached with the goal at 0.

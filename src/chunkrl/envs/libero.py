@@ -1,0 +1,236 @@
+"""LIBERO (extra `libero`): 130 manipulation tasks of a Franka arm, with the conventions of openpi and LeRobot.
+
+State [8]: position of the gripper (m, world frame), its orientation as axis times angle (rad), the two finger joints
+(m). Action [7] in [-1, 1]: changes of position (1: 5 cm) and orientation (1: 0.5 rad) of the controller's target, and
+the gripper: -1 opens, +1 closes. 20 actions a second. After a reset 10 actions without motion let the objects settle.
+Pictures are rotated by 180 degrees. An episode ends at success, by the task's own predicate, or after `max_steps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, get_args
+
+import numpy as np
+
+from chunkrl.envs.libero_package import import_libero
+from chunkrl.envs.libero_tasks import NUM_INITIAL_STATES, InitialStates, find_task, initial_states
+from chunkrl.envs.offscreen import OffscreenRenderer, Rendering
+from chunkrl.envs.protocol import EnvStep
+from chunkrl.errors import ChunkRLError
+
+STATE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right")
+ACTION_NAMES = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")
+STATE_DIM, ACTION_DIM = len(STATE_NAMES), len(ACTION_NAMES)
+FPS = 20.0
+SIMULATOR_CAMERAS = ("agentview", "robot0_eye_in_hand")
+# What data sets and policies call the two: LeRobot's names, and openpi's.
+CAMERAS = ("observation.images.image", "observation.images.image2")
+OPENPI_CAMERAS = ("image", "wrist_image")
+NUM_SETTLING_STEPS = 10
+NO_MOTION = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float64)
+VIDEO_SIZE = 256
+
+
+class LiberoEnv:
+    """One LIBERO task behind `chunkrl.envs.protocol.Environment`."""
+
+    state_dim = STATE_DIM
+    action_dim = ACTION_DIM
+    fps = FPS
+
+    def __init__(
+        self,
+        name: str,
+        max_steps: int | None = None,
+        camera_size: int = 0,
+        cameras: tuple[str, ...] = CAMERAS,
+        rendering: Rendering = "default",
+        initial: InitialStates = "official",
+    ) -> None:
+        """
+        Args:
+            name: `suite/number`, e.g. `libero_spatial/3`.
+            max_steps: time limit, steps, settling not counted; default: the suite's.
+            camera_size: side of the pictures, pixels; 0: no camera, and no rendering context.
+            cameras: names of the outer and the wrist camera in `EnvStep.images`.
+            rendering: `default` as robosuite draws; `fast` without shadows, reflections and multisampling.
+            initial: `official`: `reset(i)` starts in the official initial state i (0 to 49), for evaluation;
+                `sampled`: `reset(seed)` draws placements from the regions of the task's definition, for training
+                data, which so does not hold the states that are evaluated.
+
+        Raises:
+            ChunkRLError: no such task, missing assets, no OpenGL, or a second environment with cameras in a process.
+            MissingExtraError: LIBERO is not installed.
+        """
+        task = find_task(name)
+        if camera_size < 0:
+            raise ChunkRLError(f"camera_size is {camera_size}; it must be 0 (no camera) or a side in pixels")
+        if initial not in get_args(InitialStates) or rendering not in get_args(Rendering):
+            raise ChunkRLError(
+                f"initial is {initial!r} and rendering {rendering!r}; use one of {get_args(InitialStates)} and "
+                f"one of {get_args(Rendering)}"
+            )
+        if len(cameras) != len(SIMULATOR_CAMERAS):
+            raise ChunkRLError(
+                f"LIBERO has the cameras {' and '.join(SIMULATOR_CAMERAS)}; {len(cameras)} names are given for "
+                f"them: {cameras}"
+            )
+        self.name, self.task = task.name, task.text
+        self.max_steps = task.max_steps if max_steps is None else max_steps
+        self.num_initial_states = NUM_INITIAL_STATES if initial == "official" else None
+        self.cameras = cameras if camera_size else ()
+        self._camera_size = camera_size
+        self._rendering: Rendering = rendering
+        self._official = initial_states(task) if initial == "official" else None
+        self.domain, self._randomization_error = _build(task)
+        self._renderer: OffscreenRenderer | None = None
+        self._num_steps = 0
+        robot = self.domain.robots[0]
+        self._hand = self.domain.sim.model.body_name2id(robot.robot_model.eef_name)
+        if camera_size:
+            self._make_renderer()
+
+    @property
+    def mujoco(self):
+        """(MjModel, MjData), for renderers and experts."""
+        return self.domain.sim.model._model, self.domain.sim.data._data
+
+    def reset(self, seed: int) -> EnvStep:
+        """Starts the episode of initial state `seed` (`official`: 0 to 49), whatever ran before.
+
+        LIBERO places fixtures (cabinet, stove) anew at every reset and keeps their place in no initial state: `seed`
+        determines it as well.
+
+        Raises:
+            ChunkRLError: no such official initial state.
+        """
+        if self._official is not None and not 0 <= seed < len(self._official):
+            raise ChunkRLError(
+                f"{self.name} has the official initial states 0 to {len(self._official) - 1}, not {seed}"
+            )
+        with _seeded(seed):
+            while True:
+                try:
+                    self.domain.reset()
+                    break
+                except self._randomization_error:  # no placement without overlap was found: draw again
+                    continue
+        gripper = self.domain.robots[0].gripper
+        gripper.current_action = np.zeros_like(gripper.current_action)  # the one state that a reset leaves
+        if self._official is not None:
+            self.domain.sim.set_state_from_flattened(self._official[seed])
+        self.domain.sim.forward()
+        for _ in range(NUM_SETTLING_STEPS):
+            self.domain.step(NO_MOTION)
+        self._num_steps = 0
+        if self._renderer is not None:
+            for camera in self._camera_ids:
+                self._renderer.check(self.mujoco[1], camera, self._camera_size)
+        return EnvStep(**self._observe())
+
+    def step(self, action: np.ndarray) -> EnvStep:
+        """One action, 1/20 s; reward 1 at success, else 0."""
+        action = np.asarray(action, dtype=np.float64)
+        if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
+            raise ValueError(f"{self.name} takes {ACTION_DIM} finite action values, got {action}")
+        self.domain.step(np.clip(action, -1.0, 1.0))
+        self._num_steps += 1
+        success = bool(self.domain._check_success())
+        return EnvStep(
+            **self._observe(),
+            reward=float(success),
+            success=success,
+            terminated=success,
+            truncated=not success and self._num_steps >= self.max_steps,
+        )
+
+    def _observe(self) -> dict[str, Any]:
+        """`state` and `images` of an EnvStep."""
+        robot, (_, data) = self.domain.robots[0], self.mujoco
+        state = np.concatenate(
+            [
+                data.site_xpos[robot.eef_site_id],
+                axis_angle(data.xquat[self._hand]),
+                data.qpos[robot._ref_gripper_joint_pos_indexes],
+            ]
+        )
+        images = {}
+        if self._camera_size:
+            for name, camera in zip(self.cameras, self._camera_ids, strict=True):
+                images[name] = self._draw(camera, self._camera_size)
+        return {"state": state.astype(np.float32), "images": images}
+
+    def _draw(self, camera: int, size: int) -> np.ndarray:
+        """Rotated by 180 degrees, as the field has them: OpenGL's first row is the lowest."""
+        if self._renderer is None:
+            self._make_renderer()
+        assert self._renderer is not None
+        return np.ascontiguousarray(self._renderer.draw(self.mujoco[1], camera, size)[::-1, ::-1])
+
+    def _make_renderer(self) -> None:
+        model = self.mujoco[0]
+        self._camera_ids = [model.camera(name).id for name in SIMULATOR_CAMERAS]
+        self._renderer = OffscreenRenderer(model, max(self._camera_size, VIDEO_SIZE), self._rendering)
+
+    def render(self) -> np.ndarray:
+        """The outer camera's view for videos, uint8 [256, 256, 3]; needs OpenGL without cameras too."""
+        if self._renderer is None:
+            self._make_renderer()
+        return self._draw(self._camera_ids[0], VIDEO_SIZE)
+
+    def close(self) -> None:
+        """Frees the simulator and the rendering context."""
+        if self._renderer is not None:
+            self._renderer.close()
+        self._renderer = None
+        self.domain.close()
+
+
+def axis_angle(quaternion: np.ndarray) -> np.ndarray:
+    """Axis times angle (rad) of a quaternion (w, x, y, z), as openpi and LeRobot convert LIBERO's: the angle is 0 to
+    2 pi, so q and -q come out differently."""
+    w = np.clip(quaternion[0], -1.0, 1.0)
+    sine = np.sqrt(1.0 - w * w)
+    if np.isclose(sine, 0.0):
+        return np.zeros(3)
+    return quaternion[1:] * 2.0 * np.arccos(w) / sine
+
+
+def _build(task) -> tuple[Any, type[Exception]]:
+    """The task's robosuite environment, without observables and rendering, and robosuite's RandomizationError."""
+    libero = import_libero()
+    problem = libero.parse_problem(str(task.bddl_file))
+    try:
+        with _seeded(0):
+            domain = libero.domains[problem["problem_name"]](
+                str(task.bddl_file),
+                robots=["Panda"],
+                controller_configs=libero.controller_config("OSC_POSE"),
+                initialization_noise=None,
+                use_camera_obs=False,
+                has_renderer=False,
+                has_offscreen_renderer=False,
+                ignore_done=True,
+                control_freq=int(FPS),
+                hard_reset=False,
+            )
+    except (OSError, ValueError) as error:  # an absent mesh: ValueError by MuJoCo, OSError by robosuite
+        raise ChunkRLError(
+            f"{task.name}: its scene cannot be built from the assets in {libero.assets}: {error}. If that folder "
+            "holds a part of LIBERO's assets only, unset LIBERO_ASSETS to fetch them all from the Hub"
+        ) from error
+    domain._observables.clear()  # sensors are read 25 times a step otherwise; `_observe` reads what is needed
+    return domain, libero.RandomizationError
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """numpy's global generator, which LIBERO draws from, seeded for a while."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
