@@ -15,6 +15,7 @@ from online_records import SPEC, episode, episode_id, same, step
 
 from chunkrl.errors import RecordError
 from chunkrl.online import wire
+from chunkrl.online.pictures import pack_item
 from chunkrl.online.proto import online_pb2 as pb
 from chunkrl.online.records import ITEM_SIZES, EpisodeSummary, Hello, TensorData, WeightPush, Welcome
 
@@ -28,8 +29,10 @@ PUSH = WeightPush.make(
         "none": TensorData("int8", (0, 4), b""),
     },
 )
+SMOOTH = np.full((8, 12, 3), 7, np.uint8)
 DECODERS = {
     "item": (wire.decode_item, wire.encode_item(step(1, 2))),
+    "packed": (wire.decode_item, pack_item(wire.encode_item(step(1, 2, images={"front": SMOOTH})))),
     "summary": (wire.decode_item, wire.encode_item(episode(1, 2)[-1])),
     "hello": (wire.decode_hello, wire.encode_hello(HELLO)),
     "welcome": (wire.decode_welcome, wire.encode_welcome(Welcome(1, 5, 2, ("weights",)))),

@@ -10,14 +10,15 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chunkrl.errors import ChunkRLError, RecordError, SpoolError, TransportError
 from chunkrl.online import wire
+from chunkrl.online.pictures import FEATURE, pack_item
 from chunkrl.online.records import Hello, WeightPush, Welcome
 from chunkrl.online.security import ConnectConfig, grpc, read_token, token_metadata
 from chunkrl.online.spool import Spool
-from chunkrl.online.transport import MESSAGE_OPTIONS, OUR_PROTOCOLS, SERVICE
+from chunkrl.online.transport import FEATURES, MESSAGE_OPTIONS, OUR_PROTOCOLS, SERVICE
 
 _LOG = logging.getLogger(__name__)
 _FOR_GOOD = {
@@ -70,8 +71,10 @@ class LearnerClient:
         if hello.spool_id != spool.spool_id:
             raise TransportError(f"hello names spool {hello.spool_id}, the spool is {spool.spool_id}")
         self.weights_version = 0
+        hello = replace(hello, features=FEATURES)
         self._connect, self._hello, self._spool, self._config = connect, hello, spool, config
         self._protocol = 0  # 0: to be greeted
+        self._packs = False
         self._metadata = token_metadata(read_token(connect.token_file))
         pause = [
             ("grpc.initial_reconnect_backoff_ms", int(config.first_pause_s * 1000)),
@@ -114,6 +117,7 @@ class LearnerClient:
             )
         self._spool.acknowledge(welcome.next_sequence)
         self._protocol, self.weights_version = welcome.protocol, welcome.weights_version
+        self._packs = FEATURE in welcome.features
         return welcome
 
     def drain(self) -> int:
@@ -185,10 +189,12 @@ class LearnerClient:
         try:
             while first < end and sent < self._config.burst_bytes:
                 items = self._spool.read(first, self._config.batch_bytes, end)
+                sent += sum(map(len, items))
+                if self._packs:
+                    items = [pack_item(item) for item in items]
                 batch = wire.Batch(self._hello.actor_id, self._hello.spool_id, protocol, first, items)
                 yield wire.encode_batch(batch)
                 first += len(items)
-                sent += sum(map(len, items))
         except ChunkRLError as error:
             failure.append(error)
             raise

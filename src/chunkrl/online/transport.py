@@ -17,12 +17,13 @@ from dataclasses import dataclass
 
 from chunkrl.errors import RecordError, SpoolError, TransportError
 from chunkrl.online import wire
+from chunkrl.online.pictures import FEATURE
 from chunkrl.online.records import MIN_PROTOCOL_VERSION, PROTOCOL_VERSION, Hello, WeightPush, Welcome
 from chunkrl.online.security import ListenConfig, admitted, grpc, read_token
 from chunkrl.online.streams import ReceivedStreams
 
 SERVICE = "chunkrl.online.v1.SpoolReceiver"
-FEATURES = ("weights",)
+FEATURES = ("weights", FEATURE)
 OUR_PROTOCOLS = (MIN_PROTOCOL_VERSION, PROTOCOL_VERSION)
 MESSAGE_OPTIONS = [
     ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),

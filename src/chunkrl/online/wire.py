@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from chunkrl.errors import MissingExtraError, RecordError
+from chunkrl.online.pictures import check_packed, unpack
 from chunkrl.online.records import (
     ITEM_SIZES,
     Entry,
@@ -119,8 +120,15 @@ def decode_item(data: bytes) -> Item:
     step = message.step
     fields = _fields(step, _STEP_FIELDS)
     fields |= {name: tensor_to_numpy(_get_tensor(getattr(step, name))) for name in _STEP_TENSORS}
-    pictures = [(camera.name, tensor_to_numpy(_get_tensor(camera.picture))) for camera in step.cameras]
+    check_packed(step.cameras)
+    pictures = [(camera.name, _picture(camera)) for camera in step.cameras]
     return StepRecord(**fields, images=_unique("camera", pictures))
+
+
+def _picture(camera: pb.Camera) -> np.ndarray:
+    if camera.HasField("packed"):
+        return unpack(camera.packed.data, camera.packed.height, camera.packed.width)
+    return tensor_to_numpy(_get_tensor(camera.picture))
 
 
 def decode_entry(sequence: int, data: bytes) -> Entry:
