@@ -99,6 +99,7 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
             "label",
             "train",
             "evaluate",
+            "compare",
             "report",
             "download",
             "convert",

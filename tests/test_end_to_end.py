@@ -24,11 +24,10 @@ def test_collect_train_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (run / "values.parquet").is_file()
     capsys.readouterr()
     for mode in ("mode", "best_of_n"):
-        result = tmp_path / f"{mode}.json"
-        evaluate = f"evaluate --policy {run / 'policy'} --num-episodes 2 --max-steps 12 --num-envs 2 "
-        main([*evaluate.split(), "--mode", mode, "--device", "cpu", "--output", str(result)])
-        found = json.loads(result.read_text())
-        assert found["num_episodes"] == len(found["episodes"]) == 2
+        evaluate = f"evaluate --policy {run / 'policy'} --num-episodes 2 --max-steps 12 --num-workers 0 "
+        main([*evaluate.split(), "--mode", mode, "--device", "cpu", "--output-dir", str(tmp_path / mode)])
+        found = json.loads((tmp_path / mode / "result.json").read_text())
+        assert found["num_episodes"] == len(found["tasks"]["push-v3"]["episodes"]) == 2
         assert 0 <= found["interval"][0] <= found["success"] <= found["interval"][1] <= 1
         assert found["exec_steps"] == 4
         assert re.search(r"success \d/2", capsys.readouterr().out)

@@ -46,17 +46,18 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(policy: Path, output: Path, *more: str) -> dict:
-    arguments = (
-        f"--policy {policy} --num-episodes 2 --num-envs 2 --max-steps 6 --device cpu --output {output}"
-    )
-    main(["evaluate", *arguments.split(), *more])
-    return json.loads(output.read_text())
+    """What the result says: settings, and the episodes of the one task."""
+    arguments = f"--policy {policy} --num-episodes 2 --num-workers 0 --batch-size 2 --max-steps 6 --device cpu"
+    main(["evaluate", *arguments.split(), "--output-dir", str(output), *more])
+    result = json.loads((output / "result.json").read_text())
+    (task,) = result["tasks"].values()
+    return result["settings"] | {"episodes": task["episodes"]}
 
 
 def refused(capsys: pytest.CaptureFixture[str], policy: Path, *more: str) -> str:
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        main(["evaluate", "--policy", str(policy), "--device", "cpu", "--num-episodes", "1", *more])
+        main(["evaluate", "--policy", str(policy), "--num-workers", "0", "--num-episodes", "1", *more])
     assert stop.value.code == 2
     return capsys.readouterr().err
 
@@ -64,15 +65,15 @@ def refused(capsys: pytest.CaptureFixture[str], policy: Path, *more: str) -> str
 def test_the_result_names_what_was_asked(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = evaluated(folder, tmp_path / "a.json")
+    found = evaluated(folder, tmp_path / "a")
     named = ("condition", "guidance", "num_steps", "state", "camera_size", "mode", "exec_steps")
     assert [found[name] for name in named] == [POSITIVE, 1.5, 10, "compact", 0, "mode", 3]
     assert [episode["num_steps"] for episode in found["episodes"]] == [6, 6]
     assert f"asked for {POSITIVE!r} at guidance 1.5" in capsys.readouterr().out
     asked = ("--condition", "Advantage: negative", "--guidance", "2", "--num-steps", "3", "--mode", "sample")
-    found = evaluated(folder, tmp_path / "b.json", *asked)
+    found = evaluated(folder, tmp_path / "b", *asked)
     assert [found[name] for name in named[:3]] == ["Advantage: negative", 2.0, 3]
-    assert evaluated(folder, tmp_path / "c.json", "--condition", "")["condition"] == ""
+    assert evaluated(folder, tmp_path / "c", "--condition", "")["condition"] == ""
 
 
 def test_the_asked_condition_reaches_the_prompt(
@@ -86,7 +87,7 @@ def test_the_asked_condition_reaches_the_prompt(
         return sample(self, *args, **kwargs)
 
     monkeypatch.setattr(PiPolicy, "sample", recorded)
-    evaluated(folder, tmp_path / "a.json", "--condition", "Advantage: neutral", "--num-steps", "2")
+    evaluated(folder, tmp_path / "a", "--condition", "Advantage: neutral", "--num-steps", "2")
     assert set(prompts) == {("Advantage: neutral", 1.5, 2)}
 
 
@@ -96,8 +97,8 @@ def test_a_policy_with_a_camera_sees_pictures_of_the_size_asked_for(
     tiny.main([str(data), str(tmp_path / "tiny"), "--horizon", "3", "--width", "16", "--depth", "1"])
     assert find_recipe(tmp_path / "tiny").settings.cameras == (CAMERA,)
     few = ("--num-steps", "1", "--exec-steps", "3")
-    assert evaluated(tmp_path / "tiny", tmp_path / "a.json", *few)["camera_size"] == tiny.IMAGE_SIZE
-    found = evaluated(tmp_path / "tiny", tmp_path / "b.json", *few, "--camera-size", "16")
+    assert evaluated(tmp_path / "tiny", tmp_path / "a", *few)["camera_size"] == tiny.IMAGE_SIZE
+    found = evaluated(tmp_path / "tiny", tmp_path / "b", *few, "--camera-size", "16")
     assert (found["camera_size"], found["condition"], found["guidance"]) == (16, "", 1.0)
     renamed = load_pretrained(tmp_path / "tiny")
     settings = replace(renamed.recipe.settings, cameras=("wrist",))
@@ -105,7 +106,7 @@ def test_a_policy_with_a_camera_sees_pictures_of_the_size_asked_for(
         renamed.model, replace(renamed.recipe, settings=settings), renamed.norm_stats, renamed.tokenizer
     )
     save_pretrained(renamed, tmp_path / "renamed")
-    assert re.search(r"\['wrist'\].*chunkrl collect", refused(capsys, tmp_path / "renamed"))
+    assert re.search(r"'wrist'.*--rename.*chunkrl collect", refused(capsys, tmp_path / "renamed"))
 
 
 def test_what_cannot_be_asked_of_a_pi_policy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,7 +139,7 @@ def test_what_cannot_be_asked_of_a_small_policy(
     error = refused(capsys, policy, "--condition", POSITIVE, "--num-steps", "5")
     assert "--condition and --num-steps are for pi policies" in error
     assert "say with --camera-size" in refused(capsys, policy)
-    found = evaluated(policy, tmp_path / "a.json", "--camera-size", "16")
+    found = evaluated(policy, tmp_path / "a", "--camera-size", "16")
     assert (found["state"], found["camera_size"], found["condition"]) == ("compact", 16, None)
 
 

@@ -109,7 +109,7 @@ class TestComparison:
         with pytest.raises(ChunkRLError, match="same initial states"):
             compare_arms([*arms, ArmResult("push-v3", "x", success(1, 5))], "x", ["chunk_rl"])
 
-    @pytest.mark.parametrize("values", [[], [[True]], [0.5], [math.nan]])
+    @pytest.mark.parametrize("values", [[], [[[True]]], [0.5], [math.nan]])
     def test_successes_are_booleans(self, values):
         with pytest.raises(ChunkRLError, match=r"arm 'a' on task 't'"):
             ArmResult("t", "a", np.asarray(values))

@@ -20,7 +20,8 @@ USAGE = """usage: chunkrl COMMAND [options]
   inspect    what a LeRobot data set holds, and every problem in it
   label      success, rewards, sub-goals and returns by rule, beside the data
   train      a better chunk policy from a LeRobot data set
-  evaluate   a trained policy from fixed initial states
+  evaluate   a trained policy in simulators, from fixed initial states
+  compare    finished evaluations against each other, state by state
   actor      a policy acts online, a human corrects, every step goes to the learner
   report     one HTML page of a training run: data, curves, values, advantages, frames
   download   pretrained pi0 and pi0.5 checkpoints
@@ -87,6 +88,12 @@ def _actor(arguments: Sequence[str]) -> None:
     run_actor(_parse(ActorCommand, "actor", arguments))
 
 
+def _compare(arguments: Sequence[str]) -> None:
+    from chunkrl.evaluation.compare_command import CompareCommand, compare
+
+    compare(_parse(CompareCommand, "compare", arguments))
+
+
 def _report(arguments: Sequence[str]) -> None:
     from chunkrl.evaluation.run_report import ReportCommand, report
 
@@ -118,6 +125,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "label": _label,
     "train": _train,
     "evaluate": _evaluate,
+    "compare": _compare,
     "actor": _actor,
     "report": _report,
     "download": _download,

@@ -29,6 +29,10 @@ class SlotReport:
     failure: str = ""
 
 
+# the world now, number of actions executed, the task's text, pictures drawn on the way
+SlotAnswer = tuple[EnvStep, int, str, tuple[np.ndarray, ...]]
+
+
 class EnvPool(Protocol):
     """Slots that hold one environment each. `reset` and `execute` return at once; `wait` says what came of them."""
 
@@ -61,16 +65,21 @@ class SlotEnvironment:
         self._env: Environment | None = None
         self._record_every = self._num_steps = 0
 
-    def reset(self, name: str, seed: int, record_every: int = 0) -> tuple[EnvStep, int, str, tuple]:
-        """(step, 0, task, frames); makes the environment where another one is held."""
+    def hold(self, name: str) -> Environment:
+        """Makes the environment where another one is held."""
         if self._env is None or self._name != name:
-            self.close()  # one rendering context a process
+            self.close()  # before the next is made: one rendering context a process
             self._env, self._name = self._make(name), name
-        step = self._env.reset(seed)
-        self._record_every, self._num_steps = record_every, 0
-        return step, 0, self._env.task, self._draw(force=True)
+        return self._env
 
-    def execute(self, actions: np.ndarray) -> tuple[EnvStep, int, str, tuple]:
+    def reset(self, name: str, seed: int, record_every: int = 0) -> SlotAnswer:
+        """(step, 0, task, frames) of a new episode."""
+        env = self.hold(name)
+        step = env.reset(seed)
+        self._record_every, self._num_steps = record_every, 0
+        return step, 0, env.task, self._draw(force=True)
+
+    def execute(self, actions: np.ndarray) -> SlotAnswer:
         """(step, number of actions executed, task, frames)."""
         env = self._env
         assert env is not None, "an episode must begin with reset"
@@ -109,7 +118,7 @@ class LocalPool:
             raise ChunkRLError("evaluation needs at least one environment and one episode")
         self.num_slots = num_slots
         self._slots = [SlotEnvironment(lambda name, slot=slot: make(slot, name)) for slot in range(num_slots)]
-        self._orders: list[tuple[int, Callable[[], tuple[EnvStep, int, str, tuple]]]] = []
+        self._orders: list[tuple[int, Callable[[], SlotAnswer]]] = []
 
     def reset(self, slot: int, env: str, seed: int, record_every: int = 0) -> None:
         """See `EnvPool`."""

@@ -1,41 +1,58 @@
-"""`chunkrl evaluate`: a trained policy of any kind on MetaWorld, from fixed initial states."""
+"""`chunkrl evaluate`: a trained policy of any kind in simulators, from fixed initial states."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
-from chunkrl.algorithms.conditioning import conditions_beside
 from chunkrl.build import choose_device
-from chunkrl.data.atomic import write_text
-from chunkrl.envs.metaworld import ACTION_DIM, CAMERA, STATE_NAMES, MetaWorldEnv, State
+from chunkrl.envs.offscreen import Rendering
+from chunkrl.envs.pool import EnvPool
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.rollout import Rollouts, evaluate, initial_seeds
-from chunkrl.evaluation.statistics import wilson_interval
+from chunkrl.evaluation.evaluation_folder import EvaluationFolder
+from chunkrl.evaluation.evaluation_page import write_page
+from chunkrl.evaluation.evaluation_result import (
+    EpisodeOutcome,
+    Evaluation,
+    EvaluationSettings,
+    Rate,
+    suite_rate,
+    task_rate,
+    write_evaluation,
+)
+from chunkrl.evaluation.evaluation_videos import record_videos
+from chunkrl.evaluation.observed import EnvRequest, fit_policy, make_pool, plan_episodes, renamed
+from chunkrl.evaluation.rollout import Actor, Episode, EpisodeResult, ExecutionConfig, run_episodes
+from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.models.pi.actor import PiActor
-from chunkrl.models.pi.policy import DEFAULT_NUM_STEPS
 from chunkrl.progress import Progress
+from chunkrl.training.asking import ask_for
 from chunkrl.training.policy_io import ActionMode, ChunkPolicy, load_policy
 
-_LEAST = {"num_episodes": 1, "num_envs": 1, "max_steps": 1, "num_candidates": 1, "seed": 0, "camera_size": 1}
+_LEAST = {
+    **{"num_episodes": 1, "num_workers": 0, "max_steps": 1, "num_candidates": 1, "seed": 0, "camera_size": 1},
+    **{"exec_steps": 1, "batch_size": 1, "videos": 0, "hang_s": 1},
+}
 
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """A trained policy on MetaWorld, from fixed initial states."""
+    """A trained policy on MetaWorld or LIBERO, from fixed initial states."""
 
     policy: str = "runs/train/policy"
     """A saved policy's folder: a run's `policy`, or any pi folder that says its settings."""
-    env: str = "push-v3"
-    """MetaWorld task."""
-    num_episodes: int = 100
-    """Initial states."""
+    env: tuple[str, ...] = ("push-v3",)
+    """Tasks: MetaWorld's (push-v3), LIBERO's (libero_spatial/3), or a whole suite (libero_spatial)."""
+    num_episodes: int | None = None
+    """Initial states a task; default: 100 in MetaWorld, all 50 official ones in LIBERO."""
     seed: int = 0
-    """Determines the initial states: equal seeds compare policies on equal states."""
-    max_steps: int = 150
-    """Time limit, steps."""
+    """Determines MetaWorld's initial states and all noise: equal seeds compare policies on equal states."""
+    max_steps: int | None = None
+    """Time limit, steps; default: 150 in MetaWorld, the suite's own in LIBERO."""
     exec_steps: int | None = None
     """Actions executed of each chunk; default: the whole chunk."""
     mode: ActionMode = "mode"
@@ -49,13 +66,23 @@ class EvaluateCommand:
     num_steps: int | None = None
     """Euler steps of a pi policy; default 10."""
     camera_size: int | None = None
-    """Side of the camera's pictures, pixels, for a policy with a camera: the data's; default: a pi policy's input."""
-    num_envs: int = 10
-    """Simulators stepped together."""
+    """Side of the cameras' pictures, pixels, for a policy with cameras: the data's; default: a pi policy's input."""
+    rendering: Rendering = "default"
+    """LIBERO: default, as robosuite draws; fast, without shadows, reflections and multisampling. As the data were."""
+    rename: tuple[str, ...] = ()
+    """Cameras that the policy knows by another name: ENVIRONMENT'S=POLICY'S."""
+    num_workers: int | None = None
+    """Simulator processes; default: one a core; 0: in this process. Results do not depend on it."""
+    batch_size: int = 4
+    """Observations a policy call; fewer are filled up, so that rounding does not depend on timing."""
+    hang_s: float = 300.0
+    """Seconds after which a silent simulator process is taken for hung and replaced."""
+    videos: int = 0
+    """Episodes to repeat and film, failures first; needs --output-dir."""
+    output_dir: str | None = None
+    """Folder for results, page and videos, and for going on after a stop; default: only the rates are printed."""
     device: str = "auto"
     """cpu, cuda, or auto."""
-    output: str | None = None
-    """JSON file for the result."""
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -64,114 +91,157 @@ class EvaluateCommand:
                 raise ChunkRLError(f"{name} is {value}; it must be at least {least}")
         if self.mode not in get_args(ActionMode):
             raise ChunkRLError(f"mode is {self.mode!r}; use one of {', '.join(get_args(ActionMode))}")
+        if self.videos and self.output_dir is None:
+            raise ChunkRLError("--videos needs a folder to put them in: give --output-dir")
 
 
 def evaluate_policy(command: EvaluateCommand, progress: Progress) -> None:
-    """Prints the success rate with its Wilson interval, and writes it where asked."""
+    """Prints success rates with Wilson intervals; with `output_dir`, keeps every episode and writes the page."""
     policy = load_policy(command.policy, choose_device(command.device))
-    asked = _ask(policy, command)
-    observed = _observed(policy, command)
-    envs = [
-        MetaWorldEnv(command.env, command.max_steps, **observed)
-        for _ in range(min(command.num_envs, command.num_episodes))
-    ]
-    actor = partial(policy.act, mode=command.mode, num_candidates=command.num_candidates)
-    exec_steps = policy.action_horizon if command.exec_steps is None else command.exec_steps
-    seeds = initial_seeds(command.seed, command.num_episodes)
-    rollouts = evaluate(actor, envs, seeds, exec_steps, progress, f"evaluate {command.env}")
-    num_success = int(rollouts.success.sum())
-    interval = wilson_interval(num_success, command.num_episodes)
-    print(
-        f"{command.env}: success {num_success}/{command.num_episodes} = {rollouts.success.mean():.2f}, "
-        f"95 % interval [{interval.low:.2f}, {interval.high:.2f}], {exec_steps} actions of each chunk executed"
-        + (
-            f", asked for {asked['condition']!r} at guidance {asked['guidance']:g}"
-            if asked["condition"]
-            else ""
-        )
+    asked = ask_for(policy, command)
+    request = fit_policy(
+        policy, command.env, command.max_steps, command.camera_size, command.rename, command.rendering
     )
-    if command.output:
-        record = {
-            "env": command.env,
-            "policy": command.policy,
-            "mode": command.mode,
-            **asked,
-            **observed,
-            "success": float(rollouts.success.mean()),
-            "interval": [interval.low, interval.high],
-            "num_episodes": command.num_episodes,
-            "seed": command.seed,
-            "exec_steps": exec_steps,
-            "episodes": _episodes(rollouts),
-        }
-        write_text(command.output, json.dumps(record, indent=2) + "\n")
-
-
-def _episodes(rollouts: Rollouts) -> list[dict[str, Any]]:
-    return [
-        {"seed": seed, "success": bool(ok), "num_steps": int(steps)}
-        for seed, ok, steps in zip(rollouts.seeds, rollouts.success, rollouts.num_steps, strict=True)
-    ]
-
-
-def _ask(policy: ChunkPolicy | PiActor, command: EvaluateCommand) -> dict[str, Any]:
-    """Sets what a pi policy is asked for: condition, guidance, num_steps, as the result names them."""
-    flags = ("condition", "guidance", "num_steps")
-    if not isinstance(policy, PiActor):
-        given = [f"--{name.replace('_', '-')}" for name in flags if getattr(command, name) is not None]
-        if given:
-            raise ChunkRLError(
-                f"{' and '.join(given)} are for pi policies, and {command.policy} is a small one: leave them out"
-            )
-        return dict.fromkeys(flags)
-    if command.mode == "best_of_n":
-        raise ChunkRLError(
-            "best_of_n needs Q(x, A), which a pi policy's folder does not hold: use --mode mode or sample"
+    settings = _settings(policy, command, request, asked, progress)
+    episodes = plan_episodes(settings, request.info.num_initial_states)
+    act = partial(policy.act, mode=command.mode, num_candidates=command.num_candidates)
+    actor = renamed(act, request.rename)
+    if command.output_dir is None:
+        outcomes: dict[int, EpisodeOutcome] = {}
+        with closing(_pool(request, command, len(episodes))) as pool:
+            _run(actor, pool, episodes, settings, outcomes, outcomes.__setitem__, progress)
+        print(format_evaluation(_evaluation(settings, episodes, outcomes, 0.0, pool.num_slots)))
+        return
+    with closing(EvaluationFolder(command.output_dir, settings)) as folder:
+        evaluation = _evaluate_in(folder, actor, settings, request, command, progress)
+        print(format_evaluation(evaluation))
+        print(
+            f"\nresult: {write_evaluation(folder.root, evaluation)}\npage:   {write_page(folder.root, evaluation)}"
         )
-    settings = policy.policy.recipe.settings
-    policy.condition = settings.condition if command.condition is None else command.condition
-    policy.guidance = settings.guidance if command.guidance is None else command.guidance
-    policy.num_steps = DEFAULT_NUM_STEPS if command.num_steps is None else command.num_steps
-    known = conditions_beside(settings.condition)
-    if policy.condition not in known:
-        trained = "without any" if known == ("",) else f"with {', '.join(repr(c) for c in known if c)}"
-        raise ChunkRLError(
-            f"--condition {policy.condition!r} is not what {command.policy} was trained with ({trained}): give one "
-            'of these, or "" to ask for nothing'
-        )
-    if command.guidance is not None and not policy.condition:
-        raise ChunkRLError(
-            "--guidance leads towards a condition, and the policy is asked for none: leave it out, or evaluate a "
-            "policy of --objective advantage_conditioned"
-        )
-    if policy.guidance < 0:
-        raise ChunkRLError(f"guidance is {policy.guidance}; it must not be negative")
-    return {name: getattr(policy, name) for name in flags}
 
 
-def _observed(policy: ChunkPolicy | PiActor, command: EvaluateCommand) -> dict[str, Any]:
-    """`state` and `camera_size` of an environment that gives what the policy takes."""
-    states: dict[int, State] = {len(names): state for state, names in STATE_NAMES.items()}
-    if policy.action_dim != ACTION_DIM or policy.state_dim not in (0, *states):
-        widths = " or ".join(f"{width} ({state})" for width, state in states.items())
-        raise ChunkRLError(
-            f"the policy has {policy.action_dim} action and {policy.state_dim} state values, MetaWorld has "
-            f"{ACTION_DIM} and {widths}: it was trained for another environment"
+def _evaluate_in(
+    folder: EvaluationFolder,
+    actor: Actor,
+    settings: EvaluationSettings,
+    request: EnvRequest,
+    command: EvaluateCommand,
+    progress: Progress,
+) -> Evaluation:
+    """Runs what is missing in `folder`, then the films."""
+    episodes = plan_episodes(settings, request.info.num_initial_states)
+    outcomes = folder.load(episodes)
+    clock = folder.clock()
+
+    def keep(number: int, outcome: EpisodeOutcome) -> None:
+        folder.save(episodes[number], outcome)
+        clock.tick()
+
+    if outcomes:
+        print(f"{folder.root}: {len(outcomes)} of {len(episodes)} episodes are there, going on")
+    num_missing = len(episodes) - len(outcomes)
+    with closing(_pool(request, command, max(num_missing, command.videos, 1))) as pool:
+        _run(actor, pool, episodes, settings, outcomes, keep, progress)
+        clock.stop()
+        evaluation = _evaluation(settings, episodes, outcomes, clock.total, pool.num_slots)
+        videos = record_videos(
+            folder, actor, pool, episodes, evaluation, command.videos, request.info.fps, progress
         )
-    if tuple(policy.cameras) not in ((), (CAMERA,)):
+    return replace(evaluation, videos=videos)
+
+
+def _pool(request: EnvRequest, command: EvaluateCommand, num_episodes: int) -> EnvPool:
+    return make_pool(request, command.num_workers, command.batch_size, num_episodes, command.hang_s)
+
+
+def _run(
+    actor: Actor,
+    pool: EnvPool,
+    episodes: Sequence[Episode],
+    settings: EvaluationSettings,
+    outcomes: dict[int, EpisodeOutcome],
+    keep: Callable[[int, EpisodeOutcome], None],
+    progress: Progress,
+) -> None:
+    """Runs the episodes that `outcomes` lacks, and adds them."""
+    missing = [number for number in range(len(episodes)) if number not in outcomes]
+    few = len(settings.envs) < 3
+    stage = f"evaluate {', '.join(settings.envs) if few else f'{len(settings.envs)} tasks'}"
+
+    def finished(position: int, result: EpisodeResult) -> None:
+        number = missing[position]
+        outcome = EpisodeOutcome(episodes[number].seed, result.success, result.num_steps, result.num_restarts)
+        keep(number, outcome)
+        outcomes[number] = outcome
+        progress(stage, len(outcomes), len(episodes))
+
+    execution = ExecutionConfig(settings.exec_steps, settings.batch_size)
+    run_episodes(actor, pool, [episodes[number] for number in missing], execution, finished)
+
+
+def _settings(
+    policy: ChunkPolicy | PiActor,
+    command: EvaluateCommand,
+    request: EnvRequest,
+    asked: dict[str, Any],
+    progress: Progress,
+) -> EvaluationSettings:
+    exec_steps = policy.action_horizon if command.exec_steps is None else command.exec_steps
+    if exec_steps > policy.action_horizon:
         raise ChunkRLError(
-            f"the policy needs the cameras {list(policy.cameras)}, and MetaWorld has the one camera {CAMERA!r}: "
-            "evaluate a policy that was trained on data of chunkrl collect, with --camera-size or on state alone "
-            "(--cameras with no name)"
+            f"exec_steps {exec_steps} is longer than the policy's chunk {policy.action_horizon}"
         )
-    size = command.camera_size
-    if policy.cameras and size is None:
-        if not isinstance(policy, PiActor):
-            raise ChunkRLError(
-                f"the policy sees camera {CAMERA!r}: say with --camera-size how large the pictures of its data were, "
-                "as in chunkrl collect"
-            )
-        size = policy.policy.recipe.config.vision.image_size
-    if not policy.cameras and size is not None:
-        raise ChunkRLError("--camera-size is for policies with a camera, and this one has none: leave it out")
-    return {"state": states.get(policy.state_dim, "full"), "camera_size": size or 0}
+    return EvaluationSettings(
+        policy=command.policy,
+        fingerprint=fingerprint((Path(command.policy),), progress),
+        envs=request.envs,
+        num_episodes=request.info.default_episodes if command.num_episodes is None else command.num_episodes,
+        seed=command.seed,
+        max_steps=request.max_steps,
+        exec_steps=exec_steps,
+        horizon=policy.action_horizon,
+        mode=command.mode,
+        num_candidates=command.num_candidates if command.mode == "best_of_n" else 0,
+        **asked,
+        state=request.options.state,
+        camera_size=request.options.camera_size,
+        rendering=request.options.rendering,
+        rename=request.rename,
+        batch_size=command.batch_size,
+    )
+
+
+def _evaluation(
+    settings: EvaluationSettings,
+    episodes: Sequence[Episode],
+    outcomes: dict[int, EpisodeOutcome],
+    seconds: float,
+    num_workers: int,
+) -> Evaluation:
+    by_env: dict[str, list[EpisodeOutcome]] = {env: [] for env in settings.envs}
+    for number, episode in enumerate(episodes):
+        by_env[episode.env].append(outcomes[number])
+    return Evaluation(settings, {env: tuple(found) for env, found in by_env.items()}, seconds, num_workers)
+
+
+def format_evaluation(evaluation: Evaluation) -> str:
+    """One line a task, then the suite."""
+    settings = evaluation.settings
+    how = f"{settings.exec_steps} actions of each chunk executed"
+    if settings.condition:
+        how += f", asked for {settings.condition!r} at guidance {settings.guidance:g}"
+    if evaluation.num_restarts:
+        how += f", {evaluation.num_restarts} simulators lost and their episodes begun anew"
+
+    def line(name: str, rate: Rate) -> str:
+        low, high = rate.interval.low, rate.interval.high
+        return (
+            f"{name}: success {rate.num_success}/{rate.num_episodes} = {rate.rate:.2f}, "
+            f"95 % interval [{low:.2f}, {high:.2f}]"
+        )
+
+    lines = [line(env, task_rate(evaluation, env)) for env in settings.envs]
+    if len(lines) > 1:
+        lines.append(line(f"all {len(lines)} tasks", suite_rate(evaluation)))
+    lines[-1] += f", {how}"
+    return "\n".join(lines)

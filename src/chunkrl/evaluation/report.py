@@ -132,7 +132,8 @@ def _success_section(tasks: Mapping[str, Mapping[str, ArmResult]], method: str) 
         summary = f"Success on {task}. " + "; ".join(f"{r.label} {r.text}" for r in rows)
         cards.append(card(task, plots.bar_chart(rows, summary)))
     lead = (
-        "Episodes that succeed, every policy from the same initial states. Whiskers: 95 % Wilson intervals."
+        "Episodes that succeed, every policy from the same initial states. Whiskers: 95 % intervals, Wilson's for "
+        "one training seed, a bootstrap over seeds and states for several."
     )
     return section("Success", lead, cards)
 
@@ -183,7 +184,7 @@ def _number_section(
             str(result.num_episodes),
             percent(result.rate),
             f"{100 * result.interval.low:.1f} to {100 * result.interval.high:.1f} %",
-            str(result.seed),
+            _training_seed(result),
         )
         for task, row in tasks.items()
         for name, result in row.items()
@@ -195,6 +196,13 @@ def _number_section(
     if notes:
         cards.append(notes_card(notes))
     return section("Numbers and settings", "", cards)
+
+
+def _training_seed(result: ArmResult) -> str:
+    """One policy's seed, or how many there are."""
+    if len(result.by_seed) > 1:
+        return f"{len(result.by_seed)} seeds"
+    return "" if result.seed is None else str(result.seed)
 
 
 def _points_interval(interval: Interval) -> str:

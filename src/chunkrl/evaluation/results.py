@@ -16,6 +16,7 @@ from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.statistics import (
     Interval,
+    bootstrap_over_seeds,
     bootstrap_over_tasks,
     paired_difference,
     wilson_interval,
@@ -33,24 +34,34 @@ def _vector(values: Any, name: str) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, eq=False)
 class ArmResult:
-    """One policy on one task.
+    """One policy, or one method's policies of several training seeds, on one task.
 
     task: the task's name.
     arm: the method's name, an identifier such as `behaviour_cloning` (shown with spaces).
-    success: bool [n]; entry i is initial state i, the same state for every arm of the task.
-    seed: the training seed.
+    success: bool [n], or [num_seeds, n]; column i is initial state i, the same state for every arm of the task.
+    seed: the training seed of a single policy, where it is known.
     """
 
     task: str
     arm: str
     success: NDArray[Any]
-    seed: int = 0
+    seed: int | None = 0
 
     def __post_init__(self) -> None:
-        success = _vector(self.success, f"success of arm '{self.arm}' on task '{self.task}'")
-        if not np.isin(success, (0, 1)).all():
-            raise ChunkRLError(f"success of arm '{self.arm}' on task '{self.task}' must hold booleans")
-        object.__setattr__(self, "success", success.astype(bool))
+        name = f"success of arm '{self.arm}' on task '{self.task}'"
+        array = np.asarray(self.success, dtype=np.float64)
+        if array.ndim not in (1, 2) or array.size == 0:
+            raise ChunkRLError(
+                f"{name}: expected a non-empty array [n] or [num_seeds, n], got shape {list(array.shape)}"
+            )
+        if not np.isin(array, (0, 1)).all():
+            raise ChunkRLError(f"{name} must hold booleans")
+        object.__setattr__(self, "success", array.astype(bool))
+
+    @property
+    def by_seed(self) -> NDArray[np.bool_]:
+        """bool [num_seeds, n]."""
+        return np.atleast_2d(self.success)
 
     @property
     def num_success(self) -> int:
@@ -58,7 +69,7 @@ class ArmResult:
 
     @property
     def num_episodes(self) -> int:
-        return len(self.success)
+        return self.success.size
 
     @property
     def rate(self) -> float:
@@ -67,8 +78,10 @@ class ArmResult:
 
     @property
     def interval(self) -> Interval:
-        """95 % Wilson interval of the rate."""
-        return wilson_interval(self.num_success, self.num_episodes)
+        """95 %: Wilson's for a single policy, a bootstrap over seeds, then states, for several."""
+        if len(self.by_seed) == 1:
+            return wilson_interval(self.num_success, self.num_episodes)
+        return bootstrap_over_seeds(self.by_seed, np.zeros(self.by_seed.shape)).interval
 
 
 @dataclass(frozen=True)
@@ -188,10 +201,16 @@ def by_task(arms: Sequence[ArmResult]) -> dict[str, dict[str, ArmResult]]:
             )
         row[result.arm] = result
     for task, row in tasks.items():
-        counts = {name: result.num_episodes for name, result in row.items()}
-        if len(set(counts.values())) > 1:
+        counts = {name: result.by_seed.shape for name, result in row.items()}
+        if len({num_states for _, num_states in counts.values()}) > 1:
             raise ChunkRLError(
-                f"task '{task}': every arm needs the same initial states, got episodes {counts}"
+                f"task '{task}': every arm needs the same initial states, got "
+                f"{ ({name: num_states for name, (_, num_states) in counts.items()}) }"
+            )
+        if len({num_seeds for num_seeds, _ in counts.values()}) > 1:
+            raise ChunkRLError(
+                f"task '{task}': every arm needs as many training seeds, got "
+                f"{ ({name: num_seeds for name, (num_seeds, _) in counts.items()}) }"
             )
     return tasks
 
@@ -207,24 +226,30 @@ def compare_arms(arms: Sequence[ArmResult], arm: str, baselines: Sequence[str]) 
         for name in (arm, *baselines):
             if name not in row:
                 raise ChunkRLError(f"arm '{name}' has no result on task '{task}'; there are {sorted(row)}")
-    found = []
-    for task, row in tasks.items():
-        for baseline in baselines:
-            pair = paired_difference(row[arm].success, row[baseline].success)
-            found.append(
-                ArmDifference(
-                    task, arm, baseline, pair.difference, pair.interval, pair.num_pairs, pair.p_value
-                )
-            )
+    found = [
+        _difference(task, row[arm], row[baseline]) for task, row in tasks.items() for baseline in baselines
+    ]
     if len(tasks) > 1:
-        num_pairs = sum(row[arm].num_episodes for row in tasks.values())
+        num_pairs = sum(row[arm].by_seed.shape[1] for row in tasks.values())
         for baseline in baselines:
             mean = bootstrap_over_tasks(
-                {task: row[arm].success[None] for task, row in tasks.items()},
-                {task: row[baseline].success[None] for task, row in tasks.items()},
+                {task: row[arm].by_seed for task, row in tasks.items()},
+                {task: row[baseline].by_seed for task, row in tasks.items()},
             )
             found.append(ArmDifference(ALL_TASKS, arm, baseline, mean.difference, mean.interval, num_pairs))
     return tuple(found)
+
+
+def _difference(task: str, arm: ArmResult, baseline: ArmResult) -> ArmDifference:
+    """On one task; McNemar's test is of two policies, and so has none for several seeds."""
+    if len(arm.by_seed) > 1:
+        mean = bootstrap_over_seeds(arm.by_seed, baseline.by_seed)
+        num_pairs = arm.by_seed.shape[1]
+        return ArmDifference(task, arm.arm, baseline.arm, mean.difference, mean.interval, num_pairs)
+    pair = paired_difference(arm.by_seed[0], baseline.by_seed[0])
+    return ArmDifference(
+        task, arm.arm, baseline.arm, pair.difference, pair.interval, pair.num_pairs, pair.p_value
+    )
 
 
 def results_json(arms: Sequence[ArmResult], differences: Sequence[ArmDifference]) -> dict[str, Any]:

@@ -75,6 +75,19 @@ def side_by_side(
     return encode(pictures, fps)
 
 
+def episode_video(frames: NDArray[np.uint8], label: str, fps: float, success: bool) -> tuple[bytes, str]:
+    """One episode's video as `side_by_side` draws it: frames uint8 [T, H, W, 3] -> the file's bytes and MIME type.
+
+    Raises:
+        ChunkRLError: as `side_by_side`.
+    """
+    _check(frames, frames, fps)
+    factor = max(1, -(-PANE_WIDTH // frames.shape[2]))
+    headers = [header(label, frames.shape[2] * factor, ended, success) for ended in (False, True)]
+    num_frames = len(frames) + hold_last(fps)
+    return encode((pane(frames, t, factor, headers, success) for t in range(num_frames)), fps)
+
+
 def _check(left: NDArray[np.uint8], right: NDArray[np.uint8], fps: float) -> None:
     for side, frames in (("left", left), ("right", right)):
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:

@@ -1,0 +1,179 @@
+"""`chunkrl compare`: finished evaluations on the same initial states against each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from chunkrl.data.atomic import write_text
+from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation.aggregates import Aggregates, Estimate, aggregate
+from chunkrl.evaluation.evaluation_result import Evaluation, read_evaluation
+from chunkrl.evaluation.report import render_report
+from chunkrl.evaluation.results import (
+    ALL_TASKS,
+    ArmDifference,
+    ArmResult,
+    by_task,
+    compare_arms,
+    results_json,
+)
+
+# Settings that make two evaluations answer the same question; the rest is the policies' own business.
+_SAME = ("envs", "num_episodes", "seed", "max_steps", "exec_steps")
+
+
+@dataclass(frozen=True)
+class CompareCommand:
+    """Evaluations of policies on the same tasks and initial states: chunkrl compare NEW OLD, or
+    NEW=FOLDER NEW=FOLDER OLD=FOLDER OLD=FOLDER for methods with several training seeds each."""
+
+    evaluations: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Output folders of chunkrl evaluate, the method to judge first; NAME=FOLDER names it, a name given again is
+    another training seed of that method, in the same order for every method."""
+    output_dir: str | None = None
+    """Folder for comparison.json and comparison.html."""
+    aggregates: bool = True
+    """Interquartile mean, optimality gap and probability of improvement, where there are several seeds (rliable)."""
+
+
+def group(evaluations: Sequence[str]) -> dict[str, list[Evaluation]]:
+    """Method -> its evaluations, one a training seed, in the order given.
+
+    Raises:
+        ChunkRLError: fewer than two methods, other numbers of seeds, or other states, tasks or executed steps.
+    """
+    methods: dict[str, list[Evaluation]] = {}
+    first: tuple[str, Evaluation] | None = None
+    for given in evaluations:
+        name, folder = ("", given) if Path(given).exists() or "=" not in given else given.split("=", 1)
+        evaluation = read_evaluation(folder)
+        first = first or (folder, evaluation)
+        _check_same(first, (folder, evaluation))
+        methods.setdefault(name or folder.rstrip("/"), []).append(evaluation)
+    if len(methods) < 2:
+        raise ChunkRLError(
+            f"compare needs evaluations of at least two methods, got {list(methods) or 'none'}: "
+            "chunkrl compare NEW OLD"
+        )
+    counts = {name: len(found) for name, found in methods.items()}
+    if len(set(counts.values())) > 1:
+        raise ChunkRLError(
+            f"every method needs as many training seeds, got {counts}: give as many folders of each"
+        )
+    return methods
+
+
+def _check_same(first: tuple[str, Evaluation], second: tuple[str, Evaluation]) -> None:
+    settings, others = first[1].settings, second[1].settings
+    different = [name for name in _SAME if getattr(settings, name) != getattr(others, name)]
+    if different or any(first[1].seeds(env) != second[1].seeds(env) for env in settings.envs):
+        told = "; ".join(
+            f"{name} {getattr(settings, name)!r} and {getattr(others, name)!r}" for name in different
+        )
+        raise ChunkRLError(
+            f"{first[0]} and {second[0]} cannot be compared: {told or 'other initial states'}. Evaluate both with "
+            "the same tasks, seed, episodes, time limit and --exec-steps"
+        )
+
+
+def arm_results(methods: Mapping[str, Sequence[Evaluation]]) -> list[ArmResult]:
+    """Every method on every task, training seeds as rows."""
+    envs = next(iter(methods.values()))[0].settings.envs
+    return [
+        ArmResult(env, name, np.stack([e.success(env) for e in evaluations]), None)
+        for env in envs
+        for name, evaluations in methods.items()
+    ]
+
+
+def compare(command: CompareCommand) -> None:
+    """Prints the comparison, and writes it where asked."""
+    methods = group(command.evaluations)
+    arms = arm_results(methods)
+    method, *baselines = methods
+    differences = compare_arms(arms, method, baselines)
+    num_seeds = len(methods[method])
+    aggregates = _aggregates(arms, method) if command.aggregates and num_seeds > 1 else None
+    print(format_comparison(arms, differences))
+    if aggregates is not None:
+        print(format_aggregates(aggregates, method))
+    if command.output_dir is None:
+        return
+    folder = Path(command.output_dir)
+    settings = methods[method][0].settings
+    content = results_json(arms, differences)
+    content["exec_steps"] = settings.exec_steps
+    content["evaluations"] = {
+        name: [asdict(e.settings) for e in evaluations] for name, evaluations in methods.items()
+    }
+    if aggregates is not None:
+        content["aggregates"] = asdict(aggregates)
+    write_text(folder / "comparison.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    facts = {
+        "tasks": ", ".join(settings.envs),
+        "initial states": f"{settings.num_episodes} a task, seed {settings.seed}",
+        "executed": f"{settings.exec_steps} actions of each chunk",
+        "training seeds": f"{num_seeds} a method",
+    }
+    notes = format_aggregates(aggregates, method).splitlines() if aggregates is not None else []
+    if num_seeds == 1:
+        notes.append("One policy a method: the intervals say nothing about another training seed.")
+    render_report(
+        folder / "comparison.html",
+        title="chunkrl compare: " + " against ".join(methods),
+        arms=arms,
+        differences=differences,
+        facts=facts,
+        notes=notes,
+    )
+    print(f"\n{folder / 'comparison.json'}\n{folder / 'comparison.html'}")
+
+
+def _aggregates(arms: Sequence[ArmResult], method: str) -> Aggregates:
+    tasks = by_task(arms)
+    names = list(next(iter(tasks.values())))
+    scores = {
+        name: np.stack([row[name].by_seed.mean(axis=1) for row in tasks.values()], axis=1) for name in names
+    }
+    return aggregate(scores, method)
+
+
+def format_comparison(arms: Sequence[ArmResult], differences: Sequence[ArmDifference]) -> str:
+    """Success of every method, then what the first gains."""
+    width = max(len(text) for arm in arms for text in (arm.task, arm.arm, ALL_TASKS)) + 2
+    lines = [f"{'task':<{width}}{'method':<{width}}{'success':>8}   95 % interval"]
+    for arm in arms:
+        low, high = arm.interval.low, arm.interval.high
+        lines.append(f"{arm.task:<{width}}{arm.arm:<{width}}{arm.rate:>8.2f}   [{low:.2f}, {high:.2f}]")
+    head = f"{differences[0].arm} minus"
+    lines.append(f"\n{'task':<{width}}{head:<{width}}{'points':>8}   95 % interval (same initial states)")
+    for d in differences:
+        low, high = 100 * d.interval.low, 100 * d.interval.high
+        p_value = "" if d.p_value is None else f"   McNemar p = {d.p_value:.3g}"
+        lines.append(
+            f"{d.task:<{width}}{d.baseline:<{width}}{100 * d.difference:>+8.1f}   [{low:+.1f}, {high:+.1f}]{p_value}"
+        )
+    return "\n".join(lines)
+
+
+def format_aggregates(aggregates: Aggregates, method: str) -> str:
+    """One line a number."""
+
+    def told(estimate: Estimate) -> str:
+        return f"{estimate.value:.3f} [{estimate.interval.low:.3f}, {estimate.interval.high:.3f}]"
+
+    lines = [
+        f"{name}: mean {told(a.mean)}, interquartile mean {told(a.iqm)}, optimality gap {told(a.optimality_gap)}"
+        for name, a in aggregates.methods.items()
+    ]
+    lines += [
+        f"probability that a seed of {method} beats one of {name}: {told(estimate)}"
+        for name, estimate in aggregates.improvement.items()
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,130 @@
+"""The folder of one evaluation: settings, one file a finished episode, so that a killed evaluation goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from chunkrl.config import load_config, save_config
+from chunkrl.data.atomic import remove_temporaries, write_text
+from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation.evaluation_result import EpisodeOutcome, EvaluationSettings, Video
+from chunkrl.evaluation.rollout import Episode
+
+_SETTINGS, _EPISODES, _SESSIONS, _VIDEOS, _LOCK = "settings.json", "episodes", "sessions", "videos", ".lock"
+_INTERVAL = 10.0  # seconds between notes of the time that a session has taken
+
+
+class EvaluationFolder:
+    """`settings.json`, `episodes/TASK/STATE.json`, `sessions`, `videos`; every file is written whole or not at all.
+
+    One process at a time holds the folder.
+    """
+
+    def __init__(self, root: str | Path, settings: EvaluationSettings) -> None:
+        """
+        Raises:
+            ChunkRLError: the folder belongs to an evaluation with other settings or of another policy, holds
+                something else, or is in use.
+        """
+        self.root = Path(root)
+        started = (self.root / _SETTINGS).is_file()
+        if (
+            not started
+            and self.root.is_dir()
+            and any(not p.name.startswith(".") for p in self.root.iterdir())
+        ):
+            raise ChunkRLError(
+                f"{root} is not empty and holds no evaluation: give another --output-dir, or empty it"
+            )
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.root / _LOCK)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ChunkRLError(
+                f"{root} is in use by another chunkrl evaluate: wait for it, or give another --output-dir"
+            ) from error
+        remove_temporaries(self.root)
+        try:
+            self._keep(settings)
+        except ChunkRLError:
+            self._lock.release()
+            raise
+
+    def _keep(self, settings: EvaluationSettings) -> None:
+        file = self.root / _SETTINGS
+        if not file.is_file():
+            save_config(settings, file)
+            return
+        there = load_config(EvaluationSettings, file)
+        if different := there.differences(settings):
+            told = "; ".join(
+                f"{name} {getattr(there, name)!r} there, {getattr(settings, name)!r} asked for"
+                for name in different
+            )
+            raise ChunkRLError(
+                f"{self.root} holds an evaluation of other settings ({told}): give another --output-dir, or the "
+                "same settings to go on with it"
+            )
+
+    def _episode_file(self, episode: Episode) -> Path:
+        return self.root / _EPISODES / episode.env.replace("/", ".") / f"{episode.seed}.json"
+
+    def save(self, episode: Episode, outcome: EpisodeOutcome) -> None:
+        """Keeps one finished episode."""
+        write_text(self._episode_file(episode), json.dumps(asdict(outcome)) + "\n")
+
+    def load(self, episodes: Sequence[Episode]) -> dict[int, EpisodeOutcome]:
+        """The outcomes that are there, by position in `episodes`."""
+        found = {}
+        for number, episode in enumerate(episodes):
+            file = self._episode_file(episode)
+            if file.is_file():
+                found[number] = load_config(EpisodeOutcome, file)
+        return found
+
+    def films(self) -> list[Video]:
+        """The films that are there."""
+        return [load_config(Video, file) for file in sorted((self.root / _VIDEOS).glob("*.json"))]
+
+    def save_film(self, film: Video) -> None:
+        """Notes a film whose file is there."""
+        file = (self.root / film.file).with_suffix(".json")
+        write_text(file, json.dumps(asdict(film)) + "\n")
+
+    def clock(self) -> SessionClock:
+        """Of a new session."""
+        return SessionClock(self.root / _SESSIONS)
+
+    def close(self) -> None:
+        """Lets others use the folder."""
+        self._lock.release()
+
+
+class SessionClock:
+    """Wall time of a session, noted on the way: what a killed session took is not lost. total: of all sessions."""
+
+    def __init__(self, folder: Path) -> None:
+        files = sorted(folder.glob("*.json"))
+        self._before = sum(json.loads(file.read_text(encoding="utf-8"))["seconds"] for file in files)
+        self._file = folder / f"{len(files)}.json"
+        self._started = self._noted = time.monotonic()
+        self.total = self._before
+
+    def tick(self) -> None:
+        """Notes the time, now and then."""
+        if time.monotonic() - self._noted > _INTERVAL:
+            self.stop()
+
+    def stop(self) -> None:
+        """Notes the time."""
+        self._noted = time.monotonic()
+        seconds = self._noted - self._started
+        self.total = self._before + seconds
+        write_text(self._file, json.dumps({"seconds": seconds}) + "\n")

@@ -1,0 +1,201 @@
+"""The page of one evaluation: rates of every task, its initial states, films, and all that was set."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from chunkrl.data.atomic import write_text
+from chunkrl.evaluation import plots
+from chunkrl.evaluation.evaluation_result import Evaluation, Rate, suite_rate, task_rate
+from chunkrl.evaluation.evaluation_videos import MIME
+from chunkrl.evaluation.page import card, document, section
+from chunkrl.evaluation.sections import facts_card, notes_card, percent, table, video
+from chunkrl.evaluation.svg import WIDTH, chart, element
+
+PAGE_FILE = "report.html"
+_CELLS_A_ROW = 25
+
+
+def write_page(folder: Path, evaluation: Evaluation) -> Path:
+    """Writes `report.html`, whole or not at all; it loads nothing, films included. Returns its path."""
+    settings = evaluation.settings
+    body = "".join(
+        [
+            _headline(evaluation),
+            _task_section(evaluation),
+            _film_section(folder, evaluation),
+            _state_section(evaluation),
+            _number_section(evaluation),
+        ]
+    )
+    path = folder / PAGE_FILE
+    write_text(
+        path, document(f"chunkrl evaluate: {Path(settings.policy).name} on {_tasks(evaluation)}", body)
+    )
+    return path
+
+
+def _tasks(evaluation: Evaluation) -> str:
+    envs = evaluation.settings.envs
+    if len(envs) == 1:
+        return envs[0]
+    suites = sorted({env.split("/")[0] for env in envs})
+    return f"{len(envs)} tasks" + (f" of {suites[0]}" if len(suites) == 1 else "")
+
+
+def _numbers(rate: Rate) -> str:
+    low, high = 100 * rate.interval.low, 100 * rate.interval.high
+    return f"{rate.num_success}/{rate.num_episodes} · {percent(rate.rate)} [{low:.0f}, {high:.0f}]"
+
+
+def _headline(evaluation: Evaluation) -> str:
+    rate, settings = suite_rate(evaluation), evaluation.settings
+    low, high = 100 * rate.interval.low, 100 * rate.interval.high
+    return (
+        f'<div class="hero"><div class="card"><p class="figure">{100 * rate.rate:.0f}<small>% success</small></p>'
+        f'<p class="claim">{rate.num_success} of {rate.num_episodes} episodes, {escape(_tasks(evaluation))}</p>'
+        f'<p class="detail">95 % interval (Wilson) {low:.1f} to {high:.1f} %. {settings.exec_steps} of '
+        f"{settings.horizon} actions of each chunk executed.</p></div></div>\n"
+    )
+
+
+def _task_section(evaluation: Evaluation) -> str:
+    rates = {env: task_rate(evaluation, env) for env in evaluation.settings.envs}
+    rows = [plots.Row(env, rate.rate, rate.interval, _numbers(rate)) for env, rate in rates.items()]
+    if len(rows) > 1:
+        rate = suite_rate(evaluation)
+        rows.insert(0, plots.Row("all tasks", rate.rate, rate.interval, _numbers(rate), emphasised=True))
+    summary = "Success. " + "; ".join(f"{row.label} {row.text}" for row in rows)
+    lead = "Episodes that succeed. Whiskers: 95 % Wilson intervals."
+    return section("Success", lead, [card("Tasks", plots.bar_chart(rows, summary))])
+
+
+def _film_section(folder: Path, evaluation: Evaluation) -> str:
+    cards = []
+    for film in evaluation.videos:
+        title = f"{film.env}, initial state {film.seed}"
+        pill = ("good", "success") if film.success else ("bad", "failure")
+        content = (folder / film.file).read_bytes()
+        note = (
+            ""
+            if film.as_evaluated
+            else "Ended otherwise when it was counted: something is not deterministic."
+        )
+        cards.append(card(title, video(content, MIME[film.file.rpartition(".")[2]], title), note, pill))
+    lead = "Episodes run once more from the same state with the same noise; failures first."
+    return section("Films", lead, cards, "grid small")
+
+
+def _state_section(evaluation: Evaluation) -> str:
+    cards = []
+    for env in evaluation.settings.envs:
+        rate = task_rate(evaluation, env)
+        cards.append(
+            card(env, _state_grid(evaluation, env), f"{rate.num_success} of {rate.num_episodes} succeed.")
+        )
+    lead = (
+        "Every initial state, in order: green where the episode succeeded. The same square is the same state in "
+        "every evaluation with these tasks and this seed. The pointer shows which one it is."
+    )
+    return section("Initial states", lead, cards, "grid small")
+
+
+def _state_grid(evaluation: Evaluation, env: str) -> str:
+    episodes = evaluation.episodes[env]
+    pitch = WIDTH / _CELLS_A_ROW
+    cells = []
+    for i, episode in enumerate(episodes):
+        outcome = "success" if episode.success else "failure"
+        told = f"initial state {episode.seed}: {outcome}, {episode.num_steps} steps"
+        told += f", {episode.num_restarts} simulators lost" if episode.num_restarts else ""
+        cells.append(
+            element(
+                "rect",
+                f"<title>{escape(told)}</title>",
+                x=i % _CELLS_A_ROW * pitch + 1.5,
+                y=i // _CELLS_A_ROW * pitch + 1.5,
+                width=pitch - 3,
+                height=pitch - 3,
+                rx=3,
+                class_="bar good" if episode.success else "bar bad",
+            )
+        )
+    rate = task_rate(evaluation, env)
+    summary = f"{env}: {rate.num_success} of {rate.num_episodes} initial states end in success"
+    return chart(-(-len(episodes) // _CELLS_A_ROW) * pitch, "".join(cells), summary)
+
+
+def _number_section(evaluation: Evaluation) -> str:
+    rows = []
+    for env in evaluation.settings.envs:
+        rate, episodes = task_rate(evaluation, env), evaluation.episodes[env]
+        lengths = [e.num_steps for e in episodes if e.success]
+        rows.append(
+            (
+                env,
+                str(rate.num_success),
+                str(rate.num_episodes),
+                percent(rate.rate),
+                f"{100 * rate.interval.low:.1f} to {100 * rate.interval.high:.1f} %",
+                f"{np.mean(lengths):.0f}" if lengths else "",
+                str(sum(e.num_restarts for e in episodes)),
+            )
+        )
+    head = (
+        "task",
+        "successes",
+        "episodes",
+        "success",
+        "95 % interval",
+        "steps to success",
+        "simulators lost",
+    )
+    cards = [
+        card("All numbers", table(head, rows), wide=True),
+        facts_card("What was run", _facts(evaluation), wide=True),
+    ]
+    if notes := _notes(evaluation):
+        cards.append(notes_card(notes, wide=True))
+    return section("Numbers and settings", "", cards)
+
+
+def _facts(evaluation: Evaluation) -> dict[str, str]:
+    settings = evaluation.settings
+    limits = sorted(set(settings.max_steps))
+    facts = {
+        "policy": settings.policy,
+        "fingerprint": settings.fingerprint,
+        "executed": f"{settings.exec_steps} of {settings.horizon} actions of each chunk",
+        "chunk chosen by": settings.mode
+        + (f" of {settings.num_candidates}" if settings.num_candidates else ""),
+        "initial states": f"{settings.num_episodes} a task, seed {settings.seed}",
+        "time limit": " or ".join(str(limit) for limit in limits) + " steps",
+        "state": settings.state,
+        "pictures": f"{settings.camera_size} pixels" if settings.camera_size else "none",
+        "observations a policy call": str(settings.batch_size),
+        "wall time": f"{evaluation.seconds / 60:.1f} minutes",
+        "simulator processes": str(evaluation.num_workers),
+        "simulators lost": str(evaluation.num_restarts),
+    }
+    if settings.num_steps is not None:
+        facts["Euler steps"] = str(settings.num_steps)
+        facts["asked for"] = (
+            f"{settings.condition!r} at guidance {settings.guidance:g}" if settings.condition else "nothing"
+        )
+    if settings.rename:
+        facts["cameras renamed"] = ", ".join(f"{old} to {new}" for old, new in settings.rename)
+    return facts
+
+
+def _notes(evaluation: Evaluation) -> list[str]:
+    notes = []
+    if evaluation.settings.exec_steps < evaluation.settings.horizon:
+        notes.append("Chunks were cut short: a Q of whole chunks speaks of another way to act.")
+    if evaluation.num_restarts:
+        notes.append(
+            f"{evaluation.num_restarts} simulators crashed or hung; their episodes began anew and count once."
+        )
+    return notes

@@ -1,0 +1,204 @@
+"""What `chunkrl evaluate` found, as records and as the JSON that `chunkrl compare` reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chunkrl.config import from_dict
+from chunkrl.data.atomic import write_text
+from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation.statistics import Interval, wilson_interval
+
+RESULT_FILE = "result.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Everything that the outcome of an evaluation depends on.
+
+    policy: the folder as given, for people; fingerprint: of its contents. envs: the tasks, in order.
+    num_episodes: a task. seed: determines initial states and noise. max_steps: each task's time limit.
+    exec_steps: actions executed of each chunk of `horizon`. mode, num_candidates: how chunks are chosen.
+    condition, guidance, num_steps: what a pi policy was asked for. state, camera_size, rendering: what was observed.
+    rename: (environment's name, policy's name) of cameras. batch_size: observations a policy call.
+    """
+
+    policy: str
+    fingerprint: str
+    envs: tuple[str, ...]
+    num_episodes: int
+    seed: int
+    max_steps: tuple[int, ...]
+    exec_steps: int
+    horizon: int
+    mode: str
+    num_candidates: int
+    condition: str | None
+    guidance: float | None
+    num_steps: int | None
+    state: str
+    camera_size: int
+    rendering: str
+    rename: tuple[tuple[str, str], ...]
+    batch_size: int
+
+    def differences(self, other: EvaluationSettings) -> tuple[str, ...]:
+        """Names of the settings in which another evaluation differs; the folder's name alone is no difference."""
+        mine, others = asdict(self), asdict(other)
+        return tuple(name for name in mine if name != "policy" and mine[name] != others[name])
+
+
+@dataclass(frozen=True)
+class EpisodeOutcome:
+    """One episode. seed: its initial state; num_steps: environment steps; num_restarts: simulators lost."""
+
+    seed: int
+    success: bool
+    num_steps: int
+    num_restarts: int = 0
+
+
+@dataclass(frozen=True)
+class Video:
+    """A recorded episode: `file` in the evaluation's folder. as_evaluated: it ended as the one that was counted."""
+
+    env: str
+    seed: int
+    success: bool
+    file: str
+    as_evaluated: bool
+
+    @property
+    def episode(self) -> tuple[str, int]:
+        """(env, seed)."""
+        return self.env, self.seed
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation.
+
+    episodes: by environment, in the order of the initial states. seconds: of all sessions that worked on it;
+    num_workers: of the last one. videos: failures first.
+    """
+
+    settings: EvaluationSettings
+    episodes: Mapping[str, tuple[EpisodeOutcome, ...]]
+    seconds: float
+    num_workers: int
+    videos: tuple[Video, ...] = field(default=())
+
+    def success(self, env: str) -> np.ndarray:
+        """bool [n] over the initial states of `env`."""
+        return np.array([episode.success for episode in self.episodes[env]])
+
+    def seeds(self, env: str) -> tuple[int, ...]:
+        """The initial states of `env`."""
+        return tuple(episode.seed for episode in self.episodes[env])
+
+    @property
+    def num_restarts(self) -> int:
+        """Simulators that were lost and started anew."""
+        return sum(e.num_restarts for episodes in self.episodes.values() for e in episodes)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A success rate. interval: 95 %."""
+
+    num_success: int
+    num_episodes: int
+    rate: float
+    interval: Interval
+
+
+def task_rate(evaluation: Evaluation, env: str) -> Rate:
+    """Of one task, with its Wilson interval."""
+    success = evaluation.success(env)
+    num_success = int(success.sum())
+    return Rate(num_success, len(success), float(success.mean()), wilson_interval(num_success, len(success)))
+
+
+def suite_rate(evaluation: Evaluation) -> Rate:
+    """Of all tasks together: the mean over equally many episodes of each.
+
+    The Wilson interval takes episodes as draws from the mixture of tasks. With the tasks fixed, as in a suite,
+    it is the wider side: strata take no variance from between them.
+    """
+    success = np.concatenate([evaluation.success(env) for env in evaluation.settings.envs])
+    num_success = int(success.sum())
+    return Rate(num_success, len(success), float(success.mean()), wilson_interval(num_success, len(success)))
+
+
+def to_json(evaluation: Evaluation) -> dict[str, Any]:
+    """What `result.json` holds; rates are fractions."""
+
+    def rate_json(rate: Rate) -> dict[str, Any]:
+        return {
+            "success": rate.rate,
+            "interval": [rate.interval.low, rate.interval.high],
+            "num_success": rate.num_success,
+            "num_episodes": rate.num_episodes,
+        }
+
+    return {
+        "version": _VERSION,
+        **rate_json(suite_rate(evaluation)),
+        "exec_steps": evaluation.settings.exec_steps,
+        "settings": asdict(evaluation.settings),
+        "tasks": {
+            env: {**rate_json(task_rate(evaluation, env)), "episodes": [asdict(e) for e in episodes]}
+            for env, episodes in evaluation.episodes.items()
+        },
+        "seconds": evaluation.seconds,
+        "num_workers": evaluation.num_workers,
+        "num_restarts": evaluation.num_restarts,
+        "videos": [asdict(video) for video in evaluation.videos],
+    }
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation) -> Path:
+    """Writes `result.json`, whole or not at all."""
+    path = folder / RESULT_FILE
+    write_text(path, json.dumps(to_json(evaluation), indent=2, allow_nan=False) + "\n")
+    return path
+
+
+def read_evaluation(path: str | Path) -> Evaluation:
+    """Reads `result.json`, or the folder that holds it.
+
+    Raises:
+        ChunkRLError: no such file (the evaluation is not finished), or not one of `chunkrl evaluate`.
+    """
+    path = Path(path)
+    file = path / RESULT_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise ChunkRLError(
+            f"{file} does not exist: give the --output-dir of an evaluation that has finished (run chunkrl evaluate "
+            "again to go on with one that was stopped)"
+        )
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["version"] != _VERSION:
+            raise ChunkRLError(
+                f"{file} has version {content['version']}, this chunkrl reads {_VERSION}: evaluate again"
+            )
+        return Evaluation(
+            from_dict(EvaluationSettings, content["settings"]),
+            {
+                env: tuple(from_dict(EpisodeOutcome, e) for e in task["episodes"])
+                for env, task in content["tasks"].items()
+            },
+            content["seconds"],
+            content["num_workers"],
+            tuple(from_dict(Video, video) for video in content["videos"]),
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ChunkRLError(f"{file} is not a result of chunkrl evaluate: {error!r}") from error
