@@ -18,6 +18,7 @@ from chunkrl.envs.libero_package import import_libero
 from chunkrl.envs.libero_tasks import NUM_INITIAL_STATES, InitialStates, find_task, initial_states
 from chunkrl.envs.offscreen import OffscreenRenderer, Rendering
 from chunkrl.envs.protocol import EnvStep
+from chunkrl.envs.software_geometry import import_mujoco
 from chunkrl.errors import ChunkRLError
 
 STATE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right")
@@ -29,6 +30,9 @@ SIMULATOR_CAMERAS = ("agentview", "robot0_eye_in_hand")
 CAMERAS = ("observation.images.image", "observation.images.image2")
 OPENPI_CAMERAS = ("image", "wrist_image")
 NUM_SETTLING_STEPS = 10
+# Of the 25 physics steps of an action: robosuite's sensors are read after the last but one, because their clocks run
+# ahead by the two readings that a reset and the setting of an initial state force.
+OBSERVED_SUBSTEP = 23
 NO_MOTION = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float64)
 VIDEO_SIZE = 256
 
@@ -85,6 +89,7 @@ class LiberoEnv:
         self._rendering: Rendering = rendering
         self._official = initial_states(task) if initial == "official" else None
         self.domain, self._randomization_error = _build(task)
+        self._mujoco = import_mujoco()
         self._renderer: OffscreenRenderer | None = None
         self._num_steps = 0
         robot = self.domain.robots[0]
@@ -112,6 +117,7 @@ class LiberoEnv:
             )
         with _seeded(seed):
             while True:
+                self._fixtures_to_origin()
                 try:
                     self.domain.reset()
                     break
@@ -122,45 +128,75 @@ class LiberoEnv:
         if self._official is not None:
             self.domain.sim.set_state_from_flattened(self._official[seed])
         self.domain.sim.forward()
-        for _ in range(NUM_SETTLING_STEPS):
-            self.domain.step(NO_MOTION)
-        self._num_steps = 0
         if self._renderer is not None:
             for camera in self._camera_ids:
                 self._renderer.check(self.mujoco[1], camera, self._camera_size)
-        return EnvStep(**self._observe())
+        for left in reversed(range(NUM_SETTLING_STEPS)):
+            observed = self._advance(NO_MOTION, draw=left == 0)
+        self._num_steps = 0
+        return EnvStep(**observed)
 
-    def step(self, action: np.ndarray) -> EnvStep:
-        """One action, 1/20 s; reward 1 at success, else 0."""
+    def _fixtures_to_origin(self) -> None:
+        """As in a model that was just built: LIBERO's sampler places what lies in a drawer or on a cabinet by where
+        the model has its regions, and takes the fixtures for unplaced."""
+        model = self.mujoco[0]
+        for name, fixture in self.domain.fixtures_dict.items():
+            body, root = self.domain.obj_body_id[name], fixture.get_obj()
+            model.body_pos[body] = np.array(root.get("pos", "0 0 0").split(), dtype=float)
+            model.body_quat[body] = np.array(root.get("quat", "1 0 0 0").split(), dtype=float)
+
+    def step(self, action: np.ndarray, draw: bool = True) -> EnvStep:
+        """One action, 1/20 s; reward 1 at success, else 0. Without `draw` there are no pictures."""
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
             raise ValueError(f"{self.name} takes {ACTION_DIM} finite action values, got {action}")
-        self.domain.step(np.clip(action, -1.0, 1.0))
+        observed = self._advance(np.clip(action, -1.0, 1.0), draw)
         self._num_steps += 1
         success = bool(self.domain._check_success())
         return EnvStep(
-            **self._observe(),
+            **observed,
             reward=float(success),
             success=success,
             terminated=success,
             truncated=not success and self._num_steps >= self.max_steps,
         )
 
-    def _observe(self) -> dict[str, Any]:
-        """`state` and `images` of an EnvStep."""
+    def _advance(self, action: np.ndarray, draw: bool) -> dict[str, Any]:
+        """robosuite's `step`, number for number, with one pass of MuJoCo through the scene where it makes three.
+
+        robosuite computes positions and velocities before the controller, again in the controller, and a third time
+        when it steps. MuJoCo's step comes in two halves for controllers that need the first one's results.
+
+        Returns `state` and `images` of an EnvStep, seen where robosuite's observables see them.
+        """
+        domain, (model, data) = self.domain, self.mujoco
+        observed: dict[str, Any] = {}
+        domain.sim.forward = _already_computed  # what the controller would call
+        try:
+            for substep in range(round(domain.control_timestep / domain.model_timestep)):
+                self._mujoco.mj_step1(model, data)
+                domain._pre_action(action, policy_step=substep == 0)
+                self._mujoco.mj_step2(model, data)
+                if substep == OBSERVED_SUBSTEP:
+                    observed = {"state": self._state(), "images": self._pictures() if draw else {}}
+        finally:
+            del domain.sim.forward  # the method again
+        domain.timestep += 1
+        domain.cur_time += domain.control_timestep
+        domain._post_process()  # what changes its looks: a stove that is on
+        return observed
+
+    def _state(self) -> np.ndarray:
         robot, (_, data) = self.domain.robots[0], self.mujoco
-        state = np.concatenate(
-            [
-                data.site_xpos[robot.eef_site_id],
-                axis_angle(data.xquat[self._hand]),
-                data.qpos[robot._ref_gripper_joint_pos_indexes],
-            ]
-        )
-        images = {}
-        if self._camera_size:
-            for name, camera in zip(self.cameras, self._camera_ids, strict=True):
-                images[name] = self._draw(camera, self._camera_size)
-        return {"state": state.astype(np.float32), "images": images}
+        position, rotation = data.site_xpos[robot.eef_site_id], axis_angle(data.xquat[self._hand])
+        fingers = data.qpos[robot._ref_gripper_joint_pos_indexes]
+        return np.concatenate([position, rotation, fingers]).astype(np.float32)
+
+    def _pictures(self) -> dict[str, np.ndarray]:
+        if not self._camera_size:
+            return {}
+        pairs = zip(self.cameras, self._camera_ids, strict=True)
+        return {name: self._draw(camera, self._camera_size) for name, camera in pairs}
 
     def _draw(self, camera: int, size: int) -> np.ndarray:
         """Rotated by 180 degrees, as the field has them: OpenGL's first row is the lowest."""
@@ -186,6 +222,10 @@ class LiberoEnv:
             self._renderer.close()
         self._renderer = None
         self.domain.close()
+
+
+def _already_computed() -> None:
+    """Stands for `MjSim.forward` where its results are there."""
 
 
 def axis_angle(quaternion: np.ndarray) -> np.ndarray:
