@@ -41,7 +41,7 @@ from chunkrl.evaluation.rollout import evaluate, initial_seeds
 from chunkrl.evaluation.statistics import auc, bootstrap_over_tasks, spearman
 from chunkrl.experiment import NUM_ENVS, data_hash
 from chunkrl.integration.pi_training import PiTrainingConfig
-from chunkrl.models.pi import save_pretrained
+from chunkrl.models.pi import load_pretrained, save_pretrained
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.critic import PiCriticConfig
 from chunkrl.models.pi.tiny import tiny_policy, tiny_recipe
@@ -254,7 +254,7 @@ def _evaluate(
         done.append(name + suffix)
         if record.exists():
             continue
-        policy = PiActor.load(run_dir / "policy").policy
+        policy = load_pretrained(run_dir / "policy")
         actor = PiActor(policy, config.num_steps, condition, guidance)
         envs = [MetaWorldEnv(config.env, config.max_steps, "compact") for _ in range(NUM_ENVS)]
         seeds = initial_seeds(config.eval_seed, config.num_eval)

@@ -448,7 +448,7 @@ def test_settings_that_cannot_be_used(root: Path, checkpoints: Path, tmp_path: P
         ({"pi": PiTrainingConfig(critic=PiCriticConfig(depth=9))}, "the policy has 3"),
         ({"labels": LabelRule(success="next.reward")}, "next.reward"),
         ({"objective": "document"}, "Gaussian"),
-        ({"objective": "iql", "ema_decay": 0.9, "microbatch_size": 2}, "reads no ema_decay, microbatch_size"),
+        ({"objective": "iql", "value_lr": 0.1, "microbatch_size": 2}, "reads no microbatch_size, value_lr"),
         (
             {"critic_updates": 1, "relabel_interval": 1, "objective": "behaviour_cloning"},
             "--critic-updates is for",

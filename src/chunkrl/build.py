@@ -118,6 +118,9 @@ def build_algorithm(
             beta=config.beta,
             lambda_v=config.lambda_v,
             lambda_pi=config.lambda_pi,
+            ema_decay=config.ema_decay,
+            relabel_interval=config.relabel_interval,
+            time_out=config.fit.time_out,
             **({"num_folds": config.num_folds} if config.objective == "iql" else {}),
         )
         return ChunkAWR(joint, networks, optim, dataset, config.seed, device)

@@ -22,7 +22,7 @@ from chunkrl.progress import Progress, silent
 from chunkrl.train_config import TrainConfig, check_config
 from chunkrl.training.checkpoint import VALUES
 from chunkrl.training.distributed import gather_policy
-from chunkrl.training.policy_io import ChunkPolicy, PolicySpec, QSpec
+from chunkrl.training.policy_io import ChunkPolicy, PolicySpec, QSpec, pi_q_state, save_pi_policy
 from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.training.value_videos import ValueVideos
 from chunkrl.training.values_io import save_values
@@ -158,9 +158,9 @@ class ChunkLevelOfflineRL:
     def chunk_policy(self) -> ChunkPolicy | PiActor:
         """The policy as it stands, with Q for best-of-N where the objective trained one."""
         config = self.config
-        if isinstance(self.policy, PiLearner):
-            return PiActor(self.policy.policy)
         q = self.algorithm.q_ensemble()
+        if isinstance(self.policy, PiLearner):
+            return PiActor(self.policy.policy, q=q)
         spec = PolicySpec(
             observation=self.policy.encoder.spec,
             shape=self.policy.shape,
@@ -177,15 +177,19 @@ class ChunkLevelOfflineRL:
     def save(self, folder: str | Path) -> None:
         """Writes the deployable policy to `folder`; `training.policy_io.load_policy` reads it.
 
-        A pi policy becomes a LeRobot folder; where an average is kept, it is what is saved.
+        A pi policy becomes a LeRobot folder, with Q in a folder of its own in it; where an average is kept, it is
+        what is saved.
         """
         with self.algorithm.deployed():
             if isinstance(self.policy, PiLearner):
-                whole = gather_policy(self.policy.policy)
+                whole, q = gather_policy(self.policy.policy), self.algorithm.q_ensemble()
+                q_state = None if q is None else pi_q_state(q)
                 if whole is not None:
-                    PiActor(whole).save(folder)
+                    save_pi_policy(whole, folder, q_state)
             else:
-                self.chunk_policy().save(folder)
+                policy = self.chunk_policy()
+                assert isinstance(policy, ChunkPolicy)
+                policy.save(folder)
         ranks.barrier()
 
     def load(self, path: str | Path) -> None:

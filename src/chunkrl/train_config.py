@@ -38,12 +38,7 @@ Objective = Literal[
     "shuffled_conditioning",
     "value",
 ]
-UNLABELLED = (
-    "iql",
-    "document",
-    "behaviour_cloning",
-    "success_cloning",
-)  # objectives that give frames no values
+UNLABELLED = ("behaviour_cloning", "success_cloning")  # objectives that give frames no values
 
 
 @dataclass(frozen=True)
@@ -121,7 +116,8 @@ class TrainConfig:
     critic_updates: int = 0
     """Value updates before each policy update, after the value phase; with relabel_interval."""
     relabel_interval: int = 0
-    """Policy updates between two labellings by values that go on learning (0: labelled once)."""
+    """Policy updates between two labellings by values that go on learning (0: labelled once; iql and document: at
+    the end)."""
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     """How the advantage becomes text in the prompt (objective advantage_conditioned)."""
     labels: Annotated[LabelRule, tyro.conf.OmitArgPrefixes] = field(default_factory=LabelRule)
@@ -175,6 +171,11 @@ class TrainConfig:
     value_videos: ValueVideoConfig = field(default_factory=ValueVideoConfig)
     """Videos of episodes with the critic's value, rendered beside training after checkpoints."""
 
+    @property
+    def cross_fits(self) -> bool:
+        """Whether an episode's values come from networks that never saw it."""
+        return self.num_folds > 1 and self.objective != "document"
+
     def optim_config(self) -> OptimConfig:
         """Of the policy."""
         return OptimConfig(
@@ -216,9 +217,7 @@ def check_config(config: TrainConfig) -> None:
             f"--objective {config.objective} writes into the prompt of a pi policy: use --policy.kind pi"
         )
     joint = config.objective in ("iql", "document")
-    unread = [
-        name for name in ("ema_decay", "microbatch_size", "value_lr", "train_q") if getattr(config, name)
-    ]
+    unread = [name for name in ("microbatch_size", "value_lr", "train_q") if getattr(config, name)]
     if joint and unread:
         raise ChunkRLError(
             f"--objective {config.objective} reads no {', '.join(unread)}: leave them out, or use cross_fitted"

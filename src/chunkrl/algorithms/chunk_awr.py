@@ -146,7 +146,7 @@ class ChunkAWR:
         trained = [(name, p) for name, p in self.policy.named_parameters() if p.requires_grad]
         self._ema = Ema(trained, config.ema_decay) if config.ema_decay > 0 else None
         self.labels: dict[str, np.ndarray] = {}
-        self._num_updates = 0
+        self._num_updates, self._labelled_at = 0, -1
 
     def phases(self) -> tuple[Phase, ...]:
         """`joint`, and `values`, which trains nothing: it labels the data with what V and Q have become."""
@@ -154,8 +154,10 @@ class ChunkAWR:
         return (joint, Phase("values", 0, self._trained, next_observation=False))
 
     def start_phase(self, name: str, progress: Progress = silent) -> Metrics:
-        """Before `values`: labels every start and says what V is worth."""
-        return self._label(progress) if name == "values" else {}
+        """Before `values`: labels every start and says what V is worth (once, also where a run resumes there)."""
+        if name != "values" or self._labelled_at == self._num_updates:
+            return {}
+        return self._label(progress)
 
     def _label(self, progress: Progress) -> Metrics:
         """Value, return and advantage Q - V of every start, the held-out ones; nothing trains on these labels."""
@@ -175,6 +177,7 @@ class ChunkAWR:
             "return": self._returns,
             "advantage": advantage,
         }
+        self._labelled_at = self._num_updates
         return label_metrics(labels, self._dataset, self.config.time_out, self.config.num_folds > 1)
 
     def update(self, name: str, batch: ChunkTransition) -> Metrics:
@@ -346,12 +349,14 @@ class ChunkAWR:
         return nullcontext() if self._ema is None else self._ema.applied()
 
     def state_dict(self) -> dict[str, Any]:
-        """Networks, target networks, optimiser, average and folds."""
+        """Networks, target networks, optimiser, average, folds and labels."""
         parts = {key: part.state_dict() for key, part in self._parts().items()}
         own = {
             "policy": trained_state(self.policy),
             "fold": torch.from_numpy(self.fold),
             "num_updates": self._num_updates,
+            "labelled_at": self._labelled_at,
+            "labels": {name: torch.from_numpy(values) for name, values in self.labels.items()},
         }
         return parts | own
 
@@ -360,7 +365,8 @@ class ChunkAWR:
         load_trained_state(self.policy, state["policy"])
         for key, part in self._parts().items():
             part.load_state_dict(state[key])
-        self._num_updates = state["num_updates"]
+        self._num_updates, self._labelled_at = state["num_updates"], state["labelled_at"]
+        self.labels = {name: tensor.numpy() for name, tensor in state["labels"].items()}
         self.fold = state["fold"].numpy()
         self._dataset.attach("fold", self.fold[self._dataset.episode])
 

@@ -138,6 +138,12 @@ class CrossFittedAdvantage:
                 config.microbatch_size,
             )
         if config.train_q:
+            if self.policy.trains_features and config.policy_updates > 0:
+                raise ChunkRLError(
+                    "--train-q trains Q before the policy, on vision tokens and text embeddings that the policy's "
+                    "training would change: freeze them (--pi.train expert, expert_and_last_layers:N, lora or "
+                    "lora_and_expert), or use --objective iql, which trains Q beside the policy"
+                )
             self.critic = shard(CrossFitted(lambda: networks.critic(1), config.num_folds).to(device))
             self._critic_optimizer = Optimizer(
                 self.critic.parameter_groups(), value_optim, config.value_updates

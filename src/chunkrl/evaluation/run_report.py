@@ -100,10 +100,10 @@ def _quality(run: TrainingRun) -> ValueQuality | None:
 def _warnings(run: TrainingRun, quality: ValueQuality | None) -> list[str]:
     if quality is None:
         return []
-    if run.config.num_folds == 1:
+    if not run.config.cross_fits:
         return [
-            "Cross-fitting was off (--num-folds 1): every value is of a network that trained on the episode, so no "
-            "number here says what the values are worth."
+            "Cross-fitting was off (--num-folds 1, or the document's objective): every value is of a network that "
+            "trained on the episode, so no number here says what the values are worth."
         ]
     return quality_warnings(quality.held_out, quality.seen)
 

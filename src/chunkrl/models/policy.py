@@ -70,6 +70,11 @@ class PolicyModel(Protocol):
 
     has_log_prob: bool
 
+    @property
+    def trains_features(self) -> bool:
+        """Whether its training changes what critics read."""
+        ...
+
     def with_vision(self, observation: Observation) -> Observation:
         """The observation with what the policy and the critics on its features share of it."""
         ...
@@ -120,6 +125,8 @@ class PolicyNetwork(nn.Module):
             self.head = mlp(encoder.out_dim, num_outputs, network)
         else:
             self.head = mlp(encoder.out_dim + num_values + TIME_FEATURES, num_values, network)
+
+    trains_features = False  # critics have encoders of their own
 
     @property
     def has_log_prob(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from chunkrl.algorithms.conditioning import conditions_beside
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.pi.actor import PiActor
+from chunkrl.models.pi.actor import NO_Q, PiActor
 from chunkrl.models.pi.policy import DEFAULT_NUM_STEPS
 from chunkrl.training.policy_io import ActionMode, ChunkPolicy
 
@@ -55,10 +55,8 @@ def ask_for(policy: ChunkPolicy | PiActor, asked: Asked) -> dict[str, Any]:
                 f"{' and '.join(given)} are for pi policies, and {asked.policy} is a small one: leave them out"
             )
         return dict.fromkeys(_FLAGS)
-    if asked.mode == "best_of_n":
-        raise ChunkRLError(
-            "best_of_n needs Q(x, A), which a pi policy's folder does not hold: use --mode mode or sample"
-        )
+    if asked.mode == "best_of_n" and policy.q is None:
+        raise ChunkRLError(NO_Q)
     settings = policy.policy.recipe.settings
     policy.condition = settings.condition if asked.condition is None else asked.condition
     policy.guidance = settings.guidance if asked.guidance is None else asked.guidance

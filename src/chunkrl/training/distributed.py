@@ -112,6 +112,15 @@ def _shard(module: nn.Module) -> None:
             register_fsdp_forward_method(module, method)
 
 
+def gather_state(module: nn.Module) -> dict[str, torch.Tensor] | None:
+    """The module's whole tensors by name, on the CPU of the main process, None on the others; all call it."""
+    if ranks.world_size() == 1:
+        return module.state_dict()
+    whole = ((name, gather(tensor, ranks.is_main())) for name, tensor in module.state_dict().items())
+    state = {name: tensor for name, tensor in whole if tensor is not None}
+    return state if ranks.is_main() else None
+
+
 def gather_policy(policy: PiPolicy) -> PiPolicy | None:
     """The whole policy on the CPU of the main process, None on the others; all processes call it.
 
@@ -119,9 +128,8 @@ def gather_policy(policy: PiPolicy) -> PiPolicy | None:
     """
     if ranks.world_size() == 1:
         return policy
-    main = ranks.is_main()
-    state = {name: gather(tensor, main) for name, tensor in policy.model.state_dict().items()}
-    if not main:
+    state = gather_state(policy.model)
+    if state is None:
         return None
     with torch.device("meta"):
         model = PiModel(policy.model.config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,14 +19,20 @@ from chunkrl.data.normalize import Normalizer
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.models.encoders import NetworkConfig, ObservationSpec
 from chunkrl.models.factory import NetworkFactory
+from chunkrl.models.lora import adapted_modules, merge_lora
 from chunkrl.models.pi.actor import PiActor
-from chunkrl.models.pi.checkpoint import RECIPE_FILE
+from chunkrl.models.pi.checkpoint import RECIPE_FILE, load_pretrained, save_pretrained
+from chunkrl.models.pi.critic import PiCritic, PiCriticConfig
+from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.pi.weights import WEIGHTS_FILE, WEIGHTS_INDEX
 from chunkrl.models.policy import ChunkShape, PolicyConfig, PolicyNetwork
+from chunkrl.models.value_head import ValueHead
 from chunkrl.training.checkpoint import VALUES, load_state, save_state
+from chunkrl.training.distributed import gather_state
 from chunkrl.types import Observation
 
 ActionMode = Literal["mode", "sample", "best_of_n"]
+Q_FOLDER = "chunkrl_q"  # in a pi policy's folder
 
 
 @dataclass(frozen=True)
@@ -166,6 +173,54 @@ class ChunkPolicy:
         return cls(spec, policy.to(device), None if q is None else q.to(device).eval())
 
 
+@dataclass(frozen=True)
+class PiQSpec:
+    """How Q on a pi policy was built: folds, networks of each, how their outputs are read, their size."""
+
+    num_folds: int
+    num_critics: int
+    head: ValueHead
+    critic: PiCriticConfig
+
+
+def pi_q_state(q: QEnsemble) -> dict[str, Any] | None:
+    """What `save_pi_policy` writes of Q on a pi policy; None but in the main process. All processes call it."""
+    first: Any = q.critic.networks[0]
+    spec = PiQSpec(q.critic.num_folds, len(first.networks), first.value_head, first.networks[0].config)
+    state = gather_state(q)
+    return None if state is None else {"spec_json": asdict(spec), "q": state}
+
+
+def save_pi_policy(policy: PiPolicy, folder: str | Path, q_state: dict[str, Any] | None = None) -> None:
+    """Writes a LeRobot folder, LoRA merged into the weights, whole or not at all; an older one is replaced.
+
+    q_state: of `pi_q_state`, for a folder `Q_FOLDER` in it, which stock LeRobot does not look at.
+    """
+    if adapted_modules(policy.model):
+        policy = copy.deepcopy(policy).cpu()
+        merge_lora(policy.model)
+    beside = None if q_state is None else lambda whole: save_state(whole / Q_FOLDER, q_state)
+    save_pretrained(policy, folder, overwrite=True, beside=beside)
+
+
+def _load_pi_q(folder: Path, policy: PiPolicy) -> QEnsemble | None:
+    if not folder.is_dir():
+        return None
+    state = load_state(folder)
+    if "spec_json" not in state:
+        raise CheckpointError(f"{folder} is not a saved Q: delete it, or copy the whole policy folder again")
+    spec = from_dict(PiQSpec, state["spec_json"])
+    try:
+        critic = CrossFitted(
+            lambda: PiCritic(policy, spec.critic, spec.head, spec.num_critics), spec.num_folds
+        )
+        q = QEnsemble(critic)
+        q.load_state_dict(state["q"])
+    except (ChunkRLError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"the Q in {folder} does not fit the policy beside it: {error}") from error
+    return q.to(policy.device).eval().requires_grad_(False)
+
+
 def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> ChunkPolicy | PiActor:
     """A policy that acts, of either kind: what a run saved, or any pi checkpoint folder that says its settings.
 
@@ -174,7 +229,8 @@ def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> Chunk
     folder = Path(folder)
     if not (folder / VALUES).is_file():
         if any((folder / name).is_file() for name in (RECIPE_FILE, WEIGHTS_FILE, WEIGHTS_INDEX)):
-            return PiActor.load(folder, device)
+            policy = load_pretrained(folder, device=device)
+            return PiActor(policy, q=_load_pi_q(folder / Q_FOLDER, policy))
         if (folder / "policy").is_dir():
             raise CheckpointError(f"{folder} is a run, not a policy: give its policy, {folder / 'policy'}")
     return ChunkPolicy.load(folder, device)

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -240,7 +241,13 @@ def check_target(folder: str | Path, overwrite: bool) -> None:
         raise CheckpointError(f"{folder} exists and is not empty; choose another folder or overwrite it")
 
 
-def save_pretrained(policy: PiPolicy, folder: str | Path, *, overwrite: bool = False) -> Path:
+def save_pretrained(
+    policy: PiPolicy,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    beside: Callable[[Path], None] | None = None,
+) -> Path:
     """Write a LeRobot policy folder that `load_pretrained` reads back bit for bit.
 
     It is written under a temporary name and renamed whole; an old folder goes only after that.
@@ -248,6 +255,7 @@ def save_pretrained(policy: PiPolicy, folder: str | Path, *, overwrite: bool = F
     Args:
         policy: any loaded or trained policy, each parameter in the dtype it has.
         folder: must not exist or be empty, unless `overwrite`.
+        beside: writes what else belongs into the folder, which it is called with before that has its name.
 
     Raises:
         CheckpointError: the folder is there already, or cannot be written.
@@ -259,7 +267,9 @@ def save_pretrained(policy: PiPolicy, folder: str | Path, *, overwrite: bool = F
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _write(policy, temporary)
-        for file in temporary.iterdir():
+        if beside is not None:
+            beside(temporary)
+        for file in (f for f in temporary.rglob("*") if f.is_file()):
             with file.open("rb+") as handle:
                 os.fsync(handle.fileno())
         _put_in_place(temporary, folder)

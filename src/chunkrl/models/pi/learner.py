@@ -32,6 +32,14 @@ class PiLearner(nn.Module):
         self.policy, self.num_noise, self.state_noise = policy, num_noise, state_noise
         self.pretrained = pretrained
 
+    @property
+    def trains_features(self) -> bool:
+        """Whether vision tokens or text embeddings train, which critics read (`critic.PiFeatures`)."""
+        model = self.policy.model
+        parts = [model.projector, model.language.embed_tokens]
+        parts += [model.vision] if self.policy.recipe.settings.cameras else []
+        return any(p.requires_grad for part in parts for p in part.parameters())
+
     def get_extra_state(self) -> Tensor:
         """The fingerprint, as bytes: it goes with the parameters into a run's checkpoints."""
         return torch.tensor(list(self.pretrained.encode()), dtype=torch.uint8)
