@@ -131,8 +131,9 @@ class LiberoEnv:
         if self._renderer is not None:
             for camera in self._camera_ids:
                 self._renderer.check(self.mujoco[1], camera, self._camera_size)
-        for left in reversed(range(NUM_SETTLING_STEPS)):
-            observed = self._advance(NO_MOTION, draw=left == 0)
+        for _ in range(NUM_SETTLING_STEPS - 1):
+            self._advance(NO_MOTION, draw=False)
+        observed = self._advance(NO_MOTION, draw=True)
         self._num_steps = 0
         return EnvStep(**observed)
 

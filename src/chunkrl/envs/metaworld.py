@@ -128,14 +128,14 @@ class MetaWorldEnv:
         self._num_steps = 0
         return EnvStep(**self._observe(observation))
 
-    def _observe(self, observation: np.ndarray) -> dict[str, Any]:
+    def _observe(self, observation: np.ndarray, draw: bool = True) -> dict[str, Any]:
         """`state` and `images` of an EnvStep, from MetaWorld's own observation [39]."""
         self.full_state = np.asarray(observation, dtype=np.float32)
-        images = {} if self._renderer is None else {CAMERA: self._renderer.render(self.mujoco[1])}
+        images = {CAMERA: self._renderer.render(self.mujoco[1])} if self._renderer and draw else {}
         return {"state": self.full_state[self._entries], "images": images}
 
-    def step(self, action: np.ndarray) -> EnvStep:
-        """One 80 Hz action [dx, dy, dz, gripper] in [-1, 1]; reward 1 at success, else 0."""
+    def step(self, action: np.ndarray, draw: bool = True) -> EnvStep:
+        """One 80 Hz action [dx, dy, dz, gripper] in [-1, 1]; reward 1 at success, else 0; no picture without `draw`."""
         action = np.asarray(action, dtype=np.float32)
         if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
             raise ValueError(f"{self.name} takes {ACTION_DIM} finite action values, got {action}")
@@ -143,7 +143,7 @@ class MetaWorldEnv:
         self._num_steps += 1
         success = bool(info["success"])
         return EnvStep(
-            **self._observe(observation),
+            **self._observe(observation, draw),
             reward=float(success),
             success=success,
             terminated=success,

@@ -80,13 +80,16 @@ class SlotEnvironment:
         return step, 0, env.task, self._draw(force=True)
 
     def execute(self, actions: np.ndarray) -> SlotAnswer:
-        """(step, number of actions executed, task, frames)."""
+        """(step, number of actions executed, task, frames).
+
+        The step has pictures where the episode goes on: a policy sees nothing in between, and not the end.
+        """
         env = self._env
         assert env is not None, "an episode must begin with reset"
         frames: list[np.ndarray] = []
         num_done, step = 0, None
-        for action in actions:
-            step = env.step(action)
+        for index, action in enumerate(actions, start=1):
+            step = env.step(action, draw=index == len(actions))
             num_done, self._num_steps = num_done + 1, self._num_steps + 1
             frames += self._draw(force=step.done)
             if step.done:

@@ -48,8 +48,11 @@ class Environment(Protocol):
         """Starts the episode whose initial state `seed` determines, whatever ran before."""
         ...
 
-    def step(self, action: np.ndarray) -> EnvStep:
-        """Executes one action, float [A] in [-1, 1]; raises ValueError on a wrong shape or a NaN."""
+    def step(self, action: np.ndarray, draw: bool = True) -> EnvStep:
+        """Executes one action, float [A] in [-1, 1]; raises ValueError on a wrong shape or a NaN.
+
+        draw: with pictures. A simulator saves the time where nobody looks: between the chunks of a policy.
+        """
         ...
 
     def render(self) -> np.ndarray:

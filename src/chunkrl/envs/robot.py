@@ -145,8 +145,11 @@ class RobotEnvironment:
         self._images = images
         return {"state": seen.positions.astype(np.float32), "images": images}
 
-    def step(self, action: np.ndarray) -> EnvStep:
-        """One control period with joint targets `action` [N]; raises ValueError on a wrong shape or a NaN."""
+    def step(self, action: np.ndarray, draw: bool = True) -> EnvStep:
+        """One control period with joint targets `action` [N]; raises ValueError on a wrong shape or a NaN.
+
+        Pictures come with every step, `draw` or not: cameras cost no simulator's time.
+        """
         action = np.asarray(action, dtype=np.float32)
         if action.shape != (self.action_dim,) or not np.isfinite(action).all():
             raise ValueError(f"{self.name} takes {self.action_dim} finite joint targets, got {action}")
@@ -186,9 +189,9 @@ class PacedEnvironment:
         self._pace.start()
         return step
 
-    def step(self, action: np.ndarray) -> EnvStep:
+    def step(self, action: np.ndarray, draw: bool = True) -> EnvStep:
         """As the simulator's, on the next tick."""
-        step = self._env.step(action)
+        step = self._env.step(action, draw)
         self._pace.wait()
         return step
 
