@@ -47,7 +47,9 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluated(policy: Path, output: Path, *more: str) -> dict:
     """What the result says: settings, and the episodes of the one task."""
-    arguments = f"--policy {policy} --num-episodes 2 --num-workers 0 --batch-size 2 --max-steps 6 --device cpu"
+    arguments = (
+        f"--policy {policy} --num-episodes 2 --num-workers 0 --batch-size 2 --max-steps 6 --device cpu"
+    )
     main(["evaluate", *arguments.split(), "--output-dir", str(output), *more])
     result = json.loads((output / "result.json").read_text())
     (task,) = result["tasks"].values()
@@ -114,7 +116,7 @@ def test_what_cannot_be_asked_of_a_pi_policy(folder: Path, capsys: pytest.Captur
         ("--condition", "positive"): "was trained with (with 'Advantage: negative'",
         ("--condition", "", "--guidance", "2"): "--guidance leads towards a condition",
         ("--guidance", "-1"): "must not be negative",
-        ("--mode", "best_of_n"): "a pi policy's folder does not hold",
+        ("--mode", "best_of_n"): "train with --train-q or --objective iql",
         ("--camera-size", "32"): "this one has none",
         ("--num-steps", "0"): "at least one step",
         ("--exec-steps", "4"): "longer than the policy's chunk 3",

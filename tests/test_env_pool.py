@@ -1,0 +1,122 @@
+"""Simulator processes: equal results for any number of them, and after crashes, hangs and exceptions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from env_fakes import CountEnv
+
+from chunkrl.envs.pool import EnvPool, LocalPool
+from chunkrl.envs.workers import WorkerPool
+from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation.rollout import Episode, EpisodeResult, ExecutionConfig, run_episodes
+from chunkrl.types import Observation
+
+
+def noise_actor(observation: Observation, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """Chunks [B, 4, 1] of uniform noise of each row's generator: what an episode does depends on its noise alone."""
+    assert observation.state is not None and len(generators) == len(observation.state)
+    return torch.stack([torch.rand(4, 1, generator=generator) for generator in generators]) * 0.5
+
+
+EPISODES = [Episode(name, seed, 10 * seed + len(name)) for name in ("a", "bb") for seed in range(4)]
+
+
+def expected(episode: Episode, exec_steps: int = 3) -> tuple[bool, int]:
+    """The episode in closed form: uniform draws are summed, `exec_steps` of each chunk of 4."""
+    generator = torch.Generator().manual_seed(episode.noise_seed)
+    total, num_steps = 0.0, 0
+    while num_steps < CountEnv.max_steps:
+        for action in (torch.rand(4, 1, generator=generator) * 0.5)[:exec_steps, 0].tolist():
+            total, num_steps = total + action, num_steps + 1
+            if total > 1 or num_steps == CountEnv.max_steps:
+                return total > 1, num_steps
+    raise AssertionError
+
+
+def run(pool: EnvPool, batch_size: int = 2, record_every: int = 0) -> dict[int, EpisodeResult]:
+    found: dict[int, EpisodeResult] = {}
+    with closing(pool):
+        execution = ExecutionConfig(3, batch_size)
+        run_episodes(noise_actor, pool, EPISODES, execution, found.__setitem__, record_every)
+    return found
+
+
+def check(found: dict[int, EpisodeResult]) -> None:
+    assert sorted(found) == list(range(len(EPISODES)))
+    assert [(found[i].success, found[i].num_steps) for i in sorted(found)] == [expected(e) for e in EPISODES]
+
+
+def test_episodes_in_closed_form_for_any_number_of_slots() -> None:
+    for num_slots, batch_size in ((1, 1), (3, 2), (8, 4), (2, 8)):
+        check(run(LocalPool(num_slots, lambda slot, name: CountEnv(name)), batch_size))
+
+
+def test_pictures_of_the_first_every_second_and_the_last_step() -> None:
+    found = run(LocalPool(2, lambda slot, name: CountEnv(name)), record_every=2)
+    for result in found.values():
+        assert result.frames is not None
+        shown = result.frames[:, 0, 0, 0].tolist()
+        assert shown == sorted({*range(0, result.num_steps + 1, 2), result.num_steps})
+
+
+def test_a_batch_is_always_full_and_its_filling_changes_nothing() -> None:
+    sizes: list[int] = []
+
+    def actor(observation, generators):
+        sizes.append(observation.batch_size)
+        return noise_actor(observation, generators)
+
+    found: dict[int, EpisodeResult] = {}
+    pool = LocalPool(3, lambda slot, name: CountEnv(name))
+    run_episodes(actor, pool, EPISODES, ExecutionConfig(3, 4), found.__setitem__)
+    assert set(sizes) == {4}
+    check(found)
+
+
+@pytest.mark.parametrize(
+    "fault", ["kill", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("hang", "raise"))]
+)
+def test_a_simulator_that_is_lost_costs_its_episode_alone(fault: str, tmp_path: Path) -> None:
+    make = partial(CountEnv, fault=fault, marker=tmp_path / "happened")
+    pool = WorkerPool(2, make, hang_s=15.0 if fault == "hang" else 60.0)
+    found = run(pool)
+    check(found)
+    assert pool.num_restarts == 1
+    assert sorted(result.num_restarts for result in found.values()) == [0] * 7 + [1]
+    assert found[2].num_restarts + found[6].num_restarts == 1  # the two with seed 2
+
+
+def test_what_happens_every_time_is_an_error_with_its_cause() -> None:
+    with pytest.raises(ChunkRLError, match=r"(?s)from initial state 2.*lost 3 times.*signal SIGKILL"):
+        run(WorkerPool(1, partial(CountEnv, fault="kill")))
+
+
+def test_an_environment_that_cannot_be_made_is_the_users_to_cure() -> None:
+    with pytest.raises(ChunkRLError, match=r"^no environment a: name another$"):
+        run(WorkerPool(2, partial(CountEnv, fault="refuse")))
+
+
+def test_no_process_is_left_behind_and_none_starts_for_nothing() -> None:
+    import multiprocessing
+
+    pool = WorkerPool(2, CountEnv)
+    assert pool.wait() == [] and not multiprocessing.active_children()
+    pool.reset(0, "a", 1)
+    (report,) = pool.wait()
+    assert (
+        report.step is not None
+        and np.array_equal(report.step.state, [1, 0, 0])
+        and report.task == CountEnv.task
+    )
+    pool.execute(0, np.ones((4, 1)))
+    (report,) = pool.wait()
+    assert report.step is not None and report.step.success and report.num_steps == 2  # 1 is not above 1
+    pool.close()
+    assert not multiprocessing.active_children()
