@@ -56,6 +56,10 @@ class EnvPool(Protocol):
         ...
 
 
+class CannotServeError(ChunkRLError):
+    """What cannot be made is the user's to cure, and will not go away with a new process."""
+
+
 class SlotEnvironment:
     """One slot's environment and its episode: what a process of a pool, and `LocalPool`, do in the same way."""
 
@@ -69,7 +73,10 @@ class SlotEnvironment:
         """Makes the environment where another one is held."""
         if self._env is None or self._name != name:
             self.close()  # before the next is made: one rendering context a process
-            self._env, self._name = self._make(name), name
+            try:
+                self._env, self._name = self._make(name), name
+            except ChunkRLError as error:
+                raise CannotServeError(str(error)) from error
         return self._env
 
     def reset(self, name: str, seed: int, record_every: int = 0) -> SlotAnswer:

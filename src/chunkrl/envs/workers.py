@@ -8,45 +8,54 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from chunkrl.envs.pool import SlotEnvironment, SlotReport
+from chunkrl.envs.pool import CannotServeError, SlotEnvironment, SlotReport
 from chunkrl.envs.protocol import Environment
 from chunkrl.errors import ChunkRLError
 
 _GRACE_S = 5.0  # for a process to end by itself
 
 
-def _work(connection: Connection, make: Callable[[str], Environment]) -> None:
-    """A process's life: orders in, reports out, until the other end is closed."""
+class Servant(Protocol):
+    """What a process does: each order names one of its other methods and the arguments; it is made at the first."""
+
+    def close(self) -> None:
+        """Frees what it holds."""
+        ...
+
+
+def _work(connection: Connection, make: Callable[[], Servant]) -> None:
+    """A process's life: orders in, answers out, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it closes the connection
-    slot = SlotEnvironment(make)
+    servant: Servant | None = None
     while True:
         try:
-            kind, arguments = connection.recv()
+            method, arguments = connection.recv()
         except EOFError:
-            slot.close()
+            if servant is not None:
+                servant.close()
             return
-        stage = "make"
         try:
-            if kind == "reset":
-                slot.hold(arguments[0])
-                stage = "run"
-                answer = slot.reset(*arguments)
-            else:
-                stage = "run"
-                answer = slot.execute(*arguments)
+            servant = make() if servant is None else servant
+            answer = getattr(servant, method)(*arguments)
         except Exception as error:  # the parent decides: an episode anew, or the end
             told = str(error) if isinstance(error, ChunkRLError) else traceback.format_exc(limit=-3)
-            # what cannot be made is the user's to cure, and will not go away by itself
-            fatal = stage == "make" and isinstance(error, ChunkRLError)
-            connection.send(("fatal" if fatal else "failure", told))
+            connection.send(("fatal" if isinstance(error, CannotServeError) else "failure", told))
             continue
         connection.send(("done", answer))
+
+
+@dataclass(frozen=True)
+class Lost:
+    """An order that a process did not live to answer, or answered with an error. failure: how."""
+
+    failure: str
 
 
 @dataclass
@@ -58,40 +67,33 @@ class _Worker:
     deadline: float | None = None
 
 
-class WorkerPool:
-    """An `EnvPool` of processes, each with one environment; they start when they are first needed.
+class Workers:
+    """Processes that take orders, one at a time each; they start when they are first needed.
 
-    A process that crashes, raises, or does not answer for `hang_s` seconds is ended; its slot reports a failure, and
-    gets a new process with its next order.
+    A process that crashes, raises, or does not answer for `hang_s` seconds is ended; its order is lost, and its slot
+    gets a new process with the next one.
     """
 
-    def __init__(self, num_slots: int, make: Callable[[str], Environment], hang_s: float = 300.0) -> None:
+    def __init__(self, num_slots: int, make: Callable[[], Servant], hang_s: float = 300.0) -> None:
         """
         Args:
-            make: name -> environment; runs in the processes, and must be importable there.
-            hang_s: seconds for any one order, the making of the environment included.
+            make: the servant; runs in the processes, and must be importable there.
+            hang_s: seconds for any one order, the making of the servant included.
         """
         self.num_slots, self.num_restarts = num_slots, 0
         self._make, self._hang_s = make, hang_s
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker | None] = [None] * num_slots
 
-    def reset(self, slot: int, env: str, seed: int, record_every: int = 0) -> None:
-        """See `EnvPool`."""
-        self._order(slot, "reset", (env, seed, record_every))
-
-    def execute(self, slot: int, actions: np.ndarray) -> None:
-        """See `EnvPool`."""
-        self._order(slot, "execute", (actions,))
-
-    def _order(self, slot: int, kind: str, arguments: tuple[Any, ...]) -> None:
+    def order(self, slot: int, method: str, *arguments: Any) -> None:
+        """Has the slot's servant call `method`; returns at once."""
         worker = self._workers[slot]
         if worker is None:
             worker = self._workers[slot] = self._start(slot)
         assert worker.deadline is None, f"slot {slot} has not answered yet"
         worker.deadline = time.monotonic() + self._hang_s
         try:
-            worker.connection.send((kind, arguments))
+            worker.connection.send((method, arguments))
         except OSError:  # it has just died: `wait` finds its end and says how
             return
 
@@ -104,11 +106,11 @@ class WorkerPool:
         theirs.close()
         return _Worker(process, ours)
 
-    def wait(self, block: bool = True) -> Sequence[SlotReport]:
-        """The reports that are there; at least one, if `block`.
+    def answers(self, block: bool = True) -> list[tuple[int, Any]]:
+        """(slot, answer or `Lost`) of the orders that are done; at least one, if `block` and any is under way.
 
         Raises:
-            ChunkRLError: an environment cannot be made (another suite, no assets, a missing extra).
+            ChunkRLError: a servant cannot do what it is for (CannotServeError).
         """
         busy = {w.connection: slot for slot, w in enumerate(self._workers) if w is not None and w.deadline}
         if not busy:
@@ -117,11 +119,11 @@ class WorkerPool:
             first = min(w.deadline for w in self._workers if w is not None and w.deadline is not None)
             timeout = max(0.0, first - time.monotonic()) if block else 0.0
             ready = [self._receive(busy[c]) for c in wait(list(busy), timeout) if isinstance(c, Connection)]
-            ready += self._hung(set(busy.values()) - {report.slot for report in ready})
+            ready += self._hung(set(busy.values()) - {slot for slot, _ in ready})
             if ready or not block:
                 return ready
 
-    def _receive(self, slot: int) -> SlotReport:
+    def _receive(self, slot: int) -> tuple[int, Any]:
         worker = self._workers[slot]
         assert worker is not None
         try:
@@ -134,10 +136,9 @@ class WorkerPool:
         if kind == "failure":
             return self._lost(slot, answer.strip())
         worker.deadline = None
-        step, num_steps, task, frames = answer
-        return SlotReport(slot, step, num_steps, task, frames)
+        return slot, answer
 
-    def _hung(self, slots: set[int]) -> list[SlotReport]:
+    def _hung(self, slots: set[int]) -> list[tuple[int, Any]]:
         now = time.monotonic()
         late = [
             s
@@ -146,13 +147,13 @@ class WorkerPool:
         ]
         return [self._lost(slot, f"its process did not answer for {self._hang_s:g} s") for slot in late]
 
-    def _lost(self, slot: int, failure: str) -> SlotReport:
+    def _lost(self, slot: int, failure: str) -> tuple[int, Lost]:
         worker = self._workers[slot]
         assert worker is not None
         _end(worker, grace_s=0.0)
         self._workers[slot] = None
         self.num_restarts += 1
-        return SlotReport(slot, None, failure=failure)
+        return slot, Lost(failure)
 
     def close(self) -> None:
         """Ends the processes."""
@@ -162,6 +163,49 @@ class WorkerPool:
             worker.connection.close()
         for worker in workers:
             _end(worker, _GRACE_S if worker.deadline is None else 0.0)
+
+
+class WorkerPool:
+    """An `EnvPool` of processes, each with one environment."""
+
+    def __init__(self, num_slots: int, make: Callable[[str], Environment], hang_s: float = 300.0) -> None:
+        """
+        Args:
+            make: name -> environment; runs in the processes, and must be importable there.
+            hang_s: seconds for any one order, the making of the environment included.
+        """
+        self.num_slots = num_slots
+        self._workers = Workers(num_slots, partial(SlotEnvironment, make), hang_s)
+
+    @property
+    def num_restarts(self) -> int:
+        """Processes that were ended, by themselves or by us."""
+        return self._workers.num_restarts
+
+    def reset(self, slot: int, env: str, seed: int, record_every: int = 0) -> None:
+        """See `EnvPool`."""
+        self._workers.order(slot, "reset", env, seed, record_every)
+
+    def execute(self, slot: int, actions: np.ndarray) -> None:
+        """See `EnvPool`."""
+        self._workers.order(slot, "execute", actions)
+
+    def wait(self, block: bool = True) -> Sequence[SlotReport]:
+        """The reports that are there; at least one, if `block`.
+
+        Raises:
+            ChunkRLError: an environment cannot be made (another suite, no assets, a missing extra).
+        """
+        return [
+            SlotReport(slot, None, failure=answer.failure)
+            if isinstance(answer, Lost)
+            else SlotReport(slot, *answer)
+            for slot, answer in self._workers.answers(block)
+        ]
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._workers.close()
 
 
 def _end(worker: _Worker, grace_s: float) -> None:
