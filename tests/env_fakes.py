@@ -1,4 +1,4 @@
-"""An environment made of arithmetic, with faults that happen once or always; simulator processes import it (no torch)."""
+"""An environment made of arithmetic, with faults that happen once or always; simulator processes import it."""
 
 from __future__ import annotations
 

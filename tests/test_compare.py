@@ -1,0 +1,103 @@
+"""`chunkrl compare`: closed-form comparisons, and evaluations that cannot be compared."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_evaluate import SETTINGS, evaluation
+from test_report import Page
+
+from chunkrl.cli import main
+from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.evaluation import aggregates
+from chunkrl.evaluation.compare_command import group
+from chunkrl.evaluation.evaluation_result import write_evaluation
+
+NEW = ((1, 1, 1, 1, 1, 1), (1, 0, 1, 0, 1, 1))
+OLD = ((0, 0, 0, 0, 0, 1), (1, 0, 0, 0, 1, 1))
+
+
+def folder(root: Path, name: str, *rows: tuple[int, ...], **changes) -> str:
+    write_evaluation(root / name, evaluation(*rows, settings=replace(SETTINGS, **changes)))
+    return str(root / name)
+
+
+def test_two_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new, old = folder(tmp_path, "new", *NEW), folder(tmp_path, "old", *OLD, fingerprint="g", mode="sample")
+    main(["compare", f"better={new}", old, "--output-dir", str(tmp_path / "c")])
+    shown = capsys.readouterr().out
+    assert "McNemar p = 0.0625" in shown  # 5 against 0 states: 2 / 32
+    assert "+83.3" in shown and "+16.7" in shown
+    found = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert found["tasks"]["push-v3"]["difference"] == {old: pytest.approx(5 / 6)}
+    assert found["mean_over_tasks"]["difference"] == {old: pytest.approx(0.5)}
+    assert found["exec_steps"] == 2 and "aggregates" not in found
+    page = Page((tmp_path / "c" / "comparison.html").read_text())
+    assert "+50 points better over" in page.text and "2 actions of each chunk" in page.text
+
+
+def test_several_training_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = [folder(tmp_path, f"new{i}", *NEW) for i in range(3)]
+    old = [folder(tmp_path, f"old{i}", *OLD) for i in range(3)]
+    named = [f"{name}={path}" for name, paths in (("new", new), ("old", old)) for path in paths]
+    main(["compare", *named, "--no-aggregates", "--output-dir", str(tmp_path / "c")])
+    shown = capsys.readouterr().out
+    assert "McNemar" not in shown  # a test of two policies, not of two methods
+    found = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    arm = found["tasks"]["reach-v3"]["arms"]["new"]
+    assert (arm["success"], arm["num_episodes"], arm["seed"]) == (pytest.approx(4 / 6), 18, None)
+    assert "3 seeds" in Page((tmp_path / "c" / "comparison.html").read_text()).text
+
+
+def test_what_cannot_be_compared(tmp_path: Path) -> None:
+    new = folder(tmp_path, "new", *NEW)
+    for name, changes, message in (
+        ("steps", {"exec_steps": 1}, "exec_steps 2 and 1"),
+        ("tasks", {"envs": ("push-v3", "drawer-open-v3")}, "envs"),
+        ("seed", {"seed": 5}, "seed 0 and 5"),
+        ("limit", {"max_steps": (99, 99)}, "max_steps"),
+    ):
+        with pytest.raises(ChunkRLError, match=rf"cannot be compared: .*{message}.*same tasks"):
+            group([new, folder(tmp_path, name, *OLD, **changes)])
+    old = folder(tmp_path, "old", *OLD)
+    with pytest.raises(ChunkRLError, match="at least two methods"):
+        group([new])
+    with pytest.raises(ChunkRLError, match="as many training seeds"):
+        group([f"a={new}", f"a={new}", f"b={old}"])
+    with pytest.raises(ChunkRLError, match=r"does not exist.*go on"):
+        group([new, str(tmp_path / "nothing")])
+
+
+def test_aggregates_need_their_extra_and_two_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {"a": np.ones((2, 3)), "b": np.zeros((2, 3))}
+    monkeypatch.setitem(__import__("sys").modules, "rliable", None)
+    with pytest.raises(MissingExtraError, match=r"chunkrl\[evaluation\]"):
+        aggregates.aggregate(scores, "a")
+    with pytest.raises(ChunkRLError, match="at least two seeds"):
+        aggregates.aggregate({"a": np.ones((1, 3))}, "a")
+
+
+def test_aggregates_in_closed_form() -> None:
+    pytest.importorskip("rliable.library", reason="needs the extra chunkrl[evaluation]", exc_type=Exception)
+    # of 8 numbers the interquartile mean leaves out two at each end
+    scores = {
+        "a": np.array([[0.0, 0.5], [0.2, 0.6], [0.4, 0.7], [0.3, 1.0]]),
+        "b": np.array([[0.1, 0.5], [0.1, 0.5], [0.1, 0.5], [0.1, 0.5]]),
+    }
+    found = aggregates.aggregate(scores, "a", num_resamples=100)
+    a, b = found.methods["a"], found.methods["b"]
+    assert a.mean.value == pytest.approx(3.7 / 8)
+    assert a.iqm.value == pytest.approx((0.3 + 0.4 + 0.5 + 0.6) / 4)
+    assert a.optimality_gap.value == pytest.approx(1 - 3.7 / 8)
+    assert (b.mean.interval.low, b.mean.interval.high) == (
+        pytest.approx(0.3),
+        pytest.approx(0.3),
+    )  # seeds agree
+    # wins of a on the first task: 3 of 4; on the second 3 of 4 and a tie, which counts half
+    assert found.improvement["b"].value == pytest.approx((0.75 + 0.875) / 2)
+    assert a.mean.interval.low < a.mean.value < a.mean.interval.high
+    assert found == aggregates.aggregate(scores, "a", num_resamples=100)

@@ -1,0 +1,286 @@
+"""`chunkrl evaluate` on MetaWorld: folders that go on, what is refused, films, the page."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from test_report import Page
+
+pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
+
+from chunkrl.cli import main
+from chunkrl.envs.metaworld import CAMERA
+from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation.evaluation_folder import EvaluationFolder
+from chunkrl.evaluation.evaluation_page import write_page
+from chunkrl.evaluation.evaluation_result import (
+    EpisodeOutcome,
+    Evaluation,
+    EvaluationSettings,
+    read_evaluation,
+    to_json,
+    write_evaluation,
+)
+from chunkrl.evaluation.evaluation_videos import choose_episodes
+from chunkrl.evaluation.observed import fit_policy, plan_episodes, renamed
+from chunkrl.evaluation.rollout import Episode, initial_seeds
+from chunkrl.evaluation.statistics import wilson_interval
+from chunkrl.types import Observation
+
+SETTINGS = EvaluationSettings(
+    policy="runs/a/policy",
+    fingerprint="f",
+    envs=("push-v3", "reach-v3"),
+    num_episodes=4,
+    seed=0,
+    max_steps=(150, 150),
+    exec_steps=2,
+    horizon=5,
+    mode="mode",
+    num_candidates=0,
+    condition=None,
+    guidance=None,
+    num_steps=None,
+    state="full",
+    camera_size=0,
+    rendering="default",
+    rename=(),
+    batch_size=4,
+)
+
+
+def evaluation(
+    *successes: tuple[int, ...], settings: EvaluationSettings = SETTINGS, **more: Any
+) -> Evaluation:
+    """One tuple of outcomes a task, in the order of the initial states."""
+    settings = replace(settings, num_episodes=len(successes[0]))
+    seeds = initial_seeds(settings.seed, settings.num_episodes)
+    episodes = {
+        env: tuple(EpisodeOutcome(seed, bool(s), 10 + s) for seed, s in zip(seeds, row, strict=True))
+        for env, row in zip(settings.envs, successes, strict=True)
+    }
+    return Evaluation(settings, episodes, 60.0, 2, **more)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small policy after one update: it fails everywhere, and that is all these tests need."""
+    root = tmp_path_factory.mktemp("policy")
+    collect = f"collect --output-dir {root / 'data'} --num-episodes 2 --max-steps 8 --num-workers 0"
+    main(collect.split())
+    train = (
+        f"train --dataset-dir {root / 'data'} --output-dir {root / 'run'} --action-horizon 3 --action-dim 4 "
+    )
+    train += (
+        "--batch-size 4 --num-updates 1 --objective behaviour_cloning --network.hidden-dim 8 --device cpu"
+    )
+    main(train.split())
+    return root / "run" / "policy"
+
+
+def arguments(policy: Path, output: Path | None, *more: str) -> list[str]:
+    common = f"--policy {policy} --num-episodes 3 --max-steps 7 --num-workers 0 --mode sample"
+    folder = [] if output is None else ["--output-dir", str(output)]
+    return ["evaluate", *common.split(), "--env", "push-v3", "reach-v3", *folder, *more]
+
+
+def refused(capsys: pytest.CaptureFixture[str], call: list[str]) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(call)
+    assert stop.value.code == 2
+    return re.sub(r"[\s│]+", " ", capsys.readouterr().err)  # flags' own errors are shown in a box
+
+
+def test_a_stopped_evaluation_goes_on_and_ends_with_the_same_result(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(arguments(policy, tmp_path / "whole"))
+    saved: list[Episode] = []
+    save = EvaluationFolder.save
+
+    def dies(self: EvaluationFolder, episode: Episode, outcome: EpisodeOutcome) -> None:
+        if len(saved) == 4:
+            raise KeyboardInterrupt
+        saved.append(episode)
+        save(self, episode, outcome)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EvaluationFolder, "save", dies)
+        with pytest.raises(SystemExit):
+            main(arguments(policy, tmp_path / "stopped"))
+    with pytest.raises(ChunkRLError, match="has finished"):
+        read_evaluation(tmp_path / "stopped")
+    # what a killed writer leaves is no episode
+    (tmp_path / "stopped" / "episodes" / "push-v3" / ".1.json.partial-7").write_text("{")
+    capsys.readouterr()
+    main(arguments(policy, tmp_path / "stopped", "--batch-size", "4"))
+    assert "4 of 6 episodes are there" in capsys.readouterr().out
+    whole, gone_on = (read_evaluation(tmp_path / name) for name in ("whole", "stopped"))
+    assert gone_on.settings == whole.settings and gone_on.episodes == whole.episodes
+    assert gone_on.seeds("push-v3") == initial_seeds(0, 3)
+    assert not list((tmp_path / "stopped").rglob("*partial*"))
+
+
+def test_worker_processes_and_this_process_agree(policy: Path, tmp_path: Path) -> None:
+    main(arguments(policy, tmp_path / "here"))
+    main([*arguments(policy, tmp_path / "there"), "--num-workers", "1"])
+    here, there = (read_evaluation(tmp_path / name) for name in ("here", "there"))
+    assert here.settings == there.settings and here.episodes == there.episodes
+
+
+def test_a_folder_of_another_evaluation_is_refused(
+    policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "e"
+    main(arguments(policy, folder, "--env", "push-v3"))
+    for more, message in (
+        (("--exec-steps", "2"), "exec_steps 3 there, 2 asked for"),
+        (("--seed", "1"), "seed 0 there, 1 asked for"),
+        (("--env", "reach-v3"), "envs"),
+    ):
+        error = refused(capsys, arguments(policy, folder, "--env", "push-v3", *more))
+        assert message in error and "--output-dir" in error
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in policy.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    main(arguments(other, folder, "--env", "push-v3"))  # a copy is the same policy
+    (other / "more.txt").write_text("x")
+    assert "fingerprint" in refused(capsys, arguments(other, folder, "--env", "push-v3"))
+    assert "holds no evaluation" in refused(capsys, arguments(policy, policy))
+    holder = EvaluationFolder(tmp_path / "held", SETTINGS)
+    with pytest.raises(ChunkRLError, match="in use"):
+        EvaluationFolder(tmp_path / "held", SETTINGS)
+    holder.close()
+
+
+def test_what_cannot_be_evaluated(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = {
+        ("--env", "push-v9"): "no task 'push-v9'",
+        ("--env", "push-v3", "push-v3"): "given twice",
+        ("--exec-steps", "4"): "exec_steps 4 is longer than the policy's chunk 3",
+        ("--exec-steps", "0"): "exec_steps is 0; it must be at least 1",
+        ("--videos", "1"): "needs a folder to put them in: give --output-dir",
+        ("--condition", "x"): "is a small one",
+    }
+    for more, message in cases.items():
+        assert message in refused(capsys, arguments(policy, None, *more)), more
+
+
+def test_films_show_failures_first_and_are_made_once(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ("--videos", "3", "--batch-size", "3")
+    main(arguments(policy, tmp_path / "e", *few))
+    videos = read_evaluation(tmp_path / "e").videos
+    assert [(v.env, v.success, v.as_evaluated) for v in videos] == [
+        ("push-v3", False, True),
+        ("reach-v3", False, True),
+        ("push-v3", False, True),
+    ]
+    assert all((tmp_path / "e" / v.file).stat().st_size > 1000 for v in videos)
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert page.count("<video") == 3
+    monkeypatch.setattr("chunkrl.evaluation.evaluation_videos.episode_video", None)  # would fail if called
+    main(arguments(policy, tmp_path / "e", *few))
+    assert read_evaluation(tmp_path / "e").videos == videos
+
+
+def test_choice_of_films() -> None:
+    found = evaluation((1, 0, 1, 0), (0, 1, 1, 1))
+    episodes = plan_episodes(found.settings, None)
+    # each kind's first of every task before its second
+    assert choose_episodes(found, episodes, 8) == [1, 4, 3, 0, 5, 2, 6, 7]
+    assert choose_episodes(found, episodes, 2) == [1, 4]
+
+
+def test_result_and_page_say_the_numbers(tmp_path: Path) -> None:
+    found = evaluation((1, 0, 1, 1), (0, 0, 1, 0))
+    write_evaluation(tmp_path, found)
+    assert read_evaluation(tmp_path) == found == read_evaluation(tmp_path / "result.json")
+    written = to_json(found)
+    suite, push = wilson_interval(4, 8), wilson_interval(3, 4)
+    assert (written["success"], written["interval"]) == (0.5, [suite.low, suite.high])
+    assert written["tasks"]["push-v3"]["interval"] == [push.low, push.high]
+    assert (written["exec_steps"], written["num_restarts"]) == (2, 0)
+    page = Page(write_page(tmp_path, found).read_text())
+    for said in (
+        "4 of 8 episodes",
+        "2 of 5 actions of each chunk",
+        "3/4 · 75 %",
+        "1.0 minutes",
+        "1/4 · 25 %",
+    ):
+        assert said in page.text
+    assert "cut short" in page.text
+    squares = [
+        attrs for tag, attrs in page.tags if tag == "rect" and attrs.get("class") in ("bar good", "bar bad")
+    ]
+    assert [s["class"] for s in squares] == [
+        f"bar {'good' if s else 'bad'}" for s in (1, 0, 1, 1, 0, 0, 1, 0)
+    ]
+
+
+def test_results_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(ChunkRLError, match="is not a result of chunkrl evaluate"):
+        read_evaluation(tmp_path)
+    (tmp_path / "result.json").write_text(json.dumps(to_json(evaluation((1,), (0,))) | {"version": 0}))
+    with pytest.raises(ChunkRLError, match=r"version 0.*evaluate again"):
+        read_evaluation(tmp_path)
+
+
+def fitted(cameras: tuple[str, ...] = (), state_dim: int = 39, action_dim: int = 4, **more: Any):
+    policy: Any = SimpleNamespace(cameras=cameras, state_dim=state_dim, action_dim=action_dim)
+    asked = {"names": ("push-v3",), "max_steps": None, "camera_size": None, "rename": ()} | more
+    return fit_policy(policy, **asked)
+
+
+def test_policies_that_do_not_fit_are_told_what_does_not() -> None:
+    assert fitted().max_steps == (150,)
+    assert fitted(state_dim=10).options.state == "compact"
+    assert fitted((CAMERA,), 0, camera_size=32).rename == ((CAMERA, CAMERA),)
+    assert fitted(("wrist",), camera_size=8, rename=(f"{CAMERA}=wrist",)).rename == ((CAMERA, "wrist"),)
+    for wrong, message in (
+        ({"action_dim": 7}, "7 action and 39 state values, MetaWorld has 4 and 39"),
+        ({"state_dim": 8}, "8 state values, MetaWorld has 4 and 39"),
+        ({"cameras": ("wrist",)}, "needs the camera 'wrist', and MetaWorld has"),
+        ({"cameras": (CAMERA,)}, "--camera-size how large"),
+        ({"camera_size": 8}, "this one has none"),
+        ({"cameras": ("wrist",), "rename": ("front=wrist",)}, "--rename front=wrist: give"),
+        ({"cameras": ("a", "b"), "rename": (f"{CAMERA}=a", f"{CAMERA}=b")}, "two of the policy's cameras"),
+    ):
+        with pytest.raises(ChunkRLError, match=message):
+            fitted(**wrong)
+
+
+def test_renamed_observations() -> None:
+    seen: list[Observation] = []
+
+    def actor(observation: Observation, generators: Any) -> torch.Tensor:
+        seen.append(observation)
+        return torch.zeros(1, 1, 1)
+
+    images = {
+        name: torch.full((1, 3, 2, 2), i, dtype=torch.uint8) for i, name in enumerate(("outer", "inner"))
+    }
+    renamed(actor, (("inner", "wrist"),))(Observation(images=images, task=("t",)), [])
+    assert list(seen[0].images) == ["wrist"] and int(seen[0].images["wrist"][0, 0, 0, 0]) == 1
+
+
+def test_official_initial_states_are_numbered_and_their_noise_differs_by_task() -> None:
+    settings = replace(SETTINGS, envs=("libero_goal/0", "libero_goal/1"), num_episodes=3)
+    episodes = plan_episodes(settings, 50)
+    assert [(e.env[-1], e.seed) for e in episodes] == [(t, s) for t in "01" for s in range(3)]
+    assert len({e.noise_seed for e in episodes}) == 6
+    assert episodes != plan_episodes(replace(settings, seed=1), 50)
+    with pytest.raises(ChunkRLError, match="at most 50"):
+        plan_episodes(replace(settings, num_episodes=51), 50)
