@@ -153,6 +153,7 @@ class ValueLearner:
         """Refuses rewards that no bootstrapped target would hold: what the last action of an unfinished episode led
         to is not stored, so its transition ends one step earlier."""
         last = data.segments.ends[~data.segments.terminated] - 1
+        last = last[~data.frame_labels.after_success[last]]
         if self.fit.time_out == "failure" and adv.step_rewards(data)[last].any():
             raise ChunkRLError(
                 "unfinished episodes of this data have a reward at their last action (a failure's penalty), which "

@@ -1,0 +1,267 @@
+"""What is averaged over the data counts each start as often as training draws it, and nothing behind a success."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from chunk_data import episode, identity_factory, open_chunks, random_episodes, write_dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chunkrl import ChunkLevelOfflineRL
+from chunkrl.algorithms import advantages as adv
+from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
+from chunkrl.algorithms.conditioning import ConditioningConfig, advantage_bins
+from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
+from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.collection import ChunkCollection
+from chunkrl.data.draws import draw_rates, trained_starts
+from chunkrl.data.labels import LabelRule
+from chunkrl.data.loader import ChunkLoader
+from chunkrl.errors import ChunkRLError
+from chunkrl.models.encoders import NetworkConfig
+from chunkrl.training.optim import OptimConfig
+from chunkrl.training.trainer import Trainer, TrainerConfig
+
+CPU = torch.device("cpu")
+
+
+# ---- rates
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[ChunkDataset]:
+    base = tmp_path_factory.mktemp("draws")
+    sizes = {"a": (3, (4, 5)), "b": (1, (5, 6))}  # 12 starts and 5
+    return [
+        open_chunks(write_dataset(base / name, random_episodes(n, seed=n, lengths=lengths)))
+        for name, (n, lengths) in sizes.items()
+    ]
+
+
+def test_rates_in_closed_form(datasets: list[ChunkDataset]) -> None:
+    assert draw_rates(ChunkCollection(datasets), None) is None
+    assert draw_rates(datasets[0], None) is None
+    rates = draw_rates(ChunkCollection(datasets, [1.0, 3.0]), None)
+    assert rates is not None
+    # a quarter of 17 draws on 12 starts, three quarters on 5
+    np.testing.assert_allclose(rates, [17 / 4 / 12] * 12 + [17 * 3 / 4 / 5] * 5, rtol=1e-6)
+    some = draw_rates(ChunkCollection(datasets, [1.0, 3.0]), np.array([0, 1, 12]))
+    assert some is not None
+    np.testing.assert_allclose(some[[0, 1, 12]], [3 / 4 / 2, 3 / 4 / 2, 9 / 4], rtol=1e-6)
+    assert some.sum() == pytest.approx(3) and np.count_nonzero(some) == 3
+    first_alone = draw_rates(ChunkCollection(datasets, [1.0, 3.0]), np.array([4, 7]))
+    assert first_alone is not None and first_alone[[4, 7]].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("drawn", [None, [0, 1, 2, 5, 12, 14]])
+def test_rates_are_how_often_the_loader_draws(datasets: list[ChunkDataset], drawn: list[int] | None) -> None:
+    data = ChunkCollection(datasets, [2.0, 3.0])
+    subset = None if drawn is None else np.array(drawn)
+    loader = ChunkLoader(data, 4, 0, subset=subset)
+    counts = np.zeros(len(data))
+    for update in range(3000):
+        counts += np.bincount(loader.positions(update), minlength=len(data))
+    rates = draw_rates(data, subset)
+    assert rates is not None
+    np.testing.assert_allclose(counts / counts.sum(), rates / rates.sum(), atol=8e-3)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-3, 3), st.integers(0, 4)), min_size=2, max_size=30).filter(
+        lambda rows: sum(rate for _, rate in rows) > 0
+    )
+)
+def test_a_rate_is_as_good_as_so_many_copies(rows: list[tuple[float, int]]) -> None:
+    advantage, rates = (np.array(column) for column in zip(*rows, strict=True))
+    copies = np.repeat(advantage, rates)
+    if copies.std() >= 1e-6:
+        scaled = adv.standardize(advantage, 2.0, rates)
+        np.testing.assert_allclose(np.repeat(scaled, rates), adv.standardize(copies, 2.0), atol=1e-6)
+        weight, metrics = adv.to_weights(advantage, 0.7, 2.0, 5.0, rates)
+        expected, theirs = adv.to_weights(copies, 0.7, 2.0, 5.0)
+        np.testing.assert_allclose(np.repeat(weight, rates), expected, rtol=1e-4)
+        assert metrics == pytest.approx(theirs, rel=1e-4)
+        assert (weight[rates == 0] == 0).all()
+        assert np.average(weight, weights=rates) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_bins_have_their_shares_of_what_is_drawn() -> None:
+    advantage, task = np.arange(10.0), np.zeros(10, int)
+    halves = ConditioningConfig(num_bins=2, cuts=(0.5,))
+    assert advantage_bins(advantage, task, halves, 1.0).tolist() == [0] * 5 + [1] * 5
+    rates = np.array([1.0] * 8 + [4.0] * 2)  # 16 draws, of which the best two starts have half
+    assert advantage_bins(advantage, task, halves, 1.0, rates).tolist() == [0] * 8 + [1] * 2
+    fifths = ConditioningConfig(num_bins=5)
+    rates = np.array([2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    found = advantage_bins(advantage, task, fifths, 1.0, rates)
+    shares = np.bincount(found, weights=rates, minlength=5)
+    assert shares.tolist() == [2, 2, 2, 2, 2]
+    assert found[8:].tolist() == [4, 4]  # never drawn, and no edge moved for them
+    other = advantage.copy()
+    other[8:] = 1e6
+    assert advantage_bins(other, task, fifths, 1.0, rates)[:8].tolist() == found[:8].tolist()
+
+
+def test_a_task_that_is_never_drawn_needs_no_bins() -> None:
+    advantage, task = np.array([0.0, 1, 2, 3, 7, 7]), np.array([0, 0, 0, 0, 1, 1])
+    rates = np.array([1.0, 1, 1, 1, 0, 0])
+    config = ConditioningConfig(num_bins=2, cuts=(0.5,))
+    assert advantage_bins(advantage, task, config, 1.0, rates).tolist() == [0, 0, 1, 1, 0, 0]
+
+
+def test_weights_of_a_run_have_mean_1_in_its_batches(tmp_path: Path) -> None:
+    roots = [write_dataset(tmp_path / name, random_episodes(n, seed=n)) for name, n in (("a", 6), ("b", 2))]
+    run = ChunkLevelOfflineRL(
+        dataset_dir=str(roots[0]),
+        additional_offline_dataset_paths=(str(roots[1]),),
+        dataset_weights=(1.0, 4.0),
+        action_horizon=3,
+        action_dim=2,
+        batch_size=10,
+        num_updates=1,
+        value_epochs=1.0,
+        num_folds=2,
+        network=NetworkConfig(hidden_dim=8, num_layers=1),
+        device="cpu",
+        output_dir=str(tmp_path / "run"),
+    )
+    run.train()
+    weight = run.algorithm.labels["weight"]
+    loader = ChunkLoader(run.dataset, 10, 0)
+    drawn = np.concatenate([weight[loader.positions(update)] for update in range(600)])
+    assert drawn.mean() == pytest.approx(1.0, abs=0.01)
+    assert weight.mean() != pytest.approx(1.0, abs=0.01)
+
+
+# ---- behind a success
+
+
+def with_a_rest(seed: int) -> list[dict[str, np.ndarray]]:
+    """Six episodes of seven frames, of which every second one succeeds at its fourth and goes on; what is recorded
+    there depends on the seed."""
+    rng, rest = np.random.default_rng(0), np.random.default_rng(seed)
+    episodes = []
+    for number in range(6):
+        columns = episode(7, False, rng, **{"next.reward": np.zeros(7, np.float32)})
+        if number % 2 == 0:
+            columns["next.success"][3:] = True
+            columns["next.reward"][3] = 1.0
+            for name in ("observation.state", "action"):
+                columns[name][4:] = rest.normal(size=columns[name][4:].shape) * 9
+            columns["next.reward"][4:] = rest.uniform(1, 5, 3)
+        episodes.append(columns)
+    return episodes
+
+
+TRAINED = [7 * number + frame for number in range(6) for frame in range(4 if number % 2 == 0 else 7)]
+
+
+def learner(dataset: ChunkDataset, algorithm: str) -> Any:
+    torch.manual_seed(0)
+    factory, optim = identity_factory(dataset), OptimConfig(lr=1e-2)
+    if algorithm == "iql":
+        return ChunkAWR(iql(num_updates=8, num_folds=2), factory, optim, dataset, 0, CPU)
+    fit = ValueFit(target="bootstrap" if algorithm == "bootstrap" else "monte_carlo")
+    config = CrossFittedConfig(policy_updates=4, value_updates=8, num_folds=2, fit=fit, train_q=True)
+    return CrossFittedAdvantage(config, factory, optim, dataset, 0, CPU)
+
+
+@pytest.mark.parametrize("algorithm", ["monte_carlo", "bootstrap", "iql"])
+def test_what_is_recorded_behind_a_success_changes_nothing(tmp_path: Path, algorithm: str) -> None:
+    found = []
+    for seed in (1, 2):
+        root = write_dataset(tmp_path / str(seed), with_a_rest(seed))
+        dataset = open_chunks(root, reward="sum", labels=LabelRule(success="next.success"))
+        assert dataset.frame_labels.after_success.sum() == 9
+        starts = trained_starts(dataset)
+        assert starts is not None and starts.tolist() == TRAINED
+        one = learner(dataset, algorithm)
+        assert all(np.array_equal(phase.subset, TRAINED) for phase in one.phases())
+        trainer = Trainer(one, dataset, TrainerConfig(batch_size=6))
+        trainer.run()
+        history = {k: v for k, v in trainer.history.items() if k != "value/calibration_error"}
+        labels = {name: values[TRAINED] for name, values in one.labels.items()}
+        found.append(([p.detach() for p in one.policy.parameters()], labels, history, one.labels))
+    (policy, labels, history, everywhere), (policy_2, labels_2, history_2, _) = found
+    assert all(torch.equal(a, b) for a, b in zip(policy, policy_2, strict=True))
+    assert labels.keys() == labels_2.keys() and history == history_2
+    for name, values in labels.items():
+        assert np.array_equal(values, labels_2[name]), name
+    untrained = np.setdiff1d(np.arange(42), TRAINED)
+    assert (everywhere["advantage"][untrained] == 0).all()
+    if algorithm != "iql":
+        assert (everywhere["weight"][untrained] == 0).all()
+        assert labels["weight"].mean() == pytest.approx(1.0, rel=1e-5)
+        assert labels["scaled_advantage"].mean() == pytest.approx(0.0, abs=1e-5)
+
+
+# ---- failing is no escape from costs
+
+
+def costly(tmp_path: Path, last: float, success_length: int = 8) -> Path:
+    """Rewards -1 a step, 0 at success; failures take 4 steps, and their last reward is `last`."""
+    rng = np.random.default_rng(0)
+    episodes = []
+    for number in range(4):
+        length = success_length if number % 2 == 0 else 4
+        reward = np.full(length, -1.0, np.float32)
+        reward[-1] = 0.0 if number % 2 == 0 else last
+        episodes.append(episode(length, number % 2 == 0, rng, **{"next.reward": reward}))
+    return write_dataset(tmp_path / f"d{last}-{success_length}", episodes)
+
+
+def fitted(root: Path, fit: ValueFit, **rule: Any) -> CrossFittedAdvantage:
+    labels = LabelRule(success="next.success", **rule)
+    dataset = open_chunks(root, gamma=0.99, reward="sum", labels=labels)
+    config = CrossFittedConfig(policy_updates=1, value_updates=1, num_folds=2, fit=fit)
+    return CrossFittedAdvantage(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
+
+
+def test_a_time_limit_is_no_escape_from_recorded_costs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Failures that end at -1 would look better than the first frame of a success of 8 steps, at about -7."""
+    root = costly(tmp_path, -1.0)
+    for rule in ({}, {"failure_terminal": True}, {"step_reward": "cost", "failure_penalty": 0.0}):
+        with pytest.raises(
+            ChunkRLError, match=r"learn to fail; use --step-reward cost with a --failure-penalty"
+        ):
+            fitted(root, ValueFit(), **rule)
+    with pytest.raises(ChunkRLError, match="learn to fail"):
+        fitted(root, ValueFit(time_out="bootstrap"), failure_terminal=True)
+    fitted(root, ValueFit(time_out="bootstrap"))
+    made = fitted(root, ValueFit(), step_reward="cost")
+    assert made.values is not None
+    frames = np.flatnonzero(made.values._data.frame_labels.truncated)
+    assert (made.values.returns[frames] == -100).all() and made.values.returns.min() >= -100 - 1e-3
+    assert "smaller penalty" not in caplog.text
+    # without costs that a success has, nothing is escaped
+    fitted(costly(tmp_path, -1.0, success_length=1), ValueFit())
+
+
+def test_a_penalty_below_the_costs_of_a_success_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fitted(costly(tmp_path, -5.0), ValueFit())
+    assert "at a smaller penalty; use --step-reward cost" in caplog.text
+    caplog.clear()
+    fitted(costly(tmp_path, -9.0), ValueFit())
+    assert "penalty" not in caplog.text
+
+
+def test_iql_refuses_failures_that_end_its_costs(tmp_path: Path) -> None:
+    root = costly(tmp_path, -1.0)
+    for terminal in (False, True):  # a time-out bootstraps there
+        rule = LabelRule(success="next.success", failure_terminal=terminal)
+        dataset = open_chunks(root, gamma=0.99, reward="sum", labels=rule)
+        if terminal:
+            with pytest.raises(ChunkRLError, match="learn to fail"):
+                ChunkAWR(iql(num_updates=1), identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
+        else:
+            ChunkAWR(iql(num_updates=1), identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
