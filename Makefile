@@ -6,9 +6,10 @@ USE := $(VENV)/.installed-use
 DEV := $(VENV)/.installed-dev
 LEROBOT_VENV ?= .venv-lerobot
 LEROBOT_PIP ?=
+LIBERO_VENV ?= .venv-libero
 PIP := install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: proto demo test test-slow test-gpu test-lerobot lint typecheck check benchmark clean
+.PHONY: proto demo test test-slow test-gpu test-lerobot test-libero lint typecheck check benchmark clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "chunkrl needs Python 3.10 or newer")'
@@ -52,6 +53,14 @@ test-lerobot:
 	$(LEROBOT_RUN) -c '$(LEROBOT_IMPORT)'; }
 	$(LEROBOT_RUN) -m pytest -m lerobot $$(grep -l "mark.lerobot" tests/*.py)
 
+# LIBERO's packages are many and build with cmake: an environment of its own, too (LIBERO_VENV may name one made by
+# hand). Meshes and textures come from the Hub, or from the folder LIBERO_ASSETS; without any the tests skip.
+LIBERO_INSTALLED := from importlib.metadata import version as v; v("hf-libero"), v("pytest"), v("chunkrl")
+test-libero:
+	$(LIBERO_VENV)/bin/python -c '$(LIBERO_INSTALLED)' 2>/dev/null || { $(PYTHON) -m venv $(LIBERO_VENV) && \
+	$(LIBERO_VENV)/bin/pip $(PIP) --editable '.[libero,sim,pi,dev]'; }
+	$(LIBERO_VENV)/bin/python -m pytest -m libero $$(grep -l "mark.libero" tests/*.py)
+
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,4 +74,4 @@ benchmark: $(USE)
 	$(BIN)/python -m benchmarks.metaworld
 
 clean:
-	rm -rf $(VENV) .venv-lerobot build *.egg-info src/*.egg-info
+	rm -rf $(VENV) .venv-lerobot .venv-libero build *.egg-info src/*.egg-info

@@ -15,7 +15,7 @@ import torch
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 
-from chunkrl.errors import CheckpointError
+from chunkrl.errors import CheckpointError, ChunkRLError
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,34 @@ def _checkpoints(root: Path) -> list[str]:
     return lines or [f"none in {root} (chunkrl download pi05_libero)"]
 
 
+def _opengl() -> str:
+    """Which library draws LIBERO's pictures; nothing is loaded."""
+    from chunkrl.envs.offscreen import choose_backend
+
+    try:
+        backend = choose_backend()
+    except ChunkRLError as error:
+        return f"MISSING: {error}"
+    return f"{backend} (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}); MetaWorld and the demo need none"
+
+
+def _libero() -> str:
+    """LIBERO's package and its assets; nothing is fetched."""
+    from chunkrl.envs.libero_package import installed_assets
+    from chunkrl.envs.libero_tasks import package_folder
+
+    try:
+        package = package_folder()
+        assets = installed_assets()
+    except ChunkRLError as error:
+        return f"MISSING: {error}"
+    if assets is None:
+        return (
+            f"{package}; assets: none yet, fetched from the Hub at first use, or export LIBERO_ASSETS=FOLDER"
+        )
+    return f"{package}; assets: {assets}"
+
+
 def run_doctor(config: DoctorConfig) -> None:
     """Prints the findings, one a line."""
     print(f"python      {platform.python_version()} ({sys.executable})")
@@ -133,6 +161,6 @@ def run_doctor(config: DoctorConfig) -> None:
     for name in missing:
         print(f"to complete: pip install '{name}'")
     if importlib.util.find_spec("mujoco") is not None:
-        print(
-            f"rendering   MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')} (state tasks and the demo need none)"
-        )
+        print(f"opengl      {_opengl()}")
+    if importlib.util.find_spec("libero") is not None:
+        print(f"libero      {_libero()}")

@@ -21,6 +21,7 @@ from typing import Any
 from chunkrl.data.atomic import write_text
 from chunkrl.data.cache import ensure
 from chunkrl.envs.libero_tasks import package_folder
+from chunkrl.envs.offscreen import DEBIAN_PACKAGES
 from chunkrl.errors import ChunkRLError, MissingExtraError
 
 ASSETS_VARIABLE = "LIBERO_ASSETS"
@@ -109,6 +110,10 @@ def import_libero() -> SimpleNamespace:
             errors = importlib.import_module("robosuite.utils.errors")
     except ModuleNotFoundError as error:
         raise MissingExtraError("The LIBERO environment", error.name or "robosuite", "libero") from error
+    except ImportError as error:  # OpenCV without libGL, for one
+        raise ChunkRLError(
+            f"LIBERO cannot be imported: {error}; apt-get install {DEBIAN_PACKAGES} brings the system's libraries"
+        ) from error
     return SimpleNamespace(
         assets=assets,
         domains=envs.TASK_MAPPING,
