@@ -6,7 +6,6 @@ each task, so that intervals speak of other seeds on these tasks. With one seed 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -79,16 +78,14 @@ def aggregate(
     library, metrics = _import_rliable()
 
     def estimate(function: Callable[..., float], data: Any) -> Estimate:
-        with (
-            warnings.catch_warnings()
-        ):  # rliable hands the generator to arch under a name that arch has renamed
-            warnings.filterwarnings("ignore", "random_state is deprecated", FutureWarning)
+        state = np.random.get_state()
+        np.random.seed(seed)  # rliable draws from numpy's global generator, whatever generator it is given
+        try:
             point, interval = library.get_interval_estimates(
-                {"it": data},
-                lambda *arrays: np.array([function(*arrays)]),
-                reps=num_resamples,
-                random_state=np.random.RandomState(seed),
+                {"it": data}, lambda *arrays: np.array([function(*arrays)]), reps=num_resamples
             )
+        finally:
+            np.random.set_state(state)
         low, high = np.round(interval["it"][:, 0], 12)
         return Estimate(float(point["it"][0]), Interval(float(low), float(high)))
 
