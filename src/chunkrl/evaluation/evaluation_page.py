@@ -136,10 +136,10 @@ def _number_section(evaluation: Evaluation) -> str:
         rows.append(
             (
                 env,
+                f"{100 * rate.interval.low:.1f} to {100 * rate.interval.high:.1f} %",
+                percent(rate.rate),
                 str(rate.num_success),
                 str(rate.num_episodes),
-                percent(rate.rate),
-                f"{100 * rate.interval.low:.1f} to {100 * rate.interval.high:.1f} %",
                 f"{np.mean(lengths):.0f}" if lengths else "",
                 str(sum(e.num_restarts for e in episodes)),
             )
