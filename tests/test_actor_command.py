@@ -205,6 +205,7 @@ def test_a_spool_of_another_actor_or_kind_and_a_robot_that_does_not_fit_are_refu
         ({"offline": True, "max_ahead_steps": 0}, "max-ahead-steps"),
         ({"offline": True, "send_only": True}, "send-only"),
         ({"corrector": "scripted"}, "none of a robot's"),
+        ({"robot": None, "env": "push-v3", "corrector": "leader"}, "is a robot's"),
         ({"guidance": 2.0}, "pi policies"),
         ({"n_action_steps": 9}, "chunk of 8"),
         ({"policy": "nowhere"}, "nowhere"),

@@ -1,4 +1,4 @@
-"""All simulated environments by name: MetaWorld's tasks, LIBERO's tasks and suites."""
+"""All simulated environments by name: MetaWorld's tasks, LIBERO's tasks and suites, gym-hil's scene."""
 
 from __future__ import annotations
 
@@ -53,7 +53,12 @@ class EnvInfo:
 
 def is_libero(name: str) -> bool:
     """Whether a task or suite is LIBERO's, by its name."""
-    return name.startswith("libero") or "/" in name
+    return not is_hil(name) and (name.startswith("libero") or "/" in name)
+
+
+def is_hil(name: str) -> bool:
+    """Whether a task is gym-hil's, by its name."""
+    return name.startswith("gym_hil/")
 
 
 def expand(names: Sequence[str]) -> tuple[str, ...]:
@@ -66,7 +71,9 @@ def expand(names: Sequence[str]) -> tuple[str, ...]:
 
     found: list[str] = []
     for name in names:
-        if not is_libero(name):
+        if is_hil(name):
+            found.append(name)
+        elif not is_libero(name):
             try:
                 check_task(name)
             except MissingExtraError:
@@ -93,10 +100,17 @@ def describe(tasks: Sequence[str]) -> EnvInfo:
     Raises:
         ChunkRLError: tasks of two kinds, whose policies cannot be one.
     """
-    if len({is_libero(task) for task in tasks}) > 1:
+    if len({(is_libero(task), is_hil(task)) for task in tasks}) > 1:
         raise ChunkRLError(
-            f"{', '.join(tasks)} are tasks of MetaWorld and of LIBERO: no policy fits both, evaluate apart"
+            f"{', '.join(tasks)} are tasks of different simulators: no policy fits both, evaluate apart"
         )
+    if is_hil(tasks[0]):
+        from chunkrl.envs import gym_hil
+
+        limits = dict.fromkeys(tasks, gym_hil.MAX_STEPS)
+        states = {"full": gym_hil.STATE_NAMES}
+        size, cameras = gym_hil.ACTION_DIM, gym_hil.CAMERAS
+        return EnvInfo("gym-hil", size, states, "full", cameras, limits, None, 100, gym_hil.FPS, True)
     if is_libero(tasks[0]):
         from chunkrl.envs import libero
 
@@ -117,7 +131,7 @@ def describe(tasks: Sequence[str]) -> EnvInfo:
     from chunkrl.envs import metaworld
 
     limits = dict.fromkeys(tasks, metaworld.MAX_STEPS)
-    states: dict[str, tuple[str, ...]] = dict(metaworld.STATE_NAMES.items())
+    states = dict[str, tuple[str, ...]](metaworld.STATE_NAMES.items())
     return EnvInfo(
         "MetaWorld",
         metaworld.ACTION_DIM,
@@ -147,6 +161,13 @@ def make_env(name: str, options: EnvOptions) -> Environment:
         return libero.LiberoEnv(
             name, options.max_steps, options.camera_size, cameras, options.rendering, options.initial
         )
+    if is_hil(name):
+        from chunkrl.envs import gym_hil
+
+        if options.cameras not in ((), gym_hil.CAMERAS):
+            raise ChunkRLError(f"gym-hil's cameras are called {gym_hil.CAMERAS}, not {options.cameras}")
+        max_steps = gym_hil.MAX_STEPS if options.max_steps is None else options.max_steps
+        return gym_hil.GymHilEnv(name, max_steps, options.camera_size)
     from chunkrl.envs import metaworld
 
     if options.cameras not in ((), (metaworld.CAMERA,)):

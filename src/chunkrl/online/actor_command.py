@@ -27,7 +27,7 @@ class ActorCommand:
     """A saved policy's folder: a run's `policy`, or any pi folder that says its settings. It acts until the learner
     sends newer weights, and must be the one that the learner began with."""
     env: str | None = None
-    """A simulator's task, e.g. push-v3. Or give --robot."""
+    """A simulator's task, e.g. push-v3, libero_spatial/0 or gym_hil/PandaPickCube. Or give --robot."""
     robot: str | None = None
     """JSON file of a robot, see docs/online.md. Or give --env."""
     output_dir: str = "runs/actor"
@@ -79,6 +79,8 @@ class ActorCommand:
     rate_hz: float | None = None
     """Control rate of a simulator, steps/s, so that a person can follow it; default: as fast as it can. A robot's is
     in its file."""
+    rename: tuple[str, ...] = ()
+    """ENVIRONMENT'S=POLICY'S names of a simulator's cameras, where they differ."""
     camera_size: int | None = None
     """Side of a simulator's pictures, pixels, for a policy with a camera: its data's; default: a pi policy's own."""
 
@@ -89,7 +91,7 @@ class ActorCommand:
     """Each episode waits for key 2, until which its outcome may be changed; default: where there are keys."""
     corrector: CorrectorName = "none"
     """Who takes over on key 5. leader: the robot file's leader arm; scripted: MetaWorld's expert, by rule, without
-    keys; keyboard: a gym-hil environment's keys."""
+    keys; keyboard: keys move gym-hil's gripper."""
     correction: CorrectionRule = field(default_factory=CorrectionRule)
     """When the scripted corrector takes over."""
     live: bool = True

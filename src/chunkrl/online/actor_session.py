@@ -63,6 +63,7 @@ class _Session:
         self._command, self._run_dir, self._spool_dir = command, run_dir, spool_dir
         self._warnings = warnings
         self._link: LearnerLink | None = None
+        self._spool: Spool
 
     def run(self) -> None:
         """All of it."""
@@ -74,6 +75,7 @@ class _Session:
             opened = resources.enter_context(contextlib.ExitStack())
             opened.callback(station.close)
             spool = resources.enter_context(_open_spool(self._spool_dir, command.actor_id, station.spec))
+            self._spool = spool
             runner = PolicyRunner(policy, station.env.task, command.mode, command.swap_at)
             executor = ChunkExecutor(runner, self._execution(runner.action_horizon, station))
             opened.callback(executor.close)
@@ -90,11 +92,7 @@ class _Session:
             opened.pop_all()  # the actor closes them
             summary = self._act(station, executor, log)
             print(_said(summary))
-            left = (
-                _finish(self._link, command.finish_s)
-                if self._link
-                else spool.next_sequence - spool.acknowledged
-            )
+            left = _finish(self._link, command.finish_s) if self._link else spool.num_waiting
             _say_left(left, command, self._spool_dir, self._link)
 
     def _execution(self, horizon: int, station: Station) -> ExecutionConfig:
@@ -116,7 +114,8 @@ class _Session:
         with contextlib.ExitStack() as resources:
             resources.callback(station.close)
             resources.callback(executor.close)
-            human = Human(key_source(command.key_source), station.corrector, station.handover)
+            keys = station.keys or key_source(command.key_source)
+            human = Human(keys, station.corrector, station.handover)
             resources.callback(human.keys.close)
 
             def note() -> list[tuple[str, str]]:
@@ -141,7 +140,7 @@ class _Session:
         return allowed is None or self._state().num_steps >= log.num_steps - allowed
 
     def _state(self) -> LinkState:
-        return self._link.state() if self._link else LinkState()
+        return self._link.state() if self._link else LinkState(num_unsent=self._spool.num_waiting)
 
     def _facts(self, station: Station):
         """More numbers for an episode's record of metrics."""
@@ -190,7 +189,7 @@ def _send(command: ActorCommand, spool_dir: Path, resources: contextlib.ExitStac
         raise ChunkRLError(f"{spool_dir} is no actor's spool (it lacks {_STREAM}): name it with --spool")
     actor_id, spec = _read_stream(stream)
     spool = resources.enter_context(Spool(spool_dir))
-    print(f"{spool.next_sequence - spool.acknowledged} records of {actor_id} wait in {spool_dir}")
+    print(f"{spool.num_waiting} records of {actor_id} wait in {spool_dir}")
     link = LearnerLink(command.connect, Hello(actor_id, spool.spool_id, spec), spool, take=None)
     resources.callback(link.close)
     _say_left(_finish(link, command.finish_s), command, spool_dir, link)
@@ -247,9 +246,9 @@ def _open_spool(root: Path, actor_id: str, spec: StreamSpec) -> Spool:
                 raise SpoolError(
                     f"{root} is the spool of actor {found!r}: use --actor-id {found}, or another --spool"
                 )
-            if theirs != spec and spool.acknowledged < spool.next_sequence:
+            if theirs != spec and spool.num_waiting:
                 raise SpoolError(
-                    f"{root} holds {spool.next_sequence - spool.acknowledged} unsent records of {theirs.robot_type} "
+                    f"{root} holds {spool.num_waiting} unsent records of {theirs.robot_type} "
                     "that look different (state, cameras or rate): send them with --send-only, or use another "
                     "--spool and --actor-id"
                 )

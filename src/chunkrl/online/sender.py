@@ -232,7 +232,7 @@ class SpoolSender:
     @property
     def pending(self) -> int:
         """Entries that the learner has not confirmed."""
-        return self._spool.next_sequence - self._spool.acknowledged
+        return self._spool.num_waiting
 
     def wait_sent(self, timeout_s: float) -> bool:
         """Waits until everything is confirmed; False where `timeout_s` pass or sending ended for good."""

@@ -101,6 +101,11 @@ class Spool:
         return self._acknowledged
 
     @property
+    def num_waiting(self) -> int:
+        """Entries above the watermark."""
+        return self._next - self._acknowledged
+
+    @property
     def durable_sequence(self) -> int:
         """All entries below this number survive a power cut."""
         return self._durable

@@ -2,52 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
 from chunkrl.config import load_config
-from chunkrl.envs.metaworld import ACTION_DIM, CAMERA, STATE_NAMES, MetaWorldEnv, State
+from chunkrl.envs import gym_hil
+from chunkrl.envs.metaworld import MetaWorldEnv
 from chunkrl.envs.protocol import Environment, EnvStep
+from chunkrl.envs.registry import is_hil, make_env
 from chunkrl.envs.robot import CAMERA_PREFIX, PacedEnvironment, RobotEnvironment
 from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation.observed import fit_policy
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.online.action_guard import ActionSpace
 from chunkrl.online.actor_command import ActorCommand
 from chunkrl.online.chunk_executor import WhenDry
 from chunkrl.online.control import ControlRate
 from chunkrl.online.intervention import Corrector
+from chunkrl.online.keyboard_corrector import KeyboardCorrector
+from chunkrl.online.keys import KeySource, key_source
 from chunkrl.online.leader_arm import Handover, LeaderArm
 from chunkrl.online.recorder import stream_spec
 from chunkrl.online.records import StreamSpec
 from chunkrl.online.robot_file import RobotFile, open_leader, open_robot
 from chunkrl.online.scripted_corrector import ScriptedCorrector
-
-
-class Observer(Protocol):
-    """What of a policy decides what it must be shown."""
-
-    @property
-    def action_dim(self) -> int:
-        """A."""
-        ...
-
-    @property
-    def state_dim(self) -> int:
-        """S; 0 for a policy without state."""
-        ...
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """Cameras that observations must have."""
-        ...
+from chunkrl.training.policy_io import ChunkPolicy
 
 
 @dataclass(frozen=True)
 class Station:
     """env, space, rate, corrector, handover: as in `chunkrl.online.actor.Actor`. when_dry: what is done while no
-    chunk is ready. spec: what every step looks like."""
+    chunk is ready. spec: what every step looks like. keys: where the corrector is a keyboard, what is left of
+    its keys for the actor; None: any.
+    """
 
     env: Environment
     space: ActionSpace
@@ -56,22 +46,24 @@ class Station:
     rate: ControlRate | None = None
     corrector: Corrector | None = None
     handover: Handover | None = None
+    keys: KeySource | None = None
 
     def close(self) -> None:
         """Of a station that no actor took over."""
         self.env.close()
-        if self.corrector is not None:
-            self.corrector.close()
+        for part in (self.corrector, self.keys):
+            if part is not None:
+                part.close()
 
 
-def open_station(command: ActorCommand, policy: Observer) -> Station:
+def open_station(command: ActorCommand, policy: ChunkPolicy | PiActor) -> Station:
     """Connects to the robot, or starts the simulator. Raises ChunkRLError where the policy does not fit it."""
     if command.robot is not None:
         return _robot(command, policy)
-    return _on_clock(_metaworld(command, policy), command.rate_hz)
+    return _on_clock(_simulator(command, policy), command.rate_hz)
 
 
-def _robot(command: ActorCommand, policy: Observer) -> Station:
+def _robot(command: ActorCommand, policy: ChunkPolicy | PiActor) -> Station:
     assert command.robot is not None
     file = load_config(RobotFile, command.robot)
     if command.corrector not in ("none", "leader"):
@@ -111,32 +103,51 @@ def _robot(command: ActorCommand, policy: Observer) -> Station:
     return replace(station, corrector=arm, handover=Handover(*limits))
 
 
-def _metaworld(command: ActorCommand, policy: Observer) -> Station:
+def _simulator(command: ActorCommand, policy: ChunkPolicy | PiActor) -> Station:
     assert command.env is not None
-    if command.corrector not in ("none", "scripted"):
-        raise ChunkRLError(f"--corrector {command.corrector} is none of MetaWorld's: use scripted, or none")
-    states: dict[int, State] = {len(names): state for state, names in STATE_NAMES.items()}
-    state = states.get(policy.state_dim, "full")
-    size = command.camera_size
-    if policy.cameras and size is None:
-        if not isinstance(policy, PiActor):
-            raise ChunkRLError(
-                "the policy has a camera: say with --camera-size how large the pictures of its data were, as in "
-                "chunkrl collect"
-            )
-        size = policy.policy.recipe.config.vision.image_size
-    env = MetaWorldEnv(command.env, command.max_steps or 150, state, size or 0)
-    camera = {CAMERA.removeprefix(CAMERA_PREFIX): (size, size)} if size else {}
+    if command.corrector == "leader":
+        raise ChunkRLError("--corrector leader is a robot's: use scripted (MetaWorld) or keyboard (gym-hil)")
+    request = fit_policy(policy, [command.env], command.max_steps, command.camera_size, command.rename)
+    if len(request.envs) > 1:
+        raise ChunkRLError(f"{command.env} is {len(request.envs)} tasks; give one: {', '.join(request.envs)}")
+    name, info, options = next(iter(request.envs)), request.info, request.options
+    if request.rename:  # records and policy call cameras by the same names
+        theirs = dict(request.rename)
+        options = replace(options, cameras=tuple(theirs.get(camera, camera) for camera in info.cameras))
+    env = make_env(name, replace(options, initial="sampled"))  # the official states are for evaluation
     try:
-        _check_fit(policy, f"MetaWorld's {command.env}", ACTION_DIM, env.state_dim, camera)
-        spec = stream_spec(env, env.reset(0), STATE_NAMES[state], robot_type=f"metaworld:{command.env}")
-        corrector = None
-        if command.corrector == "scripted":
-            corrector = ScriptedCorrector.for_metaworld(env, command.correction)
+        spec = stream_spec(
+            env, env.reset(0), info.states[options.state], robot_type=f"{info.kind.lower()}:{name}"
+        )
+        space = ActionSpace.simulator(env.action_dim)
+        if is_hil(name):
+            space = replace(space, hold=gym_hil.HOLD)
+        return Station(env, space, spec, "wait", **_simulated_corrector(command, env))
     except BaseException:
         env.close()
         raise
-    return Station(env, ActionSpace.simulator(ACTION_DIM), spec, "wait", corrector=corrector)
+
+
+def _simulated_corrector(command: ActorCommand, env: Environment) -> dict[str, Any]:
+    """`corrector` and `keys` of a simulator's station."""
+    if command.corrector == "scripted":
+        if not isinstance(env, MetaWorldEnv):
+            raise ChunkRLError(
+                f"--corrector scripted is MetaWorld's expert, and {env.name} is none of its tasks"
+            )
+        return {"corrector": ScriptedCorrector.for_metaworld(env, command.correction)}
+    if command.corrector == "keyboard":
+        if not is_hil(env.name):
+            raise ChunkRLError(
+                f"--corrector keyboard moves gym-hil's gripper ({gym_hil.TASK}), not {env.name}"
+            )
+        if command.key_source == "none":
+            raise ChunkRLError(
+                "--corrector keyboard needs keys: give --rate-hz 10, or --keys terminal or pynput"
+            )
+        corrector = KeyboardCorrector(key_source(command.key_source), env.action_dim)
+        return {"corrector": corrector, "keys": corrector.keys}
+    return {}
 
 
 def _on_clock(station: Station, rate_hz: float | None) -> Station:
@@ -147,7 +158,9 @@ def _on_clock(station: Station, rate_hz: float | None) -> Station:
     return replace(station, env=PacedEnvironment(station.env, rate), rate=rate, when_dry="hold")
 
 
-def _check_fit(policy: Observer, name: str, action_dim: int, state_dim: int, cameras) -> None:
+def _check_fit(
+    policy: ChunkPolicy | PiActor, name: str, action_dim: int, state_dim: int, cameras: Collection[str]
+) -> None:
     """Raises ChunkRLError unless the policy may act there. cameras: names without prefix."""
     if policy.action_dim != action_dim or policy.state_dim not in (0, state_dim):
         raise ChunkRLError(
