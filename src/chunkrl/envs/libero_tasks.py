@@ -11,7 +11,7 @@ import runpy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -128,18 +128,15 @@ def initial_states(task: LiberoTask) -> np.ndarray:
 
     reconstruct = np.empty(0).__reduce__()[0]  # numpy's own, wherever this version keeps it
     path = task.initial_states_file
-    allowed = [
-        (reconstruct, "numpy.core.multiarray._reconstruct"),
-        np.ndarray,
-        np.dtype,
-        type(np.dtype("f8")),
-    ]
+    modules = ("numpy.core.multiarray", "numpy._core.multiarray")  # as numpy 1 and 2 write it
+    allowed: list[Any] = [(reconstruct, f"{module}._reconstruct") for module in modules]
+    allowed += [np.ndarray, np.dtype, type(np.dtype("f8"))]
     try:
         with torch.serialization.safe_globals(allowed):
             states = torch.load(path, weights_only=True)
     except Exception as error:
         raise ChunkRLError(
-            f"cannot read the initial states {path}: {error}; install the extra again: pip install "
-            "--force-reinstall --no-deps hf-libero"
+            f"{path} cannot be read, or holds more than an array of numbers ({type(error).__name__}): install the "
+            "package again: pip install --force-reinstall --no-deps hf-libero"
         ) from error
     return np.asarray(states, dtype=np.float64)
