@@ -120,14 +120,15 @@ def test_labels_are_of_the_held_out_network(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = CrossFittedConfig(policy_updates=2, value_updates=5, num_folds=3, fit=ValueFit(lam=1.0))
     learner = CrossFittedAdvantage(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
-    Trainer(learner, dataset, TrainerConfig(batch_size=8)).run()
     values = learner.values
     assert values is not None
-    values.networks.eval()
+    networks = values.networks
+    Trainer(learner, dataset, TrainerConfig(batch_size=8)).run()
+    networks.eval()
     unit = []
     with torch.no_grad():
         for row in range(len(dataset)):
-            network = values.networks.networks[int(values.fold[dataset.episode[row]])]
+            network = networks.networks[int(values.fold[dataset.episode[row]])]
             unit.append(network(dataset.batch(np.array([row])).observation).item())
     value = values.range.from_unit(np.array(unit))
     np.testing.assert_allclose(learner.labels["value"], value, rtol=1e-5)

@@ -140,8 +140,11 @@ def test_the_prompt_of_training_is_that_of_inference(
         actor.act(run.dataset.batch(np.array([row])).observation, [], "mode")
     assert {condition for _, condition in seen} == {"Advantage: positive"}
     assert trained <= {text for text, _ in seen}
+    values = ChunkLevelOfflineRL(
+        config(root, checkpoints, tmp_path, "advantage_conditioned")
+    ).algorithm.values
     seen.clear()
-    run.algorithm.values.frame_values()
+    values.frame_values()
     assert seen and not any("Advantage" in text for text, _ in seen)
 
 

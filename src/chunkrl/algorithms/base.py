@@ -42,6 +42,7 @@ class Phase:
     name: shown in progress and metrics. num_updates: updates. subset: positions that may be drawn, None all.
     next_observation: whether batches must carry x_{t+k}.
     batch_multiple: batches an update, end to end in one (for critic updates between policy updates).
+    num_passes: times that the same batches come, one after the other; num_updates is of all of them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Phase:
     subset: np.ndarray | None = None
     next_observation: bool = True
     batch_multiple: int = 1
+    num_passes: int = 1
 
 
 class Networks(Protocol):

@@ -9,7 +9,8 @@ Source: sample splitting for nuisance functions, Chernozhukov et al. 2018 (arXiv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -48,16 +49,47 @@ class CrossFitted(nn.Module):
     """K networks of one kind, one a fold. With K = 1 there is no held-out network and all data trains it.
 
     networks: built by `make()`, which must return a freshly initialised module each time.
+    waiting_for: a device that has memory for one of them: their parameters wait on the CPU and come to it while they
+        are at work. Buffers, a few statistics that all share, stay where they are made.
     """
 
-    def __init__(self, make: Callable[[], nn.Module], num_folds: int) -> None:
+    def __init__(
+        self, make: Callable[[], nn.Module], num_folds: int, waiting_for: torch.device | None = None
+    ) -> None:
         super().__init__()
-        self.num_folds = num_folds
-        self.networks = nn.ModuleList(make() for _ in range(num_folds))
+        self.num_folds, self._waiting_for = num_folds, waiting_for
+        self._working: set[int] = set()
+
+        def made() -> nn.Module:
+            network = make()
+            if waiting_for is not None:
+                move_parameters(network, torch.device("cpu"))
+            return network
+
+        self.networks = nn.ModuleList(made() for _ in range(num_folds))
+
+    @contextmanager
+    def at_work(self, k: int) -> Iterator[nn.Module]:
+        """Network k, which inside is where it computes."""
+        network = self.networks[k]
+        if self._waiting_for is None or k in self._working:
+            yield network
+            return
+        move_parameters(network, self._waiting_for)
+        self._working.add(k)
+        try:
+            yield network
+        finally:
+            self._working.remove(k)
+            move_parameters(network, torch.device("cpu"))
 
     def each(self, call: Callable[[nn.Module], Tensor]) -> Tensor:
         """call(network) of every network, stacked in front: [K, ...]."""
-        return torch.stack([call(network) for network in self.networks])
+        outputs = []
+        for k in range(self.num_folds):
+            with self.at_work(k) as network:
+                outputs.append(call(network))
+        return torch.stack(outputs)
 
     def parameter_groups(self) -> list[list[nn.Parameter]]:
         """Each network's parameters, for `Optimizer`."""
@@ -84,6 +116,14 @@ class CrossFitted(nn.Module):
     @staticmethod
     def _index(outputs: Tensor, fold: Tensor) -> Tensor:
         return fold.expand(outputs.shape[1:]).unsqueeze(-1)
+
+
+def move_parameters(module: nn.Module, device: torch.device) -> None:
+    """Moves parameters and their gradients, in place; optimisers and averages keep knowing them."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(device)
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.to(device)
 
 
 def labelling_batch_size(dataset: ChunkData) -> int:

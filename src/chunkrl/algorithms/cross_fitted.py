@@ -93,6 +93,10 @@ class CrossFittedConfig:
                 "critic_updates and relabel_interval go together: values that go on learning change nothing until "
                 "the data is labelled anew"
             )
+        if self.critic_updates and self.fit.fold_order != "together":
+            raise ChunkRLError(
+                "values that learn beside the policy (critic_updates) train together: use --fit.fold-order together"
+            )
         if self.microbatch_size is not None and self.microbatch_size < 1:
             raise ChunkRLError(f"microbatch_size is {self.microbatch_size}; it must be at least 1")
 
@@ -184,7 +188,14 @@ class CrossFittedAdvantage:
         if config.train_q:
             phases.insert(0, Phase("critic", config.value_updates, self._trained, next_observation=False))
         if values is not None:
-            value = Phase("value", config.value_updates, self._trained, values.uses_next_observation)
+            passes = config.num_folds if config.fit.fold_order == "one_by_one" else 1
+            value = Phase(
+                "value",
+                config.value_updates * passes,
+                self._trained,
+                values.uses_next_observation,
+                num_passes=passes,
+            )
             phases.insert(0, value)
         return tuple(phases)
 

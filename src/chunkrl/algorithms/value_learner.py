@@ -7,9 +7,9 @@ it is trained, every start is labelled with its held-out value, and advantages f
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -22,6 +22,7 @@ from chunkrl import ranks
 from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms.base import Histogram, Metrics, Networks
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
+from chunkrl.algorithms.fold_training import FoldOrder, FoldTraining
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.draws import trained_starts
 from chunkrl.data.large_arrays import by_blocks, keep
@@ -30,8 +31,7 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.value_quality import value_quality
 from chunkrl.models.value_head import ValueHead
 from chunkrl.progress import Progress, silent
-from chunkrl.training.distributed import shard
-from chunkrl.training.optim import OptimConfig, Optimizer, autocast, update_ema
+from chunkrl.training.optim import OptimConfig, autocast
 from chunkrl.types import ChunkTransition
 
 _LOG = logging.getLogger(__name__)
@@ -66,6 +66,9 @@ class ValueFit:
     """By which that average moves an update."""
     head: ValueHead = field(default_factory=ValueHead)
     """How V reads its network's outputs."""
+    fold_order: FoldOrder = "together"
+    """together: every update trains all folds' networks; one_by_one: each in a pass of its own over the batches, with
+    the memory of one."""
     num_steps: int | None = None
     """N of the advantage as the sum of N rewards and V behind them, minus V (pi*0.6); default: TD(lambda)."""
 
@@ -82,6 +85,8 @@ class ValueFit:
             raise ChunkRLError(
                 "fit.head.kind: use sigmoid or hl_gauss, which keep V within the data's returns"
             )
+        if self.fold_order not in get_args(FoldOrder):
+            raise ChunkRLError(f"fit.fold_order is {self.fold_order!r}; use together or one_by_one")
         if self.num_steps is not None and self.num_steps < 1:
             raise ChunkRLError(f"fit.num_steps is {self.num_steps}; an advantage covers at least 1 step")
 
@@ -121,17 +126,21 @@ class ValueLearner:
         self.fit, self.device, self._data = fit, device, data
         self._microbatch_size = microbatch_size
         self.fold = assign_folds(data.frame_labels.success, num_folds, seed)
-        self.networks = CrossFitted(lambda: networks.value(fit.head), num_folds).to(device)
-        self._target: CrossFitted | None = None
         if fit.target == "bootstrap":
             if data.reward_kind != "sum":
                 raise ChunkRLError(
                     "values that bootstrap add up rewards: use --reward sum, or --fit.target monte_carlo"
                 )
             self._check_unfinished(data)
-            self._target = shard(copy.deepcopy(self.networks).requires_grad_(False).eval())
-        shard(self.networks)
-        self._optimizer: Optimizer | None = Optimizer(self.networks.parameter_groups(), optim, num_updates)
+        self._training: FoldTraining | None = FoldTraining(
+            lambda: networks.value(fit.head),
+            num_folds,
+            optim,
+            num_updates,
+            device,
+            fit.fold_order,
+            fit.target_rate if fit.target == "bootstrap" else None,
+        )
         self._step_reward = adv.step_rewards(data)
         self.returns = monte_carlo_returns(data, self._step_reward)
         after_success = data.frame_labels.after_success
@@ -172,7 +181,18 @@ class ValueLearner:
     @property
     def uses_next_observation(self) -> bool:
         """Whether batches must carry x_{t+k}."""
-        return self._target is not None
+        return self.fit.target == "bootstrap"
+
+    @property
+    def training(self) -> FoldTraining:
+        """The networks while they learn; there are none once that is finished."""
+        assert self._training is not None, "values that are finished learn no more"
+        return self._training
+
+    @property
+    def networks(self) -> CrossFitted:
+        """The K networks, until they are finished."""
+        return self.training.networks
 
     def update(self, batch: ChunkTransition) -> Metrics:
         """One update of every fold's network, batch [B] on the device.
@@ -180,32 +200,38 @@ class ValueLearner:
         `loss/value_held_out` is of the rows that a network may not train on, beside `loss/value` and, like it, with
         dropout and noise: where it rises while the other falls, the networks memorise.
         """
-        assert self._optimizer is not None, "values that are finished learn no more"
-        self.networks.train()
-        trains, learnable = self.networks.trains_on(batch.labels["fold"]), self._learnable(batch)
+        training, networks = self.training, self.networks
+        networks.train()
+        trains, learnable = networks.trains_on(batch.labels["fold"]), self._learnable(batch)
         mask, unseen = trains & learnable, ~trains & learnable
         # of the whole batch: the gradients of the processes are averaged, whatever each has to learn from
         counts = ranks.sum_over_ranks(mask.sum(dim=1)).clamp(min=1) / ranks.world_size()
-        first: Any = self.networks.networks[0]
+        first: Any = networks.networks[0]
+        rows = list(microbatches(len(batch.actions), self._microbatch_size))
+        parts = [batch.rows(own) for own in rows]
+        prepared = [first.prepare(part.observation) for part in parts]
+        following = self._prepare_following(parts)
         total = held_out = 0.0
-        for rows in microbatches(len(batch.actions), self._microbatch_size):
-            part = batch.rows(rows)
-            prepared = first.prepare(part.observation)
-            target = self._targets(part)
-            for k, network in enumerate(self.networks.networks):
+        norms = []
+        for k, optimizer in training.optimizers.items():
+            targets = [self._target(k, part, then) for part, then in zip(parts, following, strict=True)]
+            network: Any = networks.networks[k]
+            for own, inputs, target in zip(rows, prepared, targets, strict=True):
                 with autocast(self.device):
-                    outputs = network.outputs(prepared)  # type: ignore[operator]
-                losses = self.fit.head.loss(outputs, target[k])
-                loss = (losses * mask[k, rows]).sum() / counts[k]
-                self._optimizer.backward(loss)
+                    outputs = network.outputs(inputs)
+                losses = self.fit.head.loss(outputs, target)
+                loss = (losses * mask[k, own]).sum() / counts[k]
+                optimizer.backward(loss)
                 total += float(loss.detach())
-                held_out += float((losses.detach() * unseen[k, rows]).sum())
-        norm = self._optimizer.apply()
-        if self._target is not None:
-            update_ema(self._target, self.networks, self.fit.target_rate)
-        loss = ranks.mean_over_ranks(total / len(self.networks.networks))
-        metrics: Metrics = {"loss/value": loss, "grad_norm/value": norm}
-        num_unseen = int(ranks.sum_over_ranks(unseen.sum()))
+                held_out += float((losses.detach() * unseen[k, own]).sum())
+            norms.append(optimizer.apply())
+        folds = list(training.optimizers)
+        training.end_update()
+        metrics: Metrics = {
+            "loss/value": ranks.mean_over_ranks(total / len(folds)),
+            "grad_norm/value": math.hypot(*norms),
+        }
+        num_unseen = int(ranks.sum_over_ranks(unseen[folds].sum()))
         if num_unseen:
             mean = ranks.mean_over_ranks(held_out) * ranks.world_size() / num_unseen
             metrics["loss/value_held_out"] = mean
@@ -213,28 +239,36 @@ class ValueLearner:
 
     def _learnable(self, batch: ChunkTransition) -> Tensor:
         """bool [B]: rows with a target."""
-        return batch.labels["outcome_known"] if self._target is None else batch.critic_mask
+        return batch.critic_mask if self.uses_next_observation else batch.labels["outcome_known"]
 
     @torch.no_grad()
-    def _targets(self, batch: ChunkTransition) -> Tensor:
-        """In [0, 1], [K, B]."""
-        num_folds = self.networks.num_folds
-        if self._target is None:
-            return batch.labels["outcome"].expand(num_folds, -1)
-        first: Any = self._target.networks[0]
-        prepared = first.prepare(batch.next_observation)
-        following = self._target.each(lambda v: v.forward_prepared(prepared))  # type: ignore[operator]
+    def _prepare_following(self, parts: Sequence[ChunkTransition]) -> list[Any]:
+        """What the averages read of x_{t+k}, of each part; None where there are no averages."""
+        targets = self.training.targets
+        if targets is None:
+            return [None] * len(parts)
+        first: Any = targets.networks[0]
+        return [first.prepare(part.next_observation) for part in parts]
+
+    @torch.no_grad()
+    def _target(self, k: int, batch: ChunkTransition, following: Any) -> Tensor:
+        """Of network k, in [0, 1], [B]."""
+        targets = self.training.targets
+        if targets is None:
+            return batch.labels["outcome"]
+        with targets.at_work(k) as average:
+            value = average.forward_prepared(following)  # type: ignore[operator]
         ends = batch.truncated & (self.fit.time_out == "failure")
         discount = torch.where(ends, 0.0, batch.discount)
         low, high = self.range.low, self.range.high
-        target = batch.reward + discount * (low + (high - low) * following)
+        target = batch.reward + discount * (low + (high - low) * value)
         return ((target - low) / (high - low)).clamp(0, 1)
 
     def frame_values(self, progress: Progress = silent) -> tuple[np.ndarray, np.ndarray]:
         """V of every start, as returns: by the network that never saw its episode, and by those that did
         (each float [len])."""
-        if ranks.world_size() == 1:
-            self.networks.to(self.device)
+        if self.training.num_passes > 1:
+            self.training.end_turn()  # its moments make room
         held_out, seen = label_values(self.networks, self._data, self.device, progress)
         folder = self._data.cache_dir
         return keep(folder, self.range.from_unit(held_out)), keep(folder, self.range.from_unit(seen))
@@ -258,27 +292,21 @@ class ValueLearner:
         return ValueLabels(value, seen, self.returns, keep(data.cache_dir, advantage))
 
     def finish(self) -> None:
-        """Frees what only learning needs (moments, averages) and moves the networks to the CPU: the policy's training
-        does not pay for them."""
-        self._optimizer = self._target = None
-        if ranks.world_size() == 1:  # what is divided over GPUs stays there
-            self.networks.cpu()
-
-    def _parts(self) -> dict[str, Any]:
-        parts = {"networks": self.networks, "optimizer": self._optimizer, "target": self._target}
-        return {key: part for key, part in parts.items() if part is not None}
+        """Drops the networks and all that they learned with: the labels stand in for them, so neither memory nor
+        checkpoints of the policy's training pay for them."""
+        self._training = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Networks, optimiser, averages and folds."""
-        parts = {key: part.state_dict() for key, part in self._parts().items()}
-        return parts | {"fold": torch.from_numpy(self.fold)}
+        """Folds, and until they are finished the networks in training."""
+        state: dict[str, Any] = {"fold": torch.from_numpy(self.fold)}
+        return state if self._training is None else state | {"training": self._training.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`; the folds are attached to the data set again."""
-        if "optimizer" not in state:
+        if "training" in state:
+            self.training.load_state_dict(state["training"])
+        else:
             self.finish()
-        for key, part in self._parts().items():
-            part.load_state_dict(state[key])
         self.fold = state["fold"].numpy()
         self._attach_folds()
 

@@ -169,14 +169,12 @@ class Optimizer:
         return self.apply()
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of `loss` (a scalar); the first call after an update starts from zero."""
-        if not self._accumulating:
-            self._adam.zero_grad(set_to_none=True)
+        """Adds the gradient of `loss` (a scalar) to those since the last update."""
         self._accumulating = True
         loss.backward()
 
     def apply(self) -> float:
-        """One update by the gradients so far; returns their norm, over all groups, before clipping."""
+        """One update by the gradients so far, then freed; returns their norm, over all groups, before clipping."""
         assert self._accumulating, "backward comes before apply"
         clip = self._config.grad_clip
         norms = [_to_float(torch.nn.utils.clip_grad_norm_(group, clip)) for group in self._groups]
@@ -186,6 +184,7 @@ class Optimizer:
             else:
                 group["lr"] = self.lr
         self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
         self._accumulating = False
         self._num_applied += 1
         return math.hypot(*norms)

@@ -127,7 +127,8 @@ class Trainer:
         if self.update == first:
             self._record(phase.name, self.algorithm.start_phase(phase.name, self.progress))
         numbers = range(self.update - first, phase.num_updates)
-        with Prefetcher(loader.load, numbers) as batches:
+        a_pass = max(1, phase.num_updates // phase.num_passes)
+        with Prefetcher(lambda number: loader.load(number % a_pass), numbers) as batches:
             for done in range(numbers.start + 1, phase.num_updates + 1):
                 with self._meter.waiting():
                     batch = loader.labelled(batches.next())
