@@ -39,6 +39,14 @@ def test_flags_of_the_guide_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert named - known <= {"--config", "--horizon", *torchruns}  # --horizon: of chunkrl.models.pi.tiny
 
 
+def test_flags_of_the_evaluation_guide_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    known = {flag for command in ("evaluate", "compare") for flag in flags(command, capsys)}
+    text = (ROOT / "docs" / "evaluation.md").read_text()
+    named = set(re.findall(rf"(?<![\w-])({FLAG})", text))
+    benchmarks = {"--tasks"}
+    assert named - known <= {"--no-aggregates", *benchmarks}
+
+
 def test_tests_that_the_guide_names_exist() -> None:
     text = (ROOT / "docs" / "training.md").read_text()
     named = re.findall(r"`(test_\w+)::(test_\w+)`", text)
