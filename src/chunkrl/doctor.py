@@ -131,6 +131,15 @@ def _libero() -> str:
     return f"{package}; assets: {assets}"
 
 
+def _keys() -> str:
+    """Where the keys of `chunkrl actor` can come from here."""
+    terminal = "terminal (this one)" if sys.stdin is not None and sys.stdin.isatty() else "terminal (ssh -t)"
+    display = bool(os.environ.get("DISPLAY")) or sys.platform in ("darwin", "win32")
+    if importlib.util.find_spec("pynput") is None:
+        return f"{terminal}; pynput: not installed (extra keyboard)"
+    return f"{terminal}; pynput: {'a display is there' if display else 'no display (DISPLAY is unset)'}"
+
+
 def run_doctor(config: DoctorConfig) -> None:
     """Prints the findings, one a line."""
     print(f"python      {platform.python_version()} ({sys.executable})")
@@ -150,6 +159,7 @@ def run_doctor(config: DoctorConfig) -> None:
     print(f"tokenizer   {_tokenizer()}")
     for line in _checkpoints(Path(config.pi0_checkpoints_dir)):
         print(f"checkpoint  {line}")
+    print(f"keys        {_keys()}")
     missing = []
     for extra, group in sorted(requirements().items()):
         lines = [_installed(requirement) for requirement in group]
