@@ -2,8 +2,8 @@
 
     python -m benchmarks.pi_memory          # half a minute, less than 1 GB
 
-The two phases follow one another. In the value phase there are the policy's weights and one critic a fold; in the
-policy phase the critics are on the CPU.
+The two phases follow one another. In the value phase there are the policy's weights and one critic a fold, or with
+`--fit.fold-order one_by_one` one critic; in the policy phase there are no critics.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from chunkrl.training.memory import MemoryPlan, memory_plan, meta_model
 from chunkrl.training.optim import OptimizerKind
 from chunkrl.training.trainable import PI_PRESETS
 
+NUM_FOLDS = 5
 RECIPE = pi05_base(("image", "wrist_image"), 8, 7)
 KINDS: tuple[OptimizerKind, ...] = ("adamw", "adamw_8bit")
 LANGUAGE_ONLY = LoRAConfig(targets=("language.layers.*.self_attn.*", "language.layers.*.mlp.*"))
@@ -30,13 +31,19 @@ def policy_phase(name: str, kind: OptimizerKind, ema: bool = False) -> MemoryPla
     return memory_plan(RECIPE.config, PI_PRESETS[name], lora=LORA.get(name), optimizer=kind, ema=ema)
 
 
-def critic_bytes(depth: int, kind: OptimizerKind, targets: bool) -> int:
-    """Of one critic of `depth` blocks in training."""
+def value_phase(depth: int, kind: OptimizerKind, targets: bool, one_by_one: bool) -> MemoryPlan:
+    """Of `NUM_FOLDS` critics of `depth` blocks, beside the weights of `--pi.train expert`."""
     with torch.device("meta"):
-        value = PiValue(
-            PiPolicy(meta_model(RECIPE.config), RECIPE), PiCriticConfig(depth=depth), ValueHead("hl_gauss")
-        )
-    return memory_plan(RECIPE.config, None, optimizer=kind, critics=[value], critic_targets=targets).critics
+        policy = PiPolicy(meta_model(RECIPE.config), RECIPE)
+        critic = PiValue(policy, PiCriticConfig(depth=depth), ValueHead("hl_gauss"))
+    return memory_plan(
+        RECIPE.config,
+        PI_PRESETS["expert"],
+        optimizer=kind,
+        critics=[critic] * NUM_FOLDS,
+        critic_targets=targets,
+        one_by_one=one_by_one,
+    )
 
 
 def main() -> None:
@@ -48,11 +55,15 @@ def main() -> None:
         plans = [policy_phase(name, kind, ema) for kind in KINDS]
         totals = " | ".join(f"{plan.total / 1e9:.1f}" for plan in plans)
         print(f"| {name}{' with an average' if ema else ''} | {plans[0].weights / 1e9:.1f} | {totals} |")
-    print("\n| value phase, a critic of | AdamW | 8-bit | AdamW, bootstrapped | 8-bit, bootstrapped |")
-    print("|---|---|---|---|---|")
-    for depth in (2, 6):
-        sizes = [critic_bytes(depth, kind, targets) for targets in (False, True) for kind in KINDS]
-        print(f"| {depth} blocks | " + " | ".join(f"{size / 1e9:.1f}" for size in sizes) + " |")
+    columns = " | ".join(f"{t} {k}" for t in ("AdamW", "8-bit") for k in ("", "bootstrapped"))
+    print(f"\n| value phase, {NUM_FOLDS} critics of | {columns} |\n|---|---|---|---|---|")
+    for depth in (6, 2):
+        for one_by_one in (False, True):
+            plans = [
+                value_phase(depth, kind, targets, one_by_one) for kind in KINDS for targets in (False, True)
+            ]
+            totals = " | ".join(f"{(plan.weights + plan.critics) / 1e9:.1f}" for plan in plans)
+            print(f"| {depth} blocks, {'one by one' if one_by_one else 'together'} | {totals} |")
 
 
 if __name__ == "__main__":

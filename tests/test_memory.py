@@ -90,11 +90,21 @@ def test_critics_are_counted_with_optimiser_and_target() -> None:
     cast = sum(
         p.numel() for m in critics[0].modules() if isinstance(m, torch.nn.Linear) for p in m.parameters()
     )
-    # weights, gradient, two moments and the target in float32, and autocast's copies
-    assert plan.critics == 2 * (5 * 4 * masters + 2 * cast)
+    # weights, two moments and the target in float32 of each; one gradient, and autocast's copies of one
+    assert plan.critics == 2 * 4 * 4 * masters + 4 * masters + 2 * cast
     assert plan.total == sum(vars(plan).values())
     plan = memory_plan(tiny_config("pi05"), PI_PRESETS["expert"], critics=critics, critic_targets=False)
-    assert plan.critics == 2 * (4 * 4 * masters + 2 * cast)
+    assert plan.critics == 2 * 3 * 4 * masters + 4 * masters + 2 * cast
+    # one by one: the memory of one, whatever their number; the target is there when the gradient is not
+    for number, targets in ((1, False), (3, False), (3, True)):
+        plan = memory_plan(
+            tiny_config("pi05"),
+            PI_PRESETS["expert"],
+            critics=critics[:1] * number,
+            critic_targets=targets,
+            one_by_one=True,
+        )
+        assert plan.critics == 4 * 4 * masters + 2 * cast
 
 
 def test_the_published_sizes() -> None:

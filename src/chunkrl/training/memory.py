@@ -28,7 +28,8 @@ class MemoryPlan:
 
     weights: of the model, masters included. gradients: of what trains. optimizer: its state. ema: float32 averages
     of what trains. casts: bfloat16 copies that autocast keeps of float32 masters in linear and convolution layers,
-    from their first use in the forward pass on. critics: all of these for the critics together, and their targets.
+    from their first use in the forward pass on. critics: all of these for the critics, and their targets; gradients
+    and casts of one, for the critics compute one after the other.
     """
 
     weights: int
@@ -58,6 +59,7 @@ def memory_plan(
     ema: bool = False,
     critics: Sequence[nn.Module] = (),
     critic_targets: bool = True,
+    one_by_one: bool = False,
 ) -> MemoryPlan:
     """The plan for one GPU.
 
@@ -68,6 +70,8 @@ def memory_plan(
         ema: whether averages of what trains are kept.
         critics: trained beside it, with the same optimiser; on any device, so also built on meta.
         critic_targets: whether each has a float32 target network (Monte-Carlo targets need none).
+        one_by_one: as `--fit.fold-order`; one critic is there at a time, and its target while nothing is computed
+            with the critic.
     """
     model = meta_model(config)
     if lora is not None:
@@ -78,8 +82,15 @@ def memory_plan(
         select_trainable(model, trainable)
     prepare_precision(model, frozen_dtype)
     plan = _count(model, optimizer, ema)
-    totals = [_count(c, optimizer, ema=False).total + critic_targets * _bytes(c) for c in critics]
-    return MemoryPlan(*(getattr(plan, f.name) for f in fields(plan)[:-1]), critics=sum(totals))
+    counts = [_count(critic, optimizer, ema=False) for critic in critics]
+    target = max([critic_targets * count.weights for count in counts], default=0)
+    computing = max([count.gradients + count.casts for count in counts], default=0)
+    lasting = [count.weights + count.optimizer for count in counts]
+    if one_by_one:
+        total = max(lasting, default=0) + max(computing, target)
+    else:
+        total = sum(lasting) + len(counts) * target + computing
+    return MemoryPlan(*(getattr(plan, f.name) for f in fields(plan)[:-1]), critics=total)
 
 
 def meta_model(config: PiConfig) -> PiModel:
