@@ -1,172 +1,159 @@
-"""Collects scripted mixed-quality episodes in parallel and writes them as a LeRobot data set."""
+"""Collects mixed-quality episodes in simulator processes and writes them as a LeRobot data set.
+
+Resumable: episode i depends on the configuration and i alone, and the data set says which configuration it is of
+(`meta/collection.json`), so that what a kill left is gone on with, and more episodes can be added later.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import pyarrow.compute as pc
+import pyarrow.dataset as pds
 
-from chunkrl.data.writer import DatasetWriter, FeatureSpec
-from chunkrl.envs.metaworld import (
-    ACTION_DIM,
-    CAMERA,
-    FPS,
-    STATE_NAMES,
-    MetaWorldEnv,
-    State,
-    check_observation,
-    check_task,
-    make_expert,
-)
-from chunkrl.envs.scripted import MixtureConfig, MixtureController
+from chunkrl.data.atomic import write_text
+from chunkrl.data.writer import DatasetWriter
+from chunkrl.envs.collect_config import CollectCommand, CollectConfig, CollectPlan, plan
+from chunkrl.envs.collect_episode import CollectedEpisode, EpisodeMaker
+from chunkrl.envs.workers import Lost, Workers
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.progress import Progress, silent
 
+__all__ = ["CollectCommand", "CollectConfig", "collect", "collect_dataset", "collect_episodes"]
 
-@dataclass(frozen=True)
-class CollectConfig:
-    """What to collect."""
-
-    env: str = "push-v3"
-    """MetaWorld task."""
-    mixture: MixtureConfig = field(default_factory=MixtureConfig)
-    """How good and bad behaviour are mixed."""
-    num_episodes: int = 150
-    """Episodes, successful or not."""
-    max_steps: int = 150
-    """Time limit, steps."""
-    seed: int = 0
-    """Determines initial states, controllers and noise; episode i depends on the seed and i alone."""
-    num_workers: int = 2
-    """Simulator processes (0: in this process)."""
-    state: State = "full"
-    """full: all 39 entries; compact: hand, gripper, object and goal. Evaluate with the same."""
-    camera_size: int = 0
-    """Side of a camera's pictures, drawn in software, pixels (0: no camera). Evaluate with the same."""
-
-    def __post_init__(self) -> None:
-        check_observation(self.state, self.camera_size)
-        for name, least in (("num_episodes", 1), ("max_steps", 1), ("seed", 0), ("num_workers", 0)):
-            if getattr(self, name) < least:
-                raise ChunkRLError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+RECORD = "meta/collection.json"
+_NOT_OF_THE_DATA = ("num_episodes", "num_workers", "device", "output_dir")
+_HANG_S = 1800.0  # for one episode, the making of the simulator included
+_MOST_LOSSES = 3  # of one episode's simulator
 
 
-@dataclass(frozen=True)
-class CollectCommand(CollectConfig):
-    """Scripted mixed-quality MetaWorld episodes, written as a LeRobot v3.0 data set."""
+def collect_episodes(
+    config: CollectConfig, progress: Progress = silent, first: int = 0
+) -> Iterator[CollectedEpisode]:
+    """The episodes `first`, `first` + 1, ... of `config` in order, made by `num_workers` processes.
 
-    output_dir: str = "data/push-v3"
-    """The new data set's folder."""
-
-
-@dataclass(frozen=True)
-class CollectedEpisode:
-    """One episode: columns by feature name, each [T, ...], its task text and its outcome."""
-
-    columns: Mapping[str, np.ndarray]
-    task: str
-    success: bool
-
-
-def features(state: State, action_dim: int, camera_size: int = 0) -> dict[str, FeatureSpec]:
-    """The columns that collection writes (flags in `next.*` follow the action of their frame)."""
-    names = STATE_NAMES[state]
-    picture = {CAMERA: FeatureSpec("image", (camera_size, camera_size, 3))} if camera_size else {}
-    return picture | {
-        "observation.state": FeatureSpec("float32", (len(names),), names),
-        "action": FeatureSpec("float32", (action_dim,)),
-        "next.reward": FeatureSpec("float32", (1,)),
-        "next.success": FeatureSpec("bool", (1,)),
-        "next.done": FeatureSpec("bool", (1,)),
-        "next.truncated": FeatureSpec("bool", (1,)),
-        # which scripted controller acted: for diagnostics only, training never reads it
-        "complementary_info.controller": FeatureSpec("int64", (1,)),
-    }
-
-
-_ENVS: dict[tuple[str, int, State, int], MetaWorldEnv] = {}  # one simulator a process, made once
-
-
-def collect_episode(config: CollectConfig, episode: int) -> CollectedEpisode:
-    """Episode number `episode` of `config`, a function of (config, episode) alone."""
-    key = (config.env, config.max_steps, config.state, config.camera_size)
-    if key not in _ENVS:
-        _ENVS[key] = MetaWorldEnv(*key)
-    env = _ENVS[key]
-    rng = np.random.default_rng([config.seed, episode])
-    controller = MixtureController(make_expert(config.env), config.mixture, rng)
-    step = env.reset(int(rng.integers(2**31)))
-    observed, actions, controllers, steps = [], [], [], []
-    while not step.done:
-        action, acting = controller.act(env.full_state)
-        observed.append(step)
-        actions.append(action)
-        controllers.append(acting)
-        step = env.step(action)
-        steps.append(step)
-
-    def column(values, dtype) -> np.ndarray:
-        return np.asarray(values, dtype=dtype)[:, None]
-
-    columns = {
-        "observation.state": np.stack([s.state for s in observed]),
-        "action": np.stack(actions),
-        "next.reward": column([s.reward for s in steps], np.float32),
-        "next.success": column([s.success for s in steps], bool),
-        "next.done": column([s.done for s in steps], bool),
-        "next.truncated": column([s.truncated for s in steps], bool),
-        "complementary_info.controller": column(controllers, np.int64),
-    }
-    if config.camera_size:
-        columns[CAMERA] = np.stack([s.images[CAMERA] for s in observed])
-    return CollectedEpisode(columns, env.task, step.success)
-
-
-def collect_episodes(config: CollectConfig, progress: Progress = silent) -> Iterator[CollectedEpisode]:
-    """All episodes of `config` in order, made by `num_workers` processes."""
+    Raises ChunkRLError: no such task, a policy that does not fit, a simulator that is lost again and again.
+    """
+    planned = plan(config)
     stage = f"collect {config.env} ({config.mixture.mixture})"
-    numbers = range(config.num_episodes)
-    if config.num_workers == 0:
-        for number in numbers:
-            yield collect_episode(config, number)
-            progress(stage, number + 1, config.num_episodes)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(config.num_workers, mp_context=context) as pool:
-        futures = [pool.submit(collect_episode, config, number) for number in numbers]
-        for number, future in enumerate(futures):
-            yield future.result()
-            progress(stage, number + 1, config.num_episodes)
+    made = _in_processes(planned, first) if config.num_workers else _here(planned, first)
+    for number, episode in enumerate(made, first):
+        yield episode
+        progress(stage, number + 1, config.num_episodes)
+
+
+def _here(planned: CollectPlan, first: int) -> Iterator[CollectedEpisode]:
+    maker = EpisodeMaker(planned)
+    try:
+        for number in range(first, planned.config.num_episodes):
+            yield maker.make(number)
+    finally:
+        maker.close()
+
+
+def _in_processes(planned: CollectPlan, first: int) -> Iterator[CollectedEpisode]:
+    num_workers, last = planned.config.num_workers, planned.config.num_episodes
+    workers = Workers(num_workers, partial(EpisodeMaker, planned), _HANG_S)
+    waiting: dict[int, CollectedEpisode] = {}
+    under_way: dict[int, int] = {}  # slot -> episode
+    losses: Counter[int] = Counter()
+    following, wanted = first, first
+
+    def start(slot: int, number: int) -> None:
+        under_way[slot] = number
+        workers.order(slot, "make", number)
+
+    try:
+        while wanted < last:
+            for slot in range(num_workers):  # not too far ahead of a slow episode: they wait in memory
+                if slot not in under_way and following < min(last, wanted + 4 * num_workers):
+                    start(slot, following)
+                    following += 1
+            for slot, answer in workers.answers():
+                number = under_way.pop(slot)
+                if not isinstance(answer, Lost):
+                    waiting[number] = answer
+                    continue
+                losses[number] += 1
+                if losses[number] == _MOST_LOSSES:
+                    raise ChunkRLError(
+                        f"episode {number} of {planned.task_of(number)}: its simulator was lost {_MOST_LOSSES} "
+                        f"times, at last: {answer.failure}"
+                    )
+                start(slot, number)
+            while wanted in waiting:
+                yield waiting.pop(wanted)
+                wanted += 1
+    finally:
+        workers.close()
 
 
 def collect_dataset(
     root: str | Path, config: CollectConfig, progress: Progress = silent, overwrite: bool = False
 ) -> int:
-    """Writes the episodes of `config` to a new LeRobot v3.0 data set at `root`; returns the successes.
+    """Writes the episodes of `config` to a LeRobot v3.0 data set at `root`; returns the successes, of all episodes.
 
-    Raises DatasetError where `root` holds episodes already: the same ones twice would end in different folds.
+    Goes on with a data set that has fewer episodes of the same configuration.
+
+    Raises DatasetError where `root` holds all episodes already (the same ones twice would end in different folds), or
+    episodes of another configuration.
     """
-    check_task(config.env)
-    num_success = 0
+    root, planned = Path(root), plan(config)
+    names = [planned.tasks[0]] if len(planned.tasks) == 1 else [config.env]
     with DatasetWriter(
         root,
-        fps=FPS,
-        features=features(config.state, ACTION_DIM, config.camera_size),
-        robot_type=f"metaworld:{config.env}",
+        fps=planned.fps,
+        features=planned.features(),
+        robot_type=f"{planned.info.kind.lower()}:{names[0]}",
         overwrite=overwrite,
     ) as writer:
         if writer.num_episodes:
-            raise DatasetError(
-                f"{root} holds {writer.num_episodes} episodes already: delete it or choose another output_dir"
-            )
-        for episode in collect_episodes(config, progress):
+            _check_same(root, config, writer.num_episodes)
+        write_text(root / RECORD, json.dumps(_record(config), indent=1) + "\n")
+        for episode in collect_episodes(config, progress, writer.num_episodes):
             writer.add_episode(episode.columns, episode.task)
-            num_success += episode.success
-    return num_success
+    return num_successes(root)
+
+
+def _record(config: CollectConfig) -> dict[str, Any]:
+    """What the episodes depend on, as JSON."""
+    record = {name: value for name, value in asdict(config).items() if name not in _NOT_OF_THE_DATA}
+    return json.loads(json.dumps(record))  # tuples as lists, as they are read back
+
+
+def _check_same(root: Path, config: CollectConfig, num_episodes: int) -> None:
+    """Raises DatasetError unless the data set at `root` is an unfinished one of `config`."""
+    cure = "delete it or choose another output_dir"
+    try:
+        known = json.loads((root / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = None
+    if known is None:
+        raise DatasetError(
+            f"{root} holds {num_episodes} episodes already, of which {RECORD} says nothing: {cure}"
+        )
+    asked = _record(config)
+    other = sorted(name for name in known.keys() | asked.keys() if known.get(name) != asked.get(name))
+    if other:
+        raise DatasetError(
+            f"{root} holds {num_episodes} episodes already, collected with another {', '.join(other)}: {cure}"
+        )
+    if num_episodes >= config.num_episodes:
+        raise DatasetError(f"{root} holds {num_episodes} episodes already, all that were asked for: {cure}")
+
+
+def num_successes(root: str | Path) -> int:
+    """Successful episodes of a collected data set."""
+    table = pds.dataset(Path(root) / "data", format="parquet").to_table(
+        columns=["episode_index", "next.success"]
+    )
+    return len(table.filter(pc.field("next.success"))["episode_index"].unique())
 
 
 def collect(command: CollectCommand, progress: Progress) -> None:

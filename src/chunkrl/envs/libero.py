@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from chunkrl.envs.libero_objects import PRIVILEGED_NAMES, PrivilegedState
 from chunkrl.envs.libero_package import import_libero
 from chunkrl.envs.libero_tasks import NUM_INITIAL_STATES, InitialStates, find_task, initial_states
 from chunkrl.envs.offscreen import OffscreenRenderer, Rendering
@@ -23,6 +24,8 @@ from chunkrl.errors import ChunkRLError
 
 STATE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right")
 ACTION_NAMES = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")
+STATES: dict[str, tuple[str, ...]] = {"full": STATE_NAMES, "privileged": (*STATE_NAMES, *PRIVILEGED_NAMES)}
+LiberoState = Literal["full", "privileged"]
 STATE_DIM, ACTION_DIM = len(STATE_NAMES), len(ACTION_NAMES)
 FPS = 20.0
 SIMULATOR_CAMERAS = ("agentview", "robot0_eye_in_hand")
@@ -40,7 +43,6 @@ VIDEO_SIZE = 256
 class LiberoEnv:
     """One LIBERO task behind `chunkrl.envs.protocol.Environment`."""
 
-    state_dim = STATE_DIM
     action_dim = ACTION_DIM
     fps = FPS
 
@@ -52,6 +54,7 @@ class LiberoEnv:
         cameras: tuple[str, ...] = CAMERAS,
         rendering: Rendering = "default",
         initial: InitialStates = "official",
+        state: LiberoState = "full",
     ) -> None:
         """
         Args:
@@ -63,6 +66,9 @@ class LiberoEnv:
             initial: `official`: `reset(i)` starts in the official initial state i (0 to 49), for evaluation;
                 `sampled`: `reset(seed)` draws placements from the regions of the task's definition, for training
                 data, which so does not hold the states that are evaluated.
+
+            state: `full`, the field's eight entries; `privileged`: also where object and target are (only for tasks
+                that put one object in one place), for policies without cameras.
 
         Raises:
             ChunkRLError: no such task, missing assets, no OpenGL, or a second environment with cameras in a process.
@@ -90,6 +96,10 @@ class LiberoEnv:
         self._official = initial_states(task) if initial == "official" else None
         self.domain, self._randomization_error = _build(task)
         self._mujoco = import_mujoco()
+        if state not in STATES:
+            raise ChunkRLError(f"state is {state!r}; LIBERO's tasks have {' and '.join(STATES)}")
+        self.state_dim = len(STATES[state])
+        self._privileged = PrivilegedState(self.domain) if state == "privileged" else None
         self._renderer: OffscreenRenderer | None = None
         self._num_steps = 0
         robot = self.domain.robots[0]
@@ -191,7 +201,8 @@ class LiberoEnv:
         robot, (_, data) = self.domain.robots[0], self.mujoco
         position, rotation = data.site_xpos[robot.eef_site_id], axis_angle(data.xquat[self._hand])
         fingers = data.qpos[robot._ref_gripper_joint_pos_indexes]
-        return np.concatenate([position, rotation, fingers]).astype(np.float32)
+        more = [] if self._privileged is None else [self._privileged.read()]
+        return np.concatenate([position, rotation, fingers, *more]).astype(np.float32)
 
     def _pictures(self) -> dict[str, np.ndarray]:
         if not self._camera_size:

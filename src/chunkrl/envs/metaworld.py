@@ -83,7 +83,9 @@ class MetaWorldEnv:
     action_dim = ACTION_DIM
     fps = FPS
 
-    def __init__(self, name: str, max_steps: int = MAX_STEPS, state: State = "full", camera_size: int = 0) -> None:
+    def __init__(
+        self, name: str, max_steps: int = MAX_STEPS, state: State = "full", camera_size: int = 0
+    ) -> None:
         """
         Args:
             name: MetaWorld task.
@@ -135,7 +137,7 @@ class MetaWorldEnv:
         return {"state": self.full_state[self._entries], "images": images}
 
     def step(self, action: np.ndarray, draw: bool = True) -> EnvStep:
-        """One 80 Hz action [dx, dy, dz, gripper] in [-1, 1]; reward 1 at success, else 0; no picture without `draw`."""
+        """One 80 Hz action [dx, dy, dz, gripper] in [-1, 1]; reward 1 at success; no picture without `draw`."""
         action = np.asarray(action, dtype=np.float32)
         if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
             raise ValueError(f"{self.name} takes {ACTION_DIM} finite action values, got {action}")
@@ -169,3 +171,21 @@ def make_expert(name: str):
         raise ChunkRLError(f"MetaWorld ships no scripted expert for {name!r}")
     policy = policies.ENV_POLICY_MAP[name]()
     return lambda state: np.asarray(policy.get_action(np.asarray(state, dtype=np.float64)), dtype=np.float64)
+
+
+class MetaWorldExpert:
+    """MetaWorld's own expert, bound to an environment (`chunkrl.envs.scripted.ScriptedExpert`)."""
+
+    release = np.array([0.0, 0.0, 0.5, -1.0])
+
+    def __init__(self, env: MetaWorldEnv) -> None:
+        self._policy, self._env = make_expert(env.name), env
+
+    def reset(self) -> None:
+        """It remembers nothing."""
+
+    def act(self, shift: np.ndarray) -> np.ndarray:
+        """The next action [4], not clipped; the goal that it sees is shifted by shift [3], metres."""
+        state = self._env.full_state.copy()
+        state[GOAL] += shift.astype(state.dtype)
+        return self._policy(state)

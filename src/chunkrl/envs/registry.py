@@ -115,7 +115,7 @@ def describe(tasks: Sequence[str]) -> EnvInfo:
         from chunkrl.envs import libero
 
         limits = {task: find_task(task).max_steps for task in tasks}
-        names = {"full": libero.STATE_NAMES}
+        names = dict(libero.STATES)
         return EnvInfo(
             "LIBERO",
             libero.ACTION_DIM,
@@ -158,8 +158,15 @@ def make_env(name: str, options: EnvOptions) -> Environment:
         from chunkrl.envs import libero
 
         cameras = options.cameras or libero.CAMERAS
+        libero_state: Any = options.state  # checked by the environment
         return libero.LiberoEnv(
-            name, options.max_steps, options.camera_size, cameras, options.rendering, options.initial
+            name,
+            options.max_steps,
+            options.camera_size,
+            cameras,
+            options.rendering,
+            options.initial,
+            libero_state,
         )
     if is_hil(name):
         from chunkrl.envs import gym_hil

@@ -1,25 +1,54 @@
-"""Mixed-quality scripted behaviour on MetaWorld: the frozen data recipe of the demo and the benchmark.
+"""Mixed-quality behaviour in a simulator: the frozen data recipe of the demo and the benchmarks.
 
 Two mixtures. `within`: the controller is drawn anew every 8 to 15 steps, so quality changes within an
 episode, failures hold useful pieces and successes hold detours. `episodes`: one controller for a whole
 episode, so episodes are good or bad as a whole. The recipe was fixed before any learning result was seen.
+A learned policy may take a share of the segments or episodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
-from chunkrl.envs.metaworld import GOAL
+from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import ChunkRLError
 
 Mixture = Literal["within", "episodes"]
 CONTROLLERS = ("expert", "shifted_target", "early_release", "random_bursts")
 EXPERT, SHIFTED, RELEASE, BURSTS = range(4)
-Expert = Callable[[np.ndarray], np.ndarray]
+POLICY = len(CONTROLLERS)  # the number of a learned policy in the data's column of controllers
+
+
+class ScriptedExpert(Protocol):
+    """A privileged controller bound to one environment.
+
+    release: the action [A] that opens the gripper and lifts.
+    """
+
+    release: np.ndarray
+
+    def reset(self) -> None:
+        """An episode begins."""
+        ...
+
+    def act(self, shift: np.ndarray) -> np.ndarray:
+        """The next action [A], possibly beyond [-1, 1]; the target is misplaced by shift [3], metres."""
+        ...
+
+
+class LearnedController(Protocol):
+    """A learned policy that acts step by step."""
+
+    def begin(self, rng: np.random.Generator) -> None:
+        """Its turn begins: what is left of an earlier chunk is dropped; `rng` gives its noise."""
+        ...
+
+    def act(self, step: EnvStep) -> np.ndarray:
+        """The next action [A]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,7 +61,8 @@ class MixtureConfig:
     episode_controllers: `episodes`: probability of each controller of `CONTROLLERS`.
     segment_steps: lowest and highest length of a segment, steps.
     shift_m: lowest and highest length of the horizontal shift of the target, metres.
-    noise_std: lowest and highest action noise (Gaussian, action units), drawn for each episode.
+    noise_std: lowest and highest action noise of the scripts (Gaussian, action units), drawn for each episode.
+    policy_share: probability that a learned policy acts in a segment (`within`) or an episode (`episodes`).
     """
 
     mixture: Mixture = "within"
@@ -42,6 +72,7 @@ class MixtureConfig:
     segment_steps: tuple[int, int] = (8, 15)
     shift_m: tuple[float, float] = (0.12, 0.15)
     noise_std: tuple[float, float] = (0.05, 0.2)
+    policy_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.mixture not in get_args(Mixture):
@@ -54,21 +85,40 @@ class MixtureConfig:
                 )
         if not 1 <= self.segment_steps[0] <= self.segment_steps[1]:
             raise ChunkRLError(f"segment_steps is {self.segment_steps}; it must be 1 <= lowest <= highest")
+        if not 0.0 <= self.policy_share <= 1.0:
+            raise ChunkRLError(f"policy_share is {self.policy_share}; it must lie in [0, 1]")
 
 
 class MixtureController:
-    """Acts for one episode. `act` returns the executed action [4] in [-1, 1] and the controller's number."""
+    """Acts for one episode. `act` returns the executed action [A] in [-1, 1] and the controller's number."""
 
-    def __init__(self, expert: Expert, config: MixtureConfig, rng: np.random.Generator) -> None:
-        self._expert, self._config, self._rng = expert, config, rng
+    def __init__(
+        self,
+        expert: ScriptedExpert | None,
+        config: MixtureConfig,
+        rng: np.random.Generator,
+        policy: LearnedController | None = None,
+    ) -> None:
+        """rng: gives everything that is drawn. expert: None only where a policy has the whole share; policy: acts in
+        its share, None only where that is 0."""
+        assert policy is not None or config.policy_share == 0
+        assert expert is not None or config.policy_share == 1
+        self._expert, self._config, self._rng, self._policy = expert, config, rng, policy
         self._expert_probability = rng.choice(config.expert_probability)
         self._noise_std = rng.uniform(*config.noise_std)
         self._steps_left = 0
         self._controller = EXPERT
         self._shift = np.zeros(3)
-        self._release_height = 0.0
-        if config.mixture == "episodes":
+        if config.mixture == "episodes" and not self._policy_begins():
             self._draw(config.episode_controllers)
+
+    def _policy_begins(self) -> bool:
+        """Whether the learned policy takes the segment or episode that begins; draws nothing without a share."""
+        if self._policy is None or self._rng.random() >= self._config.policy_share:
+            return False
+        self._controller = POLICY
+        self._policy.begin(self._rng)
+        return True
 
     def _draw(self, probabilities: tuple[float, ...]) -> None:
         weights = np.asarray(probabilities) / np.sum(probabilities)
@@ -82,41 +132,44 @@ class MixtureController:
     def _redraw(self) -> None:
         low, high = self._config.segment_steps
         self._steps_left = int(self._rng.integers(low, high + 1))
+        if self._policy_begins():
+            return
         if self._rng.random() < self._expert_probability:
             self._controller = EXPERT
         else:
             self._draw(self._config.bad_within)
 
-    def act(self, state: np.ndarray) -> tuple[np.ndarray, int]:
-        """state: float [39] of a MetaWorld task."""
+    def act(self, step: EnvStep) -> tuple[np.ndarray, int]:
+        """step: what a learned policy sees; scripts read the environment."""
         if self._config.mixture == "within":
             if self._steps_left == 0:
                 self._redraw()
             self._steps_left -= 1
-        action = self._controlled_action(state)
+        if self._controller == POLICY:
+            assert self._policy is not None
+            return np.clip(self._policy.act(step), -1.0, 1.0).astype(np.float32), POLICY
+        action = self._scripted_action()
         noise = self._noise_std * self._rng.standard_normal(action.shape)
         return np.clip(action + noise, -1.0, 1.0).astype(np.float32), self._controller
 
-    def _controlled_action(self, state: np.ndarray) -> np.ndarray:
-        if self._controller == SHIFTED:
-            shifted = state.copy()
-            shifted[GOAL] += self._shift.astype(state.dtype)
-            return np.clip(self._expert(shifted), -1.0, 1.0)
-        action = np.clip(self._expert(state), -1.0, 1.0)
+    def _scripted_action(self) -> np.ndarray:
+        assert self._expert is not None
+        shift = self._shift if self._controller == SHIFTED else np.zeros(3)
+        action = np.clip(self._expert.act(shift), -1.0, 1.0)
         if self._controller == RELEASE:
             self._steps += 1
             whole_episode = self._config.mixture == "episodes"
             if not whole_episode or self._steps > self._release_step:
-                return np.array([0.0, 0.0, 0.5, -1.0])  # open the gripper and lift
-        if self._controller == BURSTS and self._burst():
+                return self._expert.release
+        if self._controller == BURSTS and self._burst(len(action)):
             return self._burst_action
         return action
 
-    def _burst(self) -> bool:
+    def _burst(self, action_dim: int) -> bool:
         """Random bursts: every 8 to 15 steps, with probability one half, a constant random action."""
         if self._steps_left == 0:
             self._steps_left = int(self._rng.integers(*self._config.segment_steps, endpoint=True))
             self._bursting = self._rng.random() < 0.5
-            self._burst_action = self._rng.uniform(-1.0, 1.0, size=4)
+            self._burst_action = self._rng.uniform(-1.0, 1.0, size=action_dim)
         self._steps_left -= 1
         return bool(self._bursting)
