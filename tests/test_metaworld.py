@@ -202,7 +202,7 @@ def test_a_policy_has_its_share(mixture: str) -> None:
     config = MixtureConfig(mixture=mixture, policy_share=0.25)  # type: ignore[arg-type]
     rng, policy = np.random.default_rng(0), SteadyPolicy()
     acted: list[int] = []
-    for _ in range(300 if mixture == "episodes" else 30):
+    for _ in range(1000 if mixture == "episodes" else 100):
         controller = MixtureController(RestingExpert(), config, rng, policy)
         for _ in range(1 if mixture == "episodes" else 120):
             before = policy.turns
@@ -211,7 +211,7 @@ def test_a_policy_has_its_share(mixture: str) -> None:
             if number == POLICY:  # without the scripts' noise
                 assert np.allclose(action, policy.turns / 1000)
             assert policy.turns - before in (0, 1)
-    assert np.mean(np.array(acted) == POLICY) == pytest.approx(0.25, abs=0.06)
+    assert np.mean(np.array(acted) == POLICY) == pytest.approx(0.25, abs=0.05)  # 3 deviations and more
     alone = MixtureConfig(mixture=mixture, policy_share=1.0)  # type: ignore[arg-type]
     controller = MixtureController(None, alone, rng, policy)  # needs no expert
     assert {controller.act(STEP)[1] for _ in range(40)} == {POLICY}
