@@ -25,6 +25,7 @@ from chunkrl.data.labels import LabelRule
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.encoders import NetworkConfig
+from chunkrl.models.value_head import ValueHead
 from chunkrl.training.optim import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 
@@ -199,6 +200,29 @@ def test_what_is_recorded_behind_a_success_changes_nothing(tmp_path: Path, algor
         assert (everywhere["weight"][untrained] == 0).all()
         assert labels["weight"].mean() == pytest.approx(1.0, rel=1e-5)
         assert labels["scaled_advantage"].mean() == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["scalar", "hl_gauss"])
+def test_q_learns_the_advantages_of_chunks(tmp_path: Path, kind: str) -> None:
+    """As numbers of deviation 1, or as a distribution between the least and the largest of what is trained on."""
+    dataset = open_chunks(write_dataset(tmp_path / "d", with_a_rest(1)))
+    torch.manual_seed(0)
+    head = ValueHead("hl_gauss") if kind == "hl_gauss" else ValueHead()
+    fit = ValueFit(head=head, dropout=0.0, noise=0.0)
+    config = CrossFittedConfig(policy_updates=1, value_updates=150, num_folds=1, fit=fit, train_q=True)
+    learner = CrossFittedAdvantage(config, identity_factory(dataset), OptimConfig(lr=1e-2), dataset, 0, CPU)
+    learner.values.update = lambda batch: {}  # type: ignore[union-attr, method-assign]
+    Trainer(learner, dataset, TrainerConfig(batch_size=33)).run()
+    target = learner.labels["scaled_advantage"][TRAINED]
+    if kind == "hl_gauss":
+        assert (target.min(), target.max()) == (0.0, 1.0)
+    else:
+        assert (target.mean(), target.std()) == pytest.approx((0.0, 1.0), abs=1e-4)
+    batch, ensemble = dataset.batch(np.array(TRAINED)), learner.q_ensemble()
+    assert ensemble is not None
+    learnt = ensemble(batch.observation, batch.actions[:, None])[:, 0].numpy()
+    taught = batch.critic_mask.numpy()  # not the last frames of time-outs
+    assert np.abs(learnt - target)[taught].max() < 0.25 * target.std()
 
 
 # ---- failing is no escape from costs

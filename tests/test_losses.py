@@ -16,6 +16,7 @@ from chunkrl.data.chunks import ChunkDataset
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.models.policy import PolicyConfig, PolicyKind
+from chunkrl.models.value_head import ValueHead
 
 
 def t(*values: float, grad: bool = False) -> torch.Tensor:
@@ -169,13 +170,13 @@ def test_padded_and_held_chunks_of_one_motion_have_the_same_q(tmp_path: Path) ->
     batch = dataset.batch(np.array([0, 1]))
     assert batch.action_mask.sum(1).tolist() == [1, 3]
     assert torch.equal(batch.actions[0], batch.actions[1])
-    critic = identity_factory(dataset).critic(2)
+    critic = identity_factory(dataset).critic(2, ValueHead("scalar"))
     q = [critic(b.observation, b.actions) for b in (dataset.batch(np.array([row])) for row in (0, 1))]
     assert torch.equal(q[0], q[1])
 
 
 def test_critic_scores_candidates_as_single_chunks(dataset: ChunkDataset) -> None:
-    critic = identity_factory(dataset).critic(2)
+    critic = identity_factory(dataset).critic(2, ValueHead("scalar"))
     batch = dataset.batch(np.arange(5))
     candidates = torch.randn(5, 3, 4, 2)
     together = critic(batch.observation, candidates)

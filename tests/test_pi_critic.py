@@ -69,11 +69,16 @@ def test_blocks_are_copies_of_the_policys() -> None:
 def test_v_does_not_change_with_the_advantage(kind) -> None:
     """Not with the policy's default condition either: attention in the prefix is bidirectional."""
     policy = tiny_policy(kind)
-    network = value(policy)
-    before = network.forward_prepared(network.prepare(observation()))
+    v, q = value(policy), critic(policy)
+
+    def values() -> list[Tensor]:
+        inputs = v.prepare(observation())
+        return [v.forward_prepared(inputs), q.forward_prepared(q.prepare(observation()), chunks())]
+
+    before = values()
     settings = replace(policy.recipe.settings, condition="Advantage: positive")
     policy.recipe = replace(policy.recipe, settings=settings)
-    assert torch.equal(before, network.forward_prepared(network.prepare(observation())))
+    assert all(torch.equal(a, b) for a, b in zip(before, values(), strict=True))
 
 
 @pytest.mark.parametrize("prompt_format", ["pi0", "pi05_state", "pi05_padded_state", "pi05_no_state"])

@@ -16,12 +16,14 @@ from test_pi_training import config
 from torch import Tensor
 
 from chunkrl import ChunkLevelOfflineRL
+from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.cli import main
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration.pi_training import PiTrainingConfig
 from chunkrl.models.pi import load_pretrained
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.flow import PiModel
+from chunkrl.models.value_head import ValueHead
 from chunkrl.training.checkpoint import load_state, save_state
 from chunkrl.training.policy_io import Q_FOLDER, load_policy
 
@@ -31,6 +33,12 @@ WITH_Q: dict[str, dict[str, Any]] = {
     "cross_fitted": {"train_q": True, "pi": EXPERT},
     "advantage_conditioned": {"train_q": True, "pi": EXPERT},
     "iql": {"ema_decay": 0.5},
+    "distributional": {
+        "objective": "cross_fitted",
+        "train_q": True,
+        "pi": EXPERT,
+        "fit": ValueFit(head=ValueHead("hl_gauss")),
+    },
 }
 
 
@@ -122,7 +130,8 @@ def test_iql_says_what_its_values_are_worth(root: Path, checkpoints: Path, tmp_p
 def test_q_is_saved_beside_the_policy_and_chooses(
     root: Path, checkpoints: Path, tmp_path: Path, objective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path, objective, **WITH_Q[objective]))
+    settings = {"objective": objective} | WITH_Q[objective]
+    run = ChunkLevelOfflineRL(replace(config(root, checkpoints, tmp_path, "value"), **settings))
     ours = run.train()
     loaded = load_policy(tmp_path / "policy")
     assert isinstance(ours, PiActor) and isinstance(loaded, PiActor)

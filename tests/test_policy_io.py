@@ -15,6 +15,7 @@ from chunkrl.data.chunk_semantics import HoldAction
 from chunkrl.errors import CheckpointError, ChunkRLError, DatasetError
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.models.policy import PolicyConfig
+from chunkrl.models.value_head import ValueHead
 from chunkrl.training.checkpoint import TENSORS, VALUES, load_state, save_state
 from chunkrl.training.policy_io import ChunkPolicy
 from chunkrl.types import Observation
@@ -64,6 +65,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("state", {"policy": PolicyConfig("gaussian", spread="fixed"), "use_state": True}),
     ("state", {"policy": PolicyConfig("flow", flow_steps=3)}),
     ("state", {"train_q": True}),
+    ("state", {"train_q": True, "fit": ValueFit(hidden_dim=16, head=ValueHead("hl_gauss"))}),
     ("state", {"objective": "iql"}),
     ("images", {"train_q": True}),
     ("images", {"policy": PolicyConfig("flow"), "cameras": ("wrist",)}),

@@ -230,7 +230,7 @@ class ChunkLevelOfflineRL:
 
 def _q_spec(q: Any) -> QSpec:
     first = q.critic.networks[0]
-    return QSpec(q.critic.num_folds, len(first.heads), first.encoders[0].config)
+    return QSpec(q.critic.num_folds, len(first.heads), first.encoders[0].config, first.value_head)
 
 
 def check_ranks(config: TrainConfig) -> None:

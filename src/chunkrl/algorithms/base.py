@@ -65,8 +65,9 @@ class Networks(Protocol):
         """V(x): `prepare(observation)`, `outputs(prepared)` [B, O], `forward_prepared(prepared)` [B]."""
         ...
 
-    def critic(self, num_critics: int) -> nn.Module:
-        """Q(x, A): `prepare(observation)`, `forward_prepared(prepared, actions)` [num_critics, B] or [.., B, N]."""
+    def critic(self, num_critics: int, head: ValueHead) -> nn.Module:
+        """Q(x, A): `prepare(observation)`, `outputs(prepared, actions)` [num_critics, B, O] or [.., B, N, O],
+        `forward_prepared(prepared, actions)` [num_critics, B] or [.., B, N]."""
         ...
 
 

@@ -126,16 +126,17 @@ class ChunkAWR:
         self._step_reward = adv.step_rewards(dataset)
         adv.check_rewards(dataset.name, self._step_reward)
         returns = monte_carlo_returns(dataset, self._step_reward)
-        # a time-out's V is bootstrapped, whatever its returns are taken for
-        adv.check_failures(dataset, self._step_reward, returns, "bootstrap")
+        if config.respect_ends:  # a time-out's V is bootstrapped, whatever its returns are taken for
+            adv.check_failures(dataset, self._step_reward, returns, "bootstrap")
         self._returns = keep(dataset.cache_dir, returns[dataset.starts])
         self.config, self.device = config, device
         self._dataset, self._trained = dataset, trained_starts(dataset)
         self._horizon_discount = dataset.gamma**dataset.critic_horizon
         self.fold = assign_folds(dataset.frame_labels.success, config.num_folds, seed)
         dataset.attach("fold", self.fold[dataset.episode])
-        self.value = CrossFitted(lambda: networks.value(ValueHead("scalar")), config.num_folds).to(device)
-        self.critic = CrossFitted(lambda: networks.critic(config.num_critics), config.num_folds).to(device)
+        head, num_critics = ValueHead("scalar"), config.num_critics  # their targets have no bounds
+        self.value = CrossFitted(lambda: networks.value(head), config.num_folds).to(device)
+        self.critic = CrossFitted(lambda: networks.critic(num_critics, head), config.num_folds).to(device)
         self.target = copy.deepcopy(self.critic).requires_grad_(False).eval()
         parameters = [*self.policy.parameters(), *self.value.parameters(), *self.critic.parameters()]
         groups = [parameters]

@@ -49,6 +49,7 @@ from chunkrl.data.collection import ChunkData
 from chunkrl.data.draws import draw_rates, trained_starts
 from chunkrl.data.large_arrays import keep
 from chunkrl.errors import ChunkRLError
+from chunkrl.models.value_head import ValueHead
 from chunkrl.progress import Progress, silent
 from chunkrl.training.checkpoint import load_trained_state, trained_state
 from chunkrl.training.distributed import shard
@@ -148,7 +149,8 @@ class CrossFittedAdvantage:
                     "training would change: freeze them (--pi.train expert, expert_and_last_layers:N, lora or "
                     "lora_and_expert), or use --objective iql, which trains Q beside the policy"
                 )
-            self.critic = shard(CrossFitted(lambda: networks.critic(1), config.num_folds).to(device))
+            head = self._q_head
+            self.critic = shard(CrossFitted(lambda: networks.critic(1, head), config.num_folds).to(device))
             self._critic_optimizer = Optimizer(
                 self.critic.parameter_groups(), value_optim, config.value_updates
             )
@@ -303,14 +305,29 @@ class CrossFittedAdvantage:
             prepared = first.prepare(part.observation)
             for k, network in enumerate(self.critic.networks):
                 with autocast(self.device):
-                    q = network.forward_prepared(prepared, part.actions)[0]  # type: ignore[operator]
-                error = (q.float() - part.labels["scaled_advantage"]).square()
-                loss = (error * mask[k, rows]).sum() / counts[k]
+                    outputs = network.outputs(prepared, part.actions)[0]  # type: ignore[operator]
+                lost = self._q_head.loss(outputs, part.labels["scaled_advantage"])
+                loss = (lost * mask[k, rows]).sum() / counts[k]
                 self._critic_optimizer.backward(loss)
                 total += float(loss.detach())
         norm = self._critic_optimizer.apply()
         mean = ranks.mean_over_ranks(total / len(self.critic.networks))
         return {"loss/critic": mean, "grad_norm/critic": norm}
+
+    @property
+    def _q_head(self) -> ValueHead:
+        """A distribution where V is one, else one real number."""
+        head = self.config.fit.head
+        return head if head.kind == "hl_gauss" else ValueHead("scalar")
+
+    def _scaled(self, advantage: np.ndarray, rates: np.ndarray | None) -> np.ndarray:
+        """What Q learns, float32 [len]: standardised advantages; for a distribution between their least (0) and their
+        largest (1)."""
+        if self._q_head.kind == "scalar":
+            return adv.standardize(advantage, 1.0, rates).astype(np.float32)
+        known = advantage if self._trained is None else advantage[self._trained]
+        low, high = float(known.min()), float(known.max())
+        return adv.ReturnRange(low, high if high > low else low + 1.0).to_unit(advantage)
 
     def _label(self, progress: Progress) -> Metrics:
         labels, config = self._given, self.config
@@ -327,7 +344,7 @@ class CrossFittedAdvantage:
             "value_seen": labels.value_seen,
             "return": labels.returns,
             "advantage": labels.advantage,
-            "scaled_advantage": adv.standardize(labels.advantage, 1.0, rates).astype(np.float32),
+            "scaled_advantage": self._scaled(labels.advantage, rates),
             "weight": np.ones(len(advantage), dtype=np.float32),
         }
         if config.use == "weight":

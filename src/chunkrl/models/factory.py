@@ -42,13 +42,14 @@ class NetworkFactory:
         """V(x)."""
         return ValueNetwork(self.encoder(self.critic_network), self.critic_network, head, self.state_noise)
 
-    def critic(self, num_critics: int) -> Critic:
-        """Q(x, A) with `num_critics` heads, each one real number."""
+    def critic(self, num_critics: int, head: ValueHead) -> Critic:
+        """Q(x, A) with `num_critics` heads."""
         network = self.critic_network
         actions = ActionEncoder(
             self.shape.horizon, self.shape.action_dim, copy.deepcopy(self.action_normalizer)
         )
-        return Critic([self.encoder(network) for _ in range(num_critics)], actions, network, self.state_noise)
+        encoders = [self.encoder(network) for _ in range(num_critics)]
+        return Critic(encoders, actions, network, head, self.state_noise)
 
     def policy(self) -> PolicyNetwork:
         """pi(A | x)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,11 +36,12 @@ Q_FOLDER = "chunkrl_q"  # in a pi policy's folder
 
 @dataclass(frozen=True)
 class QSpec:
-    """How the Q ensemble was built: folds, heads, size."""
+    """How the Q ensemble was built: folds, networks of each, their size, how their outputs are read."""
 
     num_folds: int
     num_critics: int
     network: NetworkConfig
+    head: ValueHead = ValueHead("scalar")
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class ChunkPolicy:
         q = None
         if spec.q is not None:
             q_spec = spec.q
-            critic = CrossFitted(lambda: factory.critic(q_spec.num_critics), q_spec.num_folds)
+            critic = CrossFitted(lambda: factory.critic(q_spec.num_critics, q_spec.head), q_spec.num_folds)
             q = QEnsemble(critic)
         try:
             policy.load_state_dict(state["policy"])
@@ -197,7 +197,9 @@ def save_pi_policy(policy: PiPolicy, folder: str | Path, q_state: dict[str, Any]
     q_state: of `pi_q_state`, for a folder `Q_FOLDER` in it, which stock LeRobot does not look at.
     """
     if adapted_modules(policy.model):
-        policy = copy.deepcopy(policy).cpu()
+        # a copy, for training may go on; on the CPU, for a GPU may have no room for it
+        state = {name: t.detach().to("cpu", copy=True) for name, t in policy.model.state_dict().items()}
+        policy = policy.with_state(state)
         merge_lora(policy.model)
     beside = None if q_state is None else lambda whole: save_state(whole / Q_FOLDER, q_state)
     save_pretrained(policy, folder, overwrite=True, beside=beside)

@@ -237,12 +237,16 @@ class PiCritic(nn.Module):
         """See `PiValue.prepare`."""
         return self.features(observation, self.training)
 
+    def outputs(self, inputs: CriticInputs, actions: Tensor) -> Tensor:
+        """What `value_head` reads, of what `forward_prepared` takes: [num_critics, B, O] or [.., B, N, O]."""
+        single = actions.dim() == 3
+        chunks = self.features.chunks(inputs, actions[:, None] if single else actions)
+        outputs = torch.stack([q.outputs(inputs, chunks) for q in self.networks])  # type: ignore[operator]
+        return outputs[:, :, 0] if single else outputs
+
     def forward_prepared(self, inputs: CriticInputs, actions: Tensor) -> Tensor:
         """actions: [B, H, action_dim], or N candidates each [B, N, H, action_dim], in the data's units.
 
         Returns [num_critics, B] or [num_critics, B, N]; the prefix is run once for all candidates.
         """
-        single = actions.dim() == 3
-        chunks = self.features.chunks(inputs, actions[:, None] if single else actions)
-        values = torch.stack([self.value_head.value(q.outputs(inputs, chunks)) for q in self.networks])  # type: ignore[operator]
-        return values[..., 0] if single else values
+        return self.value_head.value(self.outputs(inputs, actions))

@@ -33,6 +33,6 @@ class PiNetworks:
         """V(x)."""
         return PiValue(self.pretrained, self.critic_config, head)
 
-    def critic(self, num_critics: int) -> PiCritic:
-        """Q(x, A) with `num_critics` networks, each one real number."""
-        return PiCritic(self.pretrained, self.critic_config, ValueHead("scalar"), num_critics)
+    def critic(self, num_critics: int, head: ValueHead) -> PiCritic:
+        """Q(x, A) with `num_critics` networks."""
+        return PiCritic(self.pretrained, self.critic_config, head, num_critics)
