@@ -104,14 +104,15 @@ def pi_networks(
         stats=_data_stats(data, recipe) if config.norm_stats == "data" else None,
         asset_id=source.asset_id,
         tokenizer=source.tokenizer,
-        device=device,
     )
     if policy.norm_stats is None and recipe.settings.normalization != "identity":
         raise CheckpointError(  # a policy must not start on numbers of another scale
             f"{checkpoint} has no statistics to normalise states and actions with: use --pi.norm-stats data (those "
             "of the training data), or name them with --pi0.asset-id"
         )
+    # made ready on the CPU: as it is stored, and with copies, it may be twice what trains on the device
     choose_trained(policy, config, device)
+    policy.to(device)
     if conditioning is not None:
         check_conditioning(policy, data, conditioning)
     digest = fingerprint((checkpoint,), progress)

@@ -20,7 +20,6 @@ from torch import nn
 
 from chunkrl import ranks
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.lora import copy_lora_layers
 from chunkrl.models.pi.critic import PiValue
 from chunkrl.models.pi.flow import PiModel
 from chunkrl.models.pi.language import ExpertLayer, PrefixLayer
@@ -129,10 +128,4 @@ def gather_policy(policy: PiPolicy) -> PiPolicy | None:
     if ranks.world_size() == 1:
         return policy
     state = gather_state(policy.model)
-    if state is None:
-        return None
-    with torch.device("meta"):
-        model = PiModel(policy.model.config)
-        copy_lora_layers(policy.model, model)
-    model.load_state_dict(state, assign=True)
-    return PiPolicy(model, policy.recipe, policy.norm_stats, policy.tokenizer, policy.unused_tensors)
+    return None if state is None else policy.with_state(state)

@@ -19,7 +19,7 @@ from chunkrl.training.eight_bit import (
     pack_moment,
     unpack_moment,
 )
-from chunkrl.training.shards import shard_like
+from chunkrl.training.shards import is_sharded, shard_like
 
 Schedule = Literal["constant", "cosine"]
 OptimizerKind = Literal["adamw", "adamw_8bit"]
@@ -253,6 +253,11 @@ def _to_float(norm: Tensor) -> float:
     return float(norm if full is None else full())
 
 
+def _set_aside(parameter: Tensor) -> Tensor:
+    """A copy that takes no memory of a GPU; of a sharded parameter, its rows where they are."""
+    return parameter.detach().clone() if is_sharded(parameter) else parameter.detach().to("cpu", copy=True)
+
+
 @torch.no_grad()
 def _move_average(average: Tensor, value: Tensor, rate: float) -> None:
     average.lerp_(value.detach().to(average.dtype), rate)
@@ -296,9 +301,9 @@ class Ema:
     def applied(self) -> Iterator[None]:
         """The parameters hold the averages inside, and exactly what they held before afterwards.
 
-        It takes memory for one more copy of the parameters meanwhile.
+        Meanwhile a copy of the parameters lies in the CPU's memory.
         """
-        originals = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        originals = {name: _set_aside(parameter) for name, parameter in self._parameters.items()}
         try:
             self._fill(self._shadow)
             yield
@@ -311,8 +316,8 @@ class Ema:
             parameter.copy_(values[name])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Averages by parameter name, float32."""
-        return {name: shadow.clone() for name, shadow in self._shadow.items()}
+        """Averages by parameter name, float32: the tensors themselves, as `nn.Module.state_dict` gives them."""
+        return dict(self._shadow)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The inverse of `state_dict`. Raises CheckpointError when the parameters are others."""

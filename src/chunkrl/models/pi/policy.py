@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chunkrl.errors import ChunkRLError
+from chunkrl.models.lora import copy_lora_layers
 from chunkrl.models.pi.config import PiRecipe
 from chunkrl.models.pi.flow import PiModel, Prefix, PrefixInputs, euler_times
 from chunkrl.models.pi.images import prepare_images
@@ -56,6 +57,14 @@ class PiPolicy(nn.Module):
         return self.model.action_in_proj.weight.device
 
     # ---- inputs
+
+    def with_state(self, state: Mapping[str, Tensor]) -> PiPolicy:
+        """The same policy on other tensors of its model's `state_dict`, wherever they are; they are not copied."""
+        with torch.device("meta"):
+            model = PiModel(self.model.config)
+            copy_lora_layers(self.model, model)
+        model.load_state_dict(state, assign=True)
+        return PiPolicy(model, self.recipe, self.norm_stats, self.tokenizer, self.unused_tensors)
 
     def stats(self) -> NormStats:
         """The norm stats. Raises ChunkRLError where the settings need them and there are none."""
