@@ -41,7 +41,7 @@ OURS = {
     *("critic_horizon", "encoding", "tracking", "value_videos"),
     *("use_state", "use_task", "weight_decay", "grad_clip", "frames", "pi0"),
     *("additional_offline_dataset_paths", "dataset_weights", "additional_success"),
-    *("values", "critic_updates", "relabel_interval", "conditioning", "pi", "microbatch_size", "ema_decay"),
+    *("values", "value_updates", "init", "critic_updates", "relabel_interval", "conditioning", "pi", "microbatch_size", "ema_decay"),
     *(
         "save_updates",
         "keep_checkpoints",
@@ -100,6 +100,8 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
             "train",
             "evaluate",
             "compare",
+            "learner",
+            "actor",
             "report",
             "download",
             "convert",

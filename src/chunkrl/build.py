@@ -43,6 +43,11 @@ def choose_device(name: str) -> torch.device:
 
 def open_data(config: TrainConfig, progress: Progress = silent) -> ChunkCollection:
     """The data sets of a run as one, --dataset-dir first."""
+    return ChunkCollection(open_datasets(config, progress), config.dataset_weights or None)
+
+
+def open_datasets(config: TrainConfig, progress: Progress = silent) -> list[ChunkDataset]:
+    """The data sets of a run, --dataset-dir first."""
     main = config.chunk_settings()
     datasets = [ChunkDataset(config.dataset_dir, main, progress=progress)]
     additional = replace(main, revision=None)
@@ -51,7 +56,7 @@ def open_data(config: TrainConfig, progress: Progress = silent) -> ChunkCollecti
         additional = replace(additional, labels=labels)
     for path in config.additional_offline_dataset_paths:
         datasets.append(ChunkDataset(path, additional, progress=progress))
-    return ChunkCollection(datasets, config.dataset_weights or None)
+    return datasets
 
 
 def build_networks(
@@ -104,10 +109,12 @@ def build_algorithm(
     value_updates: int,
     device: torch.device,
     progress: Progress = silent,
+    keep_values: bool = False,
 ) -> Algorithm:
     """The algorithm of `config.objective`, with fresh networks on `device`.
 
     num_updates: of the policy. value_updates: of the value phase (all objectives but iql and document).
+    keep_values: values stay to label data that grow.
     """
     networks = build_networks(config, dataset, device, progress)
     optim = config.optim_config()
@@ -139,6 +146,7 @@ def build_algorithm(
         critic_updates=config.critic_updates,
         relabel_interval=config.relabel_interval,
         microbatch_size=config.microbatch_size,
+        keep_values=keep_values,
     )
     given = None if config.values is None else load_values(Path(config.values), dataset)
     return CrossFittedAdvantage(

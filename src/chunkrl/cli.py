@@ -22,6 +22,7 @@ USAGE = """usage: chunkrl COMMAND [options]
   train      a better chunk policy from a LeRobot data set
   evaluate   a trained policy in simulators, from fixed initial states
   compare    finished evaluations against each other, state by state
+  learner    trains while actors send episodes, and sends them newer weights
   actor      a policy acts online, a human corrects, every step goes to the learner
   report     one HTML page of a training run: data, curves, values, advantages, frames
   download   pretrained pi0 and pi0.5 checkpoints
@@ -81,6 +82,13 @@ def _evaluate(arguments: Sequence[str]) -> None:
     evaluate_policy(_parse(EvaluateCommand, "evaluate", arguments), ProgressBars())
 
 
+def _learner(arguments: Sequence[str]) -> None:
+    from chunkrl.online.learner import run_learner
+    from chunkrl.online.learner_config import LearnerConfig
+
+    run_learner(_parse(LearnerConfig, "learner", arguments), ProgressBars())
+
+
 def _actor(arguments: Sequence[str]) -> None:
     from chunkrl.online.actor_command import ActorCommand
     from chunkrl.online.actor_session import run_actor
@@ -126,6 +134,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "compare": _compare,
+    "learner": _learner,
     "actor": _actor,
     "report": _report,
     "download": _download,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ import torch
 from chunkrl import __version__, ranks
 from chunkrl.build import build_algorithm, choose_device, open_data
 from chunkrl.config import load_config, save_config
+from chunkrl.data.collection import ChunkCollection
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration.pi_chunks import use_pi_chunks
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.learner import PiLearner
 from chunkrl.progress import Progress, silent
 from chunkrl.train_config import TrainConfig, check_config
-from chunkrl.training.checkpoint import VALUES
+from chunkrl.training.checkpoint import VALUES, load_state
+from chunkrl.training.data_source import DataSource, FixedData
 from chunkrl.training.distributed import gather_policy
 from chunkrl.training.policy_io import ChunkPolicy, PolicySpec, QSpec, pi_q_state, save_pi_policy
 from chunkrl.training.trainer import Trainer, TrainerConfig
@@ -37,7 +40,10 @@ class ChunkLevelOfflineRL:
     Takes the fields of `TrainConfig` as keywords, or a whole `config`. Everything that can be wrong with
     data and settings is found here, before any training.
 
-    Attributes: config, dataset, algorithm, policy (the networks), trainer (after `train` began).
+    source: where data come from that are not fixed, in place of those that `config` names.
+
+    Attributes: config, dataset, algorithm, policy (the networks), trainer (after `train` began), before_training
+    (called when all is ready and, where it resumes, loaded).
     Raises ChunkRLError with the cure for every fault of data or settings.
     """
 
@@ -45,7 +51,11 @@ class ChunkLevelOfflineRL:
     policy: Any
 
     def __init__(
-        self, config: TrainConfig | None = None, progress: Progress = silent, **settings: Any
+        self,
+        config: TrainConfig | None = None,
+        progress: Progress = silent,
+        source: DataSource | None = None,
+        **settings: Any,
     ) -> None:
         if config is None:
             unknown = set(settings) - {f.name for f in fields(TrainConfig)}
@@ -54,17 +64,20 @@ class ChunkLevelOfflineRL:
             config = TrainConfig(**settings)
         elif settings:
             raise ChunkRLError("give either a TrainConfig or single settings, not both")
-        check_config(config)
+        check_config(config, has_data=source is not None)
         check_ranks(config)
         self.config, self.progress = config, progress
         self.device = choose_device(config.device)
-        with ranks.main_first():
-            self.dataset = open_data(config, progress)
+        if source is None:
+            with ranks.main_first():
+                source = FixedData(open_data(config, progress))
+        self.source = source
         if self.dataset.action_dim != config.action_dim:
             raise ChunkRLError(
                 f"action_dim is {config.action_dim}, the actions of {config.dataset_dir} have "
                 f"{self.dataset.action_dim} values: pass --action-dim {self.dataset.action_dim}"
             )
+        self._grows = not isinstance(source, FixedData)
         main = self.dataset.datasets[0]
         if config.value_videos.num_episodes and not main.table.description.cameras:
             raise ChunkRLError(
@@ -76,10 +89,17 @@ class ChunkLevelOfflineRL:
             with ranks.main_first():
                 use_pi_chunks(self.dataset, checkpoint, config.pi0, self.device, progress)
         self.trainer: Trainer | None = None
+        self.before_training: Callable[[], None] | None = None
         self._resume: Path | None = None
         if config.resume:
             self._resume = self._find_resumable(Path(config.resume))
         self._build()
+
+    @property
+    def dataset(self) -> ChunkCollection:
+        """What is trained on now."""
+        data = self.source.data
+        return data if isinstance(data, ChunkCollection) else ChunkCollection([data])
 
     def _build(self) -> None:
         config, dataset = self.config, self.dataset
@@ -88,11 +108,17 @@ class ChunkLevelOfflineRL:
         torch.manual_seed(config.seed)
         self.updates_per_epoch = max(1, len(dataset) // min(config.batch_size, len(dataset)))
         num_updates = config.num_updates or config.num_epochs * self.updates_per_epoch
-        value_updates = math.ceil(config.value_epochs * self.updates_per_epoch)
+        value_updates = config.value_updates
+        if value_updates is None:
+            value_updates = math.ceil(config.value_epochs * self.updates_per_epoch)
+            if self._grows:  # the same when it resumes with more data
+                self.config = replace(config, value_updates=value_updates)
         self.algorithm = build_algorithm(
-            config, dataset, num_updates, value_updates, self.device, self.progress
+            config, dataset, num_updates, value_updates, self.device, self.progress, self._grows
         )
         self.policy = self.algorithm.policy
+        if config.init and self._resume is None:
+            self._take_networks(Path(config.init))
         self._fresh = torch.get_rng_state()
 
     def train(self, num_epochs: int | None = None) -> ChunkPolicy | PiActor:
@@ -123,6 +149,8 @@ class ChunkLevelOfflineRL:
         assert self.trainer is not None
         if self._resume:
             self._load(self._resume)
+        if self.before_training is not None:
+            self.before_training()
         self.trainer.run()
         if self.config.objective != "value":
             self.save(run_dir / "policy")
@@ -141,7 +169,7 @@ class ChunkLevelOfflineRL:
             )
         self.trainer = Trainer(
             self.algorithm,
-            self.dataset,
+            self.source,
             TrainerConfig(
                 batch_size=config.batch_size,
                 seed=config.seed,
@@ -201,6 +229,28 @@ class ChunkLevelOfflineRL:
         self._start_trainer(None)
         self._load(folder)
         self._resume = folder
+
+    def _take_networks(self, run: Path) -> None:
+        """Begins with the networks of another run: policy and moments of its last checkpoint, values of the last one
+        that has them."""
+        folder = find_checkpoint(run)
+        state = load_state(folder)["algorithm"]
+        values = find_values(folder)
+        if values is not None and values != folder:
+            state = state | {"values": load_state(values)["algorithm"]["values"]}
+        if self.config.value_updates == 0 and values is None and self._uses_values():
+            raise CheckpointError(
+                f"{run} kept no values to begin with, and --value-updates 0 trains none: leave that out"
+            )
+        try:
+            self.algorithm.take_networks(state)
+        except (RuntimeError, KeyError) as error:
+            raise CheckpointError(
+                f"--init {run}: its networks are others than these settings build: {error}"
+            ) from error
+
+    def _uses_values(self) -> bool:
+        return getattr(self.algorithm, "values", None) is not None
 
     def _find_resumable(self, path: Path) -> Path:
         folder = find_checkpoint(path)
@@ -269,9 +319,26 @@ def find_checkpoint(path: Path) -> Path:
     return path
 
 
+def find_values(folder: Path) -> Path | None:
+    """The newest checkpoint of a run, `folder` or an older one, whose values are still there; None: there is none.
+
+    A run that labels its data once drops its values afterwards; the checkpoint at the end of their phase has them.
+    """
+    older = [f for f in folder.parent.iterdir() if f.name.isdecimal() and f.name <= folder.name]
+    for candidate in (folder, *sorted(older, reverse=True)):
+        if "values|training" in _inventory(candidate):
+            return candidate
+    return None
+
+
+def _inventory(checkpoint: Path) -> str:
+    return (checkpoint / VALUES).read_text(encoding="utf-8")
+
+
 # what may differ between a run and its resumption
 _FREE = {
     "resume",
+    "init",
     "output_dir",
     "device",
     "save_interval",

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from chunkrl.algorithms.best_of_n import QEnsemble
+from chunkrl.data.collection import ChunkData
 from chunkrl.models.value_head import ValueHead
 from chunkrl.progress import Progress, silent
 from chunkrl.types import ChunkTransition
@@ -86,6 +87,16 @@ class Algorithm(Protocol):
 
     def update(self, name: str, batch: ChunkTransition) -> Metrics:
         """One update in phase `name`; returns finite scalars, or non-finite ones that stop the run."""
+        ...
+
+    def grow(self, data: ChunkData) -> Metrics:
+        """Trains on `data` from now: episodes have come and others gone, and the rest are as they were
+        (`chunkrl.data.identity`). Raises ChunkRLError where the algorithm needs data that stay."""
+        ...
+
+    def take_networks(self, state: dict[str, Any]) -> None:
+        """Begins with the networks of another run, of whose last `state_dict` this is: policy, values and moments, but
+        neither labels nor progress; learning rates begin anew."""
         ...
 
     def deployed(self) -> AbstractContextManager[None]:

@@ -345,6 +345,14 @@ class ChunkAWR:
         }
         return parts if self._ema is None else parts | {"ema": self._ema}
 
+    def grow(self, data: ChunkData) -> Metrics:
+        """See `Algorithm.grow`: refused."""
+        raise ChunkRLError("iql and document learn from data that stay: use --objective cross_fitted where they grow")
+
+    def take_networks(self, state: dict[str, Any]) -> None:
+        """See `Algorithm.take_networks`: refused."""
+        raise ChunkRLError("iql and document begin with fresh networks: leave --init out, or --resume the run itself")
+
     def deployed(self) -> AbstractContextManager[None]:
         """See `Algorithm.deployed`."""
         return nullcontext() if self._ema is None else self._ema.applied()

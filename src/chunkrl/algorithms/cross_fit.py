@@ -142,19 +142,22 @@ def label_values(
     device: torch.device,
     progress: Progress = silent,
     score: Score | None = None,
+    positions: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """V of every start by the network that never saw its episode, and the mean of those that did: [len] each.
 
     networks: value networks. score: what is labelled in place of V, [..., len] each. The data set's label `fold`
-    says each start's fold. Several processes share the work, and all get all values.
+    says each start's fold. positions: int [n], those to label, None all; the others are 0. Several processes share
+    the work, and all get all values.
     """
     networks.eval()
     first: Any = networks.networks[0]
     score = score or (lambda prepared, _: networks.each(lambda v: v.forward_prepared(prepared)))  # type: ignore[operator]
     held_out = seen = np.zeros(0, np.float32)
     size = labelling_batch_size(dataset) * ranks.world_size()
-    for begin in range(0, len(dataset), size):
-        positions = np.arange(begin, min(begin + size, len(dataset)))
+    chosen = np.arange(len(dataset)) if positions is None else positions
+    for begin in range(0, len(chosen), size):
+        positions = chosen[begin : begin + size]
         own = positions[ranks.own_rows(len(positions))]
         # sharded networks compute together: a process without rows of its own goes along
         batch = dataset.batch(own if len(own) else positions[:1], next_observation=False).to(device)
@@ -166,7 +169,7 @@ def label_values(
         fold = batch.labels["fold"]
         held_out[..., own] = networks.held_out(values, fold).cpu().numpy()[..., : len(own)]
         seen[..., own] = networks.seen(values, fold).cpu().numpy()[..., : len(own)]
-        progress("label", int(positions[-1]) + 1, len(dataset))
+        progress("label", min(begin + size, len(chosen)), len(chosen))
     # each is zero in the others' rows
     whole = ranks.sum_over_ranks(torch.from_numpy(np.stack([held_out, seen]))).numpy()
     return whole[0], whole[1]

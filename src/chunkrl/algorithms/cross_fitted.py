@@ -71,6 +71,7 @@ class CrossFittedConfig:
     critic_updates, relabel_interval: value updates before each policy update, and policy updates between two
         labellings by them (0: values are fixed after their phase).
     microbatch_size: rows whose activations are in memory at once; None: the whole batch.
+    keep_values: values stay after their phase, to label data that grow.
     """
 
     policy_updates: int
@@ -87,6 +88,7 @@ class CrossFittedConfig:
     critic_updates: int = 0
     relabel_interval: int = 0
     microbatch_size: int | None = None
+    keep_values: bool = False
 
     def __post_init__(self) -> None:
         if (self.critic_updates > 0) != (self.relabel_interval > 0):
@@ -162,6 +164,11 @@ class CrossFittedAdvantage:
         self._ema = Ema(trained, config.ema_decay) if config.ema_decay > 0 else None
         self.labels: dict[str, np.ndarray] = {}
         self._num_policy_updates = 0
+        self._choose_starts()
+
+    def _choose_starts(self) -> None:
+        """What is trained on of the data as they are."""
+        config, dataset = self.config, self._dataset
         self._trained = self._subset = trained_starts(dataset)
         if config.data == "successes":
             positions = np.flatnonzero(dataset.success)
@@ -206,13 +213,31 @@ class CrossFittedAdvantage:
         metrics: Metrics = {}
         if name != "value" and not self.labels:
             if not self.config.uses_values:
-                self.labels["weight"] = np.ones(len(self._dataset), dtype=np.float32)
+                self._equal_weights()
             else:
                 metrics = self._label(progress)
             self._attach()
-        if name == "policy" and self.values is not None and self.config.critic_updates == 0:
+        keeps = self.config.critic_updates > 0 or self.config.keep_values
+        if name == "policy" and self.values is not None and not keeps:
             self.values.finish()
         return metrics
+
+    def grow(self, data: ChunkData) -> Metrics:
+        """See `Algorithm.grow`: once the data is labelled, new starts get their values, and all starts the weights or
+        bins that follow from all of them."""
+        if self._given is not None or self.critic is not None:
+            raise ChunkRLError("--values and --train-q are of data that stay: leave them out where data grow")
+        self._dataset = data
+        self._choose_starts()
+        metrics: Metrics = {} if self.values is None else self.values.grow(data)
+        if self.labels:
+            metrics |= self._label(silent) if self.config.uses_values else self._equal_weights()
+            self._attach()
+        return metrics
+
+    def _equal_weights(self) -> Metrics:
+        self.labels["weight"] = np.ones(len(self._dataset), dtype=np.float32)
+        return {}
 
     def _attach(self) -> None:
         self.labels = {key: keep(self._dataset.cache_dir, values) for key, values in self.labels.items()}
@@ -238,6 +263,7 @@ class CrossFittedAdvantage:
                 metrics |= self.values.update(batch.rows(slice(number * size, (number + 1) * size)))
             batch = batch.rows(slice(config.critic_updates * size, None))
             if self._num_policy_updates % config.relabel_interval == config.relabel_interval - 1:
+                self.values.relabel()
                 metrics |= self._label(silent)
                 self._attach()
         self._num_policy_updates += 1
@@ -387,16 +413,31 @@ class CrossFittedAdvantage:
             "policy": trained_state(self.policy),
             "labels": labels,
             "num_policy_updates": self._num_policy_updates,
+            "data": self._dataset.digest(),
         }
         return parts | own
 
+    def take_networks(self, state: dict[str, Any]) -> None:
+        """See `Algorithm.take_networks`."""
+        load_trained_state(self.policy, state["policy"])
+        if self._policy_optimizer is not None and "policy_optimizer" in state:
+            self._policy_optimizer.load_state_dict(state["policy_optimizer"] | {"num_applied": 0})
+        if self._ema is not None:  # of a run that kept none, the average begins with its policy
+            own = {name: p.detach().float() for name, p in self.policy.named_parameters() if p.requires_grad}
+            self._ema.load_state_dict(state.get("ema", own))
+        if self.values is not None and "training" in state.get("values", {}):
+            self.values.take_networks(state["values"])
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`; the labels are attached to the data set again."""
+        """The inverse of `state_dict`; the labels are attached to the data set again, or made anew where its episodes
+        are not those that were saved."""
         load_trained_state(self.policy, state["policy"])
         for key, part in self._parts().items():
             part.load_state_dict(state[key])
         self._num_policy_updates = state["num_policy_updates"]
         self.labels = {key: tensor.numpy() for key, tensor in state.get("labels", {}).items()}
+        if self.labels and state["data"] != self._dataset.digest():
+            self._label(silent) if self.config.uses_values else self._equal_weights()
         self._attach()
 
 

@@ -23,6 +23,7 @@ from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms.base import Histogram, Metrics, Networks
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
 from chunkrl.algorithms.fold_training import FoldOrder, FoldTraining
+from chunkrl.algorithms.growth import EpisodeRows, carry, extend_folds, warn_outside
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.draws import trained_starts
 from chunkrl.data.large_arrays import by_blocks, keep
@@ -69,6 +70,8 @@ class ValueFit:
     fold_order: FoldOrder = "together"
     """together: every update trains all folds' networks; one_by_one: each in a pass of its own over the batches, with
     the memory of one."""
+    return_range: tuple[float, float] | None = None
+    """Lowest and highest return that V can say; default: those of the data that a run begins with."""
     num_steps: int | None = None
     """N of the advantage as the sum of N rewards and V behind them, minus V (pi*0.6); default: TD(lambda)."""
 
@@ -87,6 +90,8 @@ class ValueFit:
             )
         if self.fold_order not in get_args(FoldOrder):
             raise ChunkRLError(f"fit.fold_order is {self.fold_order!r}; use together or one_by_one")
+        if self.return_range is not None and not -np.inf < self.return_range[0] < self.return_range[1] < np.inf:
+            raise ChunkRLError(f"fit.return_range is {self.return_range}; give two finite numbers, low and high")
         if self.num_steps is not None and self.num_steps < 1:
             raise ChunkRLError(f"fit.num_steps is {self.num_steps}; an advantage covers at least 1 step")
 
@@ -123,7 +128,7 @@ class ValueLearner:
         device: torch.device,
         microbatch_size: int | None = None,
     ) -> None:
-        self.fit, self.device, self._data = fit, device, data
+        self.fit, self.device, self._num_folds = fit, device, num_folds
         self._microbatch_size = microbatch_size
         self.fold = assign_folds(data.frame_labels.success, num_folds, seed)
         if fit.target == "bootstrap":
@@ -141,22 +146,60 @@ class ValueLearner:
             fit.fold_order,
             fit.target_rate if fit.target == "bootstrap" else None,
         )
-        self._step_reward = adv.step_rewards(data)
-        self.returns = monte_carlo_returns(data, self._step_reward)
-        after_success = data.frame_labels.after_success
-        self.range = adv.return_range(self.returns[~after_success] if after_success.any() else self.returns)
-        adv.check_failures(data, self._step_reward, self.returns, fit.time_out)
-        self.known = known_outcomes(data, fit.time_out)
-        adv.check_outcomes(data.name, self.returns, self.known[data.starts])
+        self._labelled: tuple[np.ndarray, np.ndarray] | None = None
+        self._read(data)
+        low, high = fit.return_range or (None, None)
+        self.range = (
+            adv.return_range(self._counted_returns()) if low is None else adv.ReturnRange(low, high)
+        )
+        warn_outside(self._counted_returns(), self.range)
         if data.frame_labels.success.all():
             _LOG.warning(
                 "every episode of %s succeeds: V can learn how long success takes and not what leads to failure, so "
                 "that advantages prefer quick episodes; add failed or interrupted episodes to learn from them",
                 data.name,
             )
+        self._attach_targets()
+
+    def _read(self, data: ChunkData) -> None:
+        """What is known of `data` without values."""
+        fit, self._data = self.fit, data
+        self._rows = EpisodeRows.of(data)
+        self._step_reward = adv.step_rewards(data)
+        self.returns = monte_carlo_returns(data, self._step_reward)
+        adv.check_failures(data, self._step_reward, self.returns, fit.time_out)
+        self.known = known_outcomes(data, fit.time_out)
+        adv.check_outcomes(data.name, self.returns, self.known[data.starts])
+
+    def _counted_returns(self) -> np.ndarray:
+        """Returns of all frames but those behind a success."""
+        after = self._data.frame_labels.after_success
+        return self.returns[~after] if after.any() else self.returns
+
+    def _attach_targets(self) -> None:
+        data = self._data
         self._attach("outcome", np.float32, lambda rows: self.range.to_unit(self.returns[data.starts[rows]]))
         self._attach("outcome_known", bool, lambda rows: self.known[data.starts[rows]])
         self._attach_folds()
+
+    def grow(self, data: ChunkData) -> Metrics:
+        """Learns from `data` from now. Episodes keep their folds, V keeps its range; `label` values new frames alone
+        until `relabel` is called."""
+        before = self._rows
+        known = dict(zip(before.identities, self.fold.tolist(), strict=True))
+        self._read(data)
+        self.fold = extend_folds(
+            known, self._rows.identities, data.frame_labels.success, self._num_folds
+        )
+        if self._labelled is not None:
+            value, seen = (carry(values, before, self._rows) for values in self._labelled)
+            self._labelled = value, seen
+        self._attach_targets()
+        return {"value/outside_range": warn_outside(self._counted_returns(), self.range)}
+
+    def relabel(self) -> None:
+        """The next `label` values all frames."""
+        self._labelled = None
 
     def _check_unfinished(self, data: ChunkData) -> None:
         """Refuses rewards that no bootstrapped target would hold: what the last action of an unfinished episode led
@@ -269,9 +312,16 @@ class ValueLearner:
         (each float [len])."""
         if self.training.num_passes > 1:
             self.training.end_turn()  # its moments make room
-        held_out, seen = label_values(self.networks, self._data, self.device, progress)
+        new = None if self._labelled is None else np.flatnonzero(np.isnan(self._labelled[0]))
+        held_out, seen = label_values(self.networks, self._data, self.device, progress, positions=new)
+        values = self.range.from_unit(held_out), self.range.from_unit(seen)
+        if new is not None and self._labelled is not None:
+            for all_values, own in zip(self._labelled, values, strict=True):
+                all_values[new] = own[new]
+            values = self._labelled
         folder = self._data.cache_dir
-        return keep(folder, self.range.from_unit(held_out)), keep(folder, self.range.from_unit(seen))
+        self._labelled = keep(folder, values[0]), keep(folder, values[1])
+        return self._labelled
 
     def label(self, progress: Progress) -> ValueLabels:
         """Values and advantages of every start; what is not trained on (`draws.trained_starts`) has advantage 0."""
@@ -298,17 +348,38 @@ class ValueLearner:
 
     def state_dict(self) -> dict[str, Any]:
         """Folds, and until they are finished the networks in training."""
-        state: dict[str, Any] = {"fold": torch.from_numpy(self.fold)}
+        state: dict[str, Any] = {
+            "fold": torch.from_numpy(self.fold),
+            "episodes": list(self._rows.identities),
+            "range": [self.range.low, self.range.high],
+        }
         return state if self._training is None else state | {"training": self._training.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`; the folds are attached to the data set again."""
+        """The inverse of `state_dict`; the folds are attached to the data set again. Where the data have other
+        episodes than when it was saved, those of both keep their folds."""
         if "training" in state:
             self.training.load_state_dict(state["training"])
         else:
             self.finish()
-        self.fold = state["fold"].numpy()
-        self._attach_folds()
+        self._take_folds(state)
+
+    def take_networks(self, state: dict[str, Any]) -> None:
+        """Goes on from the values of another run: networks, moments, averages, range, and the folds of the episodes
+        that both have. Learning rates begin anew. state: of `state_dict`, from before that run finished its values.
+        """
+        self.training.take_networks(state["training"])
+        self._take_folds(state)
+        warn_outside(self._counted_returns(), self.range)
+
+    def _take_folds(self, state: dict[str, Any]) -> None:
+        known = dict(zip(state["episodes"], state["fold"].tolist(), strict=True))
+        self.fold = extend_folds(
+            known, self._rows.identities, self._data.frame_labels.success, self._num_folds
+        )
+        self.range = adv.ReturnRange(*state["range"])
+        self._labelled = None
+        self._attach_targets()
 
 
 def label_metrics(

@@ -21,6 +21,10 @@ from filelock import FileLock
 from chunkrl.errors import ChunkRLError
 
 
+BUILDING = ".building"
+"""Behind the name of a folder that is not whole yet."""
+
+
 def cache_folder(fingerprint: str, cache_dir: Path | None) -> Path:
     """The folder of the data set with this fingerprint; it need not exist."""
     chosen = cache_dir or os.environ.get("CHUNKRL_CACHE") or Path.home() / ".cache" / "chunkrl"
@@ -45,7 +49,7 @@ def ensure(target: Path, build: Callable[[Path], None], resume: bool = False) ->
     """
     if target.is_dir():
         return
-    building = target.with_name(target.name + ".building")
+    building = target.with_name(target.name + BUILDING)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(target.name + ".lock")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from chunkrl.data.chunk_semantics import (
 from chunkrl.data.chunk_settings import ChunkSettings
 from chunkrl.data.chunk_statistics import encoded_action_statistics
 from chunkrl.data.frames import FrameTable
+from chunkrl.data.identity import episode_identities
 from chunkrl.data.labels import label_frames
 from chunkrl.data.large_arrays import by_blocks, keep, zeros
 from chunkrl.data.normalize import Statistics
@@ -35,7 +37,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
     """Chunk transitions of a LeRobot data set (v2.0, v2.1, v3.0); every frame is a start.
 
     Args:
-        dataset_dir: folder or Hub repository id.
+        dataset_dir: folder or Hub repository id, or its frames, if they are open already.
         settings: what its chunks are.
         episodes: positions of the episodes whose frames may start a chunk; None all.
         cache_dir, progress: as `FrameTable.open` takes them.
@@ -46,20 +48,22 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
 
     def __init__(
         self,
-        dataset_dir: str | Path,
+        dataset_dir: str | Path | FrameTable,
         settings: ChunkSettings = ChunkSettings(),
         *,
         episodes: Sequence[int] | None = None,
         cache_dir: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.table = FrameTable.open(
-            dataset_dir, settings.mapping, settings.revision, cache_dir, progress, settings.frames
-        )
+        if not isinstance(dataset_dir, FrameTable):
+            dataset_dir = FrameTable.open(
+                dataset_dir, settings.mapping, settings.revision, cache_dir, progress, settings.frames
+            )
+        self.table = dataset_dir
         self.settings = settings
         if self.action_horizon > self.table.episode_length.max():
             raise DatasetError(
-                f"action_horizon {self.action_horizon} is longer than every episode of {dataset_dir} "
+                f"action_horizon {self.action_horizon} is longer than every episode of {self.name} "
                 f"(longest: {self.table.episode_length.max()} frames); choose a shorter horizon"
             )
         settings.hold.check(self.action_dim)
@@ -72,7 +76,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         self.cameras = known if settings.cameras is None else tuple(settings.cameras)
         for camera in self.cameras:
             if camera not in known:
-                raise DatasetError(f"{dataset_dir} has no camera {camera!r}; it has {list(known)}")
+                raise DatasetError(f"{self.name} has no camera {camera!r}; it has {list(known)}")
         self.starts = self._starts(episodes)
         self.labels: dict[str, np.ndarray] = {}
         self._replaced: np.ndarray | None = None
@@ -166,6 +170,11 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
     def tasks(self) -> tuple[str, ...]:
         """The task texts."""
         return tuple(self.table.description.tasks.values())
+
+    @cached_property
+    def episode_identities(self) -> tuple[str, ...]:
+        """A name of every episode, [E], which it keeps wherever it stands (`chunkrl.data.identity`)."""
+        return episode_identities(self.table)
 
     @property
     def label_names(self) -> frozenset[str]:

@@ -128,6 +128,11 @@ class ChunkCollection:
         return tuple(pairwise(self._offsets.tolist()))
 
     @property
+    def episode_identities(self) -> tuple[str, ...]:
+        """A name of every episode, [E], which it keeps wherever it stands (`chunkrl.data.identity`)."""
+        return tuple(identity for dataset in self.datasets for identity in dataset.episode_identities)
+
+    @property
     def label_names(self) -> frozenset[str]:
         """Labels that are attached to every data set."""
         return frozenset.intersection(*(dataset.label_names for dataset in self.datasets))

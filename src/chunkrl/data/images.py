@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from chunkrl.data.atomic import write_text
-from chunkrl.data.cache import create_array, ensure, file_name, load_array
+from chunkrl.data.cache import BUILDING, create_array, ensure, file_name, load_array
 from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
 from chunkrl.data.store import by_data_file, episode_parts
 from chunkrl.progress import Progress
@@ -51,6 +51,30 @@ def open_camera(camera: Camera, folder: Path, progress: Progress) -> np.ndarray:
     target = camera_folder(folder, camera)
     ensure(target, lambda building: _build(camera, building, progress), resume=True)
     return load_array(target / _PICTURES)
+
+
+def continue_store(before: Camera, before_folder: Path, camera: Camera, folder: Path) -> None:
+    """Spares `open_camera` the episodes that it decoded before the data set grew: copies their pictures from the
+    camera's store of then, in `before_folder`, to where a build begins, in `folder`.
+
+    Raises:
+        ChunkRLError: the cache has no space or cannot be written.
+    """
+    source, target = camera_folder(before_folder, before), camera_folder(folder, camera)
+    building = target.with_name(target.name + BUILDING)
+    old, new = before.description.episodes, camera.description.episodes
+    grown = [e.length for e in new[: len(old)]] == [e.length for e in old]
+    if not grown or target.exists() or building.exists() or not source.exists():
+        return
+    building.mkdir(parents=True)
+    pictures = load_array(source / _PICTURES)
+    copied = create_array(
+        building / _PICTURES, np.dtype(np.uint8), (camera.description.num_frames, 3, *camera.size)
+    )
+    for begin in range(0, len(pictures), BATCH_PICTURES):
+        copied[begin : begin + BATCH_PICTURES][: len(pictures) - begin] = pictures[begin : begin + BATCH_PICTURES]
+    copied.flush()
+    write_text(building / _DONE, str(len(old)))
 
 
 def _build(camera: Camera, folder: Path, progress: Progress) -> None:

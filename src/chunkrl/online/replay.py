@@ -24,16 +24,19 @@ import filelock
 import numpy as np
 import pyarrow.parquet as pq
 
+from chunkrl.data.atomic import write_text
 from chunkrl.data.episode_columns import check_columns
+from chunkrl.data.identity import EPISODE_ID_KEY
 from chunkrl.data.writer import DatasetWriter, FeatureSpec
 from chunkrl.errors import DatasetError, RecordError
 from chunkrl.online.records import StepRecord, StreamSpec
 
-EPISODE_KEY = "complementary_info.episode_id"
+EPISODE_KEY = EPISODE_ID_KEY
 _INFO = "meta/info.json"
 _SHARD = "shard-"
 _EVICTED = ".evicted-"
 _READING_LOCK = ".reading.lock"
+_FORGOTTEN = "evicted.json"
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,19 @@ class Replay:
             self._shards = {path: _totals(path) for path in _shard_paths(self.root)}
             self._open_shard(_shard_number(max(self._shards)) if self._shards else 0)
         self.episode_ids = {i for path in self._shards for i in _episode_ids(path)}
+        self._forgotten = _forgotten(self.root / _FORGOTTEN)
+
+    @property
+    def sizes(self) -> dict[Path, tuple[int, int]]:
+        """Episodes and steps of each shard."""
+        return dict(self._shards)
+
+    @property
+    def totals(self) -> tuple[int, int]:
+        """Episodes and steps that were ever added, those of dropped shards too."""
+        here = {path.name for path in self._shards}
+        counts = [*self._shards.values(), *(n for name, n in self._forgotten.items() if name not in here)]
+        return sum(episodes for episodes, _ in counts), sum(steps for _, steps in counts)
 
     @property
     def num_steps(self) -> int:
@@ -210,6 +226,8 @@ class Replay:
                 return
             gone = oldest.with_name(_EVICTED + oldest.name)
             self.episode_ids -= _episode_ids(oldest)
+            self._forgotten[oldest.name] = self._shards[oldest]
+            write_text(self.root / _FORGOTTEN, json.dumps(self._forgotten, indent=1) + "\n")
             oldest.rename(gone)  # a reader sees all of it or nothing
             del self._shards[oldest]
             _delete(gone)
@@ -224,6 +242,17 @@ def reading(root: str | Path) -> Iterator[tuple[Path, ...]]:
         raise DatasetError(f"{root} is no folder: the learner makes it when the first actor comes")
     with filelock.FileLock(root / _READING_LOCK, thread_local=False):
         yield tuple(path for path in _shard_paths(root) if _totals(path)[0])
+
+
+def _forgotten(path: Path) -> dict[str, tuple[int, int]]:
+    """Episodes and steps of dropped shards by name."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): (int(episodes), int(steps)) for name, (episodes, steps) in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path} is damaged ({error!r}): restore it, or delete it to count anew") from error
 
 
 def _delete(folder: Path) -> None:

@@ -53,6 +53,7 @@ class SpoolReceiver:
 
     Attributes:
         port: where it listens, after `start`.
+        heard: actor -> when it was heard last, by `time.monotonic`.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class SpoolReceiver:
         limits: ReceiverLimits = ReceiverLimits(),
     ) -> None:
         self.port = 0
+        self.heard: dict[str, float] = {}
         self._listen, self._streams, self._limits = listen, streams, limits
         self._token = read_token(listen.token_file)
         self._weights: WeightPush | None = None
@@ -123,6 +125,7 @@ class SpoolReceiver:
         hello = wire.decode_hello(_first(messages))
         protocol = _negotiate(hello)
         next_sequence = self._streams.greet(hello)
+        self.heard[hello.actor_id] = time.monotonic()
         weights = self._weights
         common = tuple(name for name in FEATURES if name in hello.features)
         _LOG.info("actor %s is here, %d items of it are stored", hello.actor_id, next_sequence)
@@ -132,7 +135,9 @@ class SpoolReceiver:
         for data in messages:
             batch = wire.decode_batch(data)
             _check_protocol(batch.protocol)
-            yield wire.encode_acknowledgement(self._streams.append(batch))
+            next_sequence = self._streams.append(batch)
+            self.heard[batch.actor_id] = time.monotonic()
+            yield wire.encode_acknowledgement(next_sequence)
 
     def _fetch_weights(self, messages: Iterator[bytes]) -> Iterator[bytes]:
         request = wire.decode_weight_request(_first(messages))

@@ -15,12 +15,14 @@ import torch
 from chunkrl import ranks
 from chunkrl.algorithms.base import Algorithm, Histogram, Phase
 from chunkrl.data.atomic import write_text
-from chunkrl.data.collection import ChunkData
+from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.data.prefetch import Prefetcher
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.progress import Progress, silent
 from chunkrl.training.checkpoint import BackgroundSaver, load_state
+from chunkrl.training.data_source import DataSource, FixedData
 from chunkrl.training.metrics import MEASURED, MetricWriter, Record, SpeedMeter, TrackingConfig
 from chunkrl.training.saved_batch import save_batch
 from chunkrl.training.shards import shard_tree_like
@@ -53,6 +55,7 @@ class Trainer:
     """Runs an algorithm's phases over a data set.
 
     Args:
+        dataset: what is trained on, or where it comes from while it grows.
         run_dir: gets `checkpoints/<update>/`, `metrics.jsonl`, `tensorboard/`; None writes nothing.
         after_save: called with a checkpoint's folder when its state is copied, while it is written; its time is
             the training loop's.
@@ -64,13 +67,15 @@ class Trainer:
     def __init__(
         self,
         algorithm: Algorithm,
-        dataset: ChunkData,
+        dataset: ChunkData | DataSource,
         config: TrainerConfig,
         run_dir: Path | None = None,
         progress: Progress = silent,
         after_save: Callable[[Path], None] | None = None,
     ) -> None:
-        self.algorithm, self.dataset, self.config = algorithm, dataset, config
+        self.algorithm, self.config = algorithm, config
+        fixed = isinstance(dataset, ChunkDataset | ChunkCollection)
+        self.source: DataSource = FixedData(dataset) if fixed else dataset
         self.run_dir, self.progress, self._after_save = run_dir, progress, after_save
         self.update = 0
         self.records: list[Record] = []
@@ -80,6 +85,11 @@ class Trainer:
         self._saver = BackgroundSaver()
         self._sums: dict[str, float] = defaultdict(float)
         self._num_summed: dict[str, int] = defaultdict(int)
+
+    @property
+    def dataset(self) -> ChunkData:
+        """What is trained on now."""
+        return self.source.data
 
     @property
     def num_updates(self) -> int:
@@ -108,13 +118,30 @@ class Trainer:
         for number, phase in enumerate(phases):
             last = first + phase.num_updates
             if self.update < last or phase.num_updates == 0:
-                self._run_phase(phase, number, first)
+                self._run_phase(number, first)
+                if self.source.stopped:
+                    return
                 if self.run_dir and number + 1 < len(phases):
                     self.save()  # what the phase learned, before the next one labels the data with it
             first = last
 
-    def _run_phase(self, phase: Phase, number: int, first: int) -> None:
-        config = self.config
+    def _run_phase(self, number: int, first: int) -> None:
+        """Phase `number`, whose first update is the run's `first`, from wherever `update` stands."""
+        phases, source = self.algorithm.phases(), self.source
+        phase, is_last = phases[number], number + 1 == len(phases)
+        if self.update == first:
+            self._record(phase.name, self.algorithm.start_phase(phase.name, self.progress))
+        while self.update < first + phase.num_updates and not source.stopped:
+            done = self.update - first
+            if source.is_due(done, is_last):
+                self._run_updates(phase, number, first, is_last)
+            elif (newer := source.take(done, is_last)) is not None:
+                self._accumulate(_split(self.algorithm.grow(newer))[0])
+                phase = self.algorithm.phases()[number]
+
+    def _run_updates(self, phase: Phase, number: int, first: int, is_last: bool) -> None:
+        """Updates on the data as they are, while they are due."""
+        config, source = self.config, self.source
         loader = ChunkLoader(
             self.dataset,
             config.batch_size * phase.batch_multiple,
@@ -124,8 +151,6 @@ class Trainer:
             rank=ranks.rank(),
             world_size=ranks.world_size(),
         )
-        if self.update == first:
-            self._record(phase.name, self.algorithm.start_phase(phase.name, self.progress))
         numbers = range(self.update - first, phase.num_updates)
         a_pass = max(1, phase.num_updates // phase.num_passes)
         with Prefetcher(lambda number: loader.load(number % a_pass), numbers) as batches:
@@ -133,11 +158,14 @@ class Trainer:
                 with self._meter.waiting():
                     batch = loader.labelled(batches.next())
                 self._train_on(batch, phase.name)
+                source.updated(self.update)
                 if self.update % config.log_interval == 0 or done == phase.num_updates:
                     self._flush(phase.name)
                 self.progress(phase.name, done, phase.num_updates)
                 if self.run_dir and config.save_interval and self.update % config.save_interval == 0:
                     self.save()
+                if source.stopped or not source.is_due(done, is_last):
+                    return
 
     def _train_on(self, batch: ChunkTransition, phase: str) -> None:
         """One update; raises NonFiniteLossError where its metrics are not finite."""
@@ -158,7 +186,7 @@ class Trainer:
 
     def _flush(self, phase: str) -> None:
         means = {name: total / self._num_summed[name] for name, total in self._sums.items()}
-        self._record(phase, means | self._meter.flush())
+        self._record(phase, means | self._meter.flush() | self.source.metrics())
         self._sums.clear()
         self._num_summed.clear()
 
@@ -213,7 +241,7 @@ class Trainer:
                 "rng": rng,
                 "sums": dict(self._sums),
                 "num_summed": dict(self._num_summed),
-                "data": self.dataset.digest(),
+                "data": self.source.digest(),
                 "records": [record.to_json() for record in self.records],
             },
             lambda: self._put_last(folder),
@@ -243,7 +271,7 @@ class Trainer:
         Raises CheckpointError when it was made on other data.
         """
         state = load_state(folder)
-        if state["data"] != self.dataset.digest():
+        if state["data"] != self.source.digest():
             raise CheckpointError(
                 f"{folder} was made on other data, or other labels of it, than {self.dataset.name}"
             )

@@ -1,0 +1,240 @@
+"""What `chunkrl learner` does: receiving, storing, training, handing out weights and evaluating, each for itself.
+
+Threads: gRPC's store what actors send; `DataWorker`'s makes episodes and data sets of it; `WeightPublisher`'s makes
+pushes; the trainer's own two load batches and write checkpoints. Evaluation is a process of its own. Training, in
+the main thread, waits for none of them but where it lacks data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from chunkrl import ranks
+from chunkrl.build import open_datasets
+from chunkrl.config import load_config, save_config
+from chunkrl.data.collection import ChunkCollection
+from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.offline import ChunkLevelOfflineRL, find_checkpoint
+from chunkrl.online.data_worker import DataWorker
+from chunkrl.online.learner_config import LearnerConfig
+from chunkrl.online.learner_data import LearnerData, replay_settings
+from chunkrl.online.learner_evaluation import Evaluations
+from chunkrl.online.learner_source import OnlineSource
+from chunkrl.online.learner_view import LearnerView
+from chunkrl.online.publisher import WeightPublisher, snapshot
+from chunkrl.online.session_log import LastWarning, session_log
+from chunkrl.online.signals import handled
+from chunkrl.online.status import WARNING
+from chunkrl.online.streams import ReceivedStreams
+from chunkrl.online.transport import SpoolReceiver
+from chunkrl.online.versions import VersionCounter
+from chunkrl.progress import Progress, silent
+from chunkrl.train_config import TrainConfig
+
+_LOG = logging.getLogger(__name__)
+CONFIG_FILE, LOG_FILE = "learner.json", "learner.log"
+UNLIMITED = 10**9
+"""Policy updates of a learner that trains until it is stopped."""
+_CONNECTED_S = 15.0
+
+
+def run_learner(config: LearnerConfig, progress: Progress = silent) -> None:
+    """Until there are enough updates, or SIGINT or SIGTERM; then a checkpoint and the policy are written."""
+    config.check()
+    if ranks.world_size() > 1:
+        raise ChunkRLError("the learner is one process: start it without torchrun")
+    run_dir = Path(config.train.output_dir)
+    with contextlib.ExitStack() as resources:
+        warnings = resources.enter_context(session_log(run_dir, LOG_FILE))
+        save_config(config, run_dir / CONFIG_FILE)
+        _Session(config, run_dir, warnings, resources).run(progress)
+
+
+class _Session:
+    """One start of the command."""
+
+    def __init__(
+        self, config: LearnerConfig, run_dir: Path, warnings: LastWarning, resources: contextlib.ExitStack
+    ) -> None:
+        self._config, self._run_dir, self._warnings = config, run_dir, warnings
+        self._train = _resolved(config, run_dir)
+        self._run: ChunkLevelOfflineRL | None = None
+        self._evaluations: Evaluations | None = None
+        self._speed = (0, time.monotonic(), 0.0)
+        root = Path(config.replay.root) if config.replay.root else run_dir / "replay"
+        self._streams = ReceivedStreams(root / "incoming")
+        resources.callback(self._streams.close)
+        self._receiver = SpoolReceiver(config.listen, self._streams)
+        self._receiver.start()
+        resources.callback(self._receiver.stop)
+        self._publisher = WeightPublisher(VersionCounter(run_dir / "version.json"), self._receiver.offer)
+        resources.callback(self._publisher.close)
+        self._root, self._resources = root, resources
+
+    def run(self, progress: Progress) -> None:
+        """All of it."""
+        config, train, changed = self._config, self._train, threading.Condition()
+        offline = open_datasets(train, progress) if train.dataset_dir else []
+        data = LearnerData(
+            offline,
+            train.dataset_weights,
+            replay_settings(train.chunk_settings()),
+            self._run_dir / "cache",
+            config.online.share,
+        )
+        worker = DataWorker(self._streams, config.replay, self._root, data, config.online, changed)
+        self._resources.callback(worker.close)
+        worker.start()
+        digest = ChunkCollection(offline).digest() if offline else ""
+        self._source = source = OnlineSource(worker, config.online, changed, digest)
+        self._worker = worker
+        print(f"listening on port {self._receiver.port}; episodes go to {self._root}", flush=True)
+        with handled(source.stop):
+            needs_success = train.objective != "behaviour_cloning"
+            if not source.wait_for_first(needs_success, lambda text: print(text, flush=True)):
+                return
+            self._learn()
+
+    def _learn(self) -> None:
+        config, source = self._config, self._source
+        run = ChunkLevelOfflineRL(self._train, source=source)
+        self._run = run
+        policy_dir = self._run_dir / "policy"
+        if self._train.resume is None:
+            run.save(policy_dir)
+        evaluations = Evaluations(config.evaluation, self._run_dir, policy_dir, self._train.device)
+        self._evaluations = evaluations
+        source.push = self._push
+        source.after_update = self._after_update
+        source.more_metrics = self._metrics
+        run.before_training = self._begin
+        print(f"training on {source.data.name}; actors act with --policy {policy_dir}", flush=True)
+        view = LearnerView(f"chunkrl learner: {self._train.objective}", self._rows, config.live)
+        finish = False
+        try:
+            with self._warnings.quiet(view.is_live):
+                run.train()
+            source.push_now()
+            finish = not source.stopped
+        finally:
+            evaluations.close(finish)
+            view.close()
+        for line in self._said(run):
+            print(line)
+
+    def _begin(self) -> None:
+        """Before the first update, with the networks as they will train."""
+        self._source.push_now()
+        self._after_update(0, 0)
+
+    def _push(self, num_steps: int) -> None:
+        assert self._run is not None
+        self._publisher.publish(snapshot(self._run.algorithm), num_steps)
+
+    def _after_update(self, update: int, num_steps: int) -> None:
+        assert self._run is not None and self._evaluations is not None
+        if self._evaluations.is_due(update, num_steps):
+            self._evaluations.begin(update, num_steps, snapshot(self._run.algorithm, torch.float32))
+
+    def _metrics(self) -> Mapping[str, float]:
+        assert self._evaluations is not None
+        return {
+            "online/actors": len(self._connected()),
+            "online/version": self._publisher.version,
+            **self._evaluations.metrics(),
+        }
+
+    def _connected(self) -> list[str]:
+        now = time.monotonic()
+        return [name for name, heard in list(self._receiver.heard.items()) if now - heard < _CONNECTED_S]
+
+    def _rows(self) -> list[tuple[str, str]]:
+        run, state, generation = self._run, self._worker.state, self._source.generation
+        trainer = None if run is None else run.trainer
+        rows = []
+        if trainer is not None:
+            rate = self._rate(trainer.update)
+            phase = trainer.records[-1].phase if trainer.records else ""
+            rows.append(("updates", f"{trainer.update} {phase}, {rate:.1f}/s"))
+        if self._source.waiting:
+            rows.append(("waits", self._source.waiting))
+        share = generation.online_steps / max(1, 0 if generation.data is None else len(generation.data))
+        rows.append(
+            (
+                "replay",
+                f"{state.num_episodes} episodes, {state.num_steps} steps; trained on {generation.online_episodes} and "
+                f"{generation.online_steps} ({share:.0%} of all frames)",
+            )
+        )
+        behind = state.num_steps - generation.num_steps
+        actors = ", ".join(self._connected()) or "none"
+        rows.append(("actors", f"{actors}; {state.num_waiting} records not stored yet, {behind} steps not trained on"))
+        rows.append(("weights", f"version {self._publisher.version}, for {self._publisher.num_steps} steps"))
+        if self._evaluations is not None and self._evaluations.last is not None:
+            rows.append(("evaluation", f"success {self._evaluations.last:.0%}"))
+        if trainer is not None:
+            losses = [
+                f"{name.removeprefix('loss/')} {points[-1][1]:.4g}"
+                for name, points in list(trainer.history.items())
+                if name.startswith("loss/") and points
+            ]
+            if losses:
+                rows.append(("losses", ", ".join(losses)))
+        if problem := state.problem or self._warnings.recent():
+            rows.append((WARNING, problem))
+        return rows
+
+    def _rate(self, update: int) -> float:
+        """Updates a second, over the last seconds."""
+        before, then, rate = self._speed
+        now = time.monotonic()
+        if now - then >= 2.0:
+            rate = (update - before) / (now - then)
+            self._speed = (update, now, rate)
+        return rate
+
+    def _said(self, run: ChunkLevelOfflineRL) -> list[str]:
+        assert run.trainer is not None
+        state = self._worker.state
+        return [
+            f"{run.trainer.update} updates; {state.num_episodes} episodes, {state.num_steps} steps stored, "
+            f"{state.num_set_aside} set aside, {state.num_discarded} discarded since the start",
+            f"policy: {self._run_dir / 'policy'}; data: {self._root}",
+            f"go on with: chunkrl learner --config {self._run_dir / CONFIG_FILE} --resume {self._run_dir}",
+        ]
+
+
+def _resolved(config: LearnerConfig, run_dir: Path) -> TrainConfig:
+    """The training settings with what the data decide offline: lengths that stay the same over resumptions."""
+    train = config.train
+    resume = train.resume
+    if resume is not None:
+        try:
+            folder = find_checkpoint(Path(resume))
+        except CheckpointError:
+            if not (Path(resume) / "config.json").exists():
+                raise
+            _LOG.warning("%s was ended before its first checkpoint: networks begin anew, data stay", resume)
+            folder = None
+            resume = None
+        if folder is not None:
+            saved = load_config(TrainConfig, folder.parent.parent / "config.json")
+            if train.value_updates is None:
+                train = replace(train, value_updates=saved.value_updates)
+    if train.value_updates is None and train.init is not None:
+        train = replace(train, value_updates=0)
+    return replace(
+        train,
+        resume=resume,
+        num_updates=UNLIMITED if train.num_updates is None else train.num_updates,
+        save_updates=train.save_updates or 1000,
+    )

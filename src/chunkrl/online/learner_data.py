@@ -1,0 +1,143 @@
+"""The learner's data as one collection: the offline data sets and the replay's shards, opened anew as they grow."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from chunkrl.data.chunk_settings import ChunkSettings
+from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.collection import ChunkCollection
+from chunkrl.data.formats import ColumnMapping
+from chunkrl.data.frames import FrameTable
+from chunkrl.data.images import continue_store
+from chunkrl.online.replay import Replay, reading
+from chunkrl.progress import silent
+
+_LOG = logging.getLogger(__name__)
+
+
+def replay_settings(settings: ChunkSettings) -> ChunkSettings:
+    """How the replay's shards are read where the offline data are read by `settings`: its columns have names of
+    their own, and say who succeeded."""
+    subgoal = "auto" if settings.labels.subgoal == "csv" else settings.labels.subgoal
+    labels = replace(
+        settings.labels,
+        success="next.success",
+        success_episodes=(),
+        subgoal=subgoal,
+        subgoal_csv="",
+        human_key="auto",
+    )
+    return replace(settings, labels=labels, mapping=ColumnMapping(), revision=None)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The data at one moment. data: None where there are none yet. num_episodes, num_steps: ever kept of the actors,
+    also those that were dropped since. online_episodes, online_steps: that are trained on."""
+
+    data: ChunkCollection | None
+    num_episodes: int = 0
+    num_steps: int = 0
+    online_episodes: int = 0
+    online_steps: int = 0
+
+
+class LearnerData:
+    """Opens what there is, again and again; what did not change stays open.
+
+    offline: the data sets that stay. weights: how often each of them is drawn from; (): by their frames.
+    settings: of the shards (`replay_settings`). cache_dir: a folder of its own, whose contents come and go.
+    share: of the batches that the replay gives where there are offline data.
+    """
+
+    def __init__(
+        self,
+        offline: Sequence[ChunkDataset],
+        weights: Sequence[float],
+        settings: ChunkSettings,
+        cache_dir: Path,
+        share: float,
+    ) -> None:
+        self._offline, self._settings, self._cache, self._share = tuple(offline), settings, cache_dir, share
+        self._given = list(weights) or None
+        self._weights = np.array(weights or [len(dataset) for dataset in offline], np.float64)
+        self._shards: dict[Path, ChunkDataset] = {}
+        self._sizes: dict[Path, tuple[int, int]] = {}
+        self._too_short: set[Path] = set()
+        shutil.rmtree(cache_dir, ignore_errors=True)  # of a learner before this one; all of it can be made again
+
+    def offline_only(self) -> Generation:
+        """Without the replay."""
+        return Generation(self._collection(()))
+
+    def open(self, replay: Replay) -> Generation:
+        """With the replay as it is now. Raises DatasetError, or ChunkRLError where the cache cannot be written."""
+        with reading(replay.root) as folders:
+            sizes = replay.sizes
+            for folder in folders:
+                if self._sizes.get(folder) != sizes[folder]:
+                    self._open_shard(folder)
+                    self._sizes[folder] = sizes[folder]
+        for gone in self._sizes.keys() - set(folders):
+            self._shards.pop(gone, None)
+            del self._sizes[gone]
+        shards = [self._shards[folder] for folder in folders if folder in self._shards]
+        episodes, steps = replay.totals
+        return Generation(
+            self._collection(shards),
+            episodes,
+            steps,
+            sum(shard.num_episodes for shard in shards),
+            sum(shard.num_frames for shard in shards),
+        )
+
+    def drop_unused(self, used: ChunkCollection) -> None:
+        """Deletes what the cache holds of shards as they were before; `used`: what training draws from."""
+        needed = {dataset.cache_dir for dataset in (*used.datasets, *self._shards.values())}
+        for folder in self._cache.iterdir() if self._cache.is_dir() else ():
+            if folder not in needed:
+                shutil.rmtree(folder)
+
+    def _open_shard(self, folder: Path) -> None:
+        settings = self._settings
+        table = FrameTable.open(
+            folder, settings.mapping, None, self._cache, silent, replace(settings.frames, skip_bad_episodes=False)
+        )
+        if table.episode_length.max() < settings.action_horizon:
+            if folder not in self._too_short:
+                _LOG.warning(
+                    "%s: every episode is shorter than the chunks' %d actions: it waits for a longer one",
+                    folder,
+                    settings.action_horizon,
+                )
+                self._too_short.add(folder)
+            return
+        before = self._shards.get(folder)
+        shard = ChunkDataset(table, settings)
+        _ = shard.episode_identities  # read now: the files may be merged or dropped later
+        for camera in shard.cameras:
+            if before is not None:
+                continue_store(before.table.camera(camera), before.cache_dir, table.camera(camera), table.cache_dir)
+            table.images(camera, np.zeros(1, np.int64))
+        self._shards[folder] = shard
+
+    def _collection(self, shards: Sequence[ChunkDataset]) -> ChunkCollection | None:
+        datasets = [*self._offline, *shards]
+        if not datasets:
+            return None
+        if not self._offline or not shards:
+            return ChunkCollection(datasets, self._given)
+        online = np.array([len(shard) for shard in shards], np.float64)
+        weights = [
+            *((1 - self._share) * self._weights / self._weights.sum()),
+            *(self._share * online / online.sum()),
+        ]
+        used = [(d, w) for d, w in zip(datasets, weights, strict=True) if w > 0]
+        return ChunkCollection([d for d, _ in used], [float(w) for _, w in used])
