@@ -28,11 +28,12 @@ from chunkrl.data.label_columns import (
     to_action,
 )
 from chunkrl.data.large_arrays import blocks, by_blocks, zeros
+from chunkrl.data.pick_place import PickPlaceRule
 from chunkrl.data.subgoals import subgoal_frames
 from chunkrl.errors import DatasetError
 
 SuccessRule = Literal["auto", "next.success", "next.reward", "reward", "subgoal_last", "all", "episodes"]
-SubgoalRule = Literal["auto", "column", "success", "episode_end", "gripper", "csv"]
+SubgoalRule = Literal["auto", "column", "success", "episode_end", "gripper", "pick_place", "csv"]
 RewardRule = Literal["auto", "success", "cost"]
 
 
@@ -50,8 +51,10 @@ class LabelRule:
     subgoal: auto: the column `subgoal_key` if there is one, else success.
         column: where the flag rises. success: where the episode succeeds. episode_end: the last frame of a
         successful episode. gripper: where the gripper's command crosses the middle of its range.
+        pick_place: grasps, lifts and placements by rules on command and state (`pick_place`; LIBERO).
         csv: at the frames that the file `subgoal_csv` lists (columns episode_index, frame_index).
     subgoal_key: the column with the sub-goal flags. gripper_index: the action's dimension of the gripper.
+    pick_place: settings of subgoal="pick_place".
     step_reward: auto: next.reward if there is one, else reward, else success. success: 1 at success, else 0.
         cost: -1 a step, 0 at success, -`failure_penalty` at the last action of an unsuccessful episode, and 0
         after a success: the return says how long success takes (the advantage-conditioned document's reward).
@@ -67,6 +70,7 @@ class LabelRule:
     subgoal: SubgoalRule = "auto"
     subgoal_key: str = "subgoal"
     gripper_index: int = -1
+    pick_place: PickPlaceRule = PickPlaceRule()
     subgoal_csv: str = ""
     step_reward: RewardRule = "auto"
     failure_penalty: float = 100.0

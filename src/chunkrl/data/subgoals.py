@@ -1,4 +1,4 @@
-"""Where sub-goals are reached: from a column, a CSV file, the gripper, success or the episode's end."""
+"""Where sub-goals are reached: by a column, a file, the gripper, the robot's state, success or the episode's end."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.label_columns import flag_column, to_action
 from chunkrl.data.large_arrays import by_blocks, zeros
+from chunkrl.data.pick_place import pick_place_events
 from chunkrl.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def subgoal_frames(
             f"--gripper-index {rule.gripper_index}: actions have {table.action.shape[1]} dimensions"
         )
     command = np.asarray(table.action[:, rule.gripper_index])
+    if rule.subgoal == "pick_place":
+        return _pick_place(table, rule, command, success_end)
     if command.min() == command.max():
         raise DatasetError(
             f"{table.description.root}: action {rule.gripper_index} never moves; set --gripper-index"
@@ -56,6 +59,31 @@ def subgoal_frames(
     is_low = by_blocks(table.cache_dir, table.num_frames, bool, lambda rows: ~is_high[rows])
     flags = _rises(table, is_high, True)
     flags |= _rises(table, is_low, True)
+    return flags
+
+
+def _pick_place(
+    table: FrameTable, rule: LabelRule, command: np.ndarray, success_end: np.ndarray
+) -> np.ndarray:
+    """bool [N], the events of `rule.pick_place`. command: [N], positive closes the gripper."""
+    settings = rule.pick_place
+    needed = max(*settings.fingers, settings.height) + 1
+    if table.state is None or table.state.shape[1] < needed:
+        has = "no state" if table.state is None else f"{table.state.shape[1]} state entries"
+        raise DatasetError(
+            f"{table.description.root}: --subgoal pick_place reads the state's entries {list(settings.fingers)} "
+            f"(fingers) and {settings.height} (height), and the data set has {has}: set --pick-place.fingers and "
+            "--pick-place.height"
+        )
+    flags = zeros(table.cache_dir, table.num_frames, bool)
+    successful = set(success_end.tolist())
+    for start, length in zip(table.episode_start, table.episode_length, strict=True):
+        rows = slice(int(start), int(start + length))
+        found = pick_place_events(
+            command[rows], np.asarray(table.state[rows]), rows.stop - 1 in successful, settings
+        )
+        for event in settings.events:
+            flags[rows.start + np.asarray(found[event], dtype=int)] = True
     return flags
 
 

@@ -1,0 +1,88 @@
+"""Where a gripper grasps, lifts and places, by rules on its command and the robot's state: no simulator.
+
+For LIBERO's demonstrations and others of its form: the gripper's command is positive to close, the state holds two
+finger joints and the hand's height. What the rules cannot see: whether what is held is the right object, and whether
+it was put where it belongs; so a placement counts in successful episodes alone. `docs/libero.md` has their measured
+agreement with the simulator's own predicates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from chunkrl.errors import DatasetError
+
+PickPlaceEvent = Literal["goal", "grasp", "lift"]
+
+
+@dataclass(frozen=True)
+class PickPlaceRule:
+    """Settings of `--subgoal pick_place`; defaults fit LIBERO's 8-D state (metres).
+
+    events: which events are sub-goals: goal (a placement), grasp, lift.
+    num_objects: objects of the task: its first grasps and lifts and its last placements count, others are retries.
+    fingers: entries of the state with the finger joints. height: entry with the hand's height.
+    still_m: fingers that close by less than this in a step have met something.
+    least_width_m: and what they hold is wider than this, else they closed on nothing.
+    lift_m: a lift is so much above the height of the grasp.
+    """
+
+    events: tuple[PickPlaceEvent, ...] = ("goal",)
+    num_objects: int = 1
+    fingers: tuple[int, int] = (6, 7)
+    height: int = 2
+    still_m: float = 0.0015
+    least_width_m: float = 0.002
+    lift_m: float = 0.03
+
+    def __post_init__(self) -> None:
+        unknown = set(self.events) - set(get_args(PickPlaceEvent))
+        if unknown or not self.events:
+            raise DatasetError(
+                f"--pick-place.events {list(self.events)}: choose of {', '.join(get_args(PickPlaceEvent))}"
+            )
+        if self.num_objects < 1:
+            raise DatasetError(f"--pick-place.num-objects {self.num_objects}: at least 1")
+
+
+def pick_place_events(
+    command: np.ndarray, state: np.ndarray, success: bool, rule: PickPlaceRule
+) -> dict[PickPlaceEvent, list[int]]:
+    """Event -> the actions of one episode that reached it.
+
+    command: [T], positive closes; state: [T, S], before each action. success: of the episode; its end counts as a
+    placement where something is still held.
+    """
+    width = np.abs(state[:, rule.fingers[0]] - state[:, rule.fingers[1]])
+    height = state[:, rule.height]
+    closing = command > 0
+    grasps, lifts, places = [], [], []
+    held_from: int | None = None  # index of the observation in which the object is held
+    lifted = False
+    for t in range(1, len(command)):  # what the observation t says was done by the action t - 1
+        holding = closing[t - 1] and width[t] > rule.least_width_m
+        if held_from is None:
+            met = holding and 0 <= width[t - 1] - width[t] < rule.still_m
+            closed = width[t] < width[: t + 1].max() - 4 * rule.still_m
+            if met and closed and (width[t : t + 3] > rule.least_width_m).all():
+                held_from, lifted = t, False
+                grasps.append(t - 1)
+            continue
+        if holding and not lifted and height[t] > height[held_from] + rule.lift_m:
+            lifted = True
+            lifts.append(t - 1)
+        if not holding:
+            if lifted and not closing[t - 1]:  # let go, not lost
+                places.append(t - 1)
+            held_from = None
+    if held_from is not None and success:
+        places.append(len(command) - 1)
+    number = rule.num_objects
+    return {
+        "goal": places[-number:] if success else [],
+        "grasp": grasps[:number],
+        "lift": lifts[:number],
+    }
