@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from chunkrl.data.frames import FrameSettings, FrameTable
 from chunkrl.data.labels import FrameLabels, LabelRule, label_frames
 from chunkrl.data.returns import TimeOut, lambda_returns, n_step_returns, normalize_per_task
 from chunkrl.data.sidecar import load_sidecar, save_sidecar
+from chunkrl.envs.libero_replay import ReplayConfig
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.progress import Progress
 
@@ -57,6 +58,8 @@ class LabelCommand:
     """Success, sub-goals and rewards."""
     returns: Annotated[ReturnRule, tyro.conf.OmitArgPrefixes] = field(default_factory=ReturnRule)
     """Returns."""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    """Sub-goals by replaying LIBERO episodes in the simulator."""
     output: str | None = None
     """The file; default: labels/<digest of the rule>.parquet in the data set's folder."""
     export: str | None = None
@@ -79,7 +82,7 @@ def label_dataset(command: LabelCommand, progress: Progress) -> None:
     )
     for problem in table.problems:
         print(f"set aside  episodes {list(problem.episodes)}: {problem.message}")
-    labels = label_frames(table, command.rule)
+    labels = label_frames(table, _with_replays(table, command, progress))
     arrays = label_arrays(table, labels, command.returns)
     rule = rule_record(labels.rule, command.returns)
     digest = hashlib.sha256(json.dumps(rule, sort_keys=True).encode()).hexdigest()[:12]
@@ -93,6 +96,21 @@ def label_dataset(command: LabelCommand, progress: Progress) -> None:
     if command.export:
         export_labels(table, labels, Path(command.export), progress)
         print(f"{command.export}: {table.num_episodes} episodes with next.* columns")
+
+
+def _with_replays(table: FrameTable, command: LabelCommand, progress: Progress) -> LabelRule:
+    """The rule, whose sub-goals are those of the replays where they are asked for."""
+    if not command.replay.suite:
+        return command.rule
+    if command.rule.subgoal != "auto":
+        raise ChunkRLError(
+            f"--subgoal {command.rule.subgoal} and --replay.suite both say where sub-goals are: leave one out"
+        )
+    from chunkrl.data.replay_labels import replay_subgoals
+
+    return replace(
+        command.rule, subgoal="csv", subgoal_csv=str(replay_subgoals(table, command.replay, progress))
+    )
 
 
 def rule_record(rule: LabelRule, returns: ReturnRule) -> dict[str, Any]:

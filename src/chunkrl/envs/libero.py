@@ -125,6 +125,20 @@ class LiberoEnv:
             raise ChunkRLError(
                 f"{self.name} has the official initial states 0 to {len(self._official) - 1}, not {seed}"
             )
+        return self.reset_to(None if self._official is None else self._official[seed], seed)
+
+    def reset_to(self, state: np.ndarray | None, seed: int = 0) -> EnvStep:
+        """Starts from a state of the whole scene, float [1 + nq + nv] (time, positions, velocities); None: as placed.
+
+        seed: of the placement of objects and fixtures; a state holds no fixtures. Raises ChunkRLError for a state of
+        another scene.
+        """
+        model = self.mujoco[0]
+        if state is not None and state.shape != (1 + model.nq + model.nv,):
+            raise ChunkRLError(
+                f"a state of {self.name} has {1 + model.nq + model.nv} values, not {list(state.shape)}: it is of "
+                "another task"
+            )
         with _seeded(seed):
             while True:
                 self._fixtures_to_origin()
@@ -135,8 +149,8 @@ class LiberoEnv:
                     continue
         gripper = self.domain.robots[0].gripper
         gripper.current_action = np.zeros_like(gripper.current_action)  # the one state that a reset leaves
-        if self._official is not None:
-            self.domain.sim.set_state_from_flattened(self._official[seed])
+        if state is not None:
+            self.domain.sim.set_state_from_flattened(state)
         self.domain.sim.forward()
         if self._renderer is not None:
             for camera in self._camera_ids:

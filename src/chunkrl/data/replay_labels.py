@@ -1,0 +1,139 @@
+"""Replays of a data set's episodes as a CSV file of sub-goals, which `--subgoal csv` reads, and a report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chunkrl.data.atomic import write_text
+from chunkrl.data.frames import FrameTable
+from chunkrl.envs.collect_config import INITIAL_SEED
+from chunkrl.envs.libero_replay import Recording, Replay, ReplayConfig, replay_all, task_by_text
+from chunkrl.errors import DatasetError
+from chunkrl.progress import Progress
+
+
+def replay_subgoals(table: FrameTable, config: ReplayConfig, progress: Progress) -> Path:
+    """Replays every episode and returns the CSV file: labels/replay-<digest>.csv, with a report in .json beside it.
+
+    Finished replays are kept (.jsonl), so that a run that was killed is gone on with.
+
+    Raises:
+        DatasetError: a text that is no task of the suite, states or actions of another form, episodes that cannot be
+            replayed (unless `skip_unmatched`).
+    """
+    known = asdict(config) | {"num_workers": 0, "skip_unmatched": False, "events": (), "tolerance_m": 0}
+    content = json.dumps([table.description.fingerprint, known], sort_keys=True)
+    base = table.description.root / "labels" / f"replay-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    recordings, tasks = _recordings(table, config)
+    done = _finished(base.with_suffix(".jsonl"))
+    todo = {episode: recording for episode, recording in recordings.items() if episode not in done}
+    base.parent.mkdir(parents=True, exist_ok=True)
+    if todo:
+        with base.with_suffix(".jsonl").open("a", encoding="utf-8") as file:
+            for replay in replay_all(todo, tasks, config.num_workers, progress):
+                done[replay.episode] = replay
+                file.write(json.dumps(asdict(replay)) + "\n")
+                file.flush()
+    replays = [done[episode] for episode in sorted(recordings)]
+    write_text(base.with_suffix(".json"), json.dumps(summary(replays, config), indent=1) + "\n")
+    _check(table, replays, config, base.with_suffix(".json"))
+    lines = ["episode_index,frame_index,event"]
+    for replay in replays:
+        if not replay.failure(config.tolerance_m):
+            lines += [
+                f"{replay.episode},{t},{event}" for event in config.events for t in replay.onsets[event]
+            ]
+    write_text(base.with_suffix(".csv"), "\n".join(lines) + "\n")
+    return base.with_suffix(".csv")
+
+
+def summary(replays: list[Replay], config: ReplayConfig) -> dict[str, Any]:
+    """How well the replays follow the recordings, as JSON."""
+    drift = np.array([replay.drift_m[0] for replay in replays if replay.start])
+    failed = {replay.episode: why for replay in replays if (why := replay.failure(config.tolerance_m))}
+    return {
+        "config": asdict(config),
+        "episodes": len(replays),
+        "drift_m": {"median": float(np.median(drift)), "max": float(drift.max())} if len(drift) else None,
+        "successful_replays": sum(replay.success for replay in replays),
+        "not_replayed": failed,
+        "replays": [asdict(replay) for replay in replays],
+    }
+
+
+def _check(table: FrameTable, replays: list[Replay], config: ReplayConfig, report: Path) -> None:
+    failed = {replay.episode: why for replay in replays if (why := replay.failure(config.tolerance_m))}
+    if not failed:
+        return
+    episode, why = next(iter(failed.items()))
+    text = (
+        f"{table.description.root}: {len(failed)} of {len(replays)} episodes cannot be replayed, the first is "
+        f"episode {episode}: {why}; {report} lists them"
+    )
+    if not config.skip_unmatched:
+        raise DatasetError(
+            f"{text}. Name the column with the simulator's state (--replay.state-key), give these episodes no "
+            "sub-goals (--replay.skip-unmatched), or label by rules (--subgoal pick_place)"
+        )
+    print(f"no sub-goals: {text}")
+
+
+def _recordings(table: FrameTable, config: ReplayConfig) -> tuple[dict[int, Recording], dict[int, str]]:
+    """Recordings and names of their tasks, by episode."""
+    root = table.description.root
+    if table.state is None or table.state.shape[1] < 8 or table.action.shape[1] != 7:
+        raise DatasetError(f"{root}: replays need LIBERO's state (8 entries) and actions (7)")
+    by_text = {_plain(text): task.name for text, task in task_by_text(config.suite).items()}
+    if config.state_key is not None and not table.has_column(config.state_key):
+        raise DatasetError(f"{root} has no column '{config.state_key}': correct --replay.state-key")
+    seeds = table.column(INITIAL_SEED) if table.has_column(INITIAL_SEED) else None
+    scenes = None if config.state_key is None else table.column(config.state_key)
+    recordings, tasks = {}, {}
+    for episode, start, length in zip(
+        table.episode_ids, table.episode_start, table.episode_length, strict=True
+    ):
+        rows, episode = slice(int(start), int(start + length)), int(episode)  # noqa: PLW2901
+        text = table.description.tasks[int(table.task_index[rows.start])]
+        if _plain(text) not in by_text:
+            raise DatasetError(
+                f"{root}, episode {episode}: {text!r} is no task of {config.suite}: correct --replay.suite"
+            )
+        tasks[episode] = by_text[_plain(text)]
+        recordings[episode] = Recording(
+            episode,
+            text,
+            np.asarray(table.state[rows]),
+            np.asarray(table.action[rows]),
+            seed=None if seeds is None else int(np.asarray(seeds[rows.start]).reshape(-1)[0]),
+            scene=None if scenes is None else np.asarray(scenes[rows.start]).reshape(-1),
+        )
+    return recordings, tasks
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _finished(path: Path) -> dict[int, Replay]:
+    """Replays of an earlier run; a last line that a kill cut off does not count."""
+    found: dict[int, Replay] = {}
+    if not path.is_file():
+        return found
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry: Mapping[str, Any] = json.loads(line)
+        except ValueError:
+            continue
+        onsets = {kind: tuple(actions) for kind, actions in entry["onsets"].items()}
+        low, high = entry["drift_m"]
+        found[entry["episode"]] = Replay(
+            entry["episode"], entry["start"], onsets, (low, high), entry["success"]
+        )
+    return found
