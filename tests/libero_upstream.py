@@ -1,0 +1,65 @@
+"""LIBERO's own environment, driven as openpi and LeRobot drive it, in a process of its own (one OpenGL context each).
+
+    python tests/libero_upstream.py TASK INITIAL_STATE ACTIONS.npy FIXTURES.npz OUT.npz
+
+FIXTURES: where the model has its bodies, which LIBERO draws anew at every reset and keeps in no initial state.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import numpy as np
+
+from chunkrl.envs import libero_package
+from chunkrl.envs.libero import SIMULATOR_CAMERAS, axis_angle
+from chunkrl.envs.libero_tasks import find_task, initial_states
+from chunkrl.envs.offscreen import choose_backend
+
+
+def main(name: str, initial_state: str, actions: str, fixtures: str, out: str) -> None:
+    """Writes states [T + 1, 8], pictures [T + 1, 2, size, size, 3], success [T] and the last qpos and qvel."""
+    libero_package.import_libero()
+    from libero.libero.envs import env_wrapper
+    from robosuite.utils import binding_utils
+
+    backend = choose_backend()
+    contexts = importlib.import_module(f"robosuite.renderers.context.{backend}_context")
+    names = {"osmesa": "OSMesaGLContext", "egl": "EGLGLContext", "glfw": "GLFWGLContext"}
+    binding_utils.GLContext = getattr(contexts, names[backend])
+    task = find_task(name)
+    env = env_wrapper.OffScreenRenderEnv(
+        bddl_file_name=str(task.bddl_file), camera_heights=64, camera_widths=64
+    )
+    env.reset()
+    for key, value in np.load(fixtures).items():
+        getattr(env.env.sim.model, key)[:] = value
+    seen = [env.set_init_state(initial_states(task)[int(initial_state)])]
+    for _ in range(10):
+        seen = [env.step([0] * 6 + [-1])[0]]
+    success = []
+    for action in np.load(actions):
+        observation, _, done, _ = env.step(action)
+        seen.append(observation)
+        success.append(done)
+    states = [
+        np.concatenate(
+            [o["robot0_eef_pos"], axis_angle(np.roll(o["robot0_eef_quat"], 1)), o["robot0_gripper_qpos"]]
+        )
+        for o in seen
+    ]
+    pictures = [[o[f"{camera}_image"][::-1, ::-1] for camera in SIMULATOR_CAMERAS] for o in seen]
+    data = env.env.sim.data
+    np.savez(
+        out,
+        state=states,
+        images=pictures,
+        success=success,
+        qpos=np.array(data.qpos),
+        qvel=np.array(data.qvel),
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
