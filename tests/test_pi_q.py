@@ -218,7 +218,7 @@ def test_q_accumulates_to_the_whole_batchs_gradient(root: Path, checkpoints: Pat
         )
         run.algorithm.start_phase("critic")
         metrics = run.algorithm.update("critic", run.dataset.batch(np.arange(10), next_observation=False))
-        found.append((metrics, [p.detach().clone() for p in run.algorithm.critic.parameters()]))
+        found.append((metrics, [p.detach().clone() for p in run.algorithm.critic.networks.parameters()]))
     (whole, parameters), (parts, others) = found
     assert parts == pytest.approx(whole, rel=1e-4)
     for one, other in zip(parameters, others, strict=True):

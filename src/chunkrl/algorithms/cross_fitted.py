@@ -15,9 +15,8 @@ What differs from these papers:
 3. as a weight, the advantage is a TD(lambda) return minus V, standardised to deviation `advantage_scale`;
 4. a chunk is one decision: one weight, or one label, for H actions.
 Behaviour cloning is this algorithm with `use="none"`; cloning of the successes adds `data="successes"`; the
-shuffled controls permute the advantages. For best-of-N at action time a critic A(x, A) regresses the cross-fitted
-advantages on observation and chunk, and is cross-fitted itself: Q(x, A) - V(x) ranks chunks as Q does, and what V
-explains is no noise to it.
+shuffled controls permute the advantages. For best-of-N at action time a critic of chunks learns the advantages
+(`advantage_critic`).
 """
 
 from __future__ import annotations
@@ -34,10 +33,11 @@ import torch
 from chunkrl import ranks
 from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms import losses
+from chunkrl.algorithms.advantage_critic import LABEL as Q_LABEL
+from chunkrl.algorithms.advantage_critic import AdvantageCritic
 from chunkrl.algorithms.base import Metrics, Networks, Phase
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.conditioning import ConditioningConfig, condition_text, drop_labels, label_bins, texts
-from chunkrl.algorithms.cross_fit import CrossFitted
 from chunkrl.algorithms.value_learner import (
     ValueFit,
     ValueLabels,
@@ -49,7 +49,6 @@ from chunkrl.data.collection import ChunkData
 from chunkrl.data.draws import draw_rates, trained_starts
 from chunkrl.data.large_arrays import keep
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.value_head import ValueHead
 from chunkrl.progress import Progress, silent
 from chunkrl.training.checkpoint import load_trained_state, trained_state
 from chunkrl.training.distributed import shard
@@ -130,7 +129,7 @@ class CrossFittedAdvantage:
         self._dataset, self._given = dataset, labels_from
         self.policy = networks.policy().to(device)
         self.values: ValueLearner | None = None
-        self.critic: CrossFitted | None = None
+        self.critic: AdvantageCritic | None = None
         value_optim = value_optim or optim
         if config.uses_values and (labels_from is None or config.train_q):
             self.values = ValueLearner(
@@ -151,10 +150,14 @@ class CrossFittedAdvantage:
                     "training would change: freeze them (--pi.train expert, expert_and_last_layers:N, lora or "
                     "lora_and_expert), or use --objective iql, which trains Q beside the policy"
                 )
-            head = self._q_head
-            self.critic = shard(CrossFitted(lambda: networks.critic(1, head), config.num_folds).to(device))
-            self._critic_optimizer = Optimizer(
-                self.critic.parameter_groups(), value_optim, config.value_updates
+            self.critic = AdvantageCritic(
+                networks,
+                config.fit.head,
+                config.num_folds,
+                value_optim,
+                config.value_updates,
+                device,
+                config.microbatch_size,
             )
         shard(self.policy)  # after the critics have copied its blocks
         self._policy_optimizer: Optimizer | None = None
@@ -251,7 +254,8 @@ class CrossFittedAdvantage:
             assert self.values is not None
             return self.values.update(batch)
         if name == "critic":
-            return self._update_critic(batch)
+            assert self.critic is not None
+            return self.critic.update(batch)
         return self._update_policy_and_values(batch)
 
     def _update_policy_and_values(self, batch: ChunkTransition) -> Metrics:
@@ -318,43 +322,6 @@ class CrossFittedAdvantage:
             name = condition_text(label, num_bins).split()[-1]
             _add(sums, f"flow_loss/advantage_{name}", float(chosen.sum()), len(chosen))
 
-    def _update_critic(self, batch: ChunkTransition) -> Metrics:
-        assert self.critic is not None
-        self.critic.train()
-        first: Any = self.critic.networks[0]
-        mask = self.critic.trains_on(batch.labels["fold"]) & batch.critic_mask
-        # of the whole batch, as in `ValueLearner.update`
-        counts = ranks.sum_over_ranks(mask.sum(dim=1)).clamp(min=1) / ranks.world_size()
-        total = 0.0
-        for rows in microbatches(len(batch.actions), self.config.microbatch_size):
-            part = batch.rows(rows)
-            prepared = first.prepare(part.observation)
-            for k, network in enumerate(self.critic.networks):
-                with autocast(self.device):
-                    outputs = network.outputs(prepared, part.actions)[0]  # type: ignore[operator]
-                lost = self._q_head.loss(outputs, part.labels["scaled_advantage"])
-                loss = (lost * mask[k, rows]).sum() / counts[k]
-                self._critic_optimizer.backward(loss)
-                total += float(loss.detach())
-        norm = self._critic_optimizer.apply()
-        mean = ranks.mean_over_ranks(total / len(self.critic.networks))
-        return {"loss/critic": mean, "grad_norm/critic": norm}
-
-    @property
-    def _q_head(self) -> ValueHead:
-        """A distribution where V is one, else one real number."""
-        head = self.config.fit.head
-        return head if head.kind == "hl_gauss" else ValueHead("scalar")
-
-    def _scaled(self, advantage: np.ndarray, rates: np.ndarray | None) -> np.ndarray:
-        """What Q learns, float32 [len]: standardised advantages; for a distribution between their least (0) and their
-        largest (1)."""
-        if self._q_head.kind == "scalar":
-            return adv.standardize(advantage, 1.0, rates).astype(np.float32)
-        known = advantage if self._trained is None else advantage[self._trained]
-        low, high = float(known.min()), float(known.max())
-        return adv.ReturnRange(low, high if high > low else low + 1.0).to_unit(advantage)
-
     def _label(self, progress: Progress) -> Metrics:
         labels, config = self._given, self.config
         if labels is None:
@@ -370,9 +337,10 @@ class CrossFittedAdvantage:
             "value_seen": labels.value_seen,
             "return": labels.returns,
             "advantage": labels.advantage,
-            "scaled_advantage": self._scaled(labels.advantage, rates),
             "weight": np.ones(len(advantage), dtype=np.float32),
         }
+        if self.critic is not None:
+            self.labels[Q_LABEL] = self.critic.targets(labels.advantage, self._trained, rates)
         if config.use == "weight":
             fit = config.fit
             self.labels["weight"], more = adv.to_weights(
@@ -391,7 +359,7 @@ class CrossFittedAdvantage:
 
     def q_ensemble(self) -> QEnsemble | None:
         """Q for best-of-N, where it was trained."""
-        return None if self.critic is None else QEnsemble(self.critic.eval())
+        return None if self.critic is None else self.critic.ensemble()
 
     def _parts(self) -> Mapping[str, Any]:
         parts: dict[str, Any] = {}
@@ -402,7 +370,7 @@ class CrossFittedAdvantage:
         if self.values is not None:
             parts["values"] = self.values
         if self.critic is not None:
-            parts |= {"critic": self.critic, "critic_optimizer": self._critic_optimizer}
+            parts["critic"] = self.critic
         return parts
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""Q(x, A) for best-of-N: a critic of chunks that regresses the cross-fitted advantages, and is cross-fitted itself.
+
+Q(x, A) - V(x) ranks the chunks of one observation as Q does, and what V explains is no noise to it. The kind of
+advantage is that of the labels: Monte-Carlo, TD(lambda), N-step, or one step over the chunk (`ValueFit`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from chunkrl import ranks
+from chunkrl.algorithms import advantages as adv
+from chunkrl.algorithms.base import Metrics, Networks
+from chunkrl.algorithms.best_of_n import QEnsemble
+from chunkrl.algorithms.cross_fit import CrossFitted
+from chunkrl.algorithms.value_learner import microbatches
+from chunkrl.models.value_head import ValueHead
+from chunkrl.training.distributed import shard
+from chunkrl.training.optim import OptimConfig, Optimizer, autocast
+from chunkrl.types import ChunkTransition
+
+LABEL = "scaled_advantage"
+
+
+class AdvantageCritic:
+    """The K networks and their optimiser; batches carry what they learn as the label `LABEL`.
+
+    value_head: V's; where V is a distribution Q is one, else one real number. num_updates: of its phase.
+    microbatch_size: rows whose activations are in memory at once; None: the whole batch.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        value_head: ValueHead,
+        num_folds: int,
+        optim: OptimConfig,
+        num_updates: int,
+        device: torch.device,
+        microbatch_size: int | None = None,
+    ) -> None:
+        self._device, self._microbatch_size = device, microbatch_size
+        self.head = head = value_head if value_head.kind == "hl_gauss" else ValueHead("scalar")
+        self.networks = shard(CrossFitted(lambda: networks.critic(1, head), num_folds).to(device))
+        self._optimizer = Optimizer(self.networks.parameter_groups(), optim, num_updates)
+
+    def targets(
+        self, advantage: np.ndarray, trained: np.ndarray | None, rates: np.ndarray | None
+    ) -> np.ndarray:
+        """What Q learns of every start, float32 [N]: standardised advantages; for a distribution, those between the
+        least (0) and the largest (1) of what is trained on.
+
+        advantage: float [N]. trained, rates: of `data.draws`.
+        """
+        if self.head.kind == "scalar":
+            return adv.standardize(advantage, 1.0, rates).astype(np.float32)
+        known = advantage if trained is None else advantage[trained]
+        low, high = float(known.min()), float(known.max())
+        return adv.ReturnRange(low, high if high > low else low + 1.0).to_unit(advantage)
+
+    def update(self, batch: ChunkTransition) -> Metrics:
+        """One update of every fold's network, batch [B] on the device."""
+        self.networks.train()
+        first: Any = self.networks.networks[0]
+        mask = self.networks.trains_on(batch.labels["fold"]) & batch.critic_mask
+        # of the whole batch, as in `ValueLearner.update`
+        counts = ranks.sum_over_ranks(mask.sum(dim=1)).clamp(min=1) / ranks.world_size()
+        total = 0.0
+        for rows in microbatches(len(batch.actions), self._microbatch_size):
+            part = batch.rows(rows)
+            prepared = first.prepare(part.observation)
+            for k, network in enumerate(self.networks.networks):
+                with autocast(self._device):
+                    outputs = network.outputs(prepared, part.actions)[0]  # type: ignore[operator]
+                losses = self.head.loss(outputs, part.labels[LABEL])
+                loss = (losses * mask[k, rows]).sum() / counts[k]
+                self._optimizer.backward(loss)
+                total += float(loss.detach())
+        norm = self._optimizer.apply()
+        mean = ranks.mean_over_ranks(total / self.networks.num_folds)
+        return {"loss/critic": mean, "grad_norm/critic": norm}
+
+    def ensemble(self) -> QEnsemble:
+        """Q for best-of-N."""
+        return QEnsemble(self.networks.eval())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks and optimiser."""
+        return {"networks": self.networks.state_dict(), "optimizer": self._optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.networks.load_state_dict(state["networks"])
+        self._optimizer.load_state_dict(state["optimizer"])
