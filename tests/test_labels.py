@@ -146,6 +146,17 @@ def test_terminal_failures_end_the_task_without_success():
     assert labels.success.tolist() == [True, False]
 
 
+def test_a_failure_that_was_declared_ends_the_task_and_a_time_out_does_not():
+    columns = {"next_success": [0, 1, 0, 0, 0, 0, 1, 0], "next_terminated": [0, 1, 0, 1, 0, 0, 0, 1]}
+    labels = label_frames(_table(2, 2, 2, 2, **columns))
+    assert _rows(labels.terminated) == [1, 3, 6]
+    assert _rows(labels.truncated) == [5]
+    assert _rows(labels.after_success) == [7]
+    assert labels.success.tolist() == [True, False, False, True]
+    with pytest.raises(DatasetError, match=r"'next.terminated' is 2"):
+        label_frames(_table(2, next_success=[0, 0], next_terminated=[0, 2]))
+
+
 def test_an_episode_that_goes_on_after_success_is_not_truncated():
     labels = label_frames(_table(3, next_success=[1, 0, 0]))
     assert _rows(labels.terminated) == [0]

@@ -5,8 +5,9 @@ Conventions, all decided here:
   `flag_at="observation"`: then a flag or reward at frame t was earned by the action of frame t - 1.
 - A success ends the task: `terminated` is True at the first frame whose action succeeded, once an episode.
   Frames recorded after it stay in the data set; `after_success` marks them, and rewards there are the data's.
-- `next.done` says only that a recording ends and is not read. An episode without success (or a failure
-  declared terminal) is truncated at its last frame: value functions bootstrap there.
+- `next.done` says only that a recording ends and is not read. An episode without success failed where
+  `next.terminated` is True at its last frame (a human said so), or where failures are declared terminal; else it is
+  truncated there: value functions bootstrap.
 - A sub-goal counts when it is reached (its onset), not for every frame that it stays reached.
 """
 
@@ -58,8 +59,9 @@ class LabelRule:
     step_reward: auto: next.reward if there is one, else reward, else success. success: 1 at success, else 0.
         cost: -1 a step, 0 at success, -`failure_penalty` at the last action of an unsuccessful episode, and 0
         after a success: the return says how long success takes (the advantage-conditioned document's reward).
-    failure_terminal: the last action of an unsuccessful episode ended the task (no bootstrap), for example
-        because the recording was stopped at a failure and not for lack of time.
+    failure_terminal: the last action of every unsuccessful episode ended the task (no bootstrap), for example
+        because the recording was stopped at a failure and not for lack of time; else that of those which
+        `next.terminated` says it of.
     flag_at: what a flag outside `next.*` belongs to: its frame's action, or its frame's observation.
     human_key: the column that is true where a human acted in place of the policy; auto: LeRobot's
         complementary_info.is_intervention where there is one, else no frame is a human's.
@@ -143,7 +145,10 @@ def label_frames(table: FrameTable, rule: LabelRule = LabelRule()) -> FrameLabel
     failed_end = last[~success]
     reward = _reward(table, rule, terminated, failed_end, after_success)
     subgoal = subgoal_frames(table, rule, terminated, last[success])
-    (terminated if rule.failure_terminal else truncated)[failed_end] = True
+    failed = np.ones(len(failed_end), bool)
+    if not rule.failure_terminal:
+        failed = _declared_failures(table, failed_end)
+    terminated[failed_end[failed]] = truncated[failed_end[~failed]] = True
     return FrameLabels(
         reward=reward,
         subgoal=subgoal,
@@ -154,6 +159,15 @@ def label_frames(table: FrameTable, rule: LabelRule = LabelRule()) -> FrameLabel
         success=success,
         rule=rule,
     )
+
+
+def _declared_failures(table: FrameTable, failed_end: np.ndarray) -> np.ndarray:
+    """bool [n], of the last rows int [n] of unsuccessful episodes: those whose action ended the task."""
+    if not table.has_column("next.terminated"):
+        return np.zeros(len(failed_end), bool)
+    values = label_column(table, "next.terminated", "column")
+    check_values(table, "next.terminated", values, (0, 1), "a flag: correct the column")
+    return values[failed_end].astype(bool)
 
 
 def _first_in_episodes(table: FrameTable, flags: np.ndarray) -> np.ndarray:
