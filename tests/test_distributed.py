@@ -30,6 +30,7 @@ from chunkrl.models.pi.critic import PiCriticConfig
 from chunkrl.models.policy import PolicyConfig
 from chunkrl.training.checkpoint import SHARDS, StoredTensor, load_state, save_state, shards_file
 from chunkrl.training.metrics import MEASURED, METRICS_FILE
+from chunkrl.training.policy_io import Q_FOLDER
 from chunkrl.training.saved_batch import load_batch
 from chunkrl.training.shards import shard_rows
 
@@ -110,7 +111,10 @@ def scalars(config: TrainConfig) -> dict[str, list[float]]:
 
 
 def weights(config: TrainConfig) -> dict[str, torch.Tensor]:
-    return load_file(Path(config.output_dir) / "policy" / "model.safetensors")
+    """Of the saved policy, and of Q where it has one."""
+    folder = Path(config.output_dir) / "policy"
+    q = load_state(folder / Q_FOLDER)["q"] if (folder / Q_FOLDER).exists() else {}
+    return load_file(folder / "model.safetensors") | q
 
 
 def assert_close(ours: TrainConfig, theirs: TrainConfig, losses: float = 1e-5, moved: float = 1e-4) -> None:
