@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.lora import copy_lora_layers
+from chunkrl.models import lora  # as a module: it imports layers of this package
 from chunkrl.models.pi.config import PiRecipe
 from chunkrl.models.pi.flow import PiModel, Prefix, PrefixInputs, euler_times
 from chunkrl.models.pi.images import prepare_images
@@ -62,7 +62,7 @@ class PiPolicy(nn.Module):
         """The same policy on other tensors of its model's `state_dict`, wherever they are; they are not copied."""
         with torch.device("meta"):
             model = PiModel(self.model.config)
-            copy_lora_layers(self.model, model)
+            lora.copy_lora_layers(self.model, model)
         model.load_state_dict(state, assign=True)
         return PiPolicy(model, self.recipe, self.norm_stats, self.tokenizer, self.unused_tensors)
 
