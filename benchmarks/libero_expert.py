@@ -61,7 +61,7 @@ def main(config: ExpertConfig) -> None:
     """Runs all tasks and prints the table."""
     tasks = expand(config.suites)
     started = time.monotonic()
-    cells: dict[tuple[str, str], list[int]] = {}
+    cells: dict[tuple[str, InitialStates], list[int]] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(config.num_workers, mp_context=context) as pool:
         jobs = [(task, initial) for task in tasks for initial in config.initial]

@@ -22,30 +22,30 @@ PickPlaceEvent = Literal["goal", "grasp", "lift"]
 class PickPlaceRule:
     """Settings of `--subgoal pick_place`; defaults fit LIBERO's 8-D state (metres).
 
-    events: which events are sub-goals: goal (a placement), grasp, lift.
-    num_objects: objects of the task: its first grasps and lifts and its last placements count, others are retries.
-    fingers: entries of the state with the finger joints. height: entry with the hand's height.
-    still_m: fingers that close by less than this in a step have met something.
-    least_width_m: and what they hold is wider than this, else they closed on nothing.
+    subgoal_events: which events are sub-goals: goal (a placement), grasp, lift.
+    subgoal_objects: objects of the task: its first grasps and lifts and its last placements count, others are retries.
+    finger_entries: entries of the state with the finger joints. height_entry: entry with the hand's height.
+    finger_still_m: fingers that close by less than this in a step have met something.
+    finger_width_m: and what they hold is wider than this, else they closed on nothing.
     lift_m: a lift is so much above the height of the grasp.
     """
 
-    events: tuple[PickPlaceEvent, ...] = ("goal",)
-    num_objects: int = 1
-    fingers: tuple[int, int] = (6, 7)
-    height: int = 2
-    still_m: float = 0.0015
-    least_width_m: float = 0.002
+    subgoal_events: tuple[PickPlaceEvent, ...] = ("goal",)
+    subgoal_objects: int = 1
+    finger_entries: tuple[int, int] = (6, 7)
+    height_entry: int = 2
+    finger_still_m: float = 0.0015
+    finger_width_m: float = 0.002
     lift_m: float = 0.03
 
     def __post_init__(self) -> None:
-        unknown = set(self.events) - set(get_args(PickPlaceEvent))
-        if unknown or not self.events:
+        unknown = set(self.subgoal_events) - set(get_args(PickPlaceEvent))
+        if unknown or not self.subgoal_events:
             raise DatasetError(
-                f"--pick-place.events {list(self.events)}: choose of {', '.join(get_args(PickPlaceEvent))}"
+                f"--subgoal-events {list(self.subgoal_events)}: choose of {', '.join(get_args(PickPlaceEvent))}"
             )
-        if self.num_objects < 1:
-            raise DatasetError(f"--pick-place.num-objects {self.num_objects}: at least 1")
+        if self.subgoal_objects < 1:
+            raise DatasetError(f"--subgoal-objects {self.subgoal_objects}: at least 1")
 
 
 def pick_place_events(
@@ -56,18 +56,18 @@ def pick_place_events(
     command: [T], positive closes; state: [T, S], before each action. success: of the episode; its end counts as a
     placement where something is still held.
     """
-    width = np.abs(state[:, rule.fingers[0]] - state[:, rule.fingers[1]])
-    height = state[:, rule.height]
+    width = np.abs(state[:, rule.finger_entries[0]] - state[:, rule.finger_entries[1]])
+    height = state[:, rule.height_entry]
     closing = command > 0
     grasps, lifts, places = [], [], []
     held_from: int | None = None  # index of the observation in which the object is held
     lifted = False
     for t in range(1, len(command)):  # what the observation t says was done by the action t - 1
-        holding = closing[t - 1] and width[t] > rule.least_width_m
+        holding = closing[t - 1] and width[t] > rule.finger_width_m
         if held_from is None:
-            met = holding and 0 <= width[t - 1] - width[t] < rule.still_m
-            closed = width[t] < width[: t + 1].max() - 4 * rule.still_m
-            if met and closed and (width[t : t + 3] > rule.least_width_m).all():
+            met = holding and 0 <= width[t - 1] - width[t] < rule.finger_still_m
+            closed = width[t] < width[: t + 1].max() - 4 * rule.finger_still_m
+            if met and closed and (width[t : t + 3] > rule.finger_width_m).all():
                 held_from, lifted = t, False
                 grasps.append(t - 1)
             continue
@@ -80,7 +80,7 @@ def pick_place_events(
             held_from = None
     if held_from is not None and success:
         places.append(len(command) - 1)
-    number = rule.num_objects
+    number = rule.subgoal_objects
     return {
         "goal": places[-number:] if success else [],
         "grasp": grasps[:number],

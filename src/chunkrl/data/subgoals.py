@@ -67,13 +67,13 @@ def _pick_place(
 ) -> np.ndarray:
     """bool [N], the events of `rule.pick_place`. command: [N], positive closes the gripper."""
     settings = rule.pick_place
-    needed = max(*settings.fingers, settings.height) + 1
+    needed = max(*settings.finger_entries, settings.height_entry) + 1
     if table.state is None or table.state.shape[1] < needed:
         has = "no state" if table.state is None else f"{table.state.shape[1]} state entries"
         raise DatasetError(
-            f"{table.description.root}: --subgoal pick_place reads the state's entries {list(settings.fingers)} "
-            f"(fingers) and {settings.height} (height), and the data set has {has}: set --pick-place.fingers and "
-            "--pick-place.height"
+            f"{table.description.root}: --subgoal pick_place reads the state's entries {list(settings.finger_entries)} "
+            f"(fingers) and {settings.height_entry} (height), and the data set has {has}: set --finger-entries and "
+            "--height-entry"
         )
     flags = zeros(table.cache_dir, table.num_frames, bool)
     successful = set(success_end.tolist())
@@ -82,7 +82,7 @@ def _pick_place(
         found = pick_place_events(
             command[rows], np.asarray(table.state[rows]), rows.stop - 1 in successful, settings
         )
-        for event in settings.events:
+        for event in settings.subgoal_events:
             flags[rows.start + np.asarray(found[event], dtype=int)] = True
     return flags
 
