@@ -279,6 +279,16 @@ def test_a_penalty_below_the_costs_of_a_success_is_a_warning(
     assert "penalty" not in caplog.text
 
 
+def test_rewards_of_progress_are_no_costs(tmp_path: Path) -> None:
+    """They may be negative at times, also behind a slow success, and say nothing against a time limit."""
+    rng = np.random.default_rng(0)
+    episodes = []
+    for number in range(4):
+        reward = np.array([0.5, -0.4, 0.5, -0.2, 0.1], np.float32)
+        episodes.append(episode(5, number % 2 == 0, rng, **{"next.reward": reward}))
+    fitted(write_dataset(tmp_path / "d", episodes), ValueFit())
+
+
 def test_iql_refuses_failures_that_end_its_costs(tmp_path: Path) -> None:
     root = costly(tmp_path, -1.0)
     for terminal in (False, True):  # a time-out bootstraps there

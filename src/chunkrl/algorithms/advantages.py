@@ -71,8 +71,8 @@ def check_outcomes(name: str, returns: np.ndarray, known: np.ndarray) -> None:
 
 
 def check_failures(data: ChunkData, reward: np.ndarray, returns: np.ndarray, time_out: TimeOut) -> None:
-    """Raises ChunkRLError where failing is an escape from the costs of going on: rewards are negative, nothing stands
-    behind the last action of a failed episode, and so its last frames have better returns than successes.
+    """Raises ChunkRLError where failing is an escape from the costs of going on: steps cost on average, nothing
+    stands behind the last action of a failed episode, and so its last frames have better returns than successes.
 
     A failure is an unfinished episode with `time_out="failure"`, and a failure that a rule declared terminal. Where
     its last action has a penalty, and that is smaller than the costs of a success, it is a warning.
@@ -87,8 +87,8 @@ def check_failures(data: ChunkData, reward: np.ndarray, returns: np.ndarray, tim
     if time_out == "bootstrap":
         failed &= segments.terminated
     ordinary = ~after
-    ordinary[last[failed]] = False
-    if not failed.any() or not ordinary.any():
+    ordinary[last] = False
+    if not failed.any() or not ordinary.any() or reward[ordinary].mean() >= 0:
         return
     succeeded = data.starts[data.success & ~after[data.starts]]
     worst = float(returns[succeeded if len(succeeded) else data.starts].min())
