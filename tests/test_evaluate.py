@@ -16,8 +16,11 @@ from test_report import Page
 pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
 
 from chunkrl.cli import main
+from chunkrl.envs import libero
 from chunkrl.envs.metaworld import CAMERA
+from chunkrl.envs.registry import EnvInfo
 from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation import observed
 from chunkrl.evaluation.evaluation_folder import EvaluationFolder
 from chunkrl.evaluation.evaluation_page import write_page
 from chunkrl.evaluation.evaluation_result import (
@@ -260,6 +263,31 @@ def test_policies_that_do_not_fit_are_told_what_does_not() -> None:
     ):
         with pytest.raises(ChunkRLError, match=message):
             fitted(**wrong)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("observation.images.image", "observation.images.image2"),  # LeRobot's pi05_libero
+        ("image", "wrist_image"),  # openpi's pi0_libero and pi05_libero
+        ("observation/wrist_image", "observation/image"),
+        ("wrist_image",),
+    ],
+)
+def test_liberos_cameras_are_known_by_the_names_of_published_checkpoints(
+    names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = {"full": libero.STATE_NAMES}
+    limits = {"libero_goal/1": 300}
+    info = EnvInfo("LIBERO", libero.ACTION_DIM, states, "full", libero.CAMERAS, limits, 50, 50, 20.0, True)
+    monkeypatch.setattr(observed, "expand", lambda names: ("libero_goal/1",))
+    monkeypatch.setattr(observed, "describe", lambda tasks: info)
+    found = fitted(names, 8, 7, camera_size=224)
+    wrist = {name: "wrist" in name or name.endswith("2") for name in names}
+    assert found.rename == tuple((libero.CAMERAS[wrist[name]], name) for name in names)
+    assert found.max_steps == (300,) and found.options.camera_size == 224
+    with pytest.raises(ChunkRLError, match=r"camera 'top'.*LIBERO has \['observation.images.image', "):
+        fitted((*names, "top"), 8, 7, camera_size=224)
 
 
 def test_renamed_observations() -> None:
