@@ -169,3 +169,24 @@ def test_dropout_acts_in_training_alone(tmp_path: Path) -> None:
     assert ensemble is not None and not ensemble.critic.training
     learner.update("joint", batch)
     assert all(part.training for part in (learner.value, learner.critic)) and not learner.target.training
+
+
+def test_constant_values_at_a_relabelling_are_told_and_do_not_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = open_chunks(write_dataset(tmp_path / "d", random_episodes(6)))
+    config = CrossFittedConfig(
+        policy_updates=4, value_updates=2, num_folds=2, critic_updates=1, relabel_interval=2
+    )
+    learner = CrossFittedAdvantage(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
+    assert learner.values is not None
+    constant = np.full(len(dataset), 0.5, np.float32)
+    monkeypatch.setattr(learner.values, "frame_values", lambda *_: (constant, constant))
+    trainer = Trainer(learner, dataset, TrainerConfig(batch_size=8, log_interval=1))
+    with caplog.at_level("WARNING"):
+        trainer.run()
+    assert trainer.update == 6
+    # at the start of the phase, and twice in it
+    assert caplog.text.count("nothing to rank or to weight by") == 3
+    assert [np.isnan(value) for _, value in trainer.history["value/rank_correlation_held_out"]] == [True]
+    assert all(np.isfinite(value) for _, value in trainer.history["loss/policy"])

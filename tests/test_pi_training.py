@@ -342,9 +342,18 @@ def test_values_trained_alone_are_used_by_other_objectives(
     assert not any(p.requires_grad for p in alone.policy.parameters())
     alone.train()
     assert not (tmp_path / "v" / "policy").exists()
-    other = config(root, checkpoints, tmp_path / "o", "cross_fitted", values=str(tmp_path / "v"), gamma=0.9)
-    with pytest.raises(ChunkRLError, match="values of other returns"):
-        ChunkLevelOfflineRL(other)
+    other = config(root, checkpoints, tmp_path / "o", "cross_fitted", values=str(tmp_path / "v"))
+    for changes, message in (
+        ({"gamma": 0.9}, r"gamma 0\.99 there and 0\.9 here.*\(--gamma 0\.99\)"),
+        ({"num_folds": 3}, r"num_folds 2 there and 3 here.*--num-folds 2"),
+        ({"fit": ValueFit(lam=0.5)}, r"fit\.lam 0\.98 there and 0\.5 here.*--fit\.lam 0\.98"),
+        ({"fit": ValueFit(num_steps=2)}, r"leave --fit\.num-steps out"),
+        ({"fit": ValueFit(time_out="bootstrap")}, r"--fit\.time-out failure"),
+        ({"fit": ValueFit(target="bootstrap"), "reward": "sum"}, r"--reward any, --fit\.target monte_carlo"),
+        ({"labels": LabelRule(success="all")}, "values of other returns"),
+    ):
+        with pytest.raises(ChunkRLError, match=message):
+            ChunkLevelOfflineRL(replace(other, **changes))
     for objective in ("cross_fitted", "advantage_conditioned"):
         settings = config(root, checkpoints, tmp_path / objective, objective, values=str(tmp_path / "v"))
         run = ChunkLevelOfflineRL(settings)

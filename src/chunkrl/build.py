@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ import torch
 from chunkrl.algorithms.base import Algorithm, Networks
 from chunkrl.algorithms.chunk_awr import ChunkAWR, JointConfig, document, iql
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig, Use
+from chunkrl.algorithms.value_learner import ValueLabels
+from chunkrl.config import load_config
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.normalize import Normalizer
@@ -116,6 +119,7 @@ def build_algorithm(
     num_updates: of the policy. value_updates: of the value phase (all objectives but iql and document).
     keep_values: values stay to label data that grow.
     """
+    given = None if config.values is None else _given_values(config, Path(config.values), dataset)
     networks = build_networks(config, dataset, device, progress)
     optim = config.optim_config()
     if config.objective in ("iql", "document"):
@@ -148,10 +152,34 @@ def build_algorithm(
         microbatch_size=config.microbatch_size,
         keep_values=keep_values,
     )
-    given = None if config.values is None else load_values(Path(config.values), dataset)
     return CrossFittedAdvantage(
         settings, networks, optim, dataset, config.seed, device, config.value_optim_config(), given
     )
+
+
+# what values and the advantages from them mean: a run that uses them says the same of them
+_MEANING = ("gamma", "reward", "num_folds", "fit.target", "fit.time_out", "fit.lam", "fit.num_steps")
+
+
+def _given_values(config: TrainConfig, run_dir: Path, dataset: ChunkData) -> ValueLabels:
+    """The values of an earlier run. Raises ChunkRLError where its settings give them another meaning."""
+    there = load_config(TrainConfig, run_dir / "config.json")
+
+    def flag(name: str) -> str:
+        value = attrgetter(name)(there)
+        option = "--" + name.replace("_", "-")
+        return f"leave {option} out" if value is None else f"{option} {value}"
+
+    of = [(name, attrgetter(name)(there), attrgetter(name)(config)) for name in _MEANING]
+    differing = [(name, was, now) for name, was, now in of if was != now]
+    if differing:
+        found = ", ".join(f"{name} {was} there and {now} here" for name, was, now in differing)
+        cure = ", ".join(flag(name) for name, _, _ in differing)
+        raise ChunkRLError(
+            f"--values {run_dir} were made with other settings: {found}. Use the values with theirs ({cure}), or "
+            "train them anew"
+        )
+    return load_values(run_dir, dataset)
 
 
 _USES: dict[str, Use] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -34,6 +35,12 @@ class Histogram:
 Metrics = dict[str, float | Histogram]
 """By name. Scalars of `update` are averaged over the interval between two records; a histogram is recorded as it
 comes, so give it where something changes as a whole (the data is labelled), not at every update."""
+
+
+def only_finite(metrics: Metrics) -> Metrics:
+    """Without the scalars that are not finite. For numbers that may have no meaning, as the rank correlation of a
+    constant: `Algorithm.update` returns what must stop the run."""
+    return {k: v for k, v in metrics.items() if isinstance(v, Histogram) or math.isfinite(v)}
 
 
 @dataclass(frozen=True)

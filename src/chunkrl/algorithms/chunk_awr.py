@@ -30,7 +30,7 @@ import torch
 
 from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms import losses
-from chunkrl.algorithms.base import Metrics, Networks, Phase
+from chunkrl.algorithms.base import Metrics, Networks, Phase, only_finite
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
 from chunkrl.algorithms.value_learner import ValueLabels, label_metrics, monte_carlo_returns
@@ -189,7 +189,7 @@ class ChunkAWR:
         config, batch = self.config, batch.to(self.device)
         metrics: Metrics = {}
         if config.relabel_interval and self._num_updates % config.relabel_interval == 0 < self._num_updates:
-            metrics |= self._label(silent)
+            metrics |= only_finite(self._label(silent))
         self._num_updates += 1
         for network in (self.policy, self.value, self.critic):
             network.train()

@@ -35,7 +35,7 @@ from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms import losses
 from chunkrl.algorithms.advantage_critic import LABEL as Q_LABEL
 from chunkrl.algorithms.advantage_critic import AdvantageCritic
-from chunkrl.algorithms.base import Metrics, Networks, Phase
+from chunkrl.algorithms.base import Metrics, Networks, Phase, only_finite
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.conditioning import ConditioningConfig, condition_text, drop_labels, label_bins, texts
 from chunkrl.algorithms.value_learner import (
@@ -268,7 +268,7 @@ class CrossFittedAdvantage:
             batch = batch.rows(slice(config.critic_updates * size, None))
             if self._num_policy_updates % config.relabel_interval == config.relabel_interval - 1:
                 self.values.relabel()
-                metrics |= self._label(silent)
+                metrics |= only_finite(self._label(silent))
                 self._attach()
         self._num_policy_updates += 1
         return metrics | self._update_policy(batch)

@@ -396,6 +396,11 @@ def label_metrics(
     if trained is not None:
         labels = ValueLabels(*(getattr(labels, f.name)[trained] for f in fields(ValueLabels)))
     scalars = quality.scalars()
+    if any(math.isnan(value) for value in scalars.values()):
+        _LOG.warning(
+            "the values of %s, or its returns, are the same everywhere: there is nothing to rank or to weight by",
+            data.name,
+        )
     if not cross_fitted:
         del scalars["value/rank_correlation_held_out"], scalars["value/overfit_gap"]
     return {
