@@ -265,3 +265,16 @@ def test_executed_steps_are_bounded(envs: list[MetaWorldEnv]) -> None:
         evaluate(noisy_actor, envs[:1], (0,), 5)  # type: ignore[arg-type]
     with pytest.raises(ChunkRLError, match="at least one environment"):
         evaluate(noisy_actor, [], (0,), 1)  # type: ignore[arg-type]
+
+
+def test_collection_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    collect_dataset(whole, CONFIG)
+    collect_dataset(parts, replace(CONFIG, num_episodes=1))
+    assert collect_dataset(parts, CONFIG) == collect_dataset(whole, CONFIG, overwrite=True)
+    first, second = (FrameTable.open(root, progress=silent) for root in (whole, parts))
+    assert second.num_episodes == 3 and np.array_equal(first.action, second.action)
+    with pytest.raises(DatasetError, match="collected with another seed"):
+        collect_dataset(parts, replace(CONFIG, seed=5, num_episodes=9))
+    with pytest.raises(ChunkRLError, match="go together"):
+        replace(CONFIG, policy="runs/x/policy")

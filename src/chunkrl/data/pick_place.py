@@ -23,7 +23,7 @@ class PickPlaceRule:
     """Settings of `--subgoal pick_place`; defaults fit LIBERO's 8-D state (metres).
 
     subgoal_events: which events are sub-goals: goal (a placement), grasp, lift.
-    subgoal_objects: objects of the task: its first grasps and lifts and its last placements count, others are retries.
+    subgoal_objects: objects of the task: its first grasps and lifts and last placements count, others are retries.
     finger_entries: entries of the state with the finger joints. height_entry: entry with the hand's height.
     finger_still_m: fingers that close by less than this in a step have met something.
     finger_width_m: and what they hold is wider than this, else they closed on nothing.

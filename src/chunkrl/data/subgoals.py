@@ -71,9 +71,9 @@ def _pick_place(
     if table.state is None or table.state.shape[1] < needed:
         has = "no state" if table.state is None else f"{table.state.shape[1]} state entries"
         raise DatasetError(
-            f"{table.description.root}: --subgoal pick_place reads the state's entries {list(settings.finger_entries)} "
-            f"(fingers) and {settings.height_entry} (height), and the data set has {has}: set --finger-entries and "
-            "--height-entry"
+            f"{table.description.root}: --subgoal pick_place reads the state's entries "
+            f"{list(settings.finger_entries)} (fingers) and {settings.height_entry} (height), and the data set has "
+            f"{has}: set --finger-entries and --height-entry"
         )
     flags = zeros(table.cache_dir, table.num_frames, bool)
     successful = set(success_end.tolist())
