@@ -77,7 +77,11 @@ def test_a_step_is_robosuites_to_the_last_bit(env: LiberoEnv, monkeypatch: pytes
         env.domain.step(action)
         return {"state": np.zeros(8)}
 
+    def begin() -> None:
+        env.domain.robots[0].gripper.current_action = np.zeros(2)
+
     monkeypatch.setattr(env, "_advance", plain)
+    monkeypatch.setattr(env._control, "begin", begin)
     _, robosuites = play(env, 7)
     np.testing.assert_array_equal(ours, robosuites)
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from chunkrl.envs.libero_control import ArmControl
 from chunkrl.envs.libero_objects import PRIVILEGED_NAMES, PrivilegedState
 from chunkrl.envs.libero_package import import_libero
 from chunkrl.envs.libero_tasks import NUM_INITIAL_STATES, InitialStates, find_task, initial_states
@@ -96,6 +97,7 @@ class LiberoEnv:
         self._official = initial_states(task) if initial == "official" else None
         self.domain, self._randomization_error = _build(task)
         self._mujoco = import_mujoco()
+        self._control = ArmControl(self.domain)
         if state not in STATES:
             raise ChunkRLError(f"state is {state!r}; LIBERO's tasks have {' and '.join(STATES)}")
         self.state_dim = len(STATES[state])
@@ -147,8 +149,7 @@ class LiberoEnv:
                     break
                 except self._randomization_error:  # no placement without overlap was found: draw again
                     continue
-        gripper = self.domain.robots[0].gripper
-        gripper.current_action = np.zeros_like(gripper.current_action)  # the one state that a reset leaves
+        self._control.begin()
         if state is not None:
             self.domain.sim.set_state_from_flattened(state)
         self.domain.sim.forward()
@@ -196,16 +197,12 @@ class LiberoEnv:
         """
         domain, (model, data) = self.domain, self.mujoco
         observed: dict[str, Any] = {}
-        domain.sim.forward = _already_computed  # what the controller would call
-        try:
-            for substep in range(round(domain.control_timestep / domain.model_timestep)):
-                self._mujoco.mj_step1(model, data)
-                domain._pre_action(action, policy_step=substep == 0)
-                self._mujoco.mj_step2(model, data)
-                if substep == OBSERVED_SUBSTEP:
-                    observed = {"state": self._state(), "images": self._pictures() if draw else {}}
-        finally:
-            del domain.sim.forward  # the method again
+        for substep in range(round(domain.control_timestep / domain.model_timestep)):
+            self._mujoco.mj_step1(model, data)
+            self._control.act(action, first=substep == 0)
+            self._mujoco.mj_step2(model, data)
+            if substep == OBSERVED_SUBSTEP:
+                observed = {"state": self._state(), "images": self._pictures() if draw else {}}
         domain.timestep += 1
         domain.cur_time += domain.control_timestep
         domain._post_process()  # what changes its looks: a stove that is on
@@ -248,10 +245,6 @@ class LiberoEnv:
             self._renderer.close()
         self._renderer = None
         self.domain.close()
-
-
-def _already_computed() -> None:
-    """Stands for `MjSim.forward` where its results are there."""
 
 
 def axis_angle(quaternion: np.ndarray) -> np.ndarray:
