@@ -9,7 +9,7 @@ LEROBOT_PIP ?=
 LIBERO_VENV ?= .venv-libero
 PIP := install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: proto demo test test-slow test-gpu test-lerobot test-libero lint typecheck check benchmark clean
+.PHONY: proto demo test test-slow test-gpu test-tracking test-lerobot test-libero lint typecheck check benchmark clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "chunkrl needs Python 3.10 or newer")'
@@ -39,6 +39,11 @@ test-slow: $(DEV)
 
 test-gpu: $(DEV)
 	$(BIN)/pytest -m "gpu"
+
+# Weights & Biases is large and few need it, so `make test` skips its test; here it is installed into .venv, and stays.
+test-tracking: $(DEV)
+	$(BIN)/pip $(PIP) --editable '.[tracking]'
+	$(BIN)/pytest tests/test_metrics.py -k wandb
 
 # LeRobot 0.4.4 pins an older torch, so its tests have an environment of their own. On Linux its torch, torchvision
 # and torchcodec come with CUDA (10 GB); LEROBOT_PIP may say where CPU builds are to be had ("--index-url ..."), or

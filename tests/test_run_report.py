@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from chunk_data import image_episodes, random_episodes, settings, write_dataset
 
+import chunkrl
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.conditioning import ConditioningConfig
@@ -222,3 +224,16 @@ def test_charts_of_distributions() -> None:
     chart = ET.fromstring(distribution_plots.share_chart(shares, "s"))
     widths = [float(r.get("width") or "nan") for r in chart.iter("rect") if r.get("class") == "bar strong"]
     assert widths == [180, 90]
+
+
+def test_every_run_says_with_which_versions_it_was_trained(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "d", random_episodes(4))
+    run = tmp_path / "run"
+    ChunkLevelOfflineRL(**settings(data, run, objective="behaviour_cloning")).train()
+    for name, version in (("chunkrl", chunkrl.__version__), ("torch", torch.__version__)):
+        assert f"<dt>{name}</dt><dd>{version}</dd>" in render_run(load_run(run))
+    (run / "versions.json").write_text("[")
+    with pytest.raises(ChunkRLError, match=r"versions\.json is damaged"):
+        load_run(run)
+    (run / "versions.json").unlink()
+    assert "not recorded" in render_run(load_run(run))

@@ -216,6 +216,7 @@ def test_checkpoints_are_safetensors_and_json_alone(data: Path, tmp_path: Path) 
     files = [p for p in (tmp_path / "run").rglob("*") if p.is_file() and p.parent.name != "tensorboard"]
     assert {p.name for p in files} == {
         "config.json",
+        "versions.json",
         "last",
         "metrics.jsonl",
         "values.parquet",

@@ -124,7 +124,9 @@ def test_data_without_cameras_or_values_is_refused(pictured: Path, tmp_path: Pat
     with pytest.raises(ChunkRLError, match="no cameras to show"):
         ChunkLevelOfflineRL(**settings(plain, tmp_path / "run", value_videos=videos))
     with pytest.raises(ChunkRLError, match="labels no frame"):
-        ChunkLevelOfflineRL(**settings(pictured, tmp_path / "run", value_videos=videos, objective="iql"))
+        ChunkLevelOfflineRL(
+            **settings(pictured, tmp_path / "run", value_videos=videos, objective="success_cloning")
+        )
     run = ChunkLevelOfflineRL(**settings(plain, tmp_path / "run"))
     with pytest.raises(ChunkRLError, match="no cameras"):
         write_value_videos(run.config, tmp_path / "run", 1, tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 from chunkrl import __version__, ranks
 from chunkrl.build import build_algorithm, choose_device, open_data
 from chunkrl.config import load_config, save_config
+from chunkrl.data.atomic import write_text
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration.pi_chunks import use_pi_chunks
@@ -30,6 +32,7 @@ from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.training.value_videos import ValueVideos
 from chunkrl.training.values_io import save_values
 
+VERSIONS_FILE = "versions.json"  # in a run's folder: what it was last started with
 VIDEO_PATIENCE_SECONDS = 600.0  # at the end of a run
 
 
@@ -126,9 +129,9 @@ class ChunkLevelOfflineRL:
 
         num_epochs given here stands in place of the configuration's num_epochs and num_updates.
 
-        Starts from the seed, or from the checkpoint of `config.resume` or `load`. The run folder gets
-        config.json, tensorboard/, checkpoints/, policy/ and values.parquet (value, advantage and weight of
-        every frame, where the objective has them; values-1.parquet and so on of the additional data sets).
+        Starts from the seed, or from the checkpoint of `config.resume` or `load`. The run folder gets config.json,
+        versions.json, tensorboard/, checkpoints/, policy/ and values.parquet (value, advantage and weight of every
+        frame, where the objective has them; values-1.parquet and so on of the additional data sets).
         """
         if num_epochs is not None:
             self.config = replace(self.config, num_epochs=num_epochs, num_updates=None)
@@ -145,6 +148,7 @@ class ChunkLevelOfflineRL:
                 # an older run's checkpoints must not be taken for those of the configuration written below
                 (run_dir / "checkpoints" / "last").unlink(missing_ok=True)
             save_config(self.config, run_dir / "config.json")
+            write_text(run_dir / VERSIONS_FILE, json.dumps(_versions(), indent=1) + "\n")
         self._start_trainer(run_dir)
         assert self.trainer is not None
         if self._resume:
@@ -273,9 +277,12 @@ class ChunkLevelOfflineRL:
         labels, config = getattr(self.algorithm, "labels", {}), self.config
         if "value" not in labels or not ranks.is_main():
             return
-        versions = {"chunkrl": __version__, "torch": torch.__version__, "numpy": np.__version__}
-        rule = {"objective": config.objective, "seed": config.seed, **versions}
+        rule = {"objective": config.objective, "seed": config.seed, **_versions()}
         save_values(run_dir, self.dataset, labels, rule)
+
+
+def _versions() -> dict[str, str]:
+    return {"chunkrl": __version__, "torch": torch.__version__, "numpy": np.__version__}
 
 
 def _q_spec(q: Any) -> QSpec:

@@ -78,7 +78,7 @@ def settings_section(run: TrainingRun) -> str:
 
 
 def _facts(run: TrainingRun) -> dict[str, str]:
-    config, rule = run.config, run.data[0].rule
+    config = run.config
     facts = {
         "objective": words(config.objective),
         "policy": config.policy.kind + (f" ({config.pi0_config})" if config.pi0_config else ""),
@@ -103,9 +103,7 @@ def _facts(run: TrainingRun) -> dict[str, str]:
         facts["peak memory"] = f"{memory:.2f} GB"
     if (gpu := run.last("memory/peak_gpu_gb")) is not None:
         facts["peak GPU memory"] = f"{gpu:.2f} GB"
-    known = ("chunkrl", "torch", "numpy")
-    facts |= {name: str(rule[name]) for name in known if name in rule}
-    return facts
+    return facts | dict(run.versions)
 
 
 def _updates_of_phases(run: TrainingRun) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.on_demand import OnDemandCamera
 from chunkrl.data.sidecar import load_sidecar
 from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.offline import VERSIONS_FILE
 from chunkrl.progress import Progress, silent
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.metrics import METRICS_FILE, Record, read_records
@@ -89,10 +91,11 @@ class LabelledData:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """folder, its config.json, its records (metrics.jsonl), and its data sets with their labels."""
+    """folder, its config.json, versions.json and records (metrics.jsonl), and its data sets with their labels."""
 
     folder: Path
     config: TrainConfig
+    versions: Mapping[str, str]
     records: tuple[Record, ...]
     data: tuple[LabelledData, ...]
 
@@ -153,5 +156,18 @@ def load_run(folder: str | Path, progress: Progress = silent) -> TrainingRun:
         )
     config = load_config(TrainConfig, folder / "config.json")
     return TrainingRun(
-        folder, config, tuple(read_records(folder / METRICS_FILE)), load_data(config, folder, progress)
+        folder,
+        config,
+        _read_versions(folder / VERSIONS_FILE),
+        tuple(read_records(folder / METRICS_FILE)),
+        load_data(config, folder, progress),
     )
+
+
+def _read_versions(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {"versions": "not recorded"}  # by runs of before 2026-11
+    try:
+        return {str(name): str(version) for name, version in json.loads(path.read_text("utf-8")).items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ChunkRLError(f"{path} is damaged ({error}): delete it, or resume the run") from error
