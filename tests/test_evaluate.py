@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,6 +135,37 @@ def test_a_stopped_evaluation_goes_on_and_ends_with_the_same_result(
     assert not list((tmp_path / "stopped").rglob("*partial*"))
 
 
+@pytest.mark.slow
+def test_a_killed_evaluation_leaves_no_process_and_goes_on(policy: Path, tmp_path: Path) -> None:
+    main(arguments(policy, tmp_path / "whole"))
+    call = [
+        sys.executable,
+        "-m",
+        "chunkrl.cli",
+        *arguments(policy, tmp_path / "killed", "--num-workers", "2"),
+    ]
+    with subprocess.Popen(call, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        while not list((tmp_path / "killed").rglob("episodes/*/*.json")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+    for _ in range(1200):
+        if not (left := [p for p in Path("/proc").glob("[0-9]*/stat") if _session(p) == process.pid]):
+            break
+        time.sleep(0.05)  # the simulators see the closed connection and end
+    assert not left
+    main(arguments(policy, tmp_path / "killed"))
+    assert read_evaluation(tmp_path / "killed").episodes == read_evaluation(tmp_path / "whole").episodes
+
+
+def _session(stat: Path) -> int:
+    """Session of a process; 0 where it has ended meanwhile."""
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[3])
+    except (OSError, IndexError):
+        return 0
+
+
 def test_worker_processes_and_this_process_agree(policy: Path, tmp_path: Path) -> None:
     main(arguments(policy, tmp_path / "here"))
     main([*arguments(policy, tmp_path / "there"), "--num-workers", "1"])
@@ -173,6 +207,7 @@ def test_what_cannot_be_evaluated(policy: Path, tmp_path: Path, capsys: pytest.C
         ("--exec-steps", "0"): "exec_steps is 0; it must be at least 1",
         ("--videos", "1"): "needs a folder to put them in: give --output-dir",
         ("--condition", "x"): "is a small one",
+        ("--batch-size", "3"): "use 1, or 4 and more",
     }
     for more, message in cases.items():
         assert message in refused(capsys, arguments(policy, None, *more)), more
@@ -181,7 +216,7 @@ def test_what_cannot_be_evaluated(policy: Path, tmp_path: Path, capsys: pytest.C
 def test_films_show_failures_first_and_are_made_once(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = ("--videos", "3", "--batch-size", "3")
+    few = ("--videos", "3", "--batch-size", "5")
     main(arguments(policy, tmp_path / "e", *few))
     videos = read_evaluation(tmp_path / "e").videos
     assert [(v.env, v.success, v.as_evaluated) for v in videos] == [

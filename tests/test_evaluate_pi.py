@@ -48,7 +48,7 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluated(policy: Path, output: Path, *more: str) -> dict:
     """What the result says: settings, and the episodes of the one task."""
     arguments = (
-        f"--policy {policy} --num-episodes 2 --num-workers 0 --batch-size 2 --max-steps 6 --device cpu"
+        f"--policy {policy} --num-episodes 2 --num-workers 0 --batch-size 4 --max-steps 6 --device cpu"
     )
     main(["evaluate", *arguments.split(), "--output-dir", str(output), *more])
     result = json.loads((output / "result.json").read_text())

@@ -74,7 +74,7 @@ class EvaluateCommand:
     num_workers: int | None = None
     """Simulator processes; default: one a core; 0: in this process. Results do not depend on it."""
     batch_size: int = 4
-    """Observations a policy call; fewer are filled up, so that rounding does not depend on timing."""
+    """Observations a policy call (1, or 4 and more); fewer are filled up: rounding must not depend on timing."""
     hang_s: float = 300.0
     """Seconds after which a silent simulator process is taken for hung and replaced."""
     videos: int = 0
@@ -89,6 +89,14 @@ class EvaluateCommand:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ChunkRLError(f"{name} is {value}; it must be at least {least}")
+        if self.batch_size in (
+            2,
+            3,
+        ):  # measured: with so few rows a product's rounding depends on the row's place
+            raise ChunkRLError(
+                f"batch_size is {self.batch_size}; results would depend on which simulators are ready first: "
+                "use 1, or 4 and more"
+            )
         if self.mode not in get_args(ActionMode):
             raise ChunkRLError(f"mode is {self.mode!r}; use one of {', '.join(get_args(ActionMode))}")
         if self.videos and self.output_dir is None:
