@@ -92,4 +92,4 @@ def test_noise_in_the_pages_gives_values_or_none(tmp_path):
             damaged[place] = int(rng.integers(256))
         file.write_bytes(damaged)
         found = BinaryPages(file).read(0, "camera.bytes", [0, 50, 99])
-        assert found is None or all(isinstance(value, bytes) for value in found)
+        assert found is None or all(isinstance(value, memoryview) for value in found)

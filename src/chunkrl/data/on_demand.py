@@ -1,9 +1,14 @@
-"""Pictures decoded when they are asked for: no disk space, but every batch pays for decoding."""
+"""Pictures decoded when they are asked for: no disk space, but every batch pays for decoding.
+
+Decoders work outside Python's lock, so threads share the cores; all cameras share one set of threads.
+"""
 
 from __future__ import annotations
 
+import functools
+import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -15,7 +20,7 @@ import pyarrow as pa
 from chunkrl.data.formats import Episode
 from chunkrl.data.parquet import reading
 from chunkrl.data.parquet_pages import BinaryPages
-from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
+from chunkrl.data.pictures import Camera, decode_frames, image_frames, num_workers, video_frames
 from chunkrl.data.video import VideoFile
 from chunkrl.errors import DatasetError
 
@@ -58,6 +63,16 @@ class _Recent(Generic[K, V]):
                 self._close(old)
 
 
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """Of this process, for all cameras: as many as it has cores."""
+    return ThreadPoolExecutor(num_workers(), thread_name_prefix="decode")
+
+
+if hasattr(os, "register_at_fork"):  # threads stay behind in the parent
+    os.register_at_fork(after_in_child=_threads.cache_clear)
+
+
 class OnDemandCamera:
     """Decodes chosen rows of a camera, on all cores.
 
@@ -68,14 +83,17 @@ class OnDemandCamera:
     def __init__(self, camera: Camera) -> None:
         self._camera = camera
         self._starts = np.array([episode.start for episode in camera.description.episodes])
+        self._open_nothing()
+
+    def _open_nothing(self) -> None:
+        self._process = os.getpid()
         self._videos: _Recent[Path, VideoFile] = _Recent(MAX_OPEN_FILES, lambda _: 1, VideoFile.close)
         self._parquet: _Recent[Path, BinaryPages] = _Recent(MAX_OPEN_FILES, lambda _: 1, BinaryPages.close)
         self._groups: _Recent[tuple[Path, int], pa.Array] = _Recent(
-            MAX_ENCODED_BYTES // max(1, len(camera.description.cameras)),
+            MAX_ENCODED_BYTES // max(1, len(self._camera.description.cameras)),
             pa.Array.get_total_buffer_size,
             lambda _: None,
         )
-        self._pool = ThreadPoolExecutor(num_workers())
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """uint8 RGB [n, 3, height, width] of int rows [n] of the table.
@@ -83,18 +101,35 @@ class OnDemandCamera:
         Raises:
             DatasetError: a picture or a video is missing or damaged.
         """
-        wanted, inverse = np.unique(rows, return_inverse=True)
-        pictures = np.empty((len(wanted), 3, *self._camera.size), np.uint8)
+        return self.start(rows)()
+
+    def start(self, rows: np.ndarray) -> Callable[[], np.ndarray]:
+        """Begins to `read`; the function that it returns waits for the pictures, or raises what was wrong."""
+        if self._process != os.getpid():
+            self._open_nothing()  # a forked process would move the parent's place in the files
+        wanted, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
+        pictures = np.empty((len(rows), 3, *self._camera.size), np.uint8)
         positions = np.searchsorted(self._starts, wanted, side="right") - 1
         decode = self._decode_video if self._camera.is_video else self._decode_images
+        cuts = np.flatnonzero(np.diff(positions)) + 1
         tasks = []
-        for position in np.unique(positions):
-            places = np.flatnonzero(positions == position)
-            episode = self._camera.description.episodes[position]
-            tasks.append(self._pool.submit(decode, episode, wanted[places] - episode.start, places, pictures))
-        for task in tasks:
-            task.result()
-        return pictures[inverse]
+        for part in np.split(np.arange(len(wanted)), cuts):
+            episode = self._camera.description.episodes[positions[part[0]]]
+            frames = wanted[part] - episode.start
+            tasks.append(_threads().submit(decode, episode, frames, first[part], pictures))
+
+        def finish() -> np.ndarray:
+            try:
+                for task in tasks:
+                    task.result()
+            finally:
+                for task in tasks:
+                    task.cancel()
+            again = np.setdiff1d(np.arange(len(rows)), first)
+            pictures[again] = pictures[first[inverse[again]]]
+            return pictures
+
+        return finish
 
     def _decode_video(
         self, episode: Episode, frames: np.ndarray, places: np.ndarray, pictures: np.ndarray
@@ -113,31 +148,29 @@ class OnDemandCamera:
         file = episode.data_file
         with reading(file):
             pages = self._parquet.take(file) or BinaryPages(file)
-            metadata = pages.parquet.metadata
-            sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-            starts = np.concatenate([[0], np.cumsum(sizes)])
-            groups = np.searchsorted(starts, episode.offset + frames, side="right") - 1
+            groups = np.searchsorted(pages.first_rows, episode.offset + frames, side="right") - 1
             for group in np.unique(groups):
                 chosen = np.flatnonzero(groups == group)
-                rows = episode.offset + frames[chosen] - starts[group]
-                column = self._encoded(pages, int(group), rows)
-                decoded = image_frames(self._camera, file, episode, frames[chosen].tolist(), column)
+                rows = episode.offset + frames[chosen] - pages.first_rows[group]
+                decoded = self._decoded(pages, episode, int(group), rows, frames[chosen].tolist())
                 for place, picture in zip(places[chosen], decoded, strict=True):
                     pictures[place] = self._camera.finish(picture)
             self._parquet.put(file, pages)
 
-    def _encoded(self, pages: BinaryPages, group: int, rows: np.ndarray) -> pa.Array:
-        """The camera's column at int rows [n] of a row group."""
-        file, name, parquet = pages.file, self._camera.name, pages.parquet
-        if parquet.schema_arrow.names.count(name) != 1:
-            raise DatasetError(f"{file}: has no single column '{name}': write the file again")
-        if group >= parquet.num_row_groups:
+    def _decoded(
+        self, pages: BinaryPages, episode: Episode, group: int, rows: np.ndarray, frames: list[int]
+    ) -> Iterator[np.ndarray]:
+        """The pictures at int rows [n] of a row group, which are these frames of the episode."""
+        file, camera = pages.file, self._camera
+        if pages.names.count(camera.name) != 1:
+            raise DatasetError(f"{file}: has no single column '{camera.name}': write the file again")
+        if group >= pages.parquet.num_row_groups:
             raise DatasetError(f"{file}: has fewer rows than the metadata says: fetch the file again")
-        if (data := pages.read(group, f"{name}.bytes", rows.tolist())) is not None:
-            return pa.StructArray.from_arrays([pa.array(data, pa.binary())], ["bytes"])
+        if (encoded := pages.read(group, f"{camera.name}.bytes", rows.tolist())) is not None:
+            return decode_frames(camera, file, episode, frames, encoded)
         array = self._groups.take((file, group))
         if array is None:
-            table = parquet.read_row_group(group, columns=[name], use_threads=False)
-            array = table.column(name).combine_chunks()
+            table = pages.parquet.read_row_group(group, columns=[camera.name], use_threads=False)
+            array = table.column(camera.name).combine_chunks()
         self._groups.put((file, group), array)
-        return array.take(pa.array(rows))
+        return image_frames(camera, file, episode, frames, array.take(pa.array(rows)))

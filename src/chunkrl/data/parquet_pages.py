@@ -44,13 +44,19 @@ class BinaryPages:
 
     Attributes:
         parquet: the file as pyarrow reads it.
+        names: of its columns.
+        first_rows: int64 [G + 1], the first row of every row group, and the number of all rows.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.parquet = open_parquet(file, memory_map=True)
+        self.names: list[str] = self.parquet.schema_arrow.names
+        metadata = self.parquet.metadata
+        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        self.first_rows = np.cumsum([0, *sizes])
         self._bytes = memoryview(pa.memory_map(str(file)).read_buffer()).cast("B")
-        columns = self.parquet.metadata.row_group(0) if self.parquet.num_row_groups else None
+        columns = metadata.row_group(0) if sizes else None
         paths = [columns.column(i).path_in_schema for i in range(columns.num_columns)] if columns else []
         self._position = {path: i for i, path in enumerate(paths)}
         self._pages: dict[tuple[int, int], list[_Page] | None] = {}
@@ -59,7 +65,7 @@ class BinaryPages:
         """Closes the file."""
         self.parquet.close()
 
-    def read(self, group: int, path: str, rows: Sequence[int]) -> list[bytes] | None:
+    def read(self, group: int, path: str, rows: Sequence[int]) -> list[memoryview] | None:
         """The values of a leaf column (`camera.bytes`) at these increasing rows of a row group.
 
         None: the column is laid out in a way that is not read here, or is damaged; pyarrow tells which.
@@ -101,12 +107,12 @@ class BinaryPages:
             row += header.get(5, {}).get(1, 0) if is_data else 0
         return pages
 
-    def _values(self, group: int, position: int, pages: list[_Page], rows: Sequence[int]) -> list[bytes]:
+    def _values(self, group: int, position: int, pages: list[_Page], rows: Sequence[int]) -> list[memoryview]:
         codec = self.parquet.metadata.row_group(group).column(position).compression
         has_levels = self.parquet.schema.column(position).max_definition_level > 0
         starts = [page.first_row for page in pages]
         dictionary: list[memoryview] | None = None
-        found: list[bytes] = []
+        found: list[memoryview] = []
         number, values = -1, []
         for row in rows:
             wanted = int(np.searchsorted(starts, row, side="right")) - 1
@@ -123,7 +129,7 @@ class BinaryPages:
                     values = _plain(data, header[1])
                 else:
                     raise _UnsupportedError
-            found.append(bytes(values[row - pages[number].first_row]))
+            found.append(values[row - pages[number].first_row])
         return found
 
     def _content(self, page: _Page, codec: str) -> memoryview:

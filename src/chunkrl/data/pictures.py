@@ -6,7 +6,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,37 +103,56 @@ def video_frames(
 
 
 def image_frames(
-    camera: Camera, file: Path, episode: Episode, frames: Sequence[int] | range, encoded: pa.Array
+    camera: Camera, file: Path, episode: Episode, frames: Sequence[int] | range, column: pa.Array
 ) -> Iterator[np.ndarray]:
-    """Decodes `encoded`, a column of struct<bytes, path> with these frames of the episode, as recorded.
+    """Decodes `column`, struct<bytes, path> with these frames of the episode, as recorded.
 
     Raises:
         DatasetError: names file, episode, frame and camera.
     """
-    kind = encoded.type
+    kind = column.type
     if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
         raise DatasetError(
             f"{file}: camera '{camera.name}' holds {kind}, expected struct<bytes, path>: write the file again"
         )
-    column = encoded.flatten()[kind.get_field_index("bytes")]
-    for frame, data in zip(frames, column, strict=True):
+    values = column.flatten()[kind.get_field_index("bytes")]
+    is_binary = pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)
+    encoded = (
+        memoryview(value.as_buffer()).cast("B") if is_binary and value.is_valid else None for value in values
+    )
+    return decode_frames(camera, file, episode, frames, encoded)
+
+
+def decode_frames(
+    camera: Camera,
+    file: Path,
+    episode: Episode,
+    frames: Sequence[int] | range,
+    encoded: Iterable[memoryview | None],
+) -> Iterator[np.ndarray]:
+    """Decodes these frames of the episode, as recorded. encoded: the PNG or JPEG file of each.
+
+    Raises:
+        DatasetError: names file, episode, frame and camera.
+    """
+    for frame, content in zip(frames, encoded, strict=True):
         try:
-            yield decode_picture(data.as_py(), camera.recorded_size)
+            yield decode_picture(content, camera.recorded_size)
         except DatasetError as error:
             where = f"{file}, episode {episode.index}, frame {frame}"
             raise DatasetError(f"{where}, camera '{camera.name}': {error}") from error
 
 
-def decode_picture(data: bytes | None, size: tuple[int, int]) -> np.ndarray:
+def decode_picture(data: bytes | memoryview | None, size: tuple[int, int]) -> np.ndarray:
     """Decodes a PNG or JPEG file to uint8 RGB [height, width, 3].
 
     Raises:
         DatasetError: it is damaged, of another size or not RGB; the message does not name the place.
     """
-    if not isinstance(data, bytes):
+    if data is None:
         raise DatasetError("the picture's bytes are not in the parquet file: embed them")
     try:
-        if data.startswith(SIGNATURE):
+        if data[: len(SIGNATURE)] == SIGNATURE:
             header = check_png(data)
             if header.is_plain and header.size == size:
                 return decode_plain(header)

@@ -18,6 +18,7 @@ from isal import isal_zlib
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 INFLATE_ERROR = cast(type[Exception], isal_zlib.error)  # its stub says that it is an exception, not a class
+_MOST_STORED = 0xFFFF  # bytes of a stored block
 _OVERHEAD = 12  # bytes of a chunk beside its content: length, kind, check sum
 
 
@@ -33,7 +34,7 @@ class PngHeader:
     pixels: bytes
 
 
-def check_png(data: bytes) -> PngHeader:
+def check_png(data: bytes | memoryview) -> PngHeader:
     """What a PNG file holds, of which every chunk is whole.
 
     Raises:
@@ -50,7 +51,7 @@ def check_png(data: bytes) -> PngHeader:
             raise ValueError("cut off")
         if zlib.crc32(view[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
             raise ValueError("wrong check sum")
-        kinds.append(data[at + 4 : at + 8])
+        kinds.append(bytes(view[at + 4 : at + 8]))
         if kinds[-1] == b"IDAT":
             pixels.append(view[at + 8 : end - 4])
         at = end
@@ -79,13 +80,27 @@ def decode_plain(header: PngHeader) -> np.ndarray:
     decoder.thread_count = 1
     decoder.options = {"err_detect": "explode"}
     start = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [_chunk(b"IHDR", start), _chunk(b"IDAT", zlib.compress(rows, 0)), _chunk(b"IEND", b"")]
-    packet = Packet(b"".join([SIGNATURE, *chunks]))
+    end = len(header.pixels) - len(inflating.unused_data)
+    stream = _stored(rows, header.pixels[end - 4 : end])
+    packet = Packet(
+        b"".join([SIGNATURE, *_chunk(b"IHDR", start), *_chunk(b"IDAT", *stream), *_chunk(b"IEND")])
+    )
     frames = decoder.decode(packet) or decoder.decode(None)
     if len(frames) != 1 or frames[0].is_corrupt or frames[0].format.name != "rgb24":
         raise ValueError("no whole picture")
     return frames[0].to_ndarray()
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + bytes(4)  # FFmpeg is not asked to check the sum
+def _stored(content: bytes, check_sum: bytes) -> list[bytes | memoryview]:
+    """A zlib stream of stored blocks (RFC 1951, 3.2.4), in parts. check_sum: the content's Adler-32."""
+    view, parts = memoryview(content), list[bytes | memoryview]([b"\x78\x01"])
+    for begin in range(0, len(view), _MOST_STORED):
+        block = view[begin : begin + _MOST_STORED]
+        is_last = begin + len(block) == len(view)
+        parts += [struct.pack("<BHH", is_last, len(block), len(block) ^ 0xFFFF), block]
+    return [*parts, check_sum]
+
+
+def _chunk(kind: bytes, *content: bytes | memoryview) -> list[bytes | memoryview]:
+    """A chunk in parts; FFmpeg is not asked to check its sum."""
+    return [struct.pack(">I", sum(map(len, content))) + kind, *content, bytes(4)]

@@ -173,14 +173,16 @@ def join_tables(sources: Sequence[tuple[Path, int]], target: Path, binary_column
 
 
 def parquet_options(schema: pa.Schema, binary_columns: Sequence[str]) -> dict[str, Any]:
-    """Writer options: no dictionary and no min/max for encoded images, which share nothing and are large.
+    """Writer options: no dictionary, no min/max and no further compression for encoded images.
 
-    The writer looks whether a page (1 MB) is full after so many values: of images that must be few, or an episode
-    becomes one page, all of which a reader of one picture has to decompress.
+    A reader of one picture has to read its whole page. The writer looks after every `write_batch_size` values
+    whether a page is full; so it gets a page a picture, but for small ones.
     """
     plain = [name for name in schema.names if name not in binary_columns]
     options: dict[str, Any] = {"use_dictionary": plain, "write_statistics": plain}
-    return options | ({"write_batch_size": 8} if binary_columns else {})
+    if binary_columns:
+        options |= {"compression": "none", "write_batch_size": 1, "data_page_size": 32 * 2**10}
+    return options
 
 
 def join_episode_rows(tables: Sequence[pa.Table], index: int, chunks_size: int, fps: float) -> pa.Table:
