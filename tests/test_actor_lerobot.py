@@ -10,6 +10,7 @@ from actor_fakes import CountingSource, fake_rate
 from chunkrl.envs.robot import RobotEnvironment
 from chunkrl.errors import ChunkRLError, MissingExtraError
 from chunkrl.integration.lerobot_devices import LeRobotLeader, LeRobotRobot, lerobot_robot, make_device
+from chunkrl.integration.lerobot_processors import ProcessedDevice, ProcessorFiles, processed
 from chunkrl.online.action_guard import ActionSpace
 from chunkrl.online.actor import Actor, ActorConfig, Human
 from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig
@@ -206,3 +207,112 @@ def test_lerobots_own_so100_is_understood(monkeypatch, tmp_path):
         make_device("robots", "RobotConfig", {"type": "so999_follower"})
     with pytest.raises(ChunkRLError, match="refuses the settings"):
         make_device("robots", "RobotConfig", {"type": "so100_follower", "prot": "/dev/none"})
+
+
+class _SeenDevice(_Device):
+    """A stand-in whose scalars are where its motors are, with one picture."""
+
+    def get_observation(self) -> dict:
+        pictures = {name: np.zeros((*size, 3), np.uint8) for name, size in self.cameras.items()}
+        return {f"{joint}.pos": value for joint, value in self.bus.at.items()} | pictures
+
+    def send_action(self, action: dict) -> dict:
+        self.bus.at = {name.removesuffix(".pos"): value for name, value in action.items()}
+        return action
+
+
+def test_a_robot_behind_pipelines_is_the_robot_that_they_make_of_it():
+    """Degrees to radians on the way in, back on the way out; names too."""
+    device = _SeenDevice({"front": (4, 6)})
+    seen_with: list[dict] = []
+
+    def observation(raw: dict) -> dict:
+        angles = {f"{k[:-4]}.rad": np.deg2rad(v) for k, v in raw.items() if k.endswith(".pos")}
+        return {**angles, "scene": raw["front"]}
+
+    def action(pair: tuple[dict, dict]) -> dict:
+        wanted, raw = pair
+        seen_with.append(raw)
+        return {f"{k[:-4]}.pos": np.rad2deg(v) for k, v in wanted.items()}
+
+    robot = LeRobotRobot(ProcessedDevice(device, observation, action))
+    assert robot.joint_names == tuple(f"{joint}.rad" for joint in JOINTS)
+    assert dict(robot.cameras) == {"scene": (4, 6)}
+    robot.observe()
+    targets = np.array([0.5, -1.0, 0.25], np.float32)
+    np.testing.assert_array_equal(robot.send(targets), targets)
+    np.testing.assert_allclose(list(device.bus.at.values()), np.rad2deg(targets), rtol=1e-6)
+    assert set(seen_with[0]) == {*KEYS, "front"}  # the newest raw observation
+    np.testing.assert_allclose(robot.observe().positions, targets, rtol=1e-6)
+    robot.close()
+    assert not device.is_connected
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "message"),
+    [
+        (lambda raw: raw | {"front": raw["front"] / 255.0}, None, "stay uint8"),
+        (lambda raw: raw | {"state": np.zeros(3)}, None, "3 values"),
+        (lambda raw: {"front": raw["front"]}, None, "observes"),
+        (None, lambda pair: {"x": 1.0}, "no 'elbow_flex.pos'"),
+    ],
+)
+def test_pipelines_that_make_no_robot_are_refused(observation, action, message):
+    device = _SeenDevice({"front": (4, 6)})
+    with pytest.raises(ChunkRLError, match=message):
+        LeRobotRobot(ProcessedDevice(device, observation, action)).send(np.zeros(3, np.float32))
+    assert device.is_connected == (action is not None)
+
+
+def test_pipelines_that_cannot_be_read_say_so(monkeypatch, tmp_path):
+    with pytest.raises(ChunkRLError, match="no processor pipeline"):
+        processed(_SeenDevice(), ProcessorFiles(action=str(tmp_path / "none.json")))
+    (tmp_path / "some.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "lerobot", None)
+    monkeypatch.setitem(sys.modules, "lerobot.processor", None)
+    with pytest.raises(MissingExtraError, match=r"chunkrl\[lerobot\]"):
+        processed(_SeenDevice(), ProcessorFiles(action=str(tmp_path / "some.json")))
+
+
+@pytest.mark.lerobot
+def test_pipelines_that_lerobot_saved_are_applied(tmp_path):
+    import lerobot.processor as lerobot  # type: ignore[import-not-found]
+    from lerobot.processor import converters  # type: ignore[import-not-found]
+
+    @lerobot.ProcessorStepRegistry.register("chunkrl_test_offset")
+    class Offset(lerobot.RobotActionProcessorStep):
+        """Adds to every target."""
+
+        def __init__(self, offset: float = 0.0) -> None:
+            self.offset = offset
+
+        def action(self, action: dict) -> dict:
+            return {name: value + self.offset for name, value in action.items()}
+
+        def get_config(self) -> dict:
+            return {"offset": self.offset}
+
+        def transform_features(self, features: dict) -> dict:
+            return features
+
+    names = {"front": "scene"}
+    lerobot.RobotProcessorPipeline(
+        steps=[lerobot.RenameObservationsProcessorStep(rename_map=names)],
+        to_transition=converters.observation_to_transition,
+        to_output=converters.transition_to_observation,
+    ).save_pretrained(tmp_path, config_filename="observation.json")
+    lerobot.RobotProcessorPipeline(
+        steps=[Offset(2.5)],
+        to_transition=converters.robot_action_observation_to_transition,
+        to_output=converters.transition_to_robot_action,
+    ).save_pretrained(tmp_path, config_filename="action.json")
+    device = _SeenDevice({"front": (4, 6)})
+    files = ProcessorFiles(str(tmp_path / "observation.json"), str(tmp_path / "action.json"))
+    robot = LeRobotRobot(processed(device, files))
+    assert robot.joint_names == KEYS and dict(robot.cameras) == {"scene": (4, 6)}
+    robot.observe()
+    robot.send(np.array([1.0, 2.0, 3.0], np.float32))
+    assert list(device.bus.at.values()) == [3.5, 4.5, 5.5]
+    (tmp_path / "action.json").write_text('{"steps": [{"class": "no.such.Step"}]}')
+    with pytest.raises(ChunkRLError, match="cannot read"):
+        processed(device, files)

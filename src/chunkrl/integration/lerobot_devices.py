@@ -129,8 +129,18 @@ class LeRobotRobot:
         """Connects `device` if it is not. Raises ChunkRLError where its state is not what its actions are targets of,
         or it is not calibrated."""
         self.name = str(getattr(device, "name", type(device).__name__))
+        _connect(device, "the robot")
+        try:
+            self._take_features(device)
+        except BaseException:
+            device.disconnect()
+            raise
+        self._device = device
+
+    def _take_features(self, device: RobotDevice) -> None:
+        observed = device.observation_features
         actions = tuple(device.action_features)
-        scalars = tuple(k for k, v in device.observation_features.items() if not isinstance(v, tuple))
+        scalars = tuple(k for k, v in observed.items() if not isinstance(v, tuple))
         if actions != scalars or not actions:
             raise ChunkRLError(
                 f"{self.name} takes targets for {list(actions)} and observes {list(scalars)}: only robots that "
@@ -138,12 +148,8 @@ class LeRobotRobot:
             )
         self.joint_names = actions
         self.cameras: Mapping[str, tuple[int, int]] = {
-            name: (shape[0], shape[1])
-            for name, shape in device.observation_features.items()
-            if isinstance(shape, tuple)
+            name: (shape[0], shape[1]) for name, shape in observed.items() if isinstance(shape, tuple)
         }
-        self._device = device
-        _connect(device, "the robot")
 
     def observe(self) -> RobotState:
         """Positions in the device's units, newest pictures."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +24,7 @@ from chunkrl.online.learner_link import FETCH_EVERY_S, LearnerLink, LinkState
 from chunkrl.online.live_view import LiveView
 from chunkrl.online.policy_runner import PolicyRunner
 from chunkrl.online.records import Hello, StreamSpec
+from chunkrl.online.session_log import LastWarning, session_log
 from chunkrl.online.signals import handled
 from chunkrl.online.spool import Spool
 from chunkrl.online.station import Station, open_station
@@ -38,7 +37,6 @@ LOG_FILE, CONFIG_FILE = "actor.log", "config.json"
 _STREAM = "stream.json"  # in the spool's folder: what its records look like
 _FIRST_WEIGHTS_S = 120.0
 _SWITCH_S = 0.0005
-_SHOWN_S = 30.0
 _WAITED_FOR_S = 0.1  # between two questions for weights that an episode waits for
 
 
@@ -48,7 +46,7 @@ def run_actor(command: ActorCommand) -> None:
     run_dir = Path(command.output_dir)
     spool_dir = Path(command.spool) if command.spool else run_dir / "spool"
     with contextlib.ExitStack() as resources:
-        warnings = resources.enter_context(_logging(run_dir))
+        warnings = resources.enter_context(session_log(run_dir, LOG_FILE))
         if command.send_only:
             _send(command, spool_dir, resources)
         else:
@@ -276,56 +274,3 @@ def _fine_switching() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
-
-
-class LastWarning(logging.Handler):
-    """Keeps the newest warning for the view; prints it where there is no panel to show it."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._text, self._at = "", 0.0
-        self._quiet = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """See `logging.Handler`."""
-        self._text, self._at = record.getMessage(), time.monotonic()
-        if not self._quiet:
-            print(f"{record.levelname.lower()}: {self._text}", file=sys.stderr)
-
-    def recent(self) -> str:
-        """The newest warning of the last `_SHOWN_S` seconds, or ""."""
-        return self._text if time.monotonic() - self._at < _SHOWN_S else ""
-
-    @contextlib.contextmanager
-    def quiet(self, quiet: bool) -> Iterator[None]:
-        """A panel shows the newest one meanwhile: nothing is printed."""
-        self._quiet = quiet
-        try:
-            yield
-        finally:
-            self._quiet = False
-
-
-@contextlib.contextmanager
-def _logging(run_dir: Path) -> Iterator[LastWarning]:
-    """chunkrl's messages go to a file, warnings to the view too."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(run_dir / LOG_FILE, encoding="utf-8")
-    except OSError as error:
-        raise ChunkRLError(
-            f"cannot write to {run_dir} ({error.strerror}): choose another --output-dir"
-        ) from error
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger, warnings = logging.getLogger("chunkrl"), LastWarning()
-    before = logger.level
-    logger.setLevel(logging.INFO)
-    for handler in (file, warnings):
-        logger.addHandler(handler)
-    try:
-        yield warnings
-    finally:
-        for handler in (file, warnings):
-            logger.removeHandler(handler)
-        logger.setLevel(before)
-        file.close()

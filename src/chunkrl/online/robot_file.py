@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from chunkrl.config import from_dict
 from chunkrl.envs.fake_robot import FakeLeader, FakeRobot
 from chunkrl.envs.robot import Home, Robot
 from chunkrl.errors import ChunkRLError
-from chunkrl.integration.lerobot_devices import lerobot_leader, lerobot_robot
+from chunkrl.integration.lerobot_devices import LeRobotRobot, lerobot_leader, make_device
+from chunkrl.integration.lerobot_processors import ProcessorFiles, processed
 from chunkrl.online.leader_arm import Teleoperator
 
 FAKE = "fake"
@@ -51,12 +52,16 @@ class RobotFile:
     """The leader arm's settings, as `robot`."""
     handover: HandoverLimits | None = None
     """Needed with a leader."""
+    processors: ProcessorFiles = field(default_factory=ProcessorFiles)
+    """LeRobot's processor pipelines between the robot and the policy."""
 
     def __post_init__(self) -> None:
         if not self.task.strip():
             raise ChunkRLError("task is empty: say what the robot is to do, as the data does")
         if not self.rate_hz > 0 or self.max_steps < 1:
             raise ChunkRLError(f"rate_hz {self.rate_hz} and max_steps {self.max_steps}: above 0, at least 1")
+        if self.leader is not None and self.processors != ProcessorFiles():
+            raise ChunkRLError("a leader mirrors the robot's own joints: leave out leader, or processors")
         if self.leader is not None and self.handover is None:
             raise ChunkRLError("a leader needs `handover` with max_step and tolerance, so that nothing jumps")
 
@@ -87,7 +92,10 @@ class _FakeSettings:
 def open_robot(file: RobotFile) -> Robot:
     """The robot, connected. Raises ChunkRLError where it cannot be had."""
     if file.robot.get("type") != FAKE:
-        return lerobot_robot(file.robot)
+        device = make_device("robots", "RobotConfig", file.robot)
+        return LeRobotRobot(processed(device, file.processors))
+    if file.processors != ProcessorFiles():
+        raise ChunkRLError("the fake robot has no LeRobot processors: leave processors out")
     settings = from_dict(_FakeSettings, file.robot)
     return FakeRobot(settings.num_joints, settings.cameras, settings.speed)
 
