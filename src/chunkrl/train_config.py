@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -182,16 +182,7 @@ class TrainConfig:
 
     def optim_config(self) -> OptimConfig:
         """Of the policy."""
-        return OptimConfig(
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            grad_clip=self.grad_clip,
-            betas=self.betas,
-            schedule=self.schedule,
-            warmup_updates=self.warmup_updates,
-            final_lr_ratio=self.final_lr_ratio,
-            kind=self.optimizer,
-        )
+        return OptimConfig(kind=self.optimizer, **self._shared_with(OptimConfig))
 
     def value_optim_config(self) -> OptimConfig:
         """Of values and critics."""
@@ -199,7 +190,12 @@ class TrainConfig:
 
     def chunk_settings(self) -> ChunkSettings:
         """Those of the settings that say what the data's chunks are."""
-        return ChunkSettings(**{f.name: getattr(self, f.name) for f in fields(ChunkSettings)})
+        return ChunkSettings(**self._shared_with(ChunkSettings))
+
+    def _shared_with(self, cls: type) -> dict[str, Any]:
+        """The settings that `cls` has under the same names."""
+        own = {f.name for f in fields(self)}
+        return {f.name: getattr(self, f.name) for f in fields(cls) if f.name in own}
 
 
 def check_config(config: TrainConfig, has_data: bool = False) -> None:
@@ -274,8 +270,8 @@ def check_config(config: TrainConfig, has_data: bool = False) -> None:
         raise ChunkRLError(f"objective is {config.objective!r}; it must be one of {get_args(Objective)}")
     if config.value_updates is not None and config.value_updates < (0 if config.init else 1):
         raise ChunkRLError(
-            f"value_updates is {config.value_updates}; it must be at least 1, or 0 with --init, whose values label the "
-            "data"
+            f"value_updates is {config.value_updates}; it must be at least 1, or 0 with --init, whose values "
+            "label the data"
         )
     if config.num_updates is not None and config.num_updates < 1:
         raise ChunkRLError(f"num_updates is {config.num_updates}; it must be at least 1")
