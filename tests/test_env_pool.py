@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
@@ -120,3 +125,49 @@ def test_no_process_is_left_behind_and_none_starts_for_nothing() -> None:
     assert report.step is not None and report.step.success and report.num_steps == 2  # 1 is not above 1
     pool.close()
     assert not multiprocessing.active_children()
+
+
+_PARENT = """
+import multiprocessing, numpy as np
+from functools import partial
+from env_fakes import CountEnv
+from chunkrl.envs.workers import WorkerPool
+if __name__ == "__main__":
+    pool = WorkerPool(2, partial(CountEnv, fault="hang"))
+    for slot in range(2):
+        pool.reset(slot, "a", 2)
+    for _ in range(2):
+        pool.wait()
+    pool.execute(0, np.zeros((4, 1)))  # hangs; the other one waits for orders
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    pool.wait()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_processes_end_with_their_parent_however_it_ends(sent: signal.Signals, tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(_PARENT)
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    parent = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    assert parent.stdout is not None
+    children = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(children) == 2 and all(_runs(pid) for pid in children)
+    parent.send_signal(sent)
+    parent.wait(30)
+    deadline = time.monotonic() + 30
+    while any(_runs(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(_runs(pid) for pid in children)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and no mere entry that nobody has collected."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"

@@ -37,7 +37,11 @@ class EnvPool(Protocol):
     """Slots that hold one environment each. `reset` and `execute` return at once; `wait` says what came of them."""
 
     num_slots: int
-    num_restarts: int
+
+    @property
+    def num_restarts(self) -> int:
+        """Simulators that were lost."""
+        ...
 
     def reset(self, slot: int, env: str, seed: int, record_every: int = 0) -> None:
         """Starts the episode of environment `env` from initial state `seed`; draws every n-th step, if n > 0."""
@@ -119,8 +123,6 @@ class SlotEnvironment:
 
 class LocalPool:
     """Environments of this process, one after the other: no start-up, and errors come as they are."""
-
-    num_restarts = 0
 
     def __init__(self, num_slots: int, make: Callable[[int, str], Environment]) -> None:
         """make: (slot, name) -> the environment."""

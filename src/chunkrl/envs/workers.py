@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -30,9 +32,18 @@ class Servant(Protocol):
         ...
 
 
+def _end_with_parent() -> None:
+    """Waits for the parent to be gone, however it went, and ends this process, whatever it does."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _work(connection: Connection, make: Callable[[], Servant]) -> None:
     """A process's life: orders in, answers out, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it closes the connection
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     servant: Servant | None = None
     while True:
         try:
