@@ -26,7 +26,7 @@ class CollectConfig:
     """What to collect."""
 
     env: str = "push-v3"
-    """MetaWorld task, LIBERO task (libero_spatial/3) or LIBERO suite (libero_spatial: its tasks in turn)."""
+    """MetaWorld task, LIBERO task (libero_spatial/3) or suite (libero_spatial); several, joined by +, take turns."""
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     """How good and bad behaviour are mixed."""
     num_episodes: int = 150
@@ -145,7 +145,7 @@ def plan(config: CollectConfig) -> CollectPlan:
 
     Raises ChunkRLError: no such task or suite, a state that it does not have, names that it cannot have.
     """
-    tasks = expand((config.env,))
+    tasks = expand(config.env.split("+"))
     info = describe(tasks)
     if config.state not in info.states:
         raise ChunkRLError(f"state is {config.state!r}; {info.kind} has {', '.join(info.states)}")

@@ -1,0 +1,284 @@
+"""Success on LIBERO over training seeds, on mixed-quality scripted data: LIBERO physics and tasks.
+
+    python -m benchmarks.libero                       # libero_spatial on states that include the objects, 3 seeds
+    python -m benchmarks.libero --variant images      # two tasks on two 128-pixel cameras and the robot's state
+    python -m benchmarks.libero --num-states 10       # later: more official initial states; what is there is kept
+    python -m benchmarks.libero --development         # placements of seed 777, for choosing settings
+
+Every seed has a data set of its own (collection seed 1000 + s, sampled placements), its own networks, and the same
+official initial states for every arm and seed, which no choice of a setting has seen. A kill loses the episode or
+training under way. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import defaultdict
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from benchmarks.metaworld import METHOD, summarize
+from chunkrl.data.atomic import write_text
+from chunkrl.data.frames import FrameTable
+from chunkrl.envs.collect import CollectConfig, collect_dataset, num_successes
+from chunkrl.envs.registry import expand
+from chunkrl.envs.scripted import MixtureConfig
+from chunkrl.errors import DatasetError
+from chunkrl.evaluation.observed import fit_policy, make_pool, renamed
+from chunkrl.evaluation.rollout import Episode, EpisodeResult, ExecutionConfig, run_episodes
+from chunkrl.evaluation.statistics import wilson_interval
+from chunkrl.experiment import BC, BEST_OF_16, CHUNK_RL, SUCCESS_BC, Arm, data_hash
+from chunkrl.offline import ChunkLevelOfflineRL
+from chunkrl.progress import Progress, ProgressBars, silent
+from chunkrl.train_config import TrainConfig
+from chunkrl.training.policy_io import ChunkPolicy
+
+Variant = Literal["state", "images"]
+ARMS = (BC, SUCCESS_BC, CHUNK_RL, BEST_OF_16)
+TASKS: dict[Variant, tuple[str, ...]] = {
+    "state": ("libero_spatial",),
+    "images": ("libero_spatial/0", "libero_spatial/5"),
+}
+CAMERA_SIZE = 128
+DEVELOPMENT_SEED = 777000  # sampled placements of this seed and the following ones
+
+
+@dataclass(frozen=True)
+class LiberoBenchmark:
+    """What to run."""
+
+    variant: Variant = "state"
+    """state: object and target poses in the state, no cameras; images: cameras and the robot's state."""
+    output_dir: str = "runs/libero"
+    """Data, runs and episodes."""
+    results: str = "benchmarks/results/libero.json"
+    """The summary; a variant has its own entry."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    arms: tuple[str, ...] = tuple(arm.name for arm in ARMS)
+    num_collect: int | None = None
+    """Episodes of each data set; default: 300 (state), 80 (images)."""
+    num_states: int = 5
+    """Official initial states a task: 0, 1, ..."""
+    updates: int | None = None
+    """Policy updates; default: 6000 (state), 2500 (images)."""
+    horizon: int = 10
+    """H, executed whole."""
+    max_steps: int | None = None
+    """Time limit, steps; default: the suite's."""
+    num_workers: int = 2
+    """Simulator processes."""
+    development: bool = False
+    """Sampled placements of seed 777 and a data set of collection seed 777, in a folder of their own."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Folders and data of one seed."""
+
+    config: LiberoBenchmark
+    seed: int
+
+    @property
+    def root(self) -> Path:
+        config = self.config
+        return Path(config.output_dir) / f"{config.variant}{'-development' if config.development else ''}"
+
+    @property
+    def collection(self) -> CollectConfig:
+        """Mixed quality within episodes, sampled placements."""
+        config, images = self.config, self.config.variant == "images"
+        return CollectConfig(
+            env="+".join(TASKS[config.variant]),
+            mixture=MixtureConfig(mixture="within"),
+            num_episodes=config.num_collect or (80 if images else 300),
+            max_steps=config.max_steps,
+            seed=777 if config.development else 1000 + self.seed,
+            num_workers=config.num_workers,
+            state="full" if images else "privileged",
+            camera_size=CAMERA_SIZE if images else 0,
+            rendering="fast",
+        )
+
+    @property
+    def dataset(self) -> Path:
+        return self.root / "data" / f"seed{self.collection.seed}-{self.collection.num_episodes}"
+
+    def run(self, arm: Arm) -> Path:
+        """The training that an arm shares with those that differ in how they act."""
+        first = next(a for a in ARMS if a.training == arm.training)
+        return self.root / "runs" / f"seed{self.seed}" / first.name
+
+    def episodes(self, arm: Arm) -> Path:
+        return self.root / "episodes" / f"seed{self.seed}-{arm.name}.jsonl"
+
+
+def collect(place: _Place, progress: Progress) -> dict[str, Any]:
+    """Collects what is missing; hash, frames and success of the data."""
+    config = place.collection
+    try:
+        num_success = collect_dataset(place.dataset, config, progress)
+    except DatasetError as error:
+        if "all that were asked for" not in str(error):
+            raise
+        num_success = num_successes(place.dataset)
+    table = FrameTable.open(place.dataset, progress=silent)
+    return {
+        "sha256": data_hash(table),
+        "episodes": table.num_episodes,
+        "frames": table.num_frames,
+        "success": num_success / table.num_episodes,
+    }
+
+
+def train(place: _Place, arm: Arm, progress: Progress) -> ChunkPolicy:
+    """The arm's policy; trained unless it is there."""
+    run, config = place.run(arm), place.config
+    if not (run / "policy").is_dir():
+        partial_run = run.with_name(f".{run.name}.partial")
+        shutil.rmtree(partial_run, ignore_errors=True)
+        images = config.variant == "images"
+        updates = config.updates or (2500 if images else 6000)
+        needs_q = any(a.training == arm.training and a.mode == "best_of_n" for a in ARMS)
+        learner = ChunkLevelOfflineRL(
+            TrainConfig(
+                dataset_dir=str(place.dataset),
+                action_horizon=config.horizon,
+                action_dim=7,
+                batch_size=64 if images else 256,
+                num_updates=int(updates * arm.updates_factor),
+                objective=arm.objective,
+                policy=arm.policy,
+                num_folds=arm.num_folds,
+                train_q=needs_q,
+                seed=place.seed,
+                device="cpu",
+                save_interval=0,
+                output_dir=str(partial_run),
+            ),
+            lambda stage, done, total: progress(f"seed {place.seed} {arm.name}: {stage}", done, total),
+        )
+        learner.train()
+        partial_run.rename(run)
+    return ChunkPolicy.load(run / "policy")
+
+
+def evaluate(place: _Place, arm: Arm, policy: ChunkPolicy, progress: Progress) -> dict[str, list[bool]]:
+    """Task -> success by initial state; episodes that are there are not run again."""
+    config, path = place.config, place.episodes(arm)
+    tasks = expand(TASKS[config.variant])
+    done: dict[tuple[str, int], bool] = {}
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            done[entry["env"], entry["state"]] = entry["success"]
+    first = DEVELOPMENT_SEED if config.development else 0
+    wanted = [(task, first + number) for number in range(config.num_states) for task in tasks]
+    missing = [key for key in wanted if key not in done]
+    if missing:
+        size = CAMERA_SIZE if policy.cameras else None
+        request = fit_policy(policy, tasks, config.max_steps, size, (), "fast")
+        initial = "sampled" if config.development else "official"
+        request = replace(request, options=replace(request.options, initial=initial))
+        episodes = [Episode(env, state, 1000 * place.seed + state) for env, state in missing]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            closing(make_pool(request, config.num_workers, 4, len(missing), 900.0)) as pool,
+            path.open("a") as file,
+        ):
+            num_done = 0
+
+            def finished(position: int, result: EpisodeResult) -> None:
+                nonlocal num_done
+                env, state = missing[position]
+                done[env, state] = result.success
+                entry = {"env": env, "state": state, "success": result.success, "num_steps": result.num_steps}
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+                num_done += 1
+                progress(f"seed {place.seed} {arm.name}: evaluate", num_done, len(missing))
+
+            actor = renamed(partial(policy.act, mode=arm.mode), request.rename)
+            run_episodes(actor, pool, episodes, ExecutionConfig(config.horizon, 4), finished)
+    return {task: [done[task, first + number] for number in range(config.num_states)] for task in tasks}
+
+
+def markdown(records: list[dict[str, Any]], summary: dict[str, Any], arms: tuple[str, ...]) -> str:
+    """Tables for docs/results.md: the suite, then every task."""
+    lines = ["| policy | success | 95 % | by seed | difference of " + METHOD + " |", "|---|---|---|---|---|"]
+    for arm in arms:
+        by_seed: dict[int, list[int]] = defaultdict(list)
+        for record in records:
+            by_seed[record["seed"]] += record["success"][arm]
+        flat = [s for successes in by_seed.values() for s in successes]
+        interval = wilson_interval(int(sum(flat)), len(flat))
+        gain = summary["mean_over_tasks"].get("difference", {}).get(arm)
+        cell = (
+            ""
+            if gain is None
+            else f"{gain['difference']:+.2f} [{gain['interval'][0]:+.2f}, {gain['interval'][1]:+.2f}]"
+        )
+        seeds = " ".join(f"{np.mean(by_seed[seed]):.2f}" for seed in sorted(by_seed))
+        lines.append(
+            f"| {arm} | **{np.mean(flat):.2f}** ({sum(flat)}/{len(flat)}) "
+            f"| [{interval.low:.2f}, {interval.high:.2f}] "
+            f"| {seeds} | {cell} |"
+        )
+    tasks = list(summary["tasks"])
+    lines += ["", f"| task | {' | '.join(arms)} |", "|---|" + "---|" * len(arms)]
+    for task in tasks:
+        found = summary["tasks"][task]["success"]
+        lines.append(f"| `{task}` | {' | '.join(format(found[arm]['mean'], '.2f') for arm in arms)} |")
+    return "\n".join(lines)
+
+
+def main(config: LiberoBenchmark) -> None:
+    """Runs what is missing, then prints and writes the summary."""
+    torch.set_num_threads(1)
+    started, progress = time.monotonic(), ProgressBars()
+    arms = [arm for arm in ARMS if arm.name in config.arms]
+    records = []
+    for seed in config.seeds:
+        place = _Place(config, seed)
+        dataset = collect(place, progress)
+        success = {arm.name: evaluate(place, arm, train(place, arm, progress), progress) for arm in arms}
+        for task in expand(TASKS[config.variant]):
+            outcomes = {name: [int(s) for s in found[task]] for name, found in success.items()}
+            records.append(
+                {
+                    "task": task,
+                    "seed": seed,
+                    "dataset": dataset,
+                    "diagnostics": {},
+                    "errors": {},
+                    "success": outcomes,
+                }
+            )
+    names = tuple(arm.name for arm in arms)
+    summary = summarize(records, names)
+    summary |= {"config": asdict(config), "collection": asdict(_Place(config, 0).collection)}
+    summary["seconds"] = time.monotonic() - started  # of this call
+    path = Path(config.results)
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    name = f"{config.variant}{'-development' if config.development else ''}"
+    write_text(path, json.dumps(known | {name: summary}, indent=1) + "\n")
+    for record in records[:: len(expand(TASKS[config.variant]))]:
+        data = record["dataset"]
+        print(
+            f"data of seed {record['seed']}: {data['episodes']} episodes, {data['frames']} frames, "
+            f"{data['success']:.0%} successful, sha256 {data['sha256'][:16]}"
+        )
+    print(markdown(records, summary, names))
+    print(f"{summary['seconds']:.0f} s")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(LiberoBenchmark))
