@@ -82,7 +82,7 @@ def test_aggregates_need_their_extra_and_two_seeds(monkeypatch: pytest.MonkeyPat
 
 
 def test_aggregates_in_closed_form() -> None:
-    pytest.importorskip("rliable.library", reason="needs the extra chunkrl[evaluation]", exc_type=Exception)
+    pytest.importorskip("rliable", reason="needs the extra chunkrl[evaluation]")
     # of 8 numbers the interquartile mean leaves out two at each end
     scores = {
         "a": np.array([[0.0, 0.5], [0.2, 0.6], [0.4, 0.7], [0.3, 1.0]]),

@@ -149,10 +149,11 @@ def test_a_killed_evaluation_leaves_no_process_and_goes_on(policy: Path, tmp_pat
             assert process.poll() is None
             time.sleep(0.02)
         process.kill()
-    for _ in range(1200):
-        if not (left := [p for p in Path("/proc").glob("[0-9]*/stat") if _session(p) == process.pid]):
-            break
-        time.sleep(0.05)  # the simulators see the closed connection and end
+    left, patience = True, 60.0
+    while left and patience > 0:  # the simulators see the closed connection and end
+        left = any(_session(stat) == process.pid for stat in Path("/proc").glob("[0-9]*/stat"))
+        time.sleep(0.05)
+        patience -= 0.05
     assert not left
     main(arguments(policy, tmp_path / "killed"))
     assert read_evaluation(tmp_path / "killed").episodes == read_evaluation(tmp_path / "whole").episodes
@@ -287,7 +288,7 @@ def test_policies_that_do_not_fit_are_told_what_does_not() -> None:
     assert fitted(state_dim=10).options.state == "compact"
     assert fitted((CAMERA,), 0, camera_size=32).rename == ((CAMERA, CAMERA),)
     assert fitted(("wrist",), camera_size=8, rename=(f"{CAMERA}=wrist",)).rename == ((CAMERA, "wrist"),)
-    for wrong, message in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"action_dim": 7}, "7 action and 39 state values, MetaWorld has 4 and 39"),
         ({"state_dim": 8}, "8 state values, MetaWorld has 4 and 39"),
         ({"cameras": ("wrist",)}, "needs the camera 'wrist', and MetaWorld has"),
@@ -295,7 +296,8 @@ def test_policies_that_do_not_fit_are_told_what_does_not() -> None:
         ({"camera_size": 8}, "this one has none"),
         ({"cameras": ("wrist",), "rename": ("front=wrist",)}, "--rename front=wrist: give"),
         ({"cameras": ("a", "b"), "rename": (f"{CAMERA}=a", f"{CAMERA}=b")}, "two of the policy's cameras"),
-    ):
+    )
+    for wrong, message in cases:
         with pytest.raises(ChunkRLError, match=message):
             fitted(**wrong)
 
