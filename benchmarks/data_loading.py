@@ -43,7 +43,7 @@ from chunkrl.data.writer import DatasetWriter
 from chunkrl.progress import silent
 
 HAS_LEROBOT = importlib.util.find_spec("lerobot") is not None
-PACKAGES = ("lerobot", "torch", "torchcodec", "av", "isal", "pillow", "pyarrow", "datasets")
+PACKAGES = ("lerobot", "torch", "torchcodec", "av", "deflate", "pillow", "pyarrow", "datasets")
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from av.error import FFmpegError
+from deflate import DeflateError
 from PIL import Image
 
 from chunkrl.data.formats import DatasetDescription, Episode, image_size
-from chunkrl.data.png import INFLATE_ERROR, SIGNATURE, check_png, decode_plain
+from chunkrl.data.png import SIGNATURE, check_png, decode_plain
 from chunkrl.data.resize import Resize
 from chunkrl.data.video import VideoFile
 from chunkrl.errors import DatasetError
 
-_DECODER_ERRORS = (FFmpegError, INFLATE_ERROR, zlib.error, struct.error)
+_DECODER_ERRORS = (FFmpegError, DeflateError, zlib.error, struct.error)
 _DAMAGE = (*_DECODER_ERRORS, OSError, SyntaxError, ValueError, EOFError, MemoryError)
 
 

@@ -7,10 +7,11 @@ of the lossless ways that were tried (PNG, zlib, isal without differences) as sm
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 from isal import isal_zlib
 
-from chunkrl.data.png import INFLATE_ERROR
 from chunkrl.errors import MissingExtraError, RecordError
 
 try:
@@ -23,6 +24,7 @@ except ImportError as error:
 FEATURE = "packed_pictures"
 MAX_UNPACKED_BYTES = 64 * 2**20
 """Of all pictures of a step together: no more than a message of raw ones can hold."""
+_INFLATE_ERROR = cast(type[Exception], isal_zlib.error)  # its stub says that it is an exception, not a class
 _LEVEL = 1
 
 
@@ -43,7 +45,7 @@ def unpack(data: bytes, height: int, width: int) -> np.ndarray:
     stream = isal_zlib.decompressobj()
     try:
         values = stream.decompress(data, size + 1) if size else b""
-    except INFLATE_ERROR as error:
+    except _INFLATE_ERROR as error:
         raise RecordError(f"a packed picture of {len(data)} bytes is damaged: {error}") from error
     if len(values) != size or size == 0 or not stream.eof or stream.unused_data:
         raise RecordError(f"a packed picture is not of {height} x {width} pixels: damaged, refused")
