@@ -124,6 +124,8 @@ class SlotEnvironment:
 class LocalPool:
     """Environments of this process, one after the other: no start-up, and errors come as they are."""
 
+    num_restarts = 0
+
     def __init__(self, num_slots: int, make: Callable[[int, str], Environment]) -> None:
         """make: (slot, name) -> the environment."""
         if num_slots < 1:
