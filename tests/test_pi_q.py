@@ -205,6 +205,27 @@ def test_q_needs_features_that_stay(root: Path, checkpoints: Path, tmp_path: Pat
     assert not still.policy.trains_features
 
 
+def test_the_policys_training_does_not_pay_for_what_has_learned(
+    root: Path, checkpoints: Path, tmp_path: Path
+) -> None:
+    """V goes before Q learns, and Q's moments before the policy does; a resumed run knows both."""
+    settings = config(root, checkpoints, tmp_path, "cross_fitted", train_q=True, pi=EXPERT, save_updates=1)
+    run = ChunkLevelOfflineRL(settings)
+    run.train()
+    held = {}
+    for folder in sorted((tmp_path / "checkpoints").glob("0*")):
+        algorithm = load_state(folder)["algorithm"]
+        held[int(folder.name)] = ("training" in algorithm["values"], "optimizer" in algorithm["critic"])
+    assert held == {1: (True, True), 2: (True, True), 3: (False, True), 4: (False, True)} | dict.fromkeys(
+        (5, 6, 7), (False, False)
+    )
+    whole = (tmp_path / "policy" / Q_FOLDER / "state.safetensors").read_bytes()
+    for name in ("0000003", "0000006"):
+        resumed = replace(settings, resume=str(tmp_path / "checkpoints" / name))
+        ChunkLevelOfflineRL(resumed).train()
+        assert (tmp_path / "policy" / Q_FOLDER / "state.safetensors").read_bytes() == whole
+
+
 def test_q_accumulates_to_the_whole_batchs_gradient(root: Path, checkpoints: Path, tmp_path: Path) -> None:
     found = []
     for microbatch in (None, 4):

@@ -191,6 +191,7 @@ class ChunkLevelOfflineRL:
         """The policy as it stands, with Q for best-of-N where the objective trained one."""
         config = self.config
         q = self.algorithm.q_ensemble()
+        q = None if q is None else q.to(self.device)
         if isinstance(self.policy, PiLearner):
             return PiActor(self.policy.policy, q=q)
         spec = PolicySpec(

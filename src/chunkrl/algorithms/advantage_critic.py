@@ -45,7 +45,7 @@ class AdvantageCritic:
         self._device, self._microbatch_size = device, microbatch_size
         self.head = head = value_head if value_head.kind == "hl_gauss" else ValueHead("scalar")
         self.networks = shard(CrossFitted(lambda: networks.critic(1, head), num_folds).to(device))
-        self._optimizer = Optimizer(self.networks.parameter_groups(), optim, num_updates)
+        self._optimizer: Optimizer | None = Optimizer(self.networks.parameter_groups(), optim, num_updates)
 
     def targets(
         self, advantage: np.ndarray, trained: np.ndarray | None, rates: np.ndarray | None
@@ -63,6 +63,7 @@ class AdvantageCritic:
 
     def update(self, batch: ChunkTransition) -> Metrics:
         """One update of every fold's network, batch [B] on the device."""
+        assert self._optimizer is not None, "a critic that is finished learns no more"
         self.networks.train()
         first: Any = self.networks.networks[0]
         mask = self.networks.trains_on(batch.labels["fold"]) & batch.critic_mask
@@ -83,15 +84,25 @@ class AdvantageCritic:
         mean = ranks.mean_over_ranks(total / self.networks.num_folds)
         return {"loss/critic": mean, "grad_norm/critic": norm}
 
+    def finish(self) -> None:
+        """Drops the optimiser, and lets the networks wait on the CPU: the policy's training does not pay for them."""
+        self._optimizer = None
+        if ranks.world_size() == 1:  # what is divided over GPUs stays there
+            self.networks.cpu()
+
     def ensemble(self) -> QEnsemble:
-        """Q for best-of-N."""
+        """Q for best-of-N, where it is: on the CPU once it is finished."""
         return QEnsemble(self.networks.eval())
 
     def state_dict(self) -> dict[str, Any]:
-        """Networks and optimiser."""
-        return {"networks": self.networks.state_dict(), "optimizer": self._optimizer.state_dict()}
+        """Networks, and until they are finished their optimiser."""
+        state: dict[str, Any] = {"networks": self.networks.state_dict()}
+        return state if self._optimizer is None else state | {"optimizer": self._optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.networks.load_state_dict(state["networks"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        if "optimizer" not in state:
+            self.finish()
+        elif self._optimizer is not None:
+            self._optimizer.load_state_dict(state["optimizer"])

@@ -221,8 +221,10 @@ class CrossFittedAdvantage:
                 metrics = self._label(progress)
             self._attach()
         keeps = self.config.critic_updates > 0 or self.config.keep_values
-        if name == "policy" and self.values is not None and not keeps:
+        if name != "value" and self.values is not None and not keeps:
             self.values.finish()
+        if name == "policy" and self.critic is not None:
+            self.critic.finish()
         return metrics
 
     def grow(self, data: ChunkData) -> Metrics:
