@@ -92,14 +92,14 @@ class CurvesConfig:
     """Seeds that run at a time; an online one is two to three processes."""
 
     @property
-    def updates(self) -> int:
-        """Policy updates of an arm."""
-        return round(self.num_steps * self.updates_per_step)
-
-    @property
     def interval(self) -> int:
         """Updates between two evaluations."""
-        return self.updates // self.num_points
+        return round(self.num_steps * self.updates_per_step / self.num_points)
+
+    @property
+    def updates(self) -> int:
+        """Policy updates of an arm."""
+        return self.interval * self.num_points
 
     def train_flags(self, seed: int, root: Path) -> list[str]:
         """What every run of a seed has in common."""
@@ -209,9 +209,10 @@ class SeedRun:
         config = self._config
         self._evaluate("offline", self.root / "start" / "policy", 0)
         common = (*config.train_flags(self._seed, self.root), *_GOES_ON, f"--output-dir={folder}")
+        common += (f"--init={self.root / 'start'}",)
         for update in range(config.interval, config.updates + 1, config.interval):
-            begin = f"--init={self.root / 'start'}" if update == config.interval else f"--resume={folder}"
-            run(self.root / "offline.log", "train", *common, begin, f"--num-updates={update}")
+            further = () if update == config.interval else (f"--resume={folder}",)
+            run(self.root / "offline.log", "train", *common, *further, f"--num-updates={update}")
             self._evaluate("offline", folder / "policy", update)
         return {}
 
