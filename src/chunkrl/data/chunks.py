@@ -28,6 +28,7 @@ from chunkrl.data.identity import episode_identities
 from chunkrl.data.labels import label_frames
 from chunkrl.data.large_arrays import by_blocks, keep, zeros
 from chunkrl.data.normalize import Statistics
+from chunkrl.data.observations import read_observations
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress
 from chunkrl.types import ChunkTransition, Observation
@@ -271,12 +272,6 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         )
         return replace(transition, actions=actions, action_mask=torch.ones_like(transition.action_mask))
 
-    def observation(self, rows: np.ndarray) -> Observation:
-        """The batched observation at table rows int [B]."""
-        state = None if self.table.state is None else torch.from_numpy(np.asarray(self.table.state[rows]))
-        images = {camera: torch.from_numpy(self.table.images(camera, rows)) for camera in self.cameras}
-        return Observation(images=images, state=state, task=tuple(self.table.task_text(int(r)) for r in rows))
-
     def labels_at(self, index: np.ndarray) -> dict[str, Tensor]:
         """The attached labels at positions `index` int [B], as they stand: name -> [B, ...]."""
         return {name: torch.from_numpy(values[index]) for name, values in self.labels.items()}
@@ -298,15 +293,16 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         labels = self.frame_labels
         reward = chunk_reward(self.settings.reward, critic, labels.reward, labels.subgoal, self.gamma)
         discount = np.where(critic.terminated, 0.0, self.gamma**critic.num_steps).astype(np.float32)
-        observation = self.observation(start)
+        wanted = [start, critic.next_row] if next_observation else [start]
+        observations = read_observations(self.table, self.cameras, *wanted)
         episode = self.table.episode_of(start)
         transition = ChunkTransition(
-            observation=observation,
+            observation=observations[0],
             actions=self.actions(start, policy),
             action_mask=torch.from_numpy(policy.action_mask),
             reward=torch.from_numpy(reward),
             discount=torch.from_numpy(discount),
-            next_observation=self.observation(critic.next_row) if next_observation else observation,
+            next_observation=observations[-1],
             terminated=torch.from_numpy(critic.terminated),
             truncated=torch.from_numpy(critic.truncated),
             num_steps=torch.from_numpy(critic.num_steps),

@@ -68,7 +68,7 @@ class FrameTable:
         self._folder = folder
         self._progress = progress
         self._columns = open_columns(description, folder, progress)
-        self._cameras: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+        self._cameras: dict[str, Callable[[np.ndarray], Callable[[], np.ndarray]]] = {}
         self.episode_start = np.array([episode.start for episode in description.episodes], np.int64)
         self.episode_length = np.array([episode.length for episode in description.episodes], np.int64)
         self.episode_ids = np.array([episode.index for episode in description.episodes], np.int64)
@@ -162,6 +162,14 @@ class FrameTable:
             DatasetError: the description has no such camera; a picture or a video is missing or damaged.
             ChunkRLError: the cache has no space or cannot be written.
         """
+        return self.start_images(camera, rows)()
+
+    def start_images(self, camera: str, rows: np.ndarray) -> Callable[[], np.ndarray]:
+        """Begins what `images` does, and returns a function that gives its result or raises its error.
+
+        Where pictures are decoded on demand, several that are begun before the first is waited for keep all cores
+        busy to the end.
+        """
         if camera not in self._cameras:
             self._cameras[camera] = self._open(camera)
         return self._cameras[camera](rows)
@@ -188,11 +196,11 @@ class FrameTable:
         resize = None if size is None else Resize(*size, antialias=settings.antialias)
         return Camera(self.description, name, self._columns.read("timestamp"), resize)
 
-    def _open(self, name: str) -> Callable[[np.ndarray], np.ndarray]:
+    def _open(self, name: str) -> Callable[[np.ndarray], Callable[[], np.ndarray]]:
         if not self.settings.cache:
-            return OnDemandCamera(self.camera(name)).read
+            return OnDemandCamera(self.camera(name)).start
         pictures = open_camera(self.camera(name), self._folder, self._progress)
-        return lambda rows: np.asarray(pictures[rows])
+        return lambda rows: lambda: np.asarray(pictures[rows])
 
     def _vectors(self, name: str) -> np.ndarray:
         """The column as float32 [N, D], all finite."""
