@@ -41,7 +41,8 @@ OURS = {
     *("critic_horizon", "encoding", "tracking", "value_videos"),
     *("use_state", "use_task", "weight_decay", "grad_clip", "frames", "pi0"),
     *("additional_offline_dataset_paths", "dataset_weights", "additional_success"),
-    *("values", "value_updates", "init", "critic_updates", "relabel_interval", "conditioning", "pi", "microbatch_size", "ema_decay"),
+    *("values", "critic_updates", "relabel_interval", "conditioning", "pi", "microbatch_size", "ema_decay"),
+    *("value_updates", "init"),
     *(
         "save_updates",
         "keep_checkpoints",

@@ -233,6 +233,7 @@ class CrossFittedAdvantage:
         if self._given is not None or self.critic is not None:
             raise ChunkRLError("--values and --train-q are of data that stay: leave them out where data grow")
         self._dataset = data
+        data.detach_all()  # what was attached before, on the part that was there
         self._choose_starts()
         metrics: Metrics = {} if self.values is None else self.values.grow(data)
         if self.labels:

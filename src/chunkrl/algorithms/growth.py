@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from chunkrl.algorithms.advantages import ReturnRange
-from chunkrl.data.collection import ChunkData
+from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.identity import rows_before
 
 _LOG = logging.getLogger(__name__)
@@ -51,7 +51,8 @@ class EpisodeRows:
 
 def episode_ends(data: ChunkData) -> np.ndarray:
     """int64 [E], the row behind each episode."""
-    lengths = [d.table.episode_length for d in getattr(data, "datasets", (data,))]
+    datasets = data.datasets if isinstance(data, ChunkCollection) else (data,)
+    lengths = [dataset.table.episode_length for dataset in datasets]
     return np.cumsum(np.concatenate(lengths))
 
 
@@ -70,8 +71,8 @@ def warn_outside(returns: np.ndarray, known: ReturnRange) -> float:
     share = float(outside.mean()) if len(returns) else 0.0
     if share:
         _LOG.warning(
-            "%.1f%% of the frames have returns outside %.4g to %.4g, between which the values were built (now %.4g to "
-            "%.4g): V takes them for the nearest one; if that matters, begin with data that has such episodes, or "
+            "%.1f%% of the frames have returns outside %.4g to %.4g, between which the values were built (now %.4g "
+            "to %.4g): V takes them for the nearest one; if that matters, begin with data that has such episodes, or "
             "say the range with --fit.return-range",
             *(100 * share, known.low, known.high, float(returns.min()), float(returns.max())),
         )

@@ -148,10 +148,9 @@ class ValueLearner:
         )
         self._labelled: tuple[np.ndarray, np.ndarray] | None = None
         self._read(data)
-        low, high = fit.return_range or (None, None)
-        self.range = (
-            adv.return_range(self._counted_returns()) if low is None else adv.ReturnRange(low, high)
-        )
+        self.range = adv.return_range(self._counted_returns())
+        if fit.return_range is not None:
+            self.range = adv.ReturnRange(*fit.return_range)
         warn_outside(self._counted_returns(), self.range)
         if data.frame_labels.success.all():
             _LOG.warning(

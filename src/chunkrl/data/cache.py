@@ -20,7 +20,6 @@ from filelock import FileLock
 
 from chunkrl.errors import ChunkRLError
 
-
 BUILDING = ".building"
 """Behind the name of a folder that is not whole yet."""
 

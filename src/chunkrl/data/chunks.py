@@ -204,6 +204,10 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         """What `of_rows` gives for the row of every start: [len]."""
         return by_blocks(self.cache_dir, len(self), dtype, lambda part: of_rows(self.starts[part]))
 
+    def detach_all(self) -> None:
+        """Forgets all labels."""
+        self.labels.clear()
+
     def digest(self) -> str:
         """Of episodes, actions and labels: equal where a run may be resumed, wherever the files are."""
         labels, table = self.frame_labels, self.table

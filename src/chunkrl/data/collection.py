@@ -172,6 +172,11 @@ class ChunkCollection:
         for dataset, part in zip(self.datasets, self.split(keep(self.cache_dir, values)), strict=True):
             dataset.attach(name, part)
 
+    def detach_all(self) -> None:
+        """Forgets all labels."""
+        for dataset in self.datasets:
+            dataset.detach_all()
+
     def digest(self) -> str:
         """Of episodes, actions and labels: equal where a run may be resumed, wherever the files are."""
         digests = [dataset.digest() for dataset in self.datasets]

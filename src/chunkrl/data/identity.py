@@ -13,8 +13,8 @@ EPISODE_ID_KEY = "complementary_info.episode_id"
 
 
 def episode_identities(table: FrameTable) -> tuple[str, ...]:
-    """A name of every episode, [E]: its own UUID where it was recorded online, else its data set's fingerprint and its
-    index there.
+    """A name of every episode, [E]: its own UUID where it was recorded online, else its data set's fingerprint and
+    its index there.
 
     Raises:
         DatasetError: a file is missing or damaged.

@@ -1,4 +1,4 @@
-"""The learner's thread for data: what actors sent becomes episodes of the replay, and these the trainer's next data."""
+"""The learner's thread for data: what actors sent becomes episodes, and these the trainer's next data."""
 
 from __future__ import annotations
 
@@ -134,7 +134,9 @@ class DataWorker:
         for actor in self._streams.actors:
             spool = self._streams.spool(actor)
             waiting += spool.next_sequence - spool.acknowledged
-        aside, discarded = (self._intake.num_set_aside, self._intake.num_discarded) if self._intake else (0, 0)
+        aside, discarded = (
+            (self._intake.num_set_aside, self._intake.num_discarded) if self._intake else (0, 0)
+        )
         self.state = DataState(episodes, steps, aside, discarded, waiting, problem)
 
     def _note(self, error: ChunkRLError) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -171,13 +170,15 @@ class _Session:
         rows.append(
             (
                 "replay",
-                f"{state.num_episodes} episodes, {state.num_steps} steps; trained on {generation.online_episodes} and "
-                f"{generation.online_steps} ({share:.0%} of all frames)",
+                f"{state.num_episodes} episodes, {state.num_steps} steps; trained on {generation.online_episodes} "
+                f"and {generation.online_steps} ({share:.0%} of all frames)",
             )
         )
         behind = state.num_steps - generation.num_steps
         actors = ", ".join(self._connected()) or "none"
-        rows.append(("actors", f"{actors}; {state.num_waiting} records not stored yet, {behind} steps not trained on"))
+        rows.append(
+            ("actors", f"{actors}; {state.num_waiting} records not stored yet, {behind} steps not trained on")
+        )
         rows.append(("weights", f"version {self._publisher.version}, for {self._publisher.num_steps} steps"))
         if self._evaluations is not None and self._evaluations.last is not None:
             rows.append(("evaluation", f"success {self._evaluations.last:.0%}"))

@@ -88,8 +88,15 @@ class OnlineEvaluation:
         if not self.env and (self.every_updates or self.every_steps):
             raise ChunkRLError("say what is evaluated: --evaluation.env, for example push-v3")
         if self.mode == "best_of_n":
-            raise ChunkRLError("evaluation.mode best_of_n needs a Q, which data that grow train none of: use mode")
-        for name, least in (("every_updates", 0), ("every_steps", 0), ("num_episodes", 1), ("num_workers", 0)):
+            raise ChunkRLError(
+                "evaluation.mode best_of_n needs a Q, which data that grow train none of: use mode"
+            )
+        for name, least in (
+            ("every_updates", 0),
+            ("every_steps", 0),
+            ("num_episodes", 1),
+            ("num_workers", 0),
+        ):
             if getattr(self, name) < least:
                 raise ChunkRLError(f"evaluation.{name} is {getattr(self, name)}; it must be at least {least}")
 
@@ -122,7 +129,8 @@ class LearnerConfig:
         check_config(train, has_data=True)
         if train.objective not in OBJECTIVES:
             raise ChunkRLError(
-                f"--objective {train.objective} learns from data that stay: online, use one of {', '.join(OBJECTIVES)}"
+                f"--objective {train.objective} learns from data that stay; online, use one of "
+                f"{', '.join(OBJECTIVES)}"
             )
         for flag, given in (("--values", train.values), ("--train-q", train.train_q)):
             if given:

@@ -71,7 +71,9 @@ class LearnerData:
         self._shards: dict[Path, ChunkDataset] = {}
         self._sizes: dict[Path, tuple[int, int]] = {}
         self._too_short: set[Path] = set()
-        shutil.rmtree(cache_dir, ignore_errors=True)  # of a learner before this one; all of it can be made again
+        shutil.rmtree(
+            cache_dir, ignore_errors=True
+        )  # of a learner before this one; all of it can be made again
 
     def offline_only(self) -> Generation:
         """Without the replay."""
@@ -108,7 +110,12 @@ class LearnerData:
     def _open_shard(self, folder: Path) -> None:
         settings = self._settings
         table = FrameTable.open(
-            folder, settings.mapping, None, self._cache, silent, replace(settings.frames, skip_bad_episodes=False)
+            folder,
+            settings.mapping,
+            None,
+            self._cache,
+            silent,
+            replace(settings.frames, skip_bad_episodes=False),
         )
         if table.episode_length.max() < settings.action_horizon:
             if folder not in self._too_short:
@@ -124,7 +131,9 @@ class LearnerData:
         _ = shard.episode_identities  # read now: the files may be merged or dropped later
         for camera in shard.cameras:
             if before is not None:
-                continue_store(before.table.camera(camera), before.cache_dir, table.camera(camera), table.cache_dir)
+                continue_store(
+                    before.table.camera(camera), before.cache_dir, table.camera(camera), table.cache_dir
+                )
             table.images(camera, np.zeros(1, np.int64))
         self._shards[folder] = shard
 

@@ -104,8 +104,11 @@ class Evaluations:
                     job = self._jobs.get_nowait()
                 except queue.Empty:
                     break
-                if job is not None and job[1] is not None:
-                    _keep(*job)
+                if job is None:
+                    continue
+                folder, parameters = job
+                if parameters is not None:
+                    _keep(folder, parameters)
             process = self._process
             if process is not None:
                 process.terminate()

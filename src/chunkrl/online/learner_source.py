@@ -112,6 +112,7 @@ class OnlineSource:
                 grown = newest.data is not self._taken.generation.data
                 self._take(newest)
                 if grown:
+                    self.waiting = ""
                     return newest.data
             if self.stopped or self._is_owed(done, last_phase):
                 self.waiting = ""

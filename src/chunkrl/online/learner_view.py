@@ -35,7 +35,10 @@ class LearnerView:
         if live and self._stream.isatty():
             console = Console(file=self._stream)
             self._live = Live(
-                console=console, get_renderable=self.render, refresh_per_second=_REFRESHES_HZ, redirect_stdout=False
+                console=console,
+                get_renderable=self.render,
+                refresh_per_second=_REFRESHES_HZ,
+                redirect_stdout=False,
             )
             self._live.start()
             return

@@ -24,7 +24,7 @@ def acting_parameters(policy: nn.Module, dtype: torch.dtype) -> dict[str, Tensor
     """Copies on the CPU of what is trained, by the names that the saved policy has: LoRA layers as merged weights."""
     if isinstance(policy, PiLearner):
         policy = policy.policy
-    trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    trained: dict[str, Tensor] = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     for name, layer in adapted_modules(policy).items():
         for part in ("lora_A", "lora_B"):
             trained.pop(f"{name}.{part}", None)

@@ -186,7 +186,7 @@ class Trainer:
 
     def _flush(self, phase: str) -> None:
         means = {name: total / self._num_summed[name] for name, total in self._sums.items()}
-        self._record(phase, means | self._meter.flush() | self.source.metrics())
+        self._record(phase, means | self._meter.flush() | dict(self.source.metrics()))
         self._sums.clear()
         self._num_summed.clear()
 
