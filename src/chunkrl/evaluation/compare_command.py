@@ -99,10 +99,11 @@ def compare(command: CompareCommand) -> None:
     method, *baselines = methods
     differences = compare_arms(arms, method, baselines)
     num_seeds = len(methods[method])
-    aggregates = _aggregates(arms, method) if command.aggregates and num_seeds > 1 else None
     print(format_comparison(arms, differences))
-    if aggregates is not None:
-        print(format_aggregates(aggregates, method))
+    aggregates = _aggregates(arms, method) if command.aggregates and num_seeds > 1 else None
+    numbers = {} if aggregates is None else told_aggregates(aggregates, method)
+    if numbers:
+        print("\n" + "\n".join(f"{name}: {number}" for name, number in numbers.items()))
     if command.output_dir is None:
         return
     folder = Path(command.output_dir)
@@ -121,15 +122,17 @@ def compare(command: CompareCommand) -> None:
         "executed": f"{settings.exec_steps} actions of each chunk",
         "training seeds": f"{num_seeds} a method",
     }
-    notes = format_aggregates(aggregates, method).splitlines() if aggregates is not None else []
-    if num_seeds == 1:
-        notes.append("One policy a method: the intervals say nothing about another training seed.")
+    notes = ["One policy a method: the intervals say nothing about another training seed."]
+    if num_seeds > 1:
+        notes = [
+            "A bootstrap of few training seeds is narrow; aggregates over tasks and seeds are rliable's."
+        ]
     render_report(
         folder / "comparison.html",
         title="chunkrl compare: " + " against ".join(methods),
         arms=arms,
         differences=differences,
-        facts=facts,
+        facts=facts | numbers,
         notes=notes,
     )
     print(f"\n{folder / 'comparison.json'}\n{folder / 'comparison.html'}")
@@ -162,18 +165,17 @@ def format_comparison(arms: Sequence[ArmResult], differences: Sequence[ArmDiffer
     return "\n".join(lines)
 
 
-def format_aggregates(aggregates: Aggregates, method: str) -> str:
-    """One line a number."""
+def told_aggregates(aggregates: Aggregates, method: str) -> dict[str, str]:
+    """What each number is -> the number with its interval."""
 
     def told(estimate: Estimate) -> str:
         return f"{estimate.value:.3f} [{estimate.interval.low:.3f}, {estimate.interval.high:.3f}]"
 
-    lines = [
-        f"{name}: mean {told(a.mean)}, interquartile mean {told(a.iqm)}, optimality gap {told(a.optimality_gap)}"
-        for name, a in aggregates.methods.items()
-    ]
-    lines += [
-        f"probability that a seed of {method} beats one of {name}: {told(estimate)}"
-        for name, estimate in aggregates.improvement.items()
-    ]
-    return "\n".join(lines)
+    numbers = {}
+    for name, found in aggregates.methods.items():
+        numbers[f"{name}: mean"] = told(found.mean)
+        numbers[f"{name}: interquartile mean"] = told(found.iqm)
+        numbers[f"{name}: optimality gap"] = told(found.optimality_gap)
+    for name, estimate in aggregates.improvement.items():
+        numbers[f"probability that a seed of {method} beats one of {name}"] = told(estimate)
+    return numbers
