@@ -14,7 +14,7 @@ pytest.importorskip("sentencepiece", reason="needs the extra chunkrl[pi]")
 
 from chunkrl.cli import main
 from chunkrl.data.frames import FrameTable
-from chunkrl.envs.libero import ACTION_DIM, CAMERAS, STATE_DIM
+from chunkrl.envs.libero import ACTION_DIM, CAMERAS, PUBLIC_CAMERA_SIZE, STATE_DIM
 from chunkrl.evaluation.evaluation_result import Evaluation, read_evaluation
 from chunkrl.models.pi import tiny
 from chunkrl.progress import silent
@@ -86,9 +86,9 @@ def test_both_uses_of_the_advantage(root: Path, capsys: pytest.CaptureFixture[st
         root, "conditioned", *pi_flags(root), "--policy.kind", "pi", *critic.split(),
         "--objective", "advantage_conditioned",
     )  # fmt: skip
-    conditioned = evaluate(policy)
+    conditioned = evaluate(policy)  # its pictures: of the public data sets' size, scaled by the policy
     assert conditioned.settings.condition == "Advantage: positive"
-    assert conditioned.settings.camera_size == tiny.IMAGE_SIZE
+    assert conditioned.settings.camera_size == PUBLIC_CAMERA_SIZE
     capsys.readouterr()
     folders = [str(root / "runs" / name / "evaluation") for name in ("conditioned", "weighted")]
     main(["compare", *folders, "--output-dir", str(root / "comparison")])

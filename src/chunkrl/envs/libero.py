@@ -38,6 +38,7 @@ NUM_SETTLING_STEPS = 10
 # ahead by the two readings that a reset and the setting of an initial state force.
 OBSERVED_SUBSTEP = 23
 NO_MOTION = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float64)
+PUBLIC_CAMERA_SIZE = 256  # of openpi's and LeRobot's data sets; policies scale the pictures themselves
 VIDEO_SIZE = 256
 
 

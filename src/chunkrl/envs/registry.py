@@ -36,7 +36,7 @@ class EnvInfo:
     kind: for messages. states: name -> names of its entries. cameras: names in `EnvStep.images`.
     max_steps: default time limit of every task. num_initial_states: official ones, numbered from 0; None: any seed.
     default_episodes: of an evaluation. fps: control steps a second. one_context: a process can hold one environment
-    with cameras.
+    with cameras. public_camera_size: side of the pictures in the public data sets, pixels; 0: there are none.
     """
 
     kind: str
@@ -49,6 +49,7 @@ class EnvInfo:
     default_episodes: int
     fps: float
     one_context: bool
+    public_camera_size: int = 0
 
 
 def is_libero(name: str) -> bool:
@@ -127,6 +128,7 @@ def describe(tasks: Sequence[str]) -> EnvInfo:
             NUM_INITIAL_STATES,
             libero.FPS,
             True,
+            libero.PUBLIC_CAMERA_SIZE,
         )
     from chunkrl.envs import metaworld
 

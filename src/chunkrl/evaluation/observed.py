@@ -56,7 +56,7 @@ def fit_policy(
 
     Args:
         names: tasks or suites. max_steps: time limit; None: each task's own.
-        camera_size: side of the pictures; None: a pi policy's input.
+        camera_size: side of the pictures; None: for a pi policy, the public data sets', or else its input.
         rename: "ENVIRONMENT'S=POLICY'S" camera names. rendering: of LIBERO.
 
     Raises:
@@ -119,7 +119,7 @@ def _camera_size(policy: ChunkPolicy | PiActor, info: EnvInfo, camera_size: int 
     if camera_size is not None:
         return camera_size
     if isinstance(policy, PiActor):
-        return policy.policy.recipe.config.vision.image_size
+        return info.public_camera_size or policy.policy.recipe.config.vision.image_size
     raise ChunkRLError(
         f"the policy sees {', '.join(repr(camera) for camera in policy.cameras)}: say with --camera-size how large "
         "the pictures of its data were, as in chunkrl collect"
