@@ -14,14 +14,13 @@ import importlib
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tyro
 
-from chunkrl.envs.libero import ACTION_DIM, NO_MOTION, LiberoEnv
+from chunkrl.envs.libero import ACTION_DIM, NO_MOTION, NUM_SETTLING_STEPS, LiberoEnv
 from chunkrl.envs.libero_package import import_libero
 from chunkrl.envs.libero_tasks import find_task, initial_states
 from chunkrl.envs.offscreen import Rendering, choose_backend
@@ -55,39 +54,37 @@ class Row:
         return f"| {'LIBERO' if self.upstream else 'chunkrl'} | {seen}{', every 10th' if self.every > 1 else ''} |"
 
 
-def _upstream_step(task: str, camera_size: int) -> Callable[[np.ndarray], object]:
-    """One step of LIBERO's own environment, as openpi and LeRobot make it."""
+def upstream_environment(task: str, camera_size: int) -> Any:
+    """LIBERO's own environment (`ControlEnv`), as openpi and LeRobot make it; camera_size 0: without pictures."""
     import_libero()
-    from libero.libero.envs import env_wrapper
-
+    wrappers = importlib.import_module("libero.libero.envs.env_wrapper")
     if camera_size:
         backend = choose_backend()
         contexts = importlib.import_module(f"robosuite.renderers.context.{backend}_context")
         binding: Any = importlib.import_module("robosuite.utils.binding_utils")
         binding.GLContext = getattr(contexts, BACKEND_CONTEXTS[backend])
-    env = env_wrapper.ControlEnv(
+    return wrappers.ControlEnv(
         bddl_file_name=str(find_task(task).bddl_file),
         use_camera_obs=bool(camera_size),
         has_offscreen_renderer=bool(camera_size),
         camera_heights=camera_size or 128,
         camera_widths=camera_size or 128,
     )
-    env.env.hard_reset = False  # a second context in the process would draw garbage
-    env.reset()
-    env.set_init_state(initial_states(find_task(task))[0])
-    for _ in range(10):
-        env.step(NO_MOTION)
-    return env.step
 
 
 def measure(task: str, row: Row, num_steps: int) -> float:
     """Steps per CPU-second of this process, the making of the environment not counted."""
     actions = np.random.default_rng(0).uniform(-0.5, 0.5, (num_steps, ACTION_DIM))
     if row.upstream:
-        step = _upstream_step(task, row.camera_size)
+        env = upstream_environment(task, row.camera_size)
+        env.env.hard_reset = False  # a second context in the process would draw garbage
+        env.reset()
+        env.set_init_state(initial_states(find_task(task))[0])
+        for _ in range(NUM_SETTLING_STEPS):
+            env.step(NO_MOTION)
         start = time.process_time()
         for action in actions:
-            step(action)
+            env.step(action)
     else:
         env = LiberoEnv(task, camera_size=row.camera_size, rendering=row.rendering)
         env.reset(0)

@@ -7,35 +7,22 @@ FIXTURES: where the model has its bodies, which LIBERO draws anew at every reset
 
 from __future__ import annotations
 
-import importlib
 import sys
 
 import numpy as np
 
-from chunkrl.envs import libero_package
+from benchmarks.libero_steps import upstream_environment
 from chunkrl.envs.libero import SIMULATOR_CAMERAS, axis_angle
 from chunkrl.envs.libero_tasks import find_task, initial_states
-from chunkrl.envs.offscreen import choose_backend
 
 
 def main(name: str, initial_state: str, actions: str, fixtures: str, out: str) -> None:
     """Writes states [T + 1, 8], pictures [T + 1, 2, size, size, 3], success [T] and the last qpos and qvel."""
-    libero_package.import_libero()
-    from libero.libero.envs import env_wrapper
-    from robosuite.utils import binding_utils
-
-    backend = choose_backend()
-    contexts = importlib.import_module(f"robosuite.renderers.context.{backend}_context")
-    names = {"osmesa": "OSMesaGLContext", "egl": "EGLGLContext", "glfw": "GLFWGLContext"}
-    binding_utils.GLContext = getattr(contexts, names[backend])
-    task = find_task(name)
-    env = env_wrapper.OffScreenRenderEnv(
-        bddl_file_name=str(task.bddl_file), camera_heights=64, camera_widths=64
-    )
+    env = upstream_environment(name, camera_size=64)
     env.reset()
     for key, value in np.load(fixtures).items():
         getattr(env.env.sim.model, key)[:] = value
-    seen = [env.set_init_state(initial_states(task)[int(initial_state)])]
+    seen = [env.set_init_state(initial_states(find_task(name))[int(initial_state)])]
     for _ in range(10):
         seen = [env.step([0] * 6 + [-1])[0]]
     success = []

@@ -98,9 +98,9 @@ def test_an_episode_is_liberos_own_in_physics_states_and_pictures(tmp_path: Path
         env.close()
     np.save(tmp_path / "actions.npy", ACTIONS)
     files = [str(tmp_path / name) for name in ("actions.npy", "fixtures.npz", "out.npz")]
-    script = Path(__file__).with_name("libero_upstream.py")
-    command = [sys.executable, str(script), DRAWER, "7", *files]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=300)
+    command = [sys.executable, str(Path(__file__).with_name("libero_upstream.py")), DRAWER, "7", *files]
+    root = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=300, env=os.environ | root)
     upstream = np.load(tmp_path / "out.npz")
     np.testing.assert_array_equal(np.concatenate([upstream["qpos"], upstream["qvel"]]), end)
     np.testing.assert_allclose(np.stack([step.state for step in steps]), upstream["state"], atol=1e-6)
