@@ -19,12 +19,15 @@ import torch
 from actor_fakes import small_policy
 from rich.console import Console
 
+from chunkrl.envs.metaworld import FULL_STATE
 from chunkrl.errors import ChunkRLError, SpoolError, TransportError
 from chunkrl.online.actor_command import ActorCommand
 from chunkrl.online.actor_session import run_actor
 from chunkrl.online.live_view import LiveView
 from chunkrl.online.records import EpisodeSummary, Item, StepRecord
+from chunkrl.online.scripted_corrector import CorrectionRule
 from chunkrl.online.security import ConnectConfig, ListenConfig
+from chunkrl.online.spool import Spool
 from chunkrl.online.status import WARNING, ActorStatus
 from chunkrl.online.streams import ReceivedStreams
 from chunkrl.online.transport import SpoolReceiver
@@ -372,3 +375,32 @@ def test_the_panel_shows_what_the_session_is_about() -> None:
         "3 records unsent", "5 give back", "2 interventions",
     ):  # fmt: skip
         assert part in text, part
+
+
+def test_metaworld_by_name_with_a_scripted_corrector_on_a_clock(tmp_path):
+    pytest.importorskip("metaworld")
+    small_policy(0).save(tmp_path / "policy")
+    run_actor(
+        ActorCommand(
+            policy=str(tmp_path / "policy"),
+            env="push-v3",
+            output_dir=str(tmp_path / "run"),
+            offline=True,
+            num_episodes=1,
+            max_steps=30,
+            rate_hz=200.0,
+            keys="none",
+            corrector="scripted",
+            correction=CorrectionRule(budget=1, stall_steps=10, correction_steps=5),
+        )
+    )
+    with Spool(tmp_path / "run" / "spool") as spool:
+        items = [decode_item(data) for data in spool.read(0, 2**30)]
+    steps = [item for item in items if isinstance(item, StepRecord)]
+    assert len(steps) == 30 and sum(step.human for step in steps) == 5
+    spec = json.loads((tmp_path / "run" / "spool" / "stream.json").read_text())
+    assert (spec["actor_id"], spec["robot_type"], spec["fps"]) == ("actor", "metaworld:push-v3", 80.0)
+    assert spec["state_names"] == list(FULL_STATE)
+    (record,) = read_records(tmp_path / "run" / METRICS_FILE)
+    assert record.scalars["episode/human_fraction"] == pytest.approx(5 / 30)
+    assert record.scalars["speed/rate_hz"] > 0
