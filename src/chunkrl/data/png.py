@@ -85,7 +85,7 @@ def decode_plain(header: PngHeader) -> np.ndarray:
     return frames[0].to_ndarray()
 
 
-def _stored(content: bytes) -> list[bytes | memoryview]:
+def _stored(content: bytes | bytearray) -> list[bytes | memoryview]:
     """A zlib stream of stored blocks (RFC 1951, 3.2.4), in parts.
 
     It has no end and no check sum, which was checked before: FFmpeg stops where it has all rows.

@@ -117,21 +117,47 @@ class VideoFile:
             yield time, frame
 
     def _decoded_from(self, start: float, time_base: float) -> Iterator[VideoFrame]:
-        """Decoded frames from the last key frame at or before `start` on, earlier ones where that is not found."""
-        back = 0.0
+        """Decoded frames from one at or before `start` on, earlier ones where that is not found.
+
+        They come from the last key frame that allows it: FFmpeg seeks by decoding time, which lies before the time
+        shown where frames are reordered; and what follows a key frame may need frames before it.
+        """
+        back, wanted = 0.0, start / time_base
         while True:
             target = max(0, round((start - back) / time_base))
             self._container.seek(target, stream=self._stream)
-            decoded = self._container.decode(self._stream)
-            first = next(decoded, None)
-            # FFmpeg seeks by decoding time, which lies before the time shown where frames are reordered.
-            if target > 0 and (first is None or first.pts is None or first.pts > start / time_base + 1):
+            decoded = self._decoded()
+            try:
+                first = next(decoded, None)
+                reached = deque([] if first is None else [first], maxlen=2)
+                while reached and reached[-1].pts is not None and reached[-1].pts < wanted:
+                    if (frame := next(decoded, None)) is None:
+                        break
+                    reached.append(frame)
+            except FFmpegError:
+                if target == 0:
+                    raise
+                first, reached = None, deque()
+            misses = first is None or first.pts is None or first.pts > wanted + 1
+            if target > 0 and (misses or any(frame.is_corrupt for frame in reached)):
                 back = 2 * back + 1.0
                 continue
-            if first is not None:
-                yield first
+            yield from reached
             yield from decoded
             return
+
+    def _decoded(self) -> Iterator[VideoFrame]:
+        """Decoded frames from where the file stands on, without those shown before the key frame there.
+
+        Behind a key frame of an open group of pictures such frames follow that cannot be decoded from it.
+        """
+        first: int | None = None
+        for packet in self._container.demux(self._stream):
+            if first is None:
+                first = packet.pts
+            if first is not None and packet.pts is not None and packet.pts < first:
+                continue
+            yield from packet.decode()
 
 
 def _nearest(
