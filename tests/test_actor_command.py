@@ -19,12 +19,14 @@ import torch
 from actor_fakes import small_policy
 from rich.console import Console
 
+from chunkrl.config import from_dict
 from chunkrl.envs.metaworld import FULL_STATE
 from chunkrl.errors import ChunkRLError, SpoolError, TransportError
 from chunkrl.online.actor_command import ActorCommand
 from chunkrl.online.actor_session import run_actor
 from chunkrl.online.live_view import LiveView
 from chunkrl.online.records import EpisodeSummary, Item, StepRecord
+from chunkrl.online.robot_file import RobotFile
 from chunkrl.online.scripted_corrector import CorrectionRule
 from chunkrl.online.security import ConnectConfig, ListenConfig
 from chunkrl.online.spool import Spool
@@ -195,6 +197,15 @@ def test_a_spool_of_another_actor_or_kind_and_a_robot_that_does_not_fit_are_refu
                     corrector="leader" if name == "leader" else "none",
                 )
             )
+
+
+def test_the_robot_file_in_the_docs_is_one():
+    text = (Path(__file__).parents[1] / "docs" / "online.md").read_text()
+    block = text.split("```json\n")[1].split("```")[0]
+    file = from_dict(RobotFile, json.loads(block))
+    low, high = file.limits(tuple("abcdef"))
+    assert low.tolist() == [-100] * 5 + [0] and high.tolist() == [100] * 6
+    assert file.home is not None and len(file.home.positions) == 6 and file.handover is not None
 
 
 @pytest.mark.parametrize(
