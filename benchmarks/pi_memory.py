@@ -8,16 +8,20 @@ The two phases follow one another. In the value phase there are the policy's wei
 
 from __future__ import annotations
 
+from unittest import mock
+
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from chunkrl.models.lora import LoRAConfig
 from chunkrl.models.pi.config import pi05_base
-from chunkrl.models.pi.critic import PiCriticConfig, PiValue
+from chunkrl.models.pi.critic import CriticInputs, PiCriticConfig, PiValue
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.value_head import ValueHead
 from chunkrl.training.memory import MemoryPlan, memory_plan, meta_model
 from chunkrl.training.optim import OptimizerKind
 from chunkrl.training.trainable import PI_PRESETS
+from chunkrl.types import Observation
 
 NUM_FOLDS = 5
 RECIPE = pi05_base(("image", "wrist_image"), 8, 7)
@@ -46,8 +50,24 @@ def value_phase(depth: int, kind: OptimizerKind, targets: bool, one_by_one: bool
     )
 
 
+def fold_costs(depth: int) -> tuple[float, float]:
+    """TFLOP a sample: of the vision tower on both cameras, and of one critic's update (forward and backward)."""
+    # PyTorch's FLOP counter runs the modules on the meta device, which autocast does not know
+    with torch.device("meta"), mock.patch("torch.is_autocast_enabled", return_value=False):
+        policy = PiPolicy(meta_model(RECIPE.config).requires_grad_(False), RECIPE)
+        critic = PiValue(policy, PiCriticConfig(depth=depth), ValueHead("hl_gauss"))
+        with FlopCounterMode(display=False) as vision:
+            tokens = policy.model.projector(policy.model.vision(torch.zeros(2, 3, 224, 224)))
+        length = 2 * tokens.shape[1] + RECIPE.config.max_prompt_tokens
+        valid = torch.ones(1, length, dtype=torch.bool)
+        inputs = CriticInputs(torch.zeros(1, length, tokens.shape[-1]), valid, Observation())
+        with FlopCounterMode(display=False) as update:
+            critic.outputs(inputs).sum().backward()
+    return vision.get_total_flops() / 1e12, update.get_total_flops() / 1e12
+
+
 def main() -> None:
-    """Prints both tables."""
+    """Prints both tables, and what one by one costs."""
     inference = memory_plan(RECIPE.config, None)
     print(f"Inference in bfloat16: {inference.total / 1e9:.1f} GB.\n")
     print("| policy phase, `--pi.train` | weights | all, AdamW | all, 8-bit |\n|---|---|---|---|")
@@ -64,6 +84,12 @@ def main() -> None:
             ]
             totals = " | ".join(f"{(plan.weights + plan.critics) / 1e9:.1f}" for plan in plans)
             print(f"| {depth} blocks, {'one by one' if one_by_one else 'together'} | {totals} |")
+    vision, update = fold_costs(6)
+    alone, together = NUM_FOLDS * (vision + update), vision + NUM_FOLDS * update
+    print(
+        f"\nTFLOP a sample of two cameras: vision {vision:.2f}, an update of a critic of 6 blocks {update:.2f}. One by "
+        f"one takes {alone:.1f}, together {together:.1f}: {alone / together:.2f} times as much."
+    )
 
 
 if __name__ == "__main__":
