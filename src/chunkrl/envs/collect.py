@@ -21,6 +21,7 @@ from chunkrl.data.atomic import write_text
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.envs.collect_config import CollectCommand, CollectConfig, CollectPlan, plan
 from chunkrl.envs.collect_episode import CollectedEpisode, EpisodeMaker
+from chunkrl.envs.registry import prepare
 from chunkrl.envs.workers import Lost, Workers
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.progress import Progress, silent
@@ -59,6 +60,7 @@ def _here(planned: CollectPlan, first: int) -> Iterator[CollectedEpisode]:
 
 def _in_processes(planned: CollectPlan, first: int) -> Iterator[CollectedEpisode]:
     num_workers, last = planned.config.num_workers, planned.config.num_episodes
+    prepare(planned.tasks)
     workers = Workers(num_workers, partial(EpisodeMaker, planned), _HANG_S)
     waiting: dict[int, CollectedEpisode] = {}
     under_way: dict[int, int] = {}  # slot -> episode

@@ -46,13 +46,14 @@ def installed_assets() -> Path | None:
     """
     chosen = os.environ.get(ASSETS_VARIABLE)
     if chosen:
-        missing = [name for name in ASSET_FOLDERS if not (Path(chosen) / name).is_dir()]
+        folder = Path(chosen).expanduser().resolve()
+        missing = [name for name in ASSET_FOLDERS if not (folder / name).is_dir()]
         if missing:
             raise ChunkRLError(
                 f"{ASSETS_VARIABLE}={chosen} is no folder of LIBERO's assets: it has no {', '.join(missing)}; name "
                 f"the folder that holds them, or unset {ASSETS_VARIABLE} to fetch them from the Hub"
             )
-        return Path(chosen).resolve()
+        return folder
     by_package = Path.home() / ".cache" / "libero" / "assets"
     for folder in (package_folder() / "assets", own_cache() / "assets", by_package):
         if all((folder / name).is_dir() for name in ASSET_FOLDERS):

@@ -18,6 +18,7 @@ import numpy as np
 from chunkrl.envs.libero_goals import LiberoGoals, SubgoalKind, check_kinds, onset_kinds
 from chunkrl.envs.libero_tasks import NUM_INITIAL_STATES, LiberoTask, find_task, suite_tasks
 from chunkrl.envs.pool import CannotServeError
+from chunkrl.envs.registry import prepare
 from chunkrl.envs.workers import Lost, Workers
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress
@@ -171,6 +172,7 @@ def replay_all(
     waiting = sorted(
         recordings, key=lambda episode: (tasks[episode], episode), reverse=True
     )  # few changes of scene
+    prepare(tuple(tasks.values()))
     workers = Workers(min(num_workers, len(waiting)), partial(Replayer), _HANG_S)
     under_way: dict[int, int] = {}
     lost: set[int] = set()

@@ -95,6 +95,18 @@ def expand(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def prepare(tasks: Sequence[str]) -> None:
+    """Fetches what the simulators of these tasks need, once and before processes start whose time is limited.
+
+    Raises:
+        ChunkRLError: LIBERO's assets are missing (says how to get them).
+    """
+    if any(is_libero(task) for task in tasks):
+        from chunkrl.envs.libero_package import find_assets
+
+        find_assets()
+
+
 def describe(tasks: Sequence[str]) -> EnvInfo:
     """Of tasks of one kind (from `expand`).
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from chunkrl.envs.offscreen import Rendering
 from chunkrl.envs.pool import EnvPool, LocalPool
-from chunkrl.envs.registry import EnvInfo, EnvOptions, describe, expand, make_env
+from chunkrl.envs.registry import EnvInfo, EnvOptions, describe, expand, make_env, prepare
 from chunkrl.envs.workers import WorkerPool
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.evaluation_result import EvaluationSettings
@@ -169,4 +169,5 @@ def make_pool(
         )
         return LocalPool(num_slots, lambda slot, name: make_env(name, request.options))
     wanted = len(os.sched_getaffinity(0)) if num_workers is None else num_workers
+    prepare(request.envs)
     return WorkerPool(min(wanted, num_episodes), partial(make_env, options=request.options), hang_s)
