@@ -108,6 +108,25 @@ def test_no_gradient_of_critics_reaches_the_policy(root: Path, checkpoints: Path
     assert all(torch.equal(p, start) for p, start in zip(run.policy.parameters(), before, strict=True))
 
 
+def test_iqls_critics_learn_at_a_rate_of_their_own(root: Path, checkpoints: Path, tmp_path: Path) -> None:
+    """AdamW's first step is the rate, whatever the gradient."""
+    for folds in (1, 2):
+        settings = config(root, checkpoints, tmp_path, "iql", lr=1e-5, value_lr=1e-3, num_folds=folds)
+        run = ChunkLevelOfflineRL(settings)
+        algorithm = run.algorithm
+        moved = {"policy": algorithm.policy, "value": algorithm.value, "critic": algorithm.critic}
+        before = {name: [p.detach().clone() for p in part.parameters()] for name, part in moved.items()}
+        algorithm.update("joint", run.dataset.batch(np.arange(6)))
+        steps = {
+            name: max(
+                float((p.detach() - b).abs().max())
+                for p, b in zip(part.parameters(), before[name], strict=True)
+            )
+            for name, part in moved.items()
+        }
+        assert steps == pytest.approx({"policy": 1e-5, "value": 1e-3, "critic": 1e-3}, rel=0.05)
+
+
 def test_iql_says_what_its_values_are_worth(root: Path, checkpoints: Path, tmp_path: Path) -> None:
     run = ChunkLevelOfflineRL(
         config(root, checkpoints, tmp_path, "iql", relabel_interval=2, num_updates=3, num_folds=2)

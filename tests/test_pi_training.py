@@ -460,7 +460,7 @@ def test_settings_that_cannot_be_used(root: Path, checkpoints: Path, tmp_path: P
         ({"pi": PiTrainingConfig(critic=PiCriticConfig(depth=9))}, "the policy has 3"),
         ({"labels": LabelRule(success="next.reward")}, "next.reward"),
         ({"objective": "document"}, "Gaussian"),
-        ({"objective": "iql", "value_lr": 0.1, "microbatch_size": 2}, "reads no microbatch_size, value_lr"),
+        ({"objective": "iql", "train_q": True, "microbatch_size": 2}, "reads no microbatch_size, train_q"),
         (
             {"critic_updates": 1, "relabel_interval": 1, "objective": "behaviour_cloning"},
             "--critic-updates is for",

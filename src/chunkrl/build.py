@@ -134,7 +134,8 @@ def build_algorithm(
             time_out=config.fit.time_out,
             **({"num_folds": config.num_folds} if config.objective == "iql" else {}),
         )
-        return ChunkAWR(joint, networks, optim, dataset, config.seed, device)
+        value_optim = None if config.value_lr is None else config.value_optim_config()
+        return ChunkAWR(joint, networks, optim, dataset, config.seed, device, value_optim)
     settings = CrossFittedConfig(
         policy_updates=0 if config.objective == "value" else num_updates,
         value_updates=value_updates,

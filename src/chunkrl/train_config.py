@@ -217,7 +217,7 @@ def check_config(config: TrainConfig, has_data: bool = False) -> None:
             f"--objective {config.objective} writes into the prompt of a pi policy: use --policy.kind pi"
         )
     joint = config.objective in ("iql", "document")
-    unread = [name for name in ("microbatch_size", "value_lr", "train_q") if getattr(config, name)]
+    unread = [name for name in ("microbatch_size", "train_q") if getattr(config, name)]
     if joint and unread:
         raise ChunkRLError(
             f"--objective {config.objective} reads no {', '.join(unread)}: leave them out, or use cross_fitted"

@@ -21,6 +21,7 @@ vision tower over an observation serves the policy and, detached, V, Q and its t
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -102,7 +103,10 @@ def document(**settings: Any) -> JointConfig:
 
 
 class ChunkAWR:
-    """The algorithm of this module; see `JointConfig`."""
+    """The algorithm of this module; see `JointConfig`.
+
+    value_optim: of V and Q; None: as the policy's.
+    """
 
     def __init__(
         self,
@@ -112,6 +116,7 @@ class ChunkAWR:
         dataset: ChunkData,
         seed: int,
         device: torch.device,
+        value_optim: OptimConfig | None = None,
     ) -> None:
         self.policy = networks.policy().to(device)
         if config.alpha > 0 and not self.policy.has_log_prob:
@@ -138,16 +143,23 @@ class ChunkAWR:
         self.value = CrossFitted(lambda: networks.value(head), config.num_folds).to(device)
         self.critic = CrossFitted(lambda: networks.critic(num_critics, head), config.num_folds).to(device)
         self.target = copy.deepcopy(self.critic).requires_grad_(False).eval()
-        parameters = [*self.policy.parameters(), *self.value.parameters(), *self.critic.parameters()]
-        groups = [parameters]
-        if config.num_folds > 1:
-            groups = [list(self.policy.parameters()), *self.value.parameter_groups()]
-            groups += self.critic.parameter_groups()
-        self._optimizer = Optimizer(groups, optim, config.num_updates)
+        self._optimizers = self._make_optimizers(optim, value_optim)
         trained = [(name, p) for name, p in self.policy.named_parameters() if p.requires_grad]
         self._ema = Ema(trained, config.ema_decay) if config.ema_decay > 0 else None
         self.labels: dict[str, np.ndarray] = {}
         self._num_updates, self._labelled_at = 0, -1
+
+    def _make_optimizers(self, optim: OptimConfig, value_optim: OptimConfig | None) -> list[Optimizer]:
+        """One of the policy and one of V and Q, each network clipped by its own norm; or, as the document has it, one
+        of all with one norm."""
+        policy, num_updates = list(self.policy.parameters()), self.config.num_updates
+        critics = [*self.value.parameter_groups(), *self.critic.parameter_groups()]
+        if self.config.num_folds == 1 and value_optim is None:
+            return [Optimizer([[*policy, *(p for group in critics for p in group)]], optim, num_updates)]
+        return [
+            Optimizer([policy], optim, num_updates),
+            Optimizer(critics, value_optim or optim, num_updates),
+        ]
 
     def phases(self) -> tuple[Phase, ...]:
         """`joint`, and `values`, which trains nothing: it labels the data with what V and Q have become."""
@@ -210,9 +222,8 @@ class ChunkAWR:
             )
             lost = self._imitation_loss(batch)
             policy = losses.policy_loss(weights, lost.per_chunk)
-            loss = losses.total_loss(critic, value_loss, policy, config.lambda_v, config.lambda_pi)
-        lr = self._optimizer.lr
-        norm = self._optimizer.step(loss)
+        lr = self._optimizers[0].lr
+        norm = self._step(critic, value_loss, policy)
         self._update_averages()
         metrics |= {
             "loss/critic": float(critic.detach()),
@@ -227,12 +238,24 @@ class ChunkAWR:
             "weight/max": float(weights.max()),
             "weight/effective_sample_size": float(losses.effective_sample_size(weights)),
             "grad_norm/joint": norm,
-            "lr/joint": lr,
+            "lr/policy": lr,
         }
         metrics |= {key: total / count for key, (total, count) in lost.parts.items() if count}
         if config.weight_clip is not None:
             metrics["weight/clip_fraction"] = float((weights >= config.weight_clip).float().mean())
         return metrics | more
+
+    def _step(self, critic: torch.Tensor, value: torch.Tensor, policy: torch.Tensor) -> float:
+        """One update down the total loss; returns the norm of all gradients."""
+        config = self.config
+        total = [losses.total_loss(critic, value, policy, config.lambda_v, config.lambda_pi)]
+        if (
+            len(self._optimizers) > 1
+        ):  # the policy's gradients come from its loss alone, and V's and Q's from theirs
+            total = [config.lambda_pi * policy, critic + config.lambda_v * value]
+        for optimizer, loss in zip(self._optimizers, total, strict=True):
+            optimizer.backward(loss)
+        return math.hypot(*(optimizer.apply() for optimizer in self._optimizers))
 
     def _update_averages(self) -> None:
         if self.config.target_rate < 1:
@@ -341,17 +364,21 @@ class ChunkAWR:
             "value": self.value,
             "critic": self.critic,
             "target": self.target,
-            "optimizer": self._optimizer,
         }
+        parts |= {f"optimizer_{number}": optimizer for number, optimizer in enumerate(self._optimizers)}
         return parts if self._ema is None else parts | {"ema": self._ema}
 
     def grow(self, data: ChunkData) -> Metrics:
         """See `Algorithm.grow`: refused."""
-        raise ChunkRLError("iql and document learn from data that stay: use --objective cross_fitted where they grow")
+        raise ChunkRLError(
+            "iql and document learn from data that stay: use --objective cross_fitted where they grow"
+        )
 
     def take_networks(self, state: dict[str, Any]) -> None:
         """See `Algorithm.take_networks`: refused."""
-        raise ChunkRLError("iql and document begin with fresh networks: leave --init out, or --resume the run itself")
+        raise ChunkRLError(
+            "iql and document begin with fresh networks: leave --init out, or --resume the run itself"
+        )
 
     def deployed(self) -> AbstractContextManager[None]:
         """See `Algorithm.deployed`."""
