@@ -31,20 +31,25 @@ def test_every_setting_of_training_is_explained(capsys: pytest.CaptureFixture[st
     assert explained - shown <= {"--config"}
 
 
-def test_flags_of_the_guide_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    known = {flag for command in ("train", "evaluate", "collect") for flag in flags(command, capsys)}
-    text = (ROOT / "docs" / "training.md").read_text()
-    named = set(re.findall(rf"(?<![\w-])({FLAG})", text))
-    torchruns = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}
-    assert named - known <= {"--config", "--horizon", *torchruns}  # --horizon: of chunkrl.models.pi.tiny
+TORCHRUN = ("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint")
 
 
-def test_flags_of_the_evaluation_guide_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    known = {flag for command in ("evaluate", "compare") for flag in flags(command, capsys)}
-    text = (ROOT / "docs" / "evaluation.md").read_text()
+@pytest.mark.parametrize(
+    ("guide", "commands", "others"),
+    [
+        # --horizon: of chunkrl.models.pi.tiny
+        ("training", ("train", "evaluate", "collect"), ("--config", "--horizon", *TORCHRUN)),
+        ("evaluation", ("evaluate", "compare"), ("--no-aggregates", "--tasks")),  # the last: of the benchmark
+        ("libero", ("collect", "label", "train", "evaluate"), ("--constraint", "--horizon", "--export")),
+    ],
+)
+def test_flags_of_the_guides_exist(
+    guide: str, commands: tuple[str, ...], others: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {flag for command in commands for flag in flags(command, capsys)}
+    text = (ROOT / "docs" / f"{guide}.md").read_text()
     named = set(re.findall(rf"(?<![\w-])({FLAG})", text))
-    benchmarks = {"--tasks"}
-    assert named - known <= {"--no-aggregates", *benchmarks}
+    assert named - known <= {"--help", *others}
 
 
 def test_tests_that_the_guide_names_exist() -> None:
