@@ -87,8 +87,8 @@ def main() -> None:
     vision, update = fold_costs(6)
     alone, together = NUM_FOLDS * (vision + update), vision + NUM_FOLDS * update
     print(
-        f"\nTFLOP a sample of two cameras: vision {vision:.2f}, an update of a critic of 6 blocks {update:.2f}. One by "
-        f"one takes {alone:.1f}, together {together:.1f}: {alone / together:.2f} times as much."
+        f"\nTFLOP a sample of two cameras: vision {vision:.2f}, an update of a critic of 6 blocks {update:.2f}. One "
+        f"by one takes {alone:.1f}, together {together:.1f}: {alone / together:.2f} times as much."
     )
 
 
