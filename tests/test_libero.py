@@ -196,6 +196,21 @@ def test_pictures_are_named_rotated_and_one_context_is_all() -> None:
     after.close()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"rendering": "slow"}, "rendering is 'slow'; LIBERO's tasks have default and fast"),
+        ({"initial": "any"}, "initial is 'any'; LIBERO's tasks have official and sampled"),
+        ({"state": "half"}, "state is 'half'; LIBERO's tasks have full and privileged"),
+        ({"camera_size": -1}, "camera_size is -1"),
+        ({"cameras": ("image",)}, "1 names are given"),
+    ],
+)
+def test_wrong_settings_are_told_before_anything_is_built(wrong: dict, told: str) -> None:
+    with pytest.raises(ChunkRLError, match=told):
+        LiberoEnv(DRAWER, **wrong)
+
+
 def test_an_absent_mesh_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = installed_assets()
     assert whole is not None

@@ -68,7 +68,6 @@ class LiberoEnv:
             initial: `official`: `reset(i)` starts in the official initial state i (0 to 49), for evaluation;
                 `sampled`: `reset(seed)` draws placements from the regions of the task's definition, for training
                 data, which so does not hold the states that are evaluated.
-
             state: `full`, the field's eight entries; `privileged`: also where object and target are (only for tasks
                 that put one object in one place), for policies without cameras.
 
@@ -77,13 +76,15 @@ class LiberoEnv:
             MissingExtraError: LIBERO is not installed.
         """
         task = find_task(name)
+        for what, value, known in (
+            ("rendering", rendering, get_args(Rendering)),
+            ("initial", initial, get_args(InitialStates)),
+            ("state", state, tuple(STATES)),
+        ):
+            if value not in known:
+                raise ChunkRLError(f"{what} is {value!r}; LIBERO's tasks have {' and '.join(known)}")
         if camera_size < 0:
             raise ChunkRLError(f"camera_size is {camera_size}; it must be 0 (no camera) or a side in pixels")
-        if initial not in get_args(InitialStates) or rendering not in get_args(Rendering):
-            raise ChunkRLError(
-                f"initial is {initial!r} and rendering {rendering!r}; use one of {get_args(InitialStates)} and "
-                f"one of {get_args(Rendering)}"
-            )
         if len(cameras) != len(SIMULATOR_CAMERAS):
             raise ChunkRLError(
                 f"LIBERO has the cameras {' and '.join(SIMULATOR_CAMERAS)}; {len(cameras)} names are given for "
@@ -99,8 +100,6 @@ class LiberoEnv:
         self.domain, self._randomization_error = _build(task)
         self._mujoco = import_mujoco()
         self._control = ArmControl(self.domain)
-        if state not in STATES:
-            raise ChunkRLError(f"state is {state!r}; LIBERO's tasks have {' and '.join(STATES)}")
         self.state_dim = len(STATES[state])
         self._privileged = PrivilegedState(self.domain) if state == "privileged" else None
         self._renderer: OffscreenRenderer | None = None
