@@ -4,13 +4,17 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
 
 from chunkrl.cli import main
+from chunkrl.data.frames import FrameTable
 from chunkrl.demo import DemoConfig, run_demo
+from chunkrl.envs.scripted import POLICY
 from chunkrl.experiment import DEMO_ARMS
+from chunkrl.progress import silent
 
 
 def test_collect_train_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,6 +35,21 @@ def test_collect_train_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert 0 <= found["interval"][0] <= found["success"] <= found["interval"][1] <= 1
         assert found["exec_steps"] == 4
         assert re.search(r"success \d/2", capsys.readouterr().out)
+    mixed = tmp_path / "mixed"  # the policy acts in data that are collected anew
+    more = (
+        f"--num-episodes 2 --max-steps 60 --policy {run / 'policy'} --mixture.policy-share 0.5 --exec-steps 3"
+    )
+    main([*collect.replace(str(data), str(mixed)).split(), *more.split()])
+    table = FrameTable.open(mixed, progress=silent)
+    acted = set(np.unique(table.column("complementary_info.controller")))
+    assert POLICY in acted and acted - {POLICY}
+    for wrong, message in (
+        ("--state compact", "takes the state 'full'.*--state full"),
+        ("--exec-steps 9", "exec_steps 9 is longer than the policy's chunk 4"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*collect.replace(str(data), str(tmp_path / "no")).split(), *more.split(), *wrong.split()])
+        assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.slow

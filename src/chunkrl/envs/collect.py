@@ -113,7 +113,7 @@ def collect_dataset(
         fps=planned.fps,
         features=planned.features(),
         robot_type=f"{planned.info.kind.lower()}:{names[0]}",
-        overwrite=overwrite,
+        overwrite=overwrite or _is_empty(root),
     ) as writer:
         if writer.num_episodes:
             _check_same(root, config, writer.num_episodes)
@@ -121,6 +121,14 @@ def collect_dataset(
         for episode in collect_episodes(config, progress, writer.num_episodes):
             writer.add_episode(episode.columns, episode.task)
     return num_successes(root)
+
+
+def _is_empty(root: Path) -> bool:
+    """Whether a data set was begun at `root` and has no episode: what an error before the first one leaves."""
+    try:
+        return json.loads((root / "meta/info.json").read_text(encoding="utf-8"))["total_episodes"] == 0
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _record(config: CollectConfig) -> dict[str, Any]:
