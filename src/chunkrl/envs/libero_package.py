@@ -111,7 +111,7 @@ def import_libero() -> SimpleNamespace:
             errors = importlib.import_module("robosuite.utils.errors")
     except ModuleNotFoundError as error:
         raise MissingExtraError("The LIBERO environment", error.name or "robosuite", "libero") from error
-    except ImportError as error:  # OpenCV without libGL, for one
+    except (ImportError, OSError) as error:  # OpenCV without libGL; a log file of another user's robosuite
         raise ChunkRLError(
             f"LIBERO cannot be imported: {error}; apt-get install {DEBIAN_PACKAGES} brings the system's libraries"
         ) from error
