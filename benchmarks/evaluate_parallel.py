@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from chunkrl.envs.pool import EnvPool, LocalPool
 from chunkrl.envs.registry import EnvOptions, describe, make_env
 from chunkrl.envs.workers import WorkerPool
-from chunkrl.evaluation.rollout import Episode, ExecutionConfig, run_episodes
+from chunkrl.evaluation.rollout import Episode, RolloutConfig, run_episodes
 from chunkrl.types import Observation
 
 
@@ -72,7 +72,7 @@ def seconds(pool: EnvPool, actor, task: str, num_episodes: int, config: Config) 
     """Wall time of `num_episodes` episodes."""
     episodes = [Episode(task, number, number) for number in range(num_episodes)]
     started = time.perf_counter()
-    run_episodes(actor, pool, episodes, ExecutionConfig(config.horizon, 4), lambda number, result: None)
+    run_episodes(actor, pool, episodes, RolloutConfig(config.horizon, 4), lambda number, result: None)
     return time.perf_counter() - started
 
 

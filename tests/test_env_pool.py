@@ -20,7 +20,7 @@ from env_fakes import CountEnv
 from chunkrl.envs.pool import EnvPool, LocalPool
 from chunkrl.envs.workers import WorkerPool
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.rollout import Episode, EpisodeResult, ExecutionConfig, run_episodes
+from chunkrl.evaluation.rollout import Episode, EpisodeResult, RolloutConfig, run_episodes
 from chunkrl.types import Observation
 
 
@@ -48,7 +48,7 @@ def expected(episode: Episode, exec_steps: int = 3) -> tuple[bool, int]:
 def run(pool: EnvPool, batch_size: int = 2, record_every: int = 0) -> dict[int, EpisodeResult]:
     found: dict[int, EpisodeResult] = {}
     with closing(pool):
-        execution = ExecutionConfig(3, batch_size)
+        execution = RolloutConfig(3, batch_size)
         run_episodes(noise_actor, pool, EPISODES, execution, found.__setitem__, record_every)
     return found
 
@@ -80,7 +80,7 @@ def test_a_batch_is_always_full_and_its_filling_changes_nothing() -> None:
 
     found: dict[int, EpisodeResult] = {}
     pool = LocalPool(3, lambda slot, name: CountEnv(name))
-    run_episodes(actor, pool, EPISODES, ExecutionConfig(3, 4), found.__setitem__)
+    run_episodes(actor, pool, EPISODES, RolloutConfig(3, 4), found.__setitem__)
     assert set(sizes) == {4}
     check(found)
 

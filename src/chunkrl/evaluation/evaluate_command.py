@@ -26,7 +26,7 @@ from chunkrl.evaluation.evaluation_result import (
 )
 from chunkrl.evaluation.evaluation_videos import record_videos
 from chunkrl.evaluation.observed import EnvRequest, fit_policy, make_pool, plan_episodes, renamed
-from chunkrl.evaluation.rollout import Actor, Episode, EpisodeResult, ExecutionConfig, run_episodes
+from chunkrl.evaluation.rollout import Actor, Episode, EpisodeResult, RolloutConfig, run_episodes
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.progress import Progress
@@ -184,7 +184,7 @@ def _run(
         outcomes[number] = outcome
         progress(stage, len(outcomes), len(episodes))
 
-    execution = ExecutionConfig(settings.exec_steps, settings.batch_size)
+    execution = RolloutConfig(settings.exec_steps, settings.batch_size)
     run_episodes(actor, pool, [episodes[number] for number in missing], execution, finished)
 
 

@@ -9,7 +9,7 @@ from chunkrl.data.atomic import replace_file
 from chunkrl.envs.pool import EnvPool
 from chunkrl.evaluation.evaluation_folder import EvaluationFolder
 from chunkrl.evaluation.evaluation_result import Evaluation, Video
-from chunkrl.evaluation.rollout import Actor, Episode, EpisodeResult, ExecutionConfig, run_episodes
+from chunkrl.evaluation.rollout import Actor, Episode, EpisodeResult, RolloutConfig, run_episodes
 from chunkrl.evaluation.video import episode_video
 from chunkrl.progress import Progress
 
@@ -71,6 +71,6 @@ def record_videos(
         num_done += 1
         progress("films", num_done, len(missing))
 
-    execution = ExecutionConfig(evaluation.settings.exec_steps, evaluation.settings.batch_size)
+    execution = RolloutConfig(evaluation.settings.exec_steps, evaluation.settings.batch_size)
     run_episodes(actor, pool, missing, execution, finished, record_every=every)
     return tuple(films[episode.env, episode.seed] for episode in chosen)

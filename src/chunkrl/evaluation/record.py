@@ -8,7 +8,7 @@ import numpy as np
 
 from chunkrl.envs.pool import LocalPool
 from chunkrl.envs.protocol import Environment
-from chunkrl.evaluation.rollout import Actor, Episode, EpisodeResult, ExecutionConfig, run_episodes
+from chunkrl.evaluation.rollout import Actor, Episode, EpisodeResult, RolloutConfig, run_episodes
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def record(actor: Actor, env: Environment, seed: int, exec_steps: int, every: in
         actor,
         LocalPool(1, lambda slot, name: env),
         [Episode(env.name, seed, seed)],
-        ExecutionConfig(exec_steps, 1),
+        RolloutConfig(exec_steps, 1),
         lambda number, result: found.append(result),
         record_every=every,
     )

@@ -44,7 +44,7 @@ class EpisodeResult:
 
 
 @dataclass(frozen=True)
-class ExecutionConfig:
+class RolloutConfig:
     """How chunks are made and executed.
 
     exec_steps: actions executed of each chunk before the next one is asked for.
@@ -114,7 +114,7 @@ def evaluate(
         results[number] = result
         progress(stage, len(results), len(seeds))
 
-    run_episodes(actor, pool, episodes, ExecutionConfig(exec_steps, len(envs)), finished)
+    run_episodes(actor, pool, episodes, RolloutConfig(exec_steps, len(envs)), finished)
     ordered = [results[number] for number in range(len(seeds))]
     return Rollouts(
         np.array([r.success for r in ordered]),
@@ -140,7 +140,7 @@ def run_episodes(
     actor: Actor,
     pool: EnvPool,
     episodes: Sequence[Episode],
-    execution: ExecutionConfig,
+    execution: RolloutConfig,
     finished: Callable[[int, EpisodeResult], None],
     record_every: int = 0,
 ) -> None:
@@ -167,7 +167,7 @@ class _Runner:
         actor: Actor,
         pool: EnvPool,
         episodes: Sequence[Episode],
-        execution: ExecutionConfig,
+        execution: RolloutConfig,
         finished: Callable[[int, EpisodeResult], None],
         record_every: int,
     ) -> None:
