@@ -178,6 +178,42 @@ def test_bad_episodes_inside_a_shared_file(tmp_path: Path):
     assert "frame 1" in problem.message
 
 
+def test_of_a_damaged_parquet_only_the_episodes_in_damaged_row_groups_are_set_aside(tmp_path: Path):
+    lengths, size = (4, 3, 5, 2, 6, 4), 4
+    whole = write_lerobot_folder(
+        tmp_path / "set",
+        "v3.0",
+        camera="image",
+        size=(6, 6),
+        lengths=lengths,
+        episodes_per_file=6,
+        row_group_size=size,
+    )
+    file = whole.root / "data/chunk-000/file-000.parquet"
+    content, ends = file.read_bytes(), np.cumsum(lengths)
+    metadata = pq.ParquetFile(file).metadata
+    for number, group in enumerate([0, 1, 2, 3, 4, 5] * 3):
+        columns = [metadata.row_group(group).column(i) for i in range(metadata.num_columns)]
+        columns = [c for c in columns if not c.path_in_schema.endswith(".path")]  # nobody reads it
+        column = columns[(7 * number) % len(columns)]
+        begin = column.dictionary_page_offset or column.data_page_offset
+        damaged = bytearray(content)
+        damaged[begin : begin + column.total_compressed_size] = bytes(column.total_compressed_size)
+        file.write_bytes(damaged)
+        skip = SKIP if (number + number // 6) % 2 else FrameSettings(cache=False, skip_bad_episodes=True)
+        table = opened(whole.root, tmp_path / f"cache-{number}", skip)
+        first, last = size * group, min(size * (group + 1), int(ends[-1]))
+        bad = [i for i, end in enumerate(ends) if end > first and end - lengths[i] < last]
+        assert table.episode_ids.tolist() == [i for i in range(len(lengths)) if i not in bad], column
+        assert sorted({i for problem in table.problems for i in problem.episodes}) == bad
+        assert any(f"rows {first} to {last - 1}" in problem.message for problem in table.problems)
+        rows = np.concatenate([np.arange(lengths[i]) + ends[i] - lengths[i] for i in table.episode_ids])
+        np.testing.assert_array_equal(table.action, whole.columns["action"][rows])
+        for name, pictures in whole.images.items():
+            got = table.images(name, np.arange(len(rows)))
+            np.testing.assert_array_equal(got, pictures[rows].transpose(0, 3, 1, 2))
+
+
 def test_what_concerns_the_whole_data_set_is_not_skipped(tmp_path: Path):
     folder = write_lerobot_folder(tmp_path / "set", "v2.1", lengths=(4, 3))
     edit_json(folder.root / "meta/info.json", total_frames=8)

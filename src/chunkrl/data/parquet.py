@@ -40,8 +40,22 @@ def open_parquet(file: Path, memory_map: bool = False) -> pq.ParquetFile:
     )
 
 
-def row_batches(file: Path, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """The columns of a parquet file in batches of rows, row group by row group.
+def group_starts(file: Path) -> np.ndarray:
+    """int64 [G + 1]: the first row of every row group of a parquet file, and the number of its rows.
+
+    Raises:
+        DatasetError: the file is missing, or its footer is damaged.
+    """
+    with reading(file), open_parquet(file) as parquet:
+        metadata = parquet.metadata
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return np.cumsum([0, *sizes], dtype=np.int64)
+
+
+def row_batches(
+    file: Path, columns: Sequence[str], batch_rows: int, groups: Sequence[int]
+) -> Iterator[pa.RecordBatch]:
+    """The columns of a parquet file's row groups (positions) in batches of rows.
 
     Raises:
         DatasetError: the file is missing or damaged, or lacks a column.
@@ -54,7 +68,7 @@ def row_batches(file: Path, columns: Sequence[str], batch_rows: int) -> Iterator
                     f"{file}: has {names.count(column)} columns '{column}', meta/info.json declares one: "
                     f"write the file again; columns: {', '.join(names)}"
                 )
-        for batch in parquet.iter_batches(batch_rows, columns=list(columns), use_threads=False):
+        for batch in parquet.iter_batches(batch_rows, list(groups), columns=list(columns), use_threads=False):
             yield batch.select(list(columns))  # `columns` matches nested paths too
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import pyarrow as pa
 from chunkrl.data.cache import create_array, ensure, file_name, load_array
 from chunkrl.data.checks import check_episode, first_not_finite
 from chunkrl.data.formats import DatasetDescription, Episode, Feature
-from chunkrl.data.parquet import numeric_values, reading, row_batches
+from chunkrl.data.parquet import group_starts, numeric_values, reading, row_batches
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress
 
@@ -91,6 +91,8 @@ def episode_parts(
 ) -> Iterator[tuple[Episode, int, pa.RecordBatch]]:
     """The rows of a parquet file's episodes in order, a few at a time; other rows of the file are passed over.
 
+    Row groups without a row of these episodes are not read: they may be damaged.
+
     Args:
         episodes: the file's episodes to read, in order.
         batch_rows: most rows a part.
@@ -101,45 +103,104 @@ def episode_parts(
     Raises:
         DatasetError: the file is missing or damaged, or lacks a column.
     """
-    row = position = 0
-    for batch in row_batches(file, columns, batch_rows):
-        end = row + len(batch)
-        while position < len(episodes) and episodes[position].offset < end:
-            episode = episodes[position]
-            first, last = max(episode.offset, row), min(episode.offset + episode.length, end)
-            yield episode, first - episode.offset, batch.slice(first - row, last - first)
-            if last < episode.offset + episode.length:
-                break
-            position += 1
-        row = end
+    starts = group_starts(file)
+    position = 0
+    for groups in _consecutive(_groups_of(episodes, starts)):
+        row = int(starts[groups[0]])
+        for batch in row_batches(file, columns, batch_rows, groups):
+            end = row + len(batch)
+            while position < len(episodes) and episodes[position].offset < end:
+                episode = episodes[position]
+                first, last = max(episode.offset, row), min(episode.offset + episode.length, end)
+                yield episode, first - episode.offset, batch.slice(first - row, last - first)
+                if last < episode.offset + episode.length:
+                    break
+                position += 1
+            row = end
+        if row != starts[groups[-1] + 1]:
+            raise DatasetError(
+                f"{file} is damaged (row groups have other lengths than it says): write it again"
+            )
+
+
+def _groups_of(episodes: Sequence[Episode], starts: np.ndarray) -> np.ndarray:
+    """The row groups, int [n], that hold rows of the episodes, which are in order. starts: see `group_starts`."""
+    begins = np.array([episode.offset for episode in episodes])
+    ends = np.array([episode.offset + episode.length for episode in episodes])
+    return np.flatnonzero(
+        np.searchsorted(begins, starts[1:]) > np.searchsorted(ends, starts[:-1], side="right")
+    )
+
+
+def _consecutive(groups: np.ndarray) -> list[list[int]]:
+    """Runs of numbers that follow each other."""
+    parts = np.split(groups, np.flatnonzero(np.diff(groups) > 1) + 1)
+    return [part.tolist() for part in parts if len(part)]
+
+
+def unreadable_groups(
+    file: Path, episodes: Sequence[Episode], columns: Sequence[str], batch_rows: int
+) -> Iterator[tuple[DatasetError, tuple[int, ...]]]:
+    """What is wrong with each damaged row group of a parquet file, and the `episode_index` of those it spoils.
+
+    Raises:
+        DatasetError: the file as a whole cannot be read.
+    """
+    starts = group_starts(file)
+    for group in _groups_of(episodes, starts).tolist():
+        begin, end = starts[group], starts[group + 1]
+        try:
+            num_rows = sum(map(len, row_batches(file, columns, batch_rows, [group])))
+            if num_rows != end - begin:
+                raise DatasetError(f"{file} is damaged (a row group has {num_rows} rows): write it again")
+        except DatasetError as error:
+            spoilt = [e.index for e in episodes if e.offset < end and e.offset + e.length > begin]
+            yield DatasetError(f"{error}; its rows {begin} to {end - 1} cannot be read"), tuple(spoilt)
 
 
 def check_rows(file: Path, episodes: Sequence[Episode], closed: bool) -> None:
     """Checks that a parquet file has every row of its episodes, and outside their places none.
 
     closed: the file holds these episodes alone (v2.x). Behind its episodes a v3.0 file may have others, which
-        a killed merge left (`chunkrl.data.writer`).
+        a killed merge left (`chunkrl.data.writer`), and between them such as were set aside.
 
     Raises:
         DatasetError: rows are missing or too many.
     """
-    with reading(file):
-        found = [
-            batch.column(0).to_numpy(zero_copy_only=False)
-            for batch in row_batches(file, ["episode_index"], BATCH_ROWS)
-        ]
-    num_rows = sum(len(part) for part in found)
+    starts = group_starts(file)
+    num_rows = int(starts[-1])
     expected = sum(episode.length for episode in episodes)
     outside = np.ones(num_rows, dtype=bool)
     for episode in episodes:
         outside[episode.offset : episode.offset + episode.length] = False
-    own = [episode.index for episode in episodes]
-    misplaced = outside.any() and (closed or np.isin(np.concatenate(found)[outside], own).any())
+    misplaced = outside.any() and (closed or _claimed(file, episodes, outside, starts))
     if episodes[-1].offset + episodes[-1].length > num_rows or misplaced:
         raise DatasetError(
             f"{file}: has {num_rows} rows, the metadata gives its episodes {episodes[0].index} to "
             f"{episodes[-1].index} {expected} frames: fetch the file again or correct the metadata"
         )
+
+
+def _claimed(file: Path, episodes: Sequence[Episode], outside: np.ndarray, starts: np.ndarray) -> bool:
+    """Whether a row of `outside`, bool [rows], says by its `episode_index` that it belongs to one of the episodes.
+
+    Row groups that hold no row of theirs may be damaged: then those are of episodes that were set aside.
+    """
+    own = [episode.index for episode in episodes]
+    needed = set(_groups_of(episodes, starts).tolist())
+    for group, (begin, end) in enumerate(pairwise(starts)):
+        if not outside[begin:end].any():
+            continue
+        try:
+            batches = row_batches(file, ["episode_index"], BATCH_ROWS, [group])
+            found = np.concatenate([batch.column(0).to_numpy(zero_copy_only=False) for batch in batches])
+        except DatasetError:
+            if group in needed:
+                raise
+            continue
+        if len(found) != end - begin or np.isin(found[outside[begin:end]], own).any():
+            return True
+    return False
 
 
 def read_episode(

@@ -19,7 +19,15 @@ from chunkrl.data.formats import DatasetDescription, Episode, without
 from chunkrl.data.images import BATCH_PICTURES
 from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
 from chunkrl.data.problems import Collector, Problem
-from chunkrl.data.store import by_data_file, check_rows, episode_parts, read_episode, whole_episodes
+from chunkrl.data.store import (
+    BATCH_ROWS,
+    by_data_file,
+    check_rows,
+    episode_parts,
+    read_episode,
+    unreadable_groups,
+    whole_episodes,
+)
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress
 
@@ -62,8 +70,8 @@ def set_aside(description: DatasetDescription, problems: Sequence[Problem]) -> D
 def survey(description: DatasetDescription, found: Collector, progress: Progress, images: bool) -> None:
     """Reads all columns, and with `images` decodes all pictures; tells `found` of every problem.
 
-    Episodes that `found` knows are not read. Where a file is damaged, or has not the rows that the metadata
-    says, all its episodes are bad.
+    Episodes that `found` knows are not read. Where row groups of a parquet file are damaged, the episodes with a
+    row in them are bad; where all of it is, or it has not the rows that the metadata says, all its episodes.
     """
     bad = found.bad_episodes
     good = [episode for episode in description.episodes if episode.index not in bad]
@@ -104,7 +112,25 @@ def _survey_columns(
                     found(not_finite(episode, name, frame), (episode.index,))
         check_rows(file, run, closed=description.version != "v3.0")
     except DatasetError as error:
-        found(error, [episode.index for episode in run])
+        damage, rest = _of_groups(file, run, list(features), BATCH_ROWS, error)
+        for problem, indices in damage:
+            found(problem, indices)
+        if rest:
+            _survey_columns(description, file, rest, found, timestamps)
+
+
+def _of_groups(
+    file: Path, run: list[Episode], columns: Sequence[str], batch_rows: int, error: DatasetError
+) -> tuple[Found, list[Episode]]:
+    """What to tell of an error while a parquet file was read, and the episodes that it leaves."""
+    everything: Found = [(error, tuple(episode.index for episode in run))]
+    try:
+        damage = list(unreadable_groups(file, run, columns, batch_rows))
+    except DatasetError:
+        return everything, []
+    bad = {index for _, indices in damage for index in indices}
+    rest = [episode for episode in run if episode.index not in bad]
+    return (damage, rest) if damage and rest else (everything, [])
 
 
 def _survey_camera(
@@ -154,5 +180,6 @@ def _check_images(camera: Camera, file: Path, run: list[Episode]) -> Found:
             except DatasetError as error:
                 errors.append((error, (episode.index,)))
     except DatasetError as error:
-        errors.append((error, tuple(episode.index for episode in run)))
+        damage, rest = _of_groups(file, run, [camera.name], BATCH_PICTURES, error)
+        errors += damage + (_check_images(camera, file, rest) if rest else [])
     return errors
