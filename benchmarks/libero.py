@@ -34,7 +34,7 @@ from chunkrl.envs.registry import expand
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import DatasetError
 from chunkrl.evaluation.observed import fit_policy, make_pool, renamed
-from chunkrl.evaluation.rollout import Episode, EpisodeResult, ExecutionConfig, run_episodes
+from chunkrl.evaluation.rollout import Episode, EpisodeResult, RolloutConfig, run_episodes
 from chunkrl.evaluation.statistics import wilson_interval
 from chunkrl.experiment import BC, BEST_OF_16, CHUNK_RL, SUCCESS_BC, Arm, data_hash
 from chunkrl.offline import ChunkLevelOfflineRL
@@ -207,7 +207,7 @@ def evaluate(place: _Place, arm: Arm, policy: ChunkPolicy, progress: Progress) -
                 progress(f"seed {place.seed} {arm.name}: evaluate", num_done, len(missing))
 
             actor = renamed(partial(policy.act, mode=arm.mode), request.rename)
-            run_episodes(actor, pool, episodes, ExecutionConfig(config.horizon, 4), finished)
+            run_episodes(actor, pool, episodes, RolloutConfig(config.horizon, 4), finished)
     return {task: [done[task, first + number] for number in range(config.num_states)] for task in tasks}
 
 

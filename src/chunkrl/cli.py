@@ -16,7 +16,7 @@ from chunkrl.progress import ProgressBars
 USAGE = """usage: chunkrl COMMAND [options]
 
   demo       the main job on MetaWorld: collect, train, compare, report
-  collect    scripted mixed-quality episodes as a LeRobot data set
+  collect    mixed-quality episodes of scripts and policies in a simulator, as a LeRobot data set
   inspect    what a LeRobot data set holds, and every problem in it
   label      success, rewards, sub-goals and returns by rule, beside the data
   train      a better chunk policy from a LeRobot data set
