@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -64,13 +65,13 @@ class LearnerLink:
         self._address = connect.address
         self._client = LearnerClient(connect, hello, spool)
         self._offered = 0
-        try:
-            self._offered = self._client.greet().weights_version
-        except UnreachableError as error:
-            _LOG.info("at the start: %s", error)  # the sender warns, and tries again
-        except BaseException:
-            self._client.close()
-            raise
+        with contextlib.ExitStack() as opened:
+            opened.callback(self._client.close)
+            try:
+                self._offered = self._client.greet().weights_version
+            except UnreachableError as error:
+                _LOG.info("at the start: %s", error)  # the sender warns, and tries again
+            opened.pop_all()
         self._sender = SpoolSender(self._client, spool)
         self._fetcher = None
         if take is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,39 +69,31 @@ def _robot(command: ActorCommand, policy: ChunkPolicy | PiActor) -> Station:
     file = load_config(RobotFile, command.robot)
     if command.corrector not in ("none", "leader"):
         raise ChunkRLError(f"--corrector {command.corrector} is none of a robot's: use leader, or none")
-    robot = open_robot(file)
-    try:
+    with contextlib.ExitStack() as opened:
+        robot = open_robot(file)
+        opened.callback(robot.close)
         _check_fit(policy, robot.name, len(robot.joint_names), len(robot.joint_names), robot.cameras)
         low, high = file.limits(robot.joint_names)
-        rate = ControlRate(file.rate_hz)
-        env = RobotEnvironment(
-            robot, rate, file.task, file.rate_hz, command.max_steps or file.max_steps, file.home
+        rate, max_steps = ControlRate(file.rate_hz), command.max_steps or file.max_steps
+        env = RobotEnvironment(robot, rate, file.task, file.rate_hz, max_steps, file.home)
+        blank = EnvStep(  # a reset would move the robot
+            np.zeros(env.state_dim, np.float32),
+            {
+                f"{CAMERA_PREFIX}{name}": np.zeros((*size, 3), np.uint8)
+                for name, size in robot.cameras.items()
+            },
         )
-    except BaseException:
-        robot.close()
-        raise
-    blank = EnvStep(  # a reset would move the robot
-        np.zeros(env.state_dim, np.float32),
-        {f"{CAMERA_PREFIX}{name}": np.zeros((*size, 3), np.uint8) for name, size in robot.cameras.items()},
-    )
-    station = Station(
-        env,
-        ActionSpace.joint_targets(low, high),
-        stream_spec(env, blank, env.state_names, env.action_names, robot.name),
-        when_dry="hold",
-        rate=rate,
-    )
-    if command.corrector == "none":
+        spec = stream_spec(env, blank, env.state_names, env.action_names, robot.name)
+        station = Station(env, ActionSpace.joint_targets(low, high), spec, when_dry="hold", rate=rate)
+        if command.corrector == "leader":
+            leader = open_leader(file)
+            opened.callback(leader.close)
+            assert file.handover is not None
+            limits = (file.handover.max_step, file.handover.tolerance)
+            arm = LeaderArm(leader, range(env.action_dim), *limits)
+            station = replace(station, corrector=arm, handover=Handover(*limits))
+        opened.pop_all()
         return station
-    try:
-        leader = open_leader(file)
-        assert file.handover is not None
-        limits = (file.handover.max_step, file.handover.tolerance)
-        arm = LeaderArm(leader, range(env.action_dim), *limits)
-    except BaseException:
-        robot.close()
-        raise
-    return replace(station, corrector=arm, handover=Handover(*limits))
 
 
 def _simulator(command: ActorCommand, policy: ChunkPolicy | PiActor) -> Station:
@@ -114,18 +107,17 @@ def _simulator(command: ActorCommand, policy: ChunkPolicy | PiActor) -> Station:
     if request.rename:  # records and policy call cameras by the same names
         theirs = dict(request.rename)
         options = replace(options, cameras=tuple(theirs.get(camera, camera) for camera in info.cameras))
-    env = make_env(name, replace(options, initial="sampled"))  # the official states are for evaluation
-    try:
-        spec = stream_spec(
-            env, env.reset(0), info.states[options.state], robot_type=f"{info.kind.lower()}:{name}"
-        )
+    with contextlib.ExitStack() as opened:
+        env = make_env(name, replace(options, initial="sampled"))  # the official states are for evaluation
+        opened.callback(env.close)
+        state_names = info.states[options.state]
+        spec = stream_spec(env, env.reset(0), state_names, robot_type=f"{info.kind.lower()}:{name}")
         space = ActionSpace.simulator(env.action_dim)
         if is_hil(name):
             space = replace(space, hold=gym_hil.HOLD)
-        return Station(env, space, spec, "wait", **_simulated_corrector(command, env))
-    except BaseException:
-        env.close()
-        raise
+        station = Station(env, space, spec, "wait", **_simulated_corrector(command, env))
+        opened.pop_all()
+        return station
 
 
 def _simulated_corrector(command: ActorCommand, env: Environment) -> dict[str, Any]:
