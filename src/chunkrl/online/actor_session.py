@@ -235,9 +235,9 @@ def _said(summary: ActorSummary) -> str:
 
 def _open_spool(root: Path, actor_id: str, spec: StreamSpec) -> Spool:
     """The actor's spool. Raises SpoolError where it holds records of another actor or another kind."""
-    spool = Spool(root, sync_interval_s=0.5)
-    stream = root / _STREAM
-    try:
+    with contextlib.ExitStack() as opened:
+        spool = opened.enter_context(Spool(root, sync_interval_s=0.5))
+        stream = root / _STREAM
         if stream.is_file():
             found, theirs = _read_stream(stream)
             if found != actor_id:
@@ -251,10 +251,8 @@ def _open_spool(root: Path, actor_id: str, spec: StreamSpec) -> Spool:
                     "--spool and --actor-id"
                 )
         write_text(stream, json.dumps({"actor_id": actor_id, **asdict(spec)}, indent=2))
-    except BaseException:
-        spool.close()
-        raise
-    return spool
+        opened.pop_all()
+        return spool
 
 
 def _read_stream(path: Path) -> tuple[str, StreamSpec]:
