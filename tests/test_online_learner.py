@@ -19,16 +19,18 @@ import torch
 
 pytest.importorskip("grpc", reason="needs chunkrl[online]")
 
+from actor_fakes import small_policy
 from online_peers import SMALL
 from online_records import SPEC, episode
 from test_online_faults import stored_episodes
 
 from chunkrl.cli import main
 from chunkrl.envs.protocol import EnvStep
-from chunkrl.errors import ChunkRLError
+from chunkrl.errors import ChunkRLError, TransportError
 from chunkrl.online.item_spool import ItemSpool
 from chunkrl.online.learner import CONFIG_FILE
 from chunkrl.online.policy_runner import PolicyRunner
+from chunkrl.online.publisher import policy_features
 from chunkrl.online.records import Hello, StepRecord
 from chunkrl.online.security import ConnectConfig
 from chunkrl.online.sender import LearnerClient, SpoolSender
@@ -100,9 +102,8 @@ class TestActor:
     def __init__(self, root: Path, address: str) -> None:
         self.spool = Spool(root, sync_interval_s=0.5)
         self.sink = ItemSpool(self.spool, "arm", SPEC)
-        self._client = LearnerClient(
-            ConnectConfig(address), Hello("arm", self.spool.spool_id, SPEC), self.spool, SMALL
-        )
+        self._link = ConnectConfig(address)
+        self._client = LearnerClient(self._link, Hello("arm", self.spool.spool_id, SPEC), self.spool, SMALL)
         self.sender = SpoolSender(self._client, self.spool, SMALL)
         self.fetcher: WeightFetcher | None = None
 
@@ -118,7 +119,13 @@ class TestActor:
 
     def act_with(self, policy: Path) -> PolicyRunner:
         """From now on newer weights are fetched."""
-        runner = PolicyRunner(load_policy(policy), "push", "mode")
+        loaded = load_policy(policy)
+        runner = PolicyRunner(loaded, "push", "mode")
+        hello = Hello("arm", self.spool.spool_id, SPEC, features=policy_features(loaded))
+        self._client.close()
+        self.sender.close()
+        self._client = LearnerClient(self._link, hello, self.spool, SMALL)
+        self.sender = SpoolSender(self._client, self.spool, SMALL)
         self.fetcher = WeightFetcher(self._client.fetch_weights, runner.push, every_s=0.05)
         return runner
 
@@ -154,6 +161,15 @@ def test_episodes_come_training_begins_and_weights_are_acted_with(tmp_path, caps
         after = runner.act(observation, 0)
         assert (before.version, after.version) == (0, actor.fetcher.version)
         assert not np.array_equal(before.actions, after.actions)
+        other = small_policy(0, 3, 2)
+        assert policy_features(other) != policy_features(load_policy(run / "policy"))
+        with Spool(tmp_path / "other") as spool:
+            hello = Hello("other", spool.spool_id, SPEC, features=policy_features(other))
+            stranger = LearnerClient(ConnectConfig(address), hello, spool, SMALL)
+            stranger.greet()
+            with pytest.raises(TransportError, match="acts with another policy"):
+                stranger.fetch_weights(0)
+            stranger.close()
         while steps < 60:  # training waits for steps: nothing more comes of these
             first = steps
             steps += actor.record(range(first, first + 1), after.version)

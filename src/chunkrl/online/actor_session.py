@@ -23,6 +23,7 @@ from chunkrl.online.keys import key_source
 from chunkrl.online.learner_link import FETCH_EVERY_S, LearnerLink, LinkState
 from chunkrl.online.live_view import LiveView
 from chunkrl.online.policy_runner import PolicyRunner
+from chunkrl.online.publisher import policy_features
 from chunkrl.online.records import Hello, StreamSpec
 from chunkrl.online.session_log import LastWarning, session_log
 from chunkrl.online.signals import handled
@@ -78,7 +79,9 @@ class _Session:
             executor = ChunkExecutor(runner, self._execution(runner.action_horizon, station))
             opened.callback(executor.close)
             if not command.offline:
-                hello = Hello(command.actor_id, spool.spool_id, station.spec)
+                hello = Hello(
+                    command.actor_id, spool.spool_id, station.spec, features=policy_features(policy)
+                )
                 every_s = FETCH_EVERY_S if command.max_ahead_steps is None else _WAITED_FOR_S
                 self._link = LearnerLink(command.connect, hello, spool, runner.push, every_s)
                 resources.callback(self._link.close)

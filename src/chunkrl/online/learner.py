@@ -29,7 +29,7 @@ from chunkrl.online.learner_data import LearnerData, replay_settings
 from chunkrl.online.learner_evaluation import Evaluations
 from chunkrl.online.learner_source import OnlineSource
 from chunkrl.online.learner_view import LearnerView
-from chunkrl.online.publisher import WeightPublisher, snapshot
+from chunkrl.online.publisher import WeightPublisher, policy_features, snapshot
 from chunkrl.online.session_log import LastWarning, session_log
 from chunkrl.online.signals import handled
 from chunkrl.online.status import WARNING
@@ -132,8 +132,11 @@ class _Session:
 
     def _begin(self) -> None:
         """Before the first update, with the networks as they will train."""
+        assert self._run is not None
+        self._receiver.policy = policy_features(self._run.chunk_policy())
         self._source.push_now()
-        self._after_update(0, 0)
+        if self._train.resume is None:
+            self._after_update(0, 0)
 
     def _push(self, num_steps: int) -> None:
         assert self._run is not None

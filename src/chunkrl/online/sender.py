@@ -71,7 +71,7 @@ class LearnerClient:
         if hello.spool_id != spool.spool_id:
             raise TransportError(f"hello names spool {hello.spool_id}, the spool is {spool.spool_id}")
         self.weights_version = 0
-        hello = replace(hello, features=FEATURES)
+        hello = replace(hello, features=(*FEATURES, *hello.features))
         self._connect, self._hello, self._spool, self._config = connect, hello, spool, config
         self._protocol = 0  # 0: to be greeted
         self._packs = False

@@ -23,6 +23,8 @@ from chunkrl.online.security import ListenConfig, admitted, grpc, read_token
 from chunkrl.online.streams import ReceivedStreams
 
 SERVICE = "chunkrl.online.v1.SpoolReceiver"
+POLICY_FEATURE = "policy-"
+"""Begins the feature by which an actor says what it acts with."""
 FEATURES = ("weights", FEATURE)
 OUR_PROTOCOLS = (MIN_PROTOCOL_VERSION, PROTOCOL_VERSION)
 MESSAGE_OPTIONS = [
@@ -54,6 +56,7 @@ class SpoolReceiver:
     Attributes:
         port: where it listens, after `start`.
         heard: actor -> when it was heard last, by `time.monotonic`.
+        policy: `publisher.policy_features` of what the weights on offer belong to; (): not known.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class SpoolReceiver:
     ) -> None:
         self.port = 0
         self.heard: dict[str, float] = {}
+        self.policy: tuple[str, ...] = ()
+        self._policies: dict[str, tuple[str, ...]] = {}
         self._listen, self._streams, self._limits = listen, streams, limits
         self._token = read_token(listen.token_file)
         self._weights: WeightPush | None = None
@@ -126,6 +131,9 @@ class SpoolReceiver:
         protocol = _negotiate(hello)
         next_sequence = self._streams.greet(hello)
         self.heard[hello.actor_id] = time.monotonic()
+        self._policies[hello.actor_id] = tuple(
+            name for name in hello.features if name.startswith(POLICY_FEATURE)
+        )
         weights = self._weights
         common = tuple(name for name in FEATURES if name in hello.features)
         _LOG.info("actor %s is here, %d items of it are stored", hello.actor_id, next_sequence)
@@ -142,7 +150,13 @@ class SpoolReceiver:
     def _fetch_weights(self, messages: Iterator[bytes]) -> Iterator[bytes]:
         request = wire.decode_weight_request(_first(messages))
         _check_protocol(request.protocol)
-        weights = self._weights
+        weights, theirs = self._weights, self._policies.get(request.actor_id, ())
+        if weights and self.policy and theirs and theirs != self.policy:
+            raise TransportError(
+                f"actor {request.actor_id} acts with another policy than this learner trains (other statistics, sizes "
+                "or cameras), which its weights do not fit: start it with --policy and the `policy` folder of the "
+                "learner's run; its episodes are taken all the same"
+            )
         if weights and weights.version > request.newer_than:
             yield from wire.encode_weights(weights)
 
