@@ -60,3 +60,12 @@ def test_tests_that_the_guide_names_exist() -> None:
         assert f"def {test}(" in (ROOT / "tests" / f"{module}.py").read_text(), (module, test)
     for module in re.findall(r"`(test_\w+)`", text):
         assert (ROOT / "tests" / f"{module}.py").is_file()
+
+
+def test_tests_that_the_libero_guide_names_exist() -> None:
+    text = (ROOT / "docs" / "libero.md").read_text()
+    defined = "".join(path.read_text() for path in (ROOT / "tests").glob("test_libero*.py"))
+    named = re.findall(r"`(test_\w+)`", text)
+    assert len(named) >= 2
+    for test in named:
+        assert f"def {test}(" in defined, test
