@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import test_pi_training as pi
 import torch
-from pi_tiny import observation, tiny_policy
+from pi_tiny import TOKENIZER, observation, tiny_policy
 from test_pi_training import config
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.cli import main
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration.pi_training import PiTrainingConfig
-from chunkrl.models.pi import load_pretrained
+from chunkrl.models.pi import load_pretrained, save_pretrained
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.flow import PiModel
 from chunkrl.models.value_head import ValueHead
@@ -125,6 +125,24 @@ def test_iqls_critics_learn_at_a_rate_of_their_own(root: Path, checkpoints: Path
             for name, part in moved.items()
         }
         assert steps == pytest.approx({"policy": 1e-5, "value": 1e-3, "critic": 1e-3}, rel=0.05)
+
+
+def test_q_and_its_target_are_float32_whatever_the_checkpoint_holds(
+    root: Path, checkpoints: Path, tmp_path: Path
+) -> None:
+    """Steps of .005 of a difference are lost below one unit in the last place of bfloat16."""
+    half = load_pretrained(checkpoints / "pi05", dtype=torch.bfloat16, tokenizer=TOKENIZER)
+    save_pretrained(half, tmp_path / "half")
+    run = ChunkLevelOfflineRL(config(root, tmp_path, tmp_path / "run", "iql", pi0_config="half", pi=EXPERT))
+    algorithm = run.algorithm
+    before = [p.clone() for p in algorithm.target.parameters()]
+    algorithm.update("joint", run.dataset.batch(np.arange(6)))
+    for part in (algorithm.value, algorithm.critic, algorithm.target):
+        assert {p.dtype for p in part.parameters()} == {torch.float32}
+    for old, new, online in zip(
+        before, algorithm.target.parameters(), algorithm.critic.parameters(), strict=True
+    ):
+        torch.testing.assert_close(new, 0.995 * old + 0.005 * online.detach(), rtol=1e-6, atol=1e-7)
 
 
 def test_iql_says_what_its_values_are_worth(root: Path, checkpoints: Path, tmp_path: Path) -> None:
