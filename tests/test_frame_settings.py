@@ -243,3 +243,34 @@ def test_the_disk_it_will_take_is_told(tmp_path: Path):
     table.images(FRONT, np.array([0]))
     assert stages == {"reading columns", f"decoding {FRONT} (0.00 GB)"}
     assert images.store_bytes(table.camera(FRONT)) == 12 * 3 * 16 * 16
+
+
+@pytest.mark.parametrize("camera", ["image", "video"])
+def test_pictures_are_decoded_on_demand_in_forked_loaders_too(
+    tmp_path: Path, camera: Literal["image", "video"]
+):
+    folder = write_lerobot_folder(tmp_path / "set", "v3.0", camera=camera, lengths=(5, 3, 9))
+    table = opened(folder.root, tmp_path / "cache", FrameSettings(cache=False))
+    rows = np.random.default_rng(0).permutation(17)
+    expected = folder.images[FRONT].transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(table.images(FRONT, rows), expected[rows])  # files and threads are in use
+
+    class Rows(torch.utils.data.Dataset[torch.Tensor]):
+        def __getitem__(self, row: int) -> torch.Tensor:
+            return torch.from_numpy(table.images(FRONT, np.array([row]))[0])
+
+    loader = torch.utils.data.DataLoader(
+        Rows(), batch_size=4, sampler=rows.tolist(), num_workers=2, multiprocessing_context="fork"
+    )
+    np.testing.assert_array_equal(torch.cat(list(loader)).numpy(), expected[rows])
+
+
+def test_a_damaged_picture_stops_what_was_begun_together(tmp_path: Path):
+    folder = write_lerobot_folder(tmp_path / "set", "v2.1", camera="video")
+    table = opened(folder.root, tmp_path / "cache", FrameSettings(cache=False))
+    file = folder.root / f"videos/chunk-000/{FRONT}/episode_000001.mp4"
+    file.write_bytes(file.read_bytes()[:200])
+    begun = {name: table.start_images(name, np.arange(8)) for name in (FRONT, WRIST)}
+    with pytest.raises(DatasetError, match=r"episode_000001\.mp4 is damaged"):
+        begun[FRONT]()
+    np.testing.assert_array_equal(begun[WRIST](), folder.images[WRIST][:8].transpose(0, 3, 1, 2))

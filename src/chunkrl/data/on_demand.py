@@ -28,6 +28,9 @@ MAX_OPEN_FILES = 32
 MAX_ENCODED_BYTES = 256 * 2**20
 SEEK_FRAMES = 4  # to decode this many frames in between takes no longer than to seek
 
+_OF_PARENTS: list[object] = []
+"""What a forked process has of its parent and must not close."""
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -106,7 +109,9 @@ class OnDemandCamera:
     def start(self, rows: np.ndarray) -> Callable[[], np.ndarray]:
         """Begins to `read`; the function that it returns waits for the pictures, or raises what was wrong."""
         if self._process != os.getpid():
-            self._open_nothing()  # a forked process would move the parent's place in the files
+            # A forked process would move the parent's place in the files; decoders wait for threads as they close.
+            _OF_PARENTS.append(self._videos)
+            self._open_nothing()
         wanted, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
         pictures = np.empty((len(rows), 3, *self._camera.size), np.uint8)
         positions = np.searchsorted(self._starts, wanted, side="right") - 1
