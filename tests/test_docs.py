@@ -34,13 +34,20 @@ def test_every_setting_of_training_is_explained(capsys: pytest.CaptureFixture[st
 TORCHRUN = ("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint")
 
 
+LIBERO_BENCHMARKS = ("--suites", "--num-states", "--datasets")
+
+
 @pytest.mark.parametrize(
     ("guide", "commands", "others"),
     [
         # --horizon: of chunkrl.models.pi.tiny
         ("training", ("train", "evaluate", "collect"), ("--config", "--horizon", *TORCHRUN)),
         ("evaluation", ("evaluate", "compare"), ("--no-aggregates", "--tasks")),  # the last: of the benchmark
-        ("libero", ("collect", "label", "train", "evaluate"), ("--constraint", "--horizon", "--export")),
+        (
+            "libero",
+            ("collect", "label", "train", "evaluate"),
+            ("--constraint", "--horizon", "--export", *LIBERO_BENCHMARKS),
+        ),
     ],
 )
 def test_flags_of_the_guides_exist(
