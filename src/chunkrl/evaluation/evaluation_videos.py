@@ -52,6 +52,7 @@ def record_videos(
     num_done = 0
 
     def finished(position: int, result: EpisodeResult) -> None:
+        """Writes the film, then the note that it is there."""
         nonlocal num_done
         episode = missing[position]
         assert result.frames is not None
