@@ -71,6 +71,8 @@ class LoadingConfig:
     """Turns that count; one more comes before them."""
     startup_episodes: int = 500
     """Episodes of the set whose opening is timed."""
+    only_cold: bool = False
+    """Leave out writing, the warm store and start-up: decoding on demand beside the bare decoder and LeRobot."""
     folder: str | None = None
     """Keep the data sets here; default: a temporary folder."""
 
@@ -178,11 +180,6 @@ def bare_decoder(root: Path, kind: str, config: LoadingConfig) -> Timed:
 
 def measure_reading(root: Path, cache: Path, config: LoadingConfig, kind: str) -> dict[str, float]:
     """Transitions a second, warm, cold and of LeRobot, and what they are to be compared with."""
-    dataset = ChunkDataset(root, ChunkSettings(HORIZON), cache_dir=cache, progress=silent)
-    begin = time.perf_counter()
-    for name in CAMERAS:
-        dataset.table.images(name, np.array([0]))
-    built = 2 * dataset.table.num_frames / (time.perf_counter() - begin)
     on_demand = ChunkSettings(HORIZON, frames=FrameSettings(cache=False))
     cold = ChunkDataset(root, on_demand, cache_dir=cache, progress=silent)
 
@@ -195,6 +192,19 @@ def measure_reading(root: Path, cache: Path, config: LoadingConfig, kind: str) -
 
         return timed(count * config.batch_size, run)
 
+    runs = {
+        "bare decoder pictures/s": bare_decoder(root, kind, config),
+        "cold transitions/s": batches(cold, config.batches),
+    }
+    if HAS_LEROBOT:
+        runs["LeRobot transitions/s"] = lerobot_reading(root, config)
+    if config.only_cold:
+        return take_turns(runs, config.repeats)
+    dataset = ChunkDataset(root, ChunkSettings(HORIZON), cache_dir=cache, progress=silent)
+    begin = time.perf_counter()
+    for name in CAMERAS:
+        dataset.table.images(name, np.array([0]))
+    built = 2 * dataset.table.num_frames / (time.perf_counter() - begin)
     many = 10 * config.batches
     # The same bytes, from memory to memory, one picture after the other.
     pictures = np.zeros((config.batch_size * 4, 3, SIZE, SIZE), np.uint8)
@@ -204,14 +214,8 @@ def measure_reading(root: Path, cache: Path, config: LoadingConfig, kind: str) -
         for _ in range(many):
             np.copyto(target, pictures)
 
-    runs = {
-        "bare decoder pictures/s": bare_decoder(root, kind, config),
-        "warm transitions/s": batches(dataset, many),
-        "memory copy transitions/s": timed(many * config.batch_size, copy),
-        "cold transitions/s": batches(cold, config.batches),
-    }
-    if HAS_LEROBOT:
-        runs["LeRobot transitions/s"] = lerobot_reading(root, config)
+    runs["warm transitions/s"] = batches(dataset, many)
+    runs["memory copy transitions/s"] = timed(many * config.batch_size, copy)
     return {"store built pictures/s": built} | take_turns(runs, config.repeats)
 
 
@@ -272,17 +276,20 @@ def table(numbers: dict[str, dict[str, float]]) -> str:
 
 def ratios(column: dict[str, float]) -> dict[str, float]:
     """What the issue asks for, from a column of measurements."""
-    found = {
-        "warm / memory copy": column["warm transitions/s"] / column["memory copy transitions/s"],
-        "cold pictures / bare decoder": 4 * column["cold transitions/s"] / column["bare decoder pictures/s"],
-        "write / bare encoder": column["write frames/s"] / column["bare encoder frames/s"],
+    pictures = column | {"cold pictures/s": 4 * column["cold transitions/s"]}
+    pairs = {
+        "warm / memory copy": ("warm transitions/s", "memory copy transitions/s"),
+        "cold pictures / bare decoder": ("cold pictures/s", "bare decoder pictures/s"),
+        "write / bare encoder": ("write frames/s", "bare encoder frames/s"),
+        "warm / LeRobot": ("warm transitions/s", "LeRobot transitions/s"),
+        "cold / LeRobot": ("cold transitions/s", "LeRobot transitions/s"),
+        "write / LeRobot": ("write frames/s", "LeRobot write frames/s"),
     }
-    if "LeRobot transitions/s" in column:
-        found["warm / LeRobot"] = column["warm transitions/s"] / column["LeRobot transitions/s"]
-        found["cold / LeRobot"] = column["cold transitions/s"] / column["LeRobot transitions/s"]
-    if "LeRobot write frames/s" in column:
-        found["write / LeRobot"] = column["write frames/s"] / column["LeRobot write frames/s"]
-    return found
+    return {
+        name: pictures[ours] / pictures[other]
+        for name, (ours, other) in pairs.items()
+        if ours in pictures and other in pictures
+    }
 
 
 def environment() -> dict[str, Any]:
@@ -309,18 +316,18 @@ def measure(base: Path, config: LoadingConfig) -> dict[str, Any]:
     load, digests = {}, {}
     for kind in config.kinds:
         load[kind] = os.getloadavg()
-        column = measure_writing(base, kind, config)
+        column = {} if config.only_cold else measure_writing(base, kind, config)
         digests[kind] = write_set(base / kind, kind, config.num_episodes, config.length, config.seed)
         column |= measure_reading(base / kind, base / "cache", config, kind)
         numbers[kind] = column | ratios(column)
-    return {
+    record = {
         "config": {k: v for k, v in asdict(config).items() if k not in ("results", "folder")},
         "data_sha256": digests,
         "load_average_before": load,
         "environment": environment(),
         "numbers": numbers,
-        "startup_s": measure_startup(base, config),
     }
+    return record if config.only_cold else record | {"startup_s": measure_startup(base, config)}
 
 
 def main(config: LoadingConfig) -> None:
@@ -332,7 +339,10 @@ def main(config: LoadingConfig) -> None:
         record = measure(Path(config.folder), config)
     write_text(config.results, json.dumps(record, indent=2) + "\n")
     print(table(record["numbers"]))
-    print(f"\nopening {config.startup_episodes} episodes, columns in the cache: {record['startup_s']:.2f} s")
+    if "startup_s" in record:
+        print(
+            f"\nopening {config.startup_episodes} episodes, columns in the cache: {record['startup_s']:.2f} s"
+        )
 
 
 if __name__ == "__main__":
