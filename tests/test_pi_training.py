@@ -363,6 +363,21 @@ def test_values_trained_alone_are_used_by_other_objectives(
             assert np.array_equal(run.algorithm.labels[name], alone.algorithm.labels[name])
 
 
+def test_critics_trained_one_by_one_are_those_of_together(
+    root: Path, checkpoints: Path, tmp_path: Path
+) -> None:
+    runs = []
+    for order in ("together", "one_by_one"):
+        fit = ValueFit(fold_order=order)  # type: ignore[arg-type]
+        settings = config(root, checkpoints, tmp_path / order, "value", fit=fit, microbatch_size=4)
+        runs.append(ChunkLevelOfflineRL(settings))
+        runs[-1].train()
+    together, alone = (run.algorithm.labels for run in runs)
+    for name in ("value", "value_seen", "advantage"):
+        assert np.array_equal(together[name], alone[name]), name
+    assert together["value"].std() > 0
+
+
 def test_distributional_values_that_bootstrap(root: Path, checkpoints: Path, tmp_path: Path) -> None:
     fit = ValueFit(head=ValueHead("hl_gauss"), target="bootstrap", num_steps=2)
     settings = config(root, checkpoints, tmp_path, "cross_fitted", fit=fit, reward="sum", critic_horizon=2)

@@ -102,8 +102,8 @@ class Algorithm(Protocol):
         ...
 
     def take_networks(self, state: dict[str, Any]) -> None:
-        """Begins with the networks of another run, whose `state_dict` this is: policy, values and moments, but neither
-        labels nor progress; learning rates begin anew."""
+        """Begins with the networks of another run, whose `state_dict` this is: policy, values and moments, but
+        neither labels nor progress; learning rates begin anew."""
         ...
 
     def deployed(self) -> AbstractContextManager[None]:
