@@ -21,6 +21,7 @@ from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.encoders import NetworkConfig
+from chunkrl.models.policy import PolicyConfig
 from chunkrl.online.learner_config import LearnerConfig, OnlineConfig
 from chunkrl.online.learner_data import Generation, LearnerData, replay_settings
 from chunkrl.online.learner_source import OnlineSource
@@ -349,6 +350,14 @@ def test_what_training_asks_for_is_what_failed(tmp_path):
         ({"train_q": True}, "--train-q"),
         ({"dataset_weights": (1.0,)}, "several data sets"),
         ({"schedule": "cosine"}, "--num-updates"),
+        (
+            {
+                "policy": PolicyConfig(kind="pi"),
+                "pi0_config": "pi05",
+                "pi": replace(TrainConfig().pi, norm_stats="data"),
+            },
+            "norm-stats data are of data that stay",
+        ),
     ],
 )
 def test_settings_that_exclude_growth_are_refused(changes, message):

@@ -216,6 +216,12 @@ def check_config(config: TrainConfig, has_data: bool = False) -> None:
         raise ChunkRLError(
             f"--objective {config.objective} writes into the prompt of a pi policy: use --policy.kind pi"
         )
+    if config.init and trains_pi and config.pi.norm_stats == "data":
+        raise ChunkRLError(
+            "--init with --pi.norm-stats data would give the run's networks other statistics than they learned with: "
+            "leave --init out and start from its policy, with --pi0-checkpoints-dir RUN --pi0-config policy "
+            "--pi.norm-stats checkpoint"
+        )
     joint = config.objective in ("iql", "document")
     unread = [name for name in ("microbatch_size", "train_q") if getattr(config, name)]
     if joint and unread:

@@ -147,5 +147,10 @@ class LearnerConfig:
             raise ChunkRLError("a cosine schedule needs its length: give --num-updates, or use constant")
         if train.fit.fold_order != "together":
             raise ChunkRLError("values of data that grow train together: use --fit.fold-order together")
+        if train.policy.kind == "pi" and train.pi.norm_stats == "data":
+            raise ChunkRLError(
+                "--pi.norm-stats data are of data that stay: train offline first, and go on from that policy with "
+                "--pi0-checkpoints-dir RUN --pi0-config policy --pi.norm-stats checkpoint"
+            )
         if train.value_videos.num_episodes:
             raise ChunkRLError("value videos are of data that stay: leave --value-videos.num-episodes out")
