@@ -65,11 +65,11 @@ class LiberoBenchmark:
     seeds: tuple[int, ...] = (0, 1, 2)
     arms: tuple[str, ...] = tuple(arm.name for arm in ARMS)
     num_collect: int | None = None
-    """Episodes of each data set; default: 300 (state), 80 (images)."""
+    """Episodes of each data set; default: 200 (state), 60 (images)."""
     num_states: int = 5
     """Official initial states a task: 0, 1, ..."""
     updates: int | None = None
-    """Policy updates; default: 6000 (state), 2500 (images)."""
+    """Policy updates; default: 3000 (state), 1500 (images)."""
     horizon: int = 10
     """H, executed whole."""
     max_steps: int | None = None
@@ -99,7 +99,7 @@ class _Place:
         return CollectConfig(
             env="+".join(TASKS[config.variant]),
             mixture=MixtureConfig(mixture="within"),
-            num_episodes=config.num_collect or (80 if images else 300),
+            num_episodes=config.num_collect or (60 if images else 200),
             max_steps=config.max_steps,
             seed=777 if config.development else 1000 + self.seed,
             num_workers=config.num_workers,
@@ -146,7 +146,7 @@ def train(place: _Place, arm: Arm, progress: Progress) -> ChunkPolicy:
         partial_run = run.with_name(f".{run.name}.partial")
         shutil.rmtree(partial_run, ignore_errors=True)
         images = config.variant == "images"
-        updates = config.updates or (2500 if images else 6000)
+        updates = config.updates or (1500 if images else 3000)
         needs_q = any(a.training == arm.training and a.mode == "best_of_n" for a in ARMS)
         learner = ChunkLevelOfflineRL(
             TrainConfig(
