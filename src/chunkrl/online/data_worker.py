@@ -23,8 +23,7 @@ _POLL_S = 0.05
 @dataclass(frozen=True)
 class DataState:
     """num_episodes, num_steps: ever stored. num_set_aside, num_discarded: since the start. num_waiting: records that
-    came and are in no stored episode yet. behind_s: for how long the oldest finished episode among them waits, about.
-    problem: why storing fails at the moment; "" where it does not."""
+    came and are in no stored episode yet. problem: why storing fails at the moment; "" where it does not."""
 
     num_episodes: int = 0
     num_steps: int = 0

@@ -154,8 +154,8 @@ class SpoolReceiver:
         if weights and self.policy and theirs and theirs != self.policy:
             raise TransportError(
                 f"actor {request.actor_id} acts with another policy than this learner trains (other statistics, "
-                "sizes or cameras), which its weights do not fit: start it with --policy and the `policy` folder of the "
-                "learner's run; its episodes are taken all the same"
+                "sizes or cameras), which its weights do not fit: start it with --policy and the `policy` folder of "
+                "the learner's run; its episodes are taken all the same"
             )
         if weights and weights.version > request.newer_than:
             yield from wire.encode_weights(weights)
