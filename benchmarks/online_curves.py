@@ -57,11 +57,11 @@ class CurvesConfig:
     """Data, runs and one JSON an evaluation."""
     results: str = "benchmarks/results/online_curves"
     """The summary: .json and .svg."""
-    env: str = "push-v3"
+    env: str = "pick-place-v3"
     """MetaWorld task."""
     mixture: str = "within"
     """Of the offline episodes."""
-    num_collect: int = 80
+    num_collect: int = 40
     """Offline episodes: few, so that there is something to gain."""
     data_seed: int = 3000
     """Collection seed of training seed 0."""
@@ -73,7 +73,7 @@ class CurvesConfig:
     """Policy updates before an arm begins."""
     num_steps: int = 6000
     """Environment steps of an online arm."""
-    updates_per_step: float = 0.25
+    updates_per_step: float = 0.5
     """Policy updates for each of them."""
     num_points: int = 4
     """Evaluations of an arm after its start."""
@@ -90,7 +90,7 @@ class CurvesConfig:
     """Policy updates between two labellings by values that go on learning."""
     share: float = 0.5
     """Of every batch, from the actor's episodes."""
-    start_episodes: int = 10
+    start_episodes: int = 5
     """Of the actor before any is trained on."""
     num_eval: int = 100
     """Initial states."""
