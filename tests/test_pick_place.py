@@ -70,7 +70,7 @@ def test_events_by_rule() -> None:
     assert pick_place_events(*recording("nothing"), True, rule) == {"goal": [], "grasp": [], "lift": []}
     for bad in ({"subgoal_events": ("drop",)}, {"subgoal_events": ()}, {"subgoal_objects": 0}):
         with pytest.raises(DatasetError, match="--subgoal-"):
-            PickPlaceRule(**bad)
+            PickPlaceRule(**bad)  # type: ignore[arg-type]
 
 
 def test_goals_of_the_expert() -> None:
