@@ -175,13 +175,14 @@ def join_tables(sources: Sequence[tuple[Path, int]], target: Path, binary_column
 def parquet_options(schema: pa.Schema, binary_columns: Sequence[str]) -> dict[str, Any]:
     """Writer options: no dictionary, no min/max and no further compression for encoded images.
 
-    A reader of one picture has to read its whole page. The writer looks after every `write_batch_size` values
-    whether a page is full; so it gets a page a picture, but for small ones.
+    A reader of one picture looks at the header of every page before its own, once a file, and at the length of every
+    picture before its own in the page; of compressed pages it would have to decompress the whole. The writer looks
+    after every `write_batch_size` values whether a page is full: so 8 pictures get a page, small ones share it.
     """
     plain = [name for name in schema.names if name not in binary_columns]
     options: dict[str, Any] = {"use_dictionary": plain, "write_statistics": plain}
     if binary_columns:
-        options |= {"compression": "none", "write_batch_size": 1, "data_page_size": 32 * 2**10}
+        options |= {"compression": "none", "write_batch_size": 8, "data_page_size": 32 * 2**10}
     return options
 
 
