@@ -34,6 +34,7 @@ SIMULATOR_CAMERAS = ("agentview", "robot0_eye_in_hand")
 CAMERAS = ("observation.images.image", "observation.images.image2")
 OPENPI_CAMERAS = ("image", "wrist_image")
 NUM_SETTLING_STEPS = 10
+ARM_NOISE_RAD = 0.02  # of the joints, robosuite's default, with which the official states were made
 # Of the 25 physics steps of an action: robosuite's sensors are read after the last but one, because their clocks run
 # ahead by the two readings that a reset and the setting of an initial state force.
 OBSERVED_SUBSTEP = 23
@@ -149,6 +150,9 @@ class LiberoEnv:
                     break
                 except self._randomization_error:  # no placement without overlap was found: draw again
                     continue
+            if state is None:
+                joints = self.domain.robots[0]._ref_joint_pos_indexes
+                self.mujoco[1].qpos[joints] += np.random.normal(0.0, ARM_NOISE_RAD, len(joints))
         self._control.begin()
         if state is not None:
             self.domain.sim.set_state_from_flattened(state)
