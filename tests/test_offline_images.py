@@ -1,5 +1,6 @@
 """Training on pictures of several cameras, text and state, and on any subset of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,13 @@ def test_every_input_reaches_the_policy(root: Path, tmp_path: Path) -> None:
 
 def test_unused_cameras_are_not_decoded(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    images = FrameTable.images
+    start_images = FrameTable.start_images
 
-    def counted(self: FrameTable, camera: str, rows: np.ndarray) -> np.ndarray:
+    def counted(self: FrameTable, camera: str, rows: np.ndarray) -> Callable[[], np.ndarray]:
         asked.append(camera)
-        return images(self, camera, rows)
+        return start_images(self, camera, rows)
 
-    monkeypatch.setattr(FrameTable, "images", counted)
+    monkeypatch.setattr(FrameTable, "start_images", counted)
     monkeypatch.setenv("CHUNKRL_CACHE", str(tmp_path / "cache"))
     make(root, tmp_path / "none", cameras=()).train()
     assert asked == []
