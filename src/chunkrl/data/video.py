@@ -130,7 +130,7 @@ class VideoFile:
             try:
                 first = next(decoded, None)
                 reached = deque([] if first is None else [first], maxlen=2)
-                while reached and reached[-1].pts is not None and reached[-1].pts < wanted:
+                while reached and reached[-1].pts is not None and reached[-1].pts < wanted - 1:
                     if (frame := next(decoded, None)) is None:
                         break
                     reached.append(frame)
