@@ -6,7 +6,7 @@ For each seed: scripted mixed-quality episodes (collection seed `data_seed` + s)
 and from it three arms with equally many further updates:
 
 - `online`: `chunkrl learner` and `chunkrl actor`, real processes; the actor's steps are `share` of every batch;
-- `corrected`: the same, and MetaWorld's expert takes over by rule, `budget` interventions in all;
+- `corrected`: the same, and MetaWorld's expert takes over by rule, `correction.budget` interventions in all;
 - `offline`: `chunkrl train` on the offline episodes alone.
 
 `updates_per_step` and the `--max-ahead-steps 0` of the actor keep the two in step, so that a curve does not depend
@@ -40,6 +40,7 @@ import tyro
 from benchmarks.success_curves import SuccessCurve, picture, table
 from chunkrl.data.atomic import write_text
 from chunkrl.online.learner_evaluation import FOLDER, read_results
+from chunkrl.online.scripted_corrector import CorrectionRule
 
 ARMS = ("corrected", "online", "offline")
 _NAMES = {
@@ -77,8 +78,9 @@ class CurvesConfig:
     """Policy updates for each of them."""
     num_points: int = 4
     """Evaluations of an arm after its start."""
-    budget: int = 30
-    """Interventions of `corrected`."""
+    correction: CorrectionRule = CorrectionRule(budget=30, stall_steps=15, correction_steps=100)
+    """When the expert of `corrected` takes over, and how often in all. With 25 steps at a time it solved next to none
+    of the episodes that it took over."""
     actor_mode: str = "mode"
     """How the actor acts: mode or sample."""
     objective: str = "cross_fitted"
@@ -278,7 +280,11 @@ class SeedRun:
             *(f"--evaluation.num-episodes={config.num_eval}", f"--evaluation.seed={config.eval_seed}"),
             f"--evaluation.max-steps={config.max_steps}",
         )
-        corrected = ("--corrector=scripted", f"--correction.budget={config.budget}")
+        rule = (
+            f"--correction.{key.replace('_', '-')}={value}"
+            for key, value in asdict(config.correction).items()
+        )
+        corrected = ("--corrector=scripted", *rule)
         actor = chunkrl(
             self.root / f"{arm}-actor.log",
             *("actor", f"--policy={self.root / 'start' / 'policy'}", f"--env={config.env}"),

@@ -274,7 +274,7 @@ def test_the_task_distance_is_the_hands_way_and_the_objects():
 
 def test_a_stalling_policy_is_corrected_for_a_fixed_time():
     scene = _Scene()
-    corrector = _corrector(scene, stall_steps=3, progress_m=0.1, correction_steps=2, budget=9)
+    corrector = _corrector(scene, stall_steps=3, progress_m=0.1, correction_steps=3, let_go_steps=1, budget=9)
     corrector.begin_episode(scene.at(1.0))
     wants = [corrector.wants_control(scene.at(d), human=False) for d in (0.95, 0.89, 0.85, 0.84, 0.83)]
     assert wants == [False, False, False, False, True]  # 0.89 was progress, then three steps without
@@ -282,7 +282,8 @@ def test_a_stalling_policy_is_corrected_for_a_fixed_time():
     acted = []
     while corrector.wants_control(scene.at(0.5), human=True):
         acted.append(corrector.act(scene.at(0.5)))
-    np.testing.assert_array_equal(acted, np.ones((2, 4)))  # clipped to [-1, 1]
+    up_and_open = [0, 0, 1, -1]
+    np.testing.assert_array_equal(acted, [up_and_open, [1] * 4, [1] * 4])  # the expert's: clipped to [-1, 1]
     corrector.release(scene.at(0.5))
     assert not corrector.wants_control(scene.at(0.5), human=False) and corrector.num_left == 8
 
@@ -298,7 +299,9 @@ def test_a_deviating_policy_is_corrected_while_the_budget_lasts():
     assert corrector.num_left == 0 and not corrector.wants_control(scene.at(9.0), human=False)
 
 
-@pytest.mark.parametrize("rule", [{"budget": -1}, {"stall_steps": 0}, {"deviation_m": 0.0}])
+@pytest.mark.parametrize(
+    "rule", [{"budget": -1}, {"stall_steps": 0}, {"deviation_m": 0.0}, {"let_go_steps": -1}]
+)
 def test_rules_that_mean_nothing_are_refused(rule):
     with pytest.raises(ChunkRLError):
         CorrectionRule(**rule)

@@ -362,7 +362,7 @@ class _Idle:
 def _metaworld_session(budget: int, paced: bool = False) -> tuple[list[Item], list[float]]:
     pytest.importorskip("metaworld")
     env = MetaWorldEnv("push-v3", max_steps=120)
-    rule = CorrectionRule(budget=budget, stall_steps=5, correction_steps=60)
+    rule = CorrectionRule(budget=budget, stall_steps=5, correction_steps=75)
     corrector = ScriptedCorrector.for_metaworld(env, rule)
     rate = fake_rate(80.0)
     items: list[Item] = []

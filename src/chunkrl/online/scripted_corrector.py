@@ -4,7 +4,8 @@ The rule, on one number, the task's distance d = |hand - object| + |object - goa
 object, and the object's to the goal). An intervention begins where, since the last one or the episode's start,
 - the policy stalls: the smallest d has not fallen by `progress_m` within `stall_steps` steps; or
 - the policy deviates: d has grown by `deviation_m` above its smallest value;
-and it lasts `correction_steps` steps. No intervention begins once the budget is spent.
+and it lasts `correction_steps` steps. No intervention begins once the budget is spent. Its first `let_go_steps` lift
+the open gripper: MetaWorld's experts never open one that the policy closed, and stall above an object themselves.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import ChunkRLError
 
 _HAND = slice(FULL_STATE.index("hand_x"), FULL_STATE.index("hand_z") + 1)
+_LET_GO = np.array([0.0, 0.0, 1.0, -1.0], np.float32)  # up, gripper open
 _OBJECT = slice(FULL_STATE.index("object_x"), FULL_STATE.index("object_z") + 1)
 
 
@@ -36,9 +38,11 @@ class CorrectionRule:
     """Growth of the distance at which it takes over, metres."""
     correction_steps: int = 25
     """Steps of an intervention."""
+    let_go_steps: int = 15
+    """First of them, which lift the open gripper."""
 
     def __post_init__(self) -> None:
-        for name, least in (("budget", 0), ("stall_steps", 1), ("correction_steps", 1)):
+        for name, least in (("budget", 0), ("stall_steps", 1), ("correction_steps", 1), ("let_go_steps", 0)):
             if getattr(self, name) < least:
                 raise ChunkRLError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.progress_m <= 0 or self.deviation_m <= 0:
@@ -106,8 +110,10 @@ class ScriptedCorrector:
         self._num_acted = 0
 
     def act(self, step: EnvStep) -> np.ndarray:
-        """The expert's action, clipped to [-1, 1] as MetaWorld does."""
+        """Letting go, then the expert's action, clipped to [-1, 1] as MetaWorld does."""
         self._num_acted += 1
+        if self._num_acted <= self._rule.let_go_steps:
+            return _LET_GO.copy()
         return np.clip(self._expert(self._full_state()), -1.0, 1.0).astype(np.float32)
 
     def release(self, step: EnvStep) -> None:
