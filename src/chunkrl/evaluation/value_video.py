@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,8 @@ from chunkrl.evaluation.video import (
 from chunkrl.train_config import TrainConfig
 
 _MUTED, _LINE, _VALUE = (150, 160, 172), (52, 60, 70), (126, 166, 255)
+HUMAN = (236, 178, 72)
+"""Marks the steps of a human."""
 _LEFT, _RIGHT, _STRIP = 44, 10, 150  # margins and height of the curves, pixels
 _MIN_WIDTH = 420
 
@@ -47,6 +49,7 @@ def value_video(
     *,
     success: bool,
     ranges: tuple[Range, Range] | None = None,
+    human: NDArray[np.bool_] | None = None,
 ) -> tuple[bytes, str]:
     """One episode, with a cursor that moves along its value (line) and advantage (columns).
 
@@ -55,6 +58,7 @@ def value_video(
         value, advantage: float [T].
         title: above the pictures. success: shown, with a border, on the last frame, which stays for 1.5 s.
         ranges: of value and advantage, to compare videos; default: the episode's own.
+        human: bool [T], steps that a human chose: marked between the curves; default: none.
 
     Returns:
         The file's bytes and its MIME type (`video.encode`).
@@ -71,20 +75,22 @@ def value_video(
         raise ChunkRLError(
             f"{num} frames need one value and one advantage each: {value.shape}, {advantage.shape}"
         )
+    if human is None:
+        human = np.zeros(num, bool)
     if not (np.isfinite(value).all() and np.isfinite(advantage).all()):
         raise ChunkRLError(f"{title}: values or advantages are not finite; the critic diverged")
     factor = max(1, -(-PANE_WIDTH // frames.shape[2]), -(-_MIN_WIDTH // frames.shape[2]))
     if ranges is None:
         ranges = value_ranges([value], [advantage])
     width = frames.shape[2] * factor
-    strip = _curves(value, advantage, ranges, width)
+    strip = _curves(value, advantage, human, ranges, width)
     headers = [header(title, width, ended, success) for ended in (False, True)]
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
         for t in range(num + hold_last(fps)):
             shown = min(t, num - 1)
             above = pane(frames, t, factor, headers, success)
-            yield np.concatenate([above, _with_cursor(strip, shown, value, advantage)])
+            yield np.concatenate([above, _with_cursor(strip, shown, value, advantage, human)])
 
     return encode(pictures(), fps)
 
@@ -103,11 +109,15 @@ def _x(t: float, num: int, width: int) -> float:
     return _LEFT + (t + 0.5) / num * (width - _LEFT - _RIGHT)
 
 
-_VALUE_BAND, _ADVANTAGE_BAND = (24, 80), (90, _STRIP - 6)  # top and bottom, pixels
+_VALUE_BAND, _HUMAN_BAND, _ADVANTAGE_BAND = (24, 80), (83, 86), (90, _STRIP - 6)  # top and bottom, pixels
 
 
 def _curves(
-    value: NDArray[np.floating], advantage: NDArray[np.floating], ranges: tuple[Range, Range], width: int
+    value: NDArray[np.floating],
+    advantage: NDArray[np.floating],
+    human: NDArray[np.bool_],
+    ranges: tuple[Range, Range],
+    width: int,
 ) -> Image.Image:
     """What stays the same in all pictures below the frames."""
     image = Image.new("RGB", (width, _STRIP), BACKGROUND)
@@ -125,6 +135,10 @@ def _curves(
             low, high = sorted((zero, axis.scale(a, bottom, top)))
             x = _x(t, num, width)
             draw.rectangle((x - column / 2, low, x + column / 2, high), fill=SUCCESS if a > 0 else FAILURE)
+    step = (width - _LEFT - _RIGHT) / num
+    for t in np.flatnonzero(human).tolist():
+        x = _x(t, num, width)
+        draw.rectangle((x - step / 2, _HUMAN_BAND[0], x + step / 2, _HUMAN_BAND[1]), fill=HUMAN)
     top, bottom = _VALUE_BAND
     line = [(_x(t, num, width), ranges[0].scale(v, bottom, top)) for t, v in enumerate(value.tolist())]
     draw.line(line, fill=_VALUE, width=2)
@@ -132,7 +146,11 @@ def _curves(
 
 
 def _with_cursor(
-    strip: Image.Image, t: int, value: NDArray[np.floating], advantage: NDArray[np.floating]
+    strip: Image.Image,
+    t: int,
+    value: NDArray[np.floating],
+    advantage: NDArray[np.floating],
+    human: NDArray[np.bool_],
 ) -> NDArray[np.uint8]:
     """The curves with the cursor at frame t and the numbers there, uint8 [_STRIP, W, 3]."""
     image = strip.copy()
@@ -142,6 +160,8 @@ def _with_cursor(
     draw.text((_LEFT, 10), f"value {value[t]:.2f}", fill=_VALUE, font=font, anchor="lm")
     good = SUCCESS if advantage[t] > 0 else FAILURE
     draw.text((_LEFT + 90, 10), f"advantage {advantage[t]:+.3f}", fill=good, font=font, anchor="lm")
+    if human[t]:
+        draw.text((_LEFT + 215, 10), "human", fill=HUMAN, font=font, anchor="lm")
     draw.text((image.width - _RIGHT, 10), f"frame {t}", fill=_MUTED, font=font, anchor="rm")
     return np.asarray(image)
 
@@ -165,21 +185,32 @@ def render_episodes(data: LabelledData, episodes: list[Episode]) -> Iterator[tup
     value, advantage = data.labels["value"], data.labels["advantage"]
     ranges = value_ranges([value[e.rows] for e in episodes], [advantage[e.rows] for e in episodes])
     for episode in episodes:
-        rows = np.arange(episode.rows.start, episode.rows.stop)
-        video, mime = value_video(
-            _side_by_side(data, rows),
-            value[episode.rows],
-            advantage[episode.rows],
-            f"episode {episode.index}: {episode.task}",
-            data.dataset.fps,
-            success=episode.success,
-            ranges=ranges,
-        )
+        video, mime = render_episode(data, episode, side_by_side(data, episode), ranges)
         yield episode, video, mime
 
 
-def _side_by_side(data: LabelledData, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """All cameras of the rows in one picture each, uint8 [T, H, W, 3]; smaller ones are centred."""
+def render_episode(
+    data: LabelledData,
+    episode: Episode,
+    frames: NDArray[np.uint8],
+    ranges: tuple[Range, Range] | None = None,
+) -> tuple[bytes, str]:
+    """One episode's `value_video`, of frames uint8 [T, H, W, 3]."""
+    return value_video(
+        frames,
+        data.labels["value"][episode.rows],
+        data.labels["advantage"][episode.rows],
+        f"episode {episode.index}: {episode.task}",
+        data.dataset.fps,
+        success=episode.success,
+        ranges=ranges,
+        human=data.dataset.frame_labels.human[episode.rows],
+    )
+
+
+def side_by_side(data: LabelledData, episode: Episode) -> NDArray[np.uint8]:
+    """All cameras of an episode in one picture a frame, uint8 [T, H, W, 3]; smaller ones are centred."""
+    rows = np.arange(episode.rows.start, episode.rows.stop)
     cameras = [data.pictures(camera, rows) for camera in data.cameras]
     height = max(pictures.shape[1] for pictures in cameras)
     padded = []
@@ -197,24 +228,38 @@ def write_value_videos(config: TrainConfig, values_dir: Path, num_episodes: int,
     data = load_data(config, values_dir)[0]
     written = []
     for episode, video, mime in render_episodes(data, data.choose_episodes(num_episodes)):
-        outcome = "success" if episode.success else "failure"
-        path = output / f"episode-{episode.index:06d}-{outcome}.{mime.split('/')[1]}"
-        with replace_file(path) as temporary:
-            temporary.write_bytes(video)
-        written.append(path)
+        written.append(write_video(output, episode, video, mime))
     return written
 
 
-def main(arguments: list[str]) -> None:
-    """Renders what training asks for; a ChunkRLError is printed as one message, exit status 2."""
+def write_video(output: Path, episode: Episode, video: bytes, mime: str) -> Path:
+    """The file under `output`, which says episode and outcome."""
+    outcome = "success" if episode.success else "failure"
+    path = output / f"episode-{episode.index:06d}-{outcome}.{mime.split('/')[1]}"
+    with replace_file(path) as temporary:
+        temporary.write_bytes(video)
+    return path
+
+
+def render_beside_training(render: Callable[[], object]) -> None:
+    """The whole of a renderer's process; a ChunkRLError is printed as one message, exit status 2."""
     os.nice(10)  # training goes first
-    run, values_dir, num_episodes, output = arguments
     try:
-        config = load_config(TrainConfig, Path(run) / "config.json")
-        write_value_videos(config, Path(values_dir), int(num_episodes), Path(output))
+        render()
     except ChunkRLError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+
+
+def main(arguments: list[str]) -> None:
+    """Renders what training asks for."""
+    run, values_dir, num_episodes, output = arguments
+
+    def render() -> None:
+        config = load_config(TrainConfig, Path(run) / "config.json")
+        write_value_videos(config, Path(values_dir), int(num_episodes), Path(output))
+
+    render_beside_training(render)
 
 
 if __name__ == "__main__":

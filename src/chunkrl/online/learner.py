@@ -28,6 +28,7 @@ from chunkrl.online.learner_config import LearnerConfig
 from chunkrl.online.learner_data import LearnerData, replay_settings
 from chunkrl.online.learner_evaluation import Evaluations
 from chunkrl.online.learner_source import OnlineSource
+from chunkrl.online.learner_videos import EpisodeVideos
 from chunkrl.online.learner_view import LearnerView
 from chunkrl.online.publisher import WeightPublisher, policy_features, snapshot
 from chunkrl.online.session_log import LastWarning, session_log
@@ -68,6 +69,7 @@ class _Session:
         self._train = _resolved(config, run_dir)
         self._run: ChunkLevelOfflineRL | None = None
         self._evaluations: Evaluations | None = None
+        self._videos: EpisodeVideos | None = None
         self._speed = (0, time.monotonic(), 0.0)
         root = Path(config.replay.root) if config.replay.root else run_dir / "replay"
         self._streams = ReceivedStreams(root / "incoming")
@@ -108,6 +110,7 @@ class _Session:
         run = ChunkLevelOfflineRL(self._train, source=source)
         self._run = run
         policy_dir = self._run_dir / "policy"
+        self._videos = EpisodeVideos(self._train.value_videos, self._run_dir, source.generation)
         if self._train.resume is None:
             run.save(policy_dir)
         evaluations = Evaluations(config.evaluation, self._run_dir, policy_dir, self._train.device)
@@ -125,6 +128,7 @@ class _Session:
             source.push_now()
             finish = not source.stopped
         finally:
+            self._videos.close(finish)
             evaluations.close(finish)
             view.close()
         for line in self._said(run):
@@ -143,7 +147,8 @@ class _Session:
         self._publisher.publish(snapshot(self._run.algorithm), num_steps)
 
     def _after_update(self, update: int, num_steps: int) -> None:
-        assert self._run is not None and self._evaluations is not None
+        assert self._run is not None and self._evaluations is not None and self._videos is not None
+        self._videos.begin_if_due(self._source.generation, self._run.algorithm.labels)
         if self._evaluations.is_due(update, num_steps):
             self._evaluations.begin(update, num_steps, snapshot(self._run.algorithm, torch.float32))
 
@@ -185,6 +190,8 @@ class _Session:
         rows.append(("weights", f"version {self._publisher.version}, for {self._publisher.num_steps} steps"))
         if self._evaluations is not None and self._evaluations.last is not None:
             rows.append(("evaluation", f"success {self._evaluations.last:.0%}"))
+        if self._videos is not None and (newest := self._videos.newest) is not None:
+            rows.append(("video", str(newest)))
         if trainer is not None:
             losses = [
                 f"{name.removeprefix('loss/')} {points[-1][1]:.4g}"

@@ -152,5 +152,8 @@ class LearnerConfig:
                 "--pi.norm-stats data are of data that stay: train offline first, and go on from that policy with "
                 "--pi0-checkpoints-dir RUN --pi0-config policy --pi.norm-stats checkpoint"
             )
-        if train.value_videos.num_episodes:
-            raise ChunkRLError("value videos are of data that stay: leave --value-videos.num-episodes out")
+        if train.value_videos.num_episodes or train.value_videos.every_saves != 1:
+            raise ChunkRLError(
+                "--value-videos.num-episodes and --value-videos.every-saves film data that stay: use "
+                "--value-videos.every-episodes, which films the newest episode of the actors"
+            )

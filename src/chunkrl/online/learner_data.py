@@ -37,6 +37,12 @@ def replay_settings(settings: ChunkSettings) -> ChunkSettings:
     return replace(settings, labels=labels, mapping=ColumnMapping(), revision=None)
 
 
+def open_shard_table(folder: Path, settings: ChunkSettings, cache_dir: Path) -> FrameTable:
+    """A shard's frames as it is now, inside `replay.reading`; settings: of `replay_settings`."""
+    frames = replace(settings.frames, skip_bad_episodes=False)
+    return FrameTable.open(folder, settings.mapping, None, cache_dir, silent, frames)
+
+
 @dataclass(frozen=True)
 class Generation:
     """The data at one moment. data: None where there are none yet. num_episodes, num_steps: ever kept of the actors,
@@ -109,14 +115,7 @@ class LearnerData:
 
     def _open_shard(self, folder: Path) -> None:
         settings = self._settings
-        table = FrameTable.open(
-            folder,
-            settings.mapping,
-            None,
-            self._cache,
-            silent,
-            replace(settings.frames, skip_bad_episodes=False),
-        )
+        table = open_shard_table(folder, settings, self._cache)
         if table.episode_length.max() < settings.action_horizon:
             if folder not in self._too_short:
                 _LOG.warning(

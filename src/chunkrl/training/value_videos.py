@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +25,62 @@ class ValueVideoConfig:
     """Of --dataset-dir, successes and failures in turn (0: no videos)."""
     every_saves: int = 1
     """Checkpoints between two times; where the values are still the same, there are no new videos."""
+    every_episodes: int = 0
+    """chunkrl learner: episodes of actors between two videos, each of the newest episode (0: no videos)."""
 
     def __post_init__(self) -> None:
-        if self.num_episodes < 0 or self.every_saves < 1:
+        if self.num_episodes < 0 or self.every_saves < 1 or self.every_episodes < 0:
             raise ChunkRLError(
-                "value_videos.num_episodes must be at least 0, value_videos.every_saves at least 1"
+                "value_videos.num_episodes and value_videos.every_episodes must be at least 0, "
+                "value_videos.every_saves at least 1"
             )
+
+
+class Renderer:
+    """A program that renders into a folder, one at a time: at low priority, on the CPU, fed through files alone."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is still at it."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self, module: str, arguments: Sequence[str | Path], folder: Path) -> None:
+        """Runs `python -m module arguments`, which writes to `folder`; there lies its log too."""
+        self.folder = folder
+        with (folder / _LOG).open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            )
+
+    def wait(self, timeout: float | None) -> None:
+        """Until it has ended; after `timeout` seconds it is stopped."""
+        if self._process is None:
+            return
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def collect(self) -> str:
+        """Once after it has ended: what went wrong, as a sentence; "" for nothing."""
+        code = None if self._process is None else self._process.poll()
+        if code is None or self.folder is None:
+            return ""
+        self._process = None
+        if not code:
+            return ""
+        lines = (self.folder / _LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        said = lines[-1] if lines else "nothing was said"
+        return f"value videos of {self.folder} failed (exit status {code}): {said}"
 
 
 class ValueVideos:
@@ -52,8 +102,7 @@ class ValueVideos:
         self._labels, self._save_labels = labels, save_labels
         self._num_saves = 0
         self._shown: np.ndarray | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._folder = run_dir
+        self._renderer = Renderer()
         self._problems: list[str] = []
 
     def after_save(self, checkpoint: Path) -> None:
@@ -65,48 +114,31 @@ class ValueVideos:
         value = self._labels().get("value")
         if value is None or (self._shown is not None and np.array_equal(value, self._shown)):
             return
-        if self._process is not None and self._process.poll() is None:
+        renderer = self._renderer
+        if renderer.is_busy:
+            assert renderer.folder is not None
             self._problems.append(
-                f"no value videos at checkpoint {checkpoint.name}: those of {self._folder.name} were still being "
+                f"no value videos at checkpoint {checkpoint.name}: those of {renderer.folder.name} were still being "
                 "rendered; raise --value-videos.every-saves or lower --value-videos.num-episodes"
             )
             return
         self._collect()
         self._shown = np.array(value)
-        self._folder = self._run_dir / FOLDER / checkpoint.name
-        self._save_labels(self._folder)
-        arguments = (self._run_dir, self._folder, str(self._config.num_episodes), self._folder)
-        with (self._folder / _LOG).open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "chunkrl.evaluation.value_video", *map(str, arguments)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            )
+        folder = self._run_dir / FOLDER / checkpoint.name
+        self._save_labels(folder)
+        arguments = (self._run_dir, folder, str(self._config.num_episodes), folder)
+        renderer.start("chunkrl.evaluation.value_video", arguments, folder)
 
     def finish(self, timeout: float | None = None) -> list[str]:
         """Waits for the last rendering; returns everything that went wrong, as sentences.
 
         timeout: seconds, after which the renderer is stopped.
         """
-        if self._process is not None:
-            try:
-                self._process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        self._renderer.wait(timeout)
         self._collect()
         return self._problems
 
     def _collect(self) -> None:
         """Takes note of how the last rendering ended."""
-        if self._process is None:
-            return
-        if self._process.returncode:
-            lines = (self._folder / _LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            self._problems.append(
-                f"value videos of {self._folder} failed (exit status {self._process.returncode}): "
-                f"{lines[-1] if lines else 'nothing was said'}"
-            )
-        self._process = None
+        if problem := self._renderer.collect():
+            self._problems.append(problem)
