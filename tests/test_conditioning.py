@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from chunkrl.algorithms.conditioning import (
     NO_LABEL,
     ConditioningConfig,
-    HumanSteps,
     advantage_bins,
     check_prompts,
     condition_text,
@@ -77,11 +76,9 @@ def test_a_task_without_its_share_is_an_error() -> None:
 
 def test_human_chunks_and_chosen_data_are_forced_high() -> None:
     bins = np.zeros(4, int)
-    human = HumanSteps(every=np.array([True, False, False, False]), some=np.array([True, True, False, False]))
+    human = np.array([True, False, False, False])
     source = np.array([0, 0, 0, 1])
     assert force_labels(bins, human, source, ConditioningConfig()).tolist() == [1, 0, 0, 0]
-    masked = ConditioningConfig(mixed_chunks="mask")
-    assert force_labels(bins, human, source, masked).tolist() == [1, 1, 0, 0]
     chosen = ConditioningConfig(num_bins=5, force_high=(1,))
     assert force_labels(bins, None, source, chosen).tolist() == [0, 0, 0, 4]
 
@@ -119,7 +116,6 @@ def test_prompts_that_do_not_differ_are_refused() -> None:
         {"num_bins": 3, "edges": "fixed", "cuts": (0.5, -0.5)},
         {"dropout": 1.0},
         {"dropout": 0.0, "guidance": 2.0},
-        {"mixed_chunks": "drop"},
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict) -> None:

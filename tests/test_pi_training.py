@@ -152,23 +152,24 @@ def test_human_chunks_are_high_and_mixed_ones_lose_the_robots_steps(
     root: Path, checkpoints: Path, tmp_path: Path
 ) -> None:
     found = {}
-    for mixed in ("keep", "mask"):
-        conditioning = ConditioningConfig(mixed_chunks=mixed)  # type: ignore[arg-type]
+    for rule in ("high", "high_and_mask", "critic"):
         run = ChunkLevelOfflineRL(
-            config(root, checkpoints, tmp_path, "advantage_conditioned", conditioning=conditioning)
+            config(root, checkpoints, tmp_path, "advantage_conditioned", human_chunks=rule)
         )
         metrics = run.algorithm.start_phase("policy")
-        found[mixed] = (run.algorithm.labels, metrics)
+        found[rule] = (run.algorithm.labels, metrics)
         assert metrics["advantage/forced_fraction"] == np.mean(
             run.algorithm.labels["advantage_bin"] != run.algorithm.labels["advantage_bin_raw"]
         )
-    labels, _ = found["keep"]
+    labels, _ = found["high"]
     human = [*range(5, 10), 12, 13, 14]  # all of episode 1; in episode 2, chunks from the third frame on
     assert (labels["advantage_bin"][human] == 1).all()
     others = np.setdiff1d(np.arange(30), human)
     assert np.array_equal(labels["advantage_bin"][others], labels["advantage_bin_raw"][others])
     assert "loss_steps" not in labels
-    labels, _ = found["mask"]
+    labels, _ = found["critic"]
+    assert np.array_equal(labels["advantage_bin"], labels["advantage_bin_raw"])
+    labels, _ = found["high_and_mask"]
     mixed_chunks = [10, 11]  # frames 0 and 1 of episode 2 reach into the human's part
     assert (labels["advantage_bin"][[*human, *mixed_chunks]] == 1).all()
     assert labels["loss_steps"][10].tolist() == [False, False, True]

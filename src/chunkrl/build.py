@@ -152,6 +152,7 @@ def build_algorithm(
         relabel_interval=config.relabel_interval,
         microbatch_size=config.microbatch_size,
         keep_values=keep_values,
+        human=config.human_chunks,
     )
     return CrossFittedAdvantage(
         settings, networks, optim, dataset, config.seed, device, config.value_optim_config(), given

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from chunkrl.algorithms.conditioning import ConditioningConfig
+from chunkrl.algorithms.human_chunks import HumanRule
 from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.data.action_encoding import ActionEncoding
 from chunkrl.data.chunk_semantics import ChunkReward, HoldAction
@@ -124,6 +125,10 @@ class TrainConfig:
     the end)."""
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     """How the advantage becomes text in the prompt (objective advantage_conditioned)."""
+    human_chunks: HumanRule = "high"
+    """What becomes of a human's chunks (objectives cross_fitted and advantage_conditioned). high: those whose steps
+    are all human count as the best, whatever the critic says; high_and_mask: also those that are human in part, of
+    which the robot's steps are masked; critic: as any other."""
     labels: Annotated[LabelRule, tyro.conf.OmitArgPrefixes] = field(default_factory=LabelRule)
     """How success, reward and sub-goals are read from the data."""
     reward: ChunkReward = "any"
@@ -278,6 +283,8 @@ def check_config(config: TrainConfig, has_data: bool = False) -> None:
         raise ChunkRLError(f"output_dir {config.output_dir} is a file; name a folder")
     if config.objective not in get_args(Objective):
         raise ChunkRLError(f"objective is {config.objective!r}; it must be one of {get_args(Objective)}")
+    if config.human_chunks not in get_args(HumanRule):
+        raise ChunkRLError(f"human_chunks is {config.human_chunks!r}; use one of {get_args(HumanRule)}")
     if config.value_updates is not None and config.value_updates < (0 if config.init else 1):
         raise ChunkRLError(
             f"value_updates is {config.value_updates}; it must be at least 1, or 0 with --init, whose values "

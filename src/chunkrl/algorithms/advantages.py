@@ -135,15 +135,25 @@ def shuffle_between(advantage: np.ndarray, seed: int, positions: np.ndarray | No
 
 
 def to_weights(
-    advantage: np.ndarray, beta: float, scale: float, clip: float, rates: np.ndarray | None = None
+    advantage: np.ndarray,
+    beta: float,
+    scale: float,
+    clip: float,
+    rates: np.ndarray | None = None,
+    forced: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Weights exp(beta A) float32 [N] of mean 1, of advantages standardised to deviation `scale`; and how few carry
     the loss.
+
+    forced: bool [N], chunks that get the weight of the highest advantage (of what is drawn), whatever their own is.
 
     rates: how often each is drawn, float [N] (`draws.draw_rates`), which mean, deviation, effective sample size and
     clipped share count it by; the weight of what is never drawn is 0. None: all alike.
     """
     standardized = standardize(advantage, scale, rates)
+    if forced is not None:
+        highest = standardized.max() if rates is None else standardized[rates > 0].max()
+        standardized = np.where(forced, highest, standardized)
     weight = losses.advantage_weights(torch.from_numpy(standardized), beta, clip)
     clipped = np.exp(beta * standardized) >= clip
     if rates is None:

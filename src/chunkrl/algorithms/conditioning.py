@@ -15,13 +15,12 @@ import numpy as np
 import torch
 
 from chunkrl.algorithms.advantages import return_range
-from chunkrl.data.chunk_semantics import chunk_steps
+from chunkrl.algorithms.human_chunks import forced_metrics
 from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
 from chunkrl.ranks import draw_rows
 
 BinEdges = Literal["quantiles", "fixed"]
-MixedChunks = Literal["keep", "mask"]
 NO_LABEL = -1  # the label of a chunk that is trained without the advantage in its prompt
 
 _NAMES = {2: ("negative", "positive"), 3: ("negative", "neutral", "positive")}
@@ -42,9 +41,6 @@ class ConditioningConfig:
     document's -.6 -.2 .2 .6 where edges are fixed."""
     dropout: float = 0.3
     """Share of chunks trained without the advantage: what guidance compares with."""
-    mixed_chunks: MixedChunks = "keep"
-    """Chunks of which a human acted only in part: keep the critic's label, or force it high and mask the robot's
-    steps. Chunks that are all human are forced high in either case."""
     force_high: tuple[int, ...] = ()
     """Data sets (0: --dataset-dir, 1: the first additional one, ...) whose chunks are all labelled high."""
     guidance: float = 1.0
@@ -53,11 +49,8 @@ class ConditioningConfig:
     def __post_init__(self) -> None:
         if self.num_bins not in _QUANTILES:
             raise ChunkRLError(f"conditioning.num_bins is {self.num_bins}; use 2, 3 or 5")
-        if self.edges not in get_args(BinEdges) or self.mixed_chunks not in get_args(MixedChunks):
-            raise ChunkRLError(
-                f"conditioning.edges is {self.edges!r} and mixed_chunks {self.mixed_chunks!r}; use quantiles or "
-                "fixed, and keep or mask"
-            )
+        if self.edges not in get_args(BinEdges):
+            raise ChunkRLError(f"conditioning.edges is {self.edges!r}; use quantiles or fixed")
         if not 0 <= self.dropout < 1:
             raise ChunkRLError(f"conditioning.dropout is {self.dropout}; it must lie in [0, 1)")
         if self.guidance != 1 and self.dropout == 0:
@@ -161,33 +154,17 @@ def advantage_bins(
     return bins
 
 
-@dataclass(frozen=True)
-class HumanSteps:
-    """Who acted in each chunk: every, some: bool [N], a human in all of its real steps, in at least one."""
-
-    every: np.ndarray
-    some: np.ndarray
-
-
 def force_labels(
-    bins: np.ndarray, human: HumanSteps | None, source: np.ndarray, config: ConditioningConfig
+    bins: np.ndarray, human: np.ndarray | None, source: np.ndarray, config: ConditioningConfig
 ) -> np.ndarray:
-    """Bins [N] with human chunks and chosen data sets raised to the highest label; the rest keeps the critic's.
+    """Bins [N] with a human's chunks and chosen data sets raised to the highest label; the rest keeps the critic's.
 
-    source: int [N], the data set of each chunk.
+    human: bool [N] (`human_chunks`). source: int [N], the data set of each chunk.
     """
     forced = np.isin(source, config.force_high)
     if human is not None:
-        forced |= human.some if config.mixed_chunks == "mask" else human.every
+        forced |= human
     return np.where(forced, config.highest, bins)
-
-
-def human_steps(data: ChunkData) -> np.ndarray | None:
-    """bool [len, H], the real steps at which a human acted; None where none did."""
-    if not data.frame_labels.human.any():
-        return None
-    steps = chunk_steps(data.starts, data.action_horizon, data.segments)
-    return data.frame_labels.human[steps.rows] & steps.action_mask
 
 
 def label_bins(
@@ -196,23 +173,16 @@ def label_bins(
     returns: np.ndarray,
     config: ConditioningConfig,
     rates: np.ndarray | None = None,
+    human: np.ndarray | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Labels of every start and their shares.
 
     advantage, returns: float [len]. rates: how often each start is drawn, float [len] (`draws.draw_rates`), which
-    quantiles and shares count it by; None: all alike. The labels: `advantage_bin_raw`, the critic's, and
-    `advantage_bin`, with some forced high, int [len] each; `loss_steps`, bool [len, H], where the robot's steps of
-    mixed chunks are masked.
+    quantiles and shares count it by; None: all alike. human: bool [len], chunks of a human that are forced high.
+    The labels: `advantage_bin_raw`, the critic's, and `advantage_bin`, with some forced high, int [len] each.
     """
     span = return_range(returns if rates is None else returns[rates > 0])
     bins = advantage_bins(advantage, data.task, config, span.high - span.low, rates)
-    labels, human = {}, None
-    acted = human_steps(data)
-    if acted is not None:
-        real = chunk_steps(data.starts, data.action_horizon, data.segments).action_mask
-        human = HumanSteps(every=np.all(acted == real, axis=1), some=np.any(acted, axis=1))
-        if config.mixed_chunks == "mask":
-            labels["loss_steps"] = np.where((human.some & ~human.every)[:, None], acted, True)
     forced = force_labels(bins, human, data.source(np.arange(len(data))), config)
     names = [condition_text(label, config.num_bins).split()[-1] for label in range(config.num_bins)]
     overruled = (forced != bins) if rates is None else (forced != bins) & (rates > 0)
@@ -221,10 +191,9 @@ def label_bins(
         return float(np.average(rows, weights=rates))
 
     shares = {f"advantage/share_{name}": share(forced == label) for label, name in enumerate(names)}
-    shares["advantage/forced_fraction"] = share(overruled)
-    if overruled.any():  # what the critic thinks of what it was overruled on
-        shares["advantage/mean_of_forced"] = float(advantage[overruled].mean())
-    return labels | {"advantage_bin_raw": bins, "advantage_bin": forced}, shares
+    return {"advantage_bin_raw": bins, "advantage_bin": forced}, shares | forced_metrics(
+        overruled, advantage, rates
+    )
 
 
 def drop_labels(labels: torch.Tensor, dropout: float) -> torch.Tensor:

@@ -38,6 +38,7 @@ from chunkrl.algorithms.advantage_critic import AdvantageCritic
 from chunkrl.algorithms.base import Metrics, Networks, Phase, only_finite
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.conditioning import ConditioningConfig, condition_text, drop_labels, label_bins, texts
+from chunkrl.algorithms.human_chunks import HumanRule, forced_metrics, human_chunks
 from chunkrl.algorithms.value_learner import (
     ValueFit,
     ValueLabels,
@@ -71,6 +72,7 @@ class CrossFittedConfig:
         labellings by them (0: values are fixed after their phase).
     microbatch_size: rows whose activations are in memory at once; None: the whole batch.
     keep_values: values stay after their phase, to label data that grow.
+    human: what becomes of chunks that a human made, as weights and as labels alike (`human_chunks`).
     """
 
     policy_updates: int
@@ -88,6 +90,7 @@ class CrossFittedConfig:
     relabel_interval: int = 0
     microbatch_size: int | None = None
     keep_values: bool = False
+    human: HumanRule = "high"
 
     def __post_init__(self) -> None:
         if (self.critic_updates > 0) != (self.relabel_interval > 0):
@@ -344,17 +347,26 @@ class CrossFittedAdvantage:
         }
         if self.critic is not None:
             self.labels[Q_LABEL] = self.critic.targets(labels.advantage, self._trained, rates)
-        if config.use == "weight":
-            fit = config.fit
-            self.labels["weight"], more = adv.to_weights(
-                advantage, config.beta, fit.advantage_scale, fit.weight_clip, rates
+        if config.use == "none":
+            return metrics
+        human = human_chunks(self._dataset, config.human)
+        forced = None if human is None else human.forced
+        if human is not None and human.loss_steps is not None:
+            self.labels["loss_steps"] = human.loss_steps
+        if config.use == "condition":
+            bins, more = label_bins(
+                self._dataset, advantage, labels.returns, config.conditioning, rates, forced
             )
-            metrics |= more
-        elif config.use == "condition":
-            bins, more = label_bins(self._dataset, advantage, labels.returns, config.conditioning, rates)
             self.labels |= bins
-            metrics |= more
-        return metrics
+            return metrics | more
+        fit = config.fit
+        self.labels["weight"], more = adv.to_weights(
+            advantage, config.beta, fit.advantage_scale, fit.weight_clip, rates, forced
+        )
+        if forced is not None:
+            drawn = forced if rates is None else forced & (rates > 0)
+            metrics |= forced_metrics(drawn, advantage, rates)
+        return metrics | more
 
     def deployed(self) -> AbstractContextManager[None]:
         """See `Algorithm.deployed`."""
