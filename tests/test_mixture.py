@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from chunkrl.data.loader import ChunkLoader, source_counts
 from chunkrl.data.sidecar import load_sidecar
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.models.encoders import NetworkConfig
+from chunkrl.types import ChunkTransition
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +181,48 @@ def test_ranks_share_the_batch(datasets: list[ChunkDataset], world_size: int) ->
         assert together == sorted(whole.batch(update).index.tolist())
         assert {len(batch.index) for batch in drawn} == {8 // world_size}
         assert {batch.observation.task.count("task a") for batch in drawn} == {4 // world_size}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_batches_end_to_end_have_their_shares_each(datasets: list[ChunkDataset], world_size: int) -> None:
+    single = mixture(datasets, 2, 1, 1)
+    assert mixture(datasets, batches_per_update=3).updates_per_epoch == sum(map(len, datasets)) // 24
+    for rank in range(world_size):
+        loader = mixture(datasets, 2, 1, 1, rank=rank, world_size=world_size, batches_per_update=3)
+        size = loader.batch_size // 3
+        assert size * world_size == single.batch_size
+        for update in range(5):
+            for number, part in enumerate(np.split(loader.positions(update), 3)):
+                whole = single.positions(3 * update + number)
+                assert part.tolist() == whole[rank::world_size].tolist()
+
+
+def test_values_and_policy_of_one_update_draw_from_all_data_sets(
+    datasets: list[ChunkDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots = [dataset.name for dataset in datasets[:2]]
+    run = ChunkLevelOfflineRL(
+        dataset_dir=roots[0],
+        additional_offline_dataset_paths=(roots[1],),
+        dataset_weights=(1.0, 1.0),
+        **{"action_horizon": 3, "action_dim": 2, "batch_size": 8, "num_updates": 4, "value_updates": 2},
+        **{"num_folds": 2, "network": NetworkConfig(hidden_dim=8, num_layers=1), "device": "cpu"},
+        **{"critic_updates": 2, "relabel_interval": 2, "output_dir": str(tmp_path / "run")},
+    )
+    seen: dict[str, list[list[int]]] = {"values": [], "policy": []}
+
+    def recorded(name: str, update: Callable[..., Any]) -> Callable[..., Any]:
+        def call(batch: ChunkTransition) -> Any:
+            seen[name].append(np.bincount(run.dataset.source(batch.index.numpy()), minlength=2).tolist())
+            return update(batch)
+
+        return call
+
+    values = run.algorithm.values
+    monkeypatch.setattr(values, "update", recorded("values", values.update))
+    monkeypatch.setattr(run.algorithm, "_update_policy", recorded("policy", run.algorithm._update_policy))
+    run.train()
+    assert seen == {"values": [[4, 4]] * 10, "policy": [[4, 4]] * 4}
 
 
 def test_data_sets_of_different_rates_are_refused(

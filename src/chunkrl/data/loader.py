@@ -42,6 +42,7 @@ class ChunkLoader:
         next_observation: whether batches carry x_{t+k}.
         rank, world_size: this process gives every `world_size`-th row of the batch, from row `rank` on: all ranks
             together give the batch that one process would, and each has its share of every data set.
+        batches_per_update: that many batches come end to end in one, each with its share of every data set.
 
     Raises:
         DatasetError: a batch size or less data than ranks can share.
@@ -57,6 +58,7 @@ class ChunkLoader:
         next_observation: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        batches_per_update: int = 1,
     ) -> None:
         if not 0 <= rank < world_size or batch_size < 1 or batch_size % world_size:
             raise DatasetError(
@@ -78,25 +80,33 @@ class ChunkLoader:
         self._weights = weights / weights.sum()
         self._total = min(batch_size, num_positions // world_size * world_size)
         self._num_positions, self._rank, self._world_size = num_positions, rank, world_size
-        self.batch_size = self._total // world_size
+        self._batches_per_update = batches_per_update
+        self.batch_size = batches_per_update * (self._total // world_size)
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     @property
     def updates_per_epoch(self) -> int:
-        """Batches that hold as many rows as there are to draw from."""
-        return self._num_positions // self._total
+        """Updates whose batches hold as many rows as there are to draw from, at least 1."""
+        return max(1, self._num_positions // (self._total * self._batches_per_update))
 
     def positions(self, update: int) -> np.ndarray:
         """This rank's rows in the batch of this update: positions in the data, int [batch_size]."""
-        offset = float(np.random.default_rng([self.seed, update, _SHARES]).random())
+        first = update * self._batches_per_update
+        return np.concatenate(
+            [self._of_batch(number) for number in range(first, first + self._batches_per_update)]
+        )
+
+    def _of_batch(self, number: int) -> np.ndarray:
+        """This rank's rows in the `number`-th batch."""
+        offset = float(np.random.default_rng([self.seed, number, _SHARES]).random())
         counts = source_counts(self._weights, self._total, offset)
         most = np.ceil(self._weights * self._total).astype(np.int64)
         firsts = np.cumsum(counts) - counts
         rows = []
-        for number, (count, stride, first) in enumerate(zip(counts, most, firsts, strict=True)):
-            slots = update * int(stride) + np.arange(count)
+        for source, (count, stride, first) in enumerate(zip(counts, most, firsts, strict=True)):
+            slots = number * int(stride) + np.arange(count)
             mine = (first + np.arange(count)) % self._world_size == self._rank
-            rows.append(self._rows(number, slots[mine], int(stride)))
+            rows.append(self._rows(source, slots[mine], int(stride)))
         return np.concatenate(rows)
 
     def batch(self, update: int) -> ChunkTransition:

@@ -144,12 +144,13 @@ class Trainer:
         config, source = self.config, self.source
         loader = ChunkLoader(
             self.dataset,
-            config.batch_size * phase.batch_multiple,
+            config.batch_size,
             config.seed + number,
             subset=phase.subset,
             next_observation=phase.next_observation,
             rank=ranks.rank(),
             world_size=ranks.world_size(),
+            batches_per_update=phase.batch_multiple,
         )
         numbers = range(self.update - first, phase.num_updates)
         a_pass = max(1, phase.num_updates // phase.num_passes)
