@@ -108,7 +108,8 @@ def test_pictures_are_decoded_once_and_are_those_of_a_fresh_cache(tmp_path, repl
 
     original = images.image_frames
     monkeypatch.setattr(images, "image_frames", lambda *a: decoded.append(len(a[3])) or original(*a))
-    data = LearnerData([], (), settings(), tmp_path / "cache", 0.5)
+    monkeypatch.chdir(tmp_path)
+    data = LearnerData([], (), settings(), Path("cache"), 0.5)  # as of a relative --output-dir
     add(replay, 0, 4)
     data.open(replay)
     add(replay, 1, 5)

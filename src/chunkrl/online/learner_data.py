@@ -71,7 +71,8 @@ class LearnerData:
         cache_dir: Path,
         share: float,
     ) -> None:
-        self._offline, self._settings, self._cache, self._share = tuple(offline), settings, cache_dir, share
+        self._offline, self._settings, self._share = tuple(offline), settings, share
+        self._cache = cache_dir.resolve()  # as `cache_folder` does, whose folders `drop_unused` compares
         self._given = list(weights) or None
         self._weights = np.array(weights or [len(dataset) for dataset in offline], np.float64)
         self._shards: dict[Path, ChunkDataset] = {}
