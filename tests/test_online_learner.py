@@ -26,7 +26,7 @@ from test_online_faults import stored_episodes
 
 from chunkrl.cli import main
 from chunkrl.envs.protocol import EnvStep
-from chunkrl.errors import ChunkRLError, TransportError
+from chunkrl.errors import CheckpointError, ChunkRLError, TransportError
 from chunkrl.online.item_spool import ItemSpool
 from chunkrl.online.learner import CONFIG_FILE
 from chunkrl.online.policy_runner import PolicyRunner
@@ -240,6 +240,25 @@ def test_a_learner_that_is_killed_goes_on_with_all_data_and_higher_versions(tmp_
     updates = [record.update for record in read_records(run / "metrics.jsonl")]
     assert updates == sorted(updates) and updates[-1] > killed_at
     assert "Traceback" not in log.read_text()
+
+
+def test_a_learner_killed_before_it_trained_begins_again_and_one_at_work_keeps_its_settings(tmp_path):
+    from chunkrl.online.learner import _resolved
+    from chunkrl.online.learner_config import LearnerConfig
+    from chunkrl.online.streams import ReceivedStreams
+    from chunkrl.train_config import TrainConfig
+
+    config = LearnerConfig(train=TrainConfig(resume=str(tmp_path), output_dir=str(tmp_path)))
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        _resolved(config, tmp_path)
+    (tmp_path / CONFIG_FILE).write_text("{}")  # all that it has while it waits for first episodes
+    assert _resolved(config, tmp_path).resume is None
+
+    at_work = ReceivedStreams(tmp_path / "replay/incoming")
+    with pytest.raises(SystemExit):
+        main(learner_arguments(tmp_path, free_address()))
+    at_work.close()
+    assert (tmp_path / CONFIG_FILE).read_text() == "{}"
 
 
 def test_jump_start_offline_online_offline(tmp_path):

@@ -55,8 +55,9 @@ def run_learner(config: LearnerConfig, progress: Progress = silent) -> None:
     run_dir = Path(config.train.output_dir)
     with contextlib.ExitStack() as resources:
         warnings = resources.enter_context(session_log(run_dir, LOG_FILE))
-        save_config(config, run_dir / CONFIG_FILE)
-        _Session(config, run_dir, warnings, resources).run(progress)
+        session = _Session(config, run_dir, warnings, resources)
+        save_config(config, run_dir / CONFIG_FILE)  # not that of a learner which has the folder open
+        session.run(progress)
 
 
 class _Session:
@@ -232,7 +233,7 @@ def _resolved(config: LearnerConfig, run_dir: Path) -> TrainConfig:
         try:
             folder = find_checkpoint(Path(resume))
         except CheckpointError:
-            if not (Path(resume) / "config.json").exists():
+            if not (Path(resume) / CONFIG_FILE).exists():
                 raise
             _LOG.warning("%s was ended before its first checkpoint: networks begin anew, data stay", resume)
             folder = None
