@@ -56,7 +56,8 @@ class EvaluateCommand:
     exec_steps: int | None = None
     """Actions executed of each chunk; default: the whole chunk."""
     mode: ActionMode = "mode"
-    """mode (most likely chunk; a flow from zero noise), sample, or best_of_n (needs training with --train-q)."""
+    """mode (most likely chunk; a flow from zero noise), sample, or best_of_n (needs training with --train-q or
+    --objective iql)."""
     num_candidates: int = 16
     """N of best_of_n."""
     condition: str | None = None
