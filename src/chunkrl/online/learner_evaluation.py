@@ -1,7 +1,7 @@
 """Evaluation beside training: a process of its own for each snapshot of the policy, one after the other.
 
-A snapshot waits on the disk until it is its turn, so none is left out, and those that a killed learner left are
-evaluated by the next one. `results.jsonl` has a line for each that is done.
+A snapshot waits on the disk until it is its turn, so none is left out or fills the memory, and those that a killed
+learner left are evaluated by the next one. `results.jsonl` has a line for each that is done.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -48,14 +49,18 @@ class Evaluations:
         self.last: float | None = None
         self._config, self._folder, self._base, self._device = config, run_dir / FOLDER, base, device
         self._done = {line["name"]: line for line in read_results(run_dir)}
-        self._jobs: queue.Queue[tuple[Path, Mapping[str, Tensor] | None] | None] = queue.Queue()
+        self._snapshots: queue.Queue[tuple[Path, Mapping[str, Tensor]] | None] = queue.Queue()
+        self._jobs: queue.Queue[Path | None] = queue.Queue()
         self._fresh: list[dict[str, Any]] = []
         self._process: subprocess.Popen[bytes] | None = None
+        self._starting, self._stopped = threading.Lock(), False
         self._begun = {path.name for path in self._folder.glob("[0-9]*-[0-9]*")}
         for name in sorted(self._begun - self._done.keys()):
             if (self._folder / name / _PARAMETERS).is_file():
-                self._jobs.put((self._folder / name, None))
+                self._jobs.put(self._folder / name)
+        self._keeper = threading.Thread(target=self._keep_all, daemon=True, name="evaluation-snapshots")
         self._thread = threading.Thread(target=self._run, daemon=True, name="evaluations")
+        self._keeper.start()
         self._thread.start()
 
     def is_due(self, update: int, num_steps: int) -> bool:
@@ -76,7 +81,7 @@ class Evaluations:
         """Evaluates the base policy with these parameters, float32 on the CPU, when it is their turn."""
         name = f"{num_steps:09d}-{update:08d}"
         self._begun.add(name)
-        self._jobs.put((self._folder / name, parameters))
+        self._snapshots.put((self._folder / name, parameters))
 
     def metrics(self) -> dict[str, float]:
         """Of evaluations that ended since the last call; of several, of the newest."""
@@ -98,29 +103,29 @@ class Evaluations:
 
     def close(self, finish: bool) -> None:
         """finish: waits for those that wait; else they are left to the next start."""
+        self._snapshots.put(None)
+        self._keeper.join()
         if not finish:
-            while True:
-                try:
-                    job = self._jobs.get_nowait()
-                except queue.Empty:
-                    break
-                if job is None:
-                    continue
-                folder, parameters = job
-                if parameters is not None:
-                    _keep(folder, parameters)
-            process = self._process
-            if process is not None:
-                process.terminate()
+            with self._starting:
+                self._stopped = True
+                if self._process is not None:
+                    self._process.terminate()
         self._jobs.put(None)
         self._thread.join()
 
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            folder, parameters = job
+    def _keep_all(self) -> None:
+        while (snapshot := self._snapshots.get()) is not None:
+            folder, parameters = snapshot
             try:
-                if parameters is not None:
-                    _keep(folder, parameters)
+                _keep(folder, parameters)
+            except Exception as error:  # training goes on without
+                _LOG.error("no evaluation in %s: %s", folder, error)
+            else:
+                self._jobs.put(folder)
+
+    def _run(self) -> None:
+        while (folder := self._jobs.get()) is not None:
+            try:
                 self._evaluate(folder)
             except Exception as error:  # training goes on without
                 _LOG.error("no evaluation in %s: %s", folder, error)
@@ -131,13 +136,18 @@ class Evaluations:
         command = [sys.executable, "-m", __name__, str(folder)]
         environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         with (folder / _LOG_FILE).open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment
-            )
-            code = self._process.wait()
-            assert self._process.stdin is not None
-            self._process.stdin.close()
+            with self._starting:
+                if self._stopped:
+                    return
+                self._process = process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment
+                )
+            code = process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
             self._process = None
+        if self._stopped:
+            return
         if code:
             _LOG.error("the evaluation in %s ended with status %d: see %s there", folder, code, _LOG_FILE)
             return
@@ -145,9 +155,11 @@ class Evaluations:
         steps, update = (int(part) for part in folder.name.split("-"))
         line = {"name": folder.name, "num_steps": steps, "update": update, "success": result["success"]}
         line |= {"interval": result["interval"], "num_episodes": result["num_episodes"]}
+        _cut_torn_line(self._folder / RESULTS)
         with (self._folder / RESULTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         (folder / _PARAMETERS).unlink()
+        shutil.rmtree(folder / "policy")  # as large as the whole network
         self._done[folder.name] = line
         self._fresh.append(line)
 
@@ -159,6 +171,12 @@ def read_results(run_dir: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def _cut_torn_line(path: Path) -> None:
+    """A kill may have cut off the last line: what is appended must not continue it."""
+    if path.is_file() and not (found := path.read_bytes()).endswith(b"\n") and found:
+        os.truncate(path, found.rfind(b"\n") + 1)
 
 
 def _keep(folder: Path, parameters: Mapping[str, Tensor]) -> None:
