@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from chunkrl.data.chunk_semantics import Segments
 HUMAN = np.array([0, 0, 1, 1, 0, 1, 1, 1], bool)  # an episode of 5 frames, one of 3
 
 
-def _data(human: np.ndarray = HUMAN, horizon: int = 2):
+def _data(human: np.ndarray = HUMAN, horizon: int = 2) -> Any:
     return SimpleNamespace(
         starts=np.arange(8),
         action_horizon=horizon,
