@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from chunk_data import identity_factory, open_chunks, random_episodes, write_dat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chunkrl import ChunkLevelOfflineRL
+from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.value_learner import ValueFit, ValueLabels
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.training.optim import OptimConfig
@@ -190,3 +193,76 @@ def test_constant_values_at_a_relabelling_are_told_and_do_not_stop_the_run(
     assert caplog.text.count("nothing to rank or to weight by") == 3
     assert [np.isnan(value) for _, value in trainer.history["value/rank_correlation_held_out"]] == [True]
     assert all(np.isfinite(value) for _, value in trainer.history["loss/policy"])
+
+
+def test_q_beside_given_values_trains_no_values(tmp_path: Path) -> None:
+    """V would learn for nothing: the labels are the earlier run's."""
+    root = write_dataset(tmp_path / "d", random_episodes(6))
+    settings: dict[str, Any] = {
+        "dataset_dir": str(root),
+        "action_horizon": 3,
+        "action_dim": 2,
+        "batch_size": 8,
+    }
+    settings |= {"num_updates": 2, "value_updates": 3, "num_folds": 2, "device": "cpu"}
+    ChunkLevelOfflineRL(**settings, objective="value", output_dir=str(tmp_path / "value")).train()
+    settings |= {"values": str(tmp_path / "value"), "train_q": True}
+    run = ChunkLevelOfflineRL(**settings, output_dir=str(tmp_path / "q"))
+    run.train()
+    assert run.trainer is not None
+    assert [phase.name for phase in run.algorithm.phases()] == ["critic", "policy"]
+    assert run.trainer.update == 5 and "loss/value" not in run.trainer.history
+    history = run.trainer.history
+    checkpoint = tmp_path / "q" / "checkpoints" / "0000003"  # behind Q's phase
+    resumed = ChunkLevelOfflineRL(**settings, resume=str(checkpoint), output_dir=str(tmp_path / "again"))
+    resumed.train()
+    assert resumed.trainer is not None and resumed.trainer.history == history
+
+
+def test_losses_of_q_on_rows_that_it_may_and_may_not_train_on(tmp_path: Path) -> None:
+    dataset = open_chunks(write_dataset(tmp_path / "d", random_episodes(6)))
+    fit = ValueFit(dropout=0.0, noise=0.0)
+    config = CrossFittedConfig(policy_updates=1, value_updates=1, num_folds=2, train_q=True, fit=fit)
+    learner = CrossFittedAdvantage(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
+    learner.start_phase("critic")
+    batch = dataset.batch(np.arange(len(dataset)))
+    assert learner.critic is not None
+    networks: Any = learner.critic.networks
+    with torch.no_grad():
+        prepared = networks.networks[0].prepare(batch.observation)
+        q = torch.stack(
+            [network.forward_prepared(prepared, batch.actions)[0] for network in networks.networks]
+        )
+    error = (q - batch.labels["scaled_advantage"]).square()
+    metrics = learner.update("critic", batch)
+    taught = batch.critic_mask
+    for name, rows in (("", networks.trains_on), ("_held_out", lambda fold: ~networks.trains_on(fold))):
+        mask = rows(batch.labels["fold"]) & taught
+        means = [error[k][mask[k]] for k in range(2)]
+        expected = sum(m.mean() for m in means) / 2 if name == "" else torch.cat(means).mean()
+        assert metrics[f"loss/critic{name}"] == pytest.approx(float(expected), rel=1e-5)
+    assert metrics["q/mean"] == pytest.approx(float(q.mean()), rel=1e-4, abs=1e-7)
+    assert metrics["q/std"] == pytest.approx(float(q.std(unbiased=False)), rel=1e-4)
+
+
+def test_targets_that_bootstrap_are_recorded(tmp_path: Path) -> None:
+    """With V = 0.5 everywhere: r + gamma V over one step, and r alone at the end of an episode."""
+    dataset = open_chunks(
+        write_dataset(tmp_path / "d", random_episodes(6)), reward="sum", critic_horizon=1, gamma=0.5
+    )
+    config = CrossFittedConfig(
+        policy_updates=1, value_updates=1, num_folds=2, fit=ValueFit(target="bootstrap")
+    )
+    learner = CrossFittedAdvantage(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
+    assert learner.values is not None
+    half = np.full(len(dataset), 0.5, np.float32)
+    metrics = learner.values.target_metrics(ValueLabels(half, half, half, half))
+    reward, ends = dataset.frame_labels.reward, dataset.segments.ends - 1
+    expected = reward + 0.25
+    expected[ends] = reward[ends]
+    assert metrics == {"value/target": Histogram.of(expected)}
+    learner = ChunkAWR(iql(num_updates=1), identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
+    recorded = learner.start_phase("values")["q/held_out"]
+    expected = Histogram.of(learner.labels["value"] + learner.labels["advantage"])
+    assert isinstance(recorded, Histogram) and sum(recorded.counts) == len(dataset)
+    assert recorded.edges == pytest.approx(expected.edges, abs=1e-5)

@@ -6,6 +6,7 @@ advantage is that of the labels: Monte-Carlo, TD(lambda), N-step, or one step ov
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -62,14 +63,19 @@ class AdvantageCritic:
         return adv.ReturnRange(low, high if high > low else low + 1.0).to_unit(advantage)
 
     def update(self, batch: ChunkTransition) -> Metrics:
-        """One update of every fold's network, batch [B] on the device."""
+        """One update of every fold's network, batch [B] on the device.
+
+        `loss/critic_held_out` is of the rows that a network may not train on, beside `loss/critic`; `q/mean` and
+        `q/std` are of all networks' values of the batch, before the update.
+        """
         assert self._optimizer is not None, "a critic that is finished learns no more"
         self.networks.train()
         first: Any = self.networks.networks[0]
-        mask = self.networks.trains_on(batch.labels["fold"]) & batch.critic_mask
+        trains = self.networks.trains_on(batch.labels["fold"])
+        mask, unseen = trains & batch.critic_mask, ~trains & batch.critic_mask
         # of the whole batch, as in `ValueLearner.update`
         counts = ranks.sum_over_ranks(mask.sum(dim=1)).clamp(min=1) / ranks.world_size()
-        total = 0.0
+        total = held_out = q_sum = q_square = 0.0
         for rows in microbatches(len(batch.actions), self._microbatch_size):
             part = batch.rows(rows)
             prepared = first.prepare(part.observation)
@@ -80,9 +86,24 @@ class AdvantageCritic:
                 loss = (losses * mask[k, rows]).sum() / counts[k]
                 self._optimizer.backward(loss)
                 total += float(loss.detach())
-        norm = self._optimizer.apply()
-        mean = ranks.mean_over_ranks(total / self.networks.num_folds)
-        return {"loss/critic": mean, "grad_norm/critic": norm}
+                held_out += float((losses.detach() * unseen[k, rows]).sum())
+                q = self.head.value(outputs.detach()).double()
+                q_sum, q_square = q_sum + float(q.sum()), q_square + float(q.square().sum())
+        norm, num_folds = self._optimizer.apply(), self.networks.num_folds
+        q_mean, q_square = (
+            ranks.mean_over_ranks(x / (num_folds * len(batch.actions))) for x in (q_sum, q_square)
+        )
+        metrics: Metrics = {
+            "loss/critic": ranks.mean_over_ranks(total / num_folds),
+            "q/mean": q_mean,
+            "q/std": math.sqrt(max(0.0, q_square - q_mean**2)),
+            "grad_norm/critic": norm,
+        }
+        num_unseen = int(ranks.sum_over_ranks(unseen.sum()))
+        if num_unseen:
+            mean = ranks.mean_over_ranks(held_out) * ranks.world_size() / num_unseen
+            metrics["loss/critic_held_out"] = mean
+        return metrics
 
     def finish(self) -> None:
         """Drops the optimiser, and lets the networks wait on the CPU: the policy's training does not pay for them."""

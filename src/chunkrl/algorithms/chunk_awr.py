@@ -31,7 +31,7 @@ import torch
 
 from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms import losses
-from chunkrl.algorithms.base import Metrics, Networks, Phase, only_finite
+from chunkrl.algorithms.base import Histogram, Metrics, Networks, Phase, only_finite
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
 from chunkrl.algorithms.value_learner import ValueLabels, label_metrics, monte_carlo_returns
@@ -191,7 +191,9 @@ class ChunkAWR:
             "advantage": advantage,
         }
         self._labelled_at = self._num_updates
-        return label_metrics(labels, self._dataset, self.config.time_out, self.config.num_folds > 1)
+        metrics = label_metrics(labels, self._dataset, self.config.time_out, self.config.num_folds > 1)
+        q = held_out[1] if self._trained is None else held_out[1][self._trained]
+        return metrics | {"q/held_out": Histogram.of(q)}
 
     def update(self, name: str, batch: ChunkTransition) -> Metrics:
         """One joint update on a batch [B].
@@ -212,7 +214,7 @@ class ChunkAWR:
         with autocast(self.device):
             value = self.value.each(lambda v: v.forward_prepared(now))  # type: ignore[operator]
             q = self.critic.each(lambda c: c.forward_prepared(now, batch.actions))  # type: ignore[operator]
-            critic = self._critic_loss(q, batch)
+            critic, q_target = self._critic_loss(q, batch)
             chunks = _with_candidates(batch)
             target = None if config.expectile is None else self._target_q(now, chunks)
             value_loss, more = self._value_loss(value, target, now, batch)
@@ -231,7 +233,11 @@ class ChunkAWR:
             "loss/policy": float(policy.detach()),
             "loss/imitation": float(lost.per_chunk.detach().mean()),
             "value/mean": float(value.detach().mean()),
+            "value/std": float(value.detach().std(unbiased=False)),
             "q/mean": float(q.detach().mean()),
+            "q/std": float(q.detach().std(unbiased=False)),
+            "q_target/mean": float(q_target.mean()),
+            "q_target/std": float(q_target.std(unbiased=False)),
             "advantage/mean": float(advantage.detach().mean()),
             "advantage/std": float(advantage.std(unbiased=False)),
             "weight/mean": float(weights.mean()),
@@ -271,7 +277,8 @@ class ChunkAWR:
         q = self.target.each(lambda c: c.forward_prepared(now, chunks).amin(0))  # type: ignore[operator]
         return q if chunks.dim() == 3 else q.transpose(1, 2)
 
-    def _critic_loss(self, q: torch.Tensor, batch: ChunkTransition) -> torch.Tensor:
+    def _critic_loss(self, q: torch.Tensor, batch: ChunkTransition) -> tuple[torch.Tensor, torch.Tensor]:
+        """The folds' sum of losses, and their targets [K, B]."""
         config = self.config
         first: Any = self.value.networks[0]
         then = first.prepare(batch.next_observation)
@@ -284,10 +291,10 @@ class ChunkAWR:
             mask = torch.ones_like(batch.critic_mask)
         total = q.new_zeros(())
         trains = self.value.trains_on(batch.labels["fold"])
+        targets = losses.bellman_target(batch.reward, discount, next_value)
         for k in range(len(q)):
-            target = losses.bellman_target(batch.reward, discount, next_value[k])
-            total = total + losses.critic_loss(q[k], target, mask & trains[k])
-        return total
+            total = total + losses.critic_loss(q[k], targets[k], mask & trains[k])
+        return total, targets
 
     def _value_loss(
         self, value: torch.Tensor, target: torch.Tensor | None, now: Any, batch: ChunkTransition

@@ -146,6 +146,8 @@ class CrossFittedAdvantage:
                 device,
                 config.microbatch_size,
             )
+            if labels_from is not None:
+                self.values.finish()  # it says the folds of Q alone
         if config.train_q:
             if self.policy.trains_features and config.policy_updates > 0:
                 raise ChunkRLError(
@@ -188,7 +190,7 @@ class CrossFittedAdvantage:
             )
 
     def phases(self) -> tuple[Phase, ...]:
-        """`value` (if anything needs values), `critic` (with `train_q`), then `policy`."""
+        """`value` (if anything needs values, and none are given), `critic` (with `train_q`), then `policy`."""
         config, values = self.config, self.values
         policy = Phase(
             "policy",
@@ -202,7 +204,7 @@ class CrossFittedAdvantage:
         phases = [policy]
         if config.train_q:
             phases.insert(0, Phase("critic", config.value_updates, self._trained, next_observation=False))
-        if values is not None:
+        if values is not None and self._given is None:
             passes = config.num_folds if config.fit.fold_order == "one_by_one" else 1
             value = Phase(
                 "value",
@@ -334,6 +336,8 @@ class CrossFittedAdvantage:
             assert self.values is not None
             labels = self.values.label(progress)
         metrics = label_metrics(labels, self._dataset, config.fit.time_out, config.num_folds > 1)
+        if self._given is None and self.values is not None:
+            metrics |= self.values.target_metrics(labels)
         rates = draw_rates(self._dataset, self._trained)
         advantage = labels.advantage
         if config.shuffled:

@@ -90,8 +90,13 @@ class ValueFit:
             )
         if self.fold_order not in get_args(FoldOrder):
             raise ChunkRLError(f"fit.fold_order is {self.fold_order!r}; use together or one_by_one")
-        if self.return_range is not None and not -np.inf < self.return_range[0] < self.return_range[1] < np.inf:
-            raise ChunkRLError(f"fit.return_range is {self.return_range}; give two finite numbers, low and high")
+        if (
+            self.return_range is not None
+            and not -np.inf < self.return_range[0] < self.return_range[1] < np.inf
+        ):
+            raise ChunkRLError(
+                f"fit.return_range is {self.return_range}; give two finite numbers, low and high"
+            )
         if self.num_steps is not None and self.num_steps < 1:
             raise ChunkRLError(f"fit.num_steps is {self.num_steps}; an advantage covers at least 1 step")
 
@@ -187,9 +192,7 @@ class ValueLearner:
         before = self._rows
         known = dict(zip(before.identities, self.fold.tolist(), strict=True))
         self._read(data)
-        self.fold = extend_folds(
-            known, self._rows.identities, data.frame_labels.success, self._num_folds
-        )
+        self.fold = extend_folds(known, self._rows.identities, data.frame_labels.success, self._num_folds)
         if self._labelled is not None:
             value, seen = (carry(values, before, self._rows) for values in self._labelled)
             self._labelled = value, seen
@@ -339,6 +342,18 @@ class ValueLearner:
         advantage = target - value
         advantage[data.frame_labels.after_success] = 0.0
         return ValueLabels(value, seen, self.returns, keep(data.cache_dir, advantage))
+
+    def target_metrics(self, labels: ValueLabels) -> Metrics:
+        """How targets that bootstrap are distributed over what is trained on, with the labels' values behind the
+        rewards. Where they are returns, `label_metrics` has them."""
+        data, fit = self._data, self.fit
+        if fit.target == "monte_carlo":
+            return {}
+        steps, trained = data.critic_horizon, trained_starts(data)
+        targets = n_step_returns(
+            labels.value, self._step_reward, data.segments, data.gamma, steps, fit.time_out
+        )
+        return {"value/target": Histogram.of(targets if trained is None else targets[trained])}
 
     def finish(self) -> None:
         """Drops the networks and all that they learned with: the labels stand in for them, so neither memory nor
