@@ -324,7 +324,7 @@ def test_jump_start_offline_online_offline(tmp_path):
 def test_a_learner_without_room_says_so_and_ends(tmp_path, monkeypatch):
     from chunkrl.online.intake import EpisodeIntake
 
-    def full(self, read_bytes=0):
+    def full(self, read_bytes=0, enough=None):
         raise ChunkRLError("the disk is full: free some space")
 
     monkeypatch.setattr(EpisodeIntake, "poll", full)

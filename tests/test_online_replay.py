@@ -222,6 +222,7 @@ def test_episodes_are_taken_in_when_they_end(tmp_path):
     first, second = episode(0, 4), episode(1, 3, "failure")
     assert learner.receive(*first[:3]) == []
     assert learner.streams.spool("arm").acknowledged == 0
+    assert not list((tmp_path / "replay").glob("shard-*"))  # `chunkrl train` takes all that there are
     learner.close()
     learner = Learner(tmp_path)  # a partial episode outlives the learner
     assert learner.receive(first[3]) == []
@@ -234,6 +235,24 @@ def test_episodes_are_taken_in_when_they_end(tmp_path):
     )
     learner.close()
     assert stored_ids(tmp_path / "replay") == [episode_id(0), episode_id(1)]
+
+
+def test_of_much_that_came_actors_take_turns_until_it_is_enough(tmp_path):
+    learner = Learner(tmp_path)
+    learner.streams.greet(Hello("leg", episode_id(98), SPEC))
+    for actor, spool, first in (("arm", 99, 0), ("leg", 98, 10)):
+        items = [encode_item(item) for number in range(3) for item in episode(first + number, 2, actor=actor)]
+        learner.streams.append(Batch(actor, episode_id(spool), 1, 0, items))
+    found: list[str] = []
+
+    def one_more() -> bool:
+        return learner.intake.num_stored > len(found)
+
+    while stored := learner.intake.poll(1, one_more):
+        assert len(stored) == 1
+        found.append(stored[0].episode_id)
+    assert found == [episode_id(i) for i in (0, 10, 1, 11, 2, 12)]
+    learner.close()
 
 
 def test_unfinished_and_damaged_episodes_are_set_aside_and_never_mixed(tmp_path, caplog):

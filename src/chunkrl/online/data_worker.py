@@ -18,6 +18,8 @@ from chunkrl.online.streams import ReceivedStreams
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.05
+_STORE_S = 5.0
+"""How long episodes are stored before those that are there are opened: actors may bring many at once."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ class DataWorker:
             self._intake = EpisodeIntake(self._streams, self._replay, self._root / "set_aside")
         if self._replay is None or self._intake is None:
             return
-        self._intake.poll()
+        until = time.monotonic() + _STORE_S
+        self._intake.poll(enough=lambda: self._closing.is_set() or time.monotonic() > until)
         sizes = self._replay.sizes
         if sizes != self._opened:
             self._open(self._replay)

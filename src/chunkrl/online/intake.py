@@ -7,7 +7,8 @@ discarded), so a learner killed at any moment reads the episode again, and the r
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,21 +46,35 @@ class EpisodeIntake:
         self.num_stored = self.num_discarded = self.num_set_aside = 0
         self._streams, self._replay, self._folder = streams, replay, Path(set_aside)
         self._unfinished: dict[str, _Unfinished] = {}
+        self._turn = 0  # which actor the next call begins with
 
-    def poll(self, read_bytes: int = 16 * 2**20) -> list[StoredEpisode]:
+    def poll(
+        self, read_bytes: int = 2**20, enough: Callable[[], bool] = lambda: False
+    ) -> list[StoredEpisode]:
         """Takes in everything that has come; returns the episodes that became visible.
+
+        read_bytes: of an actor at a time, actors take turns. enough: asked after each; where it says so, what else
+            has come waits for the next call.
 
         Raises:
             DatasetError, SpoolError: the disk is full, ...: nothing is lost, call again later.
         """
         stored: list[StoredEpisode] = []
-        for actor in self._streams.actors:
+        waiting = deque(self._streams.actors)
+        waiting.rotate(-self._turn)
+        while waiting:
+            actor = waiting.popleft()
+            self._turn += 1
             spool = self._streams.spool(actor)
             state = self._unfinished.pop(actor, None) or _Unfinished(spool.acknowledged)
-            while payloads := spool.read(state.position, read_bytes, spool.durable_sequence):
-                for payload in payloads:
-                    self._take(decode_item(payload), spool, state, stored)
+            payloads = spool.read(state.position, read_bytes, spool.durable_sequence)
+            for payload in payloads:
+                self._take(decode_item(payload), spool, state, stored)
             self._unfinished[actor] = state  # after an exception it is read again from the watermark
+            if payloads:
+                waiting.append(actor)
+            if enough():
+                break
         return stored
 
     def _take(self, item: Item, spool: Spool, state: _Unfinished, stored: list[StoredEpisode]) -> None:

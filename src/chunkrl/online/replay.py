@@ -138,13 +138,17 @@ class Replay:
         self._spec, self._config = spec, config
         self._features = replay_features(spec, config.cameras)
         self._reading = filelock.FileLock(self.root / _READING_LOCK, thread_local=False)
-        self._writer: DatasetWriter | None = None
+        self._writer: DatasetWriter | None = (
+            None  # none before the first episode: a shard without is no data set
+        )
+        self._closed = False
         self.root.mkdir(parents=True, exist_ok=True)
         with self._reading:
             for path in self.root.glob(f"{_EVICTED}*"):  # a kill came while they were deleted
                 _delete(path)
             self._shards = {path: _totals(path) for path in _shard_paths(self.root)}
-            self._open_shard(_shard_number(max(self._shards)) if self._shards else 0)
+            if self._shards:
+                self._open_shard(_shard_number(max(self._shards)))
         self.episode_ids = {i for path in self._shards for i in _episode_ids(path)}
         self._forgotten = _forgotten(self.root / _FORGOTTEN)
 
@@ -200,10 +204,13 @@ class Replay:
             with self._reading:
                 self._writer.close()
             self._writer = None
+        self._closed = True
 
     def _writer_with_room(self) -> DatasetWriter:
-        if self._writer is None:
+        if self._closed:
             raise DatasetError(f"{self.root}: the replay is closed; open a new one")
+        if self._writer is None:
+            return self._open_shard(0)
         if self._writer.num_episodes >= self._config.shard_episodes:
             number = _shard_number(self._writer.root)
             self._writer.close()
@@ -252,7 +259,9 @@ def _forgotten(path: Path) -> dict[str, tuple[int, int]]:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {str(name): (int(episodes), int(steps)) for name, (episodes, steps) in found.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{path} is damaged ({error!r}): restore it, or delete it to count anew") from error
+        raise DatasetError(
+            f"{path} is damaged ({error!r}): restore it, or delete it to count anew"
+        ) from error
 
 
 def _delete(folder: Path) -> None:
