@@ -72,11 +72,11 @@ class CurvesConfig:
     """Which of them."""
     offline_updates: int = 1500
     """Policy updates before an arm begins."""
-    num_steps: int = 6000
+    num_steps: int = 3000
     """Environment steps of an online arm."""
-    updates_per_step: float = 0.5
+    updates_per_step: float = 1.0
     """Policy updates for each of them."""
-    num_points: int = 4
+    num_points: int = 3
     """Evaluations of an arm after its start."""
     correction: CorrectionRule = CorrectionRule(budget=30, stall_steps=15, correction_steps=100)
     """When the expert of `corrected` takes over, and how often in all. With 25 steps at a time it solved next to none
