@@ -79,8 +79,7 @@ class CurvesConfig:
     num_points: int = 3
     """Evaluations of an arm after its start."""
     correction: CorrectionRule = CorrectionRule(budget=30, stall_steps=15, correction_steps=100)
-    """When the expert of `corrected` takes over, and how often in all. With 25 steps at a time it solved next to none
-    of the episodes that it took over."""
+    """When the expert of `corrected` takes over, and how often in all; long enough to finish the task."""
     actor_mode: str = "mode"
     """How the actor acts: mode or sample."""
     objective: str = "cross_fitted"
