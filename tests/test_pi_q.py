@@ -173,7 +173,10 @@ def test_q_is_saved_beside_the_policy_and_chooses(
     loaded = load_policy(tmp_path / "policy")
     assert isinstance(ours, PiActor) and isinstance(loaded, PiActor)
     assert ours.q is not None and loaded.q is not None
+    without = load_policy(tmp_path / "policy", with_q=False)
+    assert isinstance(without, PiActor) and without.q is None
     seen = run.dataset.batch(np.arange(3), next_observation=False).observation
+    torch.testing.assert_close(without.act(seen, ()), loaded.act(seen, ()))
     shown = passes(monkeypatch)
     best = loaded.act(seen, generators(3), "best_of_n", 5)
     assert shown == [6]  # one pass for five candidates of three rows, and for Q

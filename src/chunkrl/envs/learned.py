@@ -47,7 +47,7 @@ def load_controller(plan: CollectPlan, env: str, task: str) -> PolicyController:
     config = plan.config
     assert config.policy is not None
     torch.set_num_threads(1)  # each simulator process has its own copy
-    policy = load_policy(config.policy, choose_device(config.device))
+    policy = load_policy(config.policy, choose_device(config.device), config.policy_mode == "best_of_n")
     request = fit_policy(policy, (env,), config.max_steps, config.camera_size or None, ())
     if policy.state_dim and request.options.state != config.state:
         raise ChunkRLError(

@@ -107,7 +107,8 @@ class EvaluateCommand:
 
 def evaluate_policy(command: EvaluateCommand, progress: Progress) -> None:
     """Prints success rates with Wilson intervals; with `output_dir`, keeps every episode and writes the page."""
-    policy = load_policy(command.policy, choose_device(command.device))
+    device, needs_q = choose_device(command.device), command.mode == "best_of_n"
+    policy = load_policy(command.policy, device, needs_q)
     asked = ask_for(policy, command)
     request = fit_policy(
         policy, command.env, command.max_steps, command.camera_size, command.rename, command.rendering

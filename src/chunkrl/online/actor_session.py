@@ -67,7 +67,8 @@ class _Session:
     def run(self) -> None:
         """All of it."""
         command = self._command
-        policy = load_policy(command.policy, choose_device(command.device))
+        device, needs_q = choose_device(command.device), command.mode == "best_of_n"
+        policy = load_policy(command.policy, device, needs_q)
         ask_for(policy, command)
         with contextlib.ExitStack() as resources:
             station = open_station(command, policy)

@@ -223,8 +223,13 @@ def _load_pi_q(folder: Path, policy: PiPolicy) -> QEnsemble | None:
     return q.to(policy.device).eval().requires_grad_(False)
 
 
-def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> ChunkPolicy | PiActor:
+def load_policy(
+    folder: str | Path, device: torch.device | str = "cpu", with_q: bool = True
+) -> ChunkPolicy | PiActor:
     """A policy that acts, of either kind: what a run saved, or any pi checkpoint folder that says its settings.
+
+    with_q: False leaves a pi policy's Q in its folder: a float32 critic a fold, more memory than the policy, which
+    best-of-N alone needs.
 
     Raises CheckpointError when the folder is no whole policy.
     """
@@ -232,7 +237,7 @@ def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> Chunk
     if not (folder / VALUES).is_file():
         if any((folder / name).is_file() for name in (RECIPE_FILE, WEIGHTS_FILE, WEIGHTS_INDEX)):
             policy = load_pretrained(folder, device=device)
-            return PiActor(policy, q=_load_pi_q(folder / Q_FOLDER, policy))
+            return PiActor(policy, q=_load_pi_q(folder / Q_FOLDER, policy) if with_q else None)
         if (folder / "policy").is_dir():
             raise CheckpointError(f"{folder} is a run, not a policy: give its policy, {folder / 'policy'}")
     return ChunkPolicy.load(folder, device)
