@@ -16,7 +16,8 @@ from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
-from chunkrl.algorithms.value_learner import ValueFit, ValueLabels
+from chunkrl.algorithms.value_labels import ValueLabels
+from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.training.optim import OptimConfig
@@ -155,6 +156,21 @@ def test_nothing_to_learn_from_is_said_before_training(tmp_path: Path) -> None:
     with pytest.raises(ChunkRLError, match=r"no successful episode"):
         make(use="none", data="successes")
     make(use="none")  # plain cloning needs no reward
+
+
+@pytest.mark.parametrize("algorithm", ["cross_fitted", "iql"])
+def test_success_alone_comes_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, algorithm: str
+) -> None:
+    episodes = [e for e in random_episodes(12) if e["next.success"].any()]
+    dataset = open_chunks(write_dataset(tmp_path / "d", episodes))
+    factory = identity_factory(dataset)
+    if algorithm == "iql":
+        ChunkAWR(iql(num_updates=1), factory, OptimConfig(), dataset, 0, CPU)
+    else:
+        config = CrossFittedConfig(policy_updates=1, value_updates=1, num_folds=2)
+        CrossFittedAdvantage(config, factory, OptimConfig(), dataset, 0, CPU)
+    assert "not what leads to failure" in caplog.text
 
 
 def test_dropout_acts_in_training_alone(tmp_path: Path) -> None:

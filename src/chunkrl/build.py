@@ -11,7 +11,7 @@ import torch
 from chunkrl.algorithms.base import Algorithm, Networks
 from chunkrl.algorithms.chunk_awr import ChunkAWR, JointConfig, document, iql
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig, Use
-from chunkrl.algorithms.value_learner import ValueLabels
+from chunkrl.algorithms.value_labels import ValueLabels
 from chunkrl.config import load_config
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection, ChunkData

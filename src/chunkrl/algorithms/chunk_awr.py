@@ -34,7 +34,12 @@ from chunkrl.algorithms import losses
 from chunkrl.algorithms.base import Histogram, Metrics, Networks, Phase, only_finite
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
-from chunkrl.algorithms.value_learner import ValueLabels, label_metrics, monte_carlo_returns
+from chunkrl.algorithms.value_labels import (
+    ValueLabels,
+    label_metrics,
+    monte_carlo_returns,
+    warn_of_success_alone,
+)
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.draws import trained_starts
 from chunkrl.data.large_arrays import keep
@@ -130,6 +135,7 @@ class ChunkAWR:
             )
         self._step_reward = adv.step_rewards(dataset)
         adv.check_rewards(dataset.name, self._step_reward)
+        warn_of_success_alone(dataset)
         returns = monte_carlo_returns(dataset, self._step_reward)
         if config.respect_ends:  # a time-out's V is bootstrapped, whatever its returns are taken for
             adv.check_failures(dataset, self._step_reward, returns, "bootstrap")

@@ -39,13 +39,8 @@ from chunkrl.algorithms.base import Metrics, Networks, Phase, only_finite
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.conditioning import ConditioningConfig, condition_text, drop_labels, label_bins, texts
 from chunkrl.algorithms.human_chunks import HumanRule, forced_metrics, human_chunks
-from chunkrl.algorithms.value_learner import (
-    ValueFit,
-    ValueLabels,
-    ValueLearner,
-    label_metrics,
-    microbatches,
-)
+from chunkrl.algorithms.value_labels import ValueLabels, label_metrics
+from chunkrl.algorithms.value_learner import ValueFit, ValueLearner, microbatches
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.draws import draw_rates, trained_starts
 from chunkrl.data.large_arrays import keep

@@ -7,10 +7,9 @@ it is trained, every start is labelled with its held-out value, and advantages f
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,18 +23,21 @@ from chunkrl.algorithms.base import Histogram, Metrics, Networks
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
 from chunkrl.algorithms.fold_training import FoldOrder, FoldTraining
 from chunkrl.algorithms.growth import EpisodeRows, carry, extend_folds, warn_outside
+from chunkrl.algorithms.value_labels import (
+    ValueLabels,
+    known_outcomes,
+    monte_carlo_returns,
+    warn_of_success_alone,
+)
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.draws import trained_starts
 from chunkrl.data.large_arrays import by_blocks, keep
 from chunkrl.data.returns import TimeOut, lambda_returns, n_step_returns
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.value_quality import value_quality
 from chunkrl.models.value_head import ValueHead
 from chunkrl.progress import Progress, silent
 from chunkrl.training.optim import OptimConfig, autocast
 from chunkrl.types import ChunkTransition
-
-_LOG = logging.getLogger(__name__)
 
 ValueTarget = Literal["monte_carlo", "bootstrap"]
 
@@ -101,17 +103,6 @@ class ValueFit:
             raise ChunkRLError(f"fit.num_steps is {self.num_steps}; an advantage covers at least 1 step")
 
 
-@dataclass(frozen=True)
-class ValueLabels:
-    """Of every start, float32 [len] each, in units of returns: V by networks that never saw the episode, the mean
-    of those that did, the Monte-Carlo return, and the advantage from the first."""
-
-    value: np.ndarray
-    value_seen: np.ndarray
-    returns: np.ndarray
-    advantage: np.ndarray
-
-
 class ValueLearner:
     """The K networks, their optimiser and their targets, on one data set; see the module's text.
 
@@ -157,12 +148,7 @@ class ValueLearner:
         if fit.return_range is not None:
             self.range = adv.ReturnRange(*fit.return_range)
         warn_outside(self._counted_returns(), self.range)
-        if data.frame_labels.success.all():
-            _LOG.warning(
-                "every episode of %s succeeds: V can learn how long success takes and not what leads to failure, so "
-                "that advantages prefer quick episodes; add failed or interrupted episodes to learn from them",
-                data.name,
-            )
+        warn_of_success_alone(data)
         self._attach_targets()
 
     def _read(self, data: ChunkData) -> None:
@@ -394,55 +380,6 @@ class ValueLearner:
         self.range = adv.ReturnRange(*state["range"])
         self._labelled = None
         self._attach_targets()
-
-
-def label_metrics(
-    labels: ValueLabels, data: ChunkData, time_out: TimeOut, cross_fitted: bool = True
-) -> Metrics:
-    """What the labels of `data` are worth on episodes that V never saw, and how they are distributed over the starts
-    that are trained on.
-
-    cross_fitted: False where V saw all episodes: nothing is said of unseen ones then.
-    """
-    known = known_outcomes(data, time_out)[data.starts]
-    quality = value_quality(labels.value[known], labels.value_seen[known], labels.returns[known])
-    trained = trained_starts(data)
-    if trained is not None:
-        labels = ValueLabels(*(getattr(labels, f.name)[trained] for f in fields(ValueLabels)))
-    scalars = quality.scalars()
-    if any(math.isnan(value) for value in scalars.values()):
-        _LOG.warning(
-            "the values of %s, or its returns, are the same everywhere: there is nothing to rank or to weight by",
-            data.name,
-        )
-    if not cross_fitted:
-        del scalars["value/rank_correlation_held_out"], scalars["value/overfit_gap"]
-    return {
-        **scalars,
-        "advantage/positive_fraction": float(np.mean(labels.advantage > 0)),
-        "value/held_out": Histogram.of(labels.value),
-        "value/return": Histogram.of(labels.returns),
-        "advantage/value": Histogram.of(labels.advantage),
-    }
-
-
-def monte_carlo_returns(data: ChunkData, step_reward: np.ndarray) -> np.ndarray:
-    """The return of every frame as it was recorded, float32 [N]; step_reward: of `advantages.step_rewards`."""
-    zero = np.zeros(len(step_reward), dtype=np.float32)
-    return keep(data.cache_dir, lambda_returns(zero, step_reward, data.segments, data.gamma, 1.0))
-
-
-def known_outcomes(data: ChunkData, time_out: TimeOut) -> np.ndarray:
-    """bool [N]: frames whose outcome V can learn from: with `bootstrap` unfinished recordings have none, and nothing
-    that was recorded after success has."""
-    after_success = data.frame_labels.after_success
-
-    def known(rows: slice) -> np.ndarray:
-        if time_out == "failure":
-            return ~after_success[rows]
-        return data.segments.of(np.arange(rows.start, rows.stop))[1] & ~after_success[rows]
-
-    return by_blocks(data.cache_dir, data.num_frames, bool, known)
 
 
 def microbatches(batch_size: int, microbatch_size: int | None) -> Iterator[slice]:

@@ -17,7 +17,7 @@ import tyro
 
 from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.conditioning import condition_text
-from chunkrl.algorithms.value_learner import known_outcomes
+from chunkrl.algorithms.value_labels import known_outcomes
 from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation import distribution_plots as distributions

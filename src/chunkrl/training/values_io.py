@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from chunkrl.algorithms.advantages import step_rewards
-from chunkrl.algorithms.value_learner import ValueLabels
+from chunkrl.algorithms.value_labels import ValueLabels
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.sidecar import load_sidecar, save_sidecar
 from chunkrl.errors import ChunkRLError
