@@ -18,6 +18,7 @@ from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.algorithms.growth import EpisodeRows, carry, extend_folds
 from chunkrl.data import ChunkDataset, ChunkSettings
 from chunkrl.data.collection import ChunkCollection
+from chunkrl.data.labels import LabelRule
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.encoders import NetworkConfig
@@ -359,11 +360,28 @@ def test_what_training_asks_for_is_what_failed(tmp_path):
             },
             "norm-stats data are of data that stay",
         ),
+        (
+            {
+                "labels": replace(TrainConfig().labels, step_reward="cost"),
+                "fit": replace(TrainConfig().fit, target="bootstrap"),
+            },
+            "--failure-terminal",
+        ),
     ],
 )
 def test_settings_that_exclude_growth_are_refused(changes, message):
     with pytest.raises(ChunkRLError, match=message):
         LearnerConfig(train=replace(TrainConfig(), **changes)).check()
+
+
+def test_columns_that_the_offline_data_alone_have_are_not_asked_of_the_replay(tmp_path, replay):
+    rule = LabelRule(success="subgoal_last", subgoal="column", subgoal_key="grasped", human_key="h")
+    add(replay, 0, outcome="success")
+    data = LearnerData((), (), settings(labels=rule), tmp_path / "cache", 0.5).open(replay).data
+    assert data.frame_labels.success.tolist() == [True]
+    steps = [item for item in episode(0, len(data), "success") if isinstance(item, StepRecord)]
+    np.testing.assert_array_equal(data.frame_labels.reward, [step.reward for step in steps])
+    np.testing.assert_array_equal(data.frame_labels.human, [step.human for step in steps])
 
 
 def test_the_share_of_one_leaves_offline_data_out(tmp_path, replay):

@@ -147,6 +147,16 @@ class LearnerConfig:
             raise ChunkRLError("a cosine schedule needs its length: give --num-updates, or use constant")
         if train.fit.fold_order != "together":
             raise ChunkRLError("values of data that grow train together: use --fit.fold-order together")
+        if (
+            (train.labels.step_reward, train.fit.target, train.fit.time_out)
+            == ("cost", "bootstrap", "failure")
+            and train.labels.failure_penalty
+            and not train.labels.failure_terminal
+        ):
+            raise ChunkRLError(
+                "actors' episodes run out of time, and bootstrapped values do not see a penalty there: give "
+                "--failure-terminal, --failure-penalty 0, --fit.time-out bootstrap or --fit.target monte_carlo"
+            )
         if train.policy.kind == "pi" and train.pi.norm_stats == "data":
             raise ChunkRLError(
                 "--pi.norm-stats data are of data that stay: train offline first, and go on from that policy with "

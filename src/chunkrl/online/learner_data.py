@@ -25,12 +25,12 @@ _LOG = logging.getLogger(__name__)
 def replay_settings(settings: ChunkSettings) -> ChunkSettings:
     """How the replay's shards are read where the offline data are read by `settings`: its columns have names of
     their own, and say who succeeded."""
-    subgoal = "auto" if settings.labels.subgoal == "csv" else settings.labels.subgoal
+    given = settings.labels
     labels = replace(
-        settings.labels,
+        given,
         success="next.success",
         success_episodes=(),
-        subgoal=subgoal,
+        subgoal="auto" if given.subgoal in ("csv", "column") else given.subgoal,
         subgoal_csv="",
         human_key="auto",
     )
