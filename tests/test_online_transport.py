@@ -339,6 +339,8 @@ def test_a_silent_peer_is_dropped_and_holds_no_thread(tmp_path, caplog):
 def test_a_peer_that_takes_no_more_is_dropped(tmp_path, caplog):
     with receiving(tmp_path / "learner", idle_s=0.3) as receiver:
         receiver.offer(push(1, rows=64))  # more than any buffer between the two holds
+        with Spool(tmp_path / "actor") as spool:
+            client(spool, receiver.port).greet()
         with grpc.insecure_channel(f"127.0.0.1:{receiver.port}") as channel:
             call = channel.unary_stream(f"/{transport.SERVICE}/FetchWeights")
             answer = call(wire.encode_weight_request(wire.WeightRequest("arm", 1, 0)))
@@ -369,6 +371,10 @@ def test_weights_are_fetched_when_newer(tmp_path):
             receiver.offer(push(5))
         with pytest.raises(RecordError, match="more than the 1000 allowed"):
             link.fetch_weights(2, max_bytes=1000)
+        assert link.fetch_weights(2) == push(5)
+        receiver._policies.clear()  # a learner that was started anew: it asks who is there before it gives anything
+        with pytest.raises(UnreachableError, match="greet before"):
+            link.fetch_weights(2)
         assert link.fetch_weights(2) == push(5)
         link.close()
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from chunkrl.errors import RecordError, SpoolError, TransportError
+from chunkrl.errors import ChunkRLError, RecordError, SpoolError, TransportError
 from chunkrl.online import wire
 from chunkrl.online.pictures import FEATURE
 from chunkrl.online.records import MIN_PROTOCOL_VERSION, PROTOCOL_VERSION, Hello, WeightPush, Welcome
@@ -46,6 +46,10 @@ class ReceiverLimits:
     def __post_init__(self) -> None:
         if self.max_calls < 1 or not self.idle_s > 0:
             raise TransportError(f"max_calls {self.max_calls}, idle_s {self.idle_s}: at least 1, above 0")
+
+
+class _NotGreetedError(ChunkRLError):
+    """The learner was started anew: the actor greets and asks again."""
 
 
 class SpoolReceiver:
@@ -150,7 +154,10 @@ class SpoolReceiver:
     def _fetch_weights(self, messages: Iterator[bytes]) -> Iterator[bytes]:
         request = wire.decode_weight_request(_first(messages))
         _check_protocol(request.protocol)
-        weights, theirs = self._weights, self._policies.get(request.actor_id, ())
+        if request.actor_id not in self._policies:  # of a learner before this one
+            raise _NotGreetedError(f"actor {request.actor_id}: greet before asking for weights")
+        self.heard[request.actor_id] = time.monotonic()
+        weights, theirs = self._weights, self._policies[request.actor_id]
         if weights and self.policy and theirs and theirs != self.policy:
             raise TransportError(
                 f"actor {request.actor_id} acts with another policy than this learner trains (other statistics, "
@@ -181,6 +188,8 @@ class SpoolReceiver:
             except TransportError as error:
                 _LOG.warning("%s from %s refused: %s", name, peer, error)
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, _status_text(error))
+            except _NotGreetedError as error:
+                context.abort(grpc.StatusCode.UNAVAILABLE, _status_text(error))
             except SpoolError as error:
                 _LOG.error(
                     "%s from %s cannot be stored, the actor keeps it and tries again: %s", name, peer, error
