@@ -233,6 +233,8 @@ def test_q_beside_given_values_trains_no_values(tmp_path: Path) -> None:
     resumed = ChunkLevelOfflineRL(**settings, resume=str(checkpoint), output_dir=str(tmp_path / "again"))
     resumed.train()
     assert resumed.trainer is not None and resumed.trainer.history == history
+    # networks of the earlier run may begin it: its policy and moments, for there is no V to begin with
+    ChunkLevelOfflineRL(**settings, init=str(tmp_path / "value"), output_dir=str(tmp_path / "begun"))
 
 
 def test_losses_of_q_on_rows_that_it_may_and_may_not_train_on(tmp_path: Path) -> None:

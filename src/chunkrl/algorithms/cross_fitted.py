@@ -407,7 +407,8 @@ class CrossFittedAdvantage:
         if self._ema is not None:  # of a run that kept none, the average begins with its policy
             own = {name: p.detach().float() for name, p in self.policy.named_parameters() if p.requires_grad}
             self._ema.load_state_dict(state.get("ema", own))
-        if self.values is not None and "training" in state.get("values", {}):
+        taken = "training" in state.get("values", {}) and self._given is None
+        if self.values is not None and taken:
             self.values.take_networks(state["values"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
