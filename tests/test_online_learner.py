@@ -374,7 +374,8 @@ def test_real_commands_killed_20_times(tmp_path, victims):
     with Spool(acting / "spool") as spool:
         assert spool.acknowledged == spool.next_sequence
         sent = spool.next_sequence
-    time.sleep(2)
+    stored_until = run / "replay/incoming/actor/acknowledged.json"
+    until(lambda: json.loads(stored_until.read_text())["next_sequence"] == sent, 120)
     assert processes["learner"].end(signal.SIGTERM) == 0
     stored = stored_episodes(run / "replay")
     from chunkrl.online.intake import read_set_aside
