@@ -9,7 +9,8 @@ from torch import nn
 from chunkrl.errors import CheckpointError, RecordError, TransportError
 from chunkrl.online import wire
 from chunkrl.online.records import TensorData, WeightPush
-from chunkrl.online.sender import UnreachableError
+from chunkrl.online.sender import SpoolSender, UnreachableError
+from chunkrl.online.spool import Spool
 from chunkrl.online.versions import VersionCounter
 from chunkrl.online.weights import WeightFetcher, make_push, push_tensors
 
@@ -76,6 +77,25 @@ def test_a_fetcher_hands_on_what_is_newer_and_survives_everything_else(caplog):
     wait(lambda: fetcher.failure)
     fetcher.close()
     assert "no more weights: wrong token" in caplog.text
+
+
+def test_what_nobody_thought_of_is_said_and_the_session_goes_on(tmp_path):
+    def no_memory(*_):
+        raise MemoryError("none left")
+
+    fetcher = WeightFetcher(lambda _: make_push(1, {"w": torch.zeros(1)}), no_memory, every_s=0.001)
+    wait(lambda: fetcher.failure)
+    fetcher.close()
+    assert "taking weights failed: MemoryError('none left')" in str(fetcher.failure)
+
+    class Client:
+        drain = no_memory
+
+    with Spool(tmp_path) as spool:
+        sender = SpoolSender(Client(), spool)  # type: ignore[arg-type]
+        wait(lambda: sender.failure)
+        sender.close()
+    assert "sending failed: MemoryError('none left')" in str(sender.failure) and not sender.reachable
 
 
 def test_what_is_no_weight_is_not_pushed():

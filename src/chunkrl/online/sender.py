@@ -265,6 +265,10 @@ class SpoolSender:
                 _LOG.error("sending ends: %s; all entries stay in %s", error, self._spool.root)
                 self.failure, self.reachable = error, False
                 return
+            except Exception as error:  # shown by the actor, which goes on recording
+                _LOG.exception("sending ends; all entries stay in %s", self._spool.root)
+                self.failure, self.reachable = TransportError(f"sending failed: {error!r}"), False
+                return
             else:
                 self.reachable, pause = True, self._config.first_pause_s
                 if not moved:

@@ -97,6 +97,10 @@ class WeightFetcher:
             except ChunkRLError as error:
                 self.num_refused, self.refusal = self.num_refused + 1, str(error)
                 _LOG.warning("weights refused, version %d stays: %s", self.version, error)
+            except Exception as error:  # no memory, ...: shown by the actor, which goes on with the old ones
+                _LOG.exception("no more weights")
+                self.failure = TransportError(f"taking weights failed: {error!r}")
+                return
             self._closing.wait(self._every_s)
 
     def _once(self) -> None:
