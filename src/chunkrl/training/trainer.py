@@ -163,7 +163,8 @@ class Trainer:
                 if self.update % config.log_interval == 0 or done == phase.num_updates:
                     self._flush(phase.name)
                 self.progress(phase.name, done, phase.num_updates)
-                if self.run_dir and config.save_interval and self.update % config.save_interval == 0:
+                is_due = config.save_interval and self.update % config.save_interval == 0
+                if self.run_dir and is_due and done < phase.num_updates:  # the end of a phase is always saved
                     self.save()
                 if source.stopped or not source.is_due(done, is_last):
                     return
