@@ -64,7 +64,7 @@ def main(config: ExpertConfig) -> None:
     cells: dict[tuple[str, InitialStates], list[int]] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(config.num_workers, mp_context=context) as pool:
-        jobs = [(task, initial) for task in tasks for initial in config.initial]
+        jobs: list[tuple[str, InitialStates]] = [(task, i) for task in tasks for i in config.initial]
         futures = [pool.submit(run_task, task, initial, config.num_states) for task, initial in jobs]
         for job, future in zip(jobs, futures, strict=True):
             cells[job] = future.result()

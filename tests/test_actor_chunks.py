@@ -170,6 +170,7 @@ def test_pushed_weights_act_from_the_next_chunk_or_episode():
 def test_versions_alternate_between_two_copies_that_share_what_is_frozen():
     policy = _ConstantPolicy()
     runner = PolicyRunner(policy, "reach", "mode", trained=["value"])
+    assert runner._standby is not None
     other = runner._standby.policy
     assert isinstance(other, _ConstantPolicy)
     assert other.policy.value is not policy.policy.value

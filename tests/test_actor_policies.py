@@ -58,6 +58,7 @@ def test_a_pi_policy_acts_from_two_copies_that_share_what_is_frozen():
     pictures = {name: image[0].permute(1, 2, 0).numpy() for name, image in batch.images.items()}
     step = EnvStep(batch.state[0].numpy(), pictures)
     runner = PolicyRunner(policy, "push", "sample", trained=trained)
+    assert runner._standby is not None
     other = dict(runner._standby.policy.policy.named_parameters())
     for name, parameter in policy.policy.named_parameters():
         assert (other[name] is parameter) == (name not in trained)

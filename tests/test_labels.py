@@ -147,8 +147,8 @@ def test_terminal_failures_end_the_task_without_success():
 
 
 def test_a_failure_that_was_declared_ends_the_task_and_a_time_out_does_not():
-    columns = {"next_success": [0, 1, 0, 0, 0, 0, 1, 0], "next_terminated": [0, 1, 0, 1, 0, 0, 0, 1]}
-    labels = label_frames(_table(2, 2, 2, 2, **columns))
+    success, terminated = [0, 1, 0, 0, 0, 0, 1, 0], [0, 1, 0, 1, 0, 0, 0, 1]
+    labels = label_frames(_table(2, 2, 2, 2, next_success=success, next_terminated=terminated))
     assert _rows(labels.terminated) == [1, 3, 6]
     assert _rows(labels.truncated) == [5]
     assert _rows(labels.after_success) == [7]

@@ -13,7 +13,11 @@ import chunkrl
     "module",
     [
         *("chunkrl", "chunkrl.data", "chunkrl.data.writer", "chunkrl.data.frames", "chunkrl.cli"),
-        *("chunkrl.data.chunk_semantics", "chunkrl.envs.collect", "chunkrl.envs.workers"),  # simulator processes
+        *(
+            "chunkrl.data.chunk_semantics",
+            "chunkrl.envs.collect",
+            "chunkrl.envs.workers",
+        ),  # simulator processes
     ],
 )
 def test_torch_is_not_imported(module: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -32,6 +33,13 @@ from chunkrl.progress import silent
 from chunkrl.training.data_source import FixedData
 
 HORIZON = 3
+T = TypeVar("T")
+
+
+def present(value: T | None) -> T:
+    """`value`, which must be there."""
+    assert value is not None
+    return value
 
 
 def test_an_episode_keeps_its_fold_and_a_new_one_gets_the_least_loaded_of_its_outcome():
@@ -87,13 +95,13 @@ def test_every_batch_has_its_share_of_online_data(tmp_path, replay):
     data = LearnerData(
         [offline(tmp_path / "a"), offline(tmp_path / "b", 3)], (), settings(), tmp_path / "cache", 0.25
     )
-    assert data.offline_only().data is not None and len(data.offline_only().data.datasets) == 2
+    assert len(present(data.offline_only().data).datasets) == 2
     for number in range(3):
         add(replay, number, 4 + number)
     generation = data.open(replay)
     assert (generation.num_episodes, generation.num_steps) == (3, 15)
     assert (generation.online_episodes, generation.online_steps) == (3, 15)
-    collection = generation.data
+    collection = present(generation.data)
     loader = ChunkLoader(collection, 16, seed=0)
     counts = np.array([np.bincount(collection.source(loader.positions(i)), minlength=4) for i in range(400)])
     assert (counts[:, 2:].sum(1) == 4).all()  # 25 % of 16, in every batch
@@ -122,21 +130,24 @@ def test_pictures_are_decoded_once_and_are_those_of_a_fresh_cache(tmp_path, repl
     rows = np.arange(9)
     camera = "observation.images.front"
     np.testing.assert_array_equal(
-        generation.data.datasets[0].table.images(camera, rows), fresh.table.images(camera, rows)
+        present(generation.data).datasets[0].table.images(camera, rows), fresh.table.images(camera, rows)
     )
-    data.drop_unused(generation.data)
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [generation.data.datasets[0].fingerprint]
+    data.drop_unused(present(generation.data))
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [
+        present(generation.data).datasets[0].fingerprint
+    ]
 
 
 def test_an_evicted_shard_is_gone_and_counts_go_on(tmp_path, replay):
     data = LearnerData([], (), settings(), tmp_path / "cache", 0.5)
+    generation = Generation(None)
     for number in range(5):
         add(replay, number)
         generation = data.open(replay)
-    assert [Path(d.name).name for d in generation.data.datasets] == ["shard-000001", "shard-000002"]
+    assert [Path(d.name).name for d in present(generation.data).datasets] == ["shard-000001", "shard-000002"]
     assert (generation.num_episodes, generation.num_steps) == (5, 30)
     assert (generation.online_episodes, generation.online_steps) == (3, 18)
-    assert generation.data.episode_identities == tuple(episode_id(number) for number in (2, 3, 4))
+    assert present(generation.data).episode_identities == tuple(episode_id(number) for number in (2, 3, 4))
     replay.close()
     again = Replay(
         tmp_path / "replay", SPEC, ReplayConfig(shard_episodes=2, capacity_steps=15, cameras="image")
@@ -150,7 +161,7 @@ def test_a_shard_of_short_episodes_waits(tmp_path, replay):
     add(replay, 0, HORIZON - 1)
     assert data.open(replay).data is None
     add(replay, 1, HORIZON)
-    assert len(data.open(replay).data) == 2 * HORIZON - 1
+    assert len(present(data.open(replay).data)) == 2 * HORIZON - 1
 
 
 class Growing:
@@ -231,7 +242,7 @@ def test_training_goes_on_as_data_come_and_go(tmp_path, critic_updates):
     folds = dict(zip(data["few"].episode_identities, values.fold.tolist(), strict=True))
     low, high = values.range.low, values.range.high
     run.train()
-    assert run.trainer.update == 35
+    assert present(run.trainer).update == 35
     after = dict(zip(data["fewer"].episode_identities, values.fold.tolist(), strict=True))
     assert len(after) == 8 and all(folds[name] == fold for name, fold in after.items() if name in folds)
     assert set(after.values()) == {0, 1}
@@ -254,7 +265,7 @@ def test_returns_outside_the_range_are_counted_and_warned_about(tmp_path, caplog
     run.train()
     share = np.mean(run.algorithm.values.returns > 0.5)
     assert 0 < share < 1
-    assert run.trainer.history["value/outside_range"][0][1] == pytest.approx(share)
+    assert present(run.trainer).history["value/outside_range"][0][1] == pytest.approx(share)
 
 
 def test_a_run_resumes_on_data_that_have_grown(tmp_path):
@@ -268,7 +279,7 @@ def test_a_run_resumes_on_data_that_have_grown(tmp_path):
         config(tmp_path, num_updates=40, resume=str(tmp_path / "run")), source=Growing({0: data["more"]})
     )
     again.train()
-    assert again.trainer.update == 45
+    assert present(again.trainer).update == 45
     after = dict(zip(data["more"].episode_identities, again.algorithm.values.fold.tolist(), strict=True))
     assert {name: after[name] for name in folds} == folds
     assert len(again.algorithm.labels["weight"]) == len(data["more"])
@@ -289,15 +300,16 @@ def test_init_takes_policy_values_and_folds_and_not_the_statistics_of_the_new_da
     # the run's values ended with their phase: its checkpoint of then has them
     assert len(folds) == 12
     second.train()
-    assert second.trainer.update == 30
-    assert "loss/value" not in second.trainer.history
+    assert present(second.trainer).update == 30
+    assert "loss/value" not in present(second.trainer).history
 
 
 class Worker:
     """A `DataWorker` that has what a test gives it."""
 
     def __init__(self, newest: Generation) -> None:
-        self.newest, self.failure, self.used = newest, None, []
+        self.newest, self.used = newest, []
+        self.failure: Exception | None = None
 
     def use(self, data):
         self.used.append(data)
@@ -378,6 +390,7 @@ def test_columns_that_the_offline_data_alone_have_are_not_asked_of_the_replay(tm
     rule = LabelRule(success="subgoal_last", subgoal="column", subgoal_key="grasped", human_key="h")
     add(replay, 0, outcome="success")
     data = LearnerData((), (), settings(labels=rule), tmp_path / "cache", 0.5).open(replay).data
+    assert data is not None
     assert data.frame_labels.success.tolist() == [True]
     steps = [item for item in episode(0, len(data), "success") if isinstance(item, StepRecord)]
     np.testing.assert_array_equal(data.frame_labels.reward, [step.reward for step in steps])
@@ -387,7 +400,7 @@ def test_columns_that_the_offline_data_alone_have_are_not_asked_of_the_replay(tm
 def test_the_share_of_one_leaves_offline_data_out(tmp_path, replay):
     data = LearnerData([offline(tmp_path / "a")], (), settings(), tmp_path / "cache", 1.0)
     add(replay, 0)
-    assert [Path(d.name).parent.name for d in data.open(replay).data.datasets] == ["replay"]
+    assert [Path(d.name).parent.name for d in present(data.open(replay).data).datasets] == ["replay"]
 
 
 def test_identities_are_those_of_the_episodes_wherever_they_are(tmp_path):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -53,8 +54,7 @@ def test_interventions_that_come_are_labelled_high_and_weights_are_acted_with(
     settings = config(
         root, checkpoints, tmp_path / "run", "advantage_conditioned", num_updates=6, value_updates=2
     )
-    pi: dict[str, Any] = vars(settings.pi) | {"train": train, "lora": LoRAConfig(rank=2)}
-    settings = type(settings)(**vars(settings) | {"pi": type(settings.pi)(**pi)})
+    settings = replace(settings, pi=replace(settings.pi, train=cast(Any, train), lora=LoRAConfig(rank=2)))
     first = ChunkDataset(root, settings.chunk_settings())
     second = ChunkDataset(corrected(tmp_path / "more"), settings.chunk_settings())
     data = {0: ChunkCollection([first]), 4: ChunkCollection([first, second])}

@@ -155,11 +155,13 @@ def test_episodes_come_training_begins_and_weights_are_acted_with(tmp_path, caps
         steps = actor.record(range(4))
         until((run / "policy/state.json").is_file)
         runner = actor.act_with(run / "policy")
+        fetcher = actor.fetcher
+        assert fetcher is not None
         observation = EnvStep(np.zeros(3, np.float32), {})
         before = runner.act(observation, 0)
-        until(lambda: actor.fetcher.num_steps == steps)
+        until(lambda: fetcher.num_steps == steps)
         after = runner.act(observation, 0)
-        assert (before.version, after.version) == (0, actor.fetcher.version)
+        assert (before.version, after.version) == (0, fetcher.version)
         assert not np.array_equal(before.actions, after.actions)
         other = small_policy(0, 3, 2)
         assert policy_features(other) != policy_features(load_policy(run / "policy"))
@@ -228,8 +230,10 @@ def test_a_learner_that_is_killed_goes_on_with_all_data_and_higher_versions(tmp_
         again = ["learner", "--config", str(run / CONFIG_FILE), "--resume", str(run)]
         second = Process(again, log)
         runner = actor.act_with(run / "policy")
-        until(lambda: actor.fetcher.num_steps == steps)
-        assert actor.fetcher.version > version and actor.fetcher.num_refused == 0
+        fetcher = actor.fetcher
+        assert fetcher is not None
+        until(lambda: fetcher.num_steps == steps)
+        assert fetcher.version > version and fetcher.num_refused == 0
         assert runner.act(EnvStep(np.zeros(3, np.float32), {}), 0).version > version
         until(lambda: last_update(run) >= killed_at + 40)
         assert second.end(signal.SIGTERM) == 0
@@ -311,6 +315,7 @@ def test_jump_start_offline_online_offline(tmp_path):
         from chunkrl.training.checkpoint import load_state
 
         folder = find_values(run / "checkpoints" / (run / "checkpoints/last").read_text().strip())
+        assert folder is not None
         return load_state(folder)["algorithm"]["values"]
 
     folds = [

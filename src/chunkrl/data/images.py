@@ -72,7 +72,9 @@ def continue_store(before: Camera, before_folder: Path, camera: Camera, folder: 
         building / _PICTURES, np.dtype(np.uint8), (camera.description.num_frames, 3, *camera.size)
     )
     for begin in range(0, len(pictures), BATCH_PICTURES):
-        copied[begin : begin + BATCH_PICTURES][: len(pictures) - begin] = pictures[begin : begin + BATCH_PICTURES]
+        copied[begin : begin + BATCH_PICTURES][: len(pictures) - begin] = pictures[
+            begin : begin + BATCH_PICTURES
+        ]
     copied.flush()
     write_text(building / _DONE, str(len(old)))
 

@@ -27,7 +27,11 @@ from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError, MissingExtraError
 
 METRICS_FILE = "metrics.jsonl"
-MEASURED = ("speed/", "memory/", "online/")  # of a machine and a moment; all else is a function of seed and data
+MEASURED = (
+    "speed/",
+    "memory/",
+    "online/",
+)  # of a machine and a moment; all else is a function of seed and data
 
 
 @dataclass(frozen=True)
