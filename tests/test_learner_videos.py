@@ -25,7 +25,8 @@ from chunkrl.online.learner_data import Generation, LearnerData
 from chunkrl.online.learner_videos import EpisodeVideos, write_episode_video
 from chunkrl.online.records import StepRecord
 from chunkrl.online.replay import Replay, ReplayConfig
-from chunkrl.train_config import TrainConfig, check_config
+from chunkrl.train_checks import check_config
+from chunkrl.train_config import TrainConfig
 from chunkrl.training.value_videos import FOLDER, ValueVideoConfig
 
 EVERY_TWO = ValueVideoConfig(every_episodes=2)

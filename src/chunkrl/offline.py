@@ -23,7 +23,8 @@ from chunkrl.integration.pi_chunks import use_pi_chunks
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.learner import PiLearner
 from chunkrl.progress import Progress, silent
-from chunkrl.train_config import TrainConfig, check_config
+from chunkrl.train_checks import check_config
+from chunkrl.train_config import TrainConfig
 from chunkrl.training.checkpoint import VALUES, load_state
 from chunkrl.training.data_source import DataSource, FixedData
 from chunkrl.training.distributed import gather_policy

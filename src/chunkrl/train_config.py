@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -18,7 +16,6 @@ from chunkrl.data.chunk_settings import ChunkSettings
 from chunkrl.data.formats import ColumnMapping
 from chunkrl.data.frames import FrameSettings
 from chunkrl.data.labels import LabelRule, SuccessRule
-from chunkrl.errors import ChunkRLError
 from chunkrl.integration.pi_chunks import PiChunkConfig
 from chunkrl.integration.pi_training import PiTrainingConfig
 from chunkrl.models.encoders import NetworkConfig
@@ -26,7 +23,6 @@ from chunkrl.models.policy import PolicyConfig
 from chunkrl.training.metrics import TrackingConfig
 from chunkrl.training.optim import OptimConfig, OptimizerKind, Schedule
 from chunkrl.training.value_videos import ValueVideoConfig
-from chunkrl.training.values_io import values_file
 
 Objective = Literal[
     "cross_fitted",
@@ -39,7 +35,6 @@ Objective = Literal[
     "shuffled_conditioning",
     "value",
 ]
-UNLABELLED = ("behaviour_cloning", "success_cloning")  # objectives that give frames no values
 
 
 @dataclass(frozen=True)
@@ -201,115 +196,3 @@ class TrainConfig:
         """The settings that `cls` has under the same names."""
         own = {f.name for f in fields(self)}
         return {f.name: getattr(self, f.name) for f in fields(cls) if f.name in own}
-
-
-def check_config(config: TrainConfig, has_data: bool = False) -> None:
-    """Raises ChunkRLError for settings that can fit no data. has_data: there are data beside --dataset-dir."""
-    if not config.dataset_dir and not has_data:
-        raise ChunkRLError(
-            "no data set given: pass --dataset-dir with a LeRobot folder or a Hub repository id, or all settings "
-            "of an earlier run with --config RUN/config.json"
-        )
-    config.tracking.check()
-    trains_pi = config.policy.kind == "pi"
-    if (config.use_pi0_actions or trains_pi) != (config.pi0_config is not None):
-        raise ChunkRLError(
-            "--pi0-config belongs to --use-pi0-actions and --policy.kind pi, which need it: the checkpoint in "
-            f"{config.pi0_checkpoints_dir}, for example pi05_libero (chunkrl download pi05_libero fetches it)"
-        )
-    if "condition" in config.objective and not trains_pi:
-        raise ChunkRLError(
-            f"--objective {config.objective} writes into the prompt of a pi policy: use --policy.kind pi"
-        )
-    if config.init and trains_pi and config.pi.norm_stats == "data":
-        raise ChunkRLError(
-            "--init with --pi.norm-stats data would give the run's networks other statistics than they learned with: "
-            "leave --init out and start from its policy, with --pi0-checkpoints-dir RUN --pi0-config policy "
-            "--pi.norm-stats checkpoint"
-        )
-    joint = config.objective in ("iql", "document")
-    unread = [name for name in ("microbatch_size", "train_q") if getattr(config, name)]
-    if joint and unread:
-        raise ChunkRLError(
-            f"--objective {config.objective} reads no {', '.join(unread)}: leave them out, or use cross_fitted"
-        )
-    without_values = ("behaviour_cloning", "success_cloning", "iql", "document", "value")
-    if config.critic_updates and (config.values is not None or config.objective in without_values):
-        raise ChunkRLError(
-            "--critic-updates is for values that a run trains before its policy and beside it: use it with "
-            "cross_fitted or advantage_conditioned, and without --values"
-        )
-    if config.values is not None and config.objective in ("iql", "document", "value"):
-        raise ChunkRLError(f"--values are not used by --objective {config.objective}: leave them out")
-    if config.values is not None and not (Path(config.values) / values_file(0)).is_file():
-        raise ChunkRLError(
-            f"--values {config.values} has no {values_file(0)}: name the folder of a run of --objective value, "
-            "cross_fitted or advantage_conditioned that has ended"
-        )
-    num_datasets = 1 + len(config.additional_offline_dataset_paths)
-    if not set(config.conditioning.force_high) <= set(range(num_datasets)):
-        raise ChunkRLError(
-            f"--conditioning.force-high names the data sets {list(config.conditioning.force_high)} and there are "
-            f"{num_datasets}, counted from 0: --dataset-dir, then --additional-offline-dataset-paths"
-        )
-    if config.use_pi0_actions and config.pi0.use == "candidates" and config.objective != "iql":
-        raise ChunkRLError("--pi0.use candidates needs the Q and V of --objective iql")
-    videos = config.value_videos
-    if (videos.num_episodes or videos.every_episodes) and config.objective in UNLABELLED:
-        raise ChunkRLError(f"--objective {config.objective} labels no frame: leave --value-videos.* out")
-    if videos.every_episodes and not has_data:
-        raise ChunkRLError(
-            "--value-videos.every-episodes films episodes of actors as they come to chunkrl learner; of data that "
-            "stay, use --value-videos.num-episodes"
-        )
-    _check_additional(config)
-    for name in ("num_epochs", "batch_size", "lr", "log_interval", "value_epochs", "num_folds", "grad_clip"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise ChunkRLError(f"{name} is {getattr(config, name)}; it must be positive and finite")
-    if config.save_updates is not None and config.save_updates < 1:
-        raise ChunkRLError(f"save_updates is {config.save_updates}; it must be at least 1")
-    for name in (
-        "seed",
-        "save_interval",
-        "keep_checkpoints",
-        "beta",
-        "lambda_v",
-        "lambda_pi",
-        "weight_decay",
-    ):
-        if not 0 <= getattr(config, name) < math.inf:
-            raise ChunkRLError(f"{name} is {getattr(config, name)}; it must be finite and not negative")
-    if Path(config.output_dir).exists() and not Path(config.output_dir).is_dir():
-        raise ChunkRLError(f"output_dir {config.output_dir} is a file; name a folder")
-    if config.objective not in get_args(Objective):
-        raise ChunkRLError(f"objective is {config.objective!r}; it must be one of {get_args(Objective)}")
-    if config.human_chunks not in get_args(HumanRule):
-        raise ChunkRLError(f"human_chunks is {config.human_chunks!r}; use one of {get_args(HumanRule)}")
-    if config.value_updates is not None and config.value_updates < (0 if config.init else 1):
-        raise ChunkRLError(
-            f"value_updates is {config.value_updates}; it must be at least 1, or 0 with --init, whose values "
-            "label the data"
-        )
-    if config.num_updates is not None and config.num_updates < 1:
-        raise ChunkRLError(f"num_updates is {config.num_updates}; it must be at least 1")
-
-
-def _check_additional(config: TrainConfig) -> None:
-    more = config.additional_offline_dataset_paths
-    if not more:
-        if config.dataset_weights or config.additional_success is not None:
-            raise ChunkRLError(
-                "--dataset-weights and --additional-success are for several data sets: name the others with "
-                "--additional-offline-dataset-paths"
-            )
-        return
-    if (config.additional_success or config.labels.success) == "episodes":
-        raise ChunkRLError(
-            "--success episodes lists episodes of one data set: give --additional-success another rule; or write the "
-            "labels into each data set with chunkrl label --export, and train on those"
-        )
-    if config.labels.subgoal == "csv":
-        raise ChunkRLError(
-            "--subgoal csv lists frames of one data set: write the labels into each data set with chunkrl label "
-            "--export, and train on those"
-        )
