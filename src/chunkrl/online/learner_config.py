@@ -11,7 +11,8 @@ import tyro
 from chunkrl.errors import ChunkRLError
 from chunkrl.online.replay import ReplayConfig
 from chunkrl.online.security import ListenConfig
-from chunkrl.train_config import TrainConfig, check_config
+from chunkrl.train_checks import check_config
+from chunkrl.train_config import TrainConfig
 from chunkrl.training.policy_io import ActionMode
 
 OBJECTIVES = ("cross_fitted", "advantage_conditioned", "behaviour_cloning", "success_cloning")
