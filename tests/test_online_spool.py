@@ -1,5 +1,6 @@
 """The spool: nothing that was appended is lost, nothing is there twice, whatever is killed, torn or full."""
 
+import contextlib
 import errno
 import itertools
 import json
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -241,6 +243,106 @@ def test_sync_interval_says_what_is_durable(tmp_path):
         fill(spool, 1)
         spool.acknowledge(4)
         assert spool.durable_sequence == 4
+
+
+class SlowDisk:
+    """`os.fdatasync` that waits until `done` is set; `begun` says that one waits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.done = threading.Event(), threading.Event()
+        sync = os.fdatasync
+
+        def slow(descriptor: int) -> None:
+            self.begun.set()
+            assert self.done.wait(60)
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fdatasync", slow)
+
+
+def test_a_slow_disk_does_not_hold_up_who_appends(tmp_path, monkeypatch):
+    with Spool(tmp_path, sync_interval_s=0.01) as spool:
+        disk = SlowDisk(monkeypatch)
+        fill(spool, 1)
+        assert disk.begun.wait(60)  # the spool's own thread waits for the disk
+        fill(spool, 5)
+        check(spool, 0)
+        assert (spool.next_sequence, spool.durable_sequence) == (6, 0)
+        disk.done.set()
+        spool.sync()
+        assert spool.durable_sequence == 6
+    with Spool(tmp_path, sync_interval_s=1000) as spool:
+        fill(spool, 1)
+        for wait in (spool.sync, lambda: spool.acknowledge(9)):
+            disk.begun.clear()
+            disk.done.clear()
+            before = spool.next_sequence
+            waiting = threading.Thread(target=wait)
+            waiting.start()
+            assert disk.begun.wait(60)
+            fill(spool, 2)
+            disk.done.set()
+            waiting.join()
+            assert spool.durable_sequence == before  # what came during the sync waits for the next one
+        assert spool.acknowledged == 9
+
+
+def test_what_is_appended_is_synced_without_a_further_call(tmp_path):
+    with Spool(tmp_path, sync_interval_s=0.01) as spool:
+        fill(spool, 3)
+        until = time.monotonic() + 60
+        while spool.durable_sequence < 3 and time.monotonic() < until:
+            time.sleep(0.001)
+        assert spool.durable_sequence == 3
+
+
+def test_with_an_interval_a_sync_begins_the_next_file(tmp_path):
+    with Spool(tmp_path, sync_interval_s=1000, segment_bytes=2000) as spool:
+        fill(spool, 4)
+        assert segments(tmp_path) == [0]
+        spool.sync()
+        assert segments(tmp_path) == [0]  # still short
+        for _ in range(20):
+            fill(spool, 1)
+            spool.sync()
+        files = segments(tmp_path)
+        assert len(files) > 3 and spool.durable_sequence == 24
+        check(spool, 0)
+        fill(spool, 30)  # no sync comes: it makes room for itself
+        assert len(segments(tmp_path)) > len(files)
+        assert max(path.stat().st_size for path in tmp_path.glob("*.segment")) < 2 * 2000 + 2 * len(
+            payload(54)
+        )
+        spool.acknowledge(54)
+        assert not (tmp_path / ".spare").exists()
+    with Spool(tmp_path) as spool:
+        assert spool.next_sequence == 54
+        check(spool)
+
+
+def test_a_sync_that_fails_is_told_until_one_succeeds(tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Spool(tmp_path, sync_interval_s=0.01) as spool:
+        monkeypatch.setattr(os, "fdatasync", full)
+        fill(spool, 1)
+        with pytest.raises(SpoolError, match="No space left on device; free some space"):
+            spool.sync()
+        until = time.monotonic() + 60
+        with pytest.raises(SpoolError, match="No space left on device; free some space"):
+            while time.monotonic() < until:
+                fill(spool, 1)
+        count = spool.next_sequence
+        assert spool.durable_sequence == 0
+        monkeypatch.undo()
+        while spool.durable_sequence < count and time.monotonic() < until:
+            time.sleep(0.001)
+        while spool.next_sequence == count and time.monotonic() < until:
+            with contextlib.suppress(SpoolError):  # until the thread has noted its success
+                fill(spool, 1)
+        assert spool.next_sequence == count + 1
+        check(spool, 0)
 
 
 def test_reading_while_another_thread_appends(tmp_path):

@@ -2,8 +2,10 @@
 
 Guarantees:
 - What `append` returned for is there after the process is killed at any moment. After a power cut it is there
-  up to `durable_sequence`: every entry with `sync_interval_s = 0`, else all but the last interval's (and what
-  came in since without a further `append` or `sync`; who sends calls `sync` first).
+  up to `durable_sequence`: every entry with `sync_interval_s = 0`, else all but the last interval's and those that
+  came while the disk was waited for (who sends calls `sync` first).
+- With an interval, `append` does not wait for the disk: a thread of the spool's and the callers of `sync` and
+  `acknowledge` do, and the log goes on meanwhile. Only where they cannot keep up (see `_ROOM`) does `append` wait.
 - Entries have the numbers 0, 1, 2, ... over all restarts, and a number is never used twice.
 - A frame torn by a crash is cut off on reopening, with a warning; damage elsewhere is a SpoolError, never
   skipped.
@@ -17,7 +19,6 @@ import json
 import logging
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,19 +28,25 @@ import filelock
 from chunkrl.data.atomic import remove_temporaries, write_text
 from chunkrl.errors import DatasetError, RecordError, SpoolError
 from chunkrl.online import segment_file as sf
+from chunkrl.online.periodic import Periodic
 from chunkrl.online.records import check_id, new_id
 
 _LOG = logging.getLogger(__name__)
 _IDENTITY = "spool.json"
 _WATERMARK = "acknowledged.json"
 _LOCK = ".lock"
+_SPARE = ".spare"
+_ROOM = 2
+"""A file may become so many times `segment_bytes` long until a moment comes when all of it is on the disk."""
+_TRIES = 10
+"""Syncs in a row that look for such a moment."""
 
 
 class Spool:
     """An append-only log of byte strings in a folder, open in one process; safe to use from several threads.
 
     root: the folder, created if absent.
-    sync_interval_s: 0: `append` waits for the disk each time; else at most this often.
+    sync_interval_s: 0: `append` waits for the disk each time; else a thread syncs this often (inf: only `sync` does).
     segment_bytes: size at which a new file begins.
     spool_id: identity of a new folder (default: a random one); an existing folder must have the same.
 
@@ -66,11 +73,13 @@ class Spool:
         self._interval = sync_interval_s
         self._segment_bytes = segment_bytes
         self._mutex = threading.RLock()
+        self._syncing = threading.Lock()  # held by who waits for the disk; taken before the mutex
+        self._periodic: Periodic | None = None
         self._descriptor = -1
         self._segments: list[int] = []  # first numbers of the files, ascending; the last one is written to
         self._end = 0  # bytes of the newest file
+        self._named = True  # the newest file's name is on the disk
         self._next = self._acknowledged = self._durable = 0
-        self._synced_at = -float("inf")
         self._reader: sf.SegmentReader | None = None
         self._lock = filelock.FileLock(self.root / _LOCK, thread_local=False)
         with self._writing():
@@ -86,6 +95,8 @@ class Spool:
                 remove_temporaries(self.root)
                 self.spool_id = self._identify(spool_id)
                 self._recover()
+            if 0 < sync_interval_s < float("inf"):
+                self._periodic = Periodic(self.sync, sync_interval_s, "spool-sync")
         except BaseException:
             self.close()
             raise
@@ -114,8 +125,8 @@ class Spool:
         """Add an entry and return its number.
 
         Raises:
-            SpoolError: the disk is full or read-only, the entry is too large; the spool is as before, and a
-                later call may succeed.
+            SpoolError: the disk is full or read-only, the last sync failed, or the entry is too large; the spool is
+                as before, and a later call may succeed.
         """
         if len(payload) > sf.MAX_PAYLOAD_BYTES:
             raise SpoolError(
@@ -123,29 +134,36 @@ class Spool:
             )
         with self._mutex, self._writing():
             self._check_open()
-            if self._end >= self._segment_bytes and self._next > self._segments[-1]:
+            if self._periodic and (failure := self._periodic.failure):
+                raise SpoolError(str(failure)) from failure
+            room = _ROOM if self._periodic else 1
+            if self._end >= room * self._segment_bytes and self._next > self._segments[-1]:
                 self._sync()
                 self._begin_segment(self._next)
             frame = sf.encode_frame(self._next, payload)
-            due = time.monotonic() - self._synced_at >= self._interval
             try:
                 sf.write_all(self._descriptor, frame)
-                if due:
+                if self._interval == 0:
                     os.fdatasync(self._descriptor)
             except OSError:
                 os.ftruncate(self._descriptor, self._end)  # a part of the frame, and no other, lies there
                 raise
             self._end += len(frame)
             self._next += 1
-            if due:
-                self._mark_durable()
+            if self._interval == 0:
+                self._durable = self._next
             return self._next - 1
 
     def sync(self) -> None:
-        """Wait until everything appended so far would survive a power cut."""
-        with self._mutex, self._writing():
-            self._check_open()
-            self._sync()
+        """Wait until everything appended so far would survive a power cut; others append meanwhile.
+
+        Raises:
+            SpoolError: the disk is full, ...; what was durable before is.
+        """
+        with self._syncing, self._writing():
+            self._sync_aside()
+            if self._periodic:
+                self._begin_segment_aside()
 
     def read(self, first: int, max_bytes: int, end: int | None = None) -> list[bytes]:
         """Consecutive entries from number `first`: below `end` (default: all), together at most `max_bytes` but
@@ -171,7 +189,7 @@ class Spool:
 
     def acknowledge(self, next_sequence: int) -> None:
         """Raise the watermark: no entry below `next_sequence` is needed any more. A lower one changes nothing."""
-        with self._mutex, self._writing():
+        with self._syncing, self._writing():
             self._check_open()
             if next_sequence > self._next:
                 raise SpoolError(
@@ -180,14 +198,20 @@ class Spool:
                 )
             if next_sequence <= self._acknowledged:
                 return
-            self._sync()  # the watermark never passes what is on the disk
+            if next_sequence > self._durable:
+                self._sync_aside()  # the watermark never passes what is on the disk
             write_text(self.root / _WATERMARK, json.dumps({"next_sequence": next_sequence}))
-            self._acknowledged = next_sequence
-            self._delete_done()
+            with self._mutex:
+                self._acknowledged = next_sequence
+                done = self._take_done()
+            for first in done:
+                sf.segment_path(self.root, first).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Sync, close and let other processes in; further calls do nothing."""
-        with self._mutex:
+        if self._periodic:
+            self._periodic.close()
+        with self._syncing, self._mutex:
             if self._reader:
                 self._reader.close()
                 self._reader = None
@@ -264,8 +288,10 @@ class Spool:
             self._next = self._acknowledged
             self._begin_segment(self._next)
         os.fsync(self._descriptor)
-        self._mark_durable()
-        self._delete_done()
+        _sync_folder(self.root)
+        self._durable = self._next
+        for first in self._take_done():
+            sf.segment_path(self.root, first).unlink(missing_ok=True)
 
     def _begin_segment(self, first: int) -> None:
         """Continue in a new file; where that fails the old one stays the newest."""
@@ -279,28 +305,78 @@ class Spool:
             os.close(descriptor)
             path.unlink(missing_ok=True)
             raise
+        self._use_segment(descriptor, first)
+
+    def _use_segment(self, descriptor: int, first: int) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor, self._end = descriptor, len(sf.MAGIC)
         self._segments.append(first)
 
     def _sync(self) -> None:
+        """With the mutex held: nothing is appended until the disk is done."""
         if self._durable < self._next:
             os.fdatasync(self._descriptor)
-            self._mark_durable()
+            self._sync_name()
+            self._durable = self._next
 
-    def _mark_durable(self) -> None:
-        self._durable = self._next
-        self._synced_at = time.monotonic()
+    def _sync_aside(self) -> None:
+        """Without the mutex, on a descriptor of its own: the newest file may be closed for a newer one meanwhile."""
+        with self._mutex:
+            self._check_open()
+            target = self._next
+            if self._durable >= target:
+                return
+            descriptor = os.dup(self._descriptor)
+        try:
+            os.fdatasync(descriptor)
+            self._sync_name()
+        finally:
+            os.close(descriptor)
+        with self._mutex:
+            self._durable = max(self._durable, target)
 
-    def _delete_done(self) -> None:
+    def _sync_name(self) -> None:
+        if not self._named:
+            _sync_folder(self.root)
+            self._named = True
+
+    def _begin_segment_aside(self) -> None:
+        """Continue in a new file, where the old one is long enough and nothing of it waits for the disk: else a power
+        cut could keep the new file and take the old one's end."""
+        if self._end < self._segment_bytes:
+            return
+        spare = self.root / _SPARE
+        descriptor = os.open(spare, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            sf.write_all(descriptor, sf.MAGIC)
+            os.fsync(descriptor)
+            for _ in range(_TRIES):
+                self._sync_aside()
+                with self._mutex:
+                    first = self._next
+                    if first > self._durable or first == self._segments[-1]:
+                        continue
+                    spare.rename(sf.segment_path(self.root, first))
+                    self._named = False
+                    self._use_segment(descriptor, first)
+                    descriptor = -1
+                return
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+                spare.unlink(missing_ok=True)
+
+    def _take_done(self) -> list[int]:
+        """Takes the files that nobody needs out of the list; returns their first numbers."""
+        done: list[int] = []
         while len(self._segments) > 1 and self._segments[1] <= self._acknowledged:
-            first = self._segments[0]
+            first = self._segments.pop(0)
             if self._reader and self._reader.first == first:
                 self._reader.close()
                 self._reader = None
-            sf.segment_path(self.root, first).unlink(missing_ok=True)
-            self._segments.pop(0)
+            done.append(first)
+        return done
 
     def _seek(self, sequence: int) -> sf.SegmentReader:
         """The reader, before entry `sequence`."""
