@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -272,6 +273,27 @@ def test_unfinished_and_damaged_episodes_are_set_aside_and_never_mixed(tmp_path,
     contents = [read_set_aside(path) for path in files]
     assert [len(content) for content in contents] == [2, 3, 3]
     assert all(same(a, b) for a, b in zip(contents[0], cut, strict=True))
+
+
+def test_an_episode_that_does_not_end_is_set_aside_in_parts_of_bounded_size(tmp_path, caplog):
+    learner = Learner(tmp_path)
+    size = 4096 + sum(image.nbytes for image in steps(0)[0].images.values())
+    learner.intake = EpisodeIntake(learner.streams, learner.replay, tmp_path / "set_aside", 3 * size)
+    long, end = episode(0, 9)[:-1], episode(0, 9)[-1]
+    assert learner.receive(*long[:3]) == []
+    assert learner.intake.num_set_aside == 0 and learner.streams.spool("arm").acknowledged == 0
+    assert learner.receive(*long[3:]) == []
+    assert "raise --replay.max-episode-bytes" in caplog.text
+    assert learner.streams.spool("arm").acknowledged == 8
+    assert learner.receive(end, *episode(1, 3)) == [
+        0
+    ]  # its last part is no episode; one of 3 steps is short enough
+    assert learner.intake.num_set_aside == 3
+    learner.close()
+    parts = [read_set_aside(path) for path in sorted((tmp_path / "set_aside").iterdir())]
+    assert [len(part) for part in parts] == [4, 4, 2]
+    assert all(same(a, b) for a, b in zip(chain(*parts), [*long, end], strict=True))
+    assert stored_ids(tmp_path / "replay") == [episode_id(1)]
 
 
 @pytest.mark.parametrize("room", [0, 100, 3000, 6000])

@@ -106,7 +106,9 @@ class DataWorker:
     def _once(self) -> None:
         if self._replay is None and self._streams.spec is not None:
             self._replay = Replay(self._root, self._streams.spec, self._place)
-            self._intake = EpisodeIntake(self._streams, self._replay, self._root / "set_aside")
+            self._intake = EpisodeIntake(
+                self._streams, self._replay, self._root / "set_aside", self._place.max_episode_bytes
+            )
         if self._replay is None or self._intake is None:
             return
         until = time.monotonic() + _STORE_S

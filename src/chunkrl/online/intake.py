@@ -22,27 +22,42 @@ from chunkrl.online.streams import ReceivedStreams
 from chunkrl.online.wire import decode_item, encode_item
 
 _LOG = logging.getLogger(__name__)
+_STEP_BYTES = 4096
+"""Of a step without its pictures, about."""
 
 
 @dataclass
 class _Unfinished:
-    """The episode that an actor is in. position: the next number to read."""
+    """The episode that an actor is in. position: the next number to read. num_bytes: memory that its steps take."""
 
     position: int
     steps: list[StepRecord] = field(default_factory=list)
+    num_bytes: int = 0
+
+    def clear(self) -> None:
+        self.steps.clear()
+        self.num_bytes = 0
 
 
 class EpisodeIntake:
     """Reads what came into `streams` and puts finished episodes into `replay`; for one thread.
 
     set_aside: folder for episodes that cannot be used: those whose actor ended half way and began another one,
-        and damaged ones; `read_set_aside` reads them.
+        too long ones and damaged ones; `read_set_aside` reads them.
+    max_episode_bytes: memory of an actor's unfinished episode. One that is longer is set aside in parts of this size.
 
     Attributes:
         num_stored, num_discarded, num_set_aside: episodes since this was made. discarded: at the human's wish.
     """
 
-    def __init__(self, streams: ReceivedStreams, replay: Replay, set_aside: str | Path) -> None:
+    def __init__(
+        self,
+        streams: ReceivedStreams,
+        replay: Replay,
+        set_aside: str | Path,
+        max_episode_bytes: int = 4 * 2**30,
+    ) -> None:
+        self._max_episode_bytes = max_episode_bytes
         self.num_stored = self.num_discarded = self.num_set_aside = 0
         self._streams, self._replay, self._folder = streams, replay, Path(set_aside)
         self._unfinished: dict[str, _Unfinished] = {}
@@ -83,6 +98,13 @@ class EpisodeIntake:
         state.position += 1
         if isinstance(item, StepRecord):
             state.steps.append(item)
+            state.num_bytes += _STEP_BYTES + sum(image.nbytes for image in item.images.values())
+            if state.num_bytes > self._max_episode_bytes:
+                reason = (
+                    f"it is longer than {self._max_episode_bytes} bytes of memory; end episodes sooner (the actor's "
+                    "--max-steps), or raise --replay.max-episode-bytes"
+                )
+                self._put_aside(state, spool, [], reason)
             return
         try:
             _check_summary(item, state.steps)
@@ -97,7 +119,7 @@ class EpisodeIntake:
         except RecordError as error:
             self._put_aside(state, spool, [item], str(error))
         spool.acknowledge(state.position)
-        state.steps.clear()
+        state.clear()
 
     def _put_aside(self, state: _Unfinished, spool: Spool, rest: Sequence[Item], reason: str) -> None:
         items: list[Item] = [*state.steps, *rest]
@@ -110,7 +132,7 @@ class EpisodeIntake:
         _LOG.warning("episode %s set aside in %s: %s", items[0].episode_id, path, reason)
         self.num_set_aside += 1
         spool.acknowledge(state.position)
-        state.steps.clear()
+        state.clear()
 
 
 def read_set_aside(path: str | Path) -> list[Item]:

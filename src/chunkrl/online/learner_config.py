@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from chunkrl.errors import ChunkRLError
+from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.online.replay import ReplayConfig
 from chunkrl.online.security import ListenConfig
 from chunkrl.train_checks import check_config
@@ -24,6 +24,14 @@ class LearnerReplay(ReplayConfig):
 
     root: str = ""
     """Folder of the shards and of what came in; default: `replay` in --output-dir."""
+    max_episode_bytes: int = 4 * 2**30
+    """Memory of an actor's episode until it ends (twice that while it is stored); a longer one is set aside in parts.
+    The default is 8 minutes at 30 Hz with two cameras of 224 x 224."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_episode_bytes < 1:
+            raise DatasetError(f"max_episode_bytes {self.max_episode_bytes}: at least 1")
 
 
 @dataclass(frozen=True)
