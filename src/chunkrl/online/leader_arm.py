@@ -74,8 +74,9 @@ class Handover:
         if (np.abs(gap) <= self._tolerance).all():
             self._current = None
             return wanted
-        self._current = (self._current + np.clip(gap, -self._max_step, self._max_step)).astype(np.float32)
-        return self._current.copy()
+        # in float64: a tolerance below float32's resolution would never be reached
+        self._current = self._current + np.clip(gap, -self._max_step, self._max_step)
+        return self._current.astype(np.float32)
 
 
 class LeaderArm:
