@@ -139,6 +139,8 @@ class TestActor:
 
 def test_episodes_come_training_begins_and_weights_are_acted_with(tmp_path, capsys):
     run, address = tmp_path / "run", free_address()
+    (run / "cache").mkdir(parents=True)
+    (run / "cache/notes").write_text("somebody's")
     more = [
         "--online.start-episodes",
         "4",
@@ -188,6 +190,7 @@ def test_episodes_come_training_begins_and_weights_are_acted_with(tmp_path, caps
     for name, parameter in trained.policy.named_parameters():
         assert torch.isfinite(parameter).all(), name
     assert "waiting for 4 episodes" in capsys.readouterr().out
+    assert (run / ".learner-cache").is_dir() and (run / "cache/notes").read_text() == "somebody's"
 
 
 class Process:
@@ -263,6 +266,25 @@ def test_a_learner_killed_before_it_trained_begins_again_and_one_at_work_keeps_i
         main(learner_arguments(tmp_path, free_address()))
     at_work.close()
     assert (tmp_path / CONFIG_FILE).read_text() == "{}"
+
+
+def test_a_folder_with_an_older_run_is_refused_unless_it_is_resumed(tmp_path, capsys):
+    from chunkrl.online.learner import _refuse_older_run
+    from chunkrl.train_config import TrainConfig
+
+    (tmp_path / CONFIG_FILE).write_text("{}")
+    (tmp_path / "evaluations").mkdir()
+    with pytest.raises(SystemExit):
+        main(learner_arguments(tmp_path, free_address()))
+    message = " ".join(capsys.readouterr().err.split())
+    assert "holds an older learner's run" in message
+    assert "use another --output-dir" in message and "--resume" in message
+    assert (tmp_path / CONFIG_FILE).read_text() == "{}"
+    with pytest.raises(ChunkRLError, match="older learner's run"):
+        _refuse_older_run(TrainConfig(resume=str(tmp_path.parent)), tmp_path)
+    for resume in (tmp_path, tmp_path / "checkpoints" / "3"):
+        _refuse_older_run(TrainConfig(resume=str(resume)), tmp_path)
+    _refuse_older_run(TrainConfig(), tmp_path / "new")
 
 
 def test_jump_start_offline_online_offline(tmp_path):

@@ -42,6 +42,8 @@ from chunkrl.train_config import TrainConfig
 
 _LOG = logging.getLogger(__name__)
 CONFIG_FILE, LOG_FILE = "learner.json", "learner.log"
+CACHE_FOLDER = ".learner-cache"
+"""Emptied at each start: a name that nobody gives to a folder of his own."""
 UNLIMITED = 10**9
 """Policy updates of a learner that trains until it is stopped."""
 _CONNECTED_S = 15.0
@@ -75,6 +77,7 @@ class _Session:
         root = Path(config.replay.root) if config.replay.root else run_dir / "replay"
         self._streams = ReceivedStreams(root / "incoming")
         resources.callback(self._streams.close)
+        _refuse_older_run(config.train, run_dir)
         self._receiver = SpoolReceiver(config.listen, self._streams)
         self._receiver.start()
         resources.callback(self._receiver.stop)
@@ -90,7 +93,7 @@ class _Session:
             offline,
             train.dataset_weights,
             replay_settings(train.chunk_settings()),
-            self._run_dir / "cache",
+            self._run_dir / CACHE_FOLDER,
             config.online.share,
         )
         worker = DataWorker(self._streams, config.replay, self._root, data, config.online, changed)
@@ -223,6 +226,17 @@ class _Session:
             f"policy: {self._run_dir / 'policy'}; data: {self._root}",
             f"go on with: chunkrl learner --config {self._run_dir / CONFIG_FILE} --resume {self._run_dir}",
         ]
+
+
+def _refuse_older_run(train: TrainConfig, run_dir: Path) -> None:
+    """Raise ChunkRLError where the folder holds a run that is not resumed: results of two would be mixed."""
+    resumed = None if train.resume is None else Path(train.resume).resolve()
+    run = run_dir.resolve()
+    if (run / CONFIG_FILE).exists() and (resumed is None or run not in (resumed, *resumed.parents)):
+        raise ChunkRLError(
+            f"{run_dir} holds an older learner's run ({CONFIG_FILE}), whose evaluations and metrics would be mixed "
+            f"with this one's: go on with it by --resume {run_dir}, or use another --output-dir"
+        )
 
 
 def _resolved(config: LearnerConfig, run_dir: Path) -> TrainConfig:
