@@ -377,7 +377,8 @@ def kill_writer(root: Path, interval: str, seed: int, rounds: int) -> None:
             assert spool.next_sequence in (reported + 1, reported + 2)  # one was appended, not reported
             reported = spool.next_sequence - 1
             check(spool)
-            assert spool.next_sequence - spool.acknowledged <= 81
+            waiting = spool.next_sequence - spool.acknowledged
+            assert waiting <= 81 + rounds  # each kill may come just before a watermark
 
 
 def test_a_killed_writer_loses_nothing(tmp_path):
