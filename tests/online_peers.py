@@ -7,6 +7,7 @@ python online_peers.py actor ROOT PORT TOTAL: spools items until there are TOTAL
 import contextlib
 import random
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -26,6 +27,25 @@ SMALL = SenderConfig(
     batch_bytes=3000, burst_bytes=30_000, call_timeout_s=5, greet_timeout_s=2, poll_s=0.01, first_pause_s=0.02,
     longest_pause_s=0.2,
 )  # fmt: skip
+
+
+def certificate(folder: Path, name: str, address: str = "127.0.0.1") -> dict[str, str]:
+    """A new key and certificate of its own for `address`, as settings of `ListenConfig`."""
+    key, cert = str(folder / f"{name}.key"), str(folder / f"{name}.pem")
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ]
+    command += ["-keyout", key, "-out", cert, "-days", "2", "-subj", f"/CN={name}"]
+    command += ["-addext", f"subjectAltName=IP:{address}"]
+    subprocess.run(command, check=True, capture_output=True)
+    return {"tls_key": key, "tls_certificate": cert}
 
 
 def item(sequence: int, actor: str = "arm") -> bytes:

@@ -19,6 +19,7 @@ pytest.importorskip("grpc", reason="needs chunkrl[online]")
 
 import pyarrow.parquet as pq
 from online_live import length
+from online_peers import certificate
 
 from chunkrl.online.intake import read_set_aside
 from chunkrl.online.replay import EPISODE_KEY, reading
@@ -184,19 +185,7 @@ def two_hosts() -> Iterator[tuple[str, str]]:
 @pytest.mark.slow
 def test_two_hosts_with_tls_and_a_cable_that_is_pulled(tmp_path):
     (tmp_path / "token").write_text("a-token-of-some-length")
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ]
-    command += ["-keyout", str(tmp_path / "learner.key"), "-out", str(tmp_path / "learner.pem"), "-days", "2"]
-    command += ["-subj", "/CN=learner", "-addext", "subjectAltName=IP:10.99.0.1"]
-    subprocess.run(command, check=True, capture_output=True)
+    certificate(tmp_path, "learner", "10.99.0.1")
     with two_hosts() as (a, b):
         address = "10.99.0.1:50151"
         learner = Process("learner", tmp_path / "learner", address, tmp_path, host=("ip", "netns", "exec", a))

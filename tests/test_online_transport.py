@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("grpc", reason="needs chunkrl[online]")
 
 import grpc
-from online_peers import SMALL, BadNetwork, check_stored, client, item
+from online_peers import SMALL, BadNetwork, certificate, check_stored, client, item
 from online_records import SPEC, episode_id
 
 from chunkrl.errors import RecordError, SpoolError, TransportError
@@ -221,24 +221,6 @@ def test_other_addresses_need_tls_and_a_token(tmp_path):
         read_token(str(tmp_path / "token"))
     with pytest.raises(TransportError, match="cannot read the token"):
         read_token(str(tmp_path / "none"))
-
-
-def certificate(folder: Path, name: str) -> dict[str, str]:
-    key, cert = str(folder / f"{name}.key"), str(folder / f"{name}.pem")
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ]
-    command += ["-keyout", key, "-out", cert, "-days", "2", "-subj", f"/CN={name}"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run(command, check=True, capture_output=True)
-    return {"tls_key": key, "tls_certificate": cert}
 
 
 def test_token_and_tls(tmp_path, caplog):

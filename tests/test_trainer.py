@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from chunk_data import identity_factory, image_episodes, open_chunks, random_episodes, write_dataset
+from chunk_data import settings as training_settings
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.base import Metrics
@@ -36,19 +37,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(data: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "dataset_dir": str(data),
-        "action_horizon": 3,
-        "action_dim": 2,
-        "batch_size": 8,
-        "num_updates": 12,
-        "value_epochs": 2.0,
-        "num_folds": 3,
-        "network": SMALL,
-        "log_interval": 5,
-        "device": "cpu",
-        "output_dir": str(output),
-    } | changes
+    own = {"num_updates": 12, "value_epochs": 2.0, "num_folds": 3, "network": SMALL, "log_interval": 5}
+    return training_settings(data, output, **own | changes)
 
 
 def state_of(run: ChunkLevelOfflineRL) -> dict[str, Any]:
