@@ -13,6 +13,16 @@ from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import ChunkRLError
 
 
+class LargeServant:
+    """Its answer is larger than any pipe."""
+
+    def make(self, num_bytes: int) -> bytes:
+        return bytes(num_bytes)
+
+    def close(self) -> None:
+        pass
+
+
 class CountEnv:
     """State [seed, sum of the actions' first entries, step]; success where that sum exceeds 1 before `max_steps`.
 

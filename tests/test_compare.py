@@ -64,6 +64,13 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
         with pytest.raises(ChunkRLError, match=rf"cannot be compared: .*{message}.*same tasks"):
             group([new, folder(tmp_path, name, *OLD, **changes)])
     old = folder(tmp_path, "old", *OLD)
+    seen = folder(tmp_path, "seen", *OLD, camera_size=64, assets="a1")
+    others = folder(tmp_path, "others", *OLD, camera_size=64, assets="b2")
+    told = r"seen \(assets a1\) and .*others \(assets b2\) cannot be compared: .*LIBERO_ASSETS"
+    with pytest.raises(ChunkRLError, match=told):
+        group([new, seen, others])
+    blind = folder(tmp_path, "blind", *OLD, assets="b2")
+    assert len(group([seen, blind])) == 2  # on states alone
     with pytest.raises(ChunkRLError, match="at least two methods"):
         group([new])
     with pytest.raises(ChunkRLError, match="as many training seeds"):

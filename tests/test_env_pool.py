@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from env_fakes import CountEnv
+from env_fakes import CountEnv, LargeServant
 
 from chunkrl.envs.pool import EnvPool, LocalPool
-from chunkrl.envs.workers import WorkerPool
+from chunkrl.envs.workers import Lost, WorkerPool, Workers
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.rollout import Episode, EpisodeResult, RolloutConfig, run_episodes
 from chunkrl.types import Observation
@@ -96,6 +96,21 @@ def test_a_simulator_that_is_lost_costs_its_episode_alone(fault: str, tmp_path: 
     assert pool.num_restarts == 1
     assert sorted(result.num_restarts for result in found.values()) == [0] * 7 + [1]
     assert found[2].num_restarts + found[6].num_restarts == 1  # the two with seed 2
+
+
+@pytest.mark.slow
+def test_a_process_that_stops_in_the_middle_of_its_answer_is_lost() -> None:
+    workers = Workers(1, LargeServant, hang_s=15.0)
+    with closing(workers):
+        workers.order(0, "make", 10**8)
+        (worker,) = (w for w in workers._workers if w is not None)
+        assert worker.connection.poll(15)  # it has begun, and cannot end before we read
+        assert worker.process.pid is not None
+        os.kill(worker.process.pid, signal.SIGSTOP)
+        assert workers.answers() == [(0, Lost("its process did not answer for 15 s"))]
+        workers.order(0, "make", 10**8)
+        ((slot, answer),) = workers.answers()
+        assert (slot, len(answer), workers.num_restarts) == (0, 10**8, 1)
 
 
 def test_what_happens_every_time_is_an_error_with_its_cause() -> None:

@@ -16,6 +16,7 @@ from chunkrl.envs.collect import CollectConfig, collect_dataset
 from chunkrl.envs.collect_config import SUBGOAL_KINDS, plan
 from chunkrl.envs.collect_episode import EpisodeMaker
 from chunkrl.envs.libero_replay import ReplayConfig
+from chunkrl.envs.registry import asset_fingerprint
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.progress import silent
@@ -43,6 +44,8 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> FrameTable:
 def test_collected_episodes(collected: FrameTable) -> None:
     description = collected.description
     assert (description.state_key, description.action_key) == ("state", "actions")
+    record = json.loads((description.root / "meta/collection.json").read_text())
+    assert record["assets"] == asset_fingerprint(["libero_object/2"]) != "" and record["simulators_lost"] == 0
     assert description.fps == 20 and collected.state is not None and collected.state.shape[1] == 8
     assert len(description.tasks) == 2 and "pick up the salad dressing" in description.tasks[1]
     labels = label_frames(collected, LabelRule())

@@ -106,6 +106,27 @@ def test_assets_are_taken_from_the_folder_that_is_named(tmp_path: Path, monkeypa
         libero_package.find_assets()
 
 
+def test_a_fingerprint_is_of_names_and_sizes_wherever_the_folder_lies(tmp_path: Path) -> None:
+    def written(name: str, **more: bytes) -> str:
+        files = {"textures/plate.png": b"abc", "scenes/room/table.xml": b"<x/>"} | more
+        for file, content in files.items():
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_bytes(content)
+        return libero_package.assets_fingerprint(tmp_path / name)
+
+    first = written("one")
+    assert len(first) == 16 and first == written("two")
+    # what the Hub's client adds, and what lies beside the folders, is no asset
+    none = {".cache/huggingface/x": b"1", "textures/.lock": b"", "README.md": b"2"}
+    assert first == written("three", **none)
+    larger, one_more = written("four", **{"textures/plate.png": b"abcd"}), written("five", **{"a/b": b""})
+    assert len({first, larger, one_more}) == 3
+    (tmp_path / "six").mkdir()
+    for name in ("textures", "scenes"):
+        (tmp_path / "six" / name).symlink_to(tmp_path / "one" / name)
+    assert libero_package.assets_fingerprint(tmp_path / "six") == first
+
+
 def test_assets_come_from_the_hub_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
     asked = []
 

@@ -116,7 +116,7 @@ def _opengl() -> str:
 
 def _libero() -> str:
     """LIBERO's package and its assets; nothing is fetched."""
-    from chunkrl.envs.libero_package import installed_assets
+    from chunkrl.envs.libero_package import assets_fingerprint, installed_assets
     from chunkrl.envs.libero_tasks import package_folder
 
     try:
@@ -128,7 +128,7 @@ def _libero() -> str:
         return (
             f"{package}; assets: none yet, fetched from the Hub at first use, or export LIBERO_ASSETS=FOLDER"
         )
-    return f"{package}; assets: {assets}"
+    return f"{package}; assets {assets_fingerprint(assets)}: {assets}"
 
 
 def _keys() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from chunkrl.data.atomic import write_text
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.envs.collect_config import CollectCommand, CollectConfig, CollectPlan, plan
 from chunkrl.envs.collect_episode import CollectedEpisode, EpisodeMaker
-from chunkrl.envs.registry import prepare
+from chunkrl.envs.registry import asset_fingerprint, prepare
 from chunkrl.envs.workers import Lost, Workers
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.progress import Progress, silent
@@ -29,8 +29,8 @@ from chunkrl.progress import Progress, silent
 __all__ = ["CollectCommand", "CollectConfig", "collect", "collect_dataset", "collect_episodes"]
 
 RECORD = "meta/collection.json"
-_NOT_OF_THE_DATA = ("num_episodes", "num_workers", "device", "output_dir")
-_HANG_S = 1800.0  # for one episode, the making of the simulator included
+_NOT_OF_THE_DATA = ("num_episodes", "num_workers", "hang_s", "device", "output_dir")
+_LOST = "simulators_lost"  # in the record, of all sessions: their episodes were made anew
 _MOST_LOSSES = 3  # of one episode's simulator
 
 
@@ -61,7 +61,7 @@ def _here(planned: CollectPlan, first: int) -> Iterator[CollectedEpisode]:
 def _in_processes(planned: CollectPlan, first: int) -> Iterator[CollectedEpisode]:
     num_workers, last = planned.config.num_workers, planned.config.num_episodes
     prepare(planned.tasks)
-    workers = Workers(num_workers, partial(EpisodeMaker, planned), _HANG_S)
+    workers = Workers(num_workers, partial(EpisodeMaker, planned), planned.config.hang_s)
     waiting: dict[int, CollectedEpisode] = {}
     under_way: dict[int, int] = {}  # slot -> episode
     losses: Counter[int] = Counter()
@@ -80,7 +80,7 @@ def _in_processes(planned: CollectPlan, first: int) -> Iterator[CollectedEpisode
             for slot, answer in workers.answers():
                 number = under_way.pop(slot)
                 if not isinstance(answer, Lost):
-                    waiting[number] = answer
+                    waiting[number] = replace(answer, num_restarts=losses[number])
                     continue
                 losses[number] += 1
                 if losses[number] == _MOST_LOSSES:
@@ -107,6 +107,7 @@ def collect_dataset(
     episodes of another configuration.
     """
     root, planned = Path(root), plan(config)
+    record = _record(planned)
     names = [planned.tasks[0]] if len(planned.tasks) == 1 else [config.env]
     with DatasetWriter(
         root,
@@ -116,10 +117,13 @@ def collect_dataset(
         overwrite=overwrite or _is_empty(root),
     ) as writer:
         if writer.num_episodes:
-            _check_same(root, config, writer.num_episodes)
-        write_text(root / RECORD, json.dumps(_record(config), indent=1) + "\n")
+            record[_LOST] = _check_same(root, record, config.num_episodes, writer.num_episodes)
+        _write_record(root, record)
         for episode in collect_episodes(config, progress, writer.num_episodes):
             writer.add_episode(episode.columns, episode.task)
+            if episode.num_restarts:
+                record[_LOST] += episode.num_restarts
+                _write_record(root, record)
     return num_successes(root)
 
 
@@ -131,14 +135,23 @@ def _is_empty(root: Path) -> bool:
         return False
 
 
-def _record(config: CollectConfig) -> dict[str, Any]:
-    """What the episodes depend on, as JSON."""
-    record = {name: value for name, value in asdict(config).items() if name not in _NOT_OF_THE_DATA}
+def _record(planned: CollectPlan) -> dict[str, Any]:
+    """What the episodes depend on, as JSON, and how many simulators were lost."""
+    config = asdict(planned.config)
+    record = {name: value for name, value in config.items() if name not in _NOT_OF_THE_DATA}
+    record |= {"assets": asset_fingerprint(planned.tasks), _LOST: 0}
     return json.loads(json.dumps(record))  # tuples as lists, as they are read back
 
 
-def _check_same(root: Path, config: CollectConfig, num_episodes: int) -> None:
-    """Raises DatasetError unless the data set at `root` is an unfinished one of `config`."""
+def _write_record(root: Path, record: dict[str, Any]) -> None:
+    write_text(root / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def _check_same(root: Path, asked: dict[str, Any], num_asked: int, num_episodes: int) -> int:
+    """The simulators that were lost with the episodes that are there.
+
+    Raises DatasetError unless the data set at `root` is an unfinished one of the record `asked`.
+    """
     cure = "delete it or choose another output_dir"
     try:
         known = json.loads((root / RECORD).read_text(encoding="utf-8"))
@@ -148,14 +161,17 @@ def _check_same(root: Path, config: CollectConfig, num_episodes: int) -> None:
         raise DatasetError(
             f"{root} holds {num_episodes} episodes already, of which {RECORD} says nothing: {cure}"
         )
-    asked = _record(config)
+    known.setdefault("assets", asked["assets"])  # a record of before they were noted
+    num_lost = known.pop(_LOST, 0)
+    asked = {name: value for name, value in asked.items() if name != _LOST}
     other = sorted(name for name in known.keys() | asked.keys() if known.get(name) != asked.get(name))
     if other:
         raise DatasetError(
             f"{root} holds {num_episodes} episodes already, collected with another {', '.join(other)}: {cure}"
         )
-    if num_episodes >= config.num_episodes:
+    if num_episodes >= num_asked:
         raise DatasetError(f"{root} holds {num_episodes} episodes already, all that were asked for: {cure}")
+    return num_lost
 
 
 def num_successes(root: str | Path) -> int:
@@ -169,4 +185,7 @@ def num_successes(root: str | Path) -> int:
 def collect(command: CollectCommand, progress: Progress) -> None:
     """Writes the data set and says what it holds."""
     num_success = collect_dataset(command.output_dir, command, progress)
-    print(f"{command.output_dir}: {command.num_episodes} episodes, {num_success} successful")
+    told = f"{command.output_dir}: {command.num_episodes} episodes, {num_success} successful"
+    if num_lost := json.loads((Path(command.output_dir) / RECORD).read_text(encoding="utf-8"))[_LOST]:
+        told += f"; simulators that were lost, and their episodes made anew: {num_lost}"
+    print(told)

@@ -56,12 +56,14 @@ class CollectConfig:
     """How the policy acts: mode, sample, or best_of_n."""
     exec_steps: int | None = None
     """Actions executed of each of the policy's chunks; default: the whole chunk."""
+    hang_s: float = 1800.0
+    """Seconds for an episode after which a silent simulator process is taken for hung and replaced."""
     device: str = "cpu"
     """Where each simulator process runs its copy of the policy."""
 
     def __post_init__(self) -> None:
         least_values = {"num_episodes": 1, "max_steps": 1, "seed": 0, "num_workers": 0, "camera_size": 0}
-        for name, least in (least_values | {"exec_steps": 1}).items():
+        for name, least in (least_values | {"exec_steps": 1, "hang_s": 1}).items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ChunkRLError(f"{name} is {value}; it must be at least {least}")

@@ -19,12 +19,16 @@ from chunkrl.errors import ChunkRLError
 
 @dataclass(frozen=True)
 class CollectedEpisode:
-    """One episode: columns by feature name, each [T, ...], its task text, its environment and its outcome."""
+    """One episode: columns by feature name, each [T, ...], its task text, its environment and its outcome.
+
+    num_restarts: simulators that were lost over it, with all that they had done of it.
+    """
 
     columns: Mapping[str, np.ndarray]
     task: str
     env: str
     success: bool
+    num_restarts: int = 0
 
 
 @dataclass(frozen=True)

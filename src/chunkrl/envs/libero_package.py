@@ -14,6 +14,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,6 +74,20 @@ def find_assets() -> Path:
         found = own_cache() / "assets"
         ensure(found, _download, resume=True)
     return found
+
+
+@cache
+def assets_fingerprint(folder: Path) -> str:
+    """Of an asset folder, 16 hexadecimal digits: names and sizes of the files in its folders, hidden ones left out
+    (the Hub's client puts some there). The same assets have the same one on every machine, substitutes another."""
+    lines = []
+    for place, _, names in os.walk(folder, followlinks=True):  # links: as in the Hub's own cache
+        for file in (Path(place, name) for name in names):
+            within = file.relative_to(folder)
+            hidden = any(part.startswith(".") for part in within.parts)
+            if len(within.parts) > 1 and file.is_file() and not hidden:
+                lines.append(f"{within.as_posix()}\0{file.stat().st_size}\n")
+    return hashlib.blake2b("".join(sorted(lines)).encode(), digest_size=8).hexdigest()
 
 
 def _download(folder: Path) -> None:

@@ -107,6 +107,19 @@ def prepare(tasks: Sequence[str]) -> None:
         find_assets()
 
 
+def asset_fingerprint(tasks: Sequence[str]) -> str:
+    """Which meshes and textures these tasks' simulators draw and collide; "" where their package brings them along.
+
+    Raises:
+        ChunkRLError: LIBERO's assets are missing (says how to get them).
+    """
+    if not any(is_libero(task) for task in tasks):
+        return ""
+    from chunkrl.envs.libero_package import assets_fingerprint, find_assets
+
+    return assets_fingerprint(find_assets())
+
+
 def describe(tasks: Sequence[str]) -> EnvInfo:
     """Of tasks of one kind (from `expand`).
 

@@ -136,18 +136,30 @@ class Workers:
 
     def _receive(self, slot: int) -> tuple[int, Any]:
         worker = self._workers[slot]
-        assert worker is not None
+        assert worker is not None and worker.deadline is not None
+        # A process may stop in the middle of an answer that is larger than the pipe: its end ends the waiting.
+        watchdog = threading.Timer(max(0.0, worker.deadline - time.monotonic()), worker.process.kill)
+        watchdog.start()
         try:
             kind, answer = worker.connection.recv()
         except (EOFError, OSError):
+            watchdog.cancel()
+            if worker.deadline <= time.monotonic():
+                return self._lost(slot, self._silence)
             worker.process.join(_GRACE_S)
             return self._lost(slot, f"its process ended with {_exit_words(worker.process.exitcode)}")
+        finally:
+            watchdog.cancel()
         if kind == "fatal":
             raise ChunkRLError(answer)
         if kind == "failure":
             return self._lost(slot, answer.strip())
         worker.deadline = None
         return slot, answer
+
+    @property
+    def _silence(self) -> str:
+        return f"its process did not answer for {self._hang_s:g} s"
 
     def _hung(self, slots: set[int]) -> list[tuple[int, Any]]:
         now = time.monotonic()
@@ -156,7 +168,7 @@ class Workers:
             for s in sorted(slots)
             if (w := self._workers[s]) is not None and w.deadline and w.deadline <= now
         ]
-        return [self._lost(slot, f"its process did not answer for {self._hang_s:g} s") for slot in late]
+        return [self._lost(slot, self._silence) for slot in late]
 
     def _lost(self, slot: int, failure: str) -> tuple[int, Lost]:
         worker = self._workers[slot]

@@ -46,7 +46,8 @@ def group(evaluations: Sequence[str]) -> dict[str, list[Evaluation]]:
     """Method -> its evaluations, one a training seed, in the order given.
 
     Raises:
-        ChunkRLError: fewer than two methods, other numbers of seeds, or other states, tasks or executed steps.
+        ChunkRLError: fewer than two methods, other numbers of seeds, or other states, tasks, executed steps or
+            assets.
     """
     methods: dict[str, list[Evaluation]] = {}
     first: tuple[str, Evaluation] | None = None
@@ -61,6 +62,7 @@ def group(evaluations: Sequence[str]) -> dict[str, list[Evaluation]]:
             f"compare needs evaluations of at least two methods, got {list(methods) or 'none'}: "
             "chunkrl compare NEW OLD"
         )
+    _check_same_assets(methods)
     counts = {name: len(found) for name, found in methods.items()}
     if len(set(counts.values())) > 1:
         raise ChunkRLError(
@@ -79,6 +81,21 @@ def _check_same(first: tuple[str, Evaluation], second: tuple[str, Evaluation]) -
         raise ChunkRLError(
             f"{first[0]} and {second[0]} cannot be compared: {told or 'other initial states'}. Evaluate both with "
             "the same tasks, seed, episodes, time limit and --exec-steps"
+        )
+
+
+def _check_same_assets(methods: Mapping[str, Sequence[Evaluation]]) -> None:
+    """Policies on pictures of other meshes and textures were asked something else; those on states alone were not."""
+    seen = {
+        evaluation.settings.assets: f"{name} (assets {evaluation.settings.assets or 'not recorded'})"
+        for name, evaluations in methods.items()
+        for evaluation in evaluations
+        if evaluation.settings.camera_size
+    }
+    if len(seen) > 1:
+        raise ChunkRLError(
+            f"{' and '.join(seen.values())} cannot be compared: their pictures are of other meshes and textures. "
+            "Evaluate all with the same LIBERO_ASSETS (chunkrl doctor tells which there are)"
         )
 
 
@@ -122,6 +139,8 @@ def compare(command: CompareCommand) -> None:
         "executed": f"{settings.exec_steps} actions of each chunk",
         "training seeds": f"{num_seeds} a method",
     }
+    if settings.assets:
+        facts["meshes and textures"] = settings.assets
     notes = ["One policy a method: the intervals say nothing about another training seed."]
     if num_seeds > 1:
         notes = [

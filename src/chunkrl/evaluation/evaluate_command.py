@@ -12,6 +12,7 @@ from typing import Any, get_args
 from chunkrl.build import choose_device
 from chunkrl.envs.offscreen import Rendering
 from chunkrl.envs.pool import EnvPool
+from chunkrl.envs.registry import asset_fingerprint
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.evaluation_folder import EvaluationFolder
 from chunkrl.evaluation.evaluation_page import write_page
@@ -219,6 +220,7 @@ def _settings(
         rendering=request.options.rendering,
         rename=request.rename,
         batch_size=command.batch_size,
+        assets=asset_fingerprint(request.envs),
     )
 
 

@@ -185,6 +185,8 @@ def _facts(evaluation: Evaluation) -> dict[str, str]:
         facts["asked for"] = (
             f"{settings.condition!r} at guidance {settings.guidance:g}" if settings.condition else "nothing"
         )
+    if settings.assets:
+        facts["meshes and textures"] = settings.assets
     if settings.rename:
         facts["cameras renamed"] = ", ".join(f"{old} to {new}" for old, new in settings.rename)
     return facts

@@ -28,6 +28,8 @@ class EvaluationSettings:
     exec_steps: actions executed of each chunk of `horizon`. mode, num_candidates: how chunks are chosen.
     condition, guidance, num_steps: what a pi policy was asked for. state, camera_size, rendering: what was observed.
     rename: (environment's name, policy's name) of cameras. batch_size: observations a policy call.
+    assets: fingerprint of LIBERO's meshes and textures; "" where the simulator's package brings them along (and in
+    results of before it was recorded).
     """
 
     policy: str
@@ -48,6 +50,7 @@ class EvaluationSettings:
     rendering: str
     rename: tuple[tuple[str, str], ...]
     batch_size: int
+    assets: str = ""
 
     def differences(self, other: EvaluationSettings) -> tuple[str, ...]:
         """Names of the settings in which another evaluation differs; the folder's name alone is no difference."""
