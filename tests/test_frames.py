@@ -163,6 +163,25 @@ def test_arrays_are_maps_of_the_cache(tmp_path: Path, cached: Path):
         assert not base.flags.writeable
 
 
+def test_the_disk_is_waited_for_without_the_interpreters_lock(
+    tmp_path: Path, cached: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """CPython holds it in `memmap.flush`, and training stood still while the learner opened new data."""
+    synced = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.delattr(np.memmap, "flush")
+    monkeypatch.setattr(os, "fsync", note)
+    table = opened(write_lerobot_folder(tmp_path / "set", "v3.0", camera="image").root)
+    table.images(table.description.cameras[0], np.arange(2))
+    made = {file.stat().st_ino for file in cached.rglob("*.npy")}
+    assert made and made <= set(synced)
+
+
 def test_reads_each_file_once(tmp_path: Path, cached: Path, monkeypatch: pytest.MonkeyPatch):
     folder = write_lerobot_folder(tmp_path / "set", camera="image")
     rows = np.array([3, 0])

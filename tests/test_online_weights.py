@@ -1,6 +1,7 @@
 """Weights on their way to an actor: bfloat16, newer ones only, the old ones stay where anything is wrong."""
 
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from chunkrl.errors import CheckpointError, RecordError, TransportError
 from chunkrl.online import wire
 from chunkrl.online.records import TensorData, WeightPush
-from chunkrl.online.sender import SpoolSender, UnreachableError
+from chunkrl.online.sender import SenderConfig, SpoolSender, UnreachableError
 from chunkrl.online.spool import Spool
 from chunkrl.online.versions import VersionCounter
 from chunkrl.online.weights import WeightFetcher, make_push, push_tensors
@@ -96,6 +97,42 @@ def test_what_nobody_thought_of_is_said_and_the_session_goes_on(tmp_path):
         wait(lambda: sender.failure)
         sender.close()
     assert "sending failed: MemoryError('none left')" in str(sender.failure) and not sender.reachable
+
+
+@pytest.mark.parametrize(
+    ("gather_s", "waiting"),
+    [
+        (1e9, [3, 6, 9, 9]),  # until none has followed
+        (1e9, [3, 6, 90]),  # or many wait
+        (1e-9, [3]),  # or it has lasted
+        (1e9, [0]),  # with nothing to send, whether the learner is there is looked at all the same
+    ],
+)
+def test_few_records_wait_for_those_that_follow(gather_s, waiting):
+    events: list[int | str] = []
+    script = iter([*waiting, *waiting])
+
+    class Scripted:
+        """An actor's spool, and the client that sends it: one call more than the script has ends the sender."""
+
+        root = "spool"
+
+        def drain(self):
+            events.append("call")
+            if events.count("call") == 3:
+                raise TransportError("the end")
+            return 1
+
+        @property
+        def num_waiting(self):
+            events.append(next(script))
+            return events[-1]
+
+    both: Any = Scripted()
+    sender = SpoolSender(both, both, SenderConfig(poll_s=1e-6, gather_s=gather_s))
+    wait(lambda: sender.failure)
+    sender.close()
+    assert events == ["call", *waiting, "call", *waiting, "call"]
 
 
 def test_what_is_no_weight_is_not_pushed():

@@ -362,6 +362,12 @@ def test_text_columns_come_back(tmp_path):
     assert _read(tmp_path)[0]["note"] == ["ä", ""]
 
 
+@given(st.recursive(st.sampled_from([True, 3, 0.5, "text"]), lambda inner: inner.map(lambda v: [v, v])))
+def test_types_of_episode_rows_are_those_that_pyarrow_infers(value):
+    assert dataset_files._arrow_type(value) == pa.array([value]).type
+    assert dataset_files._arrow_type([]) == pa.array([[]]).type
+
+
 def test_statistics_closed_form():
     s = column_statistics(np.arange(101, dtype=np.float32)[:, None])
     assert (s.min, s.max, s.mean, s.count) == (0, 100, 50, 101)

@@ -108,6 +108,16 @@ def _full(needed: int, folder: Path) -> ChunkRLError:
     )
 
 
+def sync_array(array: np.memmap) -> None:
+    """Waits until a mapped file of the cache is on the disk. Other threads run meanwhile, which `memmap.flush` stops:
+    CPython keeps its interpreter lock during msync."""
+    descriptor = os.open(str(array.filename), os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def load_array(file: Path, writable: bool = False) -> np.memmap:
     """Maps a .npy file of the cache into memory.
 

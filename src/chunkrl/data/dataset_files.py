@@ -93,7 +93,10 @@ class DatasetFiles:
         statistics = {name: value for name, value in row.items() if name.startswith("stats/")}
         ends = {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
         table = pa.table(
-            {name: pa.array([value]) for name, value in (plain | places | statistics | ends).items()}
+            {
+                name: pa.array([value], _arrow_type(value))
+                for name, value in (plain | places | statistics | ends).items()
+            }
         )
         table = table.replace_schema_metadata({_MARK: self._mark})
         return sg.join_episode_rows([table], self.next_index, CHUNKS_SIZE, self._fps)
@@ -188,6 +191,17 @@ class DatasetFiles:
         if not own:
             return Segment(max(_indices(table) | {index}), table.num_rows, frames, 1.0, False)
         return Segment(index, table.num_rows, frames, self._size(index), True)
+
+
+_SCALARS = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+
+
+def _arrow_type(value: Any) -> pa.DataType:
+    """What pyarrow infers for a scalar or nested lists of one kind; it tries to import dateutil each time it infers,
+    which took half of an episode's time."""
+    if isinstance(value, list):
+        return pa.list_(_arrow_type(value[0]) if value else pa.null())
+    return _SCALARS[type(value)]
 
 
 def _indices(table: pa.Table) -> set[int]:

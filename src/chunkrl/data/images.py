@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from chunkrl.data.atomic import write_text
-from chunkrl.data.cache import BUILDING, create_array, ensure, file_name, load_array
+from chunkrl.data.cache import BUILDING, create_array, ensure, file_name, load_array, sync_array
 from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
 from chunkrl.data.store import by_data_file, episode_parts
 from chunkrl.progress import Progress
@@ -75,7 +75,7 @@ def continue_store(before: Camera, before_folder: Path, camera: Camera, folder: 
         copied[begin : begin + BATCH_PICTURES][: len(pictures) - begin] = pictures[
             begin : begin + BATCH_PICTURES
         ]
-    copied.flush()
+    sync_array(copied)
     write_text(building / _DONE, str(len(old)))
 
 
@@ -94,7 +94,7 @@ def _build(camera: Camera, folder: Path, progress: Progress) -> None:
     jobs = _video_jobs(camera, saved) if camera.is_video else _image_jobs(camera, saved)
     for done in _in_order(jobs, partial(_write, camera, pictures), saved, num_episodes):
         if done - saved >= FLUSH_EPISODES or done == num_episodes:
-            pictures.flush()
+            sync_array(pictures)
             write_text(done_file, str(done))
             saved = done
         progress(stage, done, num_episodes)

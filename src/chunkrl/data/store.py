@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from chunkrl.data.cache import create_array, ensure, file_name, load_array
+from chunkrl.data.cache import create_array, ensure, file_name, load_array, sync_array
 from chunkrl.data.checks import check_episode, first_not_finite
 from chunkrl.data.formats import DatasetDescription, Episode, Feature
 from chunkrl.data.parquet import group_starts, numeric_values, reading, row_batches
@@ -48,7 +48,7 @@ class Columns:
             converted = create_array(folder / "values.npy", np.dtype(dtype), array.shape)
             for start in range(0, len(array), BATCH_ROWS):
                 converted[start : start + BATCH_ROWS] = array[start : start + BATCH_ROWS]
-            converted.flush()
+            sync_array(converted)
 
         ensure(target, convert)
         return load_array(target / "values.npy")
@@ -257,5 +257,5 @@ def _build(description: DatasetDescription, folder: Path, progress: Progress) ->
         done += len(episodes)
         progress("reading columns", done, len(description.episodes))
     for array in arrays.values():
-        array.flush()
+        sync_array(array)
     (folder / _MANIFEST).write_text(json.dumps(not_finite), encoding="utf-8")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from chunkrl.data.atomic import write_text
-from chunkrl.data.cache import create_array, ensure, load_array
+from chunkrl.data.cache import create_array, ensure, load_array, sync_array
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.pi.policy import PiPolicy
@@ -128,7 +128,7 @@ def _generate(
             )
         chunks[done : done + len(rows)] = made
         done += len(rows)
-        chunks.flush()  # before it is counted as done
+        sync_array(chunks)  # before it is counted as done
         write_text(done_file, json.dumps({"done": done}))
         progress(stage, done, len(dataset))
 
