@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from started import STARTED
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -12,3 +13,12 @@ def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHUNKRL_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_running() -> Iterator[None]:
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.wait()

@@ -20,6 +20,7 @@ pytest.importorskip("grpc", reason="needs chunkrl[online]")
 import pyarrow.parquet as pq
 from online_live import length
 from online_peers import certificate
+from started import STARTED
 
 from chunkrl.online.intake import read_set_aside
 from chunkrl.online.replay import EPISODE_KEY, reading
@@ -28,25 +29,13 @@ from chunkrl.online.streams import ReceivedStreams
 SCRIPT = Path(__file__).with_name("online_live.py")
 
 
-_STARTED: list[subprocess.Popen] = []
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    yield
-    while _STARTED:
-        process = _STARTED.pop()
-        process.kill()
-        process.wait()
-
-
 class Process:
     """An actor or learner, with what it printed."""
 
     def __init__(self, *arguments: object, host: tuple[str, ...] = ()) -> None:
         command = [*host, sys.executable, str(SCRIPT), *map(str, arguments)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        _STARTED.append(self._process)
+        STARTED.append(self._process)
 
     def begun(self) -> None:
         """Waits until it works."""

@@ -22,6 +22,7 @@ pytest.importorskip("grpc", reason="needs chunkrl[online]")
 from actor_fakes import small_policy
 from online_peers import SMALL
 from online_records import SPEC, episode
+from started import STARTED
 from test_online_faults import stored_episodes
 
 from chunkrl.cli import main
@@ -205,6 +206,7 @@ class Process:
             stderr=subprocess.STDOUT,
             env=environment,
         )
+        STARTED.append(self.process)
 
     def end(self, number: int = signal.SIGKILL) -> int:
         self.process.send_signal(number)
