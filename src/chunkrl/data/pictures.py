@@ -136,9 +136,10 @@ def decode_frames(
     Raises:
         DatasetError: names file, episode, frame and camera.
     """
+    size = camera.recorded_size
     for frame, content in zip(frames, encoded, strict=True):
         try:
-            yield decode_picture(content, camera.recorded_size)
+            yield decode_picture(content, size)
         except DatasetError as error:
             where = f"{file}, episode {episode.index}, frame {frame}"
             raise DatasetError(f"{where}, camera '{camera.name}': {error}") from error

@@ -7,17 +7,22 @@ FFmpeg as stored blocks; it undoes the filters.
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import dataclass
 
 import deflate
 import numpy as np
+from av.codec import Codec
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
+
+from chunkrl.data.video import rgb_pixels
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MOST_STORED = 0xFFFF  # bytes of a stored block
 _OVERHEAD = 12  # bytes of a chunk beside its content: length, kind, check sum
+_NUMBER = struct.Struct(">I")
+_HEADER = struct.Struct(">IIBBBBB")
+_CODEC = Codec("png", "r")  # to find it by name every time takes longer than to open it
 
 
 @dataclass(frozen=True)
@@ -44,18 +49,18 @@ def check_png(data: bytes | memoryview) -> PngHeader:
     while not kinds or kinds[-1] != b"IEND":
         if at + _OVERHEAD > len(data):
             raise ValueError("cut off")
-        end = at + _OVERHEAD + struct.unpack_from(">I", data, at)[0]
+        end = at + _OVERHEAD + _NUMBER.unpack_from(view, at)[0]
         if end > len(data):
             raise ValueError("cut off")
-        if zlib.crc32(view[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+        if deflate.crc32(view[at + 4 : end - 4]) != _NUMBER.unpack_from(view, end - 4)[0]:
             raise ValueError("wrong check sum")
         kinds.append(bytes(view[at + 4 : at + 8]))
         if kinds[-1] == b"IDAT":
             pixels.append(view[at + 8 : end - 4])
         at = end
-    if kinds[0] != b"IHDR" or struct.unpack_from(">I", data, len(SIGNATURE))[0] != 13:
+    if kinds[0] != b"IHDR" or _NUMBER.unpack_from(view, len(SIGNATURE))[0] != 13:
         raise ValueError("no header")
-    width, height, *form = struct.unpack_from(">IIBBBBB", data, len(SIGNATURE) + 8)
+    width, height, *form = _HEADER.unpack_from(view, len(SIGNATURE) + 8)
     is_plain = form == [8, 2, 0, 0, 0] and b"tRNS" not in kinds
     return PngHeader((height, width), is_plain, b"".join(pixels))
 
@@ -73,16 +78,17 @@ def decode_plain(header: PngHeader) -> np.ndarray:
         raise ValueError("too few pixels")
     if max(rows[:: 1 + 3 * width]) > 4:
         raise ValueError("unknown filter")
-    decoder = VideoCodecContext.create("png", "r")
+    decoder = VideoCodecContext.create(_CODEC)
+    assert isinstance(decoder, VideoCodecContext)
     decoder.thread_count = 1
     decoder.options = {"err_detect": "explode"}
-    start = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    start = _HEADER.pack(width, height, 8, 2, 0, 0, 0)
     chunks = [*_chunk(b"IHDR", start), *_chunk(b"IDAT", *_stored(rows)), *_chunk(b"IEND")]
     packet = Packet(b"".join([SIGNATURE, *chunks]))
     frames = decoder.decode(packet) or decoder.decode(None)
     if len(frames) != 1 or frames[0].is_corrupt or frames[0].format.name != "rgb24":
         raise ValueError("no whole picture")
-    return frames[0].to_ndarray()
+    return rgb_pixels(frames[0])
 
 
 def _stored(content: bytes | bytearray) -> list[bytes | memoryview]:
@@ -99,4 +105,4 @@ def _stored(content: bytes | bytearray) -> list[bytes | memoryview]:
 
 def _chunk(kind: bytes, *content: bytes | memoryview) -> list[bytes | memoryview]:
     """A chunk in parts; FFmpeg is not asked to check its sum."""
-    return [struct.pack(">I", sum(map(len, content))) + kind, *content, bytes(4)]
+    return [_NUMBER.pack(sum(map(len, content))) + kind, *content, bytes(4)]

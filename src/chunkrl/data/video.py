@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import av
 import numpy as np
@@ -18,6 +19,13 @@ from chunkrl.data.parquet import reading
 from chunkrl.errors import DatasetError
 
 SAME_TIME = 1e-3  # of a frame's duration: no other frame can be nearer
+
+
+def rgb_pixels(frame: VideoFrame) -> np.ndarray:
+    """uint8 RGB [height, width, 3] of an rgb24 frame, in the frame's own memory: nothing is copied."""
+    plane: Any = frame.planes[0]  # a buffer, which PyAV's types do not say
+    lines = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)
+    return lines[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
 
 class VideoFile:
@@ -97,7 +105,7 @@ class VideoFile:
                     raise DatasetError(
                         f"{self.file}: the frame at {found:.4f} s is damaged: fetch or record it again"
                     )
-                yield self._to_rgb.reformat(frame, format="rgb24").to_ndarray()
+                yield rgb_pixels(self._to_rgb.reformat(frame, format="rgb24"))
             if alone:
                 deque(frames, maxlen=0)  # the rest, for the check of its times
 
