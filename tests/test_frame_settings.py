@@ -86,7 +86,8 @@ def test_decoded_on_demand(
     version: Version,
     camera: Literal["image", "video"],
 ):
-    monkeypatch.setattr(on_demand, "MAX_OPEN_FILES", 2)
+    monkeypatch.setattr(on_demand, "MAX_OPEN_VIDEOS", 2)
+    monkeypatch.setattr(on_demand, "MAX_MAPPED_FILES", 2)
     monkeypatch.setattr(on_demand, "MAX_ENCODED_BYTES", 4000)
     monkeypatch.setattr(on_demand, "SEEK_FRAMES", 1)
     folder = write_lerobot_folder(

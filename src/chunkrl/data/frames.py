@@ -13,7 +13,7 @@ from chunkrl.data.cache import cache_folder, file_name
 from chunkrl.data.checks import not_finite
 from chunkrl.data.formats import RECOGNISE, ColumnMapping, DatasetDescription, describe
 from chunkrl.data.images import open_camera
-from chunkrl.data.on_demand import OnDemandCamera
+from chunkrl.data.on_demand import DataFiles, OnDemandCamera
 from chunkrl.data.pictures import Camera
 from chunkrl.data.problems import Collector, Problem, refuse
 from chunkrl.data.resize import Resize
@@ -68,6 +68,7 @@ class FrameTable:
         self._folder = folder
         self._progress = progress
         self._columns = open_columns(description, folder, progress)
+        self._files = DataFiles()
         self._cameras: dict[str, Callable[[np.ndarray], Callable[[], np.ndarray]]] = {}
         self.episode_start = np.array([episode.start for episode in description.episodes], np.int64)
         self.episode_length = np.array([episode.length for episode in description.episodes], np.int64)
@@ -196,9 +197,17 @@ class FrameTable:
         resize = None if size is None else Resize(*size, antialias=settings.antialias)
         return Camera(self.description, name, self._columns.read("timestamp"), resize)
 
+    def decoder(self, name: str) -> OnDemandCamera:
+        """Decodes single pictures of the camera, whatever the settings say of the cache.
+
+        Raises:
+            DatasetError: the description has no such camera.
+        """
+        return OnDemandCamera(self.camera(name), self._files)
+
     def _open(self, name: str) -> Callable[[np.ndarray], Callable[[], np.ndarray]]:
         if not self.settings.cache:
-            return OnDemandCamera(self.camera(name)).start
+            return self.decoder(name).start
         pictures = open_camera(self.camera(name), self._folder, self._progress)
         return lambda rows: lambda: np.asarray(pictures[rows])
 

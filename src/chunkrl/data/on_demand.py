@@ -6,9 +6,11 @@ Decoders work outside Python's lock, so threads share the cores; all cameras sha
 from __future__ import annotations
 
 import functools
+import itertools
 import os
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -24,7 +26,8 @@ from chunkrl.data.pictures import Camera, decode_frames, image_frames, num_worke
 from chunkrl.data.video import VideoFile
 from chunkrl.errors import DatasetError
 
-MAX_OPEN_FILES = 32
+MAX_OPEN_VIDEOS = 32
+MAX_MAPPED_FILES = 256
 MAX_ENCODED_BYTES = 256 * 2**20
 SEEK_FRAMES = 4  # to decode this many frames in between takes no longer than to seek
 
@@ -38,14 +41,16 @@ V = TypeVar("V")
 class _Recent(Generic[K, V]):
     """The values used last, up to a total size; the oldest are closed and forgotten. For several threads."""
 
-    def __init__(self, limit: int, size: Callable[[V], int], close: Callable[[V], None]) -> None:
+    def __init__(
+        self, limit: int, size: Callable[[V], int], close: Callable[[V], None] = lambda _: None
+    ) -> None:
         self._limit, self._size, self._close = limit, size, close
         self._kept: OrderedDict[K, V] = OrderedDict()
         self._total = 0
         self._lock = Lock()
 
     def take(self, key: K) -> V | None:
-        """The value, which is the caller's until it is given back with `put`."""
+        """The value, which is the caller's alone until it is given back with `put`."""
         with self._lock:
             value = self._kept.pop(key, None)
             if value is not None:
@@ -53,7 +58,7 @@ class _Recent(Generic[K, V]):
             return value
 
     def put(self, key: K, value: V) -> None:
-        """Keeps the value."""
+        """Keeps the value, unless another one is kept."""
         with self._lock:
             if key in self._kept:
                 self._close(value)
@@ -64,6 +69,77 @@ class _Recent(Generic[K, V]):
                 _, old = self._kept.popitem(last=False)
                 self._total -= self._size(old)
                 self._close(old)
+
+    def get(self, key: K, make: Callable[[], V]) -> V:
+        """The value, which several threads may use; made where there is none."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        value = make()
+        self.put(key, value)
+        return value
+
+
+class DataFiles:
+    """The parquet files of a data set: open for all its cameras, and for all threads of one process.
+
+    Of pictures only the pages asked for are read; where a file's layout does not allow that, whole row groups, of
+    which the last are kept.
+    """
+
+    def __init__(self) -> None:
+        self._open_nothing()
+
+    def _open_nothing(self) -> None:
+        self._process = os.getpid()
+        self._files: _Recent[Path, BinaryPages] = _Recent(MAX_MAPPED_FILES, lambda _: 1)
+        self._groups: _Recent[tuple[Path, int, str], pa.Array] = _Recent(
+            MAX_ENCODED_BYTES, pa.Array.get_total_buffer_size
+        )
+
+    def after_fork(self) -> None:
+        """Threads of the parent may hold the locks for ever."""
+        if self._process != os.getpid():
+            self._open_nothing()
+
+    def pictures(self, camera: Camera, episode: Episode, frames: Sequence[int]) -> Iterator[np.ndarray]:
+        """Decodes these frames of the episode, increasing, as recorded.
+
+        Raises:
+            DatasetError: names file, episode, frame and camera.
+        """
+        file = episode.data_file
+        with reading(file):
+            pages = self._files.get(file, lambda: BinaryPages(file))
+            if pages.names.count(camera.name) != 1:
+                raise DatasetError(f"{file}: has no single column '{camera.name}': write the file again")
+            if episode.offset + frames[-1] >= pages.first_rows[-1]:
+                raise DatasetError(f"{file}: has fewer rows than the metadata says: fetch the file again")
+
+            def group_of(frame: int) -> int:
+                return bisect_right(pages.first_rows, episode.offset + frame) - 1
+
+            for group, part in itertools.groupby(frames, group_of):
+                own = list(part)
+                first = pages.first_rows[group] - episode.offset
+                yield from self._decoded(camera, episode, pages, group, own, [frame - first for frame in own])
+
+    def _decoded(
+        self,
+        camera: Camera,
+        episode: Episode,
+        pages: BinaryPages,
+        group: int,
+        frames: list[int],
+        rows: list[int],
+    ) -> Iterator[np.ndarray]:
+        """The pictures at these rows of a row group, which are these frames of the episode."""
+        file, name = pages.file, camera.name
+        if (encoded := pages.read(group, f"{name}.bytes", rows)) is not None:
+            return decode_frames(camera, file, episode, frames, encoded)
+        array = self._groups.get((file, group, name), lambda: pages.read_group(group, name))
+        return image_frames(camera, file, episode, frames, array.take(pa.array(rows)))
 
 
 @functools.cache
@@ -79,24 +155,18 @@ if hasattr(os, "register_at_fork"):  # threads stay behind in the parent
 class OnDemandCamera:
     """Decodes chosen rows of a camera, on all cores.
 
-    Keeps 32 files open. Of pictures in parquet only the pages asked for are read; where a file's layout does not
-    allow that, whole row groups, of which the last are kept (256 MB for all cameras of the data set).
+    Keeps 32 videos open. files: of its data set, which all its cameras share.
     """
 
-    def __init__(self, camera: Camera) -> None:
-        self._camera = camera
+    def __init__(self, camera: Camera, files: DataFiles) -> None:
+        self._camera, self._files = camera, files
         self._starts = np.array([episode.start for episode in camera.description.episodes])
         self._open_nothing()
 
     def _open_nothing(self) -> None:
         self._process = os.getpid()
-        self._videos: _Recent[Path, VideoFile] = _Recent(MAX_OPEN_FILES, lambda _: 1, VideoFile.close)
-        self._parquet: _Recent[Path, BinaryPages] = _Recent(MAX_OPEN_FILES, lambda _: 1, BinaryPages.close)
-        self._groups: _Recent[tuple[Path, int], pa.Array] = _Recent(
-            MAX_ENCODED_BYTES // max(1, len(self._camera.description.cameras)),
-            pa.Array.get_total_buffer_size,
-            lambda _: None,
-        )
+        self._videos: _Recent[Path, VideoFile] = _Recent(MAX_OPEN_VIDEOS, lambda _: 1, VideoFile.close)
+        self._files.after_fork()
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """uint8 RGB [n, 3, height, width] of int rows [n] of the table.
@@ -150,32 +220,6 @@ class OnDemandCamera:
     def _decode_images(
         self, episode: Episode, frames: np.ndarray, places: np.ndarray, pictures: np.ndarray
     ) -> None:
-        file = episode.data_file
-        with reading(file):
-            pages = self._parquet.take(file) or BinaryPages(file)
-            groups = np.searchsorted(pages.first_rows, episode.offset + frames, side="right") - 1
-            for group in np.unique(groups):
-                chosen = np.flatnonzero(groups == group)
-                rows = episode.offset + frames[chosen] - pages.first_rows[group]
-                decoded = self._decoded(pages, episode, int(group), rows, frames[chosen].tolist())
-                for place, picture in zip(places[chosen], decoded, strict=True):
-                    pictures[place] = self._camera.finish(picture)
-            self._parquet.put(file, pages)
-
-    def _decoded(
-        self, pages: BinaryPages, episode: Episode, group: int, rows: np.ndarray, frames: list[int]
-    ) -> Iterator[np.ndarray]:
-        """The pictures at int rows [n] of a row group, which are these frames of the episode."""
-        file, camera = pages.file, self._camera
-        if pages.names.count(camera.name) != 1:
-            raise DatasetError(f"{file}: has no single column '{camera.name}': write the file again")
-        if group >= pages.parquet.num_row_groups:
-            raise DatasetError(f"{file}: has fewer rows than the metadata says: fetch the file again")
-        if (encoded := pages.read(group, f"{camera.name}.bytes", rows.tolist())) is not None:
-            return decode_frames(camera, file, episode, frames, encoded)
-        array = self._groups.take((file, group))
-        if array is None:
-            table = pages.parquet.read_row_group(group, columns=[camera.name], use_threads=False)
-            array = table.column(camera.name).combine_chunks()
-        self._groups.put((file, group), array)
-        return image_frames(camera, file, episode, frames, array.take(pa.array(rows)))
+        decoded = self._files.pictures(self._camera, episode, frames.tolist())
+        for place, picture in zip(places.tolist(), decoded, strict=True):
+            pictures[place] = self._camera.finish(picture)

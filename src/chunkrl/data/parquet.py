@@ -30,14 +30,9 @@ def reading(file: Path, *also: type[Exception]) -> Iterator[None]:
         raise DatasetError(f"{file} is damaged ({reason}): fetch or write it again") from error
 
 
-def open_parquet(file: Path, memory_map: bool = False) -> pq.ParquetFile:
-    """Through a small buffer, whatever a row group's size; pages that carry a checksum are verified.
-
-    memory_map: for random access: a row group's bytes are not copied before they are decoded.
-    """
-    return pq.ParquetFile(
-        file, memory_map=memory_map, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
-    )
+def open_parquet(source: Path | pa.NativeFile) -> pq.ParquetFile:
+    """Through a small buffer, whatever a row group's size; pages that carry a checksum are verified."""
+    return pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
 
 
 def group_starts(file: Path) -> np.ndarray:

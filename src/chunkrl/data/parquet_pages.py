@@ -8,12 +8,16 @@ values; where a file is made otherwise `BinaryPages.read` says so, and pyarrow r
 
 from __future__ import annotations
 
-import zlib
+import struct
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
+import deflate
 import numpy as np
 import pyarrow as pa
 
@@ -23,6 +27,7 @@ from chunkrl.errors import DatasetError
 _CODECS = ("SNAPPY", "GZIP", "ZSTD", "BROTLI")
 _DATA_PAGE, _DICTIONARY_PAGE = 0, 2
 _PLAIN, _DICTIONARY = (0,), (2, 8)
+_LENGTH = struct.Struct("<I")
 
 
 class _UnsupportedError(Exception):
@@ -39,31 +44,49 @@ class _Page:
     first_row: int
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """A column of a row group: its pages, the dictionary first where there is one, and how they are packed."""
+
+    pages: Sequence[_Page]
+    codec: str
+    has_levels: bool
+
+
+_first_row = attrgetter("first_row")
+
+
 class BinaryPages:
-    """A parquet file open for reading single binary values; not for several threads at once.
+    """A parquet file mapped into memory for reading single binary values, by several threads at once.
+
+    It stays mapped, without an open file, for as long as it or a value is used.
 
     Attributes:
-        parquet: the file as pyarrow reads it.
-        names: of its columns.
-        first_rows: int64 [G + 1], the first row of every row group, and the number of all rows.
+        names: of the file's columns.
+        first_rows: the first row of every row group, and the number of all rows.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.parquet = open_parquet(file, memory_map=True)
-        self.names: list[str] = self.parquet.schema_arrow.names
-        metadata = self.parquet.metadata
+        with pa.memory_map(str(file)) as opened:
+            content = opened.read_buffer()
+        self._bytes = memoryview(content).cast("B")
+        self._parquet = open_parquet(pa.BufferReader(content))
+        self._whole = Lock()  # of pyarrow's reader
+        self.names: list[str] = self._parquet.schema_arrow.names
+        metadata = self._parquet.metadata
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        self.first_rows = np.cumsum([0, *sizes])
-        self._bytes = memoryview(pa.memory_map(str(file)).read_buffer()).cast("B")
+        self.first_rows: list[int] = np.cumsum([0, *sizes]).tolist()
         columns = metadata.row_group(0) if sizes else None
         paths = [columns.column(i).path_in_schema for i in range(columns.num_columns)] if columns else []
         self._position = {path: i for i, path in enumerate(paths)}
-        self._pages: dict[tuple[int, int], list[_Page] | None] = {}
+        self._chunks: dict[tuple[int, int], _Chunk | None] = {}
 
-    def close(self) -> None:
-        """Closes the file."""
-        self.parquet.close()
+    def read_group(self, group: int, column: str) -> pa.Array:
+        """All rows of a column (`camera`) of a row group."""
+        with self._whole:
+            table = self._parquet.read_row_group(group, columns=[column], use_threads=False)
+        return table.column(column).combine_chunks()
 
     def read(self, group: int, path: str, rows: Sequence[int]) -> list[memoryview] | None:
         """The values of a leaf column (`camera.bytes`) at these increasing rows of a row group.
@@ -74,26 +97,26 @@ class BinaryPages:
             DatasetError: a page does not have its checksum.
         """
         position = self._position.get(path)
-        if position is None or self.parquet.schema.column(position).max_repetition_level:
+        if position is None:
             return None
-        if (group, position) not in self._pages:
+        if (group, position) not in self._chunks:
             try:
-                self._pages[group, position] = self._find_pages(group, position)
+                self._chunks[group, position] = self._find_chunk(group, position)
             except (_UnsupportedError, IndexError):
-                self._pages[group, position] = None
-        pages = self._pages[group, position]
-        if pages is None:
-            return None
+                self._chunks[group, position] = None
+        chunk = self._chunks[group, position]
         try:
-            return self._values(group, position, pages, rows)
+            return None if chunk is None else self._values(chunk, rows)
         except DatasetError:
             raise
-        except (_UnsupportedError, IndexError, pa.ArrowException, OSError, ValueError):
+        except (_UnsupportedError, IndexError, struct.error, pa.ArrowException, OSError, ValueError):
             return None
 
-    def _find_pages(self, group: int, position: int) -> list[_Page]:
-        """The pages of a column chunk, the dictionary first where there is one."""
-        chunk = self.parquet.metadata.row_group(group).column(position)
+    def _find_chunk(self, group: int, position: int) -> _Chunk:
+        column = self._parquet.schema.column(position)
+        if column.max_repetition_level:
+            raise _UnsupportedError
+        chunk = self._parquet.metadata.row_group(group).column(position)
         at = chunk.dictionary_page_offset or chunk.data_page_offset
         end, row = at + chunk.total_compressed_size, 0
         pages = []
@@ -105,25 +128,25 @@ class BinaryPages:
                 raise _UnsupportedError
             pages.append(_Page(header, begin, at, row if is_data else -1))
             row += header.get(5, {}).get(1, 0) if is_data else 0
-        return pages
+        return _Chunk(pages, chunk.compression, column.max_definition_level > 0)
 
-    def _values(self, group: int, position: int, pages: list[_Page], rows: Sequence[int]) -> list[memoryview]:
-        codec = self.parquet.metadata.row_group(group).column(position).compression
-        has_levels = self.parquet.schema.column(position).max_definition_level > 0
-        starts = [page.first_row for page in pages]
+    def _values(self, chunk: _Chunk, rows: Sequence[int]) -> list[memoryview]:
+        pages = chunk.pages
         dictionary: list[memoryview] | None = None
         found: list[memoryview] = []
         number, values = -1, []
         for row in rows:
-            wanted = int(np.searchsorted(starts, row, side="right")) - 1
+            wanted = bisect_right(pages, row, key=_first_row) - 1
             if wanted != number:
                 number, page = wanted, pages[wanted]
-                header, data = page.header[5], self._content(page, codec)
-                if has_levels:
+                header, data = page.header[5], self._content(page, chunk.codec)
+                if chunk.has_levels:
                     data = data[4 + int.from_bytes(data[:4], "little") :]
                 if header.get(2) in _DICTIONARY and pages[0].first_row == -1:
                     if dictionary is None:
-                        dictionary = _plain(self._content(pages[0], codec), pages[0].header[7].get(1, 0))
+                        dictionary = _plain(
+                            self._content(pages[0], chunk.codec), pages[0].header[7].get(1, 0)
+                        )
                     values = [dictionary[index] for index in _hybrid(data[1:], data[0], header[1])]
                 elif header.get(2) in _PLAIN:
                     values = _plain(data, header[1])
@@ -136,7 +159,7 @@ class BinaryPages:
         """A page's decompressed bytes."""
         data = self._bytes[page.begin : page.end]
         checksum = page.header.get(4)
-        if checksum is not None and zlib.crc32(data) != checksum % 2**32:
+        if checksum is not None and deflate.crc32(data) != checksum % 2**32:
             raise DatasetError(
                 f"{self.file} is damaged (a page has another checksum): fetch or write it again"
             )
@@ -197,11 +220,9 @@ def _plain(data: memoryview, count: int) -> list[memoryview]:
     """PLAIN byte arrays: each its length (4 bytes) and its bytes, `count` of them to the end."""
     values, at = [], 0
     for _ in range(count):
-        end = at + 4 + int.from_bytes(data[at : at + 4], "little")
-        if at + 4 > len(data) or end > len(data):
-            raise _UnsupportedError
-        values.append(data[at + 4 : end])
-        at = end
+        begin = at + _LENGTH.size
+        at = begin + _LENGTH.unpack_from(data, at)[0]
+        values.append(data[begin:at])
     if at != len(data):
         raise _UnsupportedError
     return values

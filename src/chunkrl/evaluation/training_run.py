@@ -78,7 +78,7 @@ class LabelledData:
     def pictures(self, camera: str, rows: np.ndarray) -> np.ndarray:
         """uint8 RGB [n, H, W, 3] of int rows [n]; only these are decoded."""
         if camera not in self._cameras:
-            self._cameras[camera] = OnDemandCamera(self.dataset.table.camera(camera))
+            self._cameras[camera] = self.dataset.table.decoder(camera)
         return self._cameras[camera].read(rows).transpose(0, 2, 3, 1)
 
     def choose_episodes(self, num: int) -> list[Episode]:
