@@ -287,6 +287,53 @@ def test_a_slow_disk_does_not_hold_up_who_appends(tmp_path, monkeypatch):
         assert spool.acknowledged == 9
 
 
+def test_a_slow_read_does_not_hold_up_who_appends(tmp_path, monkeypatch):
+    begun, done, next_payload = threading.Event(), threading.Event(), sf.SegmentReader.next
+
+    def slow(self):
+        begun.set()
+        assert done.wait(60)
+        return next_payload(self)
+
+    with Spool(tmp_path, sync_interval_s=1000, segment_bytes=500) as spool:
+        fill(spool, 4)
+        monkeypatch.setattr(sf.SegmentReader, "next", slow)
+        found: list[bytes] = []
+        reader = threading.Thread(target=lambda: found.extend(spool.read(0, 2**20)))
+        reader.start()
+        assert begun.wait(60)
+        fill(spool, 4)
+        spool.sync()
+        acknowledging = threading.Thread(target=spool.acknowledge, args=(8,))  # files go when they are read
+        acknowledging.start()
+        fill(spool, 1)
+        done.set()
+        reader.join()
+        acknowledging.join()
+        assert found == [payload(i) for i in range(4)]  # what was there when it began
+        assert spool.acknowledged == 8
+        check(spool, 8)
+
+
+def test_a_read_does_not_see_what_a_full_disk_took_back(tmp_path, monkeypatch):
+    """A part of a frame that was read ahead would hide the entry that came to lie there."""
+    with Spool(tmp_path, sync_interval_s=1000) as spool:
+        fill(spool, 2)
+        write_all = sf.write_all
+
+        def torn(descriptor: int, frame: bytes) -> None:
+            write_all(descriptor, frame[:20])
+            assert spool.read(0, 2**20) == [payload(0), payload(1)]
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(sf, "write_all", torn)
+        with pytest.raises(SpoolError, match="No space left"):
+            spool.append(b"x" * 100)
+        monkeypatch.setattr(sf, "write_all", write_all)
+        fill(spool, 2)
+        check(spool, 2)  # from where the last read ended
+
+
 def test_what_is_appended_is_synced_without_a_further_call(tmp_path):
     with Spool(tmp_path, sync_interval_s=0.01) as spool:
         fill(spool, 3)

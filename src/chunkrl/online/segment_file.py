@@ -1,11 +1,12 @@
-"""One file of a spool: a magic number, then frames of length, CRC-32, number and payload."""
+"""The files of a spool: each a magic number, then frames of length, CRC-32, number and payload."""
 
 from __future__ import annotations
 
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,7 +47,8 @@ class SegmentReader:
         self.path = path
         self.first = self.sequence = first  # of the next frame
         self.offset = len(MAGIC)
-        self._file = path.open("rb")
+        # no buffer: it might hold a part of a frame that a full disk then takes back
+        self._file = path.open("rb", buffering=0)
         if self._file.read(len(MAGIC)) != MAGIC:
             self.close()
             raise SpoolError(
@@ -89,6 +91,50 @@ class SegmentReader:
             f"{self.path}: entry {self.sequence} at byte {self.offset} is damaged (disk error, or the file was "
             "changed): restore the file from a copy, or move the spool folder away and start a new one"
         )
+
+
+class EntryReader:
+    """Entries of all segments under `root`, which stays at its place between two calls; for one thread at a time."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._segment: SegmentReader | None = None
+
+    def read(self, segments: Sequence[int], first: int, last: int, max_bytes: int) -> list[bytes]:
+        """Payloads of the entries `first` to `last` - 1: together at most `max_bytes`, but one if there is one.
+
+        segments: first numbers of the files, ascending.
+        """
+        result: list[bytes] = []
+        size = 0
+        for sequence in range(first, last):
+            payload = self._seek(segments, sequence).next()
+            size += len(payload)
+            if result and size > max_bytes:
+                break
+            result.append(payload)
+        return result
+
+    def delete(self, first: int) -> None:
+        """Deletes the segment whose first number is `first`."""
+        if self._segment is not None and self._segment.first == first:
+            self.close()
+        segment_path(self._root, first).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Closes the file that is open; the next call opens it again."""
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
+
+    def _seek(self, segments: Sequence[int], sequence: int) -> SegmentReader:
+        """The segment's reader, before entry `sequence`."""
+        first = segments[bisect_right(segments, sequence) - 1]
+        if self._segment is None or self._segment.first != first or self._segment.sequence > sequence:
+            self.close()
+            self._segment = SegmentReader(segment_path(self._root, first), first)
+        self._segment.skip_to(sequence)
+        return self._segment
 
 
 def read_frame(file: BinaryIO, sequence: int) -> bytes | None:

@@ -4,7 +4,7 @@ Guarantees:
 - What `append` returned for is there after the process is killed at any moment. After a power cut it is there
   up to `durable_sequence`: every entry with `sync_interval_s = 0`, else all but the last interval's and those that
   came while the disk was waited for (who sends calls `sync` first).
-- With an interval, `append` does not wait for the disk: a thread of the spool's and the callers of `sync` and
+- With an interval, `append` does not wait for the disk: a thread of the spool's and the callers of `sync`, `read` and
   `acknowledge` do, and the log goes on meanwhile. Only where they cannot keep up (see `_ROOM`) does `append` wait.
 - Entries have the numbers 0, 1, 2, ... over all restarts, and a number is never used twice.
 - A frame torn by a crash is cut off on reopening, with a warning; damage elsewhere is a SpoolError, never
@@ -15,7 +15,6 @@ Guarantees:
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -25,15 +24,13 @@ from pathlib import Path
 
 import filelock
 
-from chunkrl.data.atomic import remove_temporaries, write_text
-from chunkrl.errors import DatasetError, RecordError, SpoolError
+from chunkrl.data.atomic import remove_temporaries
+from chunkrl.errors import DatasetError, SpoolError
 from chunkrl.online import segment_file as sf
 from chunkrl.online.periodic import Periodic
-from chunkrl.online.records import check_id, new_id
+from chunkrl.online.spool_state import identify, read_watermark, write_watermark
 
 _LOG = logging.getLogger(__name__)
-_IDENTITY = "spool.json"
-_WATERMARK = "acknowledged.json"
 _LOCK = ".lock"
 _SPARE = ".spare"
 _ROOM = 2
@@ -73,14 +70,15 @@ class Spool:
         self._interval = sync_interval_s
         self._segment_bytes = segment_bytes
         self._mutex = threading.RLock()
-        self._syncing = threading.Lock()  # held by who waits for the disk; taken before the mutex
+        # held by who waits for the disk; taken in this order, and before the mutex
+        self._syncing, self._reading = threading.Lock(), threading.Lock()
         self._periodic: Periodic | None = None
         self._descriptor = -1
         self._segments: list[int] = []  # first numbers of the files, ascending; the last one is written to
         self._end = 0  # bytes of the newest file
         self._named = True  # the newest file's name is on the disk
         self._next = self._acknowledged = self._durable = 0
-        self._reader: sf.SegmentReader | None = None
+        self._reader = sf.EntryReader(self.root)
         self._lock = filelock.FileLock(self.root / _LOCK, thread_local=False)
         with self._writing():
             self.root.mkdir(parents=True, exist_ok=True)
@@ -93,7 +91,7 @@ class Spool:
         try:
             with self._writing():
                 remove_temporaries(self.root)
-                self.spool_id = self._identify(spool_id)
+                self.spool_id = identify(self.root, spool_id)
                 self._recover()
             if 0 < sync_interval_s < float("inf"):
                 self._periodic = Periodic(self.sync, sync_interval_s, "spool-sync")
@@ -168,24 +166,17 @@ class Spool:
     def read(self, first: int, max_bytes: int, end: int | None = None) -> list[bytes]:
         """Consecutive entries from number `first`: below `end` (default: all), together at most `max_bytes` but
         at least one if there is one."""
-        with self._mutex:
-            self._check_open()
-            if not self._segments[0] <= first <= self._next:
+        with self._reading, self._writing():
+            with self._mutex:  # who appends waits for no more than this
+                self._check_open()
+                segments, written = list(self._segments), self._next
+            if not segments[0] <= first <= written:
                 raise SpoolError(
-                    f"{self.root}: entry {first} is not here ({self._segments[0]} to {self._next - 1} are): it was "
+                    f"{self.root}: entry {first} is not here ({segments[0]} to {written - 1} are): it was "
                     "acknowledged and deleted, or never written"
                 )
-            result: list[bytes] = []
-            size = 0
-            last = self._next if end is None else min(end, self._next)
-            with self._writing():
-                for sequence in range(first, last):
-                    payload = self._seek(sequence).next()
-                    size += len(payload)
-                    if result and size > max_bytes:
-                        break
-                    result.append(payload)
-            return result
+            last = written if end is None else min(end, written)
+            return self._reader.read(segments, first, last, max_bytes)
 
     def acknowledge(self, next_sequence: int) -> None:
         """Raise the watermark: no entry below `next_sequence` is needed any more. A lower one changes nothing."""
@@ -200,21 +191,20 @@ class Spool:
                 return
             if next_sequence > self._durable:
                 self._sync_aside()  # the watermark never passes what is on the disk
-            write_text(self.root / _WATERMARK, json.dumps({"next_sequence": next_sequence}))
-            with self._mutex:
-                self._acknowledged = next_sequence
-                done = self._take_done()
-            for first in done:
-                sf.segment_path(self.root, first).unlink(missing_ok=True)
+            write_watermark(self.root, next_sequence)
+            with self._reading:
+                with self._mutex:
+                    self._acknowledged = next_sequence
+                    done = self._take_done()
+                for first in done:
+                    self._reader.delete(first)
 
     def close(self) -> None:
         """Sync, close and let other processes in; further calls do nothing."""
         if self._periodic:
             self._periodic.close()
-        with self._syncing, self._mutex:
-            if self._reader:
-                self._reader.close()
-                self._reader = None
+        with self._syncing, self._reading, self._mutex:
+            self._reader.close()
             try:
                 if self._descriptor >= 0:
                     with self._writing():
@@ -247,30 +237,8 @@ class Spool:
                 "written before is kept"
             ) from error
 
-    def _identify(self, wanted: str | None) -> str:
-        path = self.root / _IDENTITY
-        if not path.exists():
-            if sf.list_segments(self.root):
-                raise SpoolError(
-                    f"{path} is missing: restore it, or move the folder away and start a new one"
-                )
-            identity = wanted or new_id()
-            write_text(path, json.dumps({"format": 1, "spool_id": identity}))
-            return identity
-        found = _read_json(path, {"format": int, "spool_id": str})
-        try:
-            check_id("spool_id", found["spool_id"])
-        except RecordError as error:
-            raise SpoolError(f"{path}: {error}") from error
-        if found["format"] != 1:
-            raise SpoolError(f"{path}: format {found['format']}: finish with the version that wrote it")
-        if wanted not in (None, found["spool_id"]):
-            raise SpoolError(f"{self.root} is spool {found['spool_id']}, not {wanted}: use another folder")
-        return found["spool_id"]
-
     def _recover(self) -> None:
-        path = self.root / _WATERMARK
-        watermark = _read_json(path, {"next_sequence": int})["next_sequence"] if path.exists() else 0
+        watermark = read_watermark(self.root)
         self._segments = sf.list_segments(self.root)
         if self._segments:
             newest = sf.segment_path(self.root, self._segments[-1])
@@ -291,7 +259,7 @@ class Spool:
         _sync_folder(self.root)
         self._durable = self._next
         for first in self._take_done():
-            sf.segment_path(self.root, first).unlink(missing_ok=True)
+            self._reader.delete(first)
 
     def _begin_segment(self, first: int) -> None:
         """Continue in a new file; where that fails the old one stays the newest."""
@@ -371,22 +339,8 @@ class Spool:
         """Takes the files that nobody needs out of the list; returns their first numbers."""
         done: list[int] = []
         while len(self._segments) > 1 and self._segments[1] <= self._acknowledged:
-            first = self._segments.pop(0)
-            if self._reader and self._reader.first == first:
-                self._reader.close()
-                self._reader = None
-            done.append(first)
+            done.append(self._segments.pop(0))
         return done
-
-    def _seek(self, sequence: int) -> sf.SegmentReader:
-        """The reader, before entry `sequence`."""
-        first = max(s for s in self._segments if s <= sequence)
-        if not self._reader or self._reader.first != first or self._reader.sequence > sequence:
-            if self._reader:
-                self._reader.close()
-            self._reader = sf.SegmentReader(sf.segment_path(self.root, first), first)
-        self._reader.skip_to(sequence)
-        return self._reader
 
 
 def _sync_folder(folder: Path) -> None:
@@ -395,14 +349,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _read_json(path: Path, fields: dict[str, type]) -> dict:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SpoolError(f"{path} is not JSON ({error}): restore it") from error
-    right = isinstance(found, dict) and all(type(found.get(name)) is kind for name, kind in fields.items())
-    if not right or any(value < 0 for value in found.values() if type(value) is int):
-        raise SpoolError(f"{path}: {found!r}, expected {sorted(fields)}: restore it")
-    return found
