@@ -1,5 +1,6 @@
 """Spools reach the learner whole and once, whatever is killed, cut or slow; strangers and garbage do not."""
 
+import itertools
 import random
 import signal
 import socket
@@ -66,6 +67,29 @@ def test_a_spool_is_drained_and_goes_on(tmp_path):
         drain(link, spool)
         link.close()
     check_stored(tmp_path / "learner", 98)
+
+
+def test_a_greeting_may_overtake_a_call_that_sends(tmp_path):
+    """The connection that fetches weights greets too, and learns that more came than the call has confirmed."""
+    with receiving(tmp_path / "learner") as receiver, Spool(tmp_path / "actor") as spool:
+        link, fetcher = client(spool, receiver.port), client(spool, receiver.port)
+        fill(spool, 60)
+        acknowledge, seen = spool.acknowledge, []
+
+        def overtaken(next_sequence: int) -> None:
+            acknowledge(next_sequence)
+            seen.append(next_sequence)
+            if 0 < next_sequence < 60 and spool.acknowledged < 60:
+                deadline = time.monotonic() + 30
+                while fetcher.greet().next_sequence < 60:
+                    assert time.monotonic() < deadline
+
+        spool.acknowledge = overtaken
+        drain(link, spool)
+        assert spool.acknowledged == 60 and any(b < a for a, b in itertools.pairwise(seen))
+        link.close()
+        fetcher.close()
+    check_stored(tmp_path / "learner", 60)
 
 
 def test_several_actors_and_what_is_refused(tmp_path, caplog):

@@ -102,6 +102,7 @@ class LearnerClient:
             UnreachableError: no learner there at the moment.
             TransportError: refused; the message names the cure.
         """
+        confirmed = self._spool.acknowledged  # another connection may raise it before the answer is here
         try:
             message = wire.encode_hello(self._hello)
             data = self._greet_call(message, timeout=self._config.greet_timeout_s, metadata=self._metadata)
@@ -113,10 +114,10 @@ class LearnerClient:
             raise TransportError(
                 f"the learner speaks protocol {welcome.protocol}: install its chunkrl version here"
             )
-        if welcome.next_sequence < self._spool.acknowledged:
+        if welcome.next_sequence < confirmed:
             raise TransportError(
                 f"the learner at {self._connect.address} has {welcome.next_sequence} items of "
-                f"{self._hello.actor_id}, but had confirmed {self._spool.acknowledged}: its folder was replaced; "
+                f"{self._hello.actor_id}, but had confirmed {confirmed}: its folder was replaced; "
                 "restore it, or start a new spool folder with another actor id"
             )
         self._spool.acknowledge(welcome.next_sequence)
@@ -143,9 +144,10 @@ class LearnerClient:
             timeout=self._config.call_timeout_s,
             metadata=self._metadata,
         )
+        confirmed = first
         try:
             for data in call:
-                self._take_acknowledgement(wire.decode_acknowledgement(data), end)
+                confirmed = self._take_acknowledgement(wire.decode_acknowledgement(data), confirmed, end)
         except grpc.RpcError as error:
             self._protocol = 0
             translated = failure[0] if failure else self._translate(error)
@@ -203,13 +205,15 @@ class LearnerClient:
             failure.append(error)
             raise
 
-    def _take_acknowledgement(self, next_sequence: int, end: int) -> None:
-        if not self._spool.acknowledged <= next_sequence <= end:
+    def _take_acknowledgement(self, next_sequence: int, confirmed: int, end: int) -> int:
+        """confirmed: by this call so far; the spool may know of more, where a greeting overtook the call."""
+        if not confirmed <= next_sequence <= end:
             raise TransportError(
                 f"the learner at {self._connect.address} confirmed {next_sequence}, of {end} that were sent: it is "
                 "no chunkrl learner, or another actor has the same id"
             )
         self._spool.acknowledge(next_sequence)
+        return next_sequence
 
     def _translate(self, error: grpc.RpcError) -> ChunkRLError:
         code, details = error.code(), error.details()  # type: ignore[attr-defined]
