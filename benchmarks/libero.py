@@ -30,9 +30,10 @@ from benchmarks.metaworld import METHOD, summarize
 from chunkrl.data.atomic import write_text
 from chunkrl.data.frames import FrameTable
 from chunkrl.envs.collect import CollectConfig, collect_dataset, num_successes
+from chunkrl.envs.libero_package import assets_fingerprint, find_assets
 from chunkrl.envs.registry import expand
-from chunkrl.envs.scripted import MixtureConfig
-from chunkrl.errors import DatasetError
+from chunkrl.envs.scripted import Mixture, MixtureConfig
+from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.evaluation.observed import fit_policy, make_pool, renamed
 from chunkrl.evaluation.rollout import Episode, EpisodeResult, RolloutConfig, run_episodes
 from chunkrl.evaluation.statistics import wilson_interval
@@ -68,8 +69,12 @@ class LiberoBenchmark:
     """Episodes of each data set; default: 200 (state), 60 (images)."""
     num_states: int = 5
     """Official initial states a task: 0, 1, ..."""
+    mixture: Mixture = "episodes"
+    """How good and bad behaviour are mixed: whole episodes, or `within` them."""
     updates: int | None = None
     """Policy updates; default: 3000 (state), 1500 (images)."""
+    value_epochs: float = 5.0
+    """Of the value phase."""
     horizon: int = 10
     """H, executed whole."""
     max_steps: int | None = None
@@ -94,11 +99,11 @@ class _Place:
 
     @property
     def collection(self) -> CollectConfig:
-        """Mixed quality within episodes, sampled placements."""
+        """Mixed quality, sampled placements."""
         config, images = self.config, self.config.variant == "images"
         return CollectConfig(
             env="+".join(TASKS[config.variant]),
-            mixture=MixtureConfig(mixture="within"),
+            mixture=MixtureConfig(mixture=config.mixture),
             num_episodes=config.num_collect or (60 if images else 200),
             max_steps=config.max_steps,
             seed=777 if config.development else 1000 + self.seed,
@@ -119,6 +124,22 @@ class _Place:
 
     def episodes(self, arm: Arm) -> Path:
         return self.root / "episodes" / f"seed{self.seed}-{arm.name}.jsonl"
+
+
+def check_settings(config: LiberoBenchmark) -> None:
+    """Raises ChunkRLError where the folder's data and runs were made with other settings."""
+    path = _Place(config, 0).root / "settings.json"
+    names = ("mixture", "num_collect", "updates", "value_epochs", "horizon", "max_steps")
+    settings = {name: getattr(config, name) for name in names}
+    if path.is_file():
+        known = json.loads(path.read_text())
+        if known != settings:
+            raise ChunkRLError(
+                f"{path.parent} was made with {known}, not {settings}: use another --output-dir"
+            )
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(settings) + "\n")
 
 
 def collect(place: _Place, progress: Progress) -> dict[str, Any]:
@@ -155,6 +176,7 @@ def train(place: _Place, arm: Arm, progress: Progress) -> ChunkPolicy:
                 action_dim=7,
                 batch_size=64 if images else 256,
                 num_updates=int(updates * arm.updates_factor),
+                value_epochs=config.value_epochs,
                 objective=arm.objective,
                 policy=arm.policy,
                 num_folds=arm.num_folds,
@@ -242,6 +264,7 @@ def markdown(records: list[dict[str, Any]], summary: dict[str, Any], arms: tuple
 
 def main(config: LiberoBenchmark) -> None:
     """Runs what is missing, then prints and writes the summary."""
+    check_settings(config)
     torch.set_num_threads(1)
     started, progress = time.monotonic(), ProgressBars()
     arms = [arm for arm in ARMS if arm.name in config.arms]
@@ -266,6 +289,7 @@ def main(config: LiberoBenchmark) -> None:
     summary = summarize(records, names)
     summary |= {"config": asdict(config), "collection": asdict(_Place(config, 0).collection)}
     summary["seconds"] = time.monotonic() - started  # of this call
+    summary["assets"] = assets_fingerprint(find_assets())
     path = Path(config.results)
     known = json.loads(path.read_text()) if path.is_file() else {}
     name = f"{config.variant}{'-development' if config.development else ''}"
