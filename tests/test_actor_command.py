@@ -22,6 +22,7 @@ from rich.console import Console
 from chunkrl.config import from_dict
 from chunkrl.envs.metaworld import FULL_STATE
 from chunkrl.errors import ChunkRLError, SpoolError, TransportError
+from chunkrl.online import actor_session
 from chunkrl.online.actor_command import ActorCommand
 from chunkrl.online.actor_session import run_actor
 from chunkrl.online.live_view import LiveView
@@ -275,6 +276,26 @@ def test_an_actor_waits_for_a_learner_that_owes_updates(folder, tmp_path, port):
     versions = [item.policy_version for item in learner.items() if isinstance(item, StepRecord)]
     learner.close()
     assert versions == [1] * 10 + [2] * 10 + [3] * 10
+
+
+def test_an_actor_says_what_it_waits_for(folder, tmp_path, port, monkeypatch):
+    monkeypatch.setattr(actor_session, "_TELL_S", 0.0)
+    learner = Learner(tmp_path / "learner", port)
+    weights = dict(small_policy(1, 3, 3).policy.named_parameters())
+    log = tmp_path / "run" / "actor.log"
+    log.parent.mkdir()
+    log.touch()
+
+    def learn() -> None:
+        _wait_for(lambda: "none came yet" in log.read_text())
+        learner.receiver.offer(make_push(1, weights, num_steps=10))
+
+    thread = threading.Thread(target=learn)
+    thread.start()
+    run_actor(_command(folder, tmp_path / "run", port, num_episodes=2, max_ahead_steps=0))
+    thread.join()
+    learner.close()
+    assert "weights that account for 10 steps (--max-ahead-steps 0); none came yet" in log.read_text()
 
 
 class Process:

@@ -17,11 +17,12 @@ from online_records import SPEC, episode, episode_id
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.algorithms.growth import EpisodeRows, carry, extend_folds
+from chunkrl.config import load_config
 from chunkrl.data import ChunkDataset, ChunkSettings
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.labels import LabelRule
 from chunkrl.data.loader import ChunkLoader
-from chunkrl.errors import ChunkRLError
+from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.models.policy import PolicyConfig
 from chunkrl.online.learner_config import LearnerConfig, OnlineConfig
@@ -65,8 +66,9 @@ def test_values_go_with_their_episodes():
     np.testing.assert_array_equal(carried, [5, np.nan, np.nan, 0, 1])
 
 
-def add(replay: Replay, number: int, length: int = 6, outcome: str = "success") -> None:
-    replay.add([item for item in episode(number, length, outcome) if isinstance(item, StepRecord)])  # type: ignore[arg-type]
+def add(replay: Replay, number: int, length: int = 6, outcome: str = "success", task: str = "push") -> None:
+    items = episode(number, length, outcome)  # type: ignore[arg-type]
+    replay.add([replace(item, task=task) for item in items if isinstance(item, StepRecord)])
 
 
 def offline(root: Path, num_episodes: int = 6) -> ChunkDataset:
@@ -283,6 +285,34 @@ def test_a_run_resumes_on_data_that_have_grown(tmp_path):
     after = dict(zip(data["more"].episode_identities, again.algorithm.values.fold.tolist(), strict=True))
     assert {name: after[name] for name in folds} == folds
     assert len(again.algorithm.labels["weight"]) == len(data["more"])
+
+
+@pytest.mark.parametrize("given", [None, True])
+def test_whether_networks_read_the_task_is_decided_once(tmp_path, given):
+    """Data of one task began the run; a second task in its resumption changes no network."""
+    data = collections(tmp_path)["more"]
+    first = ChunkLevelOfflineRL(config(tmp_path, use_task=given), source=Growing({0: data}))
+    first.train()
+    other = Replay(tmp_path / "d", SPEC, ReplayConfig(cameras="image"))
+    for number in range(20, 24):
+        add(other, number, task="pull")
+    other.close()
+    added = ChunkDataset(
+        tmp_path / "d/shard-000000", settings(cameras=()), cache_dir=tmp_path / "cache", progress=silent
+    )
+    both = ChunkCollection([*collections(tmp_path)["more"].datasets, added])
+    assert both.tasks == ("push", "pull")
+    resumed = config(tmp_path, use_task=given, num_updates=33, resume=str(tmp_path / "run"))
+    again = ChunkLevelOfflineRL(resumed, source=Growing({0: both}))
+    again.train()
+    assert present(again.trainer).update == 38
+    assert (
+        again.policy.encoder.spec.use_task
+        == bool(given)
+        == load_config(TrainConfig, tmp_path / "run/config.json").use_task
+    )
+    with pytest.raises(CheckpointError, match="use_task"):
+        ChunkLevelOfflineRL(replace(resumed, use_task=not given), source=Growing({0: both}))
 
 
 def test_init_takes_policy_values_and_folds_and_not_the_statistics_of_the_new_data(tmp_path):

@@ -82,11 +82,17 @@ def build_networks(
     )
 
 
+def reads_task(config: TrainConfig, dataset: ChunkData) -> bool:
+    """Whether small networks read the task's text: as the settings say, else where the data have several."""
+    return len(dataset.tasks) > 1 if config.use_task is None else config.use_task
+
+
 def build_factory(config: TrainConfig, dataset: ChunkData) -> NetworkFactory:
     """The factory of small networks: inputs from the data, statistics of its states and actions."""
     use_state = config.use_state and dataset.state_dim > 0
-    use_task = config.use_task if config.use_task is not None else len(dataset.tasks) > 1
-    spec = ObservationSpec(dataset.cameras, dataset.state_dim if use_state else 0, use_task)
+    spec = ObservationSpec(
+        dataset.cameras, dataset.state_dim if use_state else 0, reads_task(config, dataset)
+    )
     actions = dataset.action_statistics()
     state = Normalizer(dataset.state_statistics(), "mean_std") if use_state else Normalizer.identity(1)
     joint = config.objective in ("iql", "document")

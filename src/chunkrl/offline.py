@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from chunkrl import __version__, ranks
-from chunkrl.build import build_algorithm, choose_device, open_data
+from chunkrl.build import build_algorithm, choose_device, open_data, reads_task
 from chunkrl.config import load_config, save_config
 from chunkrl.data.atomic import write_text
 from chunkrl.data.collection import ChunkCollection
@@ -115,8 +115,10 @@ class ChunkLevelOfflineRL:
         value_updates = config.value_updates
         if value_updates is None:
             value_updates = math.ceil(config.value_epochs * self.updates_per_epoch)
-            if self._grows:  # the same when it resumes with more data
-                self.config = replace(config, value_updates=value_updates)
+        if self._grows:  # the same when it resumes with more data
+            decided = {"value_updates": value_updates, "use_task": reads_task(config, dataset)}
+            assert set(decided) == set(_DECIDED)
+            config = self.config = replace(config, **decided)
         self.algorithm = build_algorithm(
             config, dataset, num_updates, value_updates, self.device, self.progress, self._grows
         )
@@ -252,7 +254,8 @@ class ChunkLevelOfflineRL:
             self.algorithm.take_networks(state)
         except (RuntimeError, KeyError) as error:
             raise CheckpointError(
-                f"--init {run}: its networks are others than these settings build: {error}"
+                f"--init {run}: its networks are others than these settings build: {error}; give the settings "
+                "of its config.json, and --use-task as its data decided it"
             ) from error
 
     def _uses_values(self) -> bool:
@@ -262,7 +265,11 @@ class ChunkLevelOfflineRL:
         folder = find_checkpoint(path)
         saved_config = folder.parent.parent / "config.json"
         if saved_config.exists():
-            _check_same_run(load_config(TrainConfig, saved_config), self.config, folder)
+            saved = load_config(TrainConfig, saved_config)
+            if self._grows:
+                open_ones = (name for name in _DECIDED if getattr(self.config, name) is None)
+                self.config = replace(self.config, **{name: getattr(saved, name) for name in open_ones})
+            _check_same_run(saved, self.config, folder)
         return folder
 
     def _load(self, folder: Path) -> None:
@@ -343,6 +350,9 @@ def find_values(folder: Path) -> Path | None:
 def _inventory(checkpoint: Path) -> str:
     return (checkpoint / VALUES).read_text(encoding="utf-8")
 
+
+# settings that the first data decide where they grow; a resumption has other data
+_DECIDED = ("value_updates", "use_task")
 
 # what may differ between a run and its resumption
 _FREE = {

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -34,10 +36,12 @@ from chunkrl.online.streams import read_spec
 from chunkrl.training.asking import ask_for
 from chunkrl.training.policy_io import load_policy
 
+_LOG = logging.getLogger(__name__)
 LOG_FILE, CONFIG_FILE = "actor.log", "config.json"
 _STREAM = "stream.json"  # in the spool's folder: what its records look like
 _FIRST_WEIGHTS_S = 120.0
 _SWITCH_S = 0.0005
+_TELL_S = 10.0  # an episode waits before a warning says what for
 _WAITED_FOR_S = 0.1  # between two questions for weights that an episode waits for
 
 
@@ -63,6 +67,7 @@ class _Session:
         self._warnings = warnings
         self._link: LearnerLink | None = None
         self._spool: Spool
+        self._waits_for, self._waits_since, self._told = "", 0.0, False
 
     def run(self) -> None:
         """All of it."""
@@ -137,9 +142,26 @@ class _Session:
             return actor.run()
 
     def _ready(self, log: ActorLog) -> bool:
-        """Whether the learner is not too far behind."""
-        allowed = self._command.max_ahead_steps
-        return allowed is None or self._state().num_steps >= log.num_steps - allowed
+        """Whether the learner is not too far behind; where it is, `_waits_for` says what is waited for."""
+        allowed, state = self._command.max_ahead_steps, self._state()
+        if allowed is None or state.num_steps >= log.num_steps - allowed:
+            self._waits_for = ""
+            return True
+        text = f"weights that account for {log.num_steps - allowed} steps (--max-ahead-steps {allowed}); "
+        if state.version:
+            text += f"the newest, version {state.version}, account for {state.num_steps}"
+        else:
+            text += (
+                "none came yet: the learner must be there and have networks from the start (chunkrl learner --init "
+                "RUN or --dataset-dir DIR)"
+            )
+        if not self._waits_for:
+            self._waits_since, self._told = time.monotonic(), False
+        self._waits_for = text
+        if not self._told and time.monotonic() - self._waits_since >= _TELL_S:
+            self._told = True
+            _LOG.warning("the next episode waits for %s; learner: %s", text, state)
+        return False
 
     def _state(self) -> LinkState:
         return self._link.state() if self._link else LinkState(num_unsent=self._spool.num_waiting)
@@ -175,6 +197,8 @@ class _Session:
             )
         rows.append(("steps", f"{log.num_steps} recorded, {log.num_human} by a human since the start"))
         rows.append(("learner", str(state)))
+        if self._waits_for:
+            rows.append(("waits for", self._waits_for))
         if state.version or state.num_refused:
             refused = f", {state.num_refused} refused" if state.num_refused else ""
             behind = f", {log.num_steps - state.num_steps} steps behind" if state.num_steps else ""

@@ -19,7 +19,7 @@ import torch
 
 from chunkrl import ranks
 from chunkrl.build import open_datasets
-from chunkrl.config import load_config, save_config
+from chunkrl.config import save_config
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.offline import ChunkLevelOfflineRL, find_checkpoint
@@ -73,6 +73,8 @@ class _Session:
         self._run: ChunkLevelOfflineRL | None = None
         self._evaluations: Evaluations | None = None
         self._videos: EpisodeVideos | None = None
+        self._looked_at: ChunkCollection | None = None
+        self._told_of_tasks = False
         self._speed = (0, time.monotonic(), 0.0)
         root = Path(config.replay.root) if config.replay.root else run_dir / "replay"
         self._streams = ReceivedStreams(root / "incoming")
@@ -152,9 +154,26 @@ class _Session:
 
     def _after_update(self, update: int, num_steps: int) -> None:
         assert self._run is not None and self._evaluations is not None and self._videos is not None
+        self._look_at_tasks()
         self._videos.begin_if_due(self._source.generation, self._run.algorithm.labels)
         if self._evaluations.is_due(update, num_steps):
             self._evaluations.begin(update, num_steps, snapshot(self._run.algorithm, torch.float32))
+
+    def _look_at_tasks(self) -> None:
+        """Says once that data of several tasks came to networks that cannot tell them apart."""
+        run, data = self._run, self._source.data
+        if data is self._looked_at or run is None:
+            return
+        self._looked_at = data
+        is_blind = run.config.policy.kind != "pi" and not run.config.use_task
+        if is_blind and len(data.tasks) > 1 and not self._told_of_tasks:
+            self._told_of_tasks = True
+            _LOG.warning(
+                "the data have %d tasks (%s), but the networks do not read the task, as the first data had one: "
+                "start a new run with --use-task",
+                len(data.tasks),
+                ", ".join(data.tasks),
+            )
 
     def _metrics(self) -> Mapping[str, float]:
         assert self._evaluations is not None
@@ -240,23 +259,18 @@ def _refuse_older_run(train: TrainConfig, run_dir: Path) -> None:
 
 
 def _resolved(config: LearnerConfig, run_dir: Path) -> TrainConfig:
-    """The training settings with what the data decide offline: lengths that stay the same over resumptions."""
+    """The training settings of a learner: it trains until it is stopped, and may have no checkpoint to resume yet."""
     train = config.train
     resume = train.resume
     if resume is not None:
         try:
-            folder = find_checkpoint(Path(resume))
+            find_checkpoint(Path(resume))
         except CheckpointError:
             if not (Path(resume) / CONFIG_FILE).exists():
                 raise
             _LOG.warning("%s was ended before its first checkpoint: networks begin anew, data stay", resume)
-            folder = None
             resume = None
-        if folder is not None:
-            saved = load_config(TrainConfig, folder.parent.parent / "config.json")
-            if train.value_updates is None:
-                train = replace(train, value_updates=saved.value_updates)
-    if train.value_updates is None and train.init is not None:
+    if train.value_updates is None and train.init is not None and resume is None:
         train = replace(train, value_updates=0)
     return replace(
         train,
