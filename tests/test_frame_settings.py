@@ -104,6 +104,30 @@ def test_decoded_on_demand(
     assert not list((tmp_path / "cache").glob("*/cameras"))
 
 
+def test_cameras_share_a_data_sets_files_which_need_no_file_handle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = write_lerobot_folder(tmp_path / "set", "v2.1", camera="image", lengths=(4,) * 20)
+    table = opened(folder.root, tmp_path / "cache", FrameSettings(cache=False))
+    rows = np.random.default_rng(0).permutation(80)
+    table.images(FRONT, rows)
+    handles = list(Path("/proc/self/fd").glob("*"))  # none on macOS
+    assert not any(handle.resolve().suffix == ".parquet" for handle in handles)
+    monkeypatch.setattr(on_demand, "BinaryPages", None)
+    np.testing.assert_array_equal(table.images(WRIST, rows), folder.images[WRIST][rows].transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("size", [0, 7, 300])
+def test_on_demand_a_file_that_was_cut_off_is_damaged(tmp_path: Path, size: int):
+    folder = write_lerobot_folder(tmp_path / "set", "v2.1", camera="image")
+    table = opened(folder.root, tmp_path / "cache", FrameSettings(cache=False))
+    file = folder.root / "data/chunk-000/episode_000001.parquet"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(DatasetError, match=r"episode_000001\.parquet is damaged"):
+        table.images(FRONT, np.arange(8))
+    table.images(FRONT, np.arange(4))
+
+
 def test_on_demand_names_what_is_damaged(tmp_path: Path):
     folder = write_lerobot_folder(tmp_path / "set", "v2.1", camera="video")
     table = opened(folder.root, tmp_path / "cache", FrameSettings(cache=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +94,22 @@ def test_noise_in_the_pages_gives_values_or_none(tmp_path):
         file.write_bytes(damaged)
         found = BinaryPages(file).read(0, "camera.bytes", [0, 50, 99])
         assert found is None or all(isinstance(value, memoryview) for value in found)
+
+
+def test_several_threads_read_one_file(tmp_path):
+    file = tmp_path / "file.parquet"
+    values = [bytes([i]) * (50 + i) for i in range(200)]
+    write(file, values, row_group_size=50, data_page_size=300, write_batch_size=4, use_dictionary=False)
+    pages = BinaryPages(file)
+
+    def read(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for group in rng.permutation(4).tolist() * 5:
+            rows = np.unique(rng.integers(50, size=5)).tolist()
+            expected = [values[50 * group + row] for row in rows]
+            assert pages.read(group, "camera.bytes", rows) == expected
+            whole = pages.read_group(group, "camera").field("bytes")
+            assert [whole[row].as_py() for row in rows] == expected
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, range(16)))

@@ -11,7 +11,7 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Lock
 from typing import Generic, TypeVar
@@ -195,6 +195,7 @@ class OnDemandCamera:
 
         def finish() -> np.ndarray:
             try:
+                wait(tasks, return_when=FIRST_EXCEPTION)  # wakes once: a waking thread takes Python's lock
                 for task in tasks:
                     task.result()
             finally:
