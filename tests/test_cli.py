@@ -351,7 +351,7 @@ def test_no_data_set_given(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("evaluate --policy nowhere --device cpu", "nowhere is not a whole checkpoint"),
+        ("evaluate --policy nowhere --device cpu", "nowhere holds no policy: give a run's `policy` folder"),
         ("evaluate --num-episodes 0", "num_episodes is 0"),
         ("evaluate --max-steps 0", "max_steps is 0"),
         ("collect --num-episodes 0", "num_episodes is 0"),

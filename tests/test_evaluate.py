@@ -280,8 +280,15 @@ def test_results_that_are_none(tmp_path: Path) -> None:
         read_evaluation(tmp_path)
 
 
-def fitted(cameras: tuple[str, ...] = (), state_dim: int = 39, action_dim: int = 4, **more: Any):
-    policy: Any = SimpleNamespace(cameras=cameras, state_dim=state_dim, action_dim=action_dim)
+def fitted(
+    cameras: tuple[str, ...] = (),
+    state_dim: int = 39,
+    action_dim: int = 4,
+    image_sizes: tuple[tuple[int, int], ...] = (),
+    **more: Any,
+):
+    known = {"cameras": cameras, "state_dim": state_dim, "action_dim": action_dim, "image_sizes": image_sizes}
+    policy: Any = SimpleNamespace(**known)
     asked = {"names": ("push-v3",), "max_steps": None, "camera_size": None, "rename": ()} | more
     return fit_policy(policy, **asked)
 
@@ -291,11 +298,20 @@ def test_policies_that_do_not_fit_are_told_what_does_not() -> None:
     assert fitted(state_dim=10).options.state == "compact"
     assert fitted((CAMERA,), 0, camera_size=32).rename == ((CAMERA, CAMERA),)
     assert fitted(("wrist",), camera_size=8, rename=(f"{CAMERA}=wrist",)).rename == ((CAMERA, "wrist"),)
+    assert fitted((CAMERA,), image_sizes=((32, 32),)).options.camera_size == 32
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"action_dim": 7}, "7 action and 39 state values, MetaWorld has 4 and 39"),
         ({"state_dim": 8}, "8 state values, MetaWorld has 4 and 39"),
         ({"cameras": ("wrist",)}, "needs the camera 'wrist', and MetaWorld has"),
         ({"cameras": (CAMERA,)}, "--camera-size how large"),
+        (
+            {"cameras": (CAMERA,), "image_sizes": ((32, 32),), "camera_size": 64},
+            "64: .* of 32 x 32 pixels, leave it",
+        ),
+        (
+            {"cameras": (CAMERA,), "image_sizes": ((24, 32),)},
+            "of 24 x 32 pixels, and MetaWorld draws squares",
+        ),
         ({"camera_size": 8}, "this one has none"),
         ({"cameras": ("wrist",), "rename": ("front=wrist",)}, "--rename front=wrist: give"),
         ({"cameras": ("a", "b"), "rename": (f"{CAMERA}=a", f"{CAMERA}=b")}, "two of the policy's cameras"),

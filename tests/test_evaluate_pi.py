@@ -125,7 +125,7 @@ def test_what_cannot_be_asked_of_a_pi_policy(folder: Path, capsys: pytest.Captur
         assert message in refused(capsys, folder, *flags)
     fresh = folder.parent / "fresh"
     assert "(without any)" in refused(capsys, fresh, "--condition", POSITIVE)
-    assert "not a whole checkpoint" in refused(capsys, folder.parent)
+    assert "holds no policy: give" in refused(capsys, folder.parent)
 
 
 def test_what_cannot_be_asked_of_a_small_policy(
@@ -140,8 +140,8 @@ def test_what_cannot_be_asked_of_a_small_policy(
     policy = tmp_path / "policy"
     error = refused(capsys, policy, "--condition", POSITIVE, "--num-steps", "5")
     assert "--condition and --num-steps are for pi policies" in error
-    assert "say with --camera-size" in refused(capsys, policy)
-    found = evaluated(policy, tmp_path / "a", "--camera-size", "16")
+    assert "trained on pictures of 16 x 16 pixels" in refused(capsys, policy, "--camera-size", "32")
+    found = evaluated(policy, tmp_path / "a")
     assert (found["state"], found["camera_size"], found["condition"]) == ("compact", 16, None)
 
 

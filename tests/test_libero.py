@@ -173,6 +173,23 @@ class BrokenContext:
         picture.fill(0)
 
 
+class NoContext(BrokenContext):
+    """mujoco with an OpenGL library that cannot draw."""
+
+    def MjrContext(self, *_) -> None:  # noqa: N802 (mujoco's name)
+        raise import_mujoco().FatalError("gladLoadGL error")
+
+
+def test_an_opengl_library_that_cannot_draw_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(offscreen, "import_mujoco", NoContext)
+        with pytest.raises(
+            ChunkRLError, match=r"OpenGL by \w+ does not work here.*gladLoadGL.*apt-get install"
+        ):
+            LiberoEnv(DRAWER, camera_size=16)
+    assert offscreen._current is None
+
+
 def test_pictures_are_named_rotated_and_one_context_is_all() -> None:
     env = LiberoEnv(DRAWER, camera_size=48, cameras=OPENPI_CAMERAS, rendering="fast")
     step = env.reset(0)

@@ -83,7 +83,7 @@ def test_saved_and_loaded_policies_act_alike(
     run = train(roots[kind], tmp_path / "run", **changes)
     ours, loaded = run.chunk_policy(), ChunkPolicy.load(tmp_path / "run" / "policy")
     assert isinstance(ours, ChunkPolicy) and loaded.spec == ours.spec
-    assert loaded.action_horizon == 3
+    assert loaded.action_horizon == 3 and loaded.image_sizes == ((32, 32),) * len(loaded.cameras)
     observation = run.dataset.batch(np.arange(4)).observation
     modes = ["mode", "sample"] + ["best_of_n"] * (ours.q is not None)
     assert ("best_of_n" in modes) == (changes.get("train_q", False) or changes.get("objective") == "iql")

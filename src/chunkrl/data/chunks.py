@@ -138,6 +138,11 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         return self.table.action.shape[1]
 
     @property
+    def image_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of each camera's pictures, in the order of `cameras`."""
+        return tuple(self.table.camera(name).size for name in self.cameras)
+
+    @property
     def state_dim(self) -> int:
         """S, values a state; 0 without one."""
         return 0 if self.table.state is None else self.table.state.shape[1]

@@ -78,7 +78,7 @@ class ChunkCollection:
         self.action_horizon, self.critic_horizon = first.action_horizon, first.critic_horizon
         self.gamma, self.reward_kind = first.gamma, first.reward_kind
         self.action_dim, self.state_dim, self.cameras = first.action_dim, first.state_dim, first.cameras
-        self.encoding, self.fps = first.encoding, first.fps
+        self.image_sizes, self.encoding, self.fps = first.image_sizes, first.encoding, first.fps
 
     def __len__(self) -> int:
         return int(self._offsets[-1])

@@ -54,6 +54,11 @@ def load_controller(plan: CollectPlan, env: str, task: str) -> PolicyController:
             f"--policy {config.policy} takes the state {request.options.state!r}, and --state is {config.state!r}: "
             f"collect with --state {request.options.state}"
         )
+    if policy.cameras and request.options.camera_size != config.camera_size:
+        raise ChunkRLError(
+            f"--policy {config.policy} sees pictures of {request.options.camera_size} pixels: collect with "
+            f"--camera-size {request.options.camera_size}"
+        )
     exec_steps = policy.action_horizon if config.exec_steps is None else config.exec_steps
     if exec_steps > policy.action_horizon:
         raise ChunkRLError(

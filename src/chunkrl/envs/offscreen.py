@@ -63,13 +63,20 @@ def _make_context(backend: str, width: int, height: int) -> Any:
     try:
         if backend == "glfw":
             module = importlib.import_module("mujoco.rendering.classic.gl_context")
-            return module.GLContext(width, height)
-        return importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
+        else:
+            module = importlib.import_module(f"mujoco.{backend}")
+        context = module.GLContext(width, height)
+        context.make_current()
+        return context
     except Exception as error:  # ImportError, AttributeError, RuntimeError: each library has its own ways
-        raise ChunkRLError(
-            f"OpenGL by {backend} does not work here ({type(error).__name__}: {error}): apt-get install "
-            f"{DEBIAN_PACKAGES}, and unset MUJOCO_GL or set MUJOCO_GL=osmesa before Python starts"
-        ) from error
+        raise _unusable(backend, error) from error
+
+
+def _unusable(backend: str, error: Exception) -> ChunkRLError:
+    return ChunkRLError(
+        f"OpenGL by {backend} does not work here ({type(error).__name__}: {error}): apt-get install "
+        f"{DEBIAN_PACKAGES}, and unset MUJOCO_GL or set MUJOCO_GL=osmesa before Python starts"
+    )
 
 
 class OffscreenRenderer:
@@ -97,13 +104,17 @@ class OffscreenRenderer:
         if rendering == "fast":
             model.vis.quality.offsamples = 0
             model.vis.quality.shadowsize = 0
-        self._gl = _make_context(choose_backend(), max_size, max_size)
-        self._gl.make_current()
+        backend = choose_backend()
+        self._gl = _make_context(backend, max_size, max_size)
         self._scene = mujoco.MjvScene(model, maxgeom=MAX_GEOMS)
         if rendering == "fast":
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        try:
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        except mujoco.FatalError as error:
+            self._gl.free()
+            raise _unusable(backend, error) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED

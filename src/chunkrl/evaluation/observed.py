@@ -56,7 +56,8 @@ def fit_policy(
 
     Args:
         names: tasks or suites. max_steps: time limit; None: each task's own.
-        camera_size: side of the pictures; None: for a pi policy, the public data sets', or else its input.
+        camera_size: side of the pictures; None: that of a small policy's data; for a pi policy the public data sets',
+            or else its input.
         rename: "ENVIRONMENT'S=POLICY'S" camera names. rendering: of LIBERO.
 
     Raises:
@@ -116,10 +117,21 @@ def _camera_size(policy: ChunkPolicy | PiActor, info: EnvInfo, camera_size: int 
                 "--camera-size is for policies with a camera, and this one has none: leave it out"
             )
         return 0
-    if camera_size is not None:
-        return camera_size
-    if isinstance(policy, PiActor):
-        return info.public_camera_size or policy.policy.recipe.config.vision.image_size
+    if isinstance(policy, PiActor):  # it scales pictures itself
+        return camera_size or info.public_camera_size or policy.policy.recipe.config.vision.image_size
+    sides = {side for size in policy.image_sizes for side in size}
+    told = " and ".join(f"{height} x {width}" for height, width in policy.image_sizes)
+    if len(sides) > 1:
+        raise ChunkRLError(
+            f"the policy was trained on pictures of {told} pixels, and {info.kind} draws squares of one size: train "
+            "with --resize SIDE SIDE"
+        )
+    if camera_size and sides - {camera_size}:
+        raise ChunkRLError(
+            f"--camera-size {camera_size}: the policy was trained on pictures of {told} pixels, leave it out"
+        )
+    if camera_size or sides:
+        return camera_size or sides.pop()
     raise ChunkRLError(
         f"the policy sees {', '.join(repr(camera) for camera in policy.cameras)}: say with --camera-size how large "
         "the pictures of its data were, as in chunkrl collect"

@@ -49,7 +49,8 @@ class PolicySpec:
     """Everything that rebuilds the networks of a saved policy.
 
     fps: of the data, steps/s. objective, dataset_fingerprint: where the policy comes from. encoding: how the
-    networks write actions.
+    networks write actions. image_sizes: (height, width) of each camera's pictures; () in policies of before they were
+    noted.
     """
 
     observation: ObservationSpec
@@ -61,6 +62,7 @@ class PolicySpec:
     objective: str
     dataset_fingerprint: str
     encoding: ActionEncoding = ActionEncoding()
+    image_sizes: tuple[tuple[int, int], ...] = ()
 
 
 class ChunkPolicy:
@@ -88,6 +90,11 @@ class ChunkPolicy:
     def cameras(self) -> tuple[str, ...]:
         """Cameras that observations must have."""
         return self.spec.observation.cameras
+
+    @property
+    def image_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of each camera's pictures in the data; () where the policy does not say."""
+        return self.spec.image_sizes
 
     @torch.no_grad()
     def act(
@@ -240,4 +247,7 @@ def load_policy(
             return PiActor(policy, q=_load_pi_q(folder / Q_FOLDER, policy) if with_q else None)
         if (folder / "policy").is_dir():
             raise CheckpointError(f"{folder} is a run, not a policy: give its policy, {folder / 'policy'}")
+        raise CheckpointError(
+            f"{folder} holds no policy: give a run's `policy` folder, or a pi checkpoint's (docs/pi0.md)"
+        )
     return ChunkPolicy.load(folder, device)
