@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import pickle
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +21,7 @@ from online_records import SPEC, episode, episode_id
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.algorithms.growth import EpisodeRows, carry, extend_folds
 from chunkrl.config import load_config
-from chunkrl.data import ChunkDataset, ChunkSettings
+from chunkrl.data import ChunkDataset, ChunkSettings, images
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.labels import LabelRule
 from chunkrl.data.loader import ChunkLoader
@@ -115,8 +118,6 @@ def test_every_batch_has_its_share_of_online_data(tmp_path, replay):
 
 def test_pictures_are_decoded_once_and_are_those_of_a_fresh_cache(tmp_path, replay, monkeypatch):
     decoded = []
-    from chunkrl.data import images
-
     original = images.image_frames
     monkeypatch.setattr(images, "image_frames", lambda *a: decoded.append(len(a[3])) or original(*a))
     monkeypatch.chdir(tmp_path)
@@ -138,6 +139,39 @@ def test_pictures_are_decoded_once_and_are_those_of_a_fresh_cache(tmp_path, repl
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [
         present(generation.data).datasets[0].fingerprint
     ]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_pictures_that_are_there_are_not_copied(tmp_path, replay, monkeypatch, links):
+    """New ones go into the same file, which those who train on the older data have mapped; a disk that is full then
+    changes nothing."""
+    if not links:
+
+        def refuse(*_):
+            raise PermissionError(errno.EPERM, "no hard links here")
+
+        monkeypatch.setattr(os, "link", refuse)
+    data, camera = LearnerData([], (), settings(), tmp_path / "cache", 0.5), "observation.images.front"
+    add(replay, 0, 4)
+    before = present(data.open(replay).data).datasets[0].table
+    pictures = before.images(camera, np.arange(4))
+    add(replay, 1, 5)
+    with monkeypatch.context() as full:
+
+        def no_space(_):
+            raise ChunkRLError("the disk is full")
+
+        full.setattr(images, "sync_array", no_space)
+        with pytest.raises(ChunkRLError, match="the disk is full"):
+            data.open(replay)
+    np.testing.assert_array_equal(before.images(camera, np.arange(4)), pictures)
+    after = present(data.open(replay).data).datasets[0].table
+    assert after.images(camera, np.arange(9)).shape[0] == 9
+    np.testing.assert_array_equal(after.images(camera, np.arange(4)), pictures)
+    again = pickle.loads(pickle.dumps(before))  # as another process opens it
+    np.testing.assert_array_equal(again.images(camera, np.arange(4)), pictures)
+    files = {file.stat().st_ino for file in (tmp_path / "cache").rglob("pictures.npy")}
+    assert len(files) == (1 if links else 2)
 
 
 def test_an_evicted_shard_is_gone_and_counts_go_on(tmp_path, replay):

@@ -7,6 +7,7 @@ was built beside, under a lock, and renamed. Any of it may be deleted while no p
 from __future__ import annotations
 
 import errno
+import io
 import math
 import os
 import shutil
@@ -22,6 +23,7 @@ from chunkrl.errors import ChunkRLError
 
 BUILDING = ".building"
 """Behind the name of a folder that is not whole yet."""
+_COPIED_ROWS = 32
 
 
 def cache_folder(fingerprint: str, cache_dir: Path | None) -> Path:
@@ -71,7 +73,7 @@ def create_array(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memm
     Raises:
         ChunkRLError: the disk has not enough space.
     """
-    _check_free(math.prod(shape) * dtype.itemsize, file.parent)
+    check_free(math.prod(shape) * dtype.itemsize, file.parent)
     array = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
     with file.open("r+b") as stream:
         reserve(stream, file.stat().st_size, file.parent)
@@ -85,7 +87,7 @@ def reserve(stream: IO[bytes], size: int, folder: Path) -> None:
         ChunkRLError: the disk has not enough space.
     """
     allocated = os.fstat(stream.fileno()).st_blocks * 512
-    _check_free(size - allocated, folder)
+    check_free(size - allocated, folder)
     if hasattr(os, "posix_fallocate"):  # not on macOS
         try:
             os.posix_fallocate(stream.fileno(), 0, size)
@@ -95,7 +97,8 @@ def reserve(stream: IO[bytes], size: int, folder: Path) -> None:
                 raise _full(size, folder) from error
 
 
-def _check_free(needed: int, folder: Path) -> None:
+def check_free(needed: int, folder: Path) -> None:
+    """Raises ChunkRLError where the disk of `folder` has not `needed` bytes free."""
     if needed > shutil.disk_usage(folder).free:
         raise _full(needed, folder)
 
@@ -106,6 +109,40 @@ def _full(needed: int, folder: Path) -> ChunkRLError:
         f"{folder}: the cache needs {needed / 1e9:.3f} GB more, {free / 1e9:.3f} GB are free: "
         "free some, or set CHUNKRL_CACHE to a folder on a larger disk"
     )
+
+
+def grow_array(source: Path, file: Path, num_rows: int) -> np.memmap:
+    """`source`, an array of `create_array` [n, ...], as `file` [num_rows, ...] with its first n rows, to be written.
+
+    The two names are of one file, so that nothing is copied: who opens `source` from now finds `num_rows` rows too.
+    Where the file system has no hard links, `file` is a copy.
+
+    Raises:
+        ChunkRLError: the disk has not enough space, or `source` is missing or damaged.
+    """
+    before = load_array(source)
+    shape = (num_rows, *before.shape[1:])
+    try:
+        os.link(source, file)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK):
+            raise
+        copied = create_array(file, before.dtype, shape)
+        for begin in range(0, len(before), _COPIED_ROWS):
+            part = before[begin : begin + _COPIED_ROWS]
+            copied[begin : begin + len(part)] = part
+        return copied
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": np.lib.format.dtype_to_descr(before.dtype), "fortran_order": False, "shape": shape}
+    )
+    assert len(header.getvalue()) == before.offset, (
+        "numpy leaves room in the header for the first axis to grow"
+    )
+    with file.open("r+b") as stream:
+        reserve(stream, before.offset + math.prod(shape) * before.dtype.itemsize, file.parent)
+        stream.write(header.getvalue())
+    return load_array(file, writable=True)
 
 
 def sync_array(array: np.memmap) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from chunkrl.data.atomic import write_text
-from chunkrl.data.cache import BUILDING, create_array, ensure, file_name, load_array, sync_array
+from chunkrl.data.cache import BUILDING, check_free, create_array, ensure, file_name, grow_array, load_array, sync_array
 from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
 from chunkrl.data.store import by_data_file, episode_parts
 from chunkrl.progress import Progress
@@ -38,6 +39,24 @@ def camera_folder(folder: Path, camera: Camera) -> Path:
     return folder / "cameras" / name
 
 
+def check_space(cameras: Iterable[Camera], folder: Path) -> None:
+    """Before one of these cameras' stores is built: the disk has space for what is missing of all of them.
+
+    Args:
+        folder: the data set's folder in the cache.
+
+    Raises:
+        ChunkRLError: it has not.
+    """
+    needed = 0
+    for camera in cameras:
+        target = camera_folder(folder, camera)
+        if not target.exists():
+            begun = target.with_name(target.name + BUILDING) / _PICTURES
+            needed += store_bytes(camera) - (begun.stat().st_blocks * 512 if begun.exists() else 0)
+    check_free(needed, folder)
+
+
 def open_camera(camera: Camera, folder: Path, progress: Progress) -> np.ndarray:
     """The camera's pictures, uint8 RGB [N, 3, height, width], read-only; decoded on first use.
 
@@ -54,8 +73,8 @@ def open_camera(camera: Camera, folder: Path, progress: Progress) -> np.ndarray:
 
 
 def continue_store(before: Camera, before_folder: Path, camera: Camera, folder: Path) -> None:
-    """Spares `open_camera` the episodes that it decoded before the data set grew: copies their pictures from the
-    camera's store of then, in `before_folder`, to where a build begins, in `folder`.
+    """Spares `open_camera` the episodes that it decoded before the data set grew: a build in `folder` begins with
+    their pictures, and with the file of the camera's store of then, in `before_folder` (`grow_array`).
 
     Raises:
         ChunkRLError: the cache has no space or cannot be written.
@@ -67,16 +86,12 @@ def continue_store(before: Camera, before_folder: Path, camera: Camera, folder: 
     if not grown or target.exists() or building.exists() or not source.exists():
         return
     building.mkdir(parents=True)
-    pictures = load_array(source / _PICTURES)
-    copied = create_array(
-        building / _PICTURES, np.dtype(np.uint8), (camera.description.num_frames, 3, *camera.size)
-    )
-    for begin in range(0, len(pictures), BATCH_PICTURES):
-        copied[begin : begin + BATCH_PICTURES][: len(pictures) - begin] = pictures[
-            begin : begin + BATCH_PICTURES
-        ]
-    sync_array(copied)
-    write_text(building / _DONE, str(len(old)))
+    try:
+        sync_array(grow_array(source / _PICTURES, building / _PICTURES, camera.description.num_frames))
+        write_text(building / _DONE, str(len(old)))
+    except BaseException:
+        shutil.rmtree(building)  # a build that begins anew would empty the file, which is `source` too
+        raise
 
 
 def _build(camera: Camera, folder: Path, progress: Progress) -> None:
