@@ -19,12 +19,13 @@ from lerobot_folder import NAMING, Version, edit_json, edit_parquet, write_lerob
 from chunkrl.data import cache, images, store
 from chunkrl.data.formats import RECOGNISE, ColumnMapping
 from chunkrl.data.frames import FrameTable
+from chunkrl.data.observations import read_observations
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import silent
 
 VERSIONS: tuple[Version, ...] = ("v2.0", "v2.1", "v3.0")
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "lerobot"
-FRONT = "observation.images.front"
+FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 
 
 @pytest.fixture
@@ -312,6 +313,20 @@ def test_a_full_disk_is_said_before_writing(tmp_path: Path, cached: Path, monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 16 * 16 * 3 * 12 - 1))
     with pytest.raises(ChunkRLError, match=r"GB more.*CHUNKRL_CACHE"):
         table.images(FRONT, np.array([0]))
+
+
+def test_a_disk_that_is_too_small_for_all_cameras_is_said_before_one_is_built(
+    tmp_path: Path, cached: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = write_lerobot_folder(tmp_path / "set", camera="image")
+    table, store = opened(folder.root), 16 * 16 * 3 * 12
+    usage = namedtuple("usage", ["total", "used", "free"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 2 * store - 1))
+    with pytest.raises(ChunkRLError, match=r"GB more.*CHUNKRL_CACHE"):
+        read_observations(table, [FRONT, WRIST], np.array([0]))
+    assert not list(cached.glob("*/cameras/*"))
+    table.images(FRONT, np.array([0]))  # alone it has space, and counts no more
+    read_observations(opened(folder.root), [FRONT, WRIST], np.array([0]))
 
 
 def test_a_damaged_cache_names_itself(tmp_path: Path, cached: Path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import numpy as np
 from chunkrl.data.cache import cache_folder, file_name
 from chunkrl.data.checks import not_finite
 from chunkrl.data.formats import RECOGNISE, ColumnMapping, DatasetDescription, describe
-from chunkrl.data.images import open_camera
+from chunkrl.data.images import check_space, open_camera
 from chunkrl.data.on_demand import DataFiles, OnDemandCamera
 from chunkrl.data.pictures import Camera
 from chunkrl.data.problems import Collector, Problem, refuse
@@ -171,9 +171,21 @@ class FrameTable:
         Where pictures are decoded on demand, several that are begun before the first is waited for keep all cores
         busy to the end.
         """
-        if camera not in self._cameras:
-            self._cameras[camera] = self._open(camera)
+        self.open_cameras([camera])
         return self._cameras[camera](rows)
+
+    def open_cameras(self, names: Sequence[str]) -> None:
+        """What the first call of `images` for each of these cameras does, after a check that the disk has space for
+        the stores of all that are not in the cache.
+
+        Raises:
+            DatasetError, ChunkRLError: as `images`.
+        """
+        new = {name: self.camera(name) for name in names if name not in self._cameras}
+        if new and self.settings.cache:
+            check_space(new.values(), self._folder)
+        for name in new:
+            self._cameras[name] = self._open(name)
 
     def statistics(self, name: str) -> Statistics:
         """Statistics over all frames of a numeric column, as float32 [D]; computed once and kept in the cache.

@@ -14,7 +14,16 @@ from pathlib import Path
 import numpy as np
 
 from chunkrl.data.atomic import write_text
-from chunkrl.data.cache import BUILDING, check_free, create_array, ensure, file_name, grow_array, load_array, sync_array
+from chunkrl.data.cache import (
+    BUILDING,
+    check_free,
+    create_array,
+    ensure,
+    file_name,
+    grow_array,
+    load_array,
+    sync_array,
+)
 from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
 from chunkrl.data.store import by_data_file, episode_parts
 from chunkrl.progress import Progress

@@ -138,6 +138,7 @@ def sample_rows(
 ) -> np.ndarray:
     """The policy's chunks at table rows int [B]: float32 [B, N, H, A] in the data's units."""
     table, config = dataset.table, policy.recipe.config
+    table.open_cameras([camera for _, camera in request.cameras])
     images: Mapping[str, torch.Tensor] = {
         name: torch.from_numpy(table.images(camera, rows)) for name, camera in request.cameras
     }
