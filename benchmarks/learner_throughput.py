@@ -1,10 +1,12 @@
 """The learner's throughput while actors send: updates/s and steps/s with 0, 1 and 4 of them.
 
-    python -m benchmarks.learner_throughput     # 4 minutes; prints Markdown, writes its file in benchmarks/results
+    python -m benchmarks.learner_throughput     # 5 minutes; prints Markdown, writes its file in benchmarks/results
 
 One `chunkrl learner` process trains all the time. Actors are processes that send recorded episodes through a spool,
-`rate_hz` steps/s each, or as fast as they can. The kinds take turns, so that what else the machine does meets all
-alike; the ratio is to the windows without actors of the same run. Updates are those in the learner's metrics.
+`rate_hz` steps/s each, or as fast as they can. Kinds take turns, so that what else the machine does meets all alike;
+the ratio is to the windows without actors of the same run. A window begins when all that came before is trained on.
+Actors that send as fast as they can leave more behind than is stored in minutes, so their windows come last, one
+after the other. Updates are those in the learner's metrics.
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ class ThroughputConfig:
     """Length of a window."""
     rounds: int = 3
     """Windows of each kind."""
+    fast: bool = True
+    """Also actors that send as fast as they can."""
     rate_hz: float = 30.0
     """Steps a second of an actor that keeps time."""
     camera_size: int = 0
@@ -125,7 +129,9 @@ def act(root: Path, address: str, rate_hz: float, camera_size: int, seconds: flo
                 while sender.pending > 4 * EPISODE_STEPS and time.monotonic() - begin < seconds:
                     time.sleep(0.001)
         stored = spool.acknowledged - before
-        print((stored - stored // (EPISODE_STEPS + 1)) / (time.monotonic() - begin), flush=True)
+        seconds = time.monotonic() - begin
+        sender.wait_sent(60)  # no half episode stays, for which the next window would wait
+        print((stored - stored // (EPISODE_STEPS + 1)) / seconds, flush=True)
         sender.close()
         client.close()
 
@@ -142,8 +148,8 @@ def _greet(client: LearnerClient) -> None:
             time.sleep(0.5)
 
 
-def measure(kind: Kind, folder: Path, address: str, config: ThroughputConfig) -> tuple[float, float]:
-    """Updates a second and stored steps a second of one window."""
+def measure(kind: Kind, folder: Path, address: str, config: ThroughputConfig) -> tuple[float, float, float]:
+    """Of one window, a second: updates, steps confirmed to actors, and steps put into the replay's data sets."""
     command = [sys.executable, "-m", "benchmarks.learner_throughput", ACTOR]
     actors = [
         subprocess.Popen(
@@ -164,11 +170,22 @@ def measure(kind: Kind, folder: Path, address: str, config: ThroughputConfig) ->
     for actor in actors:
         actor.wait()
     time.sleep(1.0)  # until the learner has recorded what it did
-    times = [
-        (r.time, r.update) for r in read_records(folder / "run" / METRICS_FILE) if begin <= r.time <= end
-    ]
-    (first, a), (last, b) = times[0], times[-1]
-    return (b - a) / (last - first), steps
+    found = [r for r in read_records(folder / "run" / METRICS_FILE) if begin <= r.time <= end]
+    seconds = found[-1].time - found[0].time
+    stored = found[-1].scalars["online/steps"] - found[0].scalars["online/steps"]
+    return (found[-1].update - found[0].update) / seconds, steps, stored / seconds
+
+
+def settle(folder: Path) -> None:
+    """Waits until the learner trains on all that actors sent."""
+    deadline = time.monotonic() + 300
+    while True:
+        newest = read_records(folder / "run" / METRICS_FILE)[-1].scalars
+        if newest["online/records_waiting"] == newest["online/steps_behind"] == 0:
+            return
+        if time.monotonic() > deadline:
+            raise SystemExit(f"the learner does not keep up: {newest}")
+        time.sleep(1.0)
 
 
 def main(config: ThroughputConfig) -> None:
@@ -176,7 +193,7 @@ def main(config: ThroughputConfig) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
     kinds = [Kind("none", 0, 0), Kind("one", 1, config.rate_hz), Kind("four", 4, config.rate_hz)]
-    kinds += [Kind("one-fast", 1, 0), Kind("four-fast", 4, 0)]
+    fast = [Kind("one-fast", 1, 0), Kind("four-fast", 4, 0)] if config.fast else []
     folder = Path(tempfile.mkdtemp(prefix="learner-throughput-"))
     learner = subprocess.Popen(
         [
@@ -190,14 +207,16 @@ def main(config: ThroughputConfig) -> None:
         stderr=subprocess.STDOUT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    found: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     load = os.getloadavg()[0]
     try:
         _fill(folder, address, config)
-        for number in range(config.rounds):
-            for kind in kinds:
+        for turn, each in enumerate([kinds] * config.rounds + [fast] * config.rounds):
+            for kind in each:
+                if kind not in fast:
+                    settle(folder)
                 found[kind.name].append(measure(kind, folder, address, config))
-                print(f"round {number}: {kind.name} {found[kind.name][-1]}", flush=True)
+                print(f"turn {turn}: {kind.name} {found[kind.name][-1]}", flush=True)
     finally:
         learner.terminate()
         learner.wait(60)
@@ -212,10 +231,12 @@ def main(config: ThroughputConfig) -> None:
     }
     write_text(config.results, json.dumps(results, indent=1) + "\n")
     shutil.rmtree(folder)
-    base = float(np.median([updates for updates, _ in found["none"]]))
-    print("| actors | updates/s | of those without | steps/s stored |\n|---|---|---|---|")
-    for kind in kinds:
-        updates, steps = np.median(found[kind.name], axis=0)
+    base = float(np.median([updates for updates, *_ in found["none"]]))
+    print(
+        "| actors | updates/s | of those without | steps/s confirmed | steps/s in data sets |\n|---|---|---|---|---|"
+    )
+    for kind in [*kinds, *fast]:
+        updates, steps, stored = np.median(found[kind.name], axis=0)
         speed = (
             f", {kind.rate_hz:g} Hz each"
             if kind.rate_hz
@@ -223,7 +244,9 @@ def main(config: ThroughputConfig) -> None:
             if kind.num_actors
             else ""
         )
-        print(f"| {kind.num_actors}{speed} | {updates:.1f} | {updates / base:.0%} | {steps:.0f} |")
+        print(
+            f"| {kind.num_actors}{speed} | {updates:.1f} | {updates / base:.0%} | {steps:.0f} | {stored:.0f} |"
+        )
 
 
 def _fill(folder: Path, address: str, config: ThroughputConfig) -> None:
