@@ -5,6 +5,7 @@ import math
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
 from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.training import trainer
 from chunkrl.training.metrics import (
     METRICS_FILE,
     MetricWriter,
@@ -180,6 +182,29 @@ def test_wandb_offline_needs_no_network_and_no_account(
     assert file.stat().st_size > 0
     assert b"loss" in file.read_bytes()
     assert "wandb" in sys.modules
+
+
+def test_a_run_without_end_keeps_a_bounded_number_of_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "MAX_RECORDS", 40)
+    nothing: Any = None  # is trained here, on nothing
+    run = Trainer(nothing, nothing, TrainerConfig())
+    run._remember(Record(0, "value", 0.0, {"start": 1.0}))
+    for update in range(1, 1001):  # two series in turn
+        run._remember(Record(update, "policy", 0.0, {"loss/policy": update, "speed/x": 1.0}))
+        run._remember(Record(update, "policy", 0.0, {}, {"advantage": HISTOGRAM}))
+        assert len(run.records) <= 40
+    assert run.records[0].scalars == {"start": 1.0}  # the only one of its kind
+    updates = [record.update for record in run.records]
+    assert (
+        updates == sorted(updates) and updates[1] == 1 and updates[-20:] == [*np.repeat(range(991, 1001), 2)]
+    )
+    assert run.history["loss/policy"] == [
+        (r.update, r.update) for r in run.records if "loss/policy" in r.scalars
+    ]
+    assert abs(sum(bool(record.histograms) for record in run.records) - len(run.history["loss/policy"])) <= 1
+    assert "speed/x" not in run.history
 
 
 def test_a_metric_of_some_updates_is_their_mean(tmp_path: Path) -> None:

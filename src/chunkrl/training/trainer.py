@@ -23,10 +23,13 @@ from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.progress import Progress, silent
 from chunkrl.training.checkpoint import BackgroundSaver, load_state
 from chunkrl.training.data_source import DataSource, FixedData
-from chunkrl.training.metrics import MEASURED, MetricWriter, Record, SpeedMeter, TrackingConfig
+from chunkrl.training.metrics import MEASURED, MetricWriter, Record, SpeedMeter, TrackingConfig, thinned
 from chunkrl.training.saved_batch import save_batch
 from chunkrl.training.shards import shard_tree_like
 from chunkrl.types import ChunkTransition
+
+MAX_RECORDS = 20_000
+"""What a checkpoint and the memory hold of a run's metrics; metrics.jsonl has all until the run is resumed."""
 
 
 class NonFiniteLossError(ChunkRLError):
@@ -60,7 +63,7 @@ class Trainer:
         after_save: called with a checkpoint's folder when its state is copied, while it is written; its time is
             the training loop's.
     Attributes:
-        records: everything recorded, in order.
+        records: everything recorded, in order; of more than MAX_RECORDS the older ones more sparsely (`thinned`).
         history: the algorithm's scalars of `records`, metric name -> list of (update, value).
     """
 
@@ -202,9 +205,12 @@ class Trainer:
 
     def _remember(self, record: Record) -> None:
         self.records.append(record)
-        for name, value in record.scalars.items():
-            if not name.startswith(MEASURED):
-                self.history[name].append((record.update, value))
+        _add_to(self.history, record)
+        if len(self.records) > MAX_RECORDS:
+            records, history = thinned(self.records), defaultdict(list)
+            for kept in records:
+                _add_to(history, kept)
+            self.records, self.history = records, history  # at once: others read them while training goes on
 
     def _stop_on_non_finite(self, metrics: Mapping[str, float], batch: ChunkTransition, phase: str) -> None:
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -289,6 +295,12 @@ class Trainer:
         self._num_summed = defaultdict(int, state["num_summed"])
         for values in state["records"]:
             self._remember(Record.from_json(values))
+
+
+def _add_to(history: dict[str, list[tuple[int, float]]], record: Record) -> None:
+    for name, value in record.scalars.items():
+        if not name.startswith(MEASURED):
+            history[name].append((record.update, value))
 
 
 def _split(metrics: Mapping[str, float | Histogram]) -> tuple[dict[str, float], dict[str, Histogram]]:
