@@ -73,6 +73,10 @@ class LiberoBenchmark:
     """How good and bad behaviour are mixed: whole episodes, or `within` them."""
     updates: int | None = None
     """Policy updates; default: 3000 (state), 1500 (images)."""
+    lr: float = 1e-3
+    """The learning rate at first; it falls to a tenth of that (cosine)."""
+    gamma: float = 0.998
+    """Discount a step; episodes have 100 to 220 steps."""
     value_epochs: float = 5.0
     """Of the value phase."""
     horizon: int = 10
@@ -129,7 +133,7 @@ class _Place:
 def check_settings(config: LiberoBenchmark) -> None:
     """Raises ChunkRLError where the folder's data and runs were made with other settings."""
     path = _Place(config, 0).root / "settings.json"
-    names = ("mixture", "num_collect", "updates", "value_epochs", "horizon", "max_steps")
+    names = ("mixture", "num_collect", "updates", "lr", "gamma", "value_epochs", "horizon", "max_steps")
     settings = {name: getattr(config, name) for name in names}
     if path.is_file():
         known = json.loads(path.read_text())
@@ -176,6 +180,9 @@ def train(place: _Place, arm: Arm, progress: Progress) -> ChunkPolicy:
                 action_dim=7,
                 batch_size=64 if images else 256,
                 num_updates=int(updates * arm.updates_factor),
+                lr=config.lr,
+                schedule="cosine",
+                gamma=config.gamma,
                 value_epochs=config.value_epochs,
                 objective=arm.objective,
                 policy=arm.policy,
