@@ -53,7 +53,7 @@ LEROBOT_IMPORT := import lerobot.datasets.lerobot_dataset
 test-lerobot:
 	$(LEROBOT_RUN) -c '$(LEROBOT_IMPORT)' 2>/dev/null || { $(PYTHON) -m venv $(LEROBOT_VENV) && \
 	$(LEROBOT_VENV)/bin/pip install --quiet --disable-pip-version-check $(LEROBOT_PIP) \
-	'lerobot==0.4.4' pytest hypothesis tyro dacite && \
+	'lerobot[feetech]==0.4.4' pytest hypothesis tyro dacite && \
 	$(LEROBOT_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable . && \
 	$(LEROBOT_RUN) -c '$(LEROBOT_IMPORT)'; }
 	$(LEROBOT_RUN) -m pytest -m lerobot $$(grep -l "mark.lerobot" tests/*.py)
