@@ -207,6 +207,7 @@ class ChunkLevelOfflineRL:
             objective=config.objective,
             dataset_fingerprint=self.dataset.fingerprint,
             encoding=self.dataset.encoding,
+            image_sizes=self.dataset.image_sizes,
         )
         return ChunkPolicy(spec, self.policy, q)
 
