@@ -9,7 +9,7 @@ The noisy expert is recorded with openpi's names and LIBERO's `states`, the trut
 - `official`: official initial states, fixtures as chunkrl places them with each (its own evaluations);
 - `fixtures`: official initial states, fixtures as another history of the simulator leaves them (others' rollouts);
 - `states`: drawn placements that are no official state, fixtures as another history leaves them, replayed from
-  LIBERO's column `states` (demonstrations).
+  LIBERO's column `states` (demonstrations; each row is of the moment of its frame).
 
 Each is labelled by `chunkrl label --replay.suite`. Prints Markdown: what the replays began from, and their drift.
 """

@@ -125,6 +125,19 @@ def test_an_episode_depends_on_its_seed_and_actions_alone(initial: libero.Initia
     env.close()
 
 
+def test_a_state_from_the_middle_of_an_episode_goes_on(env: LiberoEnv) -> None:
+    play(env, 3, ACTIONS[:10])
+    middle = env.domain.sim.get_state().flatten()
+    rest = np.stack([env.step(action).state for action in ACTIONS[10:]])
+    env.reset_to(middle, 3, settle=False)
+    again = np.stack([env.step(action).state for action in ACTIONS[10:]])
+    # the solver starts without its last solution
+    np.testing.assert_allclose(again[:, :3], rest[:, :3], atol=1e-3)
+    env.reset_to(middle, 3)  # settling moves the hand back towards where the reset had put it
+    settled = np.stack([env.step(action).state for action in ACTIONS[10:]])
+    assert np.abs(settled[:, :3] - rest[:, :3]).max() > 5e-3
+
+
 def test_official_states_are_numbered_and_sampled_ones_are_others(env: LiberoEnv) -> None:
     for seed in (-1, 50):
         with pytest.raises(ChunkRLError, match=f"official initial states 0 to 49, not {seed}"):

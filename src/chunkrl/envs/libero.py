@@ -130,11 +130,11 @@ class LiberoEnv:
             )
         return self.reset_to(None if self._official is None else self._official[seed], seed)
 
-    def reset_to(self, state: np.ndarray | None, seed: int = 0) -> EnvStep:
+    def reset_to(self, state: np.ndarray | None, seed: int = 0, settle: bool = True) -> EnvStep:
         """Starts from a state of the whole scene, float [1 + nq + nv] (time, positions, velocities); None: as placed.
 
-        seed: of the placement of objects and fixtures; a state holds no fixtures. Raises ChunkRLError for a state of
-        another scene.
+        seed: of the placement of objects and fixtures; a state holds no fixtures. settle: with the actions without
+        motion that follow a reset; else the state goes on. Raises ChunkRLError for a state of another scene.
         """
         model = self.mujoco[0]
         if state is not None and state.shape != (1 + model.nq + model.nv,):
@@ -160,9 +160,13 @@ class LiberoEnv:
         if self._renderer is not None:
             for camera in self._camera_ids:
                 self._renderer.check(self.mujoco[1], camera, self._camera_size)
-        for _ in range(NUM_SETTLING_STEPS - 1):
-            self._advance(NO_MOTION, draw=False)
-        observed = self._advance(NO_MOTION, draw=True)
+        if settle:
+            for _ in range(NUM_SETTLING_STEPS - 1):
+                self._advance(NO_MOTION, draw=False)
+            observed = self._advance(NO_MOTION, draw=True)
+        else:
+            self._control.hold()
+            observed = {"state": self._state(), "images": self._pictures()}
         self._num_steps = 0
         return EnvStep(**observed)
 

@@ -37,6 +37,15 @@ class ArmControl:
         controller.update = MethodType(self._read, controller)
         gripper.current_action = np.zeros_like(gripper.current_action)  # the one state that a reset leaves
 
+    def hold(self) -> None:
+        """After `begin` and a pass through the scene, for a state from the middle of a motion: its aims are where arm
+        and fingers are now, not where the reset had put them."""
+        controller, robot = self._robot.controller, self._robot
+        controller.update(force=True)
+        controller.reset_goal()
+        fingers = self._data.qpos[robot._ref_gripper_joint_pos_indexes]
+        robot.gripper.current_action = np.clip((fingers - self._middle) / self._half, -1.0, 1.0)
+
     def act(self, action: np.ndarray, first: bool) -> None:
         """Before one physics step. action: [7] in [-1, 1]; first: of the physics steps of this action."""
         robot, data = self._robot, self._data
