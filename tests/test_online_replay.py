@@ -238,7 +238,8 @@ def test_episodes_are_taken_in_when_they_end(tmp_path):
     assert stored_ids(tmp_path / "replay") == [episode_id(0), episode_id(1)]
 
 
-def test_of_much_that_came_actors_take_turns_until_it_is_enough(tmp_path):
+@pytest.mark.parametrize("read_bytes", [1, 2**20])
+def test_of_much_that_came_actors_take_turns_until_it_is_enough(tmp_path, read_bytes):
     learner = Learner(tmp_path)
     learner.streams.greet(Hello("leg", episode_id(98), SPEC))
     for actor, spool, first in (("arm", 99, 0), ("leg", 98, 10)):
@@ -249,7 +250,7 @@ def test_of_much_that_came_actors_take_turns_until_it_is_enough(tmp_path):
     def one_more() -> bool:
         return learner.intake.num_stored > len(found)
 
-    while stored := learner.intake.poll(1, one_more):
+    while stored := learner.intake.poll(read_bytes, one_more):
         assert len(stored) == 1
         found.append(stored[0].episode_id)
     assert found == [episode_id(i) for i in (0, 10, 1, 11, 2, 12)]

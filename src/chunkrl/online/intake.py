@@ -68,8 +68,8 @@ class EpisodeIntake:
     ) -> list[StoredEpisode]:
         """Takes in everything that has come; returns the episodes that became visible.
 
-        read_bytes: of an actor at a time, actors take turns. enough: asked after each; where it says so, what else
-            has come waits for the next call.
+        read_bytes: of an actor at a time, actors take turns. enough: asked after each record; where it says so, what
+            else has come waits for the next call.
 
         Raises:
             DatasetError, SpoolError: the disk is full, ...: nothing is lost, call again later.
@@ -77,7 +77,8 @@ class EpisodeIntake:
         stored: list[StoredEpisode] = []
         waiting = deque(self._streams.actors)
         waiting.rotate(-self._turn)
-        while waiting:
+        finished = False
+        while waiting and not finished:
             actor = waiting.popleft()
             self._turn += 1
             spool = self._streams.spool(actor)
@@ -85,11 +86,11 @@ class EpisodeIntake:
             payloads = spool.read(state.position, read_bytes, spool.durable_sequence)
             for payload in payloads:
                 self._take(decode_item(payload), spool, state, stored)
+                if finished := enough():
+                    break
             self._unfinished[actor] = state  # after an exception it is read again from the watermark
             if payloads:
                 waiting.append(actor)
-            if enough():
-                break
         return stored
 
     def _take(self, item: Item, spool: Spool, state: _Unfinished, stored: list[StoredEpisode]) -> None:
