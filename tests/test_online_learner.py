@@ -385,7 +385,12 @@ def test_real_commands_killed_20_times(tmp_path, victims):
     begun = Process([*learner, "--online.start-episodes", "2"], log)
     until((run / "policy/state.json").is_file, 120)
     actor = ["actor", "--policy", str(run / "policy"), "--env", "push-v3", "--max-steps", "15"]
-    actor += ["--rate-hz", "60", "--keys", "none"]  # as fast as it can, it stores for minutes while no learner runs
+    actor += [
+        "--rate-hz",
+        "60",
+        "--keys",
+        "none",
+    ]  # as fast as it can, it stores for minutes while no learner runs
     actor += ["--connect.address", address, "--output-dir", str(acting)]
     again = ["learner", "--config", str(run / CONFIG_FILE), "--resume", str(run)]
     processes = {"learner": begun, "actor": Process(actor, log)}
