@@ -141,6 +141,8 @@ def check_settings(config: LiberoBenchmark) -> None:
             raise ChunkRLError(
                 f"{path.parent} was made with {known}, not {settings}: use another --output-dir"
             )
+    elif (path.parent / "runs").exists():
+        raise ChunkRLError(f"{path.parent} does not say how its runs were made: use another --output-dir")
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(settings) + "\n")

@@ -69,6 +69,9 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     told = r"seen \(assets a1\) and .*others \(assets b2\) cannot be compared: .*LIBERO_ASSETS"
     with pytest.raises(ChunkRLError, match=told):
         group([new, seen, others])
+    older = folder(tmp_path, "older", *OLD, camera_size=64)
+    with pytest.raises(ChunkRLError, match=r"is not known. Evaluate .*older \(assets not recorded\) again"):
+        group([new, seen, older])
     blind = folder(tmp_path, "blind", *OLD, assets="b2")
     assert len(group([seen, blind])) == 2  # on states alone
     with pytest.raises(ChunkRLError, match="at least two methods"):

@@ -113,6 +113,19 @@ def test_a_process_that_stops_in_the_middle_of_its_answer_is_lost() -> None:
         assert (slot, len(answer), workers.num_restarts) == (0, 10**8, 1)
 
 
+def test_an_answer_that_waited_for_a_slow_parent_counts() -> None:
+    workers = Workers(1, LargeServant, hang_s=15.0)
+    with closing(workers):
+        workers.order(0, "make", 10**7)
+        (worker,) = (w for w in workers._workers if w is not None)
+        assert worker.connection.poll(15)
+        worker.deadline = time.monotonic() - 1.0  # we were busy elsewhere
+        ((slot, answer),) = workers.answers()
+        assert (slot, len(answer), workers.num_restarts) == (0, 10**7, 0)
+        workers.order(0, "make", 5)
+        assert workers.answers() == [(0, bytes(5))]
+
+
 def test_what_happens_every_time_is_an_error_with_its_cause() -> None:
     with pytest.raises(ChunkRLError, match=r"(?s)from initial state 2.*lost 3 times.*signal SIGKILL"):
         run(WorkerPool(1, partial(CountEnv, fault="kill")))

@@ -262,6 +262,9 @@ def test_result_and_page_say_the_numbers(tmp_path: Path) -> None:
     assert "cut short" in page.text and "meshes and textures" not in page.text
     assert written["settings"]["assets"] == ""
     on_libero = evaluation((1, 0), (1, 0), settings=replace(SETTINGS, assets="25611af90b3b791d"))
+    noted = on_libero.settings
+    assert noted.differences(replace(noted, assets="")) == ()  # made before assets were noted
+    assert noted.differences(replace(noted, assets="5a")) == ("assets",)
     assert "meshes and textures 25611af90b3b791d" in Page(write_page(tmp_path, on_libero).read_text()).text
     squares = [
         attrs for tag, attrs in page.tags if tag == "rect" and attrs.get("class") in ("bar good", "bar bad")

@@ -174,6 +174,36 @@ def test_pictures_that_are_there_are_not_copied(tmp_path, replay, monkeypatch, l
     assert len(files) == (1 if links else 2)
 
 
+def test_a_kill_or_a_full_disk_between_leaves_the_pictures_of_before(tmp_path, replay, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    data, camera = LearnerData([], (), settings(), tmp_path / "cache", 0.5), "observation.images.front"
+    add(replay, 0, 4)
+    before = present(data.open(replay).data).datasets[0].table
+    pictures = before.images(camera, np.arange(4)).copy()
+    assert pictures.any()
+    add(replay, 1, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", full)
+        with pytest.raises(ChunkRLError, match=r"cannot be written.*no space"):
+            data.open(replay)
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "sync_array", kill)
+        patch.setattr(images.shutil, "rmtree", lambda *_: None)
+        with pytest.raises(Killed):
+            data.open(replay)
+    after = present(data.open(replay).data).datasets[0].table
+    for table in (before, after):
+        np.testing.assert_array_equal(table.images(camera, np.arange(4)), pictures)
+
+
 def test_an_evicted_shard_is_gone_and_counts_go_on(tmp_path, replay):
     data = LearnerData([], (), settings(), tmp_path / "cache", 0.5)
     generation = Generation(None)

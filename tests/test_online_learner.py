@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ from chunkrl.online.sender import LearnerClient, SpoolSender
 from chunkrl.online.spool import Spool
 from chunkrl.online.weights import WeightFetcher
 from chunkrl.training.metrics import read_records
-from chunkrl.training.policy_io import load_policy
+from chunkrl.training.policy_io import ChunkPolicy, load_policy
 
 SETTINGS = [
     *(
@@ -167,7 +168,10 @@ def test_episodes_come_training_begins_and_weights_are_acted_with(tmp_path, caps
         assert (before.version, after.version) == (0, fetcher.version)
         assert not np.array_equal(before.actions, after.actions)
         other = small_policy(0, 3, 2)
-        assert policy_features(other) != policy_features(load_policy(run / "policy"))
+        loaded = load_policy(run / "policy")
+        assert isinstance(loaded, ChunkPolicy) and policy_features(other) != policy_features(loaded)
+        older = ChunkPolicy(replace(loaded.spec, image_sizes=((64, 64),)), loaded.policy, loaded.q)
+        assert policy_features(older) == policy_features(loaded)  # folders of before do not say sizes
         with Spool(tmp_path / "other") as spool:
             hello = Hello("other", spool.spool_id, SPEC, features=policy_features(other))
             stranger = LearnerClient(ConnectConfig(address), hello, spool, SMALL)

@@ -92,6 +92,24 @@ def test_a_greeting_may_overtake_a_call_that_sends(tmp_path):
     check_stored(tmp_path / "learner", 60)
 
 
+def test_a_call_whose_entries_a_greeting_has_confirmed_begins_again(tmp_path):
+    with receiving(tmp_path / "learner") as receiver, Spool(tmp_path / "actor", segment_bytes=500) as spool:
+        link = client(spool, receiver.port)
+        fill(spool, 60)
+        link.greet()
+        begin, read = spool.acknowledged, spool.read
+
+        def overtaken(first: int, max_bytes: int, end: int | None = None) -> list[bytes]:
+            if first == begin:
+                spool.acknowledge(40)  # entries of whole segments are deleted
+            return read(first, max_bytes, end)
+
+        spool.read = overtaken
+        with pytest.raises(UnreachableError, match="the next call begins behind it"):
+            link.drain()
+        link.close()
+
+
 def test_several_actors_and_what_is_refused(tmp_path, caplog):
     with receiving(tmp_path / "learner") as receiver:
         for actor in ("one", "two"):

@@ -100,22 +100,23 @@ def test_what_nobody_thought_of_is_said_and_the_session_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gather_s", "waiting"),
+    ("gather_s", "waiting", "left"),
     [
-        (1e9, [3, 6, 9, 9]),  # until none has followed
-        (1e9, [3, 6, 90]),  # or many wait
-        (1e-9, [3]),  # or it has lasted
-        (1e9, [0]),  # with nothing to send, whether the learner is there is looked at all the same
+        (1e9, [], 1),  # a call did not hold what was there: no waiting
+        (1e9, [3, 6, 9, 9], 0),  # until none has followed
+        (1e9, [3, 6, 90], 0),  # or many wait
+        (1e-9, [3], 0),  # or it has lasted
+        (1e9, [0], 0),  # with nothing to send, whether the learner is there is looked at all the same
     ],
 )
-def test_few_records_wait_for_those_that_follow(gather_s, waiting):
+def test_few_records_wait_for_those_that_follow(gather_s, waiting, left):
     events: list[int | str] = []
     script = iter([*waiting, *waiting])
 
     class Scripted:
         """An actor's spool, and the client that sends it: one call more than the script has ends the sender."""
 
-        root = "spool"
+        root, next_sequence, acknowledged = "spool", 9, 9 - left
 
         def drain(self):
             events.append("call")

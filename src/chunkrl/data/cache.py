@@ -11,7 +11,8 @@ import io
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
@@ -51,7 +52,7 @@ def ensure(target: Path, build: Callable[[Path], None], resume: bool = False) ->
     if target.is_dir():
         return
     building = target.with_name(target.name + BUILDING)
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(target.name + ".lock")):
             if target.is_dir():
@@ -61,6 +62,13 @@ def ensure(target: Path, build: Callable[[Path], None], resume: bool = False) ->
             building.mkdir(exist_ok=True)
             build(building)
             building.replace(target)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """What the operating system refuses inside, as a ChunkRLError that names the folder of the cache."""
+    try:
+        yield
     except OSError as error:
         raise ChunkRLError(
             f"{target}: cannot be written ({error}): set CHUNKRL_CACHE to another folder"

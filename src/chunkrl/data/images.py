@@ -23,6 +23,7 @@ from chunkrl.data.cache import (
     grow_array,
     load_array,
     sync_array,
+    writing,
 )
 from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
 from chunkrl.data.store import by_data_file, episode_parts
@@ -94,13 +95,14 @@ def continue_store(before: Camera, before_folder: Path, camera: Camera, folder: 
     grown = [e.length for e in new[: len(old)]] == [e.length for e in old]
     if not grown or target.exists() or building.exists() or not source.exists():
         return
-    building.mkdir(parents=True)
-    try:
-        sync_array(grow_array(source / _PICTURES, building / _PICTURES, camera.description.num_frames))
-        write_text(building / _DONE, str(len(old)))
-    except BaseException:
-        shutil.rmtree(building)  # a build that begins anew would empty the file, which is `source` too
-        raise
+    with writing(target):
+        building.mkdir(parents=True)
+        try:
+            sync_array(grow_array(source / _PICTURES, building / _PICTURES, camera.description.num_frames))
+            write_text(building / _DONE, str(len(old)))
+        except BaseException:
+            shutil.rmtree(building)
+            raise
 
 
 def _build(camera: Camera, folder: Path, progress: Progress) -> None:
@@ -112,6 +114,7 @@ def _build(camera: Camera, folder: Path, progress: Progress) -> None:
         pictures = load_array(pictures_file, writable=True)
         saved = int(done_file.read_text("utf-8"))
     else:
+        pictures_file.unlink(missing_ok=True)  # it may be a link to the store of before (`continue_store`)
         pictures = create_array(pictures_file, np.dtype(np.uint8), (description.num_frames, 3, *camera.size))
         saved = 0
     stage = f"decoding {camera.name} ({store_bytes(camera) / 1e9:.2f} GB)"

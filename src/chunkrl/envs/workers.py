@@ -137,14 +137,21 @@ class Workers:
     def _receive(self, slot: int) -> tuple[int, Any]:
         worker = self._workers[slot]
         assert worker is not None and worker.deadline is not None
-        # A process may stop in the middle of an answer that is larger than the pipe: its end ends the waiting.
-        watchdog = threading.Timer(max(0.0, worker.deadline - time.monotonic()), worker.process.kill)
+        silent = threading.Event()
+
+        def kill() -> None:
+            silent.set()
+            worker.process.kill()
+
+        # A process may stop in the middle of an answer that is larger than the pipe: its end ends the waiting. One
+        # whose answer waited for us has time for the rest of it.
+        watchdog = threading.Timer(max(_GRACE_S, worker.deadline - time.monotonic()), kill)
         watchdog.start()
         try:
             kind, answer = worker.connection.recv()
         except (EOFError, OSError):
             watchdog.cancel()
-            if worker.deadline <= time.monotonic():
+            if silent.is_set():
                 return self._lost(slot, self._silence)
             worker.process.join(_GRACE_S)
             return self._lost(slot, f"its process ended with {_exit_words(worker.process.exitcode)}")

@@ -92,6 +92,11 @@ def _check_same_assets(methods: Mapping[str, Sequence[Evaluation]]) -> None:
         for evaluation in evaluations
         if evaluation.settings.camera_size
     }
+    if len(seen) > 1 and "" in seen:
+        raise ChunkRLError(
+            f"{' and '.join(seen.values())} cannot be compared: whether their pictures show the same meshes and "
+            f"textures is not known. Evaluate {seen['']} again"
+        )
     if len(seen) > 1:
         raise ChunkRLError(
             f"{' and '.join(seen.values())} cannot be compared: their pictures are of other meshes and textures. "

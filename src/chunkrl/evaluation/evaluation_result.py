@@ -53,9 +53,11 @@ class EvaluationSettings:
     assets: str = ""
 
     def differences(self, other: EvaluationSettings) -> tuple[str, ...]:
-        """Names of the settings in which another evaluation differs; the folder's name alone is no difference."""
+        """Names of the settings in which another evaluation differs; the folder's name alone is no difference, nor
+        are assets that one of them does not know (it was made before they were noted)."""
         mine, others = asdict(self), asdict(other)
-        return tuple(name for name in mine if name != "policy" and mine[name] != others[name])
+        ignored = {"policy"} if self.assets and other.assets else {"policy", "assets"}
+        return tuple(name for name in mine if name not in ignored and mine[name] != others[name])
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def policy_features(policy: ChunkPolicy | PiActor) -> tuple[str, ...]:
     spec = {
         name: value
         for name, value in asdict(policy.spec).items()
-        if name not in ("q", "fps", "objective", "dataset_fingerprint")
+        if name not in ("q", "fps", "objective", "dataset_fingerprint", "image_sizes")
     }
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True, default=str).encode())
     for name, buffer in sorted(policy.policy.named_buffers()):

@@ -194,7 +194,7 @@ class LearnerClient:
         sent = 0
         try:
             while first < end and sent < self._config.burst_bytes:
-                items = self._spool.read(first, self._config.batch_bytes, end)
+                items = self._read(first, end)
                 sent += sum(map(len, items))
                 if self._packs:
                     items = [pack_item(item) for item in items]
@@ -204,6 +204,16 @@ class LearnerClient:
         except ChunkRLError as error:
             failure.append(error)
             raise
+
+    def _read(self, first: int, end: int) -> list[bytes]:
+        try:
+            return self._spool.read(first, self._config.batch_bytes, end)
+        except SpoolError as error:
+            if first >= self._spool.acknowledged:
+                raise
+            raise UnreachableError(
+                f"entry {first} was confirmed to another connection meanwhile: the next call begins behind it"
+            ) from error
 
     def _take_acknowledgement(self, next_sequence: int, confirmed: int, end: int) -> int:
         """confirmed: by this call so far; the spool may know of more, where a greeting overtook the call."""
@@ -257,6 +267,7 @@ class SpoolSender:
     def _run(self) -> None:
         pause = self._config.first_pause_s
         while not self._closing.is_set():
+            there = self._spool.next_sequence
             try:
                 moved = self._client.drain()
             except UnreachableError as error:
@@ -279,7 +290,9 @@ class SpoolSender:
                 return
             else:
                 self.reachable, pause = True, self._config.first_pause_s
-                if moved < _FEW:
+                if (
+                    moved < _FEW and self._spool.acknowledged >= there
+                ):  # else a call does not hold what was there
                     self._gather()
 
     def _gather(self) -> None:
