@@ -202,6 +202,8 @@ def test_a_kill_or_a_full_disk_between_leaves_the_pictures_of_before(tmp_path, r
     after = present(data.open(replay).data).datasets[0].table
     for table in (before, after):
         np.testing.assert_array_equal(table.images(camera, np.arange(4)), pictures)
+    files = {file.stat().st_ino for file in (tmp_path / "cache").rglob("pictures.npy")}
+    assert len(files) == 2  # it began anew, but not by emptying the file that is trained on
 
 
 def test_an_evicted_shard_is_gone_and_counts_go_on(tmp_path, replay):
