@@ -17,9 +17,10 @@ import numpy as np
 from online_peers import SMALL
 from online_records import SPEC, step
 
+from chunkrl.errors import ChunkRLError, SpoolError
 from chunkrl.online.intake import EpisodeIntake
 from chunkrl.online.item_spool import ItemSpool
-from chunkrl.online.records import EpisodeSummary, Hello, TensorData, WeightPush, new_id
+from chunkrl.online.records import EpisodeSummary, Hello, Item, TensorData, WeightPush, new_id
 from chunkrl.online.replay import Replay, ReplayConfig
 from chunkrl.online.security import ConnectConfig, ListenConfig
 from chunkrl.online.sender import LearnerClient, SpoolSender, UnreachableError
@@ -54,8 +55,18 @@ def learn(root: Path, address: str, secrets: Path | None) -> None:
     receiver.start()
     print("begun", flush=True)
     while True:
-        intake.poll()
-        receiver.offer(weights(versions.next()))
+        with contextlib.suppress(ChunkRLError):  # the disk is full at the moment
+            intake.poll()
+            receiver.offer(weights(versions.next()))
+        time.sleep(0.02)
+
+
+def keep(sink: ItemSpool, item: Item) -> None:
+    """Until there is room."""
+    while True:
+        with contextlib.suppress(SpoolError):
+            sink.append(item)
+            return
         time.sleep(0.02)
 
 
@@ -76,12 +87,12 @@ def act(root: Path, address: str, secrets: Path | None, num_episodes: int) -> No
             identity = new_id()
             for i in range(count := length(identity)):
                 last = i == count - 1
-                sink.append(
-                    step(0, i, episode_id=identity, policy_version=version, success=last, terminated=last)
+                keep(
+                    sink,
+                    step(0, i, episode_id=identity, policy_version=version, success=last, terminated=last),
                 )
                 time.sleep(0.002)
-            total = float(sum(range(count)))
-            sink.append(EpisodeSummary("arm", identity, count, "success", total))
+            keep(sink, EpisodeSummary("arm", identity, count, "success", float(sum(range(count)))))
             print("finished", identity, flush=True)
             with contextlib.suppress(UnreachableError):  # the learner is dead at the moment
                 if push := fetcher.fetch_weights(version):

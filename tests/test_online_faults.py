@@ -1,5 +1,6 @@
 """Actor and learner killed at random, alone and together: episodes finished = episodes stored, none twice."""
 
+import contextlib
 import json
 import os
 import random
@@ -147,6 +148,53 @@ def test_both_killed(tmp_path):
 @pytest.mark.parametrize("victims", [("learner",), ("actor",), ("learner", "actor")])
 def test_killed_20_times(tmp_path, victims):
     kill(tmp_path, 20, victims, 1)
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A file system of its own."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs root, and mounting to be allowed")
+    try:
+        yield folder
+    finally:
+        for process in STARTED:
+            process.kill()
+            process.wait()
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", ["learner", "actor"])
+def test_a_disk_that_is_full_20_times(tmp_path, full):
+    """A file system without a free block: sending and storing go on where there is room again."""
+    rng = random.Random(2)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with small_disk(tmp_path / full, 40) as disk:
+        roots = {name: tmp_path / name / "root" for name in ("learner", "actor")}
+        learner = Process("learner", roots["learner"], address, "-")
+        learner.begun()
+        actor = Process("actor", roots["actor"], address, "-", 200)
+        actor.begun()
+        for _ in range(20):
+            time.sleep(rng.uniform(0.05, 0.3))
+            with contextlib.suppress(OSError), (disk / "ballast").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            assert shutil.disk_usage(disk).free == 0
+            time.sleep(rng.uniform(0.05, 0.3))
+            (disk / "ballast").unlink()
+        lines = actor.wait()
+        assert lines[-1] == "sent", lines[-3:]
+        finished = [line.split()[1] for line in lines[:-1]]
+        wait_stored(roots["learner"] / "replay", finished[-1])
+        learner.kill()
+        stored = stored_episodes(roots["learner"] / "replay")
+        assert set(stored) == set(finished) and len(finished) == 200
+        assert all(count == length(identity) for identity, count in stored.items())
 
 
 @contextmanager

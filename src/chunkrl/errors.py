@@ -30,5 +30,9 @@ class SpoolError(ChunkRLError):
     """A spool folder that cannot be used as asked: in use, full, read-only or damaged."""
 
 
+class SpoolWriteError(SpoolError):
+    """The disk takes nothing from a spool at the moment: full, read-only or failing. A later call may succeed."""
+
+
 class TransportError(ChunkRLError):
     """Actor and learner that cannot or must not talk: names the address, what was refused and the cure."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from chunkrl.errors import ChunkRLError, RecordError, SpoolError, TransportError
+from chunkrl.errors import ChunkRLError, RecordError, SpoolError, SpoolWriteError, TransportError
 from chunkrl.online import wire
 from chunkrl.online.pictures import FEATURE, pack_item
 from chunkrl.online.records import Hello, WeightPush, Welcome
@@ -130,7 +130,8 @@ class LearnerClient:
 
         Raises:
             UnreachableError: the connection failed; what was confirmed before stays so.
-            TransportError, RecordError, SpoolError: trying again is of no use.
+            SpoolWriteError: the disk is full, ...: what was confirmed is sent once more, and dropped there.
+            TransportError, RecordError, other SpoolErrors: trying again is of no use.
         """
         known = self._protocol != 0
         protocol = self._protocol or self.greet().protocol
@@ -270,14 +271,14 @@ class SpoolSender:
             there = self._spool.next_sequence
             try:
                 moved = self._client.drain()
-            except UnreachableError as error:
+            except (UnreachableError, SpoolWriteError) as error:
                 level = (
                     logging.WARNING
                     if self.reachable or pause == self._config.first_pause_s
                     else logging.DEBUG
                 )
                 _LOG.log(level, "%s; %d entries wait in %s", error, self.pending, self._spool.root)
-                self.reachable = False
+                self.reachable = isinstance(error, SpoolWriteError)
                 self._closing.wait(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, self._config.longest_pause_s)
             except (TransportError, RecordError, SpoolError) as error:

@@ -25,7 +25,7 @@ from pathlib import Path
 import filelock
 
 from chunkrl.data.atomic import remove_temporaries
-from chunkrl.errors import DatasetError, SpoolError
+from chunkrl.errors import DatasetError, SpoolError, SpoolWriteError
 from chunkrl.online import segment_file as sf
 from chunkrl.online.periodic import Periodic
 from chunkrl.online.spool_state import identify, read_watermark, write_watermark
@@ -133,7 +133,7 @@ class Spool:
         with self._mutex, self._writing():
             self._check_open()
             if self._periodic and (failure := self._periodic.failure):
-                raise SpoolError(str(failure)) from failure
+                raise SpoolWriteError(str(failure)) from failure
             room = _ROOM if self._periodic else 1
             if self._end >= room * self._segment_bytes and self._next > self._segments[-1]:
                 self._sync()
@@ -230,9 +230,9 @@ class Spool:
         try:
             yield
         except DatasetError as error:  # of `write_text`
-            raise SpoolError(str(error)) from error
+            raise SpoolWriteError(str(error)) from error
         except OSError as error:
-            raise SpoolError(
+            raise SpoolWriteError(
                 f"spool {self.root}: {error.strerror or error}; free some space or use a writable folder, what was "
                 "written before is kept"
             ) from error
