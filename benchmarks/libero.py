@@ -30,8 +30,7 @@ from benchmarks.metaworld import METHOD, summarize
 from chunkrl.data.atomic import write_text
 from chunkrl.data.frames import FrameTable
 from chunkrl.envs.collect import CollectConfig, collect_dataset, num_successes
-from chunkrl.envs.libero_package import assets_fingerprint, find_assets
-from chunkrl.envs.registry import expand
+from chunkrl.envs.registry import asset_fingerprint, expand
 from chunkrl.envs.scripted import Mixture, MixtureConfig
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.evaluation.observed import fit_policy, make_pool, renamed
@@ -298,7 +297,7 @@ def main(config: LiberoBenchmark) -> None:
     summary = summarize(records, names)
     summary |= {"config": asdict(config), "collection": asdict(_Place(config, 0).collection)}
     summary["seconds"] = time.monotonic() - started  # of this call
-    summary["assets"] = assets_fingerprint(find_assets())
+    summary["assets"] = asset_fingerprint(expand(TASKS[config.variant]))
     path = Path(config.results)
     known = json.loads(path.read_text()) if path.is_file() else {}
     name = f"{config.variant}{'-development' if config.development else ''}"

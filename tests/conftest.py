@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from started import STARTED
+from started import end_all
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -18,7 +18,4 @@ def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _nothing_left_running() -> Iterator[None]:
     yield
-    while STARTED:
-        process = STARTED.pop()
-        process.kill()
-        process.wait()
+    end_all()

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ pytest.importorskip("grpc", reason="needs chunkrl[online]")
 import pyarrow.parquet as pq
 from online_live import length
 from online_peers import certificate
-from started import STARTED
+from started import STARTED, end_all, free_address
 
 from chunkrl.online.intake import read_set_aside
 from chunkrl.online.replay import EPISODE_KEY, reading
@@ -90,8 +89,7 @@ def wait_stored(root: Path, identity: str) -> None:
 
 def kill(tmp_path: Path, rounds: int, victims: tuple[str, ...], seed: int) -> None:
     rng = random.Random(seed)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    address = free_address()
     finished: list[str] = []
     started = {
         "learner": ("learner", tmp_path / "learner", address, "-"),
@@ -160,9 +158,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        for process in STARTED:
-            process.kill()
-            process.wait()
+        end_all()
         subprocess.run(["umount", str(folder)], check=True)
 
 
@@ -171,8 +167,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 def test_a_disk_that_is_full_20_times(tmp_path, full):
     """A file system without a free block: sending and storing go on where there is room again."""
     rng = random.Random(2)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    address = free_address()
     with small_disk(tmp_path / full, 40) as disk:
         roots = {name: tmp_path / name / "root" for name in ("learner", "actor")}
         learner = Process("learner", roots["learner"], address, "-")

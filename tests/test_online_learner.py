@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +22,7 @@ pytest.importorskip("grpc", reason="needs chunkrl[online]")
 from actor_fakes import small_policy
 from online_peers import SMALL
 from online_records import SPEC, episode
-from started import STARTED
+from started import STARTED, free_address
 from test_online_faults import stored_episodes
 
 from chunkrl.cli import main
@@ -76,11 +75,6 @@ SETTINGS = [
     ),
 ]
 OFFLINE = [part for part in SETTINGS if not part.startswith("--online")]
-
-
-def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 def learner_arguments(run: Path, address: str, *more: str) -> list[str]:

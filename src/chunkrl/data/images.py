@@ -101,7 +101,7 @@ def continue_store(before: Camera, before_folder: Path, camera: Camera, folder: 
             sync_array(grow_array(source / _PICTURES, building / _PICTURES, camera.description.num_frames))
             write_text(building / _DONE, str(len(old)))
         except BaseException:
-            shutil.rmtree(building)
+            shutil.rmtree(building)  # else what is left counts as a begun build, which decodes everything
             raise
 
 

@@ -291,9 +291,8 @@ class SpoolSender:
                 return
             else:
                 self.reachable, pause = True, self._config.first_pause_s
-                if (
-                    moved < _FEW and self._spool.acknowledged >= there
-                ):  # else a call does not hold what was there
+                took_all = self._spool.acknowledged >= there  # a call does not hold many large records
+                if took_all and moved < _FEW:
                     self._gather()
 
     def _gather(self) -> None:
