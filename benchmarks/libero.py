@@ -78,6 +78,8 @@ class LiberoBenchmark:
     """Discount a step; episodes have 100 to 220 steps."""
     value_epochs: float = 5.0
     """Of the value phase."""
+    num_folds: int = 5
+    """Networks of the value phase, each of which sees all but its share of the episodes."""
     horizon: int = 10
     """H, executed whole."""
     max_steps: int | None = None
@@ -132,7 +134,17 @@ class _Place:
 def check_settings(config: LiberoBenchmark) -> None:
     """Raises ChunkRLError where the folder's data and runs were made with other settings."""
     path = _Place(config, 0).root / "settings.json"
-    names = ("mixture", "num_collect", "updates", "lr", "gamma", "value_epochs", "horizon", "max_steps")
+    names = (
+        "max_steps",
+        "mixture",
+        "num_collect",
+        "updates",
+        "lr",
+        "gamma",
+        "value_epochs",
+        "num_folds",
+        "horizon",
+    )
     settings = {name: getattr(config, name) for name in names}
     if path.is_file():
         known = json.loads(path.read_text())
@@ -174,6 +186,8 @@ def train(place: _Place, arm: Arm, progress: Progress) -> ChunkPolicy:
         images = config.variant == "images"
         updates = config.updates or (1500 if images else 3000)
         needs_q = any(a.training == arm.training and a.mode == "best_of_n" for a in ARMS)
+        if needs_q:  # Q learns the advantages that are another arm's weights: one value phase for both
+            train(place, CHUNK_RL, progress)
         learner = ChunkLevelOfflineRL(
             TrainConfig(
                 dataset_dir=str(place.dataset),
@@ -187,8 +201,9 @@ def train(place: _Place, arm: Arm, progress: Progress) -> ChunkPolicy:
                 value_epochs=config.value_epochs,
                 objective=arm.objective,
                 policy=arm.policy,
-                num_folds=arm.num_folds,
+                num_folds=config.num_folds,
                 train_q=needs_q,
+                values=str(place.run(CHUNK_RL)) if needs_q else None,
                 seed=place.seed,
                 device="cpu",
                 save_interval=0,
