@@ -37,6 +37,7 @@ from chunkrl.evaluation.observed import fit_policy, make_pool, renamed
 from chunkrl.evaluation.rollout import Episode, EpisodeResult, RolloutConfig, run_episodes
 from chunkrl.evaluation.statistics import wilson_interval
 from chunkrl.experiment import BC, BEST_OF_16, CHUNK_RL, SUCCESS_BC, Arm, data_hash
+from chunkrl.models.encoders import NetworkConfig
 from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import Progress, ProgressBars, silent
 from chunkrl.train_config import TrainConfig
@@ -49,6 +50,7 @@ TASKS: dict[Variant, tuple[str, ...]] = {
     "images": ("libero_spatial/0", "libero_spatial/5"),
 }
 CAMERA_SIZE = 128
+IMAGE_CHANNELS = (16, 32, 64, 128)  # 0.45 of the default's time on a processor
 DEVELOPMENT_SEED = 777000  # sampled placements of this seed and the following ones
 
 
@@ -201,6 +203,7 @@ def train(place: _Place, arm: Arm, progress: Progress) -> ChunkPolicy:
                 value_epochs=config.value_epochs,
                 objective=arm.objective,
                 policy=arm.policy,
+                network=NetworkConfig(image_channels=IMAGE_CHANNELS),
                 num_folds=config.num_folds,
                 train_q=needs_q,
                 values=str(place.run(CHUNK_RL)) if needs_q else None,

@@ -16,7 +16,7 @@ from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import LabelRule
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.encoders import NetworkConfig, hash_tokens
+from chunkrl.models.encoders import ImageEncoder, NetworkConfig, hash_tokens
 
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 SMALL = NetworkConfig(hidden_dim=16, num_layers=1, image_dim=8, text_dim=8)
@@ -139,3 +139,12 @@ def test_hashed_words() -> None:
 def test_labels_rule_reaches_the_data(root: Path, tmp_path: Path) -> None:
     run = make(root, tmp_path / "x", labels=LabelRule(success="all"))
     assert run.dataset.frame_labels.success.all()
+
+
+def test_image_channels_are_a_setting() -> None:
+    encoder = ImageEncoder(8, (8, 16))
+    widths = [module.out_channels for module in encoder.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert widths == [8, 16]
+    assert encoder(torch.zeros(2, 3, 20, 24)).shape == (2, 8)
+    with pytest.raises(ChunkRLError, match="multiples of 8"):
+        NetworkConfig(image_channels=(12, 16))

@@ -42,14 +42,15 @@ class NetworkConfig:
     """Sizes shared by all small networks.
 
     hidden_dim: width of every hidden layer. num_layers: hidden layers of each head.
-    image_dim, text_dim: features an image and a text give. text_buckets, text_tokens: hash vocabulary and
-    longest text in words. layer_norm: in critics (it keeps Q from exploding off the data).
-    dropout: in critics' heads.
+    image_dim, text_dim: features an image and a text give. image_channels: of the convolutions, each of which halves
+    the picture, multiples of 8. text_buckets, text_tokens: hash vocabulary and longest text in words.
+    layer_norm: in critics (it keeps Q from exploding off the data). dropout: in critics' heads.
     """
 
     hidden_dim: int = 256
     num_layers: int = 3
     image_dim: int = 128
+    image_channels: tuple[int, ...] = (32, 64, 64, 64)
     text_dim: int = 64
     text_buckets: int = 4096
     text_tokens: int = 32
@@ -60,6 +61,10 @@ class NetworkConfig:
         for name in ("hidden_dim", "num_layers", "image_dim", "text_dim", "text_tokens"):
             if getattr(self, name) < 1:
                 raise ChunkRLError(f"network {name} is {getattr(self, name)}; it must be at least 1")
+        if not self.image_channels or any(width < 8 or width % 8 for width in self.image_channels):
+            raise ChunkRLError(
+                f"network image_channels is {self.image_channels}; give multiples of 8 (groups of GroupNorm)"
+            )
         if self.text_buckets < 2 or not 0 <= self.dropout < 1:
             raise ChunkRLError("network text_buckets must be at least 2 and dropout lie in [0, 1)")
 
@@ -84,7 +89,7 @@ class ImageEncoder(nn.Module):
     Input float [B, 3, H, W] in [-1, 1]; output [B, out_dim].
     """
 
-    def __init__(self, out_dim: int, channels: tuple[int, ...] = (32, 64, 64, 64)) -> None:
+    def __init__(self, out_dim: int, channels: tuple[int, ...]) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
         previous = 3
@@ -147,7 +152,9 @@ class ObservationEncoder(nn.Module):
         super().__init__()
         self.spec, self.config = spec, config
         self.state_normalizer = state_normalizer
-        self.images = nn.ModuleList(ImageEncoder(config.image_dim) for _ in spec.cameras)
+        self.images = nn.ModuleList(
+            ImageEncoder(config.image_dim, config.image_channels) for _ in spec.cameras
+        )
         self.text = TextEncoder(config.text_buckets, config.text_dim) if spec.use_task else None
         self.out_dim = (
             len(spec.cameras) * config.image_dim + spec.state_dim + (config.text_dim if spec.use_task else 0)
