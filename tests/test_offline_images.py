@@ -16,7 +16,7 @@ from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import LabelRule
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.encoders import ImageEncoder, NetworkConfig, hash_tokens
+from chunkrl.models.encoders import ImageEncoder, NetworkConfig, hash_tokens, shift_images
 
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 SMALL = NetworkConfig(hidden_dim=16, num_layers=1, image_dim=8, text_dim=8)
@@ -148,3 +148,24 @@ def test_image_channels_are_a_setting() -> None:
     assert encoder(torch.zeros(2, 3, 20, 24)).shape == (2, 8)
     with pytest.raises(ChunkRLError, match="multiples of 8"):
         NetworkConfig(image_channels=(12, 16))
+
+
+def test_images_are_shifted_in_training_alone() -> None:
+    rows = torch.arange(5.0)[:, None].expand(5, 6)
+    columns = torch.arange(6.0).expand(5, 6)
+    images = torch.stack([rows, columns, rows * 6 + columns]).expand(64, 3, 5, 6)
+    torch.manual_seed(0)
+    moved = shift_images(images, 2)
+    offsets = set()
+    for image in moved:
+        row, column = int(image[0, 2, 0]) - 2, int(image[1, 0, 2]) - 2  # what stands in the middle
+        offsets.add((row, column))
+        wanted = [(np.arange(5) + row).clip(0, 4), (np.arange(6) + column).clip(0, 5)]
+        np.testing.assert_array_equal(image[2], images[0, 2][np.ix_(*wanted)])
+    assert {row for row, _ in offsets} == {column for _, column in offsets} == {-2, -1, 0, 1, 2}
+
+    encoder = ImageEncoder(8, (8, 16), shift=2)
+    images = torch.rand(4, 3, 24, 24)
+    assert not torch.equal(encoder(images), encoder(images))
+    encoder.eval()
+    assert torch.equal(encoder(images), encoder(images))

@@ -43,7 +43,8 @@ class NetworkConfig:
 
     hidden_dim: width of every hidden layer. num_layers: hidden layers of each head.
     image_dim, text_dim: features an image and a text give. image_channels: of the convolutions, each of which halves
-    the picture, multiples of 8. text_buckets, text_tokens: hash vocabulary and longest text in words.
+    the picture, multiples of 8. image_shift: training moves each picture by up to so many pixels in rows and columns
+    (`shift_images`). text_buckets, text_tokens: hash vocabulary and longest text in words.
     layer_norm: in critics (it keeps Q from exploding off the data). dropout: in critics' heads.
     """
 
@@ -51,6 +52,7 @@ class NetworkConfig:
     num_layers: int = 3
     image_dim: int = 128
     image_channels: tuple[int, ...] = (32, 64, 64, 64)
+    image_shift: int = 0
     text_dim: int = 64
     text_buckets: int = 4096
     text_tokens: int = 32
@@ -65,6 +67,8 @@ class NetworkConfig:
             raise ChunkRLError(
                 f"network image_channels is {self.image_channels}; give multiples of 8 (groups of GroupNorm)"
             )
+        if self.image_shift < 0:
+            raise ChunkRLError(f"network image_shift is {self.image_shift}; give pixels, or 0 for none")
         if self.text_buckets < 2 or not 0 <= self.dropout < 1:
             raise ChunkRLError("network text_buckets must be at least 2 and dropout lie in [0, 1)")
 
@@ -83,14 +87,29 @@ def mlp(in_dim: int, out_dim: int, config: NetworkConfig, layer_norm: bool = Fal
     return nn.Sequential(*layers)
 
 
-class ImageEncoder(nn.Module):
-    """Strided residual convolutions with GroupNorm, then spatial softmax: uint8 images of any size.
+def shift_images(images: Tensor, most: int) -> Tensor:
+    """Each image moved by a random whole number of pixels in [-most, most] along rows and columns, its border
+    repeated: float [B, C, H, W]. Augmentation of Yarats et al. 2021 (DrQ, arXiv 2004.13649)."""
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (most, most, most, most), mode="replicate")
+    offsets = torch.randint(0, 2 * most + 1, (len(images), 2)).tolist()
+    return torch.stack(
+        [
+            image[:, row : row + height, column : column + width]
+            for image, (row, column) in zip(padded, offsets, strict=True)
+        ]
+    )
 
-    Input float [B, 3, H, W] in [-1, 1]; output [B, out_dim].
+
+class ImageEncoder(nn.Module):
+    """Strided convolutions with GroupNorm, then spatial softmax: images of any size.
+
+    Input float [B, 3, H, W] in [-1, 1]; output [B, out_dim]. shift: of `shift_images`, in training.
     """
 
-    def __init__(self, out_dim: int, channels: tuple[int, ...]) -> None:
+    def __init__(self, out_dim: int, channels: tuple[int, ...], shift: int = 0) -> None:
         super().__init__()
+        self.shift = shift
         blocks: list[nn.Module] = []
         previous = 3
         for width in channels:
@@ -101,6 +120,8 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: float [B, 3, H, W] in [-1, 1]."""
+        if self.training and self.shift:
+            images = shift_images(images, self.shift)
         # channels last: a training step on a processor takes 0.7 of the time
         features = self.convolutions(images.contiguous(memory_format=torch.channels_last))
         height, width = features.shape[-2:]
@@ -153,7 +174,7 @@ class ObservationEncoder(nn.Module):
         self.spec, self.config = spec, config
         self.state_normalizer = state_normalizer
         self.images = nn.ModuleList(
-            ImageEncoder(config.image_dim, config.image_channels) for _ in spec.cameras
+            ImageEncoder(config.image_dim, config.image_channels, config.image_shift) for _ in spec.cameras
         )
         self.text = TextEncoder(config.text_buckets, config.text_dim) if spec.use_task else None
         self.out_dim = (
