@@ -21,9 +21,9 @@ from chunkrl.data.atomic import write_text
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.envs.collect_config import CollectCommand, CollectConfig, CollectPlan, plan
 from chunkrl.envs.collect_episode import CollectedEpisode, EpisodeMaker
-from chunkrl.envs.registry import asset_fingerprint, prepare
+from chunkrl.envs.registry import asset_fingerprint, opengl_library, prepare
 from chunkrl.envs.workers import Lost, Workers
-from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.errors import CheckpointError, ChunkRLError, DatasetError
 from chunkrl.progress import Progress, silent
 
 __all__ = ["CollectCommand", "CollectConfig", "collect", "collect_dataset", "collect_episodes"]
@@ -31,6 +31,7 @@ __all__ = ["CollectCommand", "CollectConfig", "collect", "collect_dataset", "col
 RECORD = "meta/collection.json"
 _NOT_OF_THE_DATA = ("num_episodes", "num_workers", "hang_s", "device", "output_dir")
 _LOST = "simulators_lost"  # in the record, of all sessions: their episodes were made anew
+_TOLD = (_LOST, "policy")  # for people: a policy is known by its contents, wherever it lies
 _MOST_LOSSES = 3  # of one episode's simulator
 
 
@@ -107,7 +108,7 @@ def collect_dataset(
     episodes of another configuration.
     """
     root, planned = Path(root), plan(config)
-    record = _record(planned)
+    record = _record(planned, progress)
     names = [planned.tasks[0]] if len(planned.tasks) == 1 else [config.env]
     with DatasetWriter(
         root,
@@ -135,11 +136,28 @@ def _is_empty(root: Path) -> bool:
         return False
 
 
-def _record(planned: CollectPlan) -> dict[str, Any]:
-    """What the episodes depend on, as JSON, and how many simulators were lost."""
-    config = asdict(planned.config)
-    record = {name: value for name, value in config.items() if name not in _NOT_OF_THE_DATA}
-    record |= {"assets": asset_fingerprint(planned.tasks), _LOST: 0}
+def _record(planned: CollectPlan, progress: Progress) -> dict[str, Any]:
+    """What the episodes depend on, as JSON, and what is told (`_TOLD`)."""
+    config = planned.config
+    record = {name: value for name, value in asdict(config).items() if name not in _NOT_OF_THE_DATA}
+    record |= {
+        "assets": asset_fingerprint(planned.tasks),
+        "opengl": opengl_library(planned.tasks) if config.camera_size else "",
+        "policy_fingerprint": "",
+        "device": "",  # where the policy acts
+        _LOST: 0,
+    }
+    if config.policy is not None:
+        from chunkrl.build import choose_device  # both import torch
+        from chunkrl.integration.chunk_cache import fingerprint
+
+        folder = Path(config.policy)
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"--policy {folder} is no folder: give a run's `policy`, or a pi checkpoint's"
+            )
+        record["policy_fingerprint"] = fingerprint((folder,), progress)
+        record["device"] = choose_device(config.device).type
     return json.loads(json.dumps(record))  # tuples as lists, as they are read back
 
 
@@ -161,17 +179,21 @@ def _check_same(root: Path, asked: dict[str, Any], num_asked: int, num_episodes:
         raise DatasetError(
             f"{root} holds {num_episodes} episodes already, of which {RECORD} says nothing: {cure}"
         )
-    known.setdefault("assets", asked["assets"])  # a record of before they were noted
-    num_lost = known.pop(_LOST, 0)
-    asked = {name: value for name, value in asked.items() if name != _LOST}
-    other = sorted(name for name in known.keys() | asked.keys() if known.get(name) != asked.get(name))
+    for name in ("assets", "opengl", "device", *(() if known.get("policy") else ("policy_fingerprint",))):
+        known.setdefault(name, asked[name])  # a record of before they were noted
+    names = sorted((known.keys() | asked.keys()) - set(_TOLD))
+    other = [
+        f"{name} ({known.get(name)!r} there, {asked.get(name)!r} asked for)"
+        for name in names
+        if known.get(name) != asked.get(name)
+    ]
     if other:
         raise DatasetError(
-            f"{root} holds {num_episodes} episodes already, collected with another {', '.join(other)}: {cure}"
+            f"{root} holds {num_episodes} episodes already, collected with another {', another '.join(other)}: {cure}"
         )
     if num_episodes >= num_asked:
         raise DatasetError(f"{root} holds {num_episodes} episodes already, all that were asked for: {cure}")
-    return num_lost
+    return known.get(_LOST, 0)
 
 
 def num_successes(root: str | Path) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chunkrl.envs.libero_tasks import NUM_INITIAL_STATES, SUITES, InitialStates, find_task, suite_tasks
-from chunkrl.envs.offscreen import Rendering
+from chunkrl.envs.offscreen import Rendering, choose_backend
 from chunkrl.envs.protocol import Environment
 from chunkrl.errors import ChunkRLError, MissingExtraError
 
@@ -118,6 +118,15 @@ def asset_fingerprint(tasks: Sequence[str]) -> str:
     from chunkrl.envs.libero_package import assets_fingerprint, find_assets
 
     return assets_fingerprint(find_assets())
+
+
+def opengl_library(tasks: Sequence[str]) -> str:
+    """What draws the pictures of these tasks' cameras here; "" where they are drawn without OpenGL.
+
+    Raises:
+        ChunkRLError: there is none (says how to install one).
+    """
+    return choose_backend() if any(is_libero(task) or is_hil(task) for task in tasks) else ""
 
 
 def describe(tasks: Sequence[str]) -> EnvInfo:

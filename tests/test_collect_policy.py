@@ -1,0 +1,91 @@
+"""`chunkrl collect` with a learned policy: what its data depend on, and what is gone on with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
+
+from chunkrl.cli import main
+from chunkrl.envs import collect
+from chunkrl.envs.collect import RECORD, CollectConfig, collect_dataset
+from chunkrl.envs.scripted import MixtureConfig
+from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.training.checkpoint import TENSORS
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small policy on the state, after one update."""
+    root = tmp_path_factory.mktemp("policy")
+    collect_dataset(root / "data", CollectConfig(num_episodes=2, max_steps=8, num_workers=0))
+    train = (
+        f"train --dataset-dir {root / 'data'} --output-dir {root / 'run'} --action-horizon 3 --action-dim 4 "
+    )
+    train += (
+        "--batch-size 4 --num-updates 1 --objective behaviour_cloning --network.hidden-dim 8 --device cpu"
+    )
+    main(train.split())
+    return root / "run" / "policy"
+
+
+def config(policy: Path, **changes) -> CollectConfig:
+    mixture = MixtureConfig(policy_share=1.0)
+    asked = {"mixture": mixture, "num_episodes": 1, "max_steps": 5, "num_workers": 0, "policy": str(policy)}
+    return CollectConfig(**(asked | changes))  # type: ignore[arg-type]
+
+
+def test_another_policy_in_the_same_folder_is_not_gone_on_with(policy: Path, tmp_path: Path) -> None:
+    ours, root = tmp_path / "policy", tmp_path / "data"
+    shutil.copytree(policy, ours)
+    collect_dataset(root, config(ours))
+    record = json.loads((root / RECORD).read_text())
+    assert record["policy"] == str(ours) and record["device"] == "cpu" and record["opengl"] == ""
+    moved = tmp_path / "elsewhere"
+    ours.rename(moved)
+    collect_dataset(root, config(moved, num_episodes=2))  # the same one, wherever it lies
+    weights = load_file(moved / TENSORS)
+    save_file({name: torch.zeros_like(value) for name, value in weights.items()}, moved / TENSORS)
+    with pytest.raises(
+        DatasetError, match=r"2 episodes already, .*another policy_fingerprint \('[0-9a-f]{32}'"
+    ):
+        collect_dataset(root, config(moved, num_episodes=3))
+    with pytest.raises(ChunkRLError, match=r"no-such is no folder"):
+        collect_dataset(root, config(tmp_path / "no-such", num_episodes=3))
+
+
+def test_pictures_of_another_opengl_and_actions_of_another_device_are_not_added(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they are is taken for granted here: neither a GPU nor OpenGL is needed to compare records."""
+    asked = config(policy, max_steps=3)
+    monkeypatch.setattr(collect, "opengl_library", lambda tasks: "egl")
+    pictures = replace(asked, policy=None, mixture=MixtureConfig(), camera_size=16)
+    for name, one in (("a", asked), ("b", pictures)):
+        collect_dataset(tmp_path / name, one)
+    more = replace(pictures, num_episodes=2)
+    monkeypatch.setattr(collect, "opengl_library", lambda tasks: "osmesa")
+    with pytest.raises(DatasetError, match=r"another opengl \('egl' there, 'osmesa' asked for\)"):
+        collect_dataset(tmp_path / "b", more)
+    monkeypatch.setattr("chunkrl.build.choose_device", lambda name: torch.device("cuda", 1))
+    with pytest.raises(DatasetError, match=r"another device \('cpu' there, 'cuda' asked for\)"):
+        collect_dataset(tmp_path / "a", replace(asked, num_episodes=2))
+
+
+def test_records_of_before_opengl_and_device_were_noted_are_gone_on_with(tmp_path: Path) -> None:
+    asked = CollectConfig(num_episodes=1, max_steps=3, num_workers=0)
+    collect_dataset(tmp_path, asked)
+    record = json.loads((tmp_path / RECORD).read_text())
+    for name in ("assets", "opengl", "device", "policy_fingerprint"):
+        del record[name]
+    (tmp_path / RECORD).write_text(json.dumps(record))
+    collect_dataset(tmp_path, replace(asked, num_episodes=2))
+    with pytest.raises(DatasetError, match="all that were asked for"):
+        collect_dataset(tmp_path, replace(asked, num_episodes=2))
