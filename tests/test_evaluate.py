@@ -21,7 +21,7 @@ pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
 from chunkrl.cli import main
 from chunkrl.envs import libero
 from chunkrl.envs.metaworld import CAMERA
-from chunkrl.envs.registry import EnvInfo
+from chunkrl.envs.registry import EnvInfo, EnvOptions
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation import observed
 from chunkrl.evaluation.evaluation_folder import EvaluationFolder
@@ -35,7 +35,7 @@ from chunkrl.evaluation.evaluation_result import (
     write_evaluation,
 )
 from chunkrl.evaluation.evaluation_videos import choose_episodes
-from chunkrl.evaluation.observed import fit_policy, plan_episodes, renamed
+from chunkrl.evaluation.observed import fit_policy, make_pool, plan_episodes, renamed
 from chunkrl.evaluation.rollout import Episode, initial_seeds
 from chunkrl.evaluation.statistics import wilson_interval
 from chunkrl.types import Observation
@@ -231,6 +231,46 @@ def test_films_show_failures_first_and_are_made_once(
     monkeypatch.setattr("chunkrl.evaluation.evaluation_videos.episode_video", None)  # would fail if called
     main(arguments(policy, tmp_path / "e", *few))
     assert read_evaluation(tmp_path / "e").videos == videos
+
+
+def test_a_fault_while_filming_loses_no_result(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = arguments(policy, tmp_path / "e", "--videos", "2")
+    films: list[str] = []
+
+    def second_fails(frames: Any, name: str, *more: Any) -> tuple[bytes, str]:
+        films.append(name)
+        if len(films) == 2:
+            raise ChunkRLError("no OpenGL")
+        return b"film", "video/mp4"
+
+    with monkeypatch.context() as patch:
+        patch.setattr("chunkrl.evaluation.evaluation_videos.episode_video", second_fails)
+        assert "no OpenGL" in refused(capsys, call)
+        found = read_evaluation(tmp_path / "e")
+        assert [len(found.episodes[env]) for env in found.settings.envs] == [3, 3] and found.videos == ()
+        assert "0 of 6 episodes" in Page((tmp_path / "e" / "report.html").read_text()).text
+        films.append("the first is there, and not made again")
+        main(call)
+    after = read_evaluation(tmp_path / "e")
+    assert len(after.videos) == 2 and len(films) == 4 and after.episodes == found.episodes
+    assert (tmp_path / "e" / "report.html").read_text().count("<video") == 2
+
+
+def test_one_environment_where_a_process_can_draw_in_one_alone() -> None:
+    """A state policy's films in LIBERO need the one rendering context that a process can have."""
+
+    def num_slots(one_context: bool, camera_size: int, films: bool) -> int:
+        known = {
+            "info": SimpleNamespace(one_context=one_context),
+            "options": EnvOptions(None, "full", camera_size),
+        }
+        request: Any = SimpleNamespace(**known)
+        return make_pool(request, 0, 4, 6, 1.0, films).num_slots
+
+    assert num_slots(True, 0, True) == num_slots(True, 64, False) == 1
+    assert num_slots(True, 0, False) == num_slots(False, 64, True) == 4
 
 
 def test_choice_of_films() -> None:

@@ -25,7 +25,7 @@ from chunkrl.evaluation.evaluation_result import (
     task_rate,
     write_evaluation,
 )
-from chunkrl.evaluation.evaluation_videos import record_videos
+from chunkrl.evaluation.evaluation_videos import choose_episodes, films_there, record_videos
 from chunkrl.evaluation.observed import EnvRequest, fit_policy, make_pool, plan_episodes, renamed
 from chunkrl.evaluation.rollout import Actor, Episode, EpisodeResult, RolloutConfig, run_episodes
 from chunkrl.integration.chunk_cache import fingerprint
@@ -125,11 +125,7 @@ def evaluate_policy(command: EvaluateCommand, progress: Progress) -> None:
         print(format_evaluation(_evaluation(settings, episodes, outcomes, 0.0, pool.num_slots)))
         return
     with closing(EvaluationFolder(command.output_dir, settings)) as folder:
-        evaluation = _evaluate_in(folder, actor, settings, request, command, progress)
-        print(format_evaluation(evaluation))
-        print(
-            f"\nresult: {write_evaluation(folder.root, evaluation)}\npage:   {write_page(folder.root, evaluation)}"
-        )
+        _evaluate_in(folder, actor, settings, request, command, progress)
 
 
 def _evaluate_in(
@@ -139,8 +135,8 @@ def _evaluate_in(
     request: EnvRequest,
     command: EvaluateCommand,
     progress: Progress,
-) -> Evaluation:
-    """Runs what is missing in `folder`, then the films."""
+) -> None:
+    """Runs what is missing in `folder`, writes result and page, and both again with the films."""
     episodes = plan_episodes(settings, request.info.num_initial_states)
     outcomes = folder.load(episodes)
     clock = folder.clock()
@@ -156,14 +152,27 @@ def _evaluate_in(
         _run(actor, pool, episodes, settings, outcomes, keep, progress)
         clock.stop()
         evaluation = _evaluation(settings, episodes, outcomes, clock.total, pool.num_slots)
-        videos = record_videos(
-            folder, actor, pool, episodes, evaluation, command.videos, request.info.fps, progress
-        )
-    return replace(evaluation, videos=videos)
+        chosen = [episodes[number] for number in choose_episodes(evaluation, episodes, command.videos)]
+        evaluation = replace(evaluation, videos=films_there(folder, chosen))
+        print(format_evaluation(evaluation))
+        result, page = write_evaluation(folder.root, evaluation), write_page(folder.root, evaluation)
+        print(f"\nresult: {result}\npage:   {page}")
+        if record_videos(folder, actor, pool, chosen, evaluation, request.info.fps, progress):
+            evaluation = replace(evaluation, videos=films_there(folder, chosen))
+            write_evaluation(folder.root, evaluation)
+            write_page(folder.root, evaluation)
+            print(f"films:  {len(chosen)}, in the page and in {folder.root / 'videos'}")
 
 
 def _pool(request: EnvRequest, command: EvaluateCommand, num_episodes: int) -> EnvPool:
-    return make_pool(request, command.num_workers, command.batch_size, num_episodes, command.hang_s)
+    return make_pool(
+        request,
+        command.num_workers,
+        command.batch_size,
+        num_episodes,
+        command.hang_s,
+        films=command.videos > 0,
+    )
 
 
 def _run(

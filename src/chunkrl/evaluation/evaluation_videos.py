@@ -29,25 +29,29 @@ def choose_episodes(evaluation: Evaluation, episodes: Sequence[Episode], num_vid
     return [number for *_, number in sorted(keys)[:num_videos]]
 
 
+def films_there(folder: EvaluationFolder, chosen: Sequence[Episode]) -> tuple[Video, ...]:
+    """The films of the episodes `chosen` that are in the folder, in their order."""
+    films = {video.episode: video for video in folder.films()}
+    return tuple(films[e.env, e.seed] for e in chosen if (e.env, e.seed) in films)
+
+
 def record_videos(
     folder: EvaluationFolder,
     actor: Actor,
     pool: EnvPool,
-    episodes: Sequence[Episode],
+    chosen: Sequence[Episode],
     evaluation: Evaluation,
-    num_videos: int,
     fps: float,
     progress: Progress,
-) -> tuple[Video, ...]:
-    """Films `num_videos` episodes into the folder; those that are there already are kept.
+) -> int:
+    """Films the episodes `chosen` into the folder, all but those that are there already; returns how many.
 
     Episodes are functions of state and noise, so the repetition shows what was counted. Where it ends otherwise, the
     simulator or the policy's device is not deterministic; the video says so. fps: control steps a second.
     """
     outcomes = {(env, e.seed): e for env, found in evaluation.episodes.items() for e in found}
-    chosen = [episodes[number] for number in choose_episodes(evaluation, episodes, num_videos)]
-    films = {video.episode: video for video in folder.films()}
-    missing = [episode for episode in chosen if (episode.env, episode.seed) not in films]
+    there = {video.episode for video in films_there(folder, chosen)}
+    missing = [episode for episode in chosen if (episode.env, episode.seed) not in there]
     every = max(1, round(fps / FPS))
     num_done = 0
 
@@ -68,10 +72,9 @@ def record_videos(
         with replace_file(folder.root / film.file) as temporary:
             temporary.write_bytes(content)
         folder.save_film(film)
-        films[film.episode] = film
         num_done += 1
         progress("films", num_done, len(missing))
 
     execution = RolloutConfig(evaluation.settings.exec_steps, evaluation.settings.batch_size)
     run_episodes(actor, pool, missing, execution, finished, record_every=every)
-    return tuple(films[episode.env, episode.seed] for episode in chosen)
+    return len(missing)

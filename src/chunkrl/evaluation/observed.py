@@ -171,14 +171,18 @@ def plan_episodes(settings: EvaluationSettings, num_initial_states: int | None) 
 
 
 def make_pool(
-    request: EnvRequest, num_workers: int | None, batch_size: int, num_episodes: int, hang_s: float
+    request: EnvRequest,
+    num_workers: int | None,
+    batch_size: int,
+    num_episodes: int,
+    hang_s: float,
+    films: bool = False,
 ) -> EnvPool:
     """Simulators for the request: processes, or (`num_workers` 0) as many environments in this process as a policy
-    call takes."""
+    call takes; one, where a process can draw in one alone and the policy or the films need pictures."""
     if num_workers == 0:
-        num_slots = (
-            1 if request.options.camera_size and request.info.one_context else min(batch_size, num_episodes)
-        )
+        draws = request.options.camera_size > 0 or films
+        num_slots = 1 if draws and request.info.one_context else min(batch_size, num_episodes)
         return LocalPool(num_slots, lambda slot, name: make_env(name, request.options))
     wanted = len(os.sched_getaffinity(0)) if num_workers is None else num_workers
     prepare(request.envs)
