@@ -1,4 +1,4 @@
-"""MetaWorld: reproducible resets, collection and evaluation; what the scripted mixtures refuse."""
+"""MetaWorld: reproducible resets, collection and evaluation."""
 
 import json
 from collections.abc import Iterator
@@ -17,8 +17,7 @@ from chunkrl.envs.collect import CollectConfig, collect_dataset
 from chunkrl.envs.collect_config import plan
 from chunkrl.envs.collect_episode import CollectedEpisode, EpisodeMaker
 from chunkrl.envs.metaworld import ACTION_DIM, CAMERA, GOAL, STATE_DIM, STATE_NAMES, MetaWorldEnv, make_expert
-from chunkrl.envs.protocol import EnvStep
-from chunkrl.envs.scripted import CONTROLLERS, POLICY, MixtureConfig, MixtureController
+from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.evaluation.rollout import Rollouts, evaluate, initial_seeds
 from chunkrl.progress import silent
@@ -152,81 +151,6 @@ def test_what_is_observed_changes_nothing_else(tmp_path: Path) -> None:
     entries = [STATE_NAMES["full"].index(name) for name in names]
     assert table.state is not None and np.array_equal(table.state, full["observation.state"][:, entries])
     assert table.images(CAMERA, np.arange(4)).size == 4 * 16 * 16 * 3
-
-
-def test_mixtures_that_are_none_are_refused() -> None:
-    for bad, message in (
-        ({"mixture": "across"}, "mixture is 'across'"),
-        ({"bad_within": (1.0,)}, "bad_within"),
-        ({"episode_controllers": (0.0,) * 4}, "episode_controllers"),
-        ({"segment_steps": (9, 8)}, "segment_steps"),
-        ({"policy_share": 1.5}, "policy_share is 1.5"),
-    ):
-        with pytest.raises(ChunkRLError, match=message):
-            MixtureConfig(**bad)  # type: ignore[arg-type]
-
-
-STEP = EnvStep(np.zeros(STATE_DIM, dtype=np.float32))
-
-
-class RestingExpert:
-    """Does nothing, and remembers by how much the target was misplaced."""
-
-    release = np.array([0.0, 0.0, 0.5, -1.0])
-
-    def __init__(self) -> None:
-        self.shifts: list[np.ndarray] = []
-
-    def reset(self) -> None: ...
-
-    def act(self, shift: np.ndarray) -> np.ndarray:
-        self.shifts.append(shift)
-        return np.zeros(ACTION_DIM)
-
-
-class SteadyPolicy:
-    """A learned policy whose action is the number of its turn, in thousandths."""
-
-    def __init__(self) -> None:
-        self.turns = 0
-
-    def begin(self, rng: np.random.Generator) -> None:
-        self.turns += 1
-
-    def act(self, step: EnvStep) -> np.ndarray:
-        return np.full(ACTION_DIM, self.turns / 1000)
-
-
-@pytest.mark.parametrize("mixture", ["within", "episodes"])
-def test_a_policy_has_its_share(mixture: str) -> None:
-    config = MixtureConfig(mixture=mixture, policy_share=0.25)  # type: ignore[arg-type]
-    rng, policy = np.random.default_rng(0), SteadyPolicy()
-    acted: list[int] = []
-    for _ in range(1000 if mixture == "episodes" else 100):
-        controller = MixtureController(RestingExpert(), config, rng, policy)
-        for _ in range(1 if mixture == "episodes" else 120):
-            before = policy.turns
-            action, number = controller.act(STEP)
-            acted.append(number)
-            if number == POLICY:  # without the scripts' noise
-                assert np.allclose(action, policy.turns / 1000)
-            assert policy.turns - before in (0, 1)
-    assert np.mean(np.array(acted) == POLICY) == pytest.approx(0.25, abs=0.05)  # 3 deviations and more
-    alone = MixtureConfig(mixture=mixture, policy_share=1.0)  # type: ignore[arg-type]
-    controller = MixtureController(None, alone, rng, policy)  # needs no expert
-    assert {controller.act(STEP)[1] for _ in range(40)} == {POLICY}
-
-
-def test_segments_have_the_lengths_of_the_recipe() -> None:
-    expert = RestingExpert()
-    config = MixtureConfig(expert_probability=(0.0,), bad_within=(0.0, 0.5, 0.5, 0.0))
-    controller = MixtureController(expert, config, np.random.default_rng(0))
-    numbers = [controller.act(STEP)[1] for _ in range(400)]
-    cuts = np.flatnonzero(np.diff(numbers)) + 1
-    assert set(numbers) == {CONTROLLERS.index("shifted_target"), CONTROLLERS.index("early_release")}
-    assert np.diff(cuts).min() >= 8
-    shifts = [float(np.linalg.norm(shift)) for shift in expert.shifts if shift.any()]
-    assert shifts and min(shifts) >= 0.12 and max(shifts) <= 0.15 + 1e-6
 
 
 def noisy_actor(observation: Observation, generators: list[torch.Generator]) -> torch.Tensor:

@@ -106,7 +106,7 @@ class MixtureController:
         self._expert, self._config, self._rng, self._policy = expert, config, rng, policy
         self._expert_probability = rng.choice(config.expert_probability)
         self._noise_std = rng.uniform(*config.noise_std)
-        self._steps_left = 0
+        self._steps_left = 0  # of a segment
         self._controller = EXPERT
         self._shift = np.zeros(3)
         if config.mixture == "episodes" and not self._policy_begins():
@@ -128,6 +128,7 @@ class MixtureController:
         self._shift = length * np.array([np.cos(angle), np.sin(angle), 0.0])
         self._release_step = int(self._rng.integers(15, 45))  # `episodes`: when an early release begins
         self._steps = 0
+        self._burst_steps_left = 0
 
     def _redraw(self) -> None:
         low, high = self._config.segment_steps
@@ -166,10 +167,10 @@ class MixtureController:
         return action
 
     def _burst(self, action_dim: int) -> bool:
-        """Random bursts: every 8 to 15 steps, with probability one half, a constant random action."""
-        if self._steps_left == 0:
-            self._steps_left = int(self._rng.integers(*self._config.segment_steps, endpoint=True))
+        """Random bursts: for 8 to 15 steps each, with probability one half, a constant random action."""
+        if self._burst_steps_left == 0:
+            self._burst_steps_left = int(self._rng.integers(*self._config.segment_steps, endpoint=True))
             self._bursting = self._rng.random() < 0.5
             self._burst_action = self._rng.uniform(-1.0, 1.0, size=action_dim)
-        self._steps_left -= 1
+        self._burst_steps_left -= 1
         return bool(self._bursting)
