@@ -1,4 +1,4 @@
-"""`chunkrl collect` with a learned policy: what its data depend on, and what is gone on with."""
+"""`chunkrl collect` with a learned policy: what it sees, what its data depend on, and what is gone on with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,11 +16,15 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
 
 from chunkrl.cli import main
-from chunkrl.envs import collect
+from chunkrl.data.frames import FrameTable
+from chunkrl.envs import collect, learned
 from chunkrl.envs.collect import RECORD, CollectConfig, collect_dataset
+from chunkrl.envs.metaworld import CAMERA
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.progress import silent
 from chunkrl.training.checkpoint import TENSORS
+from chunkrl.types import Observation
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +89,37 @@ def test_records_of_before_opengl_and_device_were_noted_are_gone_on_with(tmp_pat
     asked = CollectConfig(num_episodes=1, max_steps=3, num_workers=0)
     collect_dataset(tmp_path, asked)
     record = json.loads((tmp_path / RECORD).read_text())
-    for name in ("assets", "opengl", "device", "policy_fingerprint"):
+    for name in ("assets", "opengl", "device", "policy_fingerprint", "rename"):
         del record[name]
     (tmp_path / RECORD).write_text(json.dumps(record))
     collect_dataset(tmp_path, replace(asked, num_episodes=2))
     with pytest.raises(DatasetError, match="all that were asked for"):
         collect_dataset(tmp_path, replace(asked, num_episodes=2))
+
+
+def test_a_policy_without_cameras_collects_pictures(policy: Path, tmp_path: Path) -> None:
+    collect_dataset(tmp_path / "plain", config(policy))
+    collect_dataset(tmp_path / "seen", config(policy, camera_size=16))
+    plain, seen = (FrameTable.open(tmp_path / name, progress=silent) for name in ("plain", "seen"))
+    assert np.array_equal(plain.action, seen.action) and not plain.description.cameras
+    assert seen.images(CAMERA, np.arange(5)).shape == (5, 3, 16, 16)
+
+
+def test_a_policys_cameras_may_have_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def act(observation: Observation, generators: list[torch.Generator], mode: str) -> torch.Tensor:
+        assert set(observation.images) == {"front"} and observation.images["front"].shape == (1, 3, 16, 16)
+        return torch.full((1, 2, 4), 0.25)
+
+    looking = {"cameras": ("front",), "image_sizes": ((16, 16),), "state_dim": 0, "action_dim": 4}
+    policy = SimpleNamespace(**looking, action_horizon=2, act=act)
+    monkeypatch.setattr(learned, "load_policy", lambda *_: policy)
+    asked = config(tmp_path, camera_size=16)
+    with pytest.raises(
+        ChunkRLError, match=f"needs the camera 'front', and MetaWorld has .*{CAMERA}.*--rename"
+    ):
+        collect_dataset(tmp_path / "a", asked)
+    with pytest.raises(ChunkRLError, match="sees pictures of 16 pixels: collect with --camera-size 16"):
+        collect_dataset(tmp_path / "b", replace(asked, camera_size=0, rename=(f"{CAMERA}=front",)))
+    collect_dataset(tmp_path / "c", replace(asked, rename=(f"{CAMERA}=front",)))
+    table = FrameTable.open(tmp_path / "c", progress=silent)
+    assert (table.action == 0.25).all() and table.description.cameras == (CAMERA,)

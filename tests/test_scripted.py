@@ -135,7 +135,7 @@ def only(mixture: Mixture, number: int, num_steps: int = 600) -> tuple[np.ndarra
 def lengths(values: np.ndarray) -> np.ndarray:
     """Of the pieces of equal rows, the last one left out."""
     cuts = np.flatnonzero((np.diff(values, axis=0) != 0).any(axis=1)) + 1
-    return np.diff([0, *cuts])
+    return np.diff(cuts, prepend=0)
 
 
 @pytest.mark.parametrize("mixture", ["within", "episodes"])
@@ -150,13 +150,13 @@ def test_each_controller_acts_in_each_mixture(mixture: Mixture) -> None:
     assert len(drawn) == 0 if mixture == "episodes" else drawn.min() >= 8 and drawn.max() <= 15
     actions, shifts = only(mixture, RELEASE)
     assert not shifts.any()
-    released = (actions == RestingExpert.release.astype(np.float32)).all(axis=1)
+    released = np.all(actions == RestingExpert.release.astype(np.float32), axis=1)
     first = int(np.argmax(released))
     assert released[first:].all() and not actions[:first].any()
     assert first == 0 if mixture == "within" else 15 <= first < 45
     actions, shifts = only(mixture, BURSTS)
     assert not shifts.any()
-    burst = actions.any(axis=1)
+    burst = np.any(actions != 0, axis=1)
     assert 0.3 < burst.mean() < 0.7 and np.abs(actions[burst]).max() > 0.9
     # a burst is constant, and ends with its segment at the latest
     pieces = lengths(actions)

@@ -179,8 +179,15 @@ def _check_same(root: Path, asked: dict[str, Any], num_asked: int, num_episodes:
         raise DatasetError(
             f"{root} holds {num_episodes} episodes already, of which {RECORD} says nothing: {cure}"
         )
-    for name in ("assets", "opengl", "device", *(() if known.get("policy") else ("policy_fingerprint",))):
-        known.setdefault(name, asked[name])  # a record of before they were noted
+    since = (
+        "assets",
+        "opengl",
+        "device",
+        "rename",
+        *(() if known.get("policy") else ("policy_fingerprint",)),
+    )
+    for name in since:  # of before they were noted
+        known.setdefault(name, asked[name])
     names = sorted((known.keys() | asked.keys()) - set(_TOLD))
     other = [
         f"{name} ({known.get(name)!r} there, {asked.get(name)!r} asked for)"

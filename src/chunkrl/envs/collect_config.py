@@ -56,6 +56,8 @@ class CollectConfig:
     """How the policy acts: mode, sample, or best_of_n."""
     exec_steps: int | None = None
     """Actions executed of each of the policy's chunks; default: the whole chunk."""
+    rename: tuple[str, ...] = ()
+    """Cameras that the policy knows by another name: ENVIRONMENT'S=POLICY'S, as of chunkrl evaluate."""
     hang_s: float = 1800.0
     """Seconds for an episode after which a silent simulator process is taken for hung and replaced."""
     device: str = "cpu"

@@ -48,7 +48,8 @@ def load_controller(plan: CollectPlan, env: str, task: str) -> PolicyController:
     assert config.policy is not None
     torch.set_num_threads(1)  # each simulator process has its own copy
     policy = load_policy(config.policy, choose_device(config.device), config.policy_mode == "best_of_n")
-    request = fit_policy(policy, (env,), config.max_steps, config.camera_size or None, ())
+    camera_size = config.camera_size or None if policy.cameras else None  # pictures may be for the data alone
+    request = fit_policy(policy, (env,), config.max_steps, camera_size, config.rename)
     if policy.state_dim and request.options.state != config.state:
         raise ChunkRLError(
             f"--policy {config.policy} takes the state {request.options.state!r}, and --state is {config.state!r}: "
