@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,11 +31,18 @@ def test_two_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     new, old = folder(tmp_path, "new", *NEW), folder(tmp_path, "old", *OLD, fingerprint="g", mode="sample")
     main(["compare", f"better={new}", old, "--output-dir", str(tmp_path / "c")])
     shown = capsys.readouterr().out
-    assert "McNemar p = 0.0625" in shown  # 5 against 0 states: 2 / 32
+    assert "McNemar p = 0.0625 (5 : 0)" in shown  # 2 / 32
+    assert "McNemar p = 0.0312 (6 : 0)" in shown  # over both tasks: 2 / 64
+    assert re.search(r"mean over tasks +better +0.83 +\[0.55, 0.95\]", shown)
     assert "+83.3" in shown and "+16.7" in shown
     found = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert found["tasks"]["push-v3"]["difference"] == {old: pytest.approx(5 / 6)}
     assert found["mean_over_tasks"]["difference"] == {old: pytest.approx(0.5)}
+    assert (found["mean_over_tasks"]["p_value"], found["mean_over_tasks"]["only_a"]) == (
+        {old: 2 / 64},
+        {old: 6},
+    )
+    assert found["mean_over_tasks"]["arms"][old]["success"] == pytest.approx(4 / 12)
     assert found["exec_steps"] == 2 and "aggregates" not in found
     page = Page((tmp_path / "c" / "comparison.html").read_text())
     assert "+50 points better over" in page.text and "2 actions of each chunk" in page.text
@@ -50,6 +58,8 @@ def test_several_training_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[st
     found = json.loads((tmp_path / "c" / "comparison.json").read_text())
     arm = found["tasks"]["reach-v3"]["arms"]["new"]
     assert (arm["success"], arm["num_episodes"], arm["seed"]) == (pytest.approx(4 / 6), 18, None)
+    assert found["mean_over_tasks"]["arms"]["new"]["num_episodes"] == 36
+    assert found["mean_over_tasks"]["p_value"] == {"old": None}
     assert "3 seeds" in Page((tmp_path / "c" / "comparison.html").read_text()).text
 
 

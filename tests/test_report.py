@@ -93,8 +93,10 @@ class TestComparison:
         ]
         pair = paired_difference(arms[2].success, arms[0].success)
         assert (differences[0].interval, differences[0].p_value) == (pair.interval, pair.p_value)
-        assert differences[0].num_pairs == 20
-        assert differences[4].num_pairs == 40
+        assert (differences[0].num_pairs, differences[0].only_a, differences[0].only_b) == (20, 10, 0)
+        over_all = differences[5]  # 3 and 0 states gained on one task, 0 and 1 lost on the other
+        assert (over_all.num_pairs, over_all.only_a, over_all.only_b) == (40, 3, 1)
+        assert over_all.p_value == (1 + 4) * 2 / 2**4
 
     def test_one_task_has_no_mean(self, arms):
         assert {d.task for d in compare_arms(arms[:3], "chunk_rl", ["behaviour_cloning"])} == {"push-v3"}
@@ -130,8 +132,28 @@ class TestResultsJson:
         assert push["difference"] == pytest.approx({"behaviour_cloning": 0.5, "success_cloning": 0.15})
         for baseline, (low, high) in push["difference_interval"].items():
             assert -1 <= low <= push["difference"][baseline] <= high <= 1
-        mean = results["mean_over_tasks"]["difference"]
-        assert mean == pytest.approx({"behaviour_cloning": 0.525, "success_cloning": 0.05})
+        mean = results["mean_over_tasks"]
+        assert mean["difference"] == pytest.approx({"behaviour_cloning": 0.525, "success_cloning": 0.05})
+        wilson = wilson_interval(33, 40)
+        expected = {
+            "success": 33 / 40,
+            "interval": [wilson.low, wilson.high],
+            "num_episodes": 40,
+            "seed": None,
+        }
+        assert mean["arms"]["chunk_rl"] == expected
+        tests = [
+            (push, "behaviour_cloning", 20, 10, 0, 2 / 2**10),
+            (mean, "success_cloning", 40, 3, 1, 10 / 2**4),
+        ]
+        for place, baseline, *numbers in tests:
+            assert [place[n][baseline] for n in ("num_pairs", "only_a", "only_b", "p_value")] == numbers
+
+    def test_no_mean_of_tasks_with_other_numbers_of_states(self):
+        uneven = [ArmResult(t, a, success(2, n)) for t, n in (("s", 4), ("t", 8)) for a in ("new", "old")]
+        results = results_json(uneven, compare_arms(uneven, "new", ["old"]))
+        assert results["mean_over_tasks"]["arms"] == {}
+        assert results["mean_over_tasks"]["num_pairs"] == {"old": 12}
 
     def test_written_whole_and_read_back(self, tmp_path, arms, differences):
         path = tmp_path / "runs" / "demo" / "results.json"
@@ -179,7 +201,9 @@ class TestPage:
             in page.text
         )
         assert "18/20 · 90 % [70, 97]" in page.text
-        assert "p = 0.002" in page.text  # 10 against 0 discordant pairs: 2 / 1024
+        assert "p = 0.002 (10 : 0)" in page.text  # 10 against 0 discordant pairs: 2 / 1024
+        assert "p = 0.62 (3 : 1)" in page.text  # over all tasks: 2 (1 + 4) / 2^4
+        assert "33/40 · 82.5 %" in page.text
         assert "objective advantage weights" in page.text
         assert "One seed only." in page.text
 
@@ -221,7 +245,7 @@ class TestPage:
         path = tmp_path / "report.html"
         page = render(path, arms, differences, curves=curves, traces=[trace(), trace(success=False)])
         charts = [attributes for tag, attributes in page.tags if tag == "svg"]
-        assert len(charts) == 2 + 3 + 2 + 1
+        assert len(charts) == 3 + 3 + 2 + 1
         assert all(a["role"] == "img" and len(a["aria-label"]) > 20 for a in charts)
         for chart in re.findall(r"<svg.*?</svg>", path.read_text(encoding="utf-8"), re.DOTALL):
             ET.fromstring(chart)

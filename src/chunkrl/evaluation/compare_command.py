@@ -21,6 +21,7 @@ from chunkrl.evaluation.results import (
     ArmResult,
     by_task,
     compare_arms,
+    over_tasks,
     results_json,
 )
 
@@ -172,17 +173,17 @@ def _aggregates(arms: Sequence[ArmResult], method: str) -> Aggregates:
 
 
 def format_comparison(arms: Sequence[ArmResult], differences: Sequence[ArmDifference]) -> str:
-    """Success of every method, then what the first gains."""
+    """Success of every method on every task and over all, then what the first gains."""
     width = max(len(text) for arm in arms for text in (arm.task, arm.arm, ALL_TASKS)) + 2
     lines = [f"{'task':<{width}}{'method':<{width}}{'success':>8}   95 % interval"]
-    for arm in arms:
+    for arm in (*arms, *over_tasks(arms)):
         low, high = arm.interval.low, arm.interval.high
         lines.append(f"{arm.task:<{width}}{arm.arm:<{width}}{arm.rate:>8.2f}   [{low:.2f}, {high:.2f}]")
     head = f"{differences[0].arm} minus"
     lines.append(f"\n{'task':<{width}}{head:<{width}}{'points':>8}   95 % interval (same initial states)")
     for d in differences:
         low, high = 100 * d.interval.low, 100 * d.interval.high
-        p_value = "" if d.p_value is None else f"   McNemar p = {d.p_value:.3g}"
+        p_value = "" if d.p_value is None else f"   McNemar p = {d.p_value:.3g} ({d.only_a} : {d.only_b})"
         lines.append(
             f"{d.task:<{width}}{d.baseline:<{width}}{100 * d.difference:>+8.1f}   [{low:+.1f}, {high:+.1f}]{p_value}"
         )

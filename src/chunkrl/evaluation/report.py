@@ -22,6 +22,7 @@ from chunkrl.evaluation.results import (
     Segment,
     by_task,
     compare_arms,
+    over_tasks,
     results_json,
     write_results,
 )
@@ -91,7 +92,7 @@ def render_report(
             _clip_section(clips),
             trace_section(traces),
             curve_section(curves),
-            _number_section(tasks, facts or {}, notes),
+            _number_section(tasks, differences, facts or {}, notes),
         ]
     )
     write_text(path, document(title, body))
@@ -115,9 +116,15 @@ def _headline(differences: Sequence[ArmDifference], tasks: Mapping[str, Mapping[
     return f'<div class="hero">{"".join(tiles)}</div>\n'
 
 
+def _with_mean(tasks: Mapping[str, Mapping[str, ArmResult]]) -> dict[str, Mapping[str, ArmResult]]:
+    """The mean over tasks, where there are several, then the tasks."""
+    mean = over_tasks([result for row in tasks.values() for result in row.values()])
+    return ({ALL_TASKS: {result.arm: result for result in mean}} if mean else {}) | dict(tasks)
+
+
 def _success_section(tasks: Mapping[str, Mapping[str, ArmResult]], method: str) -> str:
     cards = []
-    for task, row in tasks.items():
+    for task, row in _with_mean(tasks).items():
         rows = [
             plots.Row(
                 label=words(name),
@@ -150,7 +157,7 @@ def _difference_section(differences: Sequence[ArmDifference]) -> str:
                 interval=d.interval,
                 text=f"{signed_points(d.difference)} [{signed_points(d.interval.low)}, "
                 f"{signed_points(d.interval.high)}]",
-                detail="" if d.p_value is None else _p_value(d.p_value),
+                detail="" if d.p_value is None else f"{_p_value(d.p_value)} ({d.only_a} : {d.only_b})",
             )
             for d in group
         ]
@@ -159,7 +166,7 @@ def _difference_section(differences: Sequence[ArmDifference]) -> str:
     lead = (
         f"What {words(differences[0].arm)} gains, in percentage points, on the same initial states; right "
         "of the mark at 0 is better. Lines: 95 % paired bootstrap intervals. p: exact McNemar test, the "
-        "stricter of the two."
+        "stricter of the two, of the states that either side alone solved (in brackets)."
     )
     return section("Paired differences", lead, cards, "grid small")
 
@@ -174,7 +181,10 @@ def _clip_section(clips: Sequence[ClipPair]) -> str:
 
 
 def _number_section(
-    tasks: Mapping[str, Mapping[str, ArmResult]], facts: Mapping[str, str], notes: Sequence[str]
+    tasks: Mapping[str, Mapping[str, ArmResult]],
+    differences: Sequence[ArmDifference],
+    facts: Mapping[str, str],
+    notes: Sequence[str],
 ) -> str:
     rows = [
         (
@@ -186,16 +196,46 @@ def _number_section(
             f"{100 * result.interval.low:.1f} to {100 * result.interval.high:.1f} %",
             _training_seed(result),
         )
-        for task, row in tasks.items()
+        for task, row in _with_mean(tasks).items()
         for name, result in row.items()
     ]
     head = ("task", "policy", "successes", "episodes", "success", "95 % interval", "training seed")
-    cards = [card("All numbers", table(head, rows), wide=True)]
+    cards = [
+        card("All numbers", table(head, rows), wide=True),
+        card("All differences", _difference_table(differences), wide=True),
+    ]
     if facts:
         cards.append(facts_card("What was run", facts))
     if notes:
         cards.append(notes_card(notes))
     return section("Numbers and settings", "", cards)
+
+
+def _difference_table(differences: Sequence[ArmDifference]) -> str:
+    arm = words(differences[0].arm)
+    head = (
+        "task",
+        f"{arm} over",
+        "points",
+        "95 % interval",
+        "states",
+        "it alone",
+        "the other alone",
+        "McNemar",
+    )
+    rows = [
+        (
+            d.task,
+            words(d.baseline),
+            signed_points(d.difference),
+            _points_interval(d.interval),
+            str(d.num_pairs),
+            *("" if number is None else str(number) for number in (d.only_a, d.only_b)),
+            "" if d.p_value is None else _p_value(d.p_value),
+        )
+        for d in sorted(differences, key=lambda d: d.task != ALL_TASKS)
+    ]
+    return table(head, rows)
 
 
 def _training_seed(result: ArmResult) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from chunkrl.evaluation.statistics import (
     Interval,
     bootstrap_over_seeds,
     bootstrap_over_tasks,
+    mcnemar_p_value,
     paired_difference,
     wilson_interval,
 )
@@ -88,7 +89,8 @@ class ArmResult:
 class ArmDifference:
     """success(arm) - success(baseline) on one task, or on `ALL_TASKS`, with its 95 % interval; fractions.
 
-    num_pairs: initial states compared. p_value: exact McNemar test, None where it does not apply.
+    num_pairs: initial states compared. only_a, only_b: those that the arm alone and the baseline alone solved;
+    p_value: the exact McNemar test of the two numbers. None with several training seeds: the test is of two policies.
     """
 
     task: str
@@ -97,6 +99,8 @@ class ArmDifference:
     difference: float
     interval: Interval
     num_pairs: int
+    only_a: int | None = None
+    only_b: int | None = None
     p_value: float | None = None
 
 
@@ -236,8 +240,43 @@ def compare_arms(arms: Sequence[ArmResult], arm: str, baselines: Sequence[str]) 
                 {task: row[arm].by_seed for task, row in tasks.items()},
                 {task: row[baseline].by_seed for task, row in tasks.items()},
             )
-            found.append(ArmDifference(ALL_TASKS, arm, baseline, mean.difference, mean.interval, num_pairs))
+            pairs = [d for d in found if d.baseline == baseline and d.only_a is not None]
+            counts = _mcnemar(sum(d.only_a or 0 for d in pairs), sum(d.only_b or 0 for d in pairs))
+            found.append(
+                ArmDifference(
+                    ALL_TASKS,
+                    arm,
+                    baseline,
+                    mean.difference,
+                    mean.interval,
+                    num_pairs,
+                    **(counts if pairs else {}),
+                )
+            )
     return tuple(found)
+
+
+def _mcnemar(only_a: int, only_b: int) -> dict[str, Any]:
+    return {"only_a": only_a, "only_b": only_b, "p_value": mcnemar_p_value(only_a, only_b)}
+
+
+def over_tasks(arms: Sequence[ArmResult]) -> tuple[ArmResult, ...]:
+    """Every arm's episodes of all tasks as one result on `ALL_TASKS`; () with one task.
+
+    Arms that lack a task are left out, and all where tasks differ in their number of states: the mean over tasks is
+    then not the rate of all episodes. The interval takes episodes as draws from the mixture of tasks.
+    """
+    tasks = by_task(arms)
+    if len(tasks) == 1 or len({result.by_seed.shape for result in arms}) > 1:
+        return ()
+    names = dict.fromkeys(result.arm for result in arms)
+    return tuple(
+        ArmResult(
+            ALL_TASKS, name, np.concatenate([row[name].by_seed for row in tasks.values()], axis=1), None
+        )
+        for name in names
+        if all(name in row for row in tasks.values())
+    )
 
 
 def _difference(task: str, arm: ArmResult, baseline: ArmResult) -> ArmDifference:
@@ -248,7 +287,15 @@ def _difference(task: str, arm: ArmResult, baseline: ArmResult) -> ArmDifference
         return ArmDifference(task, arm.arm, baseline.arm, mean.difference, mean.interval, num_pairs)
     pair = paired_difference(arm.by_seed[0], baseline.by_seed[0])
     return ArmDifference(
-        task, arm.arm, baseline.arm, pair.difference, pair.interval, pair.num_pairs, pair.p_value
+        task,
+        arm.arm,
+        baseline.arm,
+        pair.difference,
+        pair.interval,
+        pair.num_pairs,
+        pair.only_a,
+        pair.only_b,
+        pair.p_value,
     )
 
 
@@ -256,8 +303,12 @@ def results_json(arms: Sequence[ArmResult], differences: Sequence[ArmDifference]
     """What results.json holds; every rate and difference is a fraction.
 
     {"tasks": {task: {"arms": {arm: {success, interval, num_episodes, seed}},
-                      "difference": {baseline: d}, "difference_interval": {baseline: [low, high]}}},
-     "mean_over_tasks": {"difference": ..., "difference_interval": ...}}  (the latter with several tasks)
+                      "difference": {baseline: d}, "difference_interval": {baseline: [low, high]},
+                      "num_pairs": {baseline: n}, "only_a": {baseline: n}, "only_b": {baseline: n},
+                      "p_value": {baseline: p}}},
+     "mean_over_tasks": the same over all tasks' pairs}  (the latter with several tasks)
+
+    only_a, only_b, p_value (McNemar's test, see `ArmDifference`) are null with several training seeds.
 
     Raises:
         ChunkRLError: differences of more than one arm, of an unknown task, or one that is not finite.
@@ -267,24 +318,28 @@ def results_json(arms: Sequence[ArmResult], differences: Sequence[ArmDifference]
         raise ChunkRLError(f"results.json states one arm's differences, got those of {sorted(compared)}")
     tasks: dict[str, dict[str, Any]] = {}
     for task, row in by_task(arms).items():
-        tasks[task] = {
-            "arms": {
-                name: {
-                    "success": result.rate,
-                    "interval": [result.interval.low, result.interval.high],
-                    "num_episodes": result.num_episodes,
-                    "seed": result.seed,
-                }
-                for name, result in row.items()
-            },
-            **_differences_json(differences, task),
-        }
+        tasks[task] = {"arms": _arms_json(row.values()), **_differences_json(differences, task)}
     results: dict[str, Any] = {"tasks": tasks}
     if unknown := {d.task for d in differences} - {*tasks, ALL_TASKS}:
         raise ChunkRLError(f"differences of tasks without results: {sorted(unknown)}")
     if any(d.task == ALL_TASKS for d in differences):
-        results["mean_over_tasks"] = _differences_json(differences, ALL_TASKS)
+        results["mean_over_tasks"] = {
+            "arms": _arms_json(over_tasks(arms)),
+            **_differences_json(differences, ALL_TASKS),
+        }
     return results
+
+
+def _arms_json(arms: Iterable[ArmResult]) -> dict[str, Any]:
+    return {
+        result.arm: {
+            "success": result.rate,
+            "interval": [result.interval.low, result.interval.high],
+            "num_episodes": result.num_episodes,
+            "seed": result.seed,
+        }
+        for result in arms
+    }
 
 
 def _differences_json(differences: Sequence[ArmDifference], task: str) -> dict[str, Any]:
@@ -295,6 +350,10 @@ def _differences_json(differences: Sequence[ArmDifference], task: str) -> dict[s
     return {
         "difference": {d.baseline: d.difference for d in chosen},
         "difference_interval": {d.baseline: [d.interval.low, d.interval.high] for d in chosen},
+        **{
+            name: {d.baseline: getattr(d, name) for d in chosen}
+            for name in ("num_pairs", "only_a", "only_b", "p_value")
+        },
     }
 
 
