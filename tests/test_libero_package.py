@@ -16,7 +16,11 @@ from chunkrl.envs.libero import axis_angle
 from chunkrl.envs.libero_tasks import find_task, initial_states, suite_tasks
 from chunkrl.errors import ChunkRLError, MissingExtraError
 
-FILES = {"libero_spatial": ["put_the_cup_down", "lift_the_cup"], "libero_10": ["LIVING_ROOM_SCENE12_open_it"]}
+FILES = {
+    "libero_spatial": ["put_the_cup_down", "lift_the_cup"],
+    "libero_10": ["LIVING_ROOM_SCENE12_open_it"],
+    "libero_90": ["KITCHEN_SCENE1_open_it", "KITCHEN_SCENE1_close_it", "KITCHEN_SCENE2_open_it"],
+}
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,11 @@ import numpy as np
 
 from chunkrl.data.atomic import write_text
 from chunkrl.data.frames import FrameTable
+from chunkrl.envs.collect import RECORD
 from chunkrl.envs.collect_config import INITIAL_SEED
-from chunkrl.envs.libero_replay import Recording, Replay, ReplayConfig, replay_all, task_by_text
+from chunkrl.envs.libero_replay import Recording, Replay, ReplayConfig, plain, replay_all, tasks_by_text
+from chunkrl.envs.libero_tasks import LiberoTask, find_task
+from chunkrl.envs.registry import expand
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress
 
@@ -90,7 +93,7 @@ def _recordings(table: FrameTable, config: ReplayConfig) -> tuple[dict[int, Reco
     root = table.description.root
     if table.state is None or table.state.shape[1] < 8 or table.action.shape[1] != 7:
         raise DatasetError(f"{root}: replays need LIBERO's state (8 entries) and actions (7)")
-    by_text = {_plain(text): task.name for text, task in task_by_text(config.suite).items()}
+    by_text, envs = tasks_by_text(config.suite), _collected_envs(root)
     if config.state_key is not None and not table.has_column(config.state_key):
         raise DatasetError(f"{root} has no column '{config.state_key}': correct --replay.state-key")
     seeds = table.column(INITIAL_SEED) if table.has_column(INITIAL_SEED) else None
@@ -101,11 +104,15 @@ def _recordings(table: FrameTable, config: ReplayConfig) -> tuple[dict[int, Reco
     ):
         rows, episode = slice(int(start), int(start + length)), int(episode)  # noqa: PLW2901
         text = table.description.tasks[int(table.task_index[rows.start])]
-        if _plain(text) not in by_text:
+        if plain(text) not in by_text:
             raise DatasetError(
                 f"{root}, episode {episode}: {text!r} is no task of {config.suite}: correct --replay.suite"
             )
-        tasks[episode] = by_text[_plain(text)]
+        try:
+            task = _task(by_text[plain(text)], envs, table.description.robot_type, episode)
+        except DatasetError as error:
+            raise DatasetError(f"{root}, episode {episode}: {error}") from error
+        tasks[episode] = task.name
         recordings[episode] = Recording(
             episode,
             text,
@@ -117,8 +124,34 @@ def _recordings(table: FrameTable, config: ReplayConfig) -> tuple[dict[int, Reco
     return recordings, tasks
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
+def _collected_envs(root: Path) -> tuple[str, ...]:
+    """The tasks that take turns in a data set of `chunkrl collect`; () of others."""
+    file = root / RECORD
+    return expand(json.loads(file.read_text(encoding="utf-8"))["env"].split("+")) if file.is_file() else ()
+
+
+def _task(
+    candidates: Sequence[LiberoTask], envs: Sequence[str], robot_type: str | None, episode: int
+) -> LiberoTask:
+    """The one of the candidates, tasks with the episode's text, that the data set names, by `envs` or by its robot.
+
+    Raises DatasetError: it names another one, or none of several.
+    """
+    known: tuple[str, ...] = ()
+    if envs and find_task(env := envs[episode % len(envs)]).text == candidates[0].text:
+        known = (env,)
+    elif (robot_type or "").startswith("libero:"):
+        known = tuple((robot_type or "").removeprefix("libero:").split("+"))
+    found = [task for task in candidates if not known or task.name in known or task.suite in known]
+    told = " and ".join(task.name for task in candidates)
+    if not found:
+        raise DatasetError(f"it was recorded in {' or '.join(known)}, not in {told}: correct --replay.suite")
+    if len(found) > 1:
+        raise DatasetError(
+            f"its text {candidates[0].text!r} is that of {told}, and the data set does not say in which of them it "
+            f"was recorded: name the task (--replay.suite {candidates[0].name}; several joined by +)"
+        )
+    return found[0]
 
 
 def _finished(path: Path) -> dict[int, Replay]:

@@ -31,7 +31,7 @@ _HANG_S = 1800.0
 class ReplayConfig:
     """Replays of a data set's episodes in LIBERO, for `chunkrl label`; off without `suite`.
 
-    suite: the suite or task of the episodes, whose texts say which task each is of.
+    suite: the suite or task of the episodes (several joined by +), whose texts say which task each is of.
     events: which events are sub-goals: goal (each condition of the task's goal), grasp, lift.
     state_key: column with the simulator's state, whose first row starts the replay (LIBERO's own `states`).
     tolerance_m: largest distance of the replayed from the recorded hand.
@@ -92,10 +92,23 @@ class Replay:
         return ""
 
 
-def task_by_text(suite: str) -> dict[str, LiberoTask]:
-    """Text -> task of a suite, or of the one task named. Raises ChunkRLError: no such suite or task."""
-    tasks = (find_task(suite),) if "/" in suite else suite_tasks(suite)
-    return {task.text: task for task in tasks}
+def tasks_by_text(names: str) -> dict[str, tuple[LiberoTask, ...]]:
+    """Text in small letters -> the tasks that have it, of the suites and tasks `names`, joined by +.
+
+    Several tasks of libero_90 have one text, in different scenes. Raises ChunkRLError: no such suite or task.
+    """
+    found: dict[str, tuple[LiberoTask, ...]] = {}
+    for name in names.split("+"):
+        for task in (find_task(name),) if "/" in name else suite_tasks(name):
+            others = found.get(plain(task.text), ())
+            if task not in others:
+                found[plain(task.text)] = (*others, task)
+    return found
+
+
+def plain(text: str) -> str:
+    """A task's text without what data sets write differently: capitals and spaces."""
+    return " ".join(text.lower().split())
 
 
 class Replayer:

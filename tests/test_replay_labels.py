@@ -1,0 +1,101 @@
+"""Sub-goals by replays, as far as they need no simulator: whose task an episode is, what is kept of its replay."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_libero_package import package  # noqa: F401  # a package that was made for tests
+
+from chunkrl.data import replay_labels
+from chunkrl.data.frames import FrameTable
+from chunkrl.data.replay_labels import replay_subgoals
+from chunkrl.data.writer import DatasetWriter, FeatureSpec
+from chunkrl.envs.collect import RECORD
+from chunkrl.envs.libero_replay import Recording, Replay, ReplayConfig
+from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.progress import Progress, silent
+
+
+class Replays:
+    """In place of the simulators: remembers what was asked for; every second action is a sub-goal."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[int, str] = {}
+
+    def __call__(
+        self,
+        recordings: Mapping[int, Recording],
+        tasks: Mapping[int, str],
+        num_workers: int,
+        progress: Progress,
+    ) -> Iterator[Replay]:
+        for episode, recording in recordings.items():
+            self.tasks[episode] = tasks[episode]
+            onsets = {"goal": tuple(range(0, len(recording.action), 2)), "grasp": (), "lift": ()}
+            yield Replay(episode, "seed", onsets, (0.0, 0.0), True)
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> Replays:
+    made = Replays()
+    monkeypatch.setattr(replay_labels, "replay_all", made)
+    return made
+
+
+def write(root: Path, *texts: str, robot_type: str = "panda", env: str = "") -> Path:
+    """One episode of two frames a text; with `env`, as `chunkrl collect` writes it."""
+    features = {"observation.state": FeatureSpec("float32", (8,)), "action": FeatureSpec("float32", (7,))}
+    with DatasetWriter(root, fps=20, features=features, robot_type=robot_type) as writer:
+        for text in texts:
+            writer.add_episode({"observation.state": np.zeros((2, 8)), "action": np.zeros((2, 7))}, text)
+    if env:
+        (root / RECORD).write_text(json.dumps({"env": env}))
+    return root
+
+
+def replay(root: Path, suite: str) -> Path:
+    return replay_subgoals(FrameTable.open(root, progress=silent), ReplayConfig(suite, num_workers=1), silent)
+
+
+def test_tasks_of_one_text_are_told_apart_by_what_collection_noted(replays: Replays, tmp_path: Path) -> None:
+    texts = ("open it", "close it", "open it") * 2
+    replay(write(tmp_path / "whole", *texts, env="libero_90"), "libero_90")
+    assert replays.tasks == {i: f"libero_90/{i % 3}" for i in range(6)}
+    replay(write(tmp_path / "some", "open it", "close it", env="libero_90/2+libero_90/1"), "libero_90")
+    assert replays.tasks == replays.tasks | {0: "libero_90/2", 1: "libero_90/1"}
+    replay(write(tmp_path / "exported", "open it", robot_type="libero:libero_90/2"), "libero_90")
+    assert replays.tasks[0] == "libero_90/2"
+
+
+def test_a_text_of_several_tasks_is_not_guessed(replays: Replays, tmp_path: Path) -> None:
+    root = write(tmp_path / "d", "close it", "Open  it")
+    with pytest.raises(
+        DatasetError,
+        match=r"d, episode 1: .*libero_90/0 and libero_90/2, .*does not say .*--replay.suite libero_90/0; ",
+    ):
+        replay(root, "libero_90")
+    assert not replays.tasks
+    replay(root, "libero_90/1+libero_90/2")
+    assert replays.tasks == {0: "libero_90/1", 1: "libero_90/2"}
+    replay(write(tmp_path / "one", "open it"), "libero_90/2")
+    assert replays.tasks[0] == "libero_90/2"
+    # the same text in other hands' numbering: the note is of other episodes
+    with pytest.raises(DatasetError, match="does not say"):
+        replay(write(tmp_path / "moved", "open it", env="libero_90/1"), "libero_90")
+
+
+def test_suites_that_are_not_the_recordings_are_refused(replays: Replays, tmp_path: Path) -> None:
+    root = write(tmp_path / "d", "open it", env="libero_90/2")
+    with pytest.raises(
+        DatasetError, match=r"recorded in libero_90/2, not in libero_90/0: correct --replay.suite"
+    ):
+        replay(root, "libero_90/0")
+    with pytest.raises(DatasetError, match=r"episode 0: 'open it' is no task of libero_spatial"):
+        replay(root, "libero_spatial")
+    with pytest.raises(ChunkRLError, match="no suite 'libero'"):
+        replay(root, "libero")
+    assert not replays.tasks
