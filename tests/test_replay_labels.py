@@ -8,16 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_libero_package import package  # noqa: F401  # a package that was made for tests
+from test_libero_package import _fill, package  # noqa: F401  # a package that was made for tests
 
 from chunkrl.data import replay_labels
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.replay_labels import replay_subgoals
 from chunkrl.data.writer import DatasetWriter, FeatureSpec
 from chunkrl.envs.collect import RECORD
+from chunkrl.envs.libero_package import assets_fingerprint
 from chunkrl.envs.libero_replay import Recording, Replay, ReplayConfig
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.progress import Progress, silent
+
+
+@pytest.fixture(autouse=True)
+def assets(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
+    """Of the package that was made for tests."""
+    monkeypatch.setenv("LIBERO_ASSETS", str(_fill(tmp_path / "assets")))
+    return tmp_path / "assets"
 
 
 class Replays:
@@ -99,3 +107,24 @@ def test_suites_that_are_not_the_recordings_are_refused(replays: Replays, tmp_pa
     with pytest.raises(ChunkRLError, match="no suite 'libero'"):
         replay(root, "libero")
     assert not replays.tasks
+
+
+def test_replays_with_other_assets_or_of_another_version_are_made_anew(
+    replays: Replays, assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write(tmp_path / "d", "close it")
+
+    def made() -> bool:
+        replays.tasks = {}
+        replay(root, "libero_90")
+        return bool(replays.tasks)
+
+    assert made() and not made()
+    (assets / "scenes" / "more.xml").touch()
+    assets_fingerprint.cache_clear()
+    assert made() and not made()
+    monkeypatch.setattr(replay_labels, "_VERSION", 0)
+    assert made()
+    monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path / "nowhere"))
+    with pytest.raises(ChunkRLError, match="nowhere is no folder of LIBERO's assets"):
+        made()

@@ -17,24 +17,28 @@ from chunkrl.envs.collect import RECORD
 from chunkrl.envs.collect_config import INITIAL_SEED
 from chunkrl.envs.libero_replay import Recording, Replay, ReplayConfig, plain, replay_all, tasks_by_text
 from chunkrl.envs.libero_tasks import LiberoTask, find_task
-from chunkrl.envs.registry import expand
+from chunkrl.envs.registry import asset_fingerprint, expand
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress
+
+_VERSION = 2  # of how replays begin and are observed: those of another one are made anew
 
 
 def replay_subgoals(table: FrameTable, config: ReplayConfig, progress: Progress) -> Path:
     """Replays every episode and returns the CSV file: labels/replay-<digest>.csv, with a report in .json beside it.
 
-    Finished replays are kept (.jsonl), so that a run that was killed is gone on with.
+    Finished replays are kept (.jsonl), so that a run that was killed is gone on with; the digest is of all that they
+    depend on: data, tasks, assets and version.
 
     Raises:
+        ChunkRLError: LIBERO's assets are missing.
         DatasetError: a text that is no task of the suite, states or actions of another form, episodes that cannot be
             replayed (unless `skip_unmatched`).
     """
-    known = asdict(config) | {"num_workers": 0, "skip_unmatched": False, "events": (), "tolerance_m": 0}
-    content = json.dumps([table.description.fingerprint, known], sort_keys=True)
-    base = table.description.root / "labels" / f"replay-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
     recordings, tasks = _recordings(table, config)
+    assets = asset_fingerprint(list(tasks.values()))
+    content = json.dumps([_VERSION, table.description.fingerprint, tasks, assets, config.state_key])
+    base = table.description.root / "labels" / f"replay-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
     done = _finished(base.with_suffix(".jsonl"))
     todo = {episode: recording for episode, recording in recordings.items() if episode not in done}
     base.parent.mkdir(parents=True, exist_ok=True)
