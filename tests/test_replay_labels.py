@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,10 +30,15 @@ def assets(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 class Replays:
-    """In place of the simulators: remembers what was asked for; every second action is a sub-goal."""
+    """In place of the simulators: remembers what was asked for; every second action is a sub-goal.
+
+    unmatched, drifting: episodes that cannot be replayed, and those that drift by 3 cm.
+    """
 
     def __init__(self) -> None:
         self.tasks: dict[int, str] = {}
+        self.unmatched: set[int] = set()
+        self.drifting: set[int] = set()
 
     def __call__(
         self,
@@ -44,7 +50,11 @@ class Replays:
         for episode, recording in recordings.items():
             self.tasks[episode] = tasks[episode]
             onsets = {"goal": tuple(range(0, len(recording.action), 2)), "grasp": (), "lift": ()}
-            yield Replay(episode, "seed", onsets, (0.0, 0.0), True)
+            drift = 0.03 if episode in self.drifting else 0.0
+            if episode in self.unmatched:
+                yield Replay(episode, "", {}, None, False)
+            else:
+                yield Replay(episode, "seed", onsets, (drift, 0.0), True)
 
 
 @pytest.fixture
@@ -65,8 +75,8 @@ def write(root: Path, *texts: str, robot_type: str = "panda", env: str = "") -> 
     return root
 
 
-def replay(root: Path, suite: str) -> Path:
-    return replay_subgoals(FrameTable.open(root, progress=silent), ReplayConfig(suite, num_workers=1), silent)
+def replay(root: Path, suite: str, **settings: Any) -> Path:
+    return replay_subgoals(FrameTable.open(root, progress=silent), ReplayConfig(suite, **settings), silent)
 
 
 def test_tasks_of_one_text_are_told_apart_by_what_collection_noted(replays: Replays, tmp_path: Path) -> None:
@@ -128,3 +138,51 @@ def test_replays_with_other_assets_or_of_another_version_are_made_anew(
     monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path / "nowhere"))
     with pytest.raises(ChunkRLError, match="nowhere is no folder of LIBERO's assets"):
         made()
+
+
+def test_replays_go_on_behind_a_line_that_a_kill_cut_off(replays: Replays, tmp_path: Path) -> None:
+    root = write(tmp_path / "d", *["close it"] * 3)
+    labels = replay(root, "libero_90").read_text()
+    (kept,) = (root / "labels").glob("*.jsonl")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-9])
+    replays.tasks = {}
+    assert replay(root, "libero_90").read_text() == labels and list(replays.tasks) == [2]
+    assert kept.read_bytes() == whole
+    assert replay(root, "libero_90").read_text() == labels and list(replays.tasks) == [2]
+    kept.write_bytes(b"x" + whole)
+    with pytest.raises(DatasetError, match=r"jsonl, line 1 is damaged .*delete the file"):
+        replay(root, "libero_90")
+
+
+def test_what_cannot_be_replayed_is_refused_or_left_out(
+    replays: Replays, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write(tmp_path / "d", *["close it"] * 3)
+    replays.unmatched, replays.drifting = {0}, {2}
+    with pytest.raises(
+        DatasetError,
+        match=r"2 of 3 episodes cannot .* episode 0: no initial state fits .*--replay.state-key.*--replay.skip-unm",
+    ):
+        replay(root, "libero_90")
+    file = replay(root, "libero_90", skip_unmatched=True)
+    assert file.read_text().splitlines() == ["episode_index,frame_index,event", "1,0,goal"]
+    assert "no sub-goals: " in capsys.readouterr().out
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    for line in file.with_suffix(".jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+    report = json.loads(file.with_suffix(".json").read_text(), parse_constant=refuse)
+    assert [entry["drift_m"] for entry in report["replays"]] == [None, [0, 0], [0.03, 0]]
+    assert report["not_replayed"] == {
+        "0": "no initial state fits its first observed state",
+        "2": "the replay drifts by 0.030 m",
+    }
+    assert report["drift_m"] == {"median": 0.015, "max": 0.03} and report["successful_replays"] == 2
+    # a drift that is allowed: the kept replays are judged anew
+    file = replay(root, "libero_90", skip_unmatched=True, tolerance_m=0.05)
+    assert file.read_text().splitlines()[1:] == ["1,0,goal", "2,0,goal"]
+    file = replay(write(tmp_path / "none", "open it"), "libero_90/0", skip_unmatched=True)
+    assert json.loads(file.with_suffix(".json").read_text())["drift_m"] is None

@@ -46,10 +46,11 @@ def replay_subgoals(table: FrameTable, config: ReplayConfig, progress: Progress)
         with base.with_suffix(".jsonl").open("a", encoding="utf-8") as file:
             for replay in replay_all(todo, tasks, config.num_workers, progress):
                 done[replay.episode] = replay
-                file.write(json.dumps(asdict(replay)) + "\n")
+                file.write(json.dumps(asdict(replay), allow_nan=False) + "\n")
                 file.flush()
     replays = [done[episode] for episode in sorted(recordings)]
-    write_text(base.with_suffix(".json"), json.dumps(summary(replays, config), indent=1) + "\n")
+    report = json.dumps(summary(replays, config), indent=1, allow_nan=False)
+    write_text(base.with_suffix(".json"), report + "\n")
     _check(table, replays, config, base.with_suffix(".json"))
     lines = ["episode_index,frame_index,event"]
     for replay in replays:
@@ -63,7 +64,7 @@ def replay_subgoals(table: FrameTable, config: ReplayConfig, progress: Progress)
 
 def summary(replays: list[Replay], config: ReplayConfig) -> dict[str, Any]:
     """How well the replays follow the recordings, as JSON."""
-    drift = np.array([replay.drift_m[0] for replay in replays if replay.start])
+    drift = np.array([replay.drift_m[0] for replay in replays if replay.drift_m is not None])
     failed = {replay.episode: why for replay in replays if (why := replay.failure(config.tolerance_m))}
     return {
         "config": asdict(config),
@@ -159,18 +160,24 @@ def _task(
 
 
 def _finished(path: Path) -> dict[int, Replay]:
-    """Replays of an earlier run; a last line that a kill cut off does not count."""
+    """Replays of an earlier run; a last line that a kill cut off is removed, so that the next one has its own.
+
+    Raises DatasetError: another line is damaged.
+    """
     found: dict[int, Replay] = {}
     if not path.is_file():
         return found
-    for line in path.read_text(encoding="utf-8").splitlines():
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    for number, line in enumerate(whole.splitlines(), start=1):
         try:
             entry: Mapping[str, Any] = json.loads(line)
-        except ValueError:
-            continue
+        except ValueError as error:
+            raise DatasetError(f"{path}, line {number} is damaged ({error}): delete the file") from error
         onsets = {kind: tuple(actions) for kind, actions in entry["onsets"].items()}
-        low, high = entry["drift_m"]
-        found[entry["episode"]] = Replay(
-            entry["episode"], entry["start"], onsets, (low, high), entry["success"]
-        )
+        drift = None if entry["drift_m"] is None else (entry["drift_m"][0], entry["drift_m"][1])
+        found[entry["episode"]] = Replay(entry["episode"], entry["start"], onsets, drift, entry["success"])
     return found

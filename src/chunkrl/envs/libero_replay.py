@@ -74,18 +74,18 @@ class Recording:
 class Replay:
     """What a replay tells. start: what it began from, "" where nothing fits. onsets: kind -> actions.
 
-    drift_m: largest and last distance of the replayed from the recorded hand. success: at the end of the replay.
+    drift_m: largest and last distance of the replayed from the recorded hand; None: not replayed. success: at its end.
     """
 
     episode: int
     start: str
     onsets: Mapping[str, tuple[int, ...]]
-    drift_m: tuple[float, float]
+    drift_m: tuple[float, float] | None
     success: bool
 
     def failure(self, tolerance_m: float) -> str:
         """Why it tells nothing of the recording; "" where it does."""
-        if not self.start:
+        if self.drift_m is None:
             return "no initial state fits its first observed state"
         if self.drift_m[0] > tolerance_m:
             return f"the replay drifts by {self.drift_m[0]:.3f} m"
@@ -123,7 +123,7 @@ class Replayer:
         env = self._hold(task)
         name, step = self._begin(recording)
         if step is None:
-            return Replay(recording.episode, "", {}, (np.inf, np.inf), False)
+            return Replay(recording.episode, "", {}, None, False)
         goals = LiberoGoals(env.domain)
         flags, distances = [goals.flags()], []
         for state, action in zip(recording.state, recording.action, strict=True):
