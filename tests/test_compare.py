@@ -63,6 +63,18 @@ def test_several_training_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "3 seeds" in Page((tmp_path / "c" / "comparison.html").read_text()).text
 
 
+def test_other_devices_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new, old = (
+        folder(tmp_path, name, *NEW, device=d, fingerprint=d) for name, d in (("n", "cuda"), ("o", "cpu"))
+    )
+    main(["compare", f"new={new}", f"old={old}", "--output-dir", str(tmp_path / "c")])
+    told = "new: cuda, old: cpu"
+    assert told in capsys.readouterr().out
+    assert f"device {told}" in Page((tmp_path / "c" / "comparison.html").read_text()).text
+    content = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert content["evaluations"]["new"][0]["device"] == "cuda"
+
+
 def test_what_cannot_be_compared(tmp_path: Path) -> None:
     new = folder(tmp_path, "new", *NEW)
     for name, changes, message in (
@@ -82,6 +94,13 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     older = folder(tmp_path, "older", *OLD, camera_size=64)
     with pytest.raises(ChunkRLError, match=r"is not known. Evaluate .*older \(assets not recorded\) again"):
         group([new, seen, older])
+    egl = folder(tmp_path, "egl", *OLD, camera_size=64, assets="a1", opengl="egl")
+    osmesa = folder(tmp_path, "osmesa", *OLD, camera_size=64, assets="a1", opengl="osmesa")
+    told = r"egl \(opengl egl\) and .*osmesa \(opengl osmesa\) cannot be compared: .*same MUJOCO_GL"
+    with pytest.raises(ChunkRLError, match=told):
+        group([new, egl, osmesa])
+    with pytest.raises(ChunkRLError, match=r"is not known. Evaluate .*seen \(opengl not recorded\) again"):
+        group([seen, egl])
     blind = folder(tmp_path, "blind", *OLD, assets="b2")
     assert len(group([seen, blind])) == 2  # on states alone
     with pytest.raises(ChunkRLError, match="at least two methods"):

@@ -92,7 +92,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(policy: Path, output: Path | None, *more: str) -> list[str]:
-    common = f"--policy {policy} --num-episodes 3 --max-steps 7 --num-workers 0 --mode sample"
+    common = f"--policy {policy} --num-episodes 3 --max-steps 7 --num-workers 0 --mode sample --device cpu"
     folder = [] if output is None else ["--output-dir", str(output)]
     return ["evaluate", *common.split(), "--env", "push-v3", "reach-v3", *folder, *more]
 
@@ -130,6 +130,7 @@ def test_a_stopped_evaluation_goes_on_and_ends_with_the_same_result(
     main(arguments(policy, tmp_path / "stopped", "--batch-size", "4"))
     assert "4 of 6 episodes are there" in capsys.readouterr().out
     whole, gone_on = (read_evaluation(tmp_path / name) for name in ("whole", "stopped"))
+    assert (whole.settings.device, whole.settings.opengl) == ("cpu", "")  # MetaWorld is drawn without OpenGL
     assert gone_on.settings == whole.settings and gone_on.episodes == whole.episodes
     assert gone_on.seeds("push-v3") == initial_seeds(0, 3)
     assert not list((tmp_path / "stopped").rglob("*partial*"))
@@ -198,6 +199,21 @@ def test_a_folder_of_another_evaluation_is_refused(
     with pytest.raises(ChunkRLError, match="in use"):
         EvaluationFolder(tmp_path / "held", SETTINGS)
     holder.close()
+
+
+def test_another_device_or_opengl_library_goes_on_with_no_evaluation(tmp_path: Path) -> None:
+    ran = replace(SETTINGS, camera_size=64, opengl="egl", device="cuda")
+    EvaluationFolder(tmp_path / "e", ran).close()
+    for change, told in (
+        ({"device": "cpu"}, "device 'cuda' there, 'cpu' asked for"),
+        ({"opengl": "osmesa"}, "opengl 'egl' there, 'osmesa' asked for"),
+    ):
+        with pytest.raises(ChunkRLError, match=told):
+            EvaluationFolder(tmp_path / "e", replace(ran, **change))
+    EvaluationFolder(tmp_path / "older", SETTINGS).close()  # of before they were noted
+    EvaluationFolder(tmp_path / "older", replace(SETTINGS, device="cpu")).close()
+    page = Page(write_page(tmp_path, evaluation((1,), (0,), settings=ran)).read_text())
+    assert "OpenGL egl" in page.text and "device cuda" in page.text
 
 
 def test_what_cannot_be_evaluated(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ pytest.importorskip("sentencepiece", reason="needs the extra chunkrl[pi]")
 from chunkrl.cli import main
 from chunkrl.data.frames import FrameTable
 from chunkrl.envs.libero import ACTION_DIM, CAMERAS, PUBLIC_CAMERA_SIZE, STATE_DIM
+from chunkrl.envs.offscreen import choose_backend
 from chunkrl.evaluation.evaluation_result import Evaluation, read_evaluation
 from chunkrl.models.pi import tiny
 from chunkrl.progress import silent
@@ -81,6 +82,7 @@ def test_the_data_are_what_liberos_sets_are(root: Path) -> None:
 def test_both_uses_of_the_advantage(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weighted = evaluate(train(root, "weighted"), "--camera-size", "64")
     assert weighted.settings.camera_size == 64 and weighted.settings.condition is None
+    assert weighted.settings.opengl == choose_backend()
     critic = "--pi.critic.depth 1 --pi.critic.num-queries 2 --pi.critic.head-width 16"
     policy = train(
         root, "conditioned", *pi_flags(root), "--policy.kind", "pi", *critic.split(),

@@ -47,8 +47,8 @@ def group(evaluations: Sequence[str]) -> dict[str, list[Evaluation]]:
     """Method -> its evaluations, one a training seed, in the order given.
 
     Raises:
-        ChunkRLError: fewer than two methods, other numbers of seeds, or other states, tasks, executed steps or
-            assets.
+        ChunkRLError: fewer than two methods, other numbers of seeds, or other states, tasks, executed steps, or
+            pictures of other assets or OpenGL libraries.
     """
     methods: dict[str, list[Evaluation]] = {}
     first: tuple[str, Evaluation] | None = None
@@ -63,7 +63,8 @@ def group(evaluations: Sequence[str]) -> dict[str, list[Evaluation]]:
             f"compare needs evaluations of at least two methods, got {list(methods) or 'none'}: "
             "chunkrl compare NEW OLD"
         )
-    _check_same_assets(methods)
+    _check_same_pictures(methods, "assets", "meshes and textures", "LIBERO_ASSETS")
+    _check_same_pictures(methods, "opengl", "OpenGL libraries", "MUJOCO_GL")
     counts = {name: len(found) for name, found in methods.items()}
     if len(set(counts.values())) > 1:
         raise ChunkRLError(
@@ -85,24 +86,40 @@ def _check_same(first: tuple[str, Evaluation], second: tuple[str, Evaluation]) -
         )
 
 
-def _check_same_assets(methods: Mapping[str, Sequence[Evaluation]]) -> None:
-    """Policies on pictures of other meshes and textures were asked something else; those on states alone were not."""
+def _check_same_pictures(
+    methods: Mapping[str, Sequence[Evaluation]], setting: str, what: str, cure: str
+) -> None:
+    """Policies on pictures of another `setting` were asked something else; those on states alone were not."""
     seen = {
-        evaluation.settings.assets: f"{name} (assets {evaluation.settings.assets or 'not recorded'})"
+        found: f"{name} ({setting} {found or 'not recorded'})"
         for name, evaluations in methods.items()
         for evaluation in evaluations
         if evaluation.settings.camera_size
+        for found in [getattr(evaluation.settings, setting)]
     }
     if len(seen) > 1 and "" in seen:
         raise ChunkRLError(
-            f"{' and '.join(seen.values())} cannot be compared: whether their pictures show the same meshes and "
-            f"textures is not known. Evaluate {seen['']} again"
+            f"{' and '.join(seen.values())} cannot be compared: whether their pictures are of the same {what} is not "
+            f"known. Evaluate {seen['']} again"
         )
     if len(seen) > 1:
         raise ChunkRLError(
-            f"{' and '.join(seen.values())} cannot be compared: their pictures are of other meshes and textures. "
-            "Evaluate all with the same LIBERO_ASSETS (chunkrl doctor tells which there are)"
+            f"{' and '.join(seen.values())} cannot be compared: their pictures are of different {what}. Evaluate all "
+            f"with the same {cure} (chunkrl doctor tells which there are)"
         )
+
+
+def told_devices(methods: Mapping[str, Sequence[Evaluation]]) -> str:
+    """Where the policies ran, each method's where they differ; "" where no result says it."""
+    devices = {
+        name: " and ".join(sorted({e.settings.device or "not recorded" for e in evaluations}))
+        for name, evaluations in methods.items()
+    }
+    if set(devices.values()) == {"not recorded"}:
+        return ""
+    if len(set(devices.values())) == 1:
+        return next(iter(devices.values()))
+    return ", ".join(f"{name}: {device}" for name, device in devices.items())
 
 
 def arm_results(methods: Mapping[str, Sequence[Evaluation]]) -> list[ArmResult]:
@@ -127,6 +144,9 @@ def compare(command: CompareCommand) -> None:
     numbers = {} if aggregates is None else told_aggregates(aggregates, method)
     if numbers:
         print("\n" + "\n".join(f"{name}: {number}" for name, number in numbers.items()))
+    devices = told_devices(methods)
+    if ": " in devices:
+        print(f"\nThe policies ran on different devices, which round otherwise: {devices}")
     if command.output_dir is None:
         return
     folder = Path(command.output_dir)
@@ -147,6 +167,8 @@ def compare(command: CompareCommand) -> None:
     }
     if settings.assets:
         facts["meshes and textures"] = settings.assets
+    if devices:
+        facts["device"] = devices
     notes = ["One policy a method: the intervals say nothing about another training seed."]
     if num_seeds > 1:
         notes = [

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from chunkrl.build import choose_device
 from chunkrl.envs.offscreen import Rendering
 from chunkrl.envs.pool import EnvPool
-from chunkrl.envs.registry import asset_fingerprint
+from chunkrl.envs.registry import asset_fingerprint, opengl_library
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.evaluation_folder import EvaluationFolder
 from chunkrl.evaluation.evaluation_page import write_page
@@ -114,7 +114,7 @@ def evaluate_policy(command: EvaluateCommand, progress: Progress) -> None:
     request = fit_policy(
         policy, command.env, command.max_steps, command.camera_size, command.rename, command.rendering
     )
-    settings = _settings(policy, command, request, asked, progress)
+    settings = _settings(policy, command, request, asked | {"device": device.type}, progress)
     episodes = plan_episodes(settings, request.info.num_initial_states)
     act = partial(policy.act, mode=command.mode, num_candidates=command.num_candidates)
     actor = renamed(act, request.rename)
@@ -230,6 +230,7 @@ def _settings(
         rename=request.rename,
         batch_size=command.batch_size,
         assets=asset_fingerprint(request.envs),
+        opengl=opengl_library(request.envs) if request.options.camera_size else "",
     )
 
 

@@ -187,6 +187,10 @@ def _facts(evaluation: Evaluation) -> dict[str, str]:
         )
     if settings.assets:
         facts["meshes and textures"] = settings.assets
+    if settings.opengl:
+        facts["OpenGL"] = settings.opengl
+    if settings.device:
+        facts["device"] = settings.device
     if settings.rename:
         facts["cameras renamed"] = ", ".join(f"{old} to {new}" for old, new in settings.rename)
     return facts

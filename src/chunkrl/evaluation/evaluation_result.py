@@ -17,6 +17,7 @@ from chunkrl.evaluation.statistics import Interval, wilson_interval
 
 RESULT_FILE = "result.json"
 _VERSION = 1
+_NOTED_LATER = ("assets", "opengl", "device")
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class EvaluationSettings:
     exec_steps: actions executed of each chunk of `horizon`. mode, num_candidates: how chunks are chosen.
     condition, guidance, num_steps: what a pi policy was asked for. state, camera_size, rendering: what was observed.
     rename: (environment's name, policy's name) of cameras. batch_size: observations a policy call.
-    assets: fingerprint of LIBERO's meshes and textures; "" where the simulator's package brings them along (and in
-    results of before it was recorded).
+    assets: fingerprint of LIBERO's meshes and textures; "" where the simulator's package brings them along.
+    opengl: what drew the pictures that the policy saw; "" where it saw none, or none that OpenGL draws.
+    device: where the policy ran, cpu or cuda. These three are "" in results of before they were recorded.
     """
 
     policy: str
@@ -51,12 +53,15 @@ class EvaluationSettings:
     rename: tuple[tuple[str, str], ...]
     batch_size: int
     assets: str = ""
+    opengl: str = ""
+    device: str = ""
 
     def differences(self, other: EvaluationSettings) -> tuple[str, ...]:
         """Names of the settings in which another evaluation differs; the folder's name alone is no difference, nor
-        are assets that one of them does not know (it was made before they were noted)."""
+        is what one of them does not know (it was made before that was noted)."""
         mine, others = asdict(self), asdict(other)
-        ignored = {"policy"} if self.assets and other.assets else {"policy", "assets"}
+        unknown = [name for name in _NOTED_LATER if not (mine[name] and others[name])]
+        ignored = {"policy", *unknown}
         return tuple(name for name in mine if name not in ignored and mine[name] != others[name])
 
 
