@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from chunkrl.data.onsets import first_onset, match_onsets
 from chunkrl.data.pick_place import PickPlaceRule, pick_place_events
-from chunkrl.envs.libero_expert import PickPlace, grasp_candidates, pick_place_goal
+from chunkrl.envs.libero_expert import LiberoExpert, PickPlace, grasp_candidates, pick_place_goal
 from chunkrl.envs.libero_goals import KINDS, onset_kinds
+from chunkrl.envs.libero_objects import PrivilegedState
 from chunkrl.envs.libero_replay import match_start
 from chunkrl.errors import ChunkRLError, DatasetError
 
@@ -73,12 +76,22 @@ def test_events_by_rule() -> None:
             PickPlaceRule(**bad)  # type: ignore[arg-type]
 
 
-def test_goals_of_the_expert() -> None:
+def test_goals_of_the_expert_and_the_privileged_state() -> None:
     assert pick_place_goal([["on", "bowl_1", "plate_1"]]) == PickPlace("on", "bowl_1", "plate_1")
-    assert pick_place_goal([["In", "soup_1", "basket_1_region"]]).predicate == "in"
+    assert pick_place_goal([["In", "soup_1", "basket_1_region"]]) == PickPlace(
+        "in", "soup_1", "basket_1_region"
+    )
     for goal in ([["open", "drawer"]], [["on", "a", "b"], ["on", "c", "b"]]):
-        with pytest.raises(ChunkRLError, match=r"goal is \((open|on) .*--policy"):
-            pick_place_goal(goal)
+        assert pick_place_goal(goal) is None
+        simulator = SimpleNamespace(parsed_problem={"goal_state": goal})
+        with pytest.raises(
+            ChunkRLError, match=r"goal is \((open|on) .*\(--policy FOLDER --mixture.policy-share 1\)"
+        ):
+            LiberoExpert(simulator)
+        with pytest.raises(
+            ChunkRLError, match=r"state 'privileged' .* goal is \((open|on) .*, or the state 'full'$"
+        ):
+            PrivilegedState(simulator)
 
 
 def box(size: tuple[float, float, float], turn: float = 0.0) -> np.ndarray:

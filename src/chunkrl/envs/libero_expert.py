@@ -52,19 +52,20 @@ class PickPlace:
     target: str
 
 
-def pick_place_goal(goal_state: Sequence[Sequence[str]]) -> PickPlace:
+def pick_place_goal(goal_state: Sequence[Sequence[str]]) -> PickPlace | None:
     """The goal of a task with one conjunct `on` or `in`, as LIBERO parses it from BDDL.
 
-    Raises ChunkRLError for other goals: drawers, switches, several objects.
+    None for other goals (drawers, switches, several objects).
     """
     if len(goal_state) == 1 and len(goal_state[0]) == 3 and goal_state[0][0].lower() in ("on", "in"):
         predicate, thing, target = goal_state[0]
         return PickPlace(predicate.lower(), thing, target)
-    goal = " and ".join("(" + " ".join(conjunct) + ")" for conjunct in goal_state)
-    raise ChunkRLError(
-        f"the scripted expert picks one object and places it; this task's goal is {goal}: use a task of "
-        "libero_spatial or libero_object, or collect with --policy"
-    )
+    return None
+
+
+def goal_text(goal_state: Sequence[Sequence[str]]) -> str:
+    """A goal for messages."""
+    return " and ".join("(" + " ".join(conjunct) + ")" for conjunct in goal_state)
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,15 @@ class LiberoExpert:
 
     def __init__(self, simulator: Any) -> None:
         """simulator: robosuite's environment object of a LIBERO task. Raises ChunkRLError for other goals."""
-        self._goal = pick_place_goal(simulator.parsed_problem["goal_state"])
-        self._simulator = simulator
+        goal_state = simulator.parsed_problem["goal_state"]
+        goal = pick_place_goal(goal_state)
+        if goal is None:
+            raise ChunkRLError(
+                f"the scripted expert picks one object and places it; this task's goal is {goal_text(goal_state)}: "
+                "use a task of libero_spatial or libero_object, or collect with a policy alone (--policy FOLDER "
+                "--mixture.policy-share 1)"
+            )
+        self._goal, self._simulator = goal, simulator
         self.reset()
 
     def reset(self) -> None:

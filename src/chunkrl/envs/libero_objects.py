@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from chunkrl.envs.libero_expert import pick_place_goal
+from chunkrl.envs.libero_expert import goal_text, pick_place_goal
 from chunkrl.envs.libero_geometry import SceneGeometry
+from chunkrl.errors import ChunkRLError
 
 _XYZ = ("x", "y", "z")
 PRIVILEGED_NAMES = (
@@ -29,8 +30,14 @@ class PrivilegedState:
 
     def __init__(self, simulator: Any) -> None:
         """simulator: robosuite's environment object of a LIBERO task. Raises ChunkRLError for other goals."""
-        self._goal = pick_place_goal(simulator.parsed_problem["goal_state"])
-        self._scene, self._simulator = SceneGeometry(simulator), simulator
+        goal_state = simulator.parsed_problem["goal_state"]
+        goal = pick_place_goal(goal_state)
+        if goal is None:
+            raise ChunkRLError(
+                "the state 'privileged' is of one object and the one place where it belongs; this task's goal is "
+                f"{goal_text(goal_state)}: use a task of libero_spatial or libero_object, or the state 'full'"
+            )
+        self._goal, self._scene, self._simulator = goal, SceneGeometry(simulator), simulator
 
     def read(self) -> np.ndarray:
         """float64 [16], named by `PRIVILEGED_NAMES`: metres, world frame; the quaternion's largest entry > 0."""
