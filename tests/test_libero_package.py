@@ -140,7 +140,7 @@ def test_assets_come_from_the_hub_whole_or_not_at_all(tmp_path: Path, monkeypatc
         raise ConnectionError("the line is dead")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
-    with pytest.raises(ChunkRLError, match=r"the line is dead.*export LIBERO_ASSETS=FOLDER"):
+    with pytest.raises(ChunkRLError, match=r"the line is dead.*: hf download .*export LIBERO_ASSETS=FOLDER"):
         libero_package.find_assets()
     assert asked == [("lerobot/libero-assets", "dataset")] and libero_package.installed_assets() is None
 

@@ -99,7 +99,7 @@ def _download(folder: Path) -> None:
     except Exception as error:  # no connection, no such server, no permission: dozens of kinds
         raise ChunkRLError(
             f"LIBERO's meshes and textures are not on this machine, and the Hub's data set {HUB_DATASET} cannot be "
-            f"fetched ({type(error).__name__}: {error}). On a machine with a connection: huggingface-cli download "
+            f"fetched ({type(error).__name__}: {error}). On a machine with a connection: hf download "
             f"{HUB_DATASET} --repo-type dataset --local-dir FOLDER; here: export {ASSETS_VARIABLE}=FOLDER"
         ) from error
 

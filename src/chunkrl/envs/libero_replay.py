@@ -74,7 +74,7 @@ class Recording:
 class Replay:
     """What a replay tells. start: what it began from, "" where nothing fits. onsets: kind -> actions.
 
-    drift_m: largest and last distance of the replayed from the recorded hand; None: not replayed. success: at its end.
+    drift_m: largest and last distance of the replayed from the recorded hand; None: no replay. success: at its end.
     """
 
     episode: int
