@@ -31,6 +31,12 @@ def test_mixtures_that_are_none_are_refused() -> None:
         ({"episode_controllers": (0.0,) * 4}, "episode_controllers"),
         ({"segment_steps": (9, 8)}, "segment_steps"),
         ({"policy_share": 1.5}, "policy_share is 1.5"),
+        ({"noise_std": (0.3, 0.1)}, r"noise_std is \(0.3, 0.1\); .*lowest <= highest"),
+        ({"noise_std": (0.0, float("nan"))}, "noise_std"),
+        ({"shift_m": (-0.1, 0.1)}, "shift_m is"),
+        ({"expert_probability": (0.2, 1.2)}, r"expert_probability is \(0.2, 1.2\); .*in \[0, 1\]"),
+        ({"expert_probability": ()}, "one value at least"),
+        ({"bad_within": (0.0, float("nan"), 1.0, 0.0)}, "bad_within"),
     ):
         with pytest.raises(ChunkRLError, match=message):
             MixtureConfig(**bad)  # type: ignore[arg-type]

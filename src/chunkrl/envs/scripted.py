@@ -79,10 +79,18 @@ class MixtureConfig:
             raise ChunkRLError(f"mixture is {self.mixture!r}; it must be one of {get_args(Mixture)}")
         for name in ("bad_within", "episode_controllers"):
             weights = getattr(self, name)
-            if len(weights) != len(CONTROLLERS) or min(weights) < 0 or sum(weights) <= 0:
+            if len(weights) != len(CONTROLLERS) or not (min(weights) >= 0 and 0 < sum(weights) < np.inf):
                 raise ChunkRLError(
                     f"{name} is {weights}; it must hold a weight for each of {CONTROLLERS}, not all of them 0"
                 )
+        if not self.expert_probability or not all(0 <= value <= 1 for value in self.expert_probability):
+            raise ChunkRLError(
+                f"expert_probability is {self.expert_probability}; it must hold one value at least, all in [0, 1]"
+            )
+        for name in ("shift_m", "noise_std"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high < np.inf:
+                raise ChunkRLError(f"{name} is {(low, high)}; it must be 0 <= lowest <= highest")
         if not 1 <= self.segment_steps[0] <= self.segment_steps[1]:
             raise ChunkRLError(f"segment_steps is {self.segment_steps}; it must be 1 <= lowest <= highest")
         if not 0.0 <= self.policy_share <= 1.0:
