@@ -37,6 +37,7 @@ class Replays:
 
     def __init__(self) -> None:
         self.tasks: dict[int, str] = {}
+        self.recordings: dict[int, Recording] = {}
         self.unmatched: set[int] = set()
         self.drifting: set[int] = set()
 
@@ -48,7 +49,7 @@ class Replays:
         progress: Progress,
     ) -> Iterator[Replay]:
         for episode, recording in recordings.items():
-            self.tasks[episode] = tasks[episode]
+            self.tasks[episode], self.recordings[episode] = tasks[episode], recording
             onsets = {"goal": tuple(range(0, len(recording.action), 2)), "grasp": (), "lift": ()}
             drift = 0.03 if episode in self.drifting else 0.0
             if episode in self.unmatched:
@@ -117,6 +118,27 @@ def test_suites_that_are_not_the_recordings_are_refused(replays: Replays, tmp_pa
     with pytest.raises(ChunkRLError, match="no suite 'libero'"):
         replay(root, "libero")
     assert not replays.tasks
+
+
+def test_replays_begin_from_the_first_row_of_the_states_column(replays: Replays, tmp_path: Path) -> None:
+    features = {"state": ("float32", 8), "actions": ("float32", 7), "states": ("float64", 5)}
+    specs = {name: FeatureSpec(kind, (size,)) for name, (kind, size) in features.items()}
+    root = tmp_path / "d"
+    with DatasetWriter(root, fps=20, features=specs) as writer:
+        for number in range(2):
+            columns = {name: np.full((3, size), number + 0.5) for name, (_, size) in features.items()}
+            columns["states"][0] += np.arange(5)
+            writer.add_episode(columns, "close it")
+    replay(root, "libero_90", state_key="states")
+    for number, recording in replays.recordings.items():
+        assert recording.seed is None and recording.scene is not None
+        assert recording.scene.tolist() == [number + 0.5 + entry for entry in range(5)]
+        assert recording.state.shape == (3, 8) and recording.action.shape == (3, 7)
+    replays.recordings = {}
+    replay(root, "libero_90")  # without the column they begin elsewhere: no replay that was kept counts
+    assert [recording.scene for recording in replays.recordings.values()] == [None, None]
+    with pytest.raises(DatasetError, match=r"no column 'scene': correct --replay.state-key"):
+        replay(root, "libero_90", state_key="scene")
 
 
 def test_replays_with_other_assets_or_of_another_version_are_made_anew(
