@@ -46,6 +46,7 @@ def test_two_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert found["exec_steps"] == 2 and "aggregates" not in found
     page = Page((tmp_path / "c" / "comparison.html").read_text())
     assert "+50 points better over" in page.text and "2 actions of each chunk" in page.text
+    assert f"chunk chosen by better: mode, {old}: sample" in page.text
 
 
 def test_several_training_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

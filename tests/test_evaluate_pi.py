@@ -71,10 +71,17 @@ def test_the_result_names_what_was_asked(
     named = ("condition", "guidance", "num_steps", "state", "camera_size", "mode", "exec_steps")
     assert [found[name] for name in named] == [POSITIVE, 1.5, 10, "compact", 0, "mode", 3]
     assert [episode["num_steps"] for episode in found["episodes"]] == [6, 6]
-    assert f"asked for {POSITIVE!r} at guidance 1.5" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"asked for {POSITIVE!r} at guidance 1.5" in shown
+    assert "3 actions of each chunk executed, chosen by mode (the flow from zero noise)" in shown
+    assert (
+        "chunk chosen by</dt><dd>mode (the flow from zero noise)"
+        in (tmp_path / "a" / "report.html").read_text()
+    )
     asked = ("--condition", "Advantage: negative", "--guidance", "2", "--num-steps", "3", "--mode", "sample")
     found = evaluated(folder, tmp_path / "b", *asked)
     assert [found[name] for name in named[:3]] == ["Advantage: negative", 2.0, 3]
+    assert found["mode"] == "sample" and "chosen by sample" in capsys.readouterr().out
     assert evaluated(folder, tmp_path / "c", "--condition", "")["condition"] == ""
 
 

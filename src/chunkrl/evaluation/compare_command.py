@@ -109,17 +109,16 @@ def _check_same_pictures(
         )
 
 
-def told_devices(methods: Mapping[str, Sequence[Evaluation]]) -> str:
-    """Where the policies ran, each method's where they differ; "" where no result says it."""
-    devices = {
-        name: " and ".join(sorted({e.settings.device or "not recorded" for e in evaluations}))
+def told_setting(methods: Mapping[str, Sequence[Evaluation]], setting: str) -> str:
+    """A setting's value, each method's where they differ; "" where no result says it."""
+    values = {
+        name: " and ".join(sorted({getattr(e.settings, setting) or "not recorded" for e in evaluations}))
         for name, evaluations in methods.items()
     }
-    if set(devices.values()) == {"not recorded"}:
-        return ""
-    if len(set(devices.values())) == 1:
-        return next(iter(devices.values()))
-    return ", ".join(f"{name}: {device}" for name, device in devices.items())
+    if len(set(values.values())) > 1:
+        return ", ".join(f"{name}: {value}" for name, value in values.items())
+    (value,) = set(values.values())
+    return "" if value == "not recorded" else value
 
 
 def arm_results(methods: Mapping[str, Sequence[Evaluation]]) -> list[ArmResult]:
@@ -144,7 +143,7 @@ def compare(command: CompareCommand) -> None:
     numbers = {} if aggregates is None else told_aggregates(aggregates, method)
     if numbers:
         print("\n" + "\n".join(f"{name}: {number}" for name, number in numbers.items()))
-    devices = told_devices(methods)
+    devices = told_setting(methods, "device")
     if ": " in devices:
         print(f"\nThe policies ran on different devices, which round otherwise: {devices}")
     if command.output_dir is None:
@@ -163,6 +162,7 @@ def compare(command: CompareCommand) -> None:
         "tasks": ", ".join(settings.envs),
         "initial states": f"{settings.num_episodes} a task, seed {settings.seed}",
         "executed": f"{settings.exec_steps} actions of each chunk",
+        "chunk chosen by": told_setting(methods, "mode"),
         "training seeds": f"{num_seeds} a method",
     }
     if settings.assets:

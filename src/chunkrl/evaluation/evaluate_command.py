@@ -23,6 +23,7 @@ from chunkrl.evaluation.evaluation_result import (
     Rate,
     suite_rate,
     task_rate,
+    told_mode,
     write_evaluation,
 )
 from chunkrl.evaluation.evaluation_videos import choose_episodes, films_there, record_videos
@@ -57,8 +58,8 @@ class EvaluateCommand:
     exec_steps: int | None = None
     """Actions executed of each chunk; default: the whole chunk."""
     mode: ActionMode = "mode"
-    """mode (most likely chunk; a flow from zero noise), sample, or best_of_n (needs training with --train-q or
-    --objective iql)."""
+    """mode (most likely chunk; a flow from zero noise), sample (drawn noise, as openpi and LeRobot evaluate pi
+    policies), or best_of_n (needs training with --train-q or --objective iql)."""
     num_candidates: int = 16
     """N of best_of_n."""
     condition: str | None = None
@@ -250,7 +251,7 @@ def _evaluation(
 def format_evaluation(evaluation: Evaluation) -> str:
     """One line a task, then the suite."""
     settings = evaluation.settings
-    how = f"{settings.exec_steps} actions of each chunk executed"
+    how = f"{settings.exec_steps} actions of each chunk executed, chosen by {told_mode(settings)}"
     if settings.condition:
         how += f", asked for {settings.condition!r} at guidance {settings.guidance:g}"
     if evaluation.num_restarts:

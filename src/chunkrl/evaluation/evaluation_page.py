@@ -9,7 +9,7 @@ import numpy as np
 
 from chunkrl.data.atomic import write_text
 from chunkrl.evaluation import plots
-from chunkrl.evaluation.evaluation_result import Evaluation, Rate, suite_rate, task_rate
+from chunkrl.evaluation.evaluation_result import Evaluation, Rate, suite_rate, task_rate, told_mode
 from chunkrl.evaluation.evaluation_videos import MIME
 from chunkrl.evaluation.page import card, document, section
 from chunkrl.evaluation.sections import facts_card, notes_card, percent, table, video
@@ -169,8 +169,7 @@ def _facts(evaluation: Evaluation) -> dict[str, str]:
         "policy": settings.policy,
         "fingerprint": settings.fingerprint,
         "executed": f"{settings.exec_steps} of {settings.horizon} actions of each chunk",
-        "chunk chosen by": settings.mode
-        + (f" of {settings.num_candidates}" if settings.num_candidates else ""),
+        "chunk chosen by": told_mode(settings),
         "initial states": f"{settings.num_episodes} a task, seed {settings.seed}",
         "time limit": " or ".join(str(limit) for limit in limits) + " steps",
         "state": settings.state,

@@ -65,6 +65,14 @@ class EvaluationSettings:
         return tuple(name for name in mine if name not in ignored and mine[name] != others[name])
 
 
+def told_mode(settings: EvaluationSettings) -> str:
+    """How chunks were chosen, for people."""
+    if settings.num_candidates:
+        return f"{settings.mode} of {settings.num_candidates}"
+    is_pi = settings.num_steps is not None
+    return "mode (the flow from zero noise)" if is_pi and settings.mode == "mode" else settings.mode
+
+
 @dataclass(frozen=True)
 class EpisodeOutcome:
     """One episode. seed: its initial state; num_steps: environment steps; num_restarts: simulators lost."""
