@@ -7,17 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chunk_data import write_dataset
 from test_libero import pytestmark  # noqa: F401  # mark and reasons to skip
 
+from chunkrl.cli import main
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.label_command import LabelCommand, label_dataset
 from chunkrl.data.labels import LabelRule, label_frames
-from chunkrl.envs.collect import CollectConfig, collect_dataset
-from chunkrl.envs.collect_config import SUBGOAL_KINDS, plan
+from chunkrl.envs.collect import RECORD, CollectConfig, collect_dataset
+from chunkrl.envs.collect_config import CONTROLLER, SUBGOAL_KINDS, plan
 from chunkrl.envs.collect_episode import EpisodeMaker
+from chunkrl.envs.libero import STATES
 from chunkrl.envs.libero_replay import ReplayConfig
+from chunkrl.envs.offscreen import choose_backend
 from chunkrl.envs.registry import asset_fingerprint
-from chunkrl.envs.scripted import MixtureConfig
+from chunkrl.envs.scripted import POLICY, MixtureConfig
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.progress import silent
 
@@ -96,3 +100,52 @@ def test_tasks_without_an_expert_are_refused() -> None:
         EpisodeMaker(plan(config)).make(0)
     with pytest.raises(ChunkRLError, match="different simulators"):
         plan(CollectConfig(env="push-v3+libero_goal/0"))
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small policy on the privileged state, after one update on noise."""
+    root, rng = tmp_path_factory.mktemp("policy"), np.random.default_rng(0)
+    columns = {"observation.state": rng.normal(size=(12, 24)), "action": rng.uniform(-1, 1, (12, 7))}
+    episode = {name: values.astype(np.float32) for name, values in columns.items()}
+    write_dataset(root / "data", [episode | {"next.success": np.arange(12) == 11}] * 2)
+    train = (
+        f"train --dataset-dir {root / 'data'} --output-dir {root / 'run'} --action-horizon 3 --action-dim 7"
+    )
+    train += (
+        " --batch-size 4 --num-updates 1 --objective behaviour_cloning --network.hidden-dim 8 --device cpu"
+    )
+    main(train.split())
+    return root / "run" / "policy"
+
+
+def test_a_privileged_policy_collects_pictures_with_openpis_names(policy: Path, tmp_path: Path) -> None:
+    """Of a task of libero_90 whose text another one has as well: its data say which they are of."""
+    root = tmp_path / "d"
+    collect = (
+        f"collect --env libero_90/30 --policy {policy} --mixture.policy-share 1 --state privileged --fps 10"
+    )
+    collect += f" --naming openpi --camera-size 32 --rendering fast --output-dir {root} --max-steps 4"
+    main([*collect.split(), *["--num-episodes", "1", "--num-workers", "1", "--exec-steps", "2"]])
+    table = FrameTable.open(root, progress=silent)
+    description = table.description
+    assert (description.fps, description.cameras) == (10, ("image", "wrist_image"))
+    features = json.loads((root / "meta/info.json").read_text())["features"]
+    assert features["state"]["names"] == list(STATES["privileged"]) and table.action.shape == (4, 7)
+    outer, wrist = (table.images(camera, np.arange(4)) for camera in ("image", "wrist_image"))
+    assert outer.shape == wrist.shape == (4, 3, 32, 32)
+    assert min(outer.std(), wrist.std()) > 10 and not np.array_equal(outer, wrist)
+    assert np.asarray(table.column(CONTROLLER)).reshape(-1).tolist() == [POLICY] * 4
+    assert table.column("timestamp").reshape(-1).tolist() == pytest.approx([0, 0.1, 0.2, 0.3])
+    record = json.loads((root / RECORD).read_text())
+    assert record["opengl"] == choose_backend() and len(record["policy_fingerprint"]) == 32
+    label_dataset(LabelCommand(str(root), replay=ReplayConfig("libero_90", num_workers=1)), silent)
+    (report,) = (root / "labels").glob("replay-*.json")
+    assert json.loads(report.read_text())["drift_m"] == {"median": 0, "max": 0}
+
+
+def test_the_privileged_state_is_of_pick_and_place_alone(policy: Path) -> None:
+    mixture = MixtureConfig(policy_share=1)
+    config = CollectConfig("libero_goal/0", mixture, 1, num_workers=0, state="privileged", policy=str(policy))
+    with pytest.raises(ChunkRLError, match=r"^the state 'privileged' is of one object .*goal is \(open "):
+        EpisodeMaker(plan(config)).make(0)
