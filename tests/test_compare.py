@@ -50,8 +50,8 @@ def test_two_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_several_training_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    new = [folder(tmp_path, f"new{i}", *NEW) for i in range(3)]
-    old = [folder(tmp_path, f"old{i}", *OLD) for i in range(3)]
+    new = [folder(tmp_path, f"new{i}", *NEW, fingerprint=f"n{i}") for i in range(3)]
+    old = [folder(tmp_path, f"old{i}", *OLD, fingerprint=f"o{i}") for i in range(3)]
     named = [f"{name}={path}" for name, paths in (("new", new), ("old", old)) for path in paths]
     main(["compare", *named, "--no-aggregates", "--output-dir", str(tmp_path / "c")])
     shown = capsys.readouterr().out
@@ -106,8 +106,19 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     assert len(group([seen, blind])) == 2  # on states alone
     with pytest.raises(ChunkRLError, match="at least two methods"):
         group([new])
+    other = folder(tmp_path, "other", *NEW, fingerprint="g")
     with pytest.raises(ChunkRLError, match="as many training seeds"):
-        group([f"a={new}", f"a={new}", f"b={old}"])
+        group([f"a={new}", f"a={other}", f"b={old}"])
+    for again in (f"a={new}/", f"a={new}", f"b={new}"):  # an evaluation counted twice is no second seed
+        with pytest.raises(
+            ChunkRLError, match=r"a=.*new and .*new/? are the same evaluation: give each folder once"
+        ):
+            group([f"a={new}", again, f"b={old}"])
+    told = r"a=.*new and a=.*copy are the same policy \(fingerprint f\), which is one training seed of a, not two"
+    with pytest.raises(ChunkRLError, match=told):
+        group([f"a={new}", f"a={folder(tmp_path, 'copy', *NEW)}", f"b={old}"])
+    sampled = folder(tmp_path, "sampled", *OLD, mode="sample")
+    assert len(group([new, sampled])) == 2  # one policy, asked in two ways
     with pytest.raises(ChunkRLError, match=r"does not exist.*go on"):
         group([new, str(tmp_path / "nothing")])
 

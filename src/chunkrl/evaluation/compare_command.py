@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import tyro
@@ -25,6 +26,7 @@ from chunkrl.evaluation.results import (
     results_json,
 )
 
+_Key = TypeVar("_Key")
 # Settings that make two evaluations answer the same question; the rest is the policies' own business.
 _SAME = ("envs", "num_episodes", "seed", "max_steps", "exec_steps")
 
@@ -47,17 +49,28 @@ def group(evaluations: Sequence[str]) -> dict[str, list[Evaluation]]:
     """Method -> its evaluations, one a training seed, in the order given.
 
     Raises:
-        ChunkRLError: fewer than two methods, other numbers of seeds, or other states, tasks, executed steps, or
-            pictures of other assets or OpenGL libraries.
+        ChunkRLError: fewer than two methods, other numbers of seeds, one policy as several seeds, an evaluation
+            twice, other states, tasks or executed steps, or pictures of other assets or OpenGL libraries.
     """
     methods: dict[str, list[Evaluation]] = {}
     first: tuple[str, Evaluation] | None = None
+    folders: dict[Path, str] = {}
+    policies: dict[tuple[str, str], str] = {}
     for given in evaluations:
         name, folder = ("", given) if Path(given).exists() or "=" not in given else given.split("=", 1)
         evaluation = read_evaluation(folder)
         first = first or (folder, evaluation)
         _check_same(first, (folder, evaluation))
-        methods.setdefault(name or folder.rstrip("/"), []).append(evaluation)
+        name = name or folder.rstrip("/")
+        _check_new(folders, Path(folder).resolve(), given, "the same evaluation: give each folder once")
+        _check_new(
+            policies,
+            (name, evaluation.settings.fingerprint),
+            given,
+            f"the same policy (fingerprint {evaluation.settings.fingerprint}), which is one training seed of {name}, "
+            "not two: give the evaluation of another training run, or another name",
+        )
+        methods.setdefault(name, []).append(evaluation)
     if len(methods) < 2:
         raise ChunkRLError(
             f"compare needs evaluations of at least two methods, got {list(methods) or 'none'}: "
@@ -71,6 +84,13 @@ def group(evaluations: Sequence[str]) -> dict[str, list[Evaluation]]:
             f"every method needs as many training seeds, got {counts}: give as many folders of each"
         )
     return methods
+
+
+def _check_new(seen: dict[_Key, str], key: _Key, given: str, why: str) -> None:
+    """Raises ChunkRLError where `key` has been seen, and notes who has it."""
+    if key in seen:
+        raise ChunkRLError(f"{seen[key]} and {given} are {why}")
+    seen[key] = given
 
 
 def _check_same(first: tuple[str, Evaluation], second: tuple[str, Evaluation]) -> None:
