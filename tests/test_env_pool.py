@@ -18,6 +18,7 @@ import torch
 from env_fakes import CountEnv, LargeServant
 
 from chunkrl.envs.pool import EnvPool, LocalPool
+from chunkrl.envs.protocol import EnvStep
 from chunkrl.envs.workers import Lost, WorkerPool, Workers
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.rollout import Episode, EpisodeResult, RolloutConfig, run_episodes
@@ -129,6 +130,36 @@ def test_an_answer_that_waited_for_a_slow_parent_counts() -> None:
 def test_what_happens_every_time_is_an_error_with_its_cause() -> None:
     with pytest.raises(ChunkRLError, match=r"(?s)from initial state 2.*lost 3 times.*signal SIGKILL"):
         run(WorkerPool(1, partial(CountEnv, fault="kill")))
+
+
+@pytest.mark.parametrize("in_processes", [False, True])
+def test_a_policy_that_gives_nan_is_told_and_no_simulator_is_lost(in_processes: bool) -> None:
+    def poisoned(observation: Observation, generators: Sequence[torch.Generator]) -> torch.Tensor:
+        assert observation.state is not None
+        chunks = noise_actor(observation, generators)
+        chunks[observation.state[:, 2] > 0, 3] = (
+            torch.nan
+        )  # from the second chunk on, beyond what is executed
+        return chunks
+
+    pool = WorkerPool(1, CountEnv) if in_processes else LocalPool(1, lambda slot, name: CountEnv(name))
+    told = "^the policy gives actions that are NaN or infinite in a from initial state 1, after 3 steps; its weights"
+    with closing(pool), pytest.raises(ChunkRLError, match=told):
+        run_episodes(poisoned, pool, EPISODES[1:], RolloutConfig(3, 1), lambda number, result: None)
+    assert pool.num_restarts == 0
+
+
+def test_a_simulation_that_diverged_is_not_the_policys_fault() -> None:
+    class Diverged(CountEnv):
+        def _step(self, **more):
+            return EnvStep(np.full(3, np.nan, dtype=np.float32), **more)
+
+    pool = LocalPool(1, lambda slot, name: Diverged(name))
+    actor = lambda observation, generators: observation.state[:, None, :1].expand(-1, 3, -1)  # noqa: E731
+    with pytest.raises(
+        ChunkRLError, match=r"after 0 steps; the state that it was given .* simulation diverged"
+    ):
+        run_episodes(actor, pool, EPISODES, RolloutConfig(3, 1), lambda number, result: None)
 
 
 def test_an_environment_that_cannot_be_made_is_the_users_to_cure() -> None:

@@ -153,8 +153,8 @@ def run_episodes(
     record_every: pictures are drawn of every n-th step, if n > 0.
 
     Raises:
-        ChunkRLError: exec_steps is longer than the policy's chunk, or an episode lost its simulator
-            `MAX_ATTEMPTS` times.
+        ChunkRLError: exec_steps is longer than the policy's chunk, an action is NaN or infinite, or an episode lost
+            its simulator `MAX_ATTEMPTS` times.
     """
     _Runner(actor, pool, episodes, execution, finished, record_every).run()
 
@@ -257,5 +257,20 @@ class _Runner:
         exec_steps = self._execution.exec_steps
         if exec_steps > chunks.shape[1]:
             raise ChunkRLError(f"exec_steps {exec_steps} is longer than the policy's chunk {chunks.shape[1]}")
-        for slot, chunk in zip(slots, chunks, strict=False):
+        for slot, running, chunk in zip(slots, chosen, chunks, strict=False):
+            self._check_finite(running, chunk)
             self._pool.execute(slot, chunk[:exec_steps])
+
+    def _check_finite(self, running: _Running, chunk: np.ndarray) -> None:
+        """Here, as a simulator that refuses such actions would be taken for lost."""
+        if np.isfinite(chunk).all():
+            return
+        assert running.step is not None
+        episode = self._episodes[running.number]
+        why = "its weights or statistics are damaged, or its training diverged: evaluate an earlier or another policy"
+        if not np.isfinite(running.step.state).all():
+            why = "the state that it was given holds such numbers too: the simulation diverged"
+        raise ChunkRLError(
+            f"the policy gives actions that are NaN or infinite in {episode.env} from initial state {episode.seed}, "
+            f"after {running.num_steps} steps; {why}"
+        )
