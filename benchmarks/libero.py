@@ -35,9 +35,8 @@ from chunkrl.envs.scripted import Mixture, MixtureConfig
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.evaluation.observed import fit_policy, make_pool, renamed
 from chunkrl.evaluation.rollout import Episode, EpisodeResult, RolloutConfig, run_episodes
-from chunkrl.evaluation.statistics import wilson_interval
+from chunkrl.evaluation.statistics import bootstrap_over_tasks
 from chunkrl.experiment import BC, BEST_OF_16, CHUNK_RL, SUCCESS_BC, Arm, data_hash
-from chunkrl.models.encoders import NetworkConfig
 from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import Progress, ProgressBars, silent
 from chunkrl.train_config import TrainConfig
@@ -50,7 +49,6 @@ TASKS: dict[Variant, tuple[str, ...]] = {
     "images": ("libero_spatial/0", "libero_spatial/5"),
 }
 CAMERA_SIZE = 128
-IMAGE_CHANNELS = (16, 32, 64, 128)  # 0.45 of the default's time on a processor
 DEVELOPMENT_SEED = 777000  # sampled placements of this seed and the following ones
 
 
@@ -203,7 +201,6 @@ def train(place: _Place, arm: Arm, progress: Progress) -> ChunkPolicy:
                 value_epochs=config.value_epochs,
                 objective=arm.objective,
                 policy=arm.policy,
-                network=NetworkConfig(image_channels=IMAGE_CHANNELS),
                 num_folds=config.num_folds,
                 train_q=needs_q,
                 values=str(place.run(CHUNK_RL)) if needs_q else None,
@@ -259,26 +256,40 @@ def evaluate(place: _Place, arm: Arm, policy: ChunkPolicy, progress: Progress) -
     return {task: [done[task, first + number] for number in range(config.num_states)] for task in tasks}
 
 
-def markdown(records: list[dict[str, Any]], summary: dict[str, Any], arms: tuple[str, ...]) -> str:
+def add_intervals(records: list[dict[str, Any]], summary: dict[str, Any], arms: tuple[str, ...]) -> None:
+    """Adds every arm's counts by seed and the interval of its success over training seeds, then states."""
+    for arm in arms:
+        by_task: dict[str, list[list[int]]] = defaultdict(list)
+        by_seed: dict[int, list[int]] = defaultdict(list)
+        for record in sorted(records, key=lambda record: record["seed"]):
+            by_task[record["task"]].append(record["success"][arm])
+            by_seed[record["seed"]] += record["success"][arm]
+        success = {task: np.array(rows, dtype=float) for task, rows in by_task.items()}
+        found = bootstrap_over_tasks(success, {task: np.zeros_like(rows) for task, rows in success.items()})
+        summary["mean_over_tasks"].setdefault("over_seeds", {})[arm] = {
+            "interval": [found.interval.low, found.interval.high],
+            "per_seed": [float(np.mean(by_seed[seed])) for seed in sorted(by_seed)],
+            "num_success": sum(map(sum, by_seed.values())),
+            "num_episodes": sum(map(len, by_seed.values())),
+        }
+
+
+def markdown(summary: dict[str, Any], arms: tuple[str, ...]) -> str:
     """Tables for docs/results.md: the suite, then every task."""
     lines = ["| policy | success | 95 % | by seed | difference of " + METHOD + " |", "|---|---|---|---|---|"]
     for arm in arms:
-        by_seed: dict[int, list[int]] = defaultdict(list)
-        for record in records:
-            by_seed[record["seed"]] += record["success"][arm]
-        flat = [s for successes in by_seed.values() for s in successes]
-        interval = wilson_interval(int(sum(flat)), len(flat))
+        found = summary["mean_over_tasks"]["over_seeds"][arm]
         gain = summary["mean_over_tasks"].get("difference", {}).get(arm)
         cell = (
             ""
             if gain is None
             else f"{gain['difference']:+.2f} [{gain['interval'][0]:+.2f}, {gain['interval'][1]:+.2f}]"
         )
-        seeds = " ".join(f"{np.mean(by_seed[seed]):.2f}" for seed in sorted(by_seed))
+        count = f"{found['num_success']}/{found['num_episodes']}"
         lines.append(
-            f"| {arm} | **{np.mean(flat):.2f}** ({sum(flat)}/{len(flat)}) "
-            f"| [{interval.low:.2f}, {interval.high:.2f}] "
-            f"| {seeds} | {cell} |"
+            f"| {arm} | **{found['num_success'] / found['num_episodes']:.2f}** ({count}) "
+            f"| [{found['interval'][0]:.2f}, {found['interval'][1]:.2f}] "
+            f"| {' '.join(format(rate, '.2f') for rate in found['per_seed'])} | {cell} |"
         )
     tasks = list(summary["tasks"])
     lines += ["", f"| task | {' | '.join(arms)} |", "|---|" + "---|" * len(arms)]
@@ -316,6 +327,7 @@ def main(config: LiberoBenchmark) -> None:
     summary |= {"config": asdict(config), "collection": asdict(_Place(config, 0).collection)}
     summary["seconds"] = time.monotonic() - started  # of this call
     summary["assets"] = asset_fingerprint(expand(TASKS[config.variant]))
+    add_intervals(records, summary, names)
     path = Path(config.results)
     known = json.loads(path.read_text()) if path.is_file() else {}
     name = f"{config.variant}{'-development' if config.development else ''}"
@@ -326,7 +338,7 @@ def main(config: LiberoBenchmark) -> None:
             f"data of seed {record['seed']}: {data['episodes']} episodes, {data['frames']} frames, "
             f"{data['success']:.0%} successful, sha256 {data['sha256'][:16]}"
         )
-    print(markdown(records, summary, names))
+    print(markdown(summary, names))
     print(f"{summary['seconds']:.0f} s")
 
 

@@ -19,7 +19,7 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.models.encoders import ImageEncoder, NetworkConfig, hash_tokens, shift_images
 
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
-SMALL = NetworkConfig(hidden_dim=16, num_layers=1, image_dim=8, text_dim=8)
+SMALL = NetworkConfig(hidden_dim=16, num_layers=1, image_channels=(8, 8), text_dim=8)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_images_text_and_state_train(root: Path, tmp_path: Path, objective: str)
     run.train()
     # train() builds its networks anew from the seed: the same ones
     moved = {name for name, p in run.policy.named_parameters() if not torch.equal(p, before[name])}
-    assert {"encoder.images.0.project.weight", "encoder.images.1.project.weight"} <= moved
+    assert {"encoder.images.0.temperature", "encoder.images.1.temperature"} <= moved
     assert "encoder.text.embed.weight" in moved
     assert run.trainer is not None
     assert all(np.isfinite(v) for points in run.trainer.history.values() for _, v in points)
@@ -142,10 +142,10 @@ def test_labels_rule_reaches_the_data(root: Path, tmp_path: Path) -> None:
 
 
 def test_image_channels_are_a_setting() -> None:
-    encoder = ImageEncoder(8, (8, 16))
+    encoder = ImageEncoder((8, 16))
     widths = [module.out_channels for module in encoder.modules() if isinstance(module, torch.nn.Conv2d)]
     assert widths == [8, 16]
-    assert encoder(torch.zeros(2, 3, 20, 24)).shape == (2, 8)
+    assert encoder(torch.zeros(2, 3, 20, 24)).shape == (2, 32)
     with pytest.raises(ChunkRLError, match="multiples of 8"):
         NetworkConfig(image_channels=(12, 16))
 
@@ -164,7 +164,7 @@ def test_images_are_shifted_in_training_alone() -> None:
         np.testing.assert_array_equal(image[2], images[0, 2][np.ix_(*wanted)])
     assert {row for row, _ in offsets} == {column for _, column in offsets} == {-2, -1, 0, 1, 2}
 
-    encoder = ImageEncoder(8, (8, 16), shift=2)
+    encoder = ImageEncoder((8, 16), shift=2)
     images = torch.rand(4, 3, 24, 24)
     assert not torch.equal(encoder(images), encoder(images))
     encoder.eval()

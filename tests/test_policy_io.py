@@ -20,7 +20,7 @@ from chunkrl.training.checkpoint import TENSORS, VALUES, load_state, save_state
 from chunkrl.training.policy_io import ChunkPolicy
 from chunkrl.types import Observation
 
-SMALL = NetworkConfig(hidden_dim=16, num_layers=1, image_dim=8, text_dim=8)
+SMALL = NetworkConfig(hidden_dim=16, num_layers=1, image_channels=(8, 8), text_dim=8)
 
 
 def train(root: Path, output: Path, **changes: Any) -> ChunkLevelOfflineRL:

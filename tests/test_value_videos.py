@@ -89,7 +89,7 @@ def settings(data: Path, output: Path, **changes: Any) -> dict[str, Any]:
         "num_updates": 2,
         "value_epochs": 0.2,
         "num_folds": 2,
-        "network": NetworkConfig(hidden_dim=8, num_layers=1, image_dim=4, text_dim=4),
+        "network": NetworkConfig(hidden_dim=8, num_layers=1, image_channels=(8,), text_dim=4),
         "device": "cpu",
         "output_dir": str(output),
     } | changes
