@@ -106,8 +106,8 @@ class ImageEncoder(nn.Module):
     1504.00702) with a learned temperature for each keypoint.
 
     Input float [B, 3, H, W] in [-1, 1], any size from 4 pixels; output [B, 2 * channels[-1]]: the keypoints' rows,
-    then their columns, in [-1, 1]. Nothing else passes: a few hundred episodes are memorised by what else a picture holds.
-    channels: of the convolutions; shift: of `shift_images`, in training.
+    then their columns, in [-1, 1]. Nothing else passes: what else a picture holds serves to memorise a few hundred
+    episodes. channels: of the convolutions; shift: of `shift_images`, in training.
     """
 
     def __init__(self, channels: tuple[int, ...], shift: int = 0) -> None:
