@@ -202,7 +202,7 @@ def test_a_folder_of_another_evaluation_is_refused(
 
 
 def test_another_device_or_opengl_library_goes_on_with_no_evaluation(tmp_path: Path) -> None:
-    ran = replace(SETTINGS, camera_size=64, opengl="egl", device="cuda")
+    ran = replace(SETTINGS, camera_size=64, rendering="fast", opengl="egl", device="cuda")
     EvaluationFolder(tmp_path / "e", ran).close()
     for change, told in (
         ({"device": "cpu"}, "device 'cuda' there, 'cpu' asked for"),
@@ -213,7 +213,7 @@ def test_another_device_or_opengl_library_goes_on_with_no_evaluation(tmp_path: P
     EvaluationFolder(tmp_path / "older", SETTINGS).close()  # of before they were noted
     EvaluationFolder(tmp_path / "older", replace(SETTINGS, device="cpu")).close()
     page = Page(write_page(tmp_path, evaluation((1,), (0,), settings=ran)).read_text())
-    assert "OpenGL egl" in page.text and "device cuda" in page.text
+    assert "pictures 64 pixels, rendering fast, OpenGL by egl" in page.text and "device cuda" in page.text
 
 
 def test_what_cannot_be_evaluated(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,14 @@ import numpy as np
 
 from chunkrl.data.atomic import write_text
 from chunkrl.evaluation import plots
-from chunkrl.evaluation.evaluation_result import Evaluation, Rate, suite_rate, task_rate, told_mode
+from chunkrl.evaluation.evaluation_result import (
+    Evaluation,
+    EvaluationSettings,
+    Rate,
+    suite_rate,
+    task_rate,
+    told_mode,
+)
 from chunkrl.evaluation.evaluation_videos import MIME
 from chunkrl.evaluation.page import card, document, section
 from chunkrl.evaluation.sections import facts_card, notes_card, percent, table, video
@@ -173,7 +180,7 @@ def _facts(evaluation: Evaluation) -> dict[str, str]:
         "initial states": f"{settings.num_episodes} a task, seed {settings.seed}",
         "time limit": " or ".join(str(limit) for limit in limits) + " steps",
         "state": settings.state,
-        "pictures": f"{settings.camera_size} pixels" if settings.camera_size else "none",
+        "pictures": _pictures(settings),
         "observations a policy call": str(settings.batch_size),
         "wall time": f"{evaluation.seconds / 60:.1f} minutes",
         "simulator processes": str(evaluation.num_workers),
@@ -186,13 +193,19 @@ def _facts(evaluation: Evaluation) -> dict[str, str]:
         )
     if settings.assets:
         facts["meshes and textures"] = settings.assets
-    if settings.opengl:
-        facts["OpenGL"] = settings.opengl
     if settings.device:
         facts["device"] = settings.device
     if settings.rename:
         facts["cameras renamed"] = ", ".join(f"{old} to {new}" for old, new in settings.rename)
     return facts
+
+
+def _pictures(settings: EvaluationSettings) -> str:
+    """What the policy saw."""
+    if not settings.camera_size:
+        return "none"
+    drawn = f"{settings.camera_size} pixels, rendering {settings.rendering}"
+    return f"{drawn}, OpenGL by {settings.opengl}" if settings.opengl else drawn
 
 
 def _notes(evaluation: Evaluation) -> list[str]:
