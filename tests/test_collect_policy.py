@@ -22,8 +22,10 @@ from chunkrl.envs.collect import RECORD, CollectConfig, collect_dataset
 from chunkrl.envs.metaworld import CAMERA
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.models.pi.actor import PiActor
 from chunkrl.progress import silent
 from chunkrl.training.checkpoint import TENSORS
+from chunkrl.training.policy_io import ChunkPolicy
 from chunkrl.types import Observation
 
 
@@ -123,3 +125,18 @@ def test_a_policys_cameras_may_have_other_names(tmp_path: Path, monkeypatch: pyt
     collect_dataset(tmp_path / "c", replace(asked, rename=(f"{CAMERA}=front",)))
     table = FrameTable.open(tmp_path / "c", progress=silent)
     assert (table.action == 0.25).all() and table.description.cameras == (CAMERA,)
+
+
+def test_a_policy_is_loaded_once_where_simulators_change(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, load = [], learned.load_policy
+
+    def counted(folder: str, *more) -> ChunkPolicy | PiActor:
+        loaded.append(folder)
+        return load(folder, *more)
+
+    monkeypatch.setattr(learned, "load_policy", counted)
+    several = {"env": "push-v3+reach-v3", "camera_size": 16, "num_episodes": 4, "max_steps": 2}
+    collect_dataset(tmp_path / "d", config(policy, **several))
+    assert loaded == [str(policy)]

@@ -47,6 +47,7 @@ class EpisodeMaker:
     def __init__(self, plan: CollectPlan) -> None:
         self._plan = plan
         self._stages: dict[str, _Stage] = {}
+        self._policy: Any = None  # loaded once, however often simulators change
 
     def make(self, number: int) -> CollectedEpisode:
         """Episode `number`. Raises CannotServeError where its environment, expert or policy cannot be had."""
@@ -113,9 +114,11 @@ class EpisodeMaker:
         env = make_env(name, self._plan.options)
         policy = None
         if config.policy is not None:
-            from chunkrl.envs.learned import load_controller  # imports torch
+            from chunkrl.envs.learned import load_acting, make_controller  # imports torch
 
-            policy = load_controller(self._plan, name, env.task)
+            if self._policy is None:
+                self._policy = load_acting(config)
+            policy = make_controller(self._plan, self._policy, name, env.task)
         expert = make_scripted_expert(env) if config.mixture.policy_share < 1 else None
         goals = LiberoGoals(env.domain) if is_libero(name) else None  # type: ignore[attr-defined]
         return _Stage(env, expert, policy, goals)

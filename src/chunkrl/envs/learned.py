@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from chunkrl.build import choose_device
-from chunkrl.envs.collect_config import CollectPlan
+from chunkrl.envs.collect_config import CollectConfig, CollectPlan
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.observed import fit_policy, renamed
 from chunkrl.evaluation.rollout import Actor, batch_observation
-from chunkrl.training.policy_io import load_policy
+from chunkrl.models.pi.actor import PiActor
+from chunkrl.training.policy_io import ChunkPolicy, load_policy
 
 
 class PolicyController:
@@ -39,15 +40,21 @@ class PolicyController:
         return self._actions.pop(0)
 
 
-def load_controller(plan: CollectPlan, env: str, task: str) -> PolicyController:
-    """The policy of `plan.config`, for the environment `env` with the text `task`.
+def load_acting(config: CollectConfig) -> ChunkPolicy | PiActor:
+    """The policy of `config`. Raises ChunkRLError: no policy, or no such device."""
+    assert config.policy is not None
+    torch.set_num_threads(1)  # each simulator process has its own copy
+    return load_policy(config.policy, choose_device(config.device), config.policy_mode == "best_of_n")
+
+
+def make_controller(
+    plan: CollectPlan, policy: ChunkPolicy | PiActor, env: str, task: str
+) -> PolicyController:
+    """`policy` as `plan` has it act, for the environment `env` with the text `task`.
 
     Raises ChunkRLError where it does not fit the environment, or the state that is collected.
     """
     config = plan.config
-    assert config.policy is not None
-    torch.set_num_threads(1)  # each simulator process has its own copy
-    policy = load_policy(config.policy, choose_device(config.device), config.policy_mode == "best_of_n")
     camera_size = config.camera_size or None if policy.cameras else None  # pictures may be for the data alone
     request = fit_policy(policy, (env,), config.max_steps, camera_size, config.rename)
     if policy.state_dim and request.options.state != config.state:
