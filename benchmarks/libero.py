@@ -37,6 +37,7 @@ from chunkrl.evaluation.observed import fit_policy, make_pool, renamed
 from chunkrl.evaluation.rollout import Episode, EpisodeResult, RolloutConfig, run_episodes
 from chunkrl.evaluation.statistics import bootstrap_over_tasks
 from chunkrl.experiment import BC, BEST_OF_16, CHUNK_RL, SUCCESS_BC, Arm, data_hash
+from chunkrl.models.encoders import NetworkConfig
 from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import Progress, ProgressBars, silent
 from chunkrl.train_config import TrainConfig
@@ -78,8 +79,9 @@ class LiberoBenchmark:
     """Discount a step; episodes have 100 to 220 steps."""
     value_epochs: float = 5.0
     """Of the value phase."""
-    num_folds: int = 5
-    """Networks of the value phase, each of which sees all but its share of the episodes."""
+    num_folds: int | None = None
+    """Networks of the value phase, each of which sees all but its share of the episodes; default: 5 (state), 3
+    (images)."""
     horizon: int = 10
     """H, executed whole."""
     max_steps: int | None = None
@@ -145,7 +147,8 @@ def check_settings(config: LiberoBenchmark) -> None:
         "num_folds",
         "horizon",
     )
-    settings = {name: getattr(config, name) for name in names}
+    settings = {name: getattr(config, name) for name in names} | {"network": asdict(NetworkConfig())}
+    settings = json.loads(json.dumps(settings))  # tuples as lists, as they are read back
     if path.is_file():
         known = json.loads(path.read_text())
         if known != settings:
@@ -201,7 +204,7 @@ def train(place: _Place, arm: Arm, progress: Progress) -> ChunkPolicy:
                 value_epochs=config.value_epochs,
                 objective=arm.objective,
                 policy=arm.policy,
-                num_folds=config.num_folds,
+                num_folds=config.num_folds or (3 if images else 5),
                 train_q=needs_q,
                 values=str(place.run(CHUNK_RL)) if needs_q else None,
                 seed=place.seed,
