@@ -23,8 +23,8 @@ from chunkrl.evaluation.results import (
     by_task,
     compare_arms,
     over_tasks,
-    results_json,
 )
+from chunkrl.evaluation.results_file import results_json
 
 _Key = TypeVar("_Key")
 # Settings that make two evaluations answer the same question; the rest is the policies' own business.

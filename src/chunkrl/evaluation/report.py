@@ -23,9 +23,8 @@ from chunkrl.evaluation.results import (
     by_task,
     compare_arms,
     over_tasks,
-    results_json,
-    write_results,
 )
+from chunkrl.evaluation.results_file import results_json, write_results
 from chunkrl.evaluation.sections import (
     curve_section,
     facts_card,
