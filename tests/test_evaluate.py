@@ -38,6 +38,7 @@ from chunkrl.evaluation.evaluation_videos import choose_episodes
 from chunkrl.evaluation.observed import fit_policy, make_pool, plan_episodes, renamed
 from chunkrl.evaluation.rollout import Episode, initial_seeds
 from chunkrl.evaluation.statistics import wilson_interval
+from chunkrl.progress import ProgressBars
 from chunkrl.types import Observation
 
 SETTINGS = EvaluationSettings(
@@ -166,6 +167,18 @@ def _session(stat: Path) -> int:
         return int(stat.read_text().rpartition(")")[2].split()[3])
     except (OSError, IndexError):
         return 0
+
+
+def test_the_time_to_go_is_of_this_sessions_episodes(capsys: pytest.CaptureFixture[str]) -> None:
+    """A session that finds 90 of 100 episodes and then runs one a second has 5 s to go after 5, not none."""
+    show = ProgressBars()
+    show("evaluate", 90, 100)
+    (bar,) = show._bars.values()
+    bar.start_t -= 5.0
+    show("evaluate", 95, 100)
+    bar.refresh()
+    assert re.search(r"95/100 \[00:0[5-9]<00:0[5-9]", capsys.readouterr().err.split("\r")[-1])
+    show("evaluate", 100, 100)
 
 
 def test_worker_processes_and_this_process_agree(policy: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ class ProgressBars:
             interactive = sys.stderr.isatty()
             bar = tqdm(
                 total=total,
+                initial=done,  # what was there before: rate and ETA are of what is done from here on
                 desc=stage,
                 dynamic_ncols=interactive,
                 ncols=None if interactive else 100,

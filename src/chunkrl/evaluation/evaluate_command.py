@@ -197,6 +197,8 @@ def _run(
         outcomes[number] = outcome
         progress(stage, len(outcomes), len(episodes))
 
+    if missing:
+        progress(stage, len(outcomes), len(episodes))
     execution = RolloutConfig(settings.exec_steps, settings.batch_size)
     run_episodes(actor, pool, [episodes[number] for number in missing], execution, finished)
 
