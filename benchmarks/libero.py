@@ -17,7 +17,7 @@ import shutil
 import time
 from collections import defaultdict
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ import torch
 import tyro
 
 from benchmarks.metaworld import METHOD, summarize
+from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.data.atomic import write_text
 from chunkrl.data.frames import FrameTable
 from chunkrl.envs.collect import CollectConfig, collect_dataset, num_successes
@@ -45,9 +46,29 @@ from chunkrl.training.policy_io import ChunkPolicy
 
 Variant = Literal["state", "images"]
 ARMS = (BC, SUCCESS_BC, CHUNK_RL, BEST_OF_16)
-TASKS: dict[Variant, tuple[str, ...]] = {
-    "state": ("libero_spatial",),
-    "images": ("libero_spatial/0", "libero_spatial/5"),
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a variant has unless the command line says otherwise.
+
+    num_collect: episodes of a data set. num_folds, value_epochs, lam: of the values. The few episodes with pictures
+    are memorised within two passes, and where V knows little of unseen episodes the advantage is better made of
+    returns alone (lambda 1): otherwise the first steps of an episode, which V's error outweighs, are hardly learned.
+    """
+
+    tasks: tuple[str, ...]
+    num_collect: int
+    updates: int
+    batch_size: int
+    num_folds: int
+    value_epochs: float
+    lam: float
+
+
+RECIPES: dict[Variant, Recipe] = {
+    "state": Recipe(("libero_spatial",), 200, 3000, 256, 5, 5.0, 0.98),
+    "images": Recipe(("libero_spatial/0", "libero_spatial/5"), 60, 1500, 64, 3, 1.0, 1.0),
 }
 CAMERA_SIZE = 128
 DEVELOPMENT_SEED = 777000  # sampled placements of this seed and the following ones
@@ -66,22 +87,23 @@ class LiberoBenchmark:
     seeds: tuple[int, ...] = (0, 1, 2)
     arms: tuple[str, ...] = tuple(arm.name for arm in ARMS)
     num_collect: int | None = None
-    """Episodes of each data set; default: 200 (state), 60 (images)."""
+    """Episodes of each data set; this and the next ones: the variant's where they are not given."""
     num_states: int = 5
     """Official initial states a task: 0, 1, ..."""
     mixture: Mixture = "episodes"
     """How good and bad behaviour are mixed: whole episodes, or `within` them."""
     updates: int | None = None
-    """Policy updates; default: 3000 (state), 1500 (images)."""
+    """Policy updates."""
     lr: float = 1e-3
     """The learning rate at first; it falls to a tenth of that (cosine)."""
     gamma: float = 0.998
     """Discount a step; episodes have 100 to 220 steps."""
-    value_epochs: float = 5.0
+    value_epochs: float | None = None
     """Of the value phase."""
     num_folds: int | None = None
-    """Networks of the value phase, each of which sees all but its share of the episodes; default: 5 (state), 3
-    (images)."""
+    """Networks of the value phase, each of which sees all but its share of the episodes."""
+    lam: float | None = None
+    """Lambda of the advantages."""
     horizon: int = 10
     """H, executed whole."""
     max_steps: int | None = None
@@ -90,6 +112,14 @@ class LiberoBenchmark:
     """Simulator processes."""
     development: bool = False
     """Sampled placements of seed 777 and a data set of collection seed 777, in a folder of their own."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The variant's, with what was given."""
+        own = {f.name: getattr(self, f.name, None) for f in fields(Recipe)}
+        return replace(
+            RECIPES[self.variant], **{name: value for name, value in own.items() if value is not None}
+        )
 
 
 @dataclass(frozen=True)
@@ -109,9 +139,9 @@ class _Place:
         """Mixed quality, sampled placements."""
         config, images = self.config, self.config.variant == "images"
         return CollectConfig(
-            env="+".join(TASKS[config.variant]),
+            env="+".join(config.recipe.tasks),
             mixture=MixtureConfig(mixture=config.mixture),
-            num_episodes=config.num_collect or (60 if images else 200),
+            num_episodes=config.recipe.num_collect,
             max_steps=config.max_steps,
             seed=777 if config.development else 1000 + self.seed,
             num_workers=config.num_workers,
@@ -136,18 +166,9 @@ class _Place:
 def check_settings(config: LiberoBenchmark) -> None:
     """Raises ChunkRLError where the folder's data and runs were made with other settings."""
     path = _Place(config, 0).root / "settings.json"
-    names = (
-        "max_steps",
-        "mixture",
-        "num_collect",
-        "updates",
-        "lr",
-        "gamma",
-        "value_epochs",
-        "num_folds",
-        "horizon",
-    )
-    settings = {name: getattr(config, name) for name in names} | {"network": asdict(NetworkConfig())}
+    names = ("mixture", "lr", "gamma", "horizon", "max_steps")
+    settings = {name: getattr(config, name) for name in names}
+    settings |= {"recipe": asdict(config.recipe), "network": asdict(NetworkConfig())}
     settings = json.loads(json.dumps(settings))  # tuples as lists, as they are read back
     if path.is_file():
         known = json.loads(path.read_text())
@@ -186,8 +207,7 @@ def train(place: _Place, arm: Arm, progress: Progress) -> ChunkPolicy:
     if not (run / "policy").is_dir():
         partial_run = run.with_name(f".{run.name}.partial")
         shutil.rmtree(partial_run, ignore_errors=True)
-        images = config.variant == "images"
-        updates = config.updates or (1500 if images else 3000)
+        recipe = config.recipe
         needs_q = any(a.training == arm.training and a.mode == "best_of_n" for a in ARMS)
         if needs_q:  # Q learns the advantages that are another arm's weights: one value phase for both
             train(place, CHUNK_RL, progress)
@@ -196,15 +216,16 @@ def train(place: _Place, arm: Arm, progress: Progress) -> ChunkPolicy:
                 dataset_dir=str(place.dataset),
                 action_horizon=config.horizon,
                 action_dim=7,
-                batch_size=64 if images else 256,
-                num_updates=int(updates * arm.updates_factor),
+                batch_size=recipe.batch_size,
+                num_updates=int(recipe.updates * arm.updates_factor),
                 lr=config.lr,
                 schedule="cosine",
                 gamma=config.gamma,
-                value_epochs=config.value_epochs,
+                value_epochs=recipe.value_epochs,
+                fit=ValueFit(lam=recipe.lam),
                 objective=arm.objective,
                 policy=arm.policy,
-                num_folds=config.num_folds or (3 if images else 5),
+                num_folds=recipe.num_folds,
                 train_q=needs_q,
                 values=str(place.run(CHUNK_RL)) if needs_q else None,
                 seed=place.seed,
@@ -222,7 +243,7 @@ def train(place: _Place, arm: Arm, progress: Progress) -> ChunkPolicy:
 def evaluate(place: _Place, arm: Arm, policy: ChunkPolicy, progress: Progress) -> dict[str, list[bool]]:
     """Task -> success by initial state; episodes that are there are not run again."""
     config, path = place.config, place.episodes(arm)
-    tasks = expand(TASKS[config.variant])
+    tasks = expand(config.recipe.tasks)
     done: dict[tuple[str, int], bool] = {}
     if path.is_file():
         for line in path.read_text().splitlines():
@@ -313,7 +334,7 @@ def main(config: LiberoBenchmark) -> None:
         place = _Place(config, seed)
         dataset = collect(place, progress)
         success = {arm.name: evaluate(place, arm, train(place, arm, progress), progress) for arm in arms}
-        for task in expand(TASKS[config.variant]):
+        for task in expand(config.recipe.tasks):
             outcomes = {name: [int(s) for s in found[task]] for name, found in success.items()}
             records.append(
                 {
@@ -329,13 +350,13 @@ def main(config: LiberoBenchmark) -> None:
     summary = summarize(records, names)
     summary |= {"config": asdict(config), "collection": asdict(_Place(config, 0).collection)}
     summary["seconds"] = time.monotonic() - started  # of this call
-    summary["assets"] = asset_fingerprint(expand(TASKS[config.variant]))
+    summary["assets"] = asset_fingerprint(expand(config.recipe.tasks))
     add_intervals(records, summary, names)
     path = Path(config.results)
     known = json.loads(path.read_text()) if path.is_file() else {}
     name = f"{config.variant}{'-development' if config.development else ''}"
     write_text(path, json.dumps(known | {name: summary}, indent=1) + "\n")
-    for record in records[:: len(expand(TASKS[config.variant]))]:
+    for record in records[:: len(expand(config.recipe.tasks))]:
         data = record["dataset"]
         print(
             f"data of seed {record['seed']}: {data['episodes']} episodes, {data['frames']} frames, "
