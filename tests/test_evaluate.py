@@ -385,6 +385,10 @@ def test_policies_that_do_not_fit_are_told_what_does_not() -> None:
             "of 24 x 32 pixels, and MetaWorld draws squares",
         ),
         ({"camera_size": 8}, "this one has none"),
+        (
+            {"rendering": "fast"},
+            "--rendering fast is of LIBERO, and MetaWorld draws in one way: leave it out",
+        ),
         ({"cameras": ("wrist",), "rename": ("front=wrist",)}, "--rename front=wrist: give"),
         ({"cameras": ("a", "b"), "rename": (f"{CAMERA}=a", f"{CAMERA}=b")}, "two of the policy's cameras"),
     )

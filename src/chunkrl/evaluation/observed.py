@@ -13,7 +13,7 @@ from torch import Tensor
 
 from chunkrl.envs.offscreen import Rendering
 from chunkrl.envs.pool import EnvPool, LocalPool
-from chunkrl.envs.registry import EnvInfo, EnvOptions, describe, expand, make_env, prepare
+from chunkrl.envs.registry import EnvInfo, EnvOptions, describe, expand, is_libero, make_env, prepare
 from chunkrl.envs.workers import WorkerPool
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.evaluation_result import EvaluationSettings
@@ -61,10 +61,15 @@ def fit_policy(
         rename: "ENVIRONMENT'S=POLICY'S" camera names. rendering: of LIBERO.
 
     Raises:
-        ChunkRLError: no such task, tasks of two kinds, or a state, action or camera that does not fit (says which).
+        ChunkRLError: no such task, tasks of two kinds, a rendering that they have not, or a state, action or camera
+            that does not fit (says which).
     """
     envs = expand(names)
     info = describe(envs)
+    if rendering != "default" and not is_libero(envs[0]):
+        raise ChunkRLError(
+            f"--rendering {rendering} is of LIBERO, and {info.kind} draws in one way: leave it out"
+        )
     states = {len(entries): state for state, entries in info.states.items()}
     if policy.action_dim != info.action_dim or policy.state_dim not in (0, *states):
         widths = " or ".join(f"{width} ({state})" for width, state in states.items())
