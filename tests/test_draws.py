@@ -20,7 +20,7 @@ from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedCon
 from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
-from chunkrl.data.draws import draw_rates, trained_starts
+from chunkrl.data.draws import draw_rates, starts_by_weight, trained_starts
 from chunkrl.data.labels import LabelRule
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import ChunkRLError
@@ -138,6 +138,81 @@ def test_weights_of_a_run_have_mean_1_in_its_batches(tmp_path: Path) -> None:
     drawn = np.concatenate([weight[loader.positions(update)] for update in range(600)])
     assert drawn.mean() == pytest.approx(1.0, abs=0.01)
     assert weight.mean() != pytest.approx(1.0, abs=0.01)
+
+
+# ---- starts in proportion to their weight
+
+
+def test_starts_by_weight_in_closed_form(datasets: list[ChunkDataset]) -> None:
+    both = ChunkCollection(datasets)  # 12 starts and 5
+    drawn = np.array([0, 1, 2, 3, 12, 13])
+    weight = np.full(17, 9.0, np.float32)
+    weight[drawn] = [0, 2, 1, 1, 0, 6]
+    for seed in range(5):  # shares are whole numbers: nothing to round
+        starts, left = starts_by_weight(both, drawn, weight, seed)
+        assert starts.tolist() == [1, 1, 2, 3, 13, 13]
+        np.testing.assert_allclose(left, [1.0] * 12 + [3.0] * 5)
+    nothing = starts_by_weight(both, drawn, np.zeros(17, np.float32), 0)
+    assert nothing[0].tolist() == drawn.tolist() and not nothing[1].any()
+
+
+@given(st.lists(st.floats(0, 100, width=32), min_size=12, max_size=12).filter(any))
+def test_starts_by_weight_leave_the_objective_as_it_is(
+    datasets: list[ChunkDataset], given: list[float]
+) -> None:
+    weight = np.array(given, np.float32)
+    share = weight.astype(np.float64) * 12 / weight.sum(dtype=np.float64)
+    total = np.zeros(12)
+    for seed in range(200):
+        starts, left = starts_by_weight(datasets[0], None, weight, seed)
+        counts = np.bincount(starts, minlength=12)
+        assert counts.sum() == 12 and (np.abs(counts - share) < 1 + 1e-6).all()
+        total += counts * left
+    np.testing.assert_allclose(total / 200 / left[0], share, atol=0.2)
+
+
+def test_a_run_draws_by_weight_and_stores_the_weights(tmp_path: Path) -> None:
+    roots = [write_dataset(tmp_path / name, random_episodes(n, seed=n)) for name, n in (("a", 6), ("b", 4))]
+    runs = {}
+    for draw in ("uniform", "weight"):
+        runs[draw] = ChunkLevelOfflineRL(
+            dataset_dir=str(roots[0]),
+            additional_offline_dataset_paths=(str(roots[1]),),
+            dataset_weights=(1.0, 4.0),
+            action_horizon=3,
+            action_dim=2,
+            batch_size=10,
+            num_updates=1,
+            value_epochs=1.0,
+            num_folds=2,
+            fit=ValueFit(draw=draw),
+            network=NetworkConfig(hidden_dim=8, num_layers=1),
+            device="cpu",
+            output_dir=str(tmp_path / draw),
+        )
+        runs[draw].train()
+    run = runs["weight"]
+    weight = run.algorithm.labels["weight"]
+    np.testing.assert_array_equal(weight, runs["uniform"].algorithm.labels["weight"])
+    # the mean of any quantity, as batches of either run count it
+    value, means = np.random.default_rng(0).normal(size=len(weight)), {}
+    for draw, own in runs.items():
+        loader = ChunkLoader(own.dataset, 10, 0, subset=own.algorithm.phases()[-1].subset)
+        batches = [loader.batch(update) for update in range(2000)]
+        means[draw] = [(b.labels["weight"].numpy() * value[b.index.numpy()]).mean() for b in batches]
+    # 34 and 22 starts: what is rounded is the larger part of the difference
+    assert np.mean(means["weight"]) == pytest.approx(np.mean(means["uniform"]), abs=0.1)
+    assert np.std(means["weight"]) < np.std(means["uniform"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"use": "condition"}, {"critic_updates": 1, "relabel_interval": 2}],
+    ids=["condition", "relabel"],
+)
+def test_drawing_by_weight_wants_weights_that_stay(settings: dict[str, Any]) -> None:
+    with pytest.raises(ChunkRLError, match="draw weight"):
+        CrossFittedConfig(policy_updates=1, value_updates=1, fit=ValueFit(draw="weight"), **settings)
 
 
 # ---- behind a success

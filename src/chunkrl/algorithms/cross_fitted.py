@@ -42,7 +42,7 @@ from chunkrl.algorithms.human_chunks import HumanRule, forced_metrics, human_chu
 from chunkrl.algorithms.value_labels import ValueLabels, label_metrics
 from chunkrl.algorithms.value_learner import ValueFit, ValueLearner, microbatches
 from chunkrl.data.collection import ChunkData
-from chunkrl.data.draws import draw_rates, trained_starts
+from chunkrl.data.draws import draw_rates, starts_by_weight, trained_starts
 from chunkrl.data.large_arrays import keep
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
@@ -96,6 +96,11 @@ class CrossFittedConfig:
         if self.critic_updates and self.fit.fold_order != "together":
             raise ChunkRLError(
                 "values that learn beside the policy (critic_updates) train together: use --fit.fold-order together"
+            )
+        if self.fit.draw == "weight" and (self.use == "condition" or self.relabel_interval):
+            raise ChunkRLError(
+                "--fit.draw weight is of weights that stay: use uniform with advantage_conditioned and with "
+                "--relabel-interval"
             )
         if self.microbatch_size is not None and self.microbatch_size < 1:
             raise ChunkRLError(f"microbatch_size is {self.microbatch_size}; it must be at least 1")
@@ -172,7 +177,7 @@ class CrossFittedAdvantage:
     def _choose_starts(self) -> None:
         """What is trained on of the data as they are."""
         config, dataset = self.config, self._dataset
-        self._trained = self._subset = trained_starts(dataset)
+        self._trained = self._subset = trained_starts(dataset)  # a phase of the policy draws from the second
         if config.data == "successes":
             positions = np.flatnonzero(dataset.success)
             if self._trained is not None:
@@ -249,6 +254,11 @@ class CrossFittedAdvantage:
         self.labels = {key: keep(self._dataset.cache_dir, values) for key, values in self.labels.items()}
         for key, values in self.labels.items():
             self._dataset.attach(key, values)
+        if self.labels and self.config.fit.draw == "weight" and self.config.use == "weight":
+            self._subset, left = starts_by_weight(
+                self._dataset, self._trained, self.labels["weight"], self.seed
+            )
+            self._dataset.attach("weight", left)
 
     def update(self, name: str, batch: ChunkTransition) -> Metrics:
         """One update of phase `name`; batch [B]."""

@@ -40,6 +40,7 @@ from chunkrl.training.optim import OptimConfig, autocast
 from chunkrl.types import ChunkTransition
 
 ValueTarget = Literal["monte_carlo", "bootstrap"]
+Draw = Literal["uniform", "weight"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class ValueFit:
     """Deviation of the standardised advantage that weights are made of."""
     weight_clip: float = 100.0
     """Largest weight."""
+    draw: Draw = "uniform"
+    """Which starts the policy learns from. uniform: all alike, their loss weighted; weight: in proportion to their
+    weight, their loss not. The same objective; `weight` spends no rows of a batch on what weighs next to nothing."""
     time_out: TimeOut = "failure"
     """What a time limit means: a failure, or bootstrap from the last stored frame."""
     hidden_dim: int = 128
@@ -90,6 +94,8 @@ class ValueFit:
             raise ChunkRLError(
                 "fit.head.kind: use sigmoid or hl_gauss, which keep V within the data's returns"
             )
+        if self.draw not in get_args(Draw):
+            raise ChunkRLError(f"fit.draw is {self.draw!r}; use uniform or weight")
         if self.fold_order not in get_args(FoldOrder):
             raise ChunkRLError(f"fit.fold_order is {self.fold_order!r}; use together or one_by_one")
         if (

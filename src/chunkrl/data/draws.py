@@ -7,6 +7,8 @@ import numpy as np
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.large_arrays import blocks, by_blocks, keep, zeros
 
+_BY_WEIGHT = 0xD2A3  # the stream of random numbers that rounds counts
+
 
 def trained_starts(data: ChunkData) -> np.ndarray | None:
     """Positions int [n] of the starts that may be trained on; None: all.
@@ -44,6 +46,35 @@ def draw_rates(data: ChunkData, drawn: np.ndarray | None) -> np.ndarray | None:
         for (first, last), share, count in zip(collection.spans, shares, counts, strict=True):
             rates[first:last] *= share / max(count, 1.0)
     return keep(collection.cache_dir, rates)
+
+
+def starts_by_weight(
+    data: ChunkData, drawn: np.ndarray | None, weight: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What to draw from, all alike, in place of `drawn`, so that a start comes in proportion to its weight.
+
+    Returns positions int64 [n], a start as often as its share of them, rounded up or down by systematic sampling
+    (Madow 1949); and the weight that is left for the loss, float32 [len]: the mean weight of the start's data set, as
+    how often a data set is drawn from does not change. On average over seeds the weighted loss is the same; fewer
+    rows of a batch are spent on what weighs next to nothing.
+
+    drawn: positions int [n] that may be drawn, None all. weight: float [len], not negative.
+    """
+    collection = data if isinstance(data, ChunkCollection) else ChunkCollection([data])
+    positions = np.arange(len(collection)) if drawn is None else np.asarray(drawn)
+    left = zeros(collection.cache_dir, len(collection), np.float32)
+    chosen = []
+    for number, (first, last) in enumerate(collection.spans):
+        own = positions[(first <= positions) & (positions < last)]
+        mass = np.cumsum(weight[own], dtype=np.float64)
+        if len(own) and mass[-1] > 0:
+            left[first:last] = mass[-1] / len(own)
+            offset = np.random.default_rng([seed, number, _BY_WEIGHT]).random()
+            edges = np.floor(mass * (len(own) / mass[-1]) + offset).astype(np.int64)
+            edges[-1] = len(own)  # whatever the last sum was rounded to
+            own = np.repeat(own, np.diff(edges, prepend=0))
+        chosen.append(own)
+    return keep(collection.cache_dir, np.concatenate(chosen)), left
 
 
 def _total(values: np.ndarray) -> float:

@@ -134,6 +134,7 @@ class Trainer:
         phase, is_last = phases[number], number + 1 == len(phases)
         if self.update == first:
             self._record(phase.name, self.algorithm.start_phase(phase.name, self.progress))
+            phase = self.algorithm.phases()[number]  # what is drawn may follow from the labels
         while self.update < first + phase.num_updates and not source.stopped:
             done = self.update - first
             if source.is_due(done, is_last):
