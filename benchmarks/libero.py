@@ -27,7 +27,7 @@ import torch
 import tyro
 
 from benchmarks.metaworld import METHOD, summarize
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.value_learner import Draw, ValueFit
 from chunkrl.data.atomic import write_text
 from chunkrl.data.frames import FrameTable
 from chunkrl.envs.collect import CollectConfig, collect_dataset, num_successes
@@ -52,9 +52,10 @@ ARMS = (BC, SUCCESS_BC, CHUNK_RL, BEST_OF_16)
 class Recipe:
     """What a variant has unless the command line says otherwise.
 
-    num_collect: episodes of a data set. num_folds, value_epochs, lam: of the values. The few episodes with pictures
-    are memorised within two passes, and where V knows little of unseen episodes the advantage is better made of
-    returns alone (lambda 1): otherwise the first steps of an episode, which V's error outweighs, are hardly learned.
+    num_collect: episodes of a data set. num_folds, value_epochs, lam: of the values; draw: of the policy's starts.
+    The few episodes with pictures are memorised within two passes, and where V knows little of unseen episodes the
+    advantage is better made of returns alone (lambda 1): otherwise the first steps of an episode, which V's error
+    outweighs, are hardly learned. Of a batch of 64 eight rows would carry the weighted loss: they are drawn by weight.
     """
 
     tasks: tuple[str, ...]
@@ -64,11 +65,12 @@ class Recipe:
     num_folds: int
     value_epochs: float
     lam: float
+    draw: Draw
 
 
 RECIPES: dict[Variant, Recipe] = {
-    "state": Recipe(("libero_spatial",), 200, 3000, 256, 5, 5.0, 0.98),
-    "images": Recipe(("libero_spatial/0", "libero_spatial/5"), 60, 1500, 64, 3, 1.0, 1.0),
+    "state": Recipe(("libero_spatial",), 200, 3000, 256, 5, 5.0, 0.98, "uniform"),
+    "images": Recipe(("libero_spatial/0", "libero_spatial/5"), 60, 1500, 64, 3, 1.0, 1.0, "weight"),
 }
 CAMERA_SIZE = 128
 DEVELOPMENT_SEED = 777000  # sampled placements of this seed and the following ones
@@ -104,6 +106,8 @@ class LiberoBenchmark:
     """Networks of the value phase, each of which sees all but its share of the episodes."""
     lam: float | None = None
     """Lambda of the advantages."""
+    draw: Draw | None = None
+    """How the weighted policy's starts are drawn."""
     horizon: int = 10
     """H, executed whole."""
     max_steps: int | None = None
@@ -222,7 +226,7 @@ def train(place: _Place, arm: Arm, progress: Progress) -> ChunkPolicy:
                 schedule="cosine",
                 gamma=config.gamma,
                 value_epochs=recipe.value_epochs,
-                fit=ValueFit(lam=recipe.lam),
+                fit=ValueFit(lam=recipe.lam, draw=recipe.draw),
                 objective=arm.objective,
                 policy=arm.policy,
                 num_folds=recipe.num_folds,
