@@ -55,7 +55,8 @@ class Recipe:
     num_collect: episodes of a data set. num_folds, value_epochs, lam: of the values; draw: of the policy's starts.
     The few episodes with pictures are memorised within two passes, and where V knows little of unseen episodes the
     advantage is better made of returns alone (lambda 1): otherwise the first steps of an episode, which V's error
-    outweighs, are hardly learned. Of a batch of 64 eight rows would carry the weighted loss: they are drawn by weight.
+    outweighs, are hardly learned. Of a batch of 64 eight rows would carry the weighted loss: starts are drawn by
+    weight.
     """
 
     tasks: tuple[str, ...]
