@@ -212,6 +212,10 @@ def test_damaged_folders_are_refused(run: ChunkLevelOfflineRL, tmp_path: Path) -
     save_state(folder, whole)
     with pytest.raises(CheckpointError, match="does not fit its own description"):
         ChunkPolicy.load(folder)
+    whole["spec_json"]["network"]["image_dim"] = 128
+    save_state(folder, whole)
+    with pytest.raises(CheckpointError, match=r"another version of chunkrl.*image_dim"):
+        ChunkPolicy.load(folder)
     assert run.trainer is not None and run.trainer.run_dir is not None
     last = run.trainer.run_dir / "checkpoints" / f"{run.trainer.update:07d}"
     with pytest.raises(CheckpointError, match="not a saved policy"):

@@ -153,7 +153,13 @@ class ChunkPolicy:
         state = load_state(Path(folder))
         if "spec_json" not in state:
             raise CheckpointError(f"{folder} is not a saved policy (a run's `policy` folder)")
-        spec = from_dict(PolicySpec, state["spec_json"])
+        try:
+            spec = from_dict(PolicySpec, state["spec_json"])
+        except ChunkRLError as error:
+            raise CheckpointError(
+                f"{folder} was saved by another version of chunkrl, which named settings otherwise ({error}): use "
+                "that version, or train it again"
+            ) from error
         shape = spec.shape
         factory = NetworkFactory(
             spec.observation,
