@@ -90,6 +90,8 @@ def test_compact_state_and_camera(envs: list[MetaWorldEnv]) -> None:
             MetaWorldEnv("push-v3", **bad)  # type: ignore[arg-type]
         with pytest.raises(ChunkRLError, match=message):
             plan(CollectConfig(**bad))  # type: ignore[arg-type]
+    with pytest.raises(ChunkRLError, match="--rendering fast is of LIBERO"):
+        plan(CollectConfig(rendering="fast"))
 
 
 CONFIG = CollectConfig(num_episodes=3, max_steps=12, seed=4, num_workers=0)

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from chunkrl.data.episode_columns import FeatureSpec
 from chunkrl.envs.libero_goals import SubgoalKind, check_kinds
 from chunkrl.envs.offscreen import Rendering
-from chunkrl.envs.registry import EnvInfo, EnvOptions, describe, expand, is_libero
+from chunkrl.envs.registry import EnvInfo, EnvOptions, check_rendering, describe, expand, is_libero
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError
 
@@ -147,10 +147,11 @@ class CollectPlan:
 def plan(config: CollectConfig) -> CollectPlan:
     """Looks up tasks and names.
 
-    Raises ChunkRLError: no such task or suite, a state that it does not have, names that it cannot have.
+    Raises ChunkRLError: no such task or suite, a state, rendering or names that it cannot have.
     """
     tasks = expand(config.env.split("+"))
     info = describe(tasks)
+    check_rendering(tasks, config.rendering)
     if config.state not in info.states:
         raise ChunkRLError(f"state is {config.state!r}; {info.kind} has {', '.join(info.states)}")
     state, action, cameras = "observation.state", "action", info.cameras

@@ -182,6 +182,17 @@ def describe(tasks: Sequence[str]) -> EnvInfo:
     )
 
 
+def check_rendering(tasks: Sequence[str], rendering: Rendering) -> None:
+    """Raises ChunkRLError where a rendering is asked for that the simulator of the tasks does not have.
+
+    tasks: of `expand`.
+    """
+    if rendering != "default" and not is_libero(tasks[0]):
+        raise ChunkRLError(
+            f"--rendering {rendering} is of LIBERO, and {describe(tasks).kind} draws in one way: leave it out"
+        )
+
+
 def make_env(name: str, options: EnvOptions) -> Environment:
     """The environment of a task.
 

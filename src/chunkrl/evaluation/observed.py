@@ -13,7 +13,7 @@ from torch import Tensor
 
 from chunkrl.envs.offscreen import Rendering
 from chunkrl.envs.pool import EnvPool, LocalPool
-from chunkrl.envs.registry import EnvInfo, EnvOptions, describe, expand, is_libero, make_env, prepare
+from chunkrl.envs.registry import EnvInfo, EnvOptions, check_rendering, describe, expand, make_env, prepare
 from chunkrl.envs.workers import WorkerPool
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.evaluation_result import EvaluationSettings
@@ -66,10 +66,7 @@ def fit_policy(
     """
     envs = expand(names)
     info = describe(envs)
-    if rendering != "default" and not is_libero(envs[0]):
-        raise ChunkRLError(
-            f"--rendering {rendering} is of LIBERO, and {info.kind} draws in one way: leave it out"
-        )
+    check_rendering(envs, rendering)
     states = {len(entries): state for state, entries in info.states.items()}
     if policy.action_dim != info.action_dim or policy.state_dim not in (0, *states):
         widths = " or ".join(f"{width} ({state})" for width, state in states.items())
