@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from chunkrl import ChunkLevelOfflineRL
 from chunkrl.data import ChunkDataset, ChunkSettings
 from chunkrl.data.normalize import Normalizer
 from chunkrl.data.writer import DatasetWriter, FeatureSpec
@@ -113,3 +114,10 @@ def settings(data: Path, output: Path, **changes: Any) -> dict[str, Any]:
         "device": "cpu",
         "output_dir": str(output),
     } | changes
+
+
+def policy_of_one_update(data: Path, output: Path, action_dim: int) -> Path:
+    """The folder of a policy that cloned one batch of the data."""
+    own = {"action_dim": action_dim, "batch_size": 4, "num_updates": 1, "objective": "behaviour_cloning"}
+    ChunkLevelOfflineRL(**settings(data, output, **own)).train()
+    return output / "policy"

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
 
-from chunkrl.cli import main
+from chunk_data import policy_of_one_update
+
 from chunkrl.data.frames import FrameTable
 from chunkrl.envs import collect, learned
 from chunkrl.envs.collect import RECORD, CollectConfig, collect_dataset
@@ -34,14 +35,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small policy on the state, after one update."""
     root = tmp_path_factory.mktemp("policy")
     collect_dataset(root / "data", CollectConfig(num_episodes=2, max_steps=8, num_workers=0))
-    train = (
-        f"train --dataset-dir {root / 'data'} --output-dir {root / 'run'} --action-horizon 3 --action-dim 4 "
-    )
-    train += (
-        "--batch-size 4 --num-updates 1 --objective behaviour_cloning --network.hidden-dim 8 --device cpu"
-    )
-    main(train.split())
-    return root / "run" / "policy"
+    return policy_of_one_update(root / "data", root / "run", 4)
 
 
 def config(policy: Path, **changes) -> CollectConfig:

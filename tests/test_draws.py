@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chunk_data import episode, identity_factory, open_chunks, random_episodes, write_dataset
+from chunk_data import episode, identity_factory, open_chunks, random_episodes, settings, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +24,6 @@ from chunkrl.data.draws import draw_rates, starts_by_weight, trained_starts
 from chunkrl.data.labels import LabelRule
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.encoders import NetworkConfig
 from chunkrl.models.value_head import ValueHead
 from chunkrl.training.optim import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
@@ -116,23 +115,19 @@ def test_a_task_that_is_never_drawn_needs_no_bins() -> None:
     assert advantage_bins(advantage, task, config, 1.0, rates).tolist() == [0, 0, 1, 1, 0, 0]
 
 
-def test_weights_of_a_run_have_mean_1_in_its_batches(tmp_path: Path) -> None:
-    roots = [write_dataset(tmp_path / name, random_episodes(n, seed=n)) for name, n in (("a", 6), ("b", 2))]
-    run = ChunkLevelOfflineRL(
-        dataset_dir=str(roots[0]),
-        additional_offline_dataset_paths=(str(roots[1]),),
-        dataset_weights=(1.0, 4.0),
-        action_horizon=3,
-        action_dim=2,
-        batch_size=10,
-        num_updates=1,
-        value_epochs=1.0,
-        num_folds=2,
-        network=NetworkConfig(hidden_dim=8, num_layers=1),
-        device="cpu",
-        output_dir=str(tmp_path / "run"),
+def run_on_two(folder: Path, fit: ValueFit = ValueFit()) -> ChunkLevelOfflineRL:
+    """A finished run on data sets of 6 and 2 episodes, the second drawn from four times as often as the first."""
+    first, second = (
+        write_dataset(folder / name, random_episodes(n, seed=n)) for name, n in (("a", 6), ("b", 2))
     )
+    more = {"additional_offline_dataset_paths": (str(second),), "dataset_weights": (1.0, 4.0)}
+    run = ChunkLevelOfflineRL(**settings(first, folder / "run", num_updates=1, fit=fit, **more))
     run.train()
+    return run
+
+
+def test_weights_of_a_run_have_mean_1_in_its_batches(tmp_path: Path) -> None:
+    run = run_on_two(tmp_path)
     weight = run.algorithm.labels["weight"]
     loader = ChunkLoader(run.dataset, 10, 0)
     drawn = np.concatenate([weight[loader.positions(update)] for update in range(600)])
@@ -173,25 +168,7 @@ def test_starts_by_weight_leave_the_objective_as_it_is(
 
 
 def test_a_run_draws_by_weight_and_stores_the_weights(tmp_path: Path) -> None:
-    roots = [write_dataset(tmp_path / name, random_episodes(n, seed=n)) for name, n in (("a", 6), ("b", 4))]
-    runs = {}
-    for draw in ("uniform", "weight"):
-        runs[draw] = ChunkLevelOfflineRL(
-            dataset_dir=str(roots[0]),
-            additional_offline_dataset_paths=(str(roots[1]),),
-            dataset_weights=(1.0, 4.0),
-            action_horizon=3,
-            action_dim=2,
-            batch_size=10,
-            num_updates=1,
-            value_epochs=1.0,
-            num_folds=2,
-            fit=ValueFit(draw=draw),
-            network=NetworkConfig(hidden_dim=8, num_layers=1),
-            device="cpu",
-            output_dir=str(tmp_path / draw),
-        )
-        runs[draw].train()
+    runs = {draw: run_on_two(tmp_path / draw, ValueFit(draw=draw)) for draw in ("uniform", "weight")}
     run = runs["weight"]
     weight = run.algorithm.labels["weight"]
     np.testing.assert_array_equal(weight, runs["uniform"].algorithm.labels["weight"])

@@ -18,6 +18,8 @@ from test_report import Page
 
 pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
 
+from chunk_data import policy_of_one_update
+
 from chunkrl.cli import main
 from chunkrl.envs import libero
 from chunkrl.envs.metaworld import CAMERA
@@ -82,14 +84,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("policy")
     collect = f"collect --output-dir {root / 'data'} --num-episodes 2 --max-steps 8 --num-workers 0"
     main(collect.split())
-    train = (
-        f"train --dataset-dir {root / 'data'} --output-dir {root / 'run'} --action-horizon 3 --action-dim 4 "
-    )
-    train += (
-        "--batch-size 4 --num-updates 1 --objective behaviour_cloning --network.hidden-dim 8 --device cpu"
-    )
-    main(train.split())
-    return root / "run" / "policy"
+    return policy_of_one_update(root / "data", root / "run", 4)
 
 
 def arguments(policy: Path, output: Path | None, *more: str) -> list[str]:

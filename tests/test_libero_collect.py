@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chunk_data import write_dataset
+from chunk_data import policy_of_one_update, write_dataset
 from test_libero import pytestmark  # noqa: F401  # mark and reasons to skip
 
 from chunkrl.cli import main
@@ -109,14 +109,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     columns = {"observation.state": rng.normal(size=(12, 24)), "action": rng.uniform(-1, 1, (12, 7))}
     episode = {name: values.astype(np.float32) for name, values in columns.items()}
     write_dataset(root / "data", [episode | {"next.success": np.arange(12) == 11}] * 2)
-    train = (
-        f"train --dataset-dir {root / 'data'} --output-dir {root / 'run'} --action-horizon 3 --action-dim 7"
-    )
-    train += (
-        " --batch-size 4 --num-updates 1 --objective behaviour_cloning --network.hidden-dim 8 --device cpu"
-    )
-    main(train.split())
-    return root / "run" / "policy"
+    return policy_of_one_update(root / "data", root / "run", 7)
 
 
 def test_a_privileged_policy_collects_pictures_with_openpis_names(policy: Path, tmp_path: Path) -> None:
