@@ -206,8 +206,8 @@ def collect(place: _Place, progress: Progress) -> dict[str, Any]:
     }
 
 
-def train(place: _Place, arm: Arm, progress: Progress) -> ChunkPolicy:
-    """The arm's policy; trained unless it is there."""
+def train(place: _Place, arm: Arm, progress: Progress) -> None:
+    """Trains the arm's policy unless it is there."""
     run, config = place.run(arm), place.config
     if not (run / "policy").is_dir():
         partial_run = run.with_name(f".{run.name}.partial")
@@ -242,10 +242,9 @@ def train(place: _Place, arm: Arm, progress: Progress) -> ChunkPolicy:
         )
         learner.train()
         partial_run.rename(run)
-    return ChunkPolicy.load(run / "policy")
 
 
-def evaluate(place: _Place, arm: Arm, policy: ChunkPolicy, progress: Progress) -> dict[str, list[bool]]:
+def evaluate(place: _Place, arm: Arm, progress: Progress) -> dict[str, list[bool]]:
     """Task -> success by initial state; episodes that are there are not run again."""
     config, path = place.config, place.episodes(arm)
     tasks = expand(config.recipe.tasks)
@@ -258,6 +257,8 @@ def evaluate(place: _Place, arm: Arm, policy: ChunkPolicy, progress: Progress) -
     wanted = [(task, first + number) for number in range(config.num_states) for task in tasks]
     missing = [key for key in wanted if key not in done]
     if missing:
+        train(place, arm, progress)
+        policy = ChunkPolicy.load(place.run(arm) / "policy")
         size = CAMERA_SIZE if policy.cameras else None
         request = fit_policy(policy, tasks, config.max_steps, size, (), "fast")
         initial = "sampled" if config.development else "official"
@@ -338,7 +339,7 @@ def main(config: LiberoBenchmark) -> None:
     for seed in config.seeds:
         place = _Place(config, seed)
         dataset = collect(place, progress)
-        success = {arm.name: evaluate(place, arm, train(place, arm, progress), progress) for arm in arms}
+        success = {arm.name: evaluate(place, arm, progress) for arm in arms}
         for task in expand(config.recipe.tasks):
             outcomes = {name: [int(s) for s in found[task]] for name, found in success.items()}
             records.append(
