@@ -354,7 +354,11 @@ def main(config: LiberoBenchmark) -> None:
             )
     names = tuple(arm.name for arm in arms)
     summary = summarize(records, names)
-    summary |= {"config": asdict(config), "collection": asdict(_Place(config, 0).collection)}
+    summary |= {
+        "config": asdict(config),
+        "recipe": asdict(config.recipe),
+        "collection": asdict(_Place(config, 0).collection),
+    }
     summary["seconds"] = time.monotonic() - started  # of this call
     summary["assets"] = asset_fingerprint(expand(config.recipe.tasks))
     add_intervals(records, summary, names)
