@@ -15,18 +15,17 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections import defaultdict
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import tyro
 
-from benchmarks.metaworld import METHOD, summarize
+from benchmarks.libero_tables import add_intervals, markdown
+from benchmarks.metaworld import summarize
 from chunkrl.algorithms.value_learner import Draw, ValueFit
 from chunkrl.data.atomic import write_text
 from chunkrl.data.frames import FrameTable
@@ -36,7 +35,6 @@ from chunkrl.envs.scripted import Mixture, MixtureConfig
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.evaluation.observed import fit_policy, make_pool, renamed
 from chunkrl.evaluation.rollout import Episode, EpisodeResult, RolloutConfig, run_episodes
-from chunkrl.evaluation.statistics import bootstrap_over_tasks
 from chunkrl.experiment import BC, BEST_OF_16, CHUNK_RL, SUCCESS_BC, Arm, data_hash
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.offline import ChunkLevelOfflineRL
@@ -284,49 +282,6 @@ def evaluate(place: _Place, arm: Arm, progress: Progress) -> dict[str, list[bool
             actor = renamed(partial(policy.act, mode=arm.mode), request.rename)
             run_episodes(actor, pool, episodes, RolloutConfig(config.horizon, 4), finished)
     return {task: [done[task, first + number] for number in range(config.num_states)] for task in tasks}
-
-
-def add_intervals(records: list[dict[str, Any]], summary: dict[str, Any], arms: tuple[str, ...]) -> None:
-    """Adds every arm's counts by seed and the interval of its success over training seeds, then states."""
-    for arm in arms:
-        by_task: dict[str, list[list[int]]] = defaultdict(list)
-        by_seed: dict[int, list[int]] = defaultdict(list)
-        for record in sorted(records, key=lambda record: record["seed"]):
-            by_task[record["task"]].append(record["success"][arm])
-            by_seed[record["seed"]] += record["success"][arm]
-        success = {task: np.array(rows, dtype=float) for task, rows in by_task.items()}
-        found = bootstrap_over_tasks(success, {task: np.zeros_like(rows) for task, rows in success.items()})
-        summary["mean_over_tasks"].setdefault("over_seeds", {})[arm] = {
-            "interval": [found.interval.low, found.interval.high],
-            "per_seed": [float(np.mean(by_seed[seed])) for seed in sorted(by_seed)],
-            "num_success": sum(map(sum, by_seed.values())),
-            "num_episodes": sum(map(len, by_seed.values())),
-        }
-
-
-def markdown(summary: dict[str, Any], arms: tuple[str, ...]) -> str:
-    """Tables for docs/results.md: the suite, then every task."""
-    lines = ["| policy | success | 95 % | by seed | difference of " + METHOD + " |", "|---|---|---|---|---|"]
-    for arm in arms:
-        found = summary["mean_over_tasks"]["over_seeds"][arm]
-        gain = summary["mean_over_tasks"].get("difference", {}).get(arm)
-        cell = (
-            ""
-            if gain is None
-            else f"{gain['difference']:+.2f} [{gain['interval'][0]:+.2f}, {gain['interval'][1]:+.2f}]"
-        )
-        count = f"{found['num_success']}/{found['num_episodes']}"
-        lines.append(
-            f"| {arm} | **{found['num_success'] / found['num_episodes']:.2f}** ({count}) "
-            f"| [{found['interval'][0]:.2f}, {found['interval'][1]:.2f}] "
-            f"| {' '.join(format(rate, '.2f') for rate in found['per_seed'])} | {cell} |"
-        )
-    tasks = list(summary["tasks"])
-    lines += ["", f"| task | {' | '.join(arms)} |", "|---|" + "---|" * len(arms)]
-    for task in tasks:
-        found = summary["tasks"][task]["success"]
-        lines.append(f"| `{task}` | {' | '.join(format(found[arm]['mean'], '.2f') for arm in arms)} |")
-    return "\n".join(lines)
 
 
 def main(config: LiberoBenchmark) -> None:
