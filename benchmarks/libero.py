@@ -119,10 +119,9 @@ class LiberoBenchmark:
     @property
     def recipe(self) -> Recipe:
         """The variant's, with what was given."""
-        own = {f.name: getattr(self, f.name, None) for f in fields(Recipe)}
-        return replace(
-            RECIPES[self.variant], **{name: value for name, value in own.items() if value is not None}
-        )
+        names = [f.name for f in fields(Recipe)]
+        given = {name: value for name in names if (value := getattr(self, name, None)) is not None}
+        return replace(RECIPES[self.variant], **given)
 
 
 @dataclass(frozen=True)

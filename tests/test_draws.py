@@ -178,7 +178,7 @@ def test_a_run_draws_by_weight_and_stores_the_weights(tmp_path: Path) -> None:
         loader = ChunkLoader(own.dataset, 10, 0, subset=own.algorithm.phases()[-1].subset)
         batches = [loader.batch(update) for update in range(2000)]
         means[draw] = [(b.labels["weight"].numpy() * value[b.index.numpy()]).mean() for b in batches]
-    # 34 and 22 starts: what is rounded is the larger part of the difference
+    # with so few starts what is rounded is the larger part of the difference
     assert np.mean(means["weight"]) == pytest.approx(np.mean(means["uniform"]), abs=0.1)
     assert np.std(means["weight"]) < np.std(means["uniform"])
 

@@ -102,8 +102,7 @@ class ChunkLevelOfflineRL:
     @property
     def dataset(self) -> ChunkCollection:
         """What is trained on now."""
-        data = self.source.data
-        return data if isinstance(data, ChunkCollection) else ChunkCollection([data])
+        return ChunkCollection.of(self.source.data)
 
     def _build(self) -> None:
         config, dataset = self.config, self.dataset

@@ -42,6 +42,11 @@ class ChunkCollection:
         DatasetError: no data set, one twice, a weight that is missing or not positive, data sets that do not fit.
     """
 
+    @classmethod
+    def of(cls, data: ChunkData) -> ChunkCollection:
+        """`data` itself, or a collection of that one data set."""
+        return data if isinstance(data, ChunkCollection) else cls([data])
+
     def __init__(self, datasets: Sequence[ChunkDataset], weights: Sequence[float] | None = None) -> None:
         if not datasets:
             raise DatasetError("a collection needs at least one data set")

@@ -6,6 +6,7 @@ import numpy as np
 
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.large_arrays import blocks, by_blocks, keep, zeros
+from chunkrl.data.loader import source_counts
 
 _BY_WEIGHT = 0xD2A3  # the stream of random numbers that rounds counts
 
@@ -31,7 +32,7 @@ def draw_rates(data: ChunkData, drawn: np.ndarray | None) -> np.ndarray | None:
     from at that rate (`loader.ChunkLoader`), so that each of its n starts counts weight / n; those without anything
     to draw are left out.
     """
-    collection = data if isinstance(data, ChunkCollection) else ChunkCollection([data])
+    collection = ChunkCollection.of(data)
     if drawn is None and collection.weights is None:
         return None
     rates = zeros(collection.cache_dir, len(collection), np.float32)
@@ -60,19 +61,17 @@ def starts_by_weight(
 
     drawn: positions int [n] that may be drawn, None all. weight: float [len], not negative.
     """
-    collection = data if isinstance(data, ChunkCollection) else ChunkCollection([data])
+    collection = ChunkCollection.of(data)
     positions = np.arange(len(collection)) if drawn is None else np.asarray(drawn)
     left = zeros(collection.cache_dir, len(collection), np.float32)
     chosen = []
     for number, (first, last) in enumerate(collection.spans):
         own = positions[(first <= positions) & (positions < last)]
-        mass = np.cumsum(weight[own], dtype=np.float64)
-        if len(own) and mass[-1] > 0:
-            left[first:last] = mass[-1] / len(own)
-            offset = np.random.default_rng([seed, number, _BY_WEIGHT]).random()
-            edges = np.floor(mass * (len(own) / mass[-1]) + offset).astype(np.int64)
-            edges[-1] = len(own)  # whatever the last sum was rounded to
-            own = np.repeat(own, np.diff(edges, prepend=0))
+        mass = weight[own].astype(np.float64)
+        if (total := mass.sum()) > 0:
+            left[first:last] = total / len(own)
+            offset = 1.0 - np.random.default_rng([seed, number, _BY_WEIGHT]).random()
+            own = np.repeat(own, source_counts(mass / total, len(own), offset))
         chosen.append(own)
     return keep(collection.cache_dir, np.concatenate(chosen)), left
 

@@ -17,7 +17,7 @@ _SHARES = 0x54A2E5  # the stream of random numbers that rounds shares
 
 
 def source_counts(weights: np.ndarray, batch_size: int, offset: float) -> np.ndarray:
-    """How many of a batch's rows each source gives, int [n], sum `batch_size`.
+    """How many of a batch's rows (or of any number of draws) each source gives, int [n], sum `batch_size`.
 
     Systematic sampling (Madow 1949): each count is its share `batch_size * weight` rounded up or down, and equals
     the share on average over offsets uniform in [0, 1). weights: float [n], sum 1.
@@ -65,7 +65,7 @@ class ChunkLoader:
                 f"batch size {batch_size} for rank {rank} of {world_size}: ranks count from 0, and the batch size "
                 "must be a multiple of their number"
             )
-        self.data = data if isinstance(data, ChunkCollection) else ChunkCollection([data])
+        self.data = ChunkCollection.of(data)
         self.seed, self.next_observation = seed, next_observation
         chosen = None if subset is None else keep(self.data.cache_dir, np.asarray(subset, dtype=np.int64))
         num_positions = len(data) if chosen is None else len(chosen)

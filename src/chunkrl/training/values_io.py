@@ -28,7 +28,7 @@ def save_values(
     run_dir: Path, data: ChunkData, labels: Mapping[str, np.ndarray], rule: Mapping[str, Any]
 ) -> None:
     """Writes the labels that there are of every frame; rule: what made them."""
-    collection = _collection(data)
+    collection = ChunkCollection.of(data)
     present = [name for name in _NAMES if name in labels]
     split = {name: collection.split(labels[name]) for name in present}
     for number, dataset in enumerate(collection.datasets):
@@ -56,7 +56,7 @@ def load_values(run_dir: Path, data: ChunkData) -> ValueLabels:
     """
     sidecars = [
         load_sidecar(run_dir / values_file(number), dataset.table)
-        for number, dataset in enumerate(_collection(data).datasets)
+        for number, dataset in enumerate(ChunkCollection.of(data).datasets)
     ]
     parts = [sidecar.arrays for sidecar in sidecars]
     meaning = _meaning(data)
@@ -73,7 +73,3 @@ def load_values(run_dir: Path, data: ChunkData) -> ValueLabels:
         )
     value, seen, returns, advantage = (np.concatenate([part[name] for part in parts]) for name in _NEEDED)
     return ValueLabels(value, seen, returns, advantage)
-
-
-def _collection(data: ChunkData) -> ChunkCollection:
-    return data if isinstance(data, ChunkCollection) else ChunkCollection([data])
