@@ -131,7 +131,7 @@ class ImageEncoder(nn.Module):
         """images: float [B, 3, H, W] in [-1, 1]."""
         if self.training and self.shift:
             images = shift_images(images, self.shift)
-        # channels last: a training step on a processor takes 0.7 of the time
+        # channels last is faster on a processor: 0.13 against 0.15 s, there and back, for 128 pictures of 128 pixels
         features = self.convolutions(images.contiguous(memory_format=torch.channels_last))
         height, width = features.shape[-2:]
         weights = (features.flatten(2) * self.temperature).softmax(-1)  # [B, C, h*w]
