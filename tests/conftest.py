@@ -1,10 +1,19 @@
-"""Every test reads data sets through a cache of its own session, with one thread."""
+"""Every test reads data sets through a cache of its own session, with one thread, and ends."""
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import torch
 from started import end_all
+from waiting import at_most
+
+# What an example takes says how busy the machine is.
+hypothesis.settings.register_profile("chunkrl", deadline=None)
+hypothesis.settings.load_profile("chunkrl")
+
+LIMIT_S = 600.0
+SLOW_LIMIT_S = 7200.0
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -19,3 +28,10 @@ def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _nothing_left_running() -> Iterator[None]:
     yield
     end_all()
+
+
+@pytest.fixture(autouse=True)
+def _ends(request: pytest.FixtureRequest) -> Iterator[None]:
+    fast = not any(request.node.get_closest_marker(mark) for mark in ("slow", "gpu", "lerobot", "libero"))
+    with at_most(LIMIT_S if fast else SLOW_LIMIT_S):
+        yield

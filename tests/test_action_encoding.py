@@ -33,7 +33,7 @@ def test_closed_form() -> None:
     assert ActionEncoding().encode(actions, None) is actions
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(["absolute", "delta", "relative"]),
     st.integers(1, 6),

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 import torch
 from actor_fakes import small_policy
 from rich.console import Console
+from waiting import until
 
 from chunkrl.config import from_dict
 from chunkrl.envs.metaworld import FULL_STATE
@@ -111,19 +111,12 @@ class Learner:
         self.streams.close()
 
 
-def _wait_for(what, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
 def test_an_actor_acts_without_a_learner_and_goes_on_when_it_comes(folder, tmp_path, port, capsys):
     run = tmp_path / "run"
     learners = []
 
     def come_late() -> None:
-        _wait_for(lambda: (run / METRICS_FILE).exists() and read_records(run / METRICS_FILE))
+        until(lambda: (run / METRICS_FILE).exists() and read_records(run / METRICS_FILE))
         learner = Learner(tmp_path / "learner", port)
         newer = dict(small_policy(1, 3, 3).policy.named_parameters())
         learner.receiver.offer(make_push(5, newer))
@@ -265,7 +258,7 @@ def test_an_actor_waits_for_a_learner_that_owes_updates(folder, tmp_path, port):
 
     def learn() -> None:
         for version in range(1, 4):
-            _wait_for(lambda: len(learner.episodes()) == version - 1 or ended.is_set())  # noqa: B023
+            until(lambda: len(learner.episodes()) == version - 1 or ended.is_set())  # noqa: B023
             learner.receiver.offer(make_push(version, weights, num_steps=10 * (version - 1)))
 
     thread = threading.Thread(target=learn)
@@ -287,7 +280,7 @@ def test_an_actor_says_what_it_waits_for(folder, tmp_path, port, monkeypatch):
     log.touch()
 
     def learn() -> None:
-        _wait_for(lambda: "none came yet" in log.read_text())
+        until(lambda: "none came yet" in log.read_text())
         learner.receiver.offer(make_push(1, weights, num_steps=10))
 
     thread = threading.Thread(target=learn)
@@ -329,7 +322,7 @@ class Process:
 
     def say(self, phase: str, number: int) -> None:
         """Waits for the `number`th line with this phase."""
-        _wait_for(lambda: sum(f"| {phase} |" in line for line in self.lines) >= number, 60.0)
+        until(lambda: sum(f"| {phase} |" in line for line in self.lines) >= number, 60.0)
 
     def press(self, keys: str) -> None:
         """On the terminal."""
@@ -379,7 +372,7 @@ def test_keys_of_a_terminal_lead_a_session_and_sigterm_ends_another_in_order(fol
     assert [end.num_interventions for end in ends] == [1, 0, 0, 0]
     human = [item.human for item in learner.items("keys") if isinstance(item, StepRecord)]
     assert any(human) and not all(human)
-    _wait_for(lambda: sum(isinstance(item, EpisodeSummary) for item in learner.items("signal")) >= 1, 60.0)
+    until(lambda: sum(isinstance(item, EpisodeSummary) for item in learner.items("signal")) >= 1, 60.0)
     by_signal.process.send_signal(signal.SIGTERM)
     assert "all records are with the learner" in by_signal.end()
     items = learner.items("signal")

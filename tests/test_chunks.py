@@ -291,7 +291,7 @@ def recordings(draw: st.DrawFn) -> tuple[list[int], dict[str, np.ndarray]]:
     return lengths, data | {"reward": np.array(reward, dtype=np.float32)}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(recordings(), st.integers(1, 9), st.sampled_from([0.5, 0.9, 1.0]))
 def test_property_against_the_slow_loop(
     recording: tuple[list[int], dict[str, np.ndarray]], horizon: int, gamma: float

@@ -26,7 +26,7 @@ from chunkrl.training.trainer import Trainer, TrainerConfig
 CPU = torch.device("cpu")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 7), st.integers(0, 5))
 def test_folds_are_balanced(success: list[bool], num_folds: int, seed: int) -> None:
     outcome = np.array(success)

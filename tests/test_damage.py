@@ -81,7 +81,7 @@ def assert_exact(table: FrameTable, folder: LeRobotFolder) -> None:
         np.testing.assert_array_equal(got, pictures.transpose(0, 3, 1, 2), strict=True)
 
 
-@settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(draw=st.data())
 def test_damage_is_an_error_or_harmless(folders: list[LeRobotFolder], draw: st.DataObject):
     folder = draw.draw(st.sampled_from(folders), "folder")
@@ -98,7 +98,7 @@ def test_damage_is_an_error_or_harmless(folders: list[LeRobotFolder], draw: st.D
             assert str(copy) in str(error)
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(draw=st.data())
 def test_what_is_left_after_skipping_bad_episodes_is_exact(folders: list[LeRobotFolder], draw: st.DataObject):
     folder = draw.draw(st.sampled_from(folders), "folder")

@@ -132,7 +132,7 @@ def test_a_local_folder_is_a_source_too(tmp_path: Path) -> None:
     st.dictionaries(st.sampled_from(["a", "b/c", "b/d.part", "e f"]), st.binary(max_size=60), min_size=1),
     st.data(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_interrupted_state_is_completed(
     tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes], data: st.DataObject
 ) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from env_fakes import CountEnv, LargeServant
+from waiting import until
 
 from chunkrl.envs.pool import EnvPool, LocalPool
 from chunkrl.envs.protocol import EnvStep
@@ -220,10 +221,7 @@ def test_processes_end_with_their_parent_however_it_ends(sent: signal.Signals, t
     assert len(children) == 2 and all(_runs(pid) for pid in children)
     parent.send_signal(sent)
     parent.wait(30)
-    deadline = time.monotonic() + 30
-    while any(_runs(pid) for pid in children) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(_runs(pid) for pid in children)
+    until(lambda: not any(_runs(pid) for pid in children))
 
 
 def _runs(pid: int) -> bool:

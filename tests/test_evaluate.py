@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ from test_report import Page
 pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
 
 from chunk_data import policy_of_one_update
+from waiting import until
 
 from chunkrl.cli import main
 from chunkrl.envs import libero
@@ -142,16 +142,15 @@ def test_a_killed_evaluation_leaves_no_process_and_goes_on(policy: Path, tmp_pat
         *arguments(policy, tmp_path / "killed", "--num-workers", "2"),
     ]
     with subprocess.Popen(call, stderr=subprocess.DEVNULL, start_new_session=True) as process:
-        while not list((tmp_path / "killed").rglob("episodes/*/*.json")):
+
+        def has_written() -> bool:
             assert process.poll() is None
-            time.sleep(0.02)
+            return any((tmp_path / "killed").rglob("episodes/*/*.json"))
+
+        until(has_written)
         process.kill()
-    left, patience = True, 60.0
-    while left and patience > 0:  # the simulators see the closed connection and end
-        left = any(_session(stat) == process.pid for stat in Path("/proc").glob("[0-9]*/stat"))
-        time.sleep(0.05)
-        patience -= 0.05
-    assert not left
+    # the simulators see the closed connection and end
+    until(lambda: all(_session(stat) != process.pid for stat in Path("/proc").glob("[0-9]*/stat")))
     main(arguments(policy, tmp_path / "killed"))
     assert read_evaluation(tmp_path / "killed").episodes == read_evaluation(tmp_path / "whole").episodes
 

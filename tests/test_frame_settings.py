@@ -31,7 +31,7 @@ def opened(root: Path, cache: Path, settings: FrameSettings = FrameSettings()) -
     return FrameTable.open(root, cache_dir=cache, progress=silent, settings=settings)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 40), st.integers(2, 40), st.integers(4, 24), st.booleans(), st.integers(0, 99))
 @example(2, 9, 4, True, 0)  # in shape it would have no row at all
 @example(2, 9, 4, False, 0)

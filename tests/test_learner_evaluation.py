@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,14 @@ import torch
 
 pytest.importorskip("grpc", reason="needs chunkrl[online]")
 
+from waiting import until
+
 from chunkrl.online import learner_evaluation
 from chunkrl.online.learner_config import OnlineEvaluation
 from chunkrl.online.learner_evaluation import FOLDER, RESULTS, Evaluations, read_results
 
 STAND_IN = """#!/bin/sh
-while [ ! -e {gate} ]; do sleep 0.02; done
+for i in $(seq 3000); do [ -e {gate} ] && break; sleep 0.02; done
 mkdir -p $3/policy $3/result
 echo '{{"success": 0.5, "interval": [0.2, 0.8], "num_episodes": 4}}' > $3/result/result.json
 """
@@ -36,10 +37,7 @@ def test_snapshots_wait_on_the_disk_and_outlive_the_learner(tmp_path: Path, monk
         assert first.is_due(update, 5 * update)
         first.begin(update, 5 * update, {"w": torch.full((3,), float(update))})
         assert not first.is_due(update + 9, 5 * update)
-    deadline = time.monotonic() + 10
-    while len(list((run / FOLDER).glob("*/parameters.safetensors"))) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: len(list((run / FOLDER).glob("*/parameters.safetensors"))) == 3)
     first.close(finish=False)  # one of them was under way
     assert read_results(run) == []
 

@@ -15,8 +15,9 @@ pytest.importorskip("grpc", reason="needs chunkrl[online]")
 
 from online_records import SPEC, episode, episode_id
 from test_learner_growth import HORIZON, add, settings
-from test_online_learner import Process, TestActor, free_address, learner_arguments, until
+from test_online_learner import Process, TestActor, free_address, learner_arguments
 from test_value_videos import Renderers, decoded, near
+from waiting import until
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.value_video import HUMAN

@@ -9,9 +9,11 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from waiting import until
 
 from chunkrl.envs import libero, offscreen
 from chunkrl.envs.libero import CAMERAS, OPENPI_CAMERAS, LiberoEnv
@@ -157,8 +159,8 @@ def test_the_tasks_predicate_ends_the_episode(env: LiberoEnv) -> None:
     plate = simulator.data.get_joint_qpos("plate_1_joint0").copy()
     plate[2] += 0.04
     simulator.data.set_joint_qpos("akita_black_bowl_1_joint0", plate)
-    steps = []
-    while not steps or not steps[-1].done:
+    steps = [env.step(libero.NO_MOTION)]
+    while not steps[-1].done and len(steps) < 20:
         steps.append(env.step(libero.NO_MOTION))
     last = steps[-1]
     assert last.success and last.terminated and not last.truncated and last.reward == 1 and len(steps) < 20
@@ -288,6 +290,18 @@ def test_nothing_is_asked_and_the_users_folder_is_left_alone(tmp_path: Path) -> 
     assert not (tmp_path / ".libero").exists()
 
 
+def _both(pool: WorkerPool | LocalPool) -> dict[int, Any]:
+    """The reports of two environments, by their slots."""
+    reports: dict[int, Any] = {}
+
+    def have_come() -> bool:
+        reports.update({report.slot: report for report in pool.wait()})
+        return len(reports) == 2
+
+    until(have_come)
+    return reports
+
+
 def test_processes_give_what_one_process_gives() -> None:
     make = partial(make_env, options=EnvOptions(max_steps=5))
     ended = {}
@@ -297,14 +311,10 @@ def test_processes_give_what_one_process_gives() -> None:
     ):
         for slot, task in enumerate((DRAWER, "libero_object/1")):
             pool.reset(slot, task, slot)
-        reports = {}
-        while len(reports) < 2:
-            reports |= {report.slot: report for report in pool.wait()}
+        reports = _both(pool)
         for slot in range(2):
             pool.execute(slot, ACTIONS[:8])
-        reports = {}
-        while len(reports) < 2:
-            reports |= {report.slot: report for report in pool.wait()}
+        reports = _both(pool)
         pool.close()
         assert all(report.failure == "" and report.num_steps == 5 for report in reports.values())
         ended[name] = np.stack([reports[slot].step.state for slot in range(2)])

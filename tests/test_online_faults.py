@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from online_live import length
 from online_peers import certificate
 from started import STARTED, end_all, free_address
+from waiting import until
 
 from chunkrl.online.intake import read_set_aside
 from chunkrl.online.replay import EPISODE_KEY, reading
@@ -80,10 +81,7 @@ def stored_episodes(root: Path) -> dict[str, int]:
 
 
 def wait_stored(root: Path, identity: str) -> None:
-    deadline = time.monotonic() + 60
-    while identity not in stored_episodes(root):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)  # reading keeps the learner from adding
+    until(lambda: identity in stored_episodes(root), pause_s=0.5)  # reading keeps the learner from adding
 
 
 def kill(tmp_path: Path, rounds: int, victims: tuple[str, ...], seed: int) -> None:

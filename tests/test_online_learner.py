@@ -24,6 +24,7 @@ from online_peers import SMALL
 from online_records import SPEC, episode
 from started import STARTED, free_address
 from test_online_faults import stored_episodes
+from waiting import until
 
 from chunkrl.cli import main
 from chunkrl.envs.protocol import EnvStep
@@ -79,15 +80,6 @@ OFFLINE = [part for part in SETTINGS if not part.startswith("--online")]
 
 def learner_arguments(run: Path, address: str, *more: str) -> list[str]:
     return ["learner", *SETTINGS, "--output-dir", str(run), "--listen.address", address, *more]
-
-
-def until(condition, seconds: float = 60.0):
-    """What `condition` gives once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, condition
-        time.sleep(0.05)
-    return found
 
 
 class TestActor:

@@ -250,9 +250,10 @@ def test_of_much_that_came_actors_take_turns_until_it_is_enough(tmp_path, read_b
     def one_more() -> bool:
         return learner.intake.num_stored > len(found)
 
-    while stored := learner.intake.poll(read_bytes, one_more):
-        assert len(stored) == 1
-        found.append(stored[0].episode_id)
+    for _ in range(6):
+        (stored,) = learner.intake.poll(read_bytes, one_more)
+        found.append(stored.episode_id)
+    assert not learner.intake.poll(read_bytes, one_more)
     assert found == [episode_id(i) for i in (0, 10, 1, 11, 2, 12)]
     learner.close()
 

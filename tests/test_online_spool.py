@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from online_records import episode_id, full_disk
 from online_spool_writer import payload
+from waiting import until
 
 from chunkrl.errors import SpoolError
 from chunkrl.online import segment_file as sf
@@ -58,7 +58,7 @@ def test_entries_come_back_after_reopening(tmp_path):
 
 
 @given(st.lists(st.tuples(st.sampled_from(["append", "acknowledge", "reopen", "read"]), st.integers(0, 40))))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_order_of_operations_keeps_every_entry_beyond_the_watermark(operations):
     import tempfile
 
@@ -337,10 +337,7 @@ def test_a_read_does_not_see_what_a_full_disk_took_back(tmp_path, monkeypatch):
 def test_what_is_appended_is_synced_without_a_further_call(tmp_path):
     with Spool(tmp_path, sync_interval_s=0.01) as spool:
         fill(spool, 3)
-        until = time.monotonic() + 60
-        while spool.durable_sequence < 3 and time.monotonic() < until:
-            time.sleep(0.001)
-        assert spool.durable_sequence == 3
+        until(lambda: spool.durable_sequence == 3)
 
 
 def test_with_an_interval_a_sync_begins_the_next_file(tmp_path):
@@ -376,18 +373,19 @@ def test_a_sync_that_fails_is_told_until_one_succeeds(tmp_path, monkeypatch):
         fill(spool, 1)
         with pytest.raises(SpoolError, match="No space left on device; free some space"):
             spool.sync()
-        until = time.monotonic() + 60
         with pytest.raises(SpoolError, match="No space left on device; free some space"):
-            while time.monotonic() < until:
-                fill(spool, 1)
+            until(lambda: fill(spool, 1))
         count = spool.next_sequence
         assert spool.durable_sequence == 0
         monkeypatch.undo()
-        while spool.durable_sequence < count and time.monotonic() < until:
-            time.sleep(0.001)
-        while spool.next_sequence == count and time.monotonic() < until:
+        until(lambda: spool.durable_sequence == count)
+
+        def one_more() -> bool:
             with contextlib.suppress(SpoolError):  # until the thread has noted its success
                 fill(spool, 1)
+            return spool.next_sequence > count
+
+        until(one_more)
         assert spool.next_sequence == count + 1
         check(spool, 0)
 
@@ -397,11 +395,16 @@ def test_reading_while_another_thread_appends(tmp_path):
         writer = threading.Thread(target=fill, args=(spool, 300))
         writer.start()
         seen = 0
-        while seen < 300:
+
+        def read_all() -> bool:
+            nonlocal seen
             for entry in spool.read(seen, 50_000):
                 assert entry == payload(seen)
                 seen += 1
             spool.acknowledge(seen)
+            return seen == 300
+
+        until(read_all, pause_s=0.0)
         writer.join()
 
 

@@ -19,6 +19,7 @@ pytest.importorskip("grpc", reason="needs chunkrl[online]")
 import grpc
 from online_peers import SMALL, BadNetwork, certificate, check_stored, client, item
 from online_records import SPEC, episode_id
+from waiting import until
 
 from chunkrl.errors import RecordError, SpoolError, TransportError
 from chunkrl.online import transport, wire
@@ -53,8 +54,8 @@ def fill(spool: Spool, count: int, actor: str = "arm") -> None:
 
 
 def drain(link: LearnerClient, spool: Spool) -> None:
-    while spool.acknowledged < spool.next_sequence:
-        assert link.drain() > 0
+    until(lambda: link.drain() == 0)
+    assert spool.acknowledged == spool.next_sequence
 
 
 def test_a_spool_is_drained_and_goes_on(tmp_path):
@@ -80,9 +81,7 @@ def test_a_greeting_may_overtake_a_call_that_sends(tmp_path):
             acknowledge(next_sequence)
             seen.append(next_sequence)
             if 0 < next_sequence < 60 and spool.acknowledged < 60:
-                deadline = time.monotonic() + 30
-                while fetcher.greet().next_sequence < 60:
-                    assert time.monotonic() < deadline
+                until(lambda: fetcher.greet().next_sequence == 60)
 
         spool.acknowledge = overtaken
         drain(link, spool)
@@ -369,8 +368,7 @@ def test_a_peer_that_takes_no_more_is_dropped(tmp_path, caplog):
             call = channel.unary_stream(f"/{transport.SERVICE}/FetchWeights")
             answer = call(wire.encode_weight_request(wire.WeightRequest("arm", 1, 0)))
             next(answer)
-            while "dropped: silent" not in caplog.text:
-                time.sleep(0.02)
+            until(lambda: "dropped: silent" in caplog.text)
             with pytest.raises(grpc.RpcError):
                 list(answer)
 

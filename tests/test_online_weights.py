@@ -1,11 +1,11 @@
 """Weights on their way to an actor: bfloat16, newer ones only, the old ones stay where anything is wrong."""
 
-import time
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from waiting import until
 
 from chunkrl.errors import CheckpointError, RecordError, TransportError
 from chunkrl.online import wire
@@ -36,13 +36,6 @@ def test_weights_arrive_rounded_to_bfloat16():
         torch.testing.assert_close(values, sent[name].detach().bfloat16(), rtol=0, atol=0)
 
 
-def wait(condition) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_a_fetcher_hands_on_what_is_newer_and_survives_everything_else(caplog):
     """In order: no learner, nothing newer, version 2, a damaged push, one that does not fit, version 5."""
     asked, taken = [], {}
@@ -63,7 +56,7 @@ def test_a_fetcher_hands_on_what_is_newer_and_survives_everything_else(caplog):
         taken[version] = tensors["w"].tolist()
 
     fetcher = WeightFetcher(fetch, take, every_s=0.001)
-    wait(lambda: len(asked) > 8)
+    until(lambda: len(asked) > 8)
     fetcher.close()
     assert taken == {2: [2.0] * 3, 5: [5.0] * 3} and fetcher.version == 5
     assert asked[:8] == [0, 0, 0, 2, 2, 3, 4, 5]  # what was refused is not fetched again
@@ -75,7 +68,7 @@ def test_a_fetcher_hands_on_what_is_newer_and_survives_everything_else(caplog):
         raise TransportError("wrong token")
 
     fetcher = WeightFetcher(refuse, take, every_s=0.001)
-    wait(lambda: fetcher.failure)
+    until(lambda: fetcher.failure)
     fetcher.close()
     assert "no more weights: wrong token" in caplog.text
 
@@ -85,7 +78,7 @@ def test_what_nobody_thought_of_is_said_and_the_session_goes_on(tmp_path):
         raise MemoryError("none left")
 
     fetcher = WeightFetcher(lambda _: make_push(1, {"w": torch.zeros(1)}), no_memory, every_s=0.001)
-    wait(lambda: fetcher.failure)
+    until(lambda: fetcher.failure)
     fetcher.close()
     assert "taking weights failed: MemoryError('none left')" in str(fetcher.failure)
 
@@ -94,7 +87,7 @@ def test_what_nobody_thought_of_is_said_and_the_session_goes_on(tmp_path):
 
     with Spool(tmp_path) as spool:
         sender = SpoolSender(Client(), spool)  # type: ignore[arg-type]
-        wait(lambda: sender.failure)
+        until(lambda: sender.failure)
         sender.close()
     assert "sending failed: MemoryError('none left')" in str(sender.failure) and not sender.reachable
 
@@ -131,7 +124,7 @@ def test_few_records_wait_for_those_that_follow(gather_s, waiting, left):
 
     both: Any = Scripted()
     sender = SpoolSender(both, both, SenderConfig(poll_s=1e-6, gather_s=gather_s))
-    wait(lambda: sender.failure)
+    until(lambda: sender.failure)
     sender.close()
     assert events == ["call", *waiting, "call", *waiting, "call"]
 

@@ -44,7 +44,7 @@ DECODERS = {
 
 
 @given(st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_tensors_round_trip(data):
     dtype = data.draw(st.sampled_from(NUMPY_TYPES))
     shape = data.draw(hnp.array_shapes(min_dims=0, max_dims=8, min_side=0, max_side=3))
@@ -83,7 +83,7 @@ def test_messages_round_trip():
 
 @pytest.mark.parametrize("name", DECODERS)
 @given(st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_no_bytes_do_anything_but_decode_or_raise_one_error(name, data):
     decode, good = DECODERS[name]
     decode_or_refuse(decode, data.draw(st.binary(max_size=200)))

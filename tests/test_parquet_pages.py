@@ -33,7 +33,7 @@ def write(file: Path, values: Sequence[bytes | None], **options) -> None:
     distinct=st.integers(1, 300),
     group_rows=st.integers(20, 300),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_layout_gives_what_pyarrow_reads(
     tmp_path_factory, seed, compression, use_dictionary, page_size, dictionary_size, distinct, group_rows
 ):

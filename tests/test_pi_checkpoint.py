@@ -511,7 +511,7 @@ def saved_bytes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     return folder, (folder / "model.safetensors").read_bytes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_damaged_file_is_an_error_or_the_same_bits(
     saved_bytes: tuple[Path, bytes], data: st.DataObject

@@ -219,7 +219,7 @@ def test_resizing_is_openpis(index: int) -> None:
     assert max_difference(bilinear, channels_first("torch_float_56")) <= 1e-5
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(8, 80), st.integers(0, 2**32 - 1))
 def test_antialiased_resize_is_pillows(height: int, width: int, size: int, seed: int) -> None:
     ratio = max(height, width) / size

@@ -14,7 +14,7 @@ from chunk_data import write_dataset
 from pi_tiny import ACTION_DIM, STATE_DIM, TOKENIZER, tiny_policy
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
-from chunkrl.algorithms.conditioning import ConditioningConfig
+from chunkrl.algorithms.conditioning import ConditioningConfig, condition_text
 from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.data.labels import LabelRule
 from chunkrl.errors import CheckpointError, ChunkRLError
@@ -175,6 +175,36 @@ def test_human_chunks_are_high_and_mixed_ones_lose_the_robots_steps(
     assert labels["loss_steps"][10].tolist() == [False, False, True]
     assert labels["loss_steps"][11].tolist() == [False, True, True]
     assert labels["loss_steps"][np.setdiff1d(np.arange(30), mixed_chunks)].all()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_policy_is_trained_on_labels_of_which_a_share_is_dropped(
+    root: Path, checkpoints: Path, tmp_path: Path, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without, a policy never learns what it does unasked, and guidance subtracts noise."""
+    conditioning = ConditioningConfig(dropout=dropout)
+    run = ChunkLevelOfflineRL(
+        config(root, checkpoints, tmp_path, "advantage_conditioned", conditioning=conditioning)
+    )
+    run.algorithm.start_phase("policy")
+    rows = np.arange(30)
+    batch = run.dataset.batch(rows, next_observation=False)
+    texts = [condition_text(label, 2) for label in batch.labels["advantage_bin"].tolist()]
+    heard: list[str] = []
+    original = run.policy.imitation_loss
+
+    def recorded(observation: Any, actions: Any, mask: Any, condition: list[str]) -> Any:
+        heard.extend(condition)
+        return original(observation, actions, mask, condition)
+
+    monkeypatch.setattr(run.policy, "imitation_loss", recorded)
+    torch.manual_seed(0)
+    for _ in range(4):
+        run.algorithm.update("policy", batch)
+    kept = np.array([text != "" for text in heard])
+    assert len(heard) == 120 and all(np.array(heard)[kept] == np.array(texts * 4)[kept])
+    assert kept.mean() == pytest.approx(1 - dropout, abs=0.15 if dropout else 0.0)  # three deviations
+    assert dropout == 0 or len({tuple(part) for part in np.split(kept, 4)}) == 4  # drawn anew each update
 
 
 def test_the_loss_is_the_weighted_flow_loss(root: Path, checkpoints: Path, tmp_path: Path) -> None:

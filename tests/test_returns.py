@@ -62,7 +62,7 @@ EPISODES = st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max
 GAMMA = st.sampled_from([0.5, 0.9, 1.0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(EPISODES, GAMMA, st.integers(0, 99))
 def test_monte_carlo_is_the_discounted_sum(episodes: list[tuple[int, bool]], gamma: float, seed: int) -> None:
     segments, value, reward = random_data(episodes, seed)
@@ -74,7 +74,7 @@ def test_monte_carlo_is_the_discounted_sum(episodes: list[tuple[int, bool]], gam
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(EPISODES, GAMMA, st.integers(0, 99), st.sampled_from(["failure", "bootstrap"]))
 def test_n_step_returns_lie_between_one_step_and_monte_carlo(
     episodes: list[tuple[int, bool]], gamma: float, seed: int, time_out: TimeOut

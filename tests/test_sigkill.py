@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from chunk_data import random_episodes, settings, write_dataset
+from waiting import until
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.config import save_config
@@ -41,11 +42,12 @@ def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path, phase_update: 
     save_config(config, tmp_path / "config.json")
     process = start(tmp_path / "config.json")
     last = tmp_path / "killed" / "checkpoints" / "last"
-    deadline = time.monotonic() + 240
-    while not (last.exists() and int(last.read_text() or 0) >= phase_update):
+
+    def far_enough() -> bool:
         assert process.poll() is None, "the run ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+        return last.exists() and int(last.read_text() or 0) >= phase_update
+
+    until(far_enough, 240, pause_s=0.001)
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -265,7 +265,7 @@ def test_data_of_another_model_is_refused():
         renderer.render(data)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     size=st.tuples(*[st.floats(0.01, 2.0)] * 3),
     kind=st.sampled_from(["sphere", "capsule", "cylinder", "box"]),
@@ -303,7 +303,7 @@ def brute_force(width: int, height: int, flat: software_raster.Flat) -> np.ndarr
     return number
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 12))
 def test_rasteriser_agrees_with_brute_force(seed: int, count: int):
     random = np.random.default_rng(seed)
@@ -333,7 +333,7 @@ def test_rasteriser_culls_clockwise_triangles_and_shares_no_sample():
     assert counts[3] == 0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6))
 def test_clipping_keeps_what_lies_ahead_and_its_orientation(seed: int):
     corners = np.random.default_rng(seed).uniform(-1, 1, size=(20, 3, 3))

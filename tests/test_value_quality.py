@@ -40,7 +40,7 @@ def test_equal_values_share_a_bin() -> None:
     assert calibration([2.0, 2.0], [1.0, 5.0]).error == pytest.approx(1.0)  # one bin: 2 against the mean 3
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 12))
 def test_bins_hold_everything_in_order(seed: int, num: int, num_bins: int) -> None:
     value, returns = np.random.default_rng(seed).integers(-9, 10, (2, num)).astype(float)  # with ties

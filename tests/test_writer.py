@@ -341,7 +341,7 @@ def test_a_folder_in_use_or_of_another_kind_is_refused(tmp_path):
 @pytest.mark.parametrize("dtype", ["float64", "int8", "uint16", "int64", "bool", "float32"])
 def test_number_types_come_back(tmp_path, dtype):
     @given(st.data())
-    @settings(max_examples=5, deadline=None)
+    @settings(max_examples=5)
     def check(data: st.DataObject) -> None:
         shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=3, max_side=4))
         elements = {"min_value": -(2.0**20), "max_value": 2.0**20} if "float" in dtype else None
