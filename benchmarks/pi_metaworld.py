@@ -47,9 +47,9 @@ from chunkrl.models.pi.critic import PiCriticConfig
 from chunkrl.models.pi.tiny import tiny_policy, tiny_recipe
 from chunkrl.models.policy import PolicyConfig
 from chunkrl.models.value_head import ValueHead
-from chunkrl.offline import find_checkpoint
 from chunkrl.train_config import Objective
 from chunkrl.training.policy_io import ActionMode
+from chunkrl.training.run_folder import find_checkpoint
 from chunkrl.training.values_io import load_values
 
 HIGH, LOW = "Advantage: positive", "Advantage: negative"

@@ -325,8 +325,8 @@ def test_jump_start_offline_online_offline(tmp_path):
     )
 
     def state(run: Path) -> dict:
-        from chunkrl.offline import find_values
         from chunkrl.training.checkpoint import load_state
+        from chunkrl.training.run_folder import find_values
 
         folder = find_values(run / "checkpoints" / (run / "checkpoints/last").read_text().strip())
         assert folder is not None

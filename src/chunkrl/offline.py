@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from chunkrl import __version__, ranks
+from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.build import build_algorithm, choose_device, open_data, reads_task
 from chunkrl.config import load_config, save_config
 from chunkrl.data.atomic import write_text
@@ -25,10 +26,10 @@ from chunkrl.models.pi.learner import PiLearner
 from chunkrl.progress import Progress, silent
 from chunkrl.train_checks import check_config
 from chunkrl.train_config import TrainConfig
-from chunkrl.training.checkpoint import VALUES, load_state
 from chunkrl.training.data_source import DataSource, FixedData
 from chunkrl.training.distributed import gather_policy
 from chunkrl.training.policy_io import ChunkPolicy, PolicySpec, QSpec, pi_q_state, save_pi_policy
+from chunkrl.training.run_folder import find_checkpoint, initial_networks
 from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.training.value_videos import ValueVideos
 from chunkrl.training.values_io import save_values
@@ -191,12 +192,15 @@ class ChunkLevelOfflineRL:
 
     def chunk_policy(self) -> ChunkPolicy | PiActor:
         """The policy as it stands, with Q for best-of-N where the objective trained one."""
-        config = self.config
         q = self.algorithm.q_ensemble()
         q = None if q is None else q.to(self.device)
         if isinstance(self.policy, PiLearner):
             return PiActor(self.policy.policy, q=q)
-        spec = PolicySpec(
+        return ChunkPolicy(self._policy_spec(q), self.policy, q)
+
+    def _policy_spec(self, q: QEnsemble | None = None) -> PolicySpec:
+        config = self.config
+        return PolicySpec(
             observation=self.policy.encoder.spec,
             shape=self.policy.shape,
             network=config.network,
@@ -208,7 +212,6 @@ class ChunkLevelOfflineRL:
             encoding=self.dataset.encoding,
             image_sizes=self.dataset.image_sizes,
         )
-        return ChunkPolicy(spec, self.policy, q)
 
     def save(self, folder: str | Path) -> None:
         """Writes the deployable policy to `folder`; `training.policy_io.load_policy` reads it.
@@ -238,23 +241,23 @@ class ChunkLevelOfflineRL:
         self._load(folder)
         self._resume = folder
 
-    def _take_networks(self, run: Path) -> None:
-        """Begins with the networks of another run: policy and moments of its last checkpoint, values of the last one
-        that has them."""
-        folder = find_checkpoint(run)
-        state = load_state(folder)["algorithm"]
-        values = find_values(folder)
-        if values is not None and values != folder:
-            state = state | {"values": load_state(values)["algorithm"]["values"]}
-        if self.config.value_updates == 0 and values is None and self._uses_values():
+    def _take_networks(self, source: Path) -> None:
+        """Begins with the networks of another run, or of a saved policy (`initial_networks`)."""
+        spec = None if isinstance(self.policy, PiLearner) else self._policy_spec()
+        state = initial_networks(source, spec)
+        if (
+            self.config.value_updates == 0
+            and "training" not in state.get("values", {})
+            and self._uses_values()
+        ):
             raise CheckpointError(
-                f"{run} kept no values to begin with, and --value-updates 0 trains none: leave that out"
+                f"{source} kept no values to begin with, and --value-updates 0 trains none: leave that out"
             )
         try:
             self.algorithm.take_networks(state)
         except (RuntimeError, KeyError) as error:
             raise CheckpointError(
-                f"--init {run}: its networks are others than these settings build: {error}; give the settings "
+                f"--init {source}: its networks are others than these settings build: {error}; give the settings "
                 "of its config.json, and --use-task as its data decided it"
             ) from error
 
@@ -321,34 +324,6 @@ def check_ranks(config: TrainConfig) -> None:
             f"--batch-size {config.batch_size} is that of all processes together: make it a multiple of "
             f"{ranks.world_size()}"
         )
-
-
-def find_checkpoint(path: Path) -> Path:
-    """A checkpoint folder from itself or from its run's folder (its last checkpoint)."""
-    for pointer in (path / "checkpoints" / "last", path / "last"):
-        if pointer.is_file():
-            return pointer.parent / pointer.read_text().strip()
-    if not (path / VALUES).is_file():
-        raise CheckpointError(
-            f"no checkpoint at {path}; give a run's folder or one of its checkpoints/<update>"
-        )
-    return path
-
-
-def find_values(folder: Path) -> Path | None:
-    """The newest checkpoint of a run, `folder` or an older one, whose values are still there; None: there is none.
-
-    A run that labels its data once drops its values afterwards; the checkpoint at the end of their phase has them.
-    """
-    older = [f for f in folder.parent.iterdir() if f.name.isdecimal() and f.name <= folder.name]
-    for candidate in (folder, *sorted(older, reverse=True)):
-        if "values|training" in _inventory(candidate):
-            return candidate
-    return None
-
-
-def _inventory(checkpoint: Path) -> str:
-    return (checkpoint / VALUES).read_text(encoding="utf-8")
 
 
 # settings that the first data decide where they grow; a resumption has other data

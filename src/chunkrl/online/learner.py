@@ -22,7 +22,7 @@ from chunkrl.build import open_datasets
 from chunkrl.config import save_config
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.errors import CheckpointError, ChunkRLError
-from chunkrl.offline import ChunkLevelOfflineRL, find_checkpoint
+from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.online.data_worker import DataWorker
 from chunkrl.online.learner_config import LearnerConfig
 from chunkrl.online.learner_data import LearnerData, replay_settings
@@ -39,6 +39,7 @@ from chunkrl.online.transport import SpoolReceiver
 from chunkrl.online.versions import VersionCounter
 from chunkrl.progress import Progress, silent
 from chunkrl.train_config import TrainConfig
+from chunkrl.training.run_folder import find_checkpoint
 
 _LOG = logging.getLogger(__name__)
 CONFIG_FILE, LOG_FILE = "learner.json", "learner.log"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +63,17 @@ class PolicySpec:
     dataset_fingerprint: str
     encoding: ActionEncoding = ActionEncoding()
     image_sizes: tuple[tuple[int, int], ...] = ()
+
+
+def read_spec(folder: str | Path, state: Mapping[str, Any]) -> PolicySpec:
+    """The description in a saved policy's state. Raises CheckpointError where another version wrote it."""
+    try:
+        return from_dict(PolicySpec, state["spec_json"])
+    except ChunkRLError as error:
+        raise CheckpointError(
+            f"{folder} was saved by another version of chunkrl, which named settings otherwise ({error}): use "
+            "that version, or train it again"
+        ) from error
 
 
 class ChunkPolicy:
@@ -153,13 +164,7 @@ class ChunkPolicy:
         state = load_state(Path(folder))
         if "spec_json" not in state:
             raise CheckpointError(f"{folder} is not a saved policy (a run's `policy` folder)")
-        try:
-            spec = from_dict(PolicySpec, state["spec_json"])
-        except ChunkRLError as error:
-            raise CheckpointError(
-                f"{folder} was saved by another version of chunkrl, which named settings otherwise ({error}): use "
-                "that version, or train it again"
-            ) from error
+        spec = read_spec(folder, state)
         shape = spec.shape
         factory = NetworkFactory(
             spec.observation,

@@ -1,0 +1,81 @@
+"""What a run's folder holds for another run: its last checkpoint, its values, the networks to begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from chunkrl.errors import CheckpointError
+from chunkrl.training.checkpoint import VALUES, load_state
+from chunkrl.training.policy_io import PolicySpec, read_spec
+
+
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint folder from itself or from its run's folder (its last checkpoint)."""
+    for pointer in (path / "checkpoints" / "last", path / "last"):
+        if pointer.is_file():
+            return pointer.parent / pointer.read_text().strip()
+    if not (path / VALUES).is_file():
+        raise CheckpointError(
+            f"no checkpoint at {path}; give a run's folder or one of its checkpoints/<update>"
+        )
+    return path
+
+
+def find_values(folder: Path) -> Path | None:
+    """The newest checkpoint of a run, `folder` or an older one, whose values are still there; None: there is none.
+
+    A run that labels its data once drops its values afterwards; the checkpoint at the end of their phase has them.
+    """
+    older = [f for f in folder.parent.iterdir() if f.name.isdecimal() and f.name <= folder.name]
+    for candidate in (folder, *sorted(older, reverse=True)):
+        if "values|training" in _inventory(candidate):
+            return candidate
+    return None
+
+
+def _inventory(checkpoint: Path) -> str:
+    return (checkpoint / VALUES).read_text(encoding="utf-8")
+
+
+def initial_networks(source: Path, spec: PolicySpec | None) -> dict[str, Any]:
+    """The networks that a new run begins with, as `Algorithm.take_networks` takes them.
+
+    source: a run's folder or checkpoint gives policy and moments of its last checkpoint, and values of the last one
+        that has them; a saved policy's folder gives the policy's networks and statistics alone.
+    spec: what the new run builds, to be the saved policy's; None for a policy that says nothing of the kind.
+
+    Raises CheckpointError where there is neither, or the saved policy is another kind of policy.
+    """
+    folder = find_checkpoint(source)
+    state = load_state(folder)
+    if "spec_json" in state:
+        if spec is not None:
+            _check_same_networks(source, read_spec(folder, state), spec)
+        return {"policy": state["policy"]}
+    if "algorithm" not in state:
+        raise CheckpointError(
+            f"{source} is no checkpoint of a run and no saved policy: give a run's folder or its `policy`"
+        )
+    networks = state["algorithm"]
+    values = find_values(folder)
+    if values is not None and values != folder:
+        networks = networks | {"values": load_state(values)["algorithm"]["values"]}
+    return networks
+
+
+# what equal tensors do not show: names of inputs, and what outputs mean
+_SAME = ("observation", "shape", "network", "policy", "encoding")
+
+
+def _check_same_networks(source: Path, saved: PolicySpec, built: PolicySpec) -> None:
+    differing = [
+        f"{name} {getattr(saved, name)} there and {getattr(built, name)} here"
+        for name in _SAME
+        if getattr(saved, name) != getattr(built, name)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"--init {source}: another policy than these settings build: {'; '.join(differing)}. Give the settings "
+            "of the run that made it (its config.json), and --use-task as its data decided it"
+        )
