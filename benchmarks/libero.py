@@ -29,10 +29,10 @@ from benchmarks.metaworld import summarize
 from chunkrl.algorithms.value_learner import Draw, ValueFit
 from chunkrl.data.atomic import write_text
 from chunkrl.data.frames import FrameTable
-from chunkrl.envs.collect import CollectConfig, collect_dataset, num_successes
+from chunkrl.envs.collect import CollectConfig, collect_dataset
 from chunkrl.envs.registry import asset_fingerprint, expand
 from chunkrl.envs.scripted import Mixture, MixtureConfig
-from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.observed import fit_policy, make_pool, renamed
 from chunkrl.evaluation.rollout import Episode, EpisodeResult, RolloutConfig, run_episodes
 from chunkrl.experiment import BC, BEST_OF_16, CHUNK_RL, SUCCESS_BC, Arm, data_hash
@@ -187,13 +187,7 @@ def check_settings(config: LiberoBenchmark) -> None:
 
 def collect(place: _Place, progress: Progress) -> dict[str, Any]:
     """Collects what is missing; hash, frames and success of the data."""
-    config = place.collection
-    try:
-        num_success = collect_dataset(place.dataset, config, progress)
-    except DatasetError as error:
-        if "all that were asked for" not in str(error):
-            raise
-        num_success = num_successes(place.dataset)
+    num_success = collect_dataset(place.dataset, place.collection, progress, accept_complete=True)
     table = FrameTable.open(place.dataset, progress=silent)
     return {
         "sha256": data_hash(table),

@@ -91,6 +91,9 @@ def test_records_of_before_opengl_and_device_were_noted_are_gone_on_with(tmp_pat
     collect_dataset(tmp_path, replace(asked, num_episodes=2))
     with pytest.raises(DatasetError, match="all that were asked for"):
         collect_dataset(tmp_path, replace(asked, num_episodes=2))
+    assert collect_dataset(tmp_path, replace(asked, num_episodes=2), accept_complete=True) == 0
+    with pytest.raises(DatasetError, match="all that were asked for"):  # there are more than these
+        collect_dataset(tmp_path, asked, accept_complete=True)
 
 
 def test_a_policy_without_cameras_collects_pictures(policy: Path, tmp_path: Path) -> None:

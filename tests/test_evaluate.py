@@ -328,6 +328,11 @@ def test_result_and_page_say_the_numbers(tmp_path: Path) -> None:
     noted = on_libero.settings
     assert noted.differences(replace(noted, assets="")) == ()  # made before assets were noted
     assert noted.differences(replace(noted, assets="5a")) == ("assets",)
+    assert noted.differences(replace(noted, initial="sampled")) == (
+        "initial",
+    )  # those of before are official
+    sampled = replace(on_libero, settings=replace(noted, initial="sampled"))
+    assert "2 a task, sampled, seed 0" in Page(write_page(tmp_path, sampled).read_text()).text
     assert "meshes and textures 25611af90b3b791d" in Page(write_page(tmp_path, on_libero).read_text()).text
     squares = [
         attrs for tag, attrs in page.tags if tag == "rect" and attrs.get("class") in ("bar good", "bar bad")
@@ -383,6 +388,10 @@ def test_policies_that_do_not_fit_are_told_what_does_not() -> None:
             {"rendering": "fast"},
             "--rendering fast is of LIBERO, and MetaWorld draws in one way: leave it out",
         ),
+        (
+            {"initial": "sampled"},
+            "MetaWorld has no official initial states, --seed draws all: leave it out",
+        ),
         ({"cameras": ("wrist",), "rename": ("front=wrist",)}, "--rename front=wrist: give"),
         ({"cameras": ("a", "b"), "rename": (f"{CAMERA}=a", f"{CAMERA}=b")}, "two of the policy's cameras"),
     )
@@ -412,6 +421,9 @@ def test_liberos_cameras_are_known_by_the_names_of_published_checkpoints(
     wrist = {name: "wrist" in name or name.endswith("2") for name in names}
     assert found.rename == tuple((libero.CAMERAS[wrist[name]], name) for name in names)
     assert found.max_steps == (300,) and found.options.camera_size == 224
+    assert found.options.initial == "official" and found.info.num_initial_states == 50
+    sampled = fitted(names, 8, 7, camera_size=224, initial="sampled")
+    assert sampled.options.initial == "sampled" and sampled.info.num_initial_states is None
     with pytest.raises(ChunkRLError, match=r"camera 'top'.*LIBERO has \['observation.images.image', "):
         fitted((*names, "top"), 8, 7, camera_size=224)
 

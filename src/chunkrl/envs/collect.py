@@ -33,6 +33,7 @@ _NOT_OF_THE_DATA = ("num_episodes", "num_workers", "hang_s", "device", "output_d
 _LOST = "simulators_lost"  # in the record, of all sessions: their episodes were made anew
 _TOLD = (_LOST, "policy")  # for people: a policy is known by its contents, wherever it lies
 _MOST_LOSSES = 3  # of one episode's simulator
+_CURE = "delete it or choose another output_dir"
 
 
 def collect_episodes(
@@ -98,11 +99,17 @@ def _in_processes(planned: CollectPlan, first: int) -> Iterator[CollectedEpisode
 
 
 def collect_dataset(
-    root: str | Path, config: CollectConfig, progress: Progress = silent, overwrite: bool = False
+    root: str | Path,
+    config: CollectConfig,
+    progress: Progress = silent,
+    overwrite: bool = False,
+    accept_complete: bool = False,
 ) -> int:
     """Writes the episodes of `config` to a LeRobot v3.0 data set at `root`; returns the successes, of all episodes.
 
     Goes on with a data set that has fewer episodes of the same configuration.
+
+    accept_complete: a data set that holds just these episodes already is what was asked for.
 
     Raises DatasetError where `root` holds all episodes already (the same ones twice would end in different folds), or
     episodes of another configuration.
@@ -118,7 +125,12 @@ def collect_dataset(
         overwrite=overwrite or _is_empty(root),
     ) as writer:
         if writer.num_episodes:
-            record[_LOST] = _check_same(root, record, config.num_episodes, writer.num_episodes)
+            record[_LOST] = _check_same(root, record, writer.num_episodes)
+            is_complete = writer.num_episodes == config.num_episodes
+            if writer.num_episodes >= config.num_episodes and not (is_complete and accept_complete):
+                raise DatasetError(
+                    f"{root} holds {writer.num_episodes} episodes already, all that were asked for: {_CURE}"
+                )
         _write_record(root, record)
         for episode in collect_episodes(config, progress, writer.num_episodes):
             writer.add_episode(episode.columns, episode.task)
@@ -165,19 +177,18 @@ def _write_record(root: Path, record: dict[str, Any]) -> None:
     write_text(root / RECORD, json.dumps(record, indent=1) + "\n")
 
 
-def _check_same(root: Path, asked: dict[str, Any], num_asked: int, num_episodes: int) -> int:
+def _check_same(root: Path, asked: dict[str, Any], num_episodes: int) -> int:
     """The simulators that were lost with the episodes that are there.
 
-    Raises DatasetError unless the data set at `root` is an unfinished one of the record `asked`.
+    Raises DatasetError unless the data set at `root` is one of the record `asked`.
     """
-    cure = "delete it or choose another output_dir"
     try:
         known = json.loads((root / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = None
     if known is None:
         raise DatasetError(
-            f"{root} holds {num_episodes} episodes already, of which {RECORD} says nothing: {cure}"
+            f"{root} holds {num_episodes} episodes already, of which {RECORD} says nothing: {_CURE}"
         )
     since = (
         "assets",
@@ -196,10 +207,8 @@ def _check_same(root: Path, asked: dict[str, Any], num_asked: int, num_episodes:
     ]
     if other:
         raise DatasetError(
-            f"{root} holds {num_episodes} episodes already, collected with another {', another '.join(other)}: {cure}"
+            f"{root} holds {num_episodes} episodes already, collected with another {', another '.join(other)}: {_CURE}"
         )
-    if num_episodes >= num_asked:
-        raise DatasetError(f"{root} holds {num_episodes} episodes already, all that were asked for: {cure}")
     return known.get(_LOST, 0)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from chunkrl.build import choose_device
+from chunkrl.envs.libero_tasks import InitialStates
 from chunkrl.envs.offscreen import Rendering
 from chunkrl.envs.pool import EnvPool
 from chunkrl.envs.registry import asset_fingerprint, opengl_library
@@ -53,6 +54,9 @@ class EvaluateCommand:
     """Initial states a task; default: 100 in MetaWorld, all 50 official ones in LIBERO."""
     seed: int = 0
     """Determines MetaWorld's initial states and all noise: equal seeds compare policies on equal states."""
+    initial: InitialStates = "official"
+    """LIBERO: the official initial states, or sampled, placements that --seed determines, as chunkrl collect draws
+    them: to choose between policies without a look at the official ones."""
     max_steps: int | None = None
     """Time limit, steps; default: 150 in MetaWorld, the suite's own in LIBERO."""
     exec_steps: int | None = None
@@ -101,8 +105,11 @@ class EvaluateCommand:
                 f"batch_size is {self.batch_size}; results would depend on which simulators are ready first: "
                 "use 1, or 4 and more"
             )
-        if self.mode not in get_args(ActionMode):
-            raise ChunkRLError(f"mode is {self.mode!r}; use one of {', '.join(get_args(ActionMode))}")
+        for name, choices in (("mode", ActionMode), ("initial", InitialStates)):
+            if getattr(self, name) not in get_args(choices):
+                raise ChunkRLError(
+                    f"{name} is {getattr(self, name)!r}; use one of {', '.join(get_args(choices))}"
+                )
         if self.videos and self.output_dir is None:
             raise ChunkRLError("--videos needs a folder to put them in: give --output-dir")
 
@@ -113,7 +120,13 @@ def evaluate_policy(command: EvaluateCommand, progress: Progress) -> None:
     policy = load_policy(command.policy, device, needs_q)
     asked = ask_for(policy, command)
     request = fit_policy(
-        policy, command.env, command.max_steps, command.camera_size, command.rename, command.rendering
+        policy,
+        command.env,
+        command.max_steps,
+        command.camera_size,
+        command.rename,
+        command.rendering,
+        command.initial,
     )
     settings = _settings(policy, command, request, asked | {"device": device.type}, progress)
     episodes = plan_episodes(settings, request.info.num_initial_states)
@@ -234,6 +247,7 @@ def _settings(
         batch_size=command.batch_size,
         assets=asset_fingerprint(request.envs),
         opengl=opengl_library(request.envs) if request.options.camera_size else "",
+        initial=request.options.initial,
     )
 
 

@@ -172,12 +172,13 @@ def _number_section(evaluation: Evaluation) -> str:
 def _facts(evaluation: Evaluation) -> dict[str, str]:
     settings = evaluation.settings
     limits = sorted(set(settings.max_steps))
+    sampled = "sampled, " if settings.initial == "sampled" else ""
     facts = {
         "policy": settings.policy,
         "fingerprint": settings.fingerprint,
         "executed": f"{settings.exec_steps} of {settings.horizon} actions of each chunk",
         "chunk chosen by": told_mode(settings),
-        "initial states": f"{settings.num_episodes} a task, seed {settings.seed}",
+        "initial states": f"{settings.num_episodes} a task, {sampled}seed {settings.seed}",
         "time limit": " or ".join(str(limit) for limit in limits) + " steps",
         "state": settings.state,
         "pictures": _pictures(settings),

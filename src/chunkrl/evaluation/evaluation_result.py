@@ -32,6 +32,7 @@ class EvaluationSettings:
     assets: fingerprint of LIBERO's meshes and textures; "" where the simulator's package brings them along.
     opengl: what drew the pictures that the policy saw; "" where it saw none, or none that OpenGL draws.
     device: where the policy ran, cpu or cuda. These three are "" in results of before they were recorded.
+    initial: where LIBERO's episodes begin, official or sampled; other simulators have the first alone.
     """
 
     policy: str
@@ -55,6 +56,7 @@ class EvaluationSettings:
     assets: str = ""
     opengl: str = ""
     device: str = ""
+    initial: str = "official"
 
     def differences(self, other: EvaluationSettings) -> tuple[str, ...]:
         """Names of the settings in which another evaluation differs; the folder's name alone is no difference, nor

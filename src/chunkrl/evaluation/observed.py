@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from chunkrl.envs.libero_tasks import InitialStates
 from chunkrl.envs.offscreen import Rendering
 from chunkrl.envs.pool import EnvPool, LocalPool
 from chunkrl.envs.registry import EnvInfo, EnvOptions, check_rendering, describe, expand, make_env, prepare
@@ -51,6 +52,7 @@ def fit_policy(
     camera_size: int | None,
     rename: Sequence[str],
     rendering: Rendering = "default",
+    initial: InitialStates = "official",
 ) -> EnvRequest:
     """The environments that give what the policy takes.
 
@@ -58,7 +60,7 @@ def fit_policy(
         names: tasks or suites. max_steps: time limit; None: each task's own.
         camera_size: side of the pictures; None: that of a small policy's data; for a pi policy the public data sets',
             or else its input.
-        rename: "ENVIRONMENT'S=POLICY'S" camera names. rendering: of LIBERO.
+        rename: "ENVIRONMENT'S=POLICY'S" camera names. rendering, initial: of LIBERO.
 
     Raises:
         ChunkRLError: no such task, tasks of two kinds, a rendering that they have not, or a state, action or camera
@@ -67,6 +69,12 @@ def fit_policy(
     envs = expand(names)
     info = describe(envs)
     check_rendering(envs, rendering)
+    if initial == "sampled":
+        if info.num_initial_states is None:
+            raise ChunkRLError(
+                f"--initial sampled: {info.kind} has no official initial states, --seed draws all: leave it out"
+            )
+        info = replace(info, num_initial_states=None)
     states = {len(entries): state for state, entries in info.states.items()}
     if policy.action_dim != info.action_dim or policy.state_dim not in (0, *states):
         widths = " or ".join(f"{width} ({state})" for width, state in states.items())
@@ -77,7 +85,11 @@ def fit_policy(
     pairs = _rename(policy.cameras, info, rename)
     size = _camera_size(policy, info, camera_size)
     options = EnvOptions(
-        max_steps, states.get(policy.state_dim, info.default_state), size, rendering=rendering
+        max_steps,
+        states.get(policy.state_dim, info.default_state),
+        size,
+        rendering=rendering,
+        initial=initial,
     )
     return EnvRequest(envs, info, tuple(max_steps or info.max_steps[env] for env in envs), options, pairs)
 
