@@ -207,7 +207,8 @@ def _check_same(root: Path, asked: dict[str, Any], num_episodes: int) -> int:
     ]
     if other:
         raise DatasetError(
-            f"{root} holds {num_episodes} episodes already, collected with another {', another '.join(other)}: {_CURE}"
+            f"{root} holds {num_episodes} episodes already, collected with another "
+            f"{', another '.join(other)}: {_CURE}"
         )
     return known.get(_LOST, 0)
 
