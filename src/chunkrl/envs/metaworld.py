@@ -6,10 +6,12 @@ The goal is part of the observation. An episode ends at the first success (termi
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from chunkrl.envs.metaworld_states import InitialStates, touches
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.envs.software_render import SoftwareRenderer, metaworld_camera
 from chunkrl.errors import ChunkRLError, MissingExtraError
@@ -39,6 +41,7 @@ TASK_TEXT = {
     "push-v3": "push the puck to the goal",
     "pick-place-v3": "pick up the puck and place it at the goal",
 }
+_INITIAL_STATES = InitialStates()
 
 
 def _import_metaworld():
@@ -84,7 +87,12 @@ class MetaWorldEnv:
     fps = FPS
 
     def __init__(
-        self, name: str, max_steps: int = MAX_STEPS, state: State = "full", camera_size: int = 0
+        self,
+        name: str,
+        max_steps: int = MAX_STEPS,
+        state: State = "full",
+        camera_size: int = 0,
+        plain: bool = False,
     ) -> None:
         """
         Args:
@@ -93,6 +101,7 @@ class MetaWorldEnv:
             state: entries of the state, named by `STATE_NAMES`: `full` has all 39; `compact` the 10 of hand,
                 gripper, object position and goal (no orientation, no second object, no previous frame).
             camera_size: side of the square picture of camera `CAMERA`, pixels; 0: no camera. Drawn in software.
+            plain: with MetaWorld's own reset and contacts: what the quick ones are compared with.
 
         Raises:
             ChunkRLError: no such task, another state, or a negative size.
@@ -113,6 +122,9 @@ class MetaWorldEnv:
         self._env._freeze_rand_vec = False  # a frozen vector makes some tasks' resets loop forever
         self._env.seeded_rand_vec = True
         self._env._set_task_called = True
+        self._plain = plain
+        if not plain:
+            self._env.touching_object = partial(touches, self._env)
         self._num_steps = 0
         self._renderer = self._video_renderer = None
         if camera_size:
@@ -124,11 +136,19 @@ class MetaWorldEnv:
         return self._env.model, self._env.data
 
     def reset(self, seed: int) -> EnvStep:
-        """Initial object and goal positions are drawn from `seed` alone."""
-        self._env.seed(seed)
-        observation, _ = self._env.reset()
+        """Initial object and goal positions are drawn from `seed` alone; a state that was begun from is restored."""
+        simulate = partial(self._simulate_reset, seed)
+        observation = (
+            simulate() if self._plain else _INITIAL_STATES.reset(self._env, self.name, seed, simulate)
+        )
         self._num_steps = 0
         return EnvStep(**self._observe(observation))
+
+    def _simulate_reset(self, seed: int) -> np.ndarray:
+        """MetaWorld's own reset; its observation [39]."""
+        self._env.seed(seed)
+        observation, _ = self._env.reset()
+        return observation
 
     def _observe(self, observation: np.ndarray, draw: bool = True) -> dict[str, Any]:
         """`state` and `images` of an EnvStep, from MetaWorld's own observation [39]."""
