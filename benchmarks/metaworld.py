@@ -4,7 +4,8 @@
     python -m benchmarks.metaworld --arms iql document_objective --seeds 0 1
 
 Every seed has a data set of its own (collection seed 1000 + s), its own networks, and the same 100 initial
-states for every arm and seed. Finished jobs are kept as JSON and are not run again. Prints Markdown.
+states for every arm and seed. Arms that are finished are kept as JSON, and in the results, and are not run again.
+Prints Markdown.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ import numpy as np
 import tyro
 
 from chunkrl.data.atomic import write_text
+from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.statistics import bootstrap_over_tasks
-from chunkrl.experiment import ALL_ARMS, Job, JobResult, run_jobs
+from chunkrl.experiment import ALL_ARMS, Arm, Job, JobResult, run_jobs
 
 MAIN_ARMS = (
     "behaviour_cloning",
@@ -50,25 +52,30 @@ class BenchmarkConfig:
     num_collect: int = 150
     num_eval: int = 100
     policy_updates: int = 4000
+    batch_size: int = 256
+    data_seed: int = 1000
+    """Seed s collects with data_seed + s."""
     eval_seed: int = 20261120
     num_workers: int = 2
 
 
-def jobs(config: BenchmarkConfig) -> list[Job]:
+def jobs(config: BenchmarkConfig, known: Sequence[Arm] = ALL_ARMS) -> list[Job]:
     """One job a task, mixture and seed."""
-    known = {arm.name: arm for arm in ALL_ARMS}
+    arms = {arm.name: arm for arm in known}
     return [
         Job(
             env=task,
             mixture=mixture,  # type: ignore[arg-type]  # checked by MixtureConfig
             root=Path(config.output_dir),
-            arms=tuple(known[name] for name in config.arms),
-            data_seed=1000 + seed,
+            arms=tuple(arms[name] for name in config.arms),
+            data_seed=config.data_seed + seed,
             train_seed=seed,
             eval_seed=config.eval_seed,
             num_collect=config.num_collect,
             num_eval=config.num_eval,
             policy_updates=config.policy_updates,
+            batch_size=config.batch_size,
+            share_values=True,
         )
         for seed in config.seeds
         for mixture in config.mixtures
@@ -76,32 +83,80 @@ def jobs(config: BenchmarkConfig) -> list[Job]:
     ]
 
 
-def record_path(config: BenchmarkConfig, job: Job) -> Path:
-    """Where a finished job's outcome is kept."""
-    arms = "+".join(sorted(arm.name for arm in job.arms))
-    return Path(config.output_dir) / "jobs" / f"{job.task}-seed{job.train_seed}" / f"{arms}.json"
+def record_path(config: BenchmarkConfig, job: Job, arm: str) -> Path:
+    """Where a finished arm's outcome is kept."""
+    return Path(config.output_dir) / "jobs" / f"{job.task}-seed{job.train_seed}" / f"{arm}.json"
 
 
-def to_record(result: JobResult) -> dict[str, Any]:
-    """A job's outcome as JSON."""
+def to_records(result: JobResult) -> dict[str, dict[str, Any]]:
+    """A job's outcome as JSON, a record an arm."""
     job = result.job
-    return {
+    common = {
         "task": job.task,
         "seed": job.train_seed,
         "data_seed": job.data_seed,
         "eval_seed": job.eval_seed,
+        "batch_size": job.batch_size,
+        "policy_updates": job.policy_updates,
         "dataset": result.dataset,
-        "diagnostics": result.diagnostics,
-        "success": {name: o.success.astype(int).tolist() for name, o in result.outcomes.items()},
-        "errors": {name: o.error for name, o in result.outcomes.items() if o.error},
-        "final_metrics": {
-            name: {metric: points[-1][1] for metric, points in o.history.items() if points}
-            for name, o in result.outcomes.items()
-        },
+    }
+    return {
+        name: common
+        | {
+            "arm": name,
+            "diagnostics": result.diagnostics.get(name, {}),
+            "success": "".join(str(int(s)) for s in outcome.success),
+            "error": outcome.error,
+        }
+        for name, outcome in result.outcomes.items()
     }
 
 
-def summarize(records: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> dict[str, Any]:
+def known_records(
+    config: BenchmarkConfig, known: Sequence[Arm]
+) -> dict[tuple[str, int, str], dict[str, Any]]:
+    """What is finished, by task, seed and arm: in the output folder, or in the results file, so that a fresh clone
+    goes on from results that were committed."""
+    found: dict[tuple[str, int, str], dict[str, Any]] = {}
+    results = Path(config.results)
+    kept = json.loads(results.read_text()).get("records", []) if results.is_file() else []
+    of_results = {(record["task"], record["seed"], record["arm"]): record for record in kept}
+    for job in jobs(config, known):
+        for arm in config.arms:
+            key = (job.task, job.train_seed, arm)
+            path = record_path(config, job, arm)
+            record = json.loads(path.read_text()) if path.exists() else of_results.get(key)
+            if record is None:
+                continue
+            same = ("data_seed", "eval_seed", "batch_size", "policy_updates")
+            wrong = [name for name in same if record[name] != getattr(job, name)]
+            if wrong or len(record["success"]) != job.num_eval:
+                raise ChunkRLError(
+                    f"{arm} on {job.task}, seed {job.train_seed}, was run with other settings "
+                    f"({', '.join(wrong) or 'initial states'}): use another --output-dir and --results"
+                )
+            found[key] = record
+    return found
+
+
+def by_job(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Records of arms as records of jobs: success by arm."""
+    jobs: dict[tuple[str, int], dict[str, Any]] = {}
+    for record in records:
+        key = record["task"], record["seed"]
+        job = jobs.setdefault(key, {"task": key[0], "seed": key[1], "dataset": record["dataset"]})
+        arm = record["arm"]
+        job.setdefault("success", {})[arm] = [int(s) for s in record["success"]]
+        job.setdefault("diagnostics", {})[arm] = record["diagnostics"]
+        job.setdefault("errors", {})
+        if record["error"]:
+            job["errors"][arm] = record["error"]
+    return list(jobs.values())
+
+
+def summarize(
+    records: Sequence[Mapping[str, Any]], arms: Sequence[str], method: str = METHOD
+) -> dict[str, Any]:
     """Success by task and arm (mean and every seed), and the method's differences with intervals."""
     by_task: dict[str, dict[int, Any]] = defaultdict(dict)
     for record in records:
@@ -132,15 +187,15 @@ def summarize(records: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> dict
     summary["mean_over_tasks"]["success"] = {
         arm: float(np.mean([success[arm][task].mean() for task in by_task])) for arm in arms
     }
-    if METHOD in arms:
-        for baseline in (b for b in arms if b != METHOD):
-            found = bootstrap_over_tasks(success[METHOD], success[baseline])
+    if method in arms:
+        for baseline in (b for b in arms if b != method):
+            found = bootstrap_over_tasks(success[method], success[baseline])
             summary["mean_over_tasks"].setdefault("difference", {})[baseline] = {
                 "difference": found.difference,
                 "interval": [found.interval.low, found.interval.high],
             }
             for task in by_task:
-                single = bootstrap_over_tasks({task: success[METHOD][task]}, {task: success[baseline][task]})
+                single = bootstrap_over_tasks({task: success[method][task]}, {task: success[baseline][task]})
                 summary["tasks"][task].setdefault("difference", {})[baseline] = {
                     "difference": single.difference,
                     "interval": [single.interval.low, single.interval.high],
@@ -148,7 +203,7 @@ def summarize(records: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> dict
     return summary
 
 
-def markdown(summary: Mapping[str, Any], arms: Sequence[str]) -> str:
+def markdown(summary: Mapping[str, Any], arms: Sequence[str], method: str = METHOD) -> str:
     """Tables for docs/results.md."""
     tasks = list(summary["tasks"])
     lines = [f"| policy | {' | '.join(tasks)} | mean |", "|---|" + "---|" * (len(tasks) + 1)]
@@ -164,7 +219,7 @@ def markdown(summary: Mapping[str, Any], arms: Sequence[str]) -> str:
     if "difference" in summary["mean_over_tasks"]:
         lines += [
             "",
-            f"| {METHOD} minus | {' | '.join(tasks)} | mean over tasks |",
+            f"| {method} minus | {' | '.join(tasks)} | mean over tasks |",
             "|---|" + "---|" * (len(tasks) + 1),
         ]
         for baseline in summary["mean_over_tasks"]["difference"]:
@@ -178,24 +233,35 @@ def markdown(summary: Mapping[str, Any], arms: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def main(config: BenchmarkConfig) -> None:
-    """Runs what is missing, then prints and writes the summary."""
+def run(config: BenchmarkConfig, known: Sequence[Arm] = ALL_ARMS, method: str = METHOD) -> None:
+    """Runs what is missing, then prints and writes the summary. known: arms that may be asked for."""
     started = time.monotonic()
-    todo = [job for job in jobs(config) if not record_path(config, job).exists()]
+    unknown = set(config.arms) - {arm.name for arm in known}
+    if unknown:
+        raise ChunkRLError(f"unknown arms {sorted(unknown)}; there are {[arm.name for arm in known]}")
+    finished = known_records(config, known)
+    todo = []
+    for job in jobs(config, known):
+        arms = tuple(arm for arm in job.arms if (job.task, job.train_seed, arm.name) not in finished)
+        if arms:
+            todo.append(replace(job, arms=arms))
 
     def keep(result: JobResult) -> None:
-        write_text(record_path(config, result.job), json.dumps(to_record(result)) + "\n")
+        for name, record in to_records(result).items():
+            finished[result.job.task, result.job.train_seed, name] = record
+            write_text(record_path(config, result.job, name), json.dumps(record) + "\n")
 
     if todo:
         run_jobs(todo, config.num_workers, keep)
-    records = [json.loads(record_path(config, job).read_text()) for job in jobs(config)]
-    summary = summarize(records, config.arms)
+    records = list(finished.values())
+    summary = summarize(by_job(records), config.arms, method)
     summary["config"] = asdict(config)
     summary["machine"] = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
     summary["seconds"] = time.monotonic() - started
+    summary["records"] = records
     write_text(config.results, json.dumps(summary, indent=1) + "\n")
-    print(markdown(summary, config.arms))
+    print(markdown(summary, config.arms, method))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(BenchmarkConfig))
+    run(tyro.cli(BenchmarkConfig))

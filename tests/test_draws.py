@@ -18,6 +18,7 @@ from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
 from chunkrl.algorithms.conditioning import ConditioningConfig, advantage_bins
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
 from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.weights import WeightRule, to_weights
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.draws import draw_rates, starts_by_weight, trained_starts
@@ -83,8 +84,8 @@ def test_a_rate_is_as_good_as_so_many_copies(rows: list[tuple[float, int]]) -> N
     if copies.std() >= 1e-6:
         scaled = adv.standardize(advantage, 2.0, rates)
         np.testing.assert_allclose(np.repeat(scaled, rates), adv.standardize(copies, 2.0), atol=1e-6)
-        weight, metrics = adv.to_weights(advantage, 0.7, 2.0, 5.0, rates)
-        expected, theirs = adv.to_weights(copies, 0.7, 2.0, 5.0)
+        weight, metrics = to_weights(advantage, WeightRule(0.7, 2.0, 5.0), rates)
+        expected, theirs = to_weights(copies, WeightRule(0.7, 2.0, 5.0))
         np.testing.assert_allclose(np.repeat(weight, rates), expected, rtol=1e-4)
         assert metrics == pytest.approx(theirs, rel=1e-4)
         assert (weight[rates == 0] == 0).all()

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chunkrl.algorithms.advantages import to_weights
 from chunkrl.algorithms.human_chunks import forced_metrics, human_chunks
+from chunkrl.algorithms.weights import WeightRule, to_weights
 from chunkrl.data.chunk_semantics import Segments
 
 HUMAN = np.array([0, 0, 1, 1, 0, 1, 1, 1], bool)  # an episode of 5 frames, one of 3
@@ -47,19 +47,19 @@ def test_nothing_is_forced_without_humans_or_where_the_critic_decides() -> None:
 
 def test_a_humans_chunk_weighs_what_the_best_chunk_weighs() -> None:
     advantage, forced = np.array([-1.0, -1.0, 1.0, 1.0]), np.array([True, False, False, False])
-    weight, _ = to_weights(advantage, 1.0, np.log(3.0), 100.0, None, forced)
+    weight, _ = to_weights(advantage, WeightRule(1.0, np.log(3.0)), None, forced)
     # deviation log 3: weights 3, 1/3, 3, 3 before their mean of 7/3 is taken out
     np.testing.assert_allclose(weight, np.array([3, 1 / 3, 3, 3]) / (7 / 3), rtol=1e-6)
-    clipped, metrics = to_weights(advantage, 1.0, np.log(3.0), 2.0, None, forced)
+    clipped, metrics = to_weights(advantage, WeightRule(1.0, np.log(3.0), 2.0), None, forced)
     np.testing.assert_allclose(clipped[[0, 2]], clipped[3])
     assert metrics["weight/clip_fraction"] == 0.75
-    assert to_weights(advantage, 0.0, 3.0, 100.0, None, forced)[0].tolist() == [1.0] * 4
+    assert to_weights(advantage, WeightRule(0.0), None, forced)[0].tolist() == [1.0] * 4
 
 
 def test_what_is_never_drawn_is_not_the_best() -> None:
     advantage, rates = np.array([-1.0, -1.0, 1.0, 9.0]), np.array([1.0, 1.0, 2.0, 0.0])
     forced = np.array([True, False, False, False])
-    weight, _ = to_weights(advantage, 1.0, np.log(3.0), 100.0, rates, forced)
+    weight, _ = to_weights(advantage, WeightRule(1.0, np.log(3.0)), rates, forced)
     assert weight[0] == pytest.approx(weight[2]) and weight[3] == 0
     assert weight[2] / weight[1] == pytest.approx(9.0)
 

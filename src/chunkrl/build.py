@@ -138,7 +138,11 @@ def build_algorithm(
             ema_decay=config.ema_decay,
             relabel_interval=config.relabel_interval,
             time_out=config.fit.time_out,
-            **({"num_folds": config.num_folds} if config.objective == "iql" else {}),
+            **(
+                {"num_folds": config.num_folds, "balance": config.balance}
+                if config.objective == "iql"
+                else {}
+            ),
         )
         value_optim = None if config.value_lr is None else config.value_optim_config()
         return ChunkAWR(joint, networks, optim, dataset, config.seed, device, value_optim)
@@ -159,6 +163,7 @@ def build_algorithm(
         microbatch_size=config.microbatch_size,
         keep_values=keep_values,
         human=config.human_chunks,
+        balance=config.balance,
     )
     return CrossFittedAdvantage(
         settings, networks, optim, dataset, config.seed, device, config.value_optim_config(), given

@@ -85,7 +85,7 @@ def run_demo(config: DemoConfig) -> Path:
     differences = compare_arms(arms, CHUNK_RL.name, (BC.name, SUCCESS_BC.name))
     output = Path(config.output_dir)
     content = results_json(arms, differences)
-    content["diagnostics"] = {r.job.task: r.diagnostics | r.dataset for r in results}
+    content["diagnostics"] = {r.job.task: _diagnostics(r) | r.dataset for r in results}
     content["seconds"] = time.monotonic() - started
     write_text(output / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     print(format_table(results, differences))
@@ -137,12 +137,17 @@ def format_table(results: list[JobResult], differences) -> str:
     ]
     lines.append(f"\n{'value function':<24}{'rank correlation with the return':<34}")
     lines += [
-        f"{r.job.task:<24}held out {r.diagnostics['rank_correlation_held_out']:.2f}, "
-        f"on its own episodes {r.diagnostics['rank_correlation_seen']:.2f}"
+        f"{r.job.task:<24}held out {found['rank_correlation_held_out']:.2f}, "
+        f"on its own episodes {found['rank_correlation_seen']:.2f}"
         for r in results
-        if r.diagnostics
+        if (found := _diagnostics(r))
     ]
     return "\n".join(lines)
+
+
+def _diagnostics(result: JobResult) -> dict[str, float]:
+    """Of the values, where they were trained."""
+    return result.diagnostics.get(CHUNK_RL.name, {})
 
 
 def _notes(results: list[JobResult]) -> list[str]:
@@ -151,10 +156,8 @@ def _notes(results: list[JobResult]) -> list[str]:
         "One training seed a task: docs/results.md has five, with controls.",
     ]
     for r in results:
-        if r.diagnostics:
-            held_out, seen = (
-                r.diagnostics[k] for k in ("rank_correlation_held_out", "rank_correlation_seen")
-            )
+        if found := _diagnostics(r):
+            held_out, seen = (found[k] for k in ("rank_correlation_held_out", "rank_correlation_seen"))
             notes.append(
                 f"{r.job.task}: the values' rank correlation with the return is {held_out:.2f} on episodes "
                 f"that a network never saw and {seen:.2f} on those that it trained on."

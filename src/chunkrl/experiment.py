@@ -23,6 +23,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from chunkrl.algorithms.balance import BalanceConfig
+from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.weights import THIRDS
 from chunkrl.data.frames import FrameTable
 from chunkrl.envs.collect import CollectConfig, collect_dataset
 from chunkrl.envs.metaworld import ACTION_DIM, MetaWorldEnv
@@ -35,6 +38,7 @@ from chunkrl.progress import Progress, silent
 from chunkrl.train_config import Objective, TrainConfig
 from chunkrl.training.policy_io import ActionMode, ChunkPolicy
 from chunkrl.training.trainer import NonFiniteLossError
+from chunkrl.training.values_io import values_file
 
 NUM_ENVS = 10  # simulators a process steps together
 
@@ -52,11 +56,22 @@ class Arm:
     policy: PolicyConfig = PolicyConfig()
     num_folds: int = 5
     updates_factor: float = 1.0
+    fit: ValueFit = ValueFit()
+    balance: BalanceConfig = BalanceConfig()
 
     @property
     def training(self) -> tuple[Any, ...]:
         """Arms with equal keys share one training run."""
-        return (self.objective, self.policy, self.num_folds, self.updates_factor)
+        return (self.objective, self.policy, self.num_folds, self.updates_factor, self.fit, self.balance)
+
+    @property
+    def values(self) -> tuple[Any, ...] | None:
+        """Arms with equal keys share one value phase; None: it needs none, or has one of its own."""
+        if self.objective not in ("cross_fitted", "shuffled_advantages"):
+            return None
+        meaning = (self.fit.lam, self.fit.num_steps, self.fit.target, self.fit.time_out)
+        networks = (self.fit.hidden_dim, self.fit.num_layers, self.fit.dropout, self.fit.noise, self.fit.head)
+        return (self.num_folds, *meaning, *networks)
 
 
 BC = Arm("behaviour_cloning", "behaviour_cloning")
@@ -80,7 +95,8 @@ class Job:
     """One data set and every arm on it.
 
     data_seed, train_seed, eval_seed: of collection, training and the reported initial states.
-    horizon: H, executed whole. policy_updates: of every arm.
+    horizon: H, executed whole. policy_updates: of every arm. share_values: values are trained once for the arms that
+    need the same, and kept.
     """
 
     env: str
@@ -96,6 +112,7 @@ class Job:
     max_steps: int = 150
     batch_size: int = 256
     policy_updates: int = 4000
+    share_values: bool = False
 
     @property
     def task(self) -> str:
@@ -126,12 +143,13 @@ class ArmOutcome:
 @dataclass(frozen=True)
 class JobResult:
     """outcomes by arm name. dataset: fingerprint, episodes, frames, success rate of the data.
-    diagnostics: held-out and training rank correlation, AUC of the advantage of expert over other steps."""
+    diagnostics: by weighted arm: held-out and training rank correlation, AUC of the advantage of expert over other
+    steps, effective sample size, and the share of the weight on each third of the successes."""
 
     job: Job
     outcomes: dict[str, ArmOutcome]
     dataset: dict[str, Any]
-    diagnostics: dict[str, float] = field(default_factory=dict)
+    diagnostics: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def run_job(job: Job, progress: Progress = silent) -> JobResult:
@@ -152,7 +170,7 @@ def run_job(job: Job, progress: Progress = silent) -> JobResult:
     envs = [MetaWorldEnv(job.env, job.max_steps) for _ in range(NUM_ENVS)]
     trained: dict[tuple[Any, ...], ChunkLevelOfflineRL | str] = {}
     outcomes: dict[str, ArmOutcome] = {}
-    diagnostics: dict[str, float] = {}
+    diagnostics: dict[str, dict[str, float]] = {}
     for arm in job.arms:
         if arm.training not in trained:
             trained[arm.training] = _train(job, arm, progress)
@@ -165,17 +183,49 @@ def run_job(job: Job, progress: Progress = silent) -> JobResult:
         actor = partial(run.chunk_policy().act, mode=arm.mode)
         rollouts = evaluate(actor, envs, seeds, job.horizon, progress, f"evaluate {arm.name}")
         outcomes[arm.name] = ArmOutcome(arm, rollouts.success, dict(run.trainer.history))
-        if arm.objective == "cross_fitted" and arm.num_folds > 1 and not diagnostics:
-            diagnostics = _diagnostics(run)
+        if arm.objective == "cross_fitted" and arm.num_folds > 1:
+            diagnostics[arm.name] = _diagnostics(run)
     for env in envs:
         env.close()
     return JobResult(job, outcomes, _describe(trained), diagnostics)
 
 
+def _train_values(job: Job, arm: Arm, progress: Progress) -> Path | None:
+    """The folder of the values that the arm's advantages come from, which arms share; None: it needs none, or trains
+    its own. Values that are there are not trained again."""
+    if arm.values is None or not job.share_values:
+        return None
+    key = _short_hash((*arm.values, job.data_seed, job.batch_size))
+    folder = job.root / "values" / f"{job.task}-seed{job.train_seed}-{key}"
+    if not (folder / values_file(0)).exists():
+        config = replace(_train_config(job, arm), objective="value", num_updates=None, output_dir=str(folder))
+        ChunkLevelOfflineRL(config, _named(progress, f"values of {arm.name}")).train()
+    return folder
+
+
+def _short_hash(key: tuple[Any, ...]) -> str:
+    return hashlib.sha256(repr(key).encode()).hexdigest()[:8]
+
+
+def _named(progress: Progress, name: str) -> Progress:
+    return lambda stage, done, total: progress(f"{name}: {stage}", done, total)
+
+
 def _train(job: Job, arm: Arm, progress: Progress) -> ChunkLevelOfflineRL | str:
     """The trained run, or the message of a training that stopped on a non-finite loss."""
+    values = _train_values(job, arm, progress)
+    config = replace(_train_config(job, arm), values=None if values is None else str(values))
+    run = ChunkLevelOfflineRL(config, _named(progress, arm.name))
+    try:
+        run.train()
+    except NonFiniteLossError as error:
+        return str(error)
+    return run
+
+
+def _train_config(job: Job, arm: Arm) -> TrainConfig:
     needs_q = any(a.training == arm.training and a.mode == "best_of_n" for a in job.arms)
-    config = TrainConfig(
+    return TrainConfig(
         dataset_dir=str(job.dataset_dir),
         action_horizon=job.horizon,
         action_dim=ACTION_DIM,
@@ -184,22 +234,14 @@ def _train(job: Job, arm: Arm, progress: Progress) -> ChunkLevelOfflineRL | str:
         objective=arm.objective,
         policy=arm.policy,
         num_folds=arm.num_folds,
+        fit=arm.fit,
+        balance=arm.balance,
         train_q=needs_q,
         seed=job.train_seed,
         device="cpu",
         save_interval=0,
         output_dir=str(job.run_dir(arm)),
     )
-
-    def named(stage: str, done: int, total: int) -> None:
-        progress(f"{arm.name}: {stage}", done, total)
-
-    run = ChunkLevelOfflineRL(config, named)
-    try:
-        run.train()
-    except NonFiniteLossError as error:
-        return str(error)
-    return run
 
 
 def _diagnostics(run: ChunkLevelOfflineRL) -> dict[str, float]:
@@ -209,7 +251,7 @@ def _diagnostics(run: ChunkLevelOfflineRL) -> dict[str, float]:
         "rank_correlation_held_out": "value/rank_correlation_held_out",
         "rank_correlation_seen": "value/rank_correlation_seen",
         "effective_sample_size": "weight/effective_sample_size",
-    }
+    } | {f"{third}_third": f"weight/{third}_third" for third in THIRDS}
     found = {key: history[name][-1][1] for key, name in names.items()}
     (dataset,) = run.dataset.datasets
     expert = dataset.table.column("complementary_info.controller").reshape(-1) == 0
@@ -360,9 +402,9 @@ class _Board:
 
 def _num_stages(job: Job) -> int:
     """Stages that `run_job` reports: collecting, each training's phases, each arm's evaluation."""
-    phases = 0
+    phases = len({arm.values for arm in job.arms} - {None}) if job.share_values else 0
     for training in {arm.training: arm for arm in job.arms}.values():
         with_q = any(arm.training == training.training and arm.mode == "best_of_n" for arm in job.arms)
-        with_values = with_q or training.objective in ("cross_fitted", "shuffled_advantages")
+        with_values = with_q or (training.values is not None and not job.share_values)
         phases += 1 + with_values + with_q
     return 1 + phases + len(job.arms)

@@ -6,11 +6,13 @@ import math
 from pathlib import Path
 from typing import get_args
 
+from chunkrl.algorithms.balance import BalanceConfig
 from chunkrl.algorithms.human_chunks import HumanRule
 from chunkrl.errors import ChunkRLError
 from chunkrl.train_config import Objective, TrainConfig
 from chunkrl.training.values_io import values_file
 
+WEIGHTED = ("cross_fitted", "shuffled_advantages", "iql")  # objectives whose weights are balanced
 UNLABELLED = ("behaviour_cloning", "success_cloning")  # objectives that give frames no values
 
 
@@ -56,6 +58,11 @@ def _check_values(config: TrainConfig) -> None:
     if joint and unread:
         raise ChunkRLError(
             f"--objective {config.objective} reads no {', '.join(unread)}: leave them out, or use cross_fitted"
+        )
+    if config.balance != BalanceConfig() and config.objective not in WEIGHTED:
+        raise ChunkRLError(
+            f"--objective {config.objective} has no weights to balance: leave --balance.* out, or use one of "
+            f"{', '.join(WEIGHTED)}"
         )
     without_values = ("behaviour_cloning", "success_cloning", "iql", "document", "value")
     if config.critic_updates and (config.values is not None or config.objective in without_values):

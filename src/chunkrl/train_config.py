@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from chunkrl.algorithms.balance import BalanceConfig
 from chunkrl.algorithms.conditioning import ConditioningConfig
 from chunkrl.algorithms.human_chunks import HumanRule
 from chunkrl.algorithms.value_learner import ValueFit
@@ -119,6 +120,8 @@ class TrainConfig:
     relabel_interval: int = 0
     """Policy updates between two labellings by values that go on learning (0: labelled once; iql and document: at
     the end)."""
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    """How the weights are shared out over the data (objectives cross_fitted, shuffled_advantages and iql)."""
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     """How the advantage becomes text in the prompt (objective advantage_conditioned)."""
     human_chunks: HumanRule = "high"

@@ -1,4 +1,4 @@
-"""From values to advantages, returns and weights along whole episodes (numpy, one pass)."""
+"""Rewards, ranges of returns and standardised advantages along whole episodes (numpy, one pass)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from chunkrl.algorithms import losses
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.large_arrays import by_blocks
 from chunkrl.data.returns import TimeOut
@@ -132,39 +130,3 @@ def shuffle_between(advantage: np.ndarray, seed: int, positions: np.ndarray | No
     shuffled = advantage.copy()
     shuffled[positions] = rng.permutation(advantage[positions])
     return shuffled
-
-
-def to_weights(
-    advantage: np.ndarray,
-    beta: float,
-    scale: float,
-    clip: float,
-    rates: np.ndarray | None = None,
-    forced: np.ndarray | None = None,
-) -> tuple[np.ndarray, dict[str, float]]:
-    """Weights exp(beta A) float32 [N] of mean 1, of advantages standardised to deviation `scale`; and how few carry
-    the loss.
-
-    forced: bool [N], chunks that get the weight of the highest advantage (of what is drawn), whatever their own is.
-
-    rates: how often each is drawn, float [N] (`draws.draw_rates`), which mean, deviation, effective sample size and
-    clipped share count it by; the weight of what is never drawn is 0. None: all alike.
-    """
-    standardized = standardize(advantage, scale, rates)
-    if forced is not None:
-        highest = standardized.max() if rates is None else standardized[rates > 0].max()
-        standardized = np.where(forced, highest, standardized)
-    weight = losses.advantage_weights(torch.from_numpy(standardized), beta, clip)
-    clipped = np.exp(beta * standardized) >= clip
-    if rates is None:
-        weight = weight / weight.mean()
-        size, clip_fraction = losses.effective_sample_size(weight), np.mean(clipped)
-    else:
-        rate = torch.from_numpy(np.asarray(rates, np.float64))
-        weight = torch.where(rate > 0, weight.double(), 0.0)
-        weight = weight / ((rate * weight).sum() / rate.sum())
-        size, clip_fraction = losses.effective_sample_size(weight, rate), np.average(clipped, weights=rates)
-    return weight.numpy().astype(np.float32), {
-        "weight/effective_sample_size": float(size),
-        "weight/clip_fraction": float(clip_fraction),
-    }

@@ -6,7 +6,7 @@ Gaussian policy. `iql()` turns on the repairs (IQL, arXiv 2110.06169, over chunk
 1. no bootstrap past a terminating action, gamma^k for the real length k, `critic_mask`;
 2. twin Q with slow target networks, the minimum for V and for the advantage;
 3. expectile V towards Q of the stored chunk: Q is never asked about chunks off the data;
-4. standardised advantages, clipped weights;
+4. standardised advantages, clipped weights, balanced over strata of time (`balance`);
 5. any of it cross-fitted by episode (`num_folds` > 1).
 
 With "candidates" attached to the data set, chunks [len, N, H, A] of another policy (`integration.pi_chunks`), `iql()`
@@ -31,6 +31,7 @@ import torch
 
 from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms import losses
+from chunkrl.algorithms.balance import BalanceConfig, RunningBalance, make_strata
 from chunkrl.algorithms.base import Histogram, Metrics, Networks, Phase, only_finite
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
@@ -41,7 +42,7 @@ from chunkrl.algorithms.value_labels import (
     warn_of_success_alone,
 )
 from chunkrl.data.collection import ChunkData
-from chunkrl.data.draws import trained_starts
+from chunkrl.data.draws import draw_rates, trained_starts
 from chunkrl.data.large_arrays import keep
 from chunkrl.data.returns import TimeOut
 from chunkrl.errors import ChunkRLError
@@ -66,6 +67,7 @@ class JointConfig:
     ema_decay: of the policy's average, which is deployed; 0: none.
     relabel_interval: updates between two looks at all data's values (0: one at the end).
     time_out: what a time limit means for the returns that values are compared with; V and Q bootstrap there.
+    balance: how the weights are shared out over the data, by strata of time (values move while it trains).
     """
 
     num_updates: int = 4000
@@ -84,6 +86,11 @@ class JointConfig:
     ema_decay: float = 0.0
     relabel_interval: int = 0
     time_out: TimeOut = "failure"
+    balance: BalanceConfig = BalanceConfig()
+
+    def __post_init__(self) -> None:
+        if self.balance.success_mix:
+            raise ChunkRLError("balance.success_mix is not for --objective iql: use --objective cross_fitted")
 
 
 def iql(**settings: Any) -> JointConfig:
@@ -103,6 +110,7 @@ def document(**settings: Any) -> JointConfig:
         "advantage_scale": 1.0,
         "weight_clip": None,
         "num_folds": 1,
+        "balance": BalanceConfig("none"),
     }
     return JointConfig(**(exact | settings))
 
@@ -145,6 +153,7 @@ class ChunkAWR:
         self._horizon_discount = dataset.gamma**dataset.critic_horizon
         self.fold = assign_folds(dataset.frame_labels.success, config.num_folds, seed)
         dataset.attach("fold", self.fold[dataset.episode])
+        self._balance = self._make_balance()
         head, num_critics = ValueHead("scalar"), config.num_critics  # their targets have no bounds
         self.value = CrossFitted(lambda: networks.value(head), config.num_folds).to(device)
         self.critic = CrossFitted(lambda: networks.critic(num_critics, head), config.num_folds).to(device)
@@ -154,6 +163,16 @@ class ChunkAWR:
         self._ema = Ema(trained, config.ema_decay) if config.ema_decay > 0 else None
         self.labels: dict[str, np.ndarray] = {}
         self._num_updates, self._labelled_at = 0, -1
+
+    def _make_balance(self) -> RunningBalance | None:
+        """What is due in the data's strata of time, as the label `stratum`; None where weights are not balanced."""
+        config, data = self.config, self._dataset
+        if config.balance.kind == "none":
+            return None
+        rates = draw_rates(data, self._trained)
+        strata = make_strata(data, None, self._step_reward, rates, None, config.balance)
+        data.attach("stratum", strata.index)
+        return RunningBalance.of(strata, rates, self.device)
 
     def _make_optimizers(self, optim: OptimConfig, value_optim: OptimConfig | None) -> list[Optimizer]:
         """One of the policy and one of V and Q, each network clipped by its own norm; or, as the document has it, one
@@ -228,6 +247,9 @@ class ChunkAWR:
             weights = losses.advantage_weights(
                 advantage, config.beta * config.advantage_scale, config.weight_clip, config.normalize
             )
+            clip_fraction = float((weights >= (config.weight_clip or math.inf)).float().mean())
+            if self._balance is not None:
+                weights = self._balance.apply(weights, batch.labels["stratum"])
             lost = self._imitation_loss(batch)
             policy = losses.policy_loss(weights, lost.per_chunk)
         lr = self._optimizers[0].lr
@@ -254,7 +276,7 @@ class ChunkAWR:
         }
         metrics |= {key: total / count for key, (total, count) in lost.parts.items() if count}
         if config.weight_clip is not None:
-            metrics["weight/clip_fraction"] = float((weights >= config.weight_clip).float().mean())
+            metrics["weight/clip_fraction"] = clip_fraction
         return metrics | more
 
     def _step(self, critic: torch.Tensor, value: torch.Tensor, policy: torch.Tensor) -> float:
@@ -379,6 +401,8 @@ class ChunkAWR:
             "target": self.target,
         }
         parts |= {f"optimizer_{number}": optimizer for number, optimizer in enumerate(self._optimizers)}
+        if self._balance is not None:
+            parts["balance"] = self._balance
         return parts if self._ema is None else parts | {"ema": self._ema}
 
     def grow(self, data: ChunkData) -> Metrics:

@@ -12,7 +12,8 @@ What differs from these papers:
 1. V is cross-fitted: an episode's values come from a network that never saw it (`cross_fit`);
 2. V lies between the data's lowest and highest return (sigmoid or HL-Gauss): it cannot diverge, and with dropout
    and noise on the state it memorises less;
-3. as a weight, the advantage is a TD(lambda) return minus V, standardised to deviation `advantage_scale`;
+3. as a weight, the advantage is a TD(lambda) return minus V, standardised to deviation `advantage_scale`, and the
+   weights are balanced over strata of time and value (`balance`);
 4. a chunk is one decision: one weight, or one label, for H actions.
 Behaviour cloning is this algorithm with `use="none"`; cloning of the successes adds `data="successes"`; the
 shuffled controls permute the advantages. For best-of-N at action time a critic of chunks learns the advantages
@@ -35,12 +36,14 @@ from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms import losses
 from chunkrl.algorithms.advantage_critic import LABEL as Q_LABEL
 from chunkrl.algorithms.advantage_critic import AdvantageCritic
+from chunkrl.algorithms.balance import BalanceConfig, Strata, first_rows, make_strata
 from chunkrl.algorithms.base import Metrics, Networks, Phase, only_finite
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.conditioning import ConditioningConfig, condition_text, drop_labels, label_bins, texts
 from chunkrl.algorithms.human_chunks import HumanRule, forced_metrics, human_chunks
 from chunkrl.algorithms.value_labels import ValueLabels, label_metrics
 from chunkrl.algorithms.value_learner import ValueFit, ValueLearner, microbatches
+from chunkrl.algorithms.weights import WeightRule, spread_metrics, to_weights
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.draws import draw_rates, starts_by_weight, trained_starts
 from chunkrl.data.large_arrays import keep
@@ -68,6 +71,7 @@ class CrossFittedConfig:
     microbatch_size: rows whose activations are in memory at once; None: the whole batch.
     keep_values: values stay after their phase, to label data that grow.
     human: what becomes of chunks that a human made, as weights and as labels alike (`human_chunks`).
+    balance: how the weights are shared out over the data.
     """
 
     policy_updates: int
@@ -86,6 +90,7 @@ class CrossFittedConfig:
     microbatch_size: int | None = None
     keep_values: bool = False
     human: HumanRule = "high"
+    balance: BalanceConfig = BalanceConfig()
 
     def __post_init__(self) -> None:
         if (self.critic_updates > 0) != (self.relabel_interval > 0):
@@ -344,38 +349,55 @@ class CrossFittedAdvantage:
         if self._given is None and self.values is not None:
             metrics |= self.values.target_metrics(labels)
         rates = draw_rates(self._dataset, self._trained)
-        advantage = labels.advantage
-        if config.shuffled:
-            advantage = adv.shuffle_between(advantage, self.seed, self._trained)
         self.labels = {
             "value": labels.value,
             "value_seen": labels.value_seen,
             "return": labels.returns,
             "advantage": labels.advantage,
-            "weight": np.ones(len(advantage), dtype=np.float32),
+            "weight": np.ones(len(labels.advantage), dtype=np.float32),
         }
         if self.critic is not None:
             self.labels[Q_LABEL] = self.critic.targets(labels.advantage, self._trained, rates)
         if config.use == "none":
             return metrics
-        human = human_chunks(self._dataset, config.human)
+        return metrics | self._use(labels, rates)
+
+    def _use(self, labels: ValueLabels, rates: np.ndarray | None) -> Metrics:
+        """What becomes of the advantages: weights or bins."""
+        config, data = self.config, self._dataset
+        metrics: Metrics = {}
+        advantage = labels.advantage
+        if config.fit.past_advantage:
+            gained = labels.value - labels.value[first_rows(data)]
+            advantage = advantage + np.float32(config.fit.past_advantage) * gained
+        if config.shuffled:
+            advantage = adv.shuffle_between(advantage, self.seed, self._trained)
+        human = human_chunks(data, config.human)
         forced = None if human is None else human.forced
         if human is not None and human.loss_steps is not None:
             self.labels["loss_steps"] = human.loss_steps
         if config.use == "condition":
-            bins, more = label_bins(
-                self._dataset, advantage, labels.returns, config.conditioning, rates, forced
-            )
+            bins, more = label_bins(data, advantage, labels.returns, config.conditioning, rates, forced)
             self.labels |= bins
             return metrics | more
-        fit = config.fit
-        self.labels["weight"], more = adv.to_weights(
-            advantage, config.beta, fit.advantage_scale, fit.weight_clip, rates, forced
-        )
         if forced is not None:
             drawn = forced if rates is None else forced & (rates > 0)
             metrics |= forced_metrics(drawn, advantage, rates)
-        return metrics | more
+        strata = self._strata(labels.value, rates, forced)
+        fit = config.fit
+        rule = WeightRule(config.beta, fit.advantage_scale, fit.weight_clip, config.balance.success_mix)
+        self.labels["weight"], more = to_weights(advantage, rule, rates, forced, strata)
+        return metrics | more | spread_metrics(self.labels["weight"], data, rates, strata)
+
+    def _strata(
+        self, value: np.ndarray, rates: np.ndarray | None, forced: np.ndarray | None
+    ) -> Strata | None:
+        if self.config.balance.kind == "none":
+            return None
+        rewards = adv.step_rewards(self._dataset)
+        strata = make_strata(self._dataset, value, rewards, rates, forced, self.config.balance)
+        self.labels["stratum"] = strata.index
+        return strata
 
     def deployed(self) -> AbstractContextManager[None]:
         """See `Algorithm.deployed`."""

@@ -78,6 +78,9 @@ class ValueFit:
     the memory of one."""
     return_range: tuple[float, float] | None = None
     """Lowest and highest return that V can say; default: those of the data that a run begins with."""
+    past_advantage: float = 0.0
+    """c: weights and labels are made of A + c (V(x) - V(x_0)), x_0 where the episode began. V(x) - V(x_0) is what the
+    advantages before x sum to: how much likelier than the data's the improved policy is to come here."""
     num_steps: int | None = None
     """N of the advantage as the sum of N rewards and V behind them, minus V (pi*0.6); default: TD(lambda)."""
 
@@ -105,6 +108,8 @@ class ValueFit:
             raise ChunkRLError(
                 f"fit.return_range is {self.return_range}; give two finite numbers, low and high"
             )
+        if not 0 <= self.past_advantage < np.inf:
+            raise ChunkRLError(f"fit.past_advantage is {self.past_advantage}; it is finite and not negative")
         if self.num_steps is not None and self.num_steps < 1:
             raise ChunkRLError(f"fit.num_steps is {self.num_steps}; an advantage covers at least 1 step")
 

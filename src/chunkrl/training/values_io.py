@@ -16,7 +16,7 @@ from chunkrl.data.sidecar import load_sidecar, save_sidecar
 from chunkrl.errors import ChunkRLError
 
 _NEEDED = ("value", "value_seen", "return", "advantage")
-_NAMES = (*_NEEDED, "weight", "advantage_bin_raw", "advantage_bin")
+_NAMES = (*_NEEDED, "weight", "stratum", "advantage_bin_raw", "advantage_bin")
 
 
 def values_file(number: int) -> str:

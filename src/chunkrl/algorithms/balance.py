@@ -1,0 +1,272 @@
+"""Strata of time and value, and how much of all weight each is due: the state distribution of a weighted clone.
+
+An advantage-weighted clone maximises E[w log pi(A|x)] over the data. The improved policy is pi'(A|x) = pi(A|x)
+exp(beta A(x, A)) / Z(x) (AWR, arXiv 1910.00177), so the weight that clones pi', with the states that pi' visits, is
+
+    w(x, A) = exp(beta A(x, A)) / Z(x) * d'(x) / d(x),    Z(x) = E[exp(beta A(x, A)) | x].
+
+Without 1/Z(x) a place counts as much as its advantages spread there: credit of TD(lambda) reaches some
+1 / (1 - lambda) steps, so the beginning of an episode, where |A| is small, is starved by its end. Both factors are
+estimated in strata g, sets of starts that are alike in time and held-out value:
+
+- Z(x) by the mean of exp(beta A) over the stratum;
+- d'(x) / d(x) by the share of the stratum's starts that lie in successful episodes. If the improved policy is the
+  data's, conditioned on success (a trajectory has probability p(trajectory) p(success | trajectory) / p(success),
+  as in control as inference, arXiv 1805.00909), then d'(x) / d(x) = p(success | x) / p(success) exactly. With returns
+  in [0, 1] in the place of success, p(O = 1 | trajectory) is the return.
+
+So every stratum's weights sum to its successful starts (and `floor` of all of them); within it the advantage decides.
+docs/training.md has the derivation and what was measured.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chunkrl.data.collection import ChunkData
+from chunkrl.errors import ChunkRLError
+
+_LOG = logging.getLogger(__name__)
+
+BalanceKind = Literal["strata", "none"]
+Share = Literal["auto", "success", "returns"]
+WithoutSuccess = Literal["clone", "leave_out"]
+
+
+@dataclass(frozen=True)
+class BalanceConfig:
+    """How the weights of chunks are shared out over the data."""
+
+    kind: BalanceKind = "strata"
+    """strata: each stratum of time and held-out value gets the share of the weight that the improved policy spends
+    there; none: weights are what the advantages make them."""
+    time_bins: int = 8
+    """Strata by step within the episode, of equally many starts."""
+    value_bins: int = 4
+    """Strata of each of those by held-out value, of equally many starts (iql, whose values move, uses time alone)."""
+    min_starts: int = 64
+    """Mean number of starts a stratum has at least: small data have fewer strata of value, then of time."""
+    floor: float = 0.001
+    """Share of its starts that a stratum gets beside its successes."""
+    share: Share = "auto"
+    """What the improved policy's share follows. success: episodes that succeed; returns: the episode's return, from
+    the task's lowest (0) to its highest (1); auto: success, and returns in a task where no episode succeeds."""
+    without_success: WithoutSuccess = "clone"
+    """A task with neither success nor returns that differ: clone, all alike, as much of it as of other tasks; or
+    leave_out."""
+    success_mix: float = 0.0
+    """Part of the weight that is that of plain cloning of the successes, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        kinds = {"kind": BalanceKind, "share": Share, "without_success": WithoutSuccess}
+        for name, allowed in kinds.items():
+            if getattr(self, name) not in get_args(allowed):
+                raise ChunkRLError(
+                    f"balance.{name} is {getattr(self, name)!r}; use one of {', '.join(get_args(allowed))}"
+                )
+        if min(self.time_bins, self.value_bins, self.min_starts) < 1:
+            raise ChunkRLError("balance.time_bins, balance.value_bins and balance.min_starts are at least 1")
+        if not 0 <= self.success_mix <= 1 or not 0 <= self.floor <= 1:
+            raise ChunkRLError("balance.success_mix and balance.floor lie in [0, 1]")
+        if self.kind == "none" and self.success_mix:
+            raise ChunkRLError("balance.success_mix mixes balanced weights: use --balance.kind strata")
+
+
+@dataclass(frozen=True)
+class Strata:
+    """Where every start belongs, and what is due there.
+
+    index: int32 [N], the stratum of each start, 0 .. num - 1.
+    credit: float32 [N], what the start adds to its stratum's due: 1 in a successful episode, 0 in another; a number
+        between for returns.
+    uniform: bool [N], starts of tasks that show no success, whose advantages say nothing.
+    due: float64 [num], the weight that each stratum's starts sum to, counted by draw rates.
+    """
+
+    index: np.ndarray
+    credit: np.ndarray
+    uniform: np.ndarray
+    due: np.ndarray
+
+    @property
+    def num(self) -> int:
+        """How many there are."""
+        return len(self.due)
+
+
+def equal_count_bins(values: np.ndarray, rates: np.ndarray, num_bins: int) -> np.ndarray:
+    """The bin int64 [n] of each of values [n], 0 .. num_bins - 1, so that all bins hold about the same sum of rates
+    [n]. Equal values share a bin."""
+    distinct, place = np.unique(values, return_inverse=True)
+    mass = np.bincount(place, weights=rates, minlength=len(distinct))
+    middle = (np.cumsum(mass) - mass / 2) / max(mass.sum(), 1e-300)
+    return np.minimum((middle * num_bins).astype(np.int64), num_bins - 1)[place]
+
+
+def stratify(
+    task: np.ndarray,
+    step: np.ndarray,
+    value: np.ndarray | None,
+    rates: np.ndarray,
+    config: BalanceConfig,
+) -> np.ndarray:
+    """The stratum of every start, int32 [N], counted from 0 without gaps.
+
+    Within each task: bins of `step` int [N], steps since the episode began, and in each of them bins of `value` float
+    [N], held out; None: time alone. rates: float [N], how often each is drawn; what is never drawn shapes no bin.
+    """
+    index = np.zeros(len(task), np.int32)
+    num = 0
+    for one in np.unique(task):
+        rows = np.flatnonzero(task == one)
+        drawn = int(np.count_nonzero(rates[rows]))
+        per_time = drawn // (config.min_starts * config.time_bins)
+        value_bins = 1 if value is None else min(config.value_bins, max(1, per_time))
+        time_bins = min(config.time_bins, max(1, drawn // config.min_starts))
+        time = equal_count_bins(step[rows], rates[rows], time_bins)
+        for number in np.unique(time):
+            own = rows[time == number]
+            level = np.zeros(len(own), np.int64)
+            if value is not None and value_bins > 1:
+                level = equal_count_bins(value[own], rates[own], value_bins)
+            _, level = np.unique(level, return_inverse=True)
+            index[own] = num + level
+            num += int(level.max()) + 1
+    return index
+
+
+def episode_steps(data: ChunkData) -> tuple[np.ndarray, np.ndarray]:
+    """Steps since the episode began and its length until its end or success, int [len] each, of every start."""
+    ends = data.segments.ends
+    place = np.searchsorted(ends, data.starts, side="right")
+    begin = data.segments.starts[place]
+    return data.starts - begin, ends[place] - begin
+
+
+def first_rows(data: ChunkData) -> np.ndarray:
+    """The row int [len] at which the episode of every start begins."""
+    return data.starts - episode_steps(data)[0]
+
+
+def make_strata(
+    data: ChunkData,
+    value: np.ndarray | None,
+    step_reward: np.ndarray,
+    rates: np.ndarray | None,
+    forced: np.ndarray | None,
+    config: BalanceConfig,
+) -> Strata:
+    """The strata of all starts of `data` and what is due in each.
+
+    value: held-out V float [len]; None: strata of time alone. step_reward: float [N], of every frame's action.
+    rates: float [len], how often each start is drawn; None: all alike. forced: bool [len], chunks that a human made,
+    which count as the improved policy's wherever they stand.
+
+    Says (a log warning) which tasks show no success.
+    """
+    rate = np.ones(len(data)) if rates is None else np.asarray(rates, np.float64)
+    task = np.asarray(data.task)
+    index = stratify(task, episode_steps(data)[0], value, rate, config)
+    credit, unknown = _credit(data, task, step_reward, rate, config)
+    if forced is not None:
+        credit = np.where(forced, np.float32(1), credit)
+        unknown = unknown & ~forced
+    num = int(index.max()) + 1 if len(index) else 0
+    floor = np.where(unknown & (config.without_success == "leave_out"), 0.0, config.floor)
+    due = np.bincount(index, weights=rate * (credit + floor), minlength=num)
+    return Strata(index, credit, unknown, due)
+
+
+def _credit(
+    data: ChunkData, task: np.ndarray, step_reward: np.ndarray, rate: np.ndarray, config: BalanceConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Credit float32 [len] of every start, and whether its task shows no success, bool [len]."""
+    success = np.asarray(data.success)
+    credit = success.astype(np.float32)
+    returns = _episode_returns(data, step_reward)
+    unknown = np.zeros(len(task), bool)
+    silent = []
+    for one in np.unique(task[rate > 0]):
+        rows = (task == one) & (rate > 0)
+        if config.share != "returns" and success[rows].any():
+            continue
+        own = np.zeros(0) if config.share == "success" else returns[rows]
+        if len(own) and np.ptp(own) > 0:
+            credit[rows] = (own - own.min()) / np.ptp(own)
+        elif not success[rows].any():
+            unknown[rows] = True
+            silent.append(data.tasks[int(one)])
+    if silent:
+        known = (rate > 0) & ~unknown
+        usual = float(np.average(credit[known], weights=rate[known])) if known.any() else 1.0
+        credit[unknown] = usual if config.without_success == "clone" else 0.0
+        done = "are cloned, all alike" if config.without_success == "clone" else "are left out"
+        _LOG.warning(
+            "no episode of %s succeeds, so that nothing is known of what is better there: its chunks %s "
+            "(--balance.without-success clone or leave_out)",
+            ", ".join(repr(name) for name in silent[:5]) + (" and others" if len(silent) > 5 else ""),
+            done,
+        )
+        if not known.any() and config.without_success == "leave_out":
+            raise ChunkRLError(
+                f"no task of {data.name} has a successful episode, and --balance.without-success leave_out leaves "
+                "all of them out: say with --success which episodes succeeded, or use --objective behaviour_cloning"
+            )
+    return credit, unknown
+
+
+def _episode_returns(data: ChunkData, step_reward: np.ndarray) -> np.ndarray:
+    """The sum of rewards of every start's episode, float64 [len], until its end or success."""
+    place = np.searchsorted(data.segments.ends, data.starts, side="right")
+    return np.add.reduceat(step_reward.astype(np.float64), data.segments.starts)[place]
+
+
+RUNNING_RATE = 0.02  # of the mean weight of a stratum, an update in which it has rows
+
+
+class RunningBalance:
+    """Balance where advantages move while the policy learns: each stratum's mean weight is a running one.
+
+    target: float [num], what the mean weight of each stratum shall be.
+    """
+
+    def __init__(self, target: Tensor) -> None:
+        self._target = target
+        self._sum, self._mass = torch.zeros_like(target), torch.zeros_like(target)
+
+    @classmethod
+    def of(cls, strata: Strata, rates: np.ndarray | None, device: torch.device) -> RunningBalance:
+        """The mean weight that strata are due, 1 over all that is drawn. rates: float [len]; None: all alike."""
+        rate = np.ones(len(strata.index)) if rates is None else np.asarray(rates, np.float64)
+        mass = np.bincount(strata.index, weights=rate, minlength=strata.num)
+        target = strata.due / np.maximum(mass, 1e-300) * mass.sum() / strata.due.sum()
+        return cls(torch.from_numpy(np.where(mass > 0, target, 0.0)).float().to(device))
+
+    @torch.no_grad()
+    def apply(self, weight: Tensor, stratum: Tensor) -> Tensor:
+        """weight [B] over the running mean of its stratum int [B], times what the stratum is due."""
+        stratum, num = stratum.long(), len(self._target)
+        counts = torch.bincount(stratum, minlength=num).to(weight)
+        total = torch.zeros_like(self._sum).index_add_(0, stratum, weight.to(self._sum))
+        there = counts > 0
+        mean = total / counts.clamp(min=1)
+        # the mean of what was seen so far, then a moving one: the first rows count as much as later ones
+        self._mass = torch.where(there, self._mass + RUNNING_RATE * (1 - self._mass), self._mass)
+        self._sum = torch.where(there, self._sum + RUNNING_RATE * (mean - self._sum), self._sum)
+        running = self._sum / self._mass.clamp(min=1e-12)
+        scale = torch.where(running > 0, self._target / running.clamp(min=1e-30), 0.0)
+        return weight * scale[stratum].to(weight)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running means."""
+        return {"sum": self._sum.cpu(), "mass": self._mass.cpu()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._sum, self._mass = (state[name].to(self._target) for name in ("sum", "mass"))
