@@ -198,7 +198,8 @@ def _train_values(job: Job, arm: Arm, progress: Progress) -> Path | None:
     key = _short_hash((*arm.values, job.data_seed, job.batch_size))
     folder = job.root / "values" / f"{job.task}-seed{job.train_seed}-{key}"
     if not (folder / values_file(0)).exists():
-        config = replace(_train_config(job, arm), objective="value", num_updates=None, output_dir=str(folder))
+        values = replace(arm, objective="value", balance=BalanceConfig())
+        config = replace(_train_config(job, values), num_updates=None, output_dir=str(folder))
         ChunkLevelOfflineRL(config, _named(progress, f"values of {arm.name}")).train()
     return folder
 
