@@ -15,27 +15,21 @@ import tyro
 from benchmarks.metaworld import BenchmarkConfig, run
 from chunkrl.algorithms.balance import BalanceConfig
 from chunkrl.algorithms.value_learner import ValueFit
-from chunkrl.experiment import CHUNK_RL, SHUFFLED, SUCCESS_BC, Arm
-
-UNBALANCED = replace(CHUNK_RL, name="unbalanced", balance=BalanceConfig("none"))
-BALANCED = replace(CHUNK_RL, name="balanced", balance=BalanceConfig())
+from chunkrl.experiment import CHUNK_RL, SHUFFLED, SUCCESS_BC, UNBALANCED, Arm
 
 
 def _balanced(name: str, fit: ValueFit = ValueFit(), **settings: object) -> Arm:
-    return replace(BALANCED, name=name, fit=fit, balance=replace(BalanceConfig(), **settings))  # type: ignore[arg-type]
+    return replace(CHUNK_RL, name=name, fit=fit, balance=replace(BalanceConfig(), **settings))  # type: ignore[arg-type]
 
 
 CANDIDATES = (
-    SUCCESS_BC,
-    UNBALANCED,
-    BALANCED,
     _balanced("balanced_past_half", ValueFit(past_advantage=0.5)),
     _balanced("balanced_time_alone", value_bins=1),
     _balanced("balanced_16_times", time_bins=16),
     _balanced("balanced_mixed_half", success_mix=0.5),
     _balanced("balanced_lambda_1", ValueFit(lam=1.0)),
-    replace(SHUFFLED, name="balanced_shuffled"),
 )
+ARMS = (SUCCESS_BC, UNBALANCED, CHUNK_RL, *CANDIDATES, SHUFFLED)
 
 
 @dataclass(frozen=True)
@@ -47,11 +41,11 @@ class ChoiceConfig(BenchmarkConfig):
     results: str = "benchmarks/results/balance_choice.json"
     """The summary."""
     seeds: tuple[int, ...] = (0, 1)
-    arms: tuple[str, ...] = tuple(arm.name for arm in CANDIDATES)
+    arms: tuple[str, ...] = tuple(arm.name for arm in ARMS)
     batch_size: int = 64
     data_seed: int = 777
     eval_seed: int = 4242
 
 
 if __name__ == "__main__":
-    run(tyro.cli(ChoiceConfig), CANDIDATES, method="balanced")
+    run(tyro.cli(ChoiceConfig), ARMS)

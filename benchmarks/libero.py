@@ -5,7 +5,7 @@
     python -m benchmarks.libero --num-states 10       # later: more official initial states; what is there is kept
     python -m benchmarks.libero --development         # placements of seed 777, for choosing settings
 
-Every seed has a data set of its own (collection seed 1000 + s, sampled placements), its own networks, and the same
+Every seed has a data set of its own (collection seed 1010 + s, sampled placements), its own networks, and the same
 official initial states for every arm and seed, which no choice of a setting has seen. A kill loses the episode or
 training under way. Prints Markdown.
 """
@@ -24,9 +24,11 @@ from typing import Any, Literal
 import torch
 import tyro
 
+from benchmarks.balance_choice import CANDIDATES
 from benchmarks.libero_tables import add_intervals, markdown
 from benchmarks.metaworld import summarize
-from chunkrl.algorithms.value_learner import Draw, ValueFit
+from chunkrl.algorithms.balance import BalanceConfig
+from chunkrl.algorithms.value_learner import Draw
 from chunkrl.data.atomic import write_text
 from chunkrl.data.frames import FrameTable
 from chunkrl.envs.collect import CollectConfig, collect_dataset
@@ -35,7 +37,7 @@ from chunkrl.envs.scripted import Mixture, MixtureConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.observed import fit_policy, make_pool, renamed
 from chunkrl.evaluation.rollout import Episode, EpisodeResult, RolloutConfig, run_episodes
-from chunkrl.experiment import BC, BEST_OF_16, CHUNK_RL, SUCCESS_BC, Arm, data_hash
+from chunkrl.experiment import BC, BEST_OF_16, CHUNK_RL, SHUFFLED, SUCCESS_BC, UNBALANCED, Arm, data_hash
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import Progress, ProgressBars, silent
@@ -43,7 +45,9 @@ from chunkrl.train_config import TrainConfig
 from chunkrl.training.policy_io import ChunkPolicy
 
 Variant = Literal["state", "images"]
-ARMS = (BC, SUCCESS_BC, CHUNK_RL, BEST_OF_16)
+_CANDIDATES = [arm for arm in CANDIDATES if arm.values == CHUNK_RL.values]  # they share one value phase
+ARMS = (BC, SUCCESS_BC, CHUNK_RL, UNBALANCED, SHUFFLED, BEST_OF_16, *_CANDIDATES)
+MAIN_ARMS = (BC, SUCCESS_BC, CHUNK_RL, UNBALANCED)
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,9 @@ class LiberoBenchmark:
     results: str = "benchmarks/results/libero.json"
     """The summary; a variant has its own entry."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    arms: tuple[str, ...] = tuple(arm.name for arm in ARMS)
+    arms: tuple[str, ...] = tuple(arm.name for arm in MAIN_ARMS)
+    data_seed: int = 1010
+    """Seed s collects with data_seed + s."""
     num_collect: int | None = None
     """Episodes of each data set; this and the next ones: the variant's where they are not given."""
     num_states: int = 5
@@ -145,7 +151,7 @@ class _Place:
             mixture=MixtureConfig(mixture=config.mixture),
             num_episodes=config.recipe.num_collect,
             max_steps=config.max_steps,
-            seed=777 if config.development else 1000 + self.seed,
+            seed=(777 if config.development else config.data_seed) + self.seed,
             num_workers=config.num_workers,
             state="full" if images else "privileged",
             camera_size=CAMERA_SIZE if images else 0,
@@ -160,6 +166,11 @@ class _Place:
         """The training that an arm shares with those that differ in how they act."""
         first = next(a for a in ARMS if a.training == arm.training)
         return self.root / "runs" / f"seed{self.seed}" / first.name
+
+    @property
+    def values(self) -> Path:
+        """The values that all arms share."""
+        return self.root / "runs" / f"seed{self.seed}" / "values"
 
     def episodes(self, arm: Arm) -> Path:
         return self.root / "episodes" / f"seed{self.seed}-{arm.name}.jsonl"
@@ -198,41 +209,53 @@ def collect(place: _Place, progress: Progress) -> dict[str, Any]:
 
 
 def train(place: _Place, arm: Arm, progress: Progress) -> None:
-    """Trains the arm's policy unless it is there."""
-    run, config = place.run(arm), place.config
-    if not (run / "policy").is_dir():
-        partial_run = run.with_name(f".{run.name}.partial")
-        shutil.rmtree(partial_run, ignore_errors=True)
-        recipe = config.recipe
-        needs_q = any(a.training == arm.training and a.mode == "best_of_n" for a in ARMS)
-        if needs_q:  # Q learns the advantages that are another arm's weights: one value phase for both
-            train(place, CHUNK_RL, progress)
-        learner = ChunkLevelOfflineRL(
-            TrainConfig(
-                dataset_dir=str(place.dataset),
-                action_horizon=config.horizon,
-                action_dim=7,
-                batch_size=recipe.batch_size,
-                num_updates=int(recipe.updates * arm.updates_factor),
-                lr=config.lr,
-                schedule="cosine",
-                gamma=config.gamma,
-                value_epochs=recipe.value_epochs,
-                fit=ValueFit(lam=recipe.lam, draw=recipe.draw),
-                objective=arm.objective,
-                policy=arm.policy,
-                num_folds=recipe.num_folds,
-                train_q=needs_q,
-                values=str(place.run(CHUNK_RL)) if needs_q else None,
-                seed=place.seed,
-                device="cpu",
-                save_interval=0,
-                output_dir=str(partial_run),
-            ),
-            lambda stage, done, total: progress(f"seed {place.seed} {arm.name}: {stage}", done, total),
-        )
-        learner.train()
-        partial_run.rename(run)
+    """Trains the arm's policy unless it is there, and before it the values that it needs."""
+    run = place.run(arm)
+    if (run / "policy").is_dir():
+        return
+    needs_q = any(a.training == arm.training and a.mode == "best_of_n" for a in ARMS)
+    config = _train_config(place, arm)
+    if needs_q or arm.values is not None:
+        if not place.values.is_dir():
+            values = replace(arm, objective="value", policy=CHUNK_RL.policy, balance=BalanceConfig())
+            _train(replace(_train_config(place, values), num_updates=None), place.values, progress)
+        config = replace(config, train_q=needs_q, values=str(place.values))
+    _train(config, run, progress)
+
+
+def _train_config(place: _Place, arm: Arm) -> TrainConfig:
+    config, recipe = place.config, place.config.recipe
+    return TrainConfig(
+        dataset_dir=str(place.dataset),
+        action_horizon=config.horizon,
+        action_dim=7,
+        batch_size=recipe.batch_size,
+        num_updates=int(recipe.updates * arm.updates_factor),
+        lr=config.lr,
+        schedule="cosine",
+        gamma=config.gamma,
+        value_epochs=recipe.value_epochs,
+        fit=replace(arm.fit, lam=recipe.lam, draw=recipe.draw),
+        balance=arm.balance,
+        objective=arm.objective,
+        policy=arm.policy,
+        num_folds=recipe.num_folds,
+        seed=place.seed,
+        device="cpu",
+        save_interval=0,
+    )
+
+
+def _train(config: TrainConfig, folder: Path, progress: Progress) -> None:
+    """Trains into `folder`, which is there when it is whole."""
+    partial_run = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial_run, ignore_errors=True)
+    name = f"{folder.parent.name} {folder.name}"
+    ChunkLevelOfflineRL(
+        replace(config, output_dir=str(partial_run)),
+        lambda stage, done, total: progress(f"{name}: {stage}", done, total),
+    ).train()
+    partial_run.rename(folder)
 
 
 def evaluate(place: _Place, arm: Arm, progress: Progress) -> dict[str, list[bool]]:

@@ -78,6 +78,7 @@ BC = Arm("behaviour_cloning", "behaviour_cloning")
 SUCCESS_BC = Arm("success_cloning", "success_cloning")
 CHUNK_RL = Arm("chunk_rl", "cross_fitted")
 SHUFFLED = Arm("shuffled_advantages", "shuffled_advantages")
+UNBALANCED = Arm("unbalanced", "cross_fitted", balance=BalanceConfig("none"))  # the weights of before
 NOT_CROSS_FITTED = Arm("not_cross_fitted", "cross_fitted", num_folds=1)
 IQL = Arm("iql", "iql", num_folds=1)
 DOCUMENT = Arm("document_objective", "document")
@@ -87,7 +88,17 @@ FLOW_BC_SAMPLED = replace(FLOW_BC, name="flow_behaviour_cloning_sampled", mode="
 BEST_OF_16 = replace(FLOW_BC, name="best_of_16_by_q", mode="best_of_n")
 FLOW_RL = replace(FLOW_BC, name="flow_chunk_rl", objective="cross_fitted")
 DEMO_ARMS = (BC, SUCCESS_BC, CHUNK_RL, BEST_OF_16)
-ALL_ARMS = (*DEMO_ARMS, FLOW_BC, FLOW_BC_SAMPLED, FLOW_RL, SHUFFLED, NOT_CROSS_FITTED, IQL, DOCUMENT)
+ALL_ARMS = (
+    *DEMO_ARMS,
+    FLOW_BC,
+    FLOW_BC_SAMPLED,
+    FLOW_RL,
+    UNBALANCED,
+    SHUFFLED,
+    NOT_CROSS_FITTED,
+    IQL,
+    DOCUMENT,
+)
 
 
 @dataclass(frozen=True)
