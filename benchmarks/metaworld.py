@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from benchmarks.speed_tables import speed_of, speed_table
 from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.statistics import bootstrap_over_tasks
@@ -106,6 +107,7 @@ def to_records(result: JobResult) -> dict[str, dict[str, Any]]:
             "arm": name,
             "diagnostics": result.diagnostics.get(name, {}),
             "success": "".join(str(int(s)) for s in outcome.success),
+            "num_steps": None if outcome.num_steps is None else outcome.num_steps.tolist(),
             "error": outcome.error,
         }
         for name, outcome in result.outcomes.items()
@@ -140,13 +142,14 @@ def known_records(
 
 
 def by_job(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Records of arms as records of jobs: success by arm."""
+    """Records of arms as records of jobs: success and steps by arm."""
     jobs: dict[tuple[str, int], dict[str, Any]] = {}
     for record in records:
         key = record["task"], record["seed"]
         job = jobs.setdefault(key, {"task": key[0], "seed": key[1], "dataset": record["dataset"]})
         arm = record["arm"]
         job.setdefault("success", {})[arm] = [int(s) for s in record["success"]]
+        job.setdefault("num_steps", {})[arm] = record.get("num_steps")  # not in records of before it was kept
         job.setdefault("diagnostics", {})[arm] = record["diagnostics"]
         job.setdefault("errors", {})
         if record["error"]:
@@ -157,7 +160,7 @@ def by_job(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def summarize(
     records: Sequence[Mapping[str, Any]], arms: Sequence[str], method: str = METHOD
 ) -> dict[str, Any]:
-    """Success by task and arm (mean and every seed), and the method's differences with intervals."""
+    """Success and speed by task and arm (mean and every seed), and the method's differences with intervals."""
     by_task: dict[str, dict[int, Any]] = defaultdict(dict)
     for record in records:
         by_task[record["task"]][record["seed"]] = record
@@ -183,7 +186,9 @@ def summarize(
                 }
                 for arm in arms
             },
+            "speed": {arm: speed_of(list(rows.values()), arm) for arm in arms},
         }
+    summary["speed_over_all_episodes"] = {arm: speed_of(records, arm) for arm in arms}
     summary["mean_over_tasks"]["success"] = {
         arm: float(np.mean([success[arm][task].mean() for task in by_task])) for arm in arms
     }
@@ -216,6 +221,8 @@ def markdown(summary: Mapping[str, Any], arms: Sequence[str], method: str = METH
         lines.append(
             f"| {arm} | {' | '.join(cells)} | **{summary['mean_over_tasks']['success'][arm]:.3f}** |"
         )
+    places = {task: summary["tasks"][task]["speed"] for task in tasks}
+    lines += ["", *speed_table(places | {"all episodes": summary["speed_over_all_episodes"]}, arms)]
     if "difference" in summary["mean_over_tasks"]:
         lines += [
             "",

@@ -143,11 +143,13 @@ class Job:
 @dataclass(frozen=True)
 class ArmOutcome:
     """success: bool [n] over the job's initial states. history: metric -> [(update, value)].
-    error: why the training stopped (a divergence), then success is all False."""
+    num_steps: int [n], environment steps of these episodes.
+    error: why the training stopped (a divergence), then success is all False and num_steps None."""
 
     arm: Arm
     success: np.ndarray
     history: dict[str, list[tuple[int, float]]]
+    num_steps: np.ndarray | None = None
     error: str | None = None
 
 
@@ -187,13 +189,14 @@ def run_job(job: Job, progress: Progress = silent) -> JobResult:
             trained[arm.training] = _train(job, arm, progress)
         run = trained[arm.training]
         if isinstance(run, str):
-            outcomes[arm.name] = ArmOutcome(arm, np.zeros(job.num_eval, dtype=bool), {}, run)
+            outcomes[arm.name] = ArmOutcome(arm, np.zeros(job.num_eval, dtype=bool), {}, error=run)
             continue
         assert run.trainer is not None
         seeds = initial_seeds(job.eval_seed, job.num_eval)
         actor = partial(run.chunk_policy().act, mode=arm.mode)
         rollouts = evaluate(actor, envs, seeds, job.horizon, progress, f"evaluate {arm.name}")
-        outcomes[arm.name] = ArmOutcome(arm, rollouts.success, dict(run.trainer.history))
+        history = dict(run.trainer.history)
+        outcomes[arm.name] = ArmOutcome(arm, rollouts.success, history, rollouts.num_steps)
         if arm.objective == "cross_fitted" and arm.num_folds > 1:
             diagnostics[arm.name] = _diagnostics(run)
     for env in envs:
