@@ -200,7 +200,7 @@ def test_a_rate_is_as_good_as_so_many_copies(rows: list[tuple[float, int, int, b
     nothing = np.zeros(len(rows), bool)
     found, _ = to_weights(advantage, WeightRule(), rates, strata=Strata(index, credit, nothing, due))
     copies = rates.astype(int)
-    again = Strata(*(np.repeat(x, copies) for x in (index, credit, nothing)), due)
+    again = Strata(np.repeat(index, copies), np.repeat(credit, copies), np.repeat(nothing, copies), due)
     expected, _ = to_weights(np.repeat(advantage, copies), WeightRule(), strata=again)
     np.testing.assert_allclose(np.repeat(found, copies), expected, rtol=2e-4, atol=1e-6)
     assert (found[rates == 0] == 0).all()

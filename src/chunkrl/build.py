@@ -6,6 +6,7 @@ from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from chunkrl.algorithms.base import Algorithm, Networks
@@ -16,6 +17,7 @@ from chunkrl.config import load_config
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.normalize import Normalizer
+from chunkrl.data.sample_weights import read_sample_weights
 from chunkrl.errors import ChunkRLError
 from chunkrl.integration.pi_training import FROZEN, pi_networks
 from chunkrl.models.encoders import NetworkConfig, ObservationSpec
@@ -125,6 +127,13 @@ def build_algorithm(
     num_updates: of the policy. value_updates: of the value phase (all objectives but iql and document).
     keep_values: values stay to label data that grow.
     """
+    weights = None
+    if config.sample_weights:
+        if keep_values:
+            raise ChunkRLError("--sample-weights are of data that stay: leave them out where data grow")
+        datasets = ChunkCollection.of(dataset).datasets
+        parts = [read_sample_weights(p, d) for p, d in zip(config.sample_weights, datasets, strict=True)]
+        weights = np.concatenate(parts)
     given = None if config.values is None else _given_values(config, Path(config.values), dataset)
     networks = build_networks(config, dataset, device, progress)
     optim = config.optim_config()
@@ -166,7 +175,7 @@ def build_algorithm(
         balance=config.balance,
     )
     return CrossFittedAdvantage(
-        settings, networks, optim, dataset, config.seed, device, config.value_optim_config(), given
+        settings, networks, optim, dataset, config.seed, device, config.value_optim_config(), given, weights
     )
 
 

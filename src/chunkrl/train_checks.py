@@ -64,6 +64,16 @@ def _check_values(config: TrainConfig) -> None:
             f"--objective {config.objective} has no weights to balance: leave --balance.* out, or use one of "
             f"{', '.join(WEIGHTED)}"
         )
+    if config.sample_weights and config.objective != "behaviour_cloning":
+        raise ChunkRLError(
+            f"--sample-weights are of --objective behaviour_cloning; {config.objective} makes its own: leave them out"
+        )
+    num_datasets = 1 + len(config.additional_offline_dataset_paths)
+    if config.sample_weights and len(config.sample_weights) != num_datasets:
+        raise ChunkRLError(
+            f"--sample-weights has {len(config.sample_weights)} files for {num_datasets} data sets: give one for "
+            "each, that of --dataset-dir first"
+        )
     without_values = ("behaviour_cloning", "success_cloning", "iql", "document", "value")
     if config.critic_updates and (config.values is not None or config.objective in without_values):
         raise ChunkRLError(

@@ -115,6 +115,9 @@ class TrainConfig:
     """Train Q(x, A) as well, for best-of-N at action time (objective cross_fitted)."""
     values: str | None = None
     """Folder of an earlier run on the same data, whose values stand in place of the value phase."""
+    sample_weights: tuple[str, ...] = ()
+    """Parquet files, one a data set, with a weight for every frame (columns episode_index, frame_index, weight), in
+    place of equal weights (objective behaviour_cloning)."""
     critic_updates: int = 0
     """Value updates before each policy update, after the value phase; with relabel_interval."""
     relabel_interval: int = 0

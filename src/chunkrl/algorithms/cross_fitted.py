@@ -43,7 +43,7 @@ from chunkrl.algorithms.conditioning import ConditioningConfig, condition_text, 
 from chunkrl.algorithms.human_chunks import HumanRule, forced_metrics, human_chunks
 from chunkrl.algorithms.value_labels import ValueLabels, label_metrics
 from chunkrl.algorithms.value_learner import ValueFit, ValueLearner, microbatches
-from chunkrl.algorithms.weights import WeightRule, spread_metrics, to_weights
+from chunkrl.algorithms.weights import WeightRule, normalized, spread_metrics, to_weights
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.draws import draw_rates, starts_by_weight, trained_starts
 from chunkrl.data.large_arrays import keep
@@ -120,6 +120,7 @@ class CrossFittedAdvantage:
     """The algorithm of this module; see `CrossFittedConfig`.
 
     labels_from: values of an earlier run on the same data, in place of the value phase.
+    sample_weights: float [len], of every start, in place of equal weights where nothing uses values.
     """
 
     def __init__(
@@ -132,9 +133,10 @@ class CrossFittedAdvantage:
         device: torch.device,
         value_optim: OptimConfig | None = None,
         labels_from: ValueLabels | None = None,
+        sample_weights: np.ndarray | None = None,
     ) -> None:
         self.config, self.device, self.seed = config, device, seed
-        self._dataset, self._given = dataset, labels_from
+        self._dataset, self._given, self._sample_weights = dataset, labels_from, sample_weights
         self.policy = networks.policy().to(device)
         self.values: ValueLearner | None = None
         self.critic: AdvantageCritic | None = None
@@ -225,10 +227,7 @@ class CrossFittedAdvantage:
         """After `value`: labels every start with its held-out value, advantage, and weight or bin."""
         metrics: Metrics = {}
         if name != "value" and not self.labels:
-            if not self.config.uses_values:
-                self._equal_weights()
-            else:
-                metrics = self._label(progress)
+            metrics = self._equal_weights() if not self.config.uses_values else self._label(progress)
             self._attach()
         keeps = self.config.critic_updates > 0 or self.config.keep_values
         if name != "value" and self.values is not None and not keeps:
@@ -252,8 +251,16 @@ class CrossFittedAdvantage:
         return metrics
 
     def _equal_weights(self) -> Metrics:
-        self.labels["weight"] = np.ones(len(self._dataset), dtype=np.float32)
-        return {}
+        """All alike, or those that were given, with mean 1 over what is drawn."""
+        weight = np.ones(len(self._dataset), dtype=np.float32)
+        metrics: Metrics = {}
+        if self._sample_weights is not None:
+            rates = draw_rates(self._dataset, self._trained)
+            weight, size = normalized(self._sample_weights, rates)
+            metrics = {"weight/effective_sample_size": size}
+            metrics |= spread_metrics(weight, self._dataset, rates, None)
+        self.labels["weight"] = weight
+        return metrics
 
     def _attach(self) -> None:
         self.labels = {key: keep(self._dataset.cache_dir, values) for key, values in self.labels.items()}

@@ -55,13 +55,20 @@ def to_weights(
     rate = np.ones(len(weight)) if rates is None else np.asarray(rates, np.float64)
     if strata is not None:
         weight = balanced(weight, strata, rate, rule.success_mix)
-    weight = np.where(rate > 0, weight, 0.0).astype(np.float64)
-    weight /= np.average(weight, weights=rate)
-    size = losses.effective_sample_size(torch.from_numpy(weight), torch.from_numpy(rate))
-    return weight.astype(np.float32), {
-        "weight/effective_sample_size": float(size),
+    weight, size = normalized(weight, rates)
+    return weight, {
+        "weight/effective_sample_size": size,
         "weight/clip_fraction": float(np.average(clipped, weights=rate)),
     }
+
+
+def normalized(weight: np.ndarray, rates: np.ndarray | None) -> tuple[np.ndarray, float]:
+    """weight [N] as float32 of mean 1 over what is drawn, 0 where nothing is; and its effective sample size."""
+    rate = np.ones(len(weight)) if rates is None else np.asarray(rates, np.float64)
+    drawn = np.where(rate > 0, weight, 0.0).astype(np.float64)
+    drawn = _of_mean_one(drawn, rate)
+    size = losses.effective_sample_size(torch.from_numpy(drawn), torch.from_numpy(rate))
+    return drawn.astype(np.float32), float(size)
 
 
 def balanced(weight: np.ndarray, strata: Strata, rate: np.ndarray, success_mix: float = 0.0) -> np.ndarray:
