@@ -20,12 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
 from chunkrl.algorithms.balance import BalanceConfig
 from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.algorithms.weights import THIRDS
+from chunkrl.data.atomic import replace_file
+from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.frames import FrameTable
 from chunkrl.envs.collect import CollectConfig, collect_dataset
 from chunkrl.envs.metaworld import ACTION_DIM, MetaWorldEnv
@@ -48,6 +52,8 @@ class Arm:
     """One policy of a comparison. Arms that differ in `mode` alone share one training (`training`).
 
     updates_factor: of the job's policy updates; flow policies need more than Gaussian ones.
+    sample_weights: (data set, folder of its values, seed) -> the weight of every frame, float32 [N], that
+        behaviour_cloning clones with.
     """
 
     name: str
@@ -58,16 +64,18 @@ class Arm:
     updates_factor: float = 1.0
     fit: ValueFit = ValueFit()
     balance: BalanceConfig = BalanceConfig()
+    sample_weights: Callable[[ChunkDataset, Path, int], np.ndarray] | None = None
 
     @property
     def training(self) -> tuple[Any, ...]:
         """Arms with equal keys share one training run."""
-        return (self.objective, self.policy, self.num_folds, self.updates_factor, self.fit, self.balance)
+        settings = (self.fit, self.balance, self.sample_weights)
+        return (self.objective, self.policy, self.num_folds, self.updates_factor, *settings)
 
     @property
     def values(self) -> tuple[Any, ...] | None:
         """Arms with equal keys share one value phase; None: it needs none, or has one of its own."""
-        if self.objective not in ("cross_fitted", "shuffled_advantages"):
+        if self.objective not in ("cross_fitted", "shuffled_advantages") and self.sample_weights is None:
             return None
         meaning = (self.fit.lam, self.fit.num_steps, self.fit.target, self.fit.time_out)
         networks = (self.fit.hidden_dim, self.fit.num_layers, self.fit.dropout, self.fit.noise, self.fit.head)
@@ -212,7 +220,7 @@ def _train_values(job: Job, arm: Arm, progress: Progress) -> Path | None:
     key = _short_hash((*arm.values, job.data_seed, job.batch_size))
     folder = job.root / "values" / f"{job.task}-seed{job.train_seed}-{key}"
     if not (folder / values_file(0)).exists():
-        values = replace(arm, objective="value", balance=BalanceConfig())
+        values = replace(arm, objective="value", balance=BalanceConfig(), policy=PolicyConfig())
         config = replace(_train_config(job, values), num_updates=None, output_dir=str(folder))
         ChunkLevelOfflineRL(config, _named(progress, f"values of {arm.name}")).train()
     return folder
@@ -229,13 +237,30 @@ def _named(progress: Progress, name: str) -> Progress:
 def _train(job: Job, arm: Arm, progress: Progress) -> ChunkLevelOfflineRL | str:
     """The trained run, or the message of a training that stopped on a non-finite loss."""
     values = _train_values(job, arm, progress)
-    config = replace(_train_config(job, arm), values=None if values is None else str(values))
+    config = _train_config(job, arm)
+    if arm.sample_weights is not None:
+        assert values is not None, "arms with weights of their own need a job that shares values"
+        config = replace(config, sample_weights=(str(_write_weights(job, arm, values)),))
+    elif values is not None:
+        config = replace(config, values=str(values))
     run = ChunkLevelOfflineRL(config, _named(progress, arm.name))
     try:
         run.train()
     except NonFiniteLossError as error:
         return str(error)
     return run
+
+
+def _write_weights(job: Job, arm: Arm, values: Path) -> Path:
+    """The arm's weights of its own, as the file that training reads."""
+    assert arm.sample_weights is not None
+    dataset = ChunkDataset(job.dataset_dir, _train_config(job, arm).chunk_settings(), progress=silent)
+    weight = arm.sample_weights(dataset, values, job.train_seed)
+    path = job.run_dir(arm).with_suffix(".weights.parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(path) as temporary:
+        pq.write_table(pa.table({"index": np.arange(len(weight)), "weight": weight}), temporary)
+    return path
 
 
 def _train_config(job: Job, arm: Arm) -> TrainConfig:
