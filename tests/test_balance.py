@@ -30,6 +30,7 @@ from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.labels import LabelRule
 from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation.weight_cards import LEVELS, TIMES, place_chart
 from chunkrl.training.optim import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 
@@ -432,3 +433,16 @@ def test_settings_that_nothing_reads_are_refused(tmp_path: Path) -> None:
             ChunkLevelOfflineRL(**common, objective=objective, balance=BalanceConfig(time_bins=4))
     with pytest.raises(ChunkRLError, match="not for --objective iql"):
         iql(balance=BalanceConfig(success_mix=0.5))
+
+
+# ---- the report's pictures
+
+
+def test_the_picture_over_time_and_value_marks_what_is_starved() -> None:
+    due = np.full(TIMES * LEVELS, 1 / (TIMES * LEVELS))
+    shares = due.copy()
+    shares[5], shares[6] = 0.49 * due[5], 1.51 * due[6]
+    found = place_chart(shares, due)
+    assert found.count('class="starved"') == 1 and found.count("<title>") == TIMES * LEVELS
+    assert "1.5 % of the weight, 3.1 % of the successes&#x27; frames" in found.replace("'", "&#x27;")
+    assert 'class="starved"' not in place_chart(due, due)

@@ -81,6 +81,7 @@ svg + .legend { margin: 10px 0 0; }
 .pill { font-size: .78rem; font-weight: 600; border-radius: 99px; padding: 1px 9px; border: 1px solid;
   margin-left: 6px; }
 .pill.good { color: var(--good); } .pill.bad { color: var(--bad); }
+.starved { fill: none; stroke: var(--bad); stroke-width: 2; }
 .bar.good { fill: var(--good); } .bar.bad { fill: var(--bad); } .dashed { stroke-dasharray: 5 4; }
 .frames { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 210px), 1fr)); }
 .frames figure { margin: 0; min-width: 0; } .frames b { color: var(--ink); }

@@ -18,6 +18,7 @@ import tyro
 from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.conditioning import condition_text
 from chunkrl.algorithms.value_labels import known_outcomes
+from chunkrl.algorithms.weights import starved_warnings
 from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation import distribution_plots as distributions
@@ -37,10 +38,10 @@ from chunkrl.evaluation.sections import (
 from chunkrl.evaluation.training_run import TrainingRun, load_run
 from chunkrl.evaluation.value_quality import ValueQuality, quality_warnings, value_quality
 from chunkrl.evaluation.value_video import render_episodes
+from chunkrl.evaluation.weight_cards import run_spread, weight_cards
 from chunkrl.progress import Progress
 
 NUM_TRACES = 6
-TOP_SHARE = 0.1  # of the frames, whose part of all weight is told
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def _warnings(run: TrainingRun, quality: ValueQuality | None) -> list[str]:
             "Cross-fitting was off (--num-folds 1, or the document's objective): every value is of a network that "
             "trained on the episode, so no number here says what the values are worth."
         ]
-    return quality_warnings(quality.held_out, quality.seen)
+    spread = run_spread(run)
+    return quality_warnings(quality.held_out, quality.seen) + (starved_warnings(spread) if spread else [])
 
 
 def _headline(run: TrainingRun, quality: ValueQuality | None) -> str:
@@ -193,9 +195,7 @@ def _advantage_section(run: TrainingRun) -> str:
     cards = [card("Advantages", chart, f"Positive (green): {percent(round(positive, 3))} of the frames.")]
     if "advantage_bin" in run.data[0].labels:
         cards.append(_bins_card(run))
-    weight = run.column("weight") if "weight" in run.data[0].labels else np.ones(1)
-    if np.ptp(weight) > 0:
-        cards.append(_weight_card(weight, run.column("advantage")))
+    cards += weight_cards(run)
     lead = (
         "The advantage compares what followed a frame with the value there; the policy hears of it as shown."
     )
@@ -217,26 +217,6 @@ def _bins_card(run: TrainingRun) -> str:
     forced = float(np.mean(bins != raw))
     note = f"Forced high (human chunks, chosen data): {percent(round(forced, 3))}." if forced else ""
     return card("Bins in the prompt", distributions.share_chart(shares, summary), note)
-
-
-def _weight_card(weight: np.ndarray, advantage: np.ndarray) -> str:
-    """How much of all weight lies on the frames of each tenth of the advantages."""
-    order = np.argsort(advantage, kind="stable")[::-1]
-    tenths = np.array_split(order, round(1 / TOP_SHARE))
-    shares = [
-        distributions.Share(
-            "highest tenth" if i == 0 else "lowest tenth" if i == len(tenths) - 1 else f"{i + 1}.",
-            float(weight[rows].sum() / weight.sum()),
-        )
-        for i, rows in enumerate(tenths)
-        if len(rows)
-    ]
-    size = float(weight.sum() ** 2 / (len(weight) * (weight**2).sum()))
-    note = (
-        f"Tenths of the frames by advantage. Effective sample size: {percent(round(size, 3))} of the frames."
-    )
-    summary = f"Share of all weight by tenth of the advantages; effective sample size {size:.2f}."
-    return card("Share of all weight", distributions.share_chart(shares[:3] + shares[-1:], summary), note)
 
 
 def _traces(run: TrainingRun) -> list[EpisodeTrace]:

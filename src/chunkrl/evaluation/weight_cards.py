@@ -1,0 +1,133 @@
+"""Where the weight of a run lies: by advantage, by third of the successful episodes, over time and value."""
+
+from __future__ import annotations
+
+from html import escape
+
+import numpy as np
+
+from chunkrl.algorithms.balance import episode_steps, equal_count_bins
+from chunkrl.algorithms.weights import STARVED, THIRDS, Spread, weight_spread
+from chunkrl.data.collection import ChunkCollection
+from chunkrl.data.draws import draw_rates, trained_starts
+from chunkrl.evaluation import distribution_plots as distributions
+from chunkrl.evaluation.page import card
+from chunkrl.evaluation.sections import percent
+from chunkrl.evaluation.svg import NARROW, chart, element, text
+from chunkrl.evaluation.training_run import TrainingRun
+
+TOP_SHARE = 0.1  # of the frames, whose part of all weight is told
+TIMES, LEVELS = 8, 4  # of the picture over time and value
+
+
+def collection_of(run: TrainingRun) -> ChunkCollection:
+    """The run's data sets as it drew from them."""
+    return ChunkCollection([part.dataset for part in run.data], run.config.dataset_weights or None)
+
+
+def run_spread(run: TrainingRun) -> Spread | None:
+    """How the weight of a run is spread; None where all starts weigh the same."""
+    if "weight" not in run.data[0].labels or np.ptp(run.column("weight")) == 0:
+        return None
+    data = collection_of(run)
+    return weight_spread(run.column("weight"), data, draw_rates(data, trained_starts(data)))
+
+
+def weight_cards(run: TrainingRun) -> list[str]:
+    """The cards of a run whose starts differ in weight; none of another."""
+    spread = run_spread(run)
+    if spread is None:
+        return []
+    weight = run.column("weight")
+    return [
+        _advantage_card(weight, run.column("advantage")),
+        _thirds_card(spread),
+        _place_card(weight, run),
+    ]
+
+
+def _advantage_card(weight: np.ndarray, advantage: np.ndarray) -> str:
+    """How much of all weight lies on the frames of each tenth of the advantages."""
+    order = np.argsort(advantage, kind="stable")[::-1]
+    tenths = np.array_split(order, round(1 / TOP_SHARE))
+    shares = [
+        distributions.Share(
+            "highest tenth" if i == 0 else "lowest tenth" if i == len(tenths) - 1 else f"{i + 1}.",
+            float(weight[rows].sum() / weight.sum()),
+        )
+        for i, rows in enumerate(tenths)
+        if len(rows)
+    ]
+    size = float(weight.sum() ** 2 / (len(weight) * (weight**2).sum()))
+    note = (
+        f"Tenths of the frames by advantage. Effective sample size: {percent(round(size, 3))} of the frames."
+    )
+    summary = f"Share of all weight by tenth of the advantages; effective sample size {size:.2f}."
+    return card("Share of all weight", distributions.share_chart(shares[:3] + shares[-1:], summary), note)
+
+
+def _thirds_card(spread: Spread) -> str:
+    """The thirds of the successful episodes, beside what cloning of the successes would give them."""
+    if np.isnan(spread.frames).any():
+        return card("Weight along successful episodes", "", "No episode succeeds.")
+    shares = [
+        distributions.Share(f"{name} third", weight, f"{percent(round(frames, 3))} of the frames")
+        for name, weight, frames in zip(THIRDS, spread.thirds, spread.frames, strict=True)
+    ]
+    starved = f" Starved: {', '.join(spread.starved)}." if spread.starved else ""
+    note = f"{percent(round(spread.on_successes, 3))} of all weight lies on successful episodes.{starved}"
+    summary = "; ".join(f"{one.label} {percent(round(one.share, 3))} of the weight" for one in shares)
+    return card("Weight along successful episodes", distributions.share_chart(shares, summary), note)
+
+
+def _place_card(weight: np.ndarray, run: TrainingRun) -> str:
+    """A grid over time and held-out value: the share of the weight, marked where it is below the successes' share."""
+    data = collection_of(run)
+    rates = draw_rates(data, trained_starts(data))
+    rate = np.ones(len(weight)) if rates is None else np.asarray(rates, np.float64)
+    step, length = episode_steps(data)
+    time = np.minimum(TIMES * step // np.maximum(length, 1), TIMES - 1)
+    level = equal_count_bins(run.column("value"), rate, LEVELS)
+    place = level * TIMES + time
+    good = rate * np.asarray(data.success)
+    shares, due = (
+        np.bincount(place, weights=mass, minlength=TIMES * LEVELS) / max(mass.sum(), 1e-300)
+        for mass in (rate * weight, good)
+    )
+    note = (
+        "Across: from the beginning of the episode to its end or success. Upwards: quarters of the held-out values. "
+        f"Numbers: per cent of all weight; outlined: less than {percent(STARVED)} of what the successful episodes' "
+        "frames there would have."
+    )
+    return card("Weight over time and value", place_chart(shares, due), note)
+
+
+def place_chart(shares: np.ndarray, due: np.ndarray) -> str:
+    """shares, due: float [LEVELS * TIMES], of all weight, and of the frames of successful episodes."""
+    cell, gap, top = NARROW / TIMES, 3, 4
+    parts = []
+    for number, (share, fair) in enumerate(zip(shares.tolist(), due.tolist(), strict=True)):
+        x, y = (number % TIMES) * cell, top + (LEVELS - 1 - number // TIMES) * cell
+        words = (
+            f"{percent(round(share, 3))} of the weight, {percent(round(fair, 3))} of the successes' frames"
+        )
+        box = {"x": x + gap / 2, "y": y + gap / 2, "width": cell - gap, "height": cell - gap, "rx": 4}
+        parts.append(
+            element(
+                "g",
+                f"<title>{escape(words)}</title>"
+                + element("rect", **box, class_="track")
+                + element(
+                    "rect",
+                    **box,
+                    class_="bar strong",
+                    fill_opacity=min(0.75, share / max(shares.max(), 1e-9)),
+                )
+                + (element("rect", **box, class_="starved") if share < STARVED * fair else "")
+                + text(
+                    x + cell / 2, y + cell / 2 + 4, f"{100 * share:.1f}", class_="tick", text_anchor="middle"
+                ),
+            )
+        )
+    summary = "Share of the weight over time and value."
+    return chart(top + LEVELS * cell, "".join(parts), summary, NARROW)
