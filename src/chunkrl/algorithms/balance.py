@@ -22,6 +22,7 @@ docs/training.md has the derivation and what was measured.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -161,6 +162,7 @@ def make_strata(
     rates: np.ndarray | None,
     forced: np.ndarray | None,
     config: BalanceConfig,
+    warn: bool = True,
 ) -> Strata:
     """The strata of all starts of `data` and what is due in each.
 
@@ -168,12 +170,12 @@ def make_strata(
     rates: float [len], how often each start is drawn; None: all alike. forced: bool [len], chunks that a human made,
     which count as the improved policy's wherever they stand.
 
-    Says (a log warning) which tasks show no success.
+    warn: says (a log warning) which tasks show no success.
     """
     rate = np.ones(len(data)) if rates is None else np.asarray(rates, np.float64)
     task = np.asarray(data.task)
     index = stratify(task, episode_steps(data)[0], value, rate, config)
-    credit, unknown = _credit(data, task, step_reward, rate, config)
+    credit, unknown = _credit(data, task, step_reward, rate, config, warn)
     if forced is not None:
         credit = np.where(forced, np.float32(1), credit)
         unknown = unknown & ~forced
@@ -184,7 +186,12 @@ def make_strata(
 
 
 def _credit(
-    data: ChunkData, task: np.ndarray, step_reward: np.ndarray, rate: np.ndarray, config: BalanceConfig
+    data: ChunkData,
+    task: np.ndarray,
+    step_reward: np.ndarray,
+    rate: np.ndarray,
+    config: BalanceConfig,
+    warn: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Credit float32 [len] of every start, and whether its task shows no success, bool [len]."""
     success = np.asarray(data.success)
@@ -206,19 +213,24 @@ def _credit(
         known = (rate > 0) & ~unknown
         usual = float(np.average(credit[known], weights=rate[known])) if known.any() else 1.0
         credit[unknown] = usual if config.without_success == "clone" else 0.0
-        done = "are cloned, all alike" if config.without_success == "clone" else "are left out"
-        _LOG.warning(
-            "no episode of %s succeeds, so that nothing is known of what is better there: its chunks %s "
-            "(--balance.without-success clone or leave_out)",
-            ", ".join(repr(name) for name in silent[:5]) + (" and others" if len(silent) > 5 else ""),
-            done,
-        )
         if not known.any() and config.without_success == "leave_out":
             raise ChunkRLError(
                 f"no task of {data.name} has a successful episode, and --balance.without-success leave_out leaves "
                 "all of them out: say with --success which episodes succeeded, or use --objective behaviour_cloning"
             )
+        if warn:
+            _warn_of_tasks(silent, config)
     return credit, unknown
+
+
+def _warn_of_tasks(names: Sequence[str], config: BalanceConfig) -> None:
+    done = "are cloned, all alike" if config.without_success == "clone" else "are left out"
+    _LOG.warning(
+        "no episode of %s succeeds, so that nothing is known of what is better there: its chunks %s "
+        "(--balance.without-success clone or leave_out)",
+        ", ".join(repr(name) for name in names[:5]) + (" and others" if len(names) > 5 else ""),
+        done,
+    )
 
 
 def _episode_returns(data: ChunkData, step_reward: np.ndarray) -> np.ndarray:

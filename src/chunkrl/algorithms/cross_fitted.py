@@ -179,6 +179,7 @@ class CrossFittedAdvantage:
         self._ema = Ema(trained, config.ema_decay) if config.ema_decay > 0 else None
         self.labels: dict[str, np.ndarray] = {}
         self._num_policy_updates = 0
+        self._warned = False  # of the weights: values that go on learning give new ones again and again
         self._choose_starts()
 
     def _choose_starts(self) -> None:
@@ -394,7 +395,9 @@ class CrossFittedAdvantage:
         fit = config.fit
         rule = WeightRule(config.beta, fit.advantage_scale, fit.weight_clip, config.balance.success_mix)
         self.labels["weight"], more = to_weights(advantage, rule, rates, forced, strata)
-        return metrics | more | spread_metrics(self.labels["weight"], data, rates, strata)
+        metrics |= spread_metrics(self.labels["weight"], data, rates, strata, warn=not self._warned)
+        self._warned = True
+        return metrics | more
 
     def _strata(
         self, value: np.ndarray, rates: np.ndarray | None, forced: np.ndarray | None
@@ -402,7 +405,9 @@ class CrossFittedAdvantage:
         if self.config.balance.kind == "none":
             return None
         rewards = adv.step_rewards(self._dataset)
-        strata = make_strata(self._dataset, value, rewards, rates, forced, self.config.balance)
+        strata = make_strata(
+            self._dataset, value, rewards, rates, forced, self.config.balance, warn=not self._warned
+        )
         self.labels["stratum"] = strata.index
         return strata
 

@@ -126,9 +126,13 @@ def weight_spread(weight: np.ndarray, data: ChunkData, rates: np.ndarray | None)
 
 
 def spread_metrics(
-    weight: np.ndarray, data: ChunkData, rates: np.ndarray | None, strata: Strata | None
+    weight: np.ndarray,
+    data: ChunkData,
+    rates: np.ndarray | None,
+    strata: Strata | None,
+    warn: bool = True,
 ) -> dict[str, float]:
-    """The spread as metrics, with a warning where a third of the successes is starved.
+    """The spread as metrics; warn: with a warning where a third of the successes is starved.
 
     `weight/lowest_stratum`: of all strata of successes, the lowest weight over what is due, 1 where all have theirs.
     """
@@ -143,7 +147,7 @@ def spread_metrics(
         due = strata.due / strata.due.sum() * total.sum()
         metrics["weight/num_strata"] = float(strata.num)
         metrics["weight/lowest_stratum"] = float((total[due > 0] / due[due > 0]).min())
-    for message in starved_warnings(spread):
+    for message in starved_warnings(spread) if warn else ():
         _LOG.warning("%s", message)
     return metrics
 
