@@ -258,15 +258,15 @@ def _train(config: TrainConfig, folder: Path, progress: Progress) -> None:
     partial_run.rename(folder)
 
 
-def evaluate(place: _Place, arm: Arm, progress: Progress) -> dict[str, list[bool]]:
-    """Task -> success by initial state; episodes that are there are not run again."""
+def evaluate(place: _Place, arm: Arm, progress: Progress) -> dict[str, list[tuple[bool, int]]]:
+    """Task -> (success, steps) by initial state; episodes that are there are not run again."""
     config, path = place.config, place.episodes(arm)
     tasks = expand(config.recipe.tasks)
-    done: dict[tuple[str, int], bool] = {}
+    done: dict[tuple[str, int], tuple[bool, int]] = {}
     if path.is_file():
         for line in path.read_text().splitlines():
             entry = json.loads(line)
-            done[entry["env"], entry["state"]] = entry["success"]
+            done[entry["env"], entry["state"]] = entry["success"], entry["num_steps"]
     first = DEVELOPMENT_SEED if config.development else 0
     wanted = [(task, first + number) for number in range(config.num_states) for task in tasks]
     missing = [key for key in wanted if key not in done]
@@ -288,7 +288,7 @@ def evaluate(place: _Place, arm: Arm, progress: Progress) -> dict[str, list[bool
             def finished(position: int, result: EpisodeResult) -> None:
                 nonlocal num_done
                 env, state = missing[position]
-                done[env, state] = result.success
+                done[env, state] = result.success, result.num_steps
                 entry = {"env": env, "state": state, "success": result.success, "num_steps": result.num_steps}
                 file.write(json.dumps(entry) + "\n")
                 file.flush()
@@ -310,9 +310,8 @@ def main(config: LiberoBenchmark) -> None:
     for seed in config.seeds:
         place = _Place(config, seed)
         dataset = collect(place, progress)
-        success = {arm.name: evaluate(place, arm, progress) for arm in arms}
+        outcomes = {arm.name: evaluate(place, arm, progress) for arm in arms}
         for task in expand(config.recipe.tasks):
-            outcomes = {name: [int(s) for s in found[task]] for name, found in success.items()}
             records.append(
                 {
                     "task": task,
@@ -320,7 +319,10 @@ def main(config: LiberoBenchmark) -> None:
                     "dataset": dataset,
                     "diagnostics": {},
                     "errors": {},
-                    "success": outcomes,
+                    "success": {name: [int(s) for s, _ in found[task]] for name, found in outcomes.items()},
+                    "num_steps": {
+                        name: [steps for _, steps in found[task]] for name, found in outcomes.items()
+                    },
                 }
             )
     names = tuple(arm.name for arm in arms)

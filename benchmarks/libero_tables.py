@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.metaworld import METHOD
+from benchmarks.speed_tables import speed_table
 from chunkrl.evaluation.statistics import bootstrap_over_tasks
 
 
@@ -30,7 +31,7 @@ def add_intervals(records: list[dict[str, Any]], summary: dict[str, Any], arms: 
 
 
 def markdown(summary: dict[str, Any], arms: tuple[str, ...]) -> str:
-    """Tables for docs/results.md: the suite, then every task."""
+    """Tables for docs/results.md: the suite, its speed, then every task."""
     lines = ["| policy | success | 95 % | by seed | difference of " + METHOD + " |", "|---|---|---|---|---|"]
     for arm in arms:
         found = summary["mean_over_tasks"]["over_seeds"][arm]
@@ -46,6 +47,7 @@ def markdown(summary: dict[str, Any], arms: tuple[str, ...]) -> str:
             f"| [{found['interval'][0]:.2f}, {found['interval'][1]:.2f}] "
             f"| {' '.join(format(rate, '.2f') for rate in found['per_seed'])} | {cell} |"
         )
+    lines += ["", *speed_table({"all episodes": summary["speed_over_all_episodes"]}, arms)]
     tasks = list(summary["tasks"])
     lines += ["", f"| task | {' | '.join(arms)} |", "|---|" + "---|" * len(arms)]
     for task in tasks:

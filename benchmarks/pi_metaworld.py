@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import tyro
 
+from benchmarks.speed_tables import speed_of, speed_table
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.algorithms.conditioning import ConditioningConfig
 from chunkrl.algorithms.value_learner import ValueFit
@@ -258,10 +259,11 @@ def _evaluate(
         actor = PiActor(policy, config.num_steps, condition, guidance)
         envs = [MetaWorldEnv(config.env, config.max_steps, "compact") for _ in range(NUM_ENVS)]
         seeds = initial_seeds(config.eval_seed, config.num_eval)
-        found = {}
+        found: dict[str, Any] = {"num_steps": {}}
         for mode in MODES:
             rollouts = evaluate(partial(actor.act, mode=mode), envs, seeds, config.horizon)
             found[mode] = rollouts.success.astype(int).tolist()
+            found["num_steps"][mode] = rollouts.num_steps.tolist()
         write_text(record, json.dumps(found) + "\n")
         for env in envs:
             env.close()
@@ -269,7 +271,7 @@ def _evaluate(
 
 
 def summarize(config: BenchmarkConfig, names: Sequence[str]) -> dict[str, Any]:
-    """Success of every seed in both modes, and differences (drawn noise) with intervals over seeds and states."""
+    """Success of every seed and speed, in both modes; differences (drawn noise), intervals over seeds and states."""
     folders = [Path(config.output_dir) / f"{config.env}-{config.mixture}-seed{seed}" for seed in config.seeds]
     records = {
         name: [json.loads((folder / "evaluations" / f"{name}.json").read_text()) for folder in folders]
@@ -278,6 +280,10 @@ def summarize(config: BenchmarkConfig, names: Sequence[str]) -> dict[str, Any]:
     success = {
         mode: {name: np.array([record[mode] for record in found], float) for name, found in records.items()}
         for mode in MODES
+    }
+    runs = {
+        name: [{"success": record, "num_steps": record.get("num_steps", {})} for record in found]
+        for name, found in records.items()
     }
     differences: dict[str, Any] = {}
     drawn = success["sample"]
@@ -291,6 +297,7 @@ def summarize(config: BenchmarkConfig, names: Sequence[str]) -> dict[str, Any]:
             mode: {name: values.mean(1).tolist() for name, values in found.items()}
             for mode, found in success.items()
         },
+        "speed": {mode: {name: speed_of(found, mode) for name, found in runs.items()} for mode in MODES},
         "differences": differences,
         "diagnostics": [json.loads((folder / "diagnostics.json").read_text()) for folder in folders],
         "config": asdict(config),
@@ -307,6 +314,9 @@ def markdown(summary: Mapping[str, Any]) -> str:
             seeds = summary["success"][mode][name]
             cells += [f"**{np.mean(seeds):.3f}**", " ".join(f"{rate:.2f}" for rate in seeds)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    speed = summary["speed"]
+    places = {"noise drawn": speed["sample"], "noise zero": speed["mode"]}
+    lines += ["", *speed_table(places, tuple(speed["sample"]))]
     for method, others in summary["differences"].items():
         lines += ["", f"| {method} minus | points, 95 % interval |", "|---|---|"]
         for other, (mean, low, high) in others.items():

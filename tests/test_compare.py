@@ -34,6 +34,7 @@ def test_two_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "McNemar p = 0.0625 (5 : 0)" in shown  # 2 / 32
     assert "McNemar p = 0.0312 (6 : 0)" in shown  # over both tasks: 2 / 64
     assert re.search(r"mean over tasks +better +0.83 +\[0.55, 0.95\]", shown)
+    assert re.search(r"push-v3 +better .*\] +11 +90.9\n", shown)  # successes have 11 steps, failures 10
     assert "+83.3" in shown and "+16.7" in shown
     found = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert found["tasks"]["push-v3"]["difference"] == {old: pytest.approx(5 / 6)}
@@ -43,6 +44,7 @@ def test_two_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         {old: 6},
     )
     assert found["mean_over_tasks"]["arms"][old]["success"] == pytest.approx(4 / 12)
+    assert found["mean_over_tasks"]["arms"][old]["successes_per_1000_steps"] == 4000 / 124
     assert found["exec_steps"] == 2 and "aggregates" not in found
     page = Page((tmp_path / "c" / "comparison.html").read_text())
     assert "+50 points better over" in page.text and "2 actions of each chunk" in page.text

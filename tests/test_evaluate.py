@@ -26,6 +26,7 @@ from chunkrl.envs.metaworld import CAMERA
 from chunkrl.envs.registry import EnvInfo, EnvOptions
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation import observed
+from chunkrl.evaluation.evaluate_command import format_evaluation
 from chunkrl.evaluation.evaluation_folder import EvaluationFolder
 from chunkrl.evaluation.evaluation_page import write_page
 from chunkrl.evaluation.evaluation_result import (
@@ -313,6 +314,10 @@ def test_result_and_page_say_the_numbers(tmp_path: Path) -> None:
     assert (written["success"], written["interval"]) == (0.5, [suite.low, suite.high])
     assert written["tasks"]["push-v3"]["interval"] == [push.low, push.high]
     assert (written["exec_steps"], written["num_restarts"]) == (2, 0)
+    # successes have 11 steps, failures 10
+    assert written["median_steps_to_success"] == 11.0 and written["successes_per_1000_steps"] == 4000 / 84
+    assert written["tasks"]["push-v3"]["successes_per_1000_steps"] == 3000 / 43
+    assert "median steps to success 11, successes per 1,000 steps 69.8" in format_evaluation(found)
     page = Page(write_page(tmp_path, found).read_text())
     for said in (
         "4 of 8 episodes",
@@ -320,6 +325,10 @@ def test_result_and_page_say_the_numbers(tmp_path: Path) -> None:
         "3/4 · 75 %",
         "1.0 minutes",
         "1/4 · 25 %",
+        # a row of the table: interval, success, successes, episodes, median steps, successes per 1,000, restarts
+        "task 95 % interval success successes episodes median steps to success successes per 1,000 steps simulators",
+        "push-v3 30.1 to 95.4 % 75 % 3 4 11 69.8 0",
+        "all tasks 21.5 to 78.5 % 50 % 4 8 11 47.6 0",
     ):
         assert said in page.text
     assert "cut short" in page.text and "meshes and textures" not in page.text

@@ -69,8 +69,9 @@ def success(num_success, num_episodes=20):
 
 @pytest.fixture
 def arms():
+    steps = np.arange(20) + 31  # successes come first: of k, the median is 30 + (k + 1) / 2
     return [
-        ArmResult(task, arm, success(k), seed=3)
+        ArmResult(task, arm, success(k), seed=3, num_steps=steps)
         for task, counts in (("push-v3", (8, 15, 18)), ("pick-place-v3", (4, 16, 15)))
         for arm, k in zip(("behaviour_cloning", "success_cloning", "chunk_rl"), counts, strict=True)
     ]
@@ -116,6 +117,10 @@ class TestComparison:
         with pytest.raises(ChunkRLError, match=r"arm 'a' on task 't'"):
             ArmResult("t", "a", np.asarray(values))
 
+    def test_steps_fit_successes(self):
+        with pytest.raises(ChunkRLError, match="steps of episodes"):
+            ArmResult("t", "a", success(1, 3), num_steps=np.ones(4, dtype=int))
+
 
 class TestResultsJson:
     def test_layout_and_values(self, arms, differences):
@@ -128,6 +133,8 @@ class TestResultsJson:
             "interval": [wilson.low, wilson.high],
             "num_episodes": 20,
             "seed": 3,
+            "median_steps_to_success": 39.5,
+            "successes_per_1000_steps": 1000 * 18 / 810,
         }
         assert push["difference"] == pytest.approx({"behaviour_cloning": 0.5, "success_cloning": 0.15})
         for baseline, (low, high) in push["difference_interval"].items():
@@ -140,6 +147,8 @@ class TestResultsJson:
             "interval": [wilson.low, wilson.high],
             "num_episodes": 40,
             "seed": None,
+            "median_steps_to_success": 39.0,  # of 31 to 48 and 31 to 45
+            "successes_per_1000_steps": 1000 * 33 / 1620,
         }
         assert mean["arms"]["chunk_rl"] == expected
         tests = [
@@ -150,10 +159,12 @@ class TestResultsJson:
             assert [place[n][baseline] for n in ("num_pairs", "only_a", "only_b", "p_value")] == numbers
 
     def test_no_mean_of_tasks_with_other_numbers_of_states(self):
+        # nor steps, which are not known here
         uneven = [ArmResult(t, a, success(2, n)) for t, n in (("s", 4), ("t", 8)) for a in ("new", "old")]
         results = results_json(uneven, compare_arms(uneven, "new", ["old"]))
         assert results["mean_over_tasks"]["arms"] == {}
         assert results["mean_over_tasks"]["num_pairs"] == {"old": 12}
+        assert results["tasks"]["s"]["arms"]["new"]["successes_per_1000_steps"] is None
 
     def test_written_whole_and_read_back(self, tmp_path, arms, differences):
         path = tmp_path / "runs" / "demo" / "results.json"
@@ -206,6 +217,8 @@ class TestPage:
         assert "33/40 · 82.5 %" in page.text
         assert "objective advantage weights" in page.text
         assert "One seed only." in page.text
+        head = "median steps to success successes per 1,000 steps"
+        assert head in page.text and "69.9 to 97.2 % 3 39.5 22.2" in page.text
 
     def test_one_task_leads_with_that_task(self, tmp_path, arms):
         page = render(tmp_path / "r.html", arms[:3], compare_arms(arms[:3], "chunk_rl", ["success_cloning"]))

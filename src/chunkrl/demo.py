@@ -18,6 +18,7 @@ from chunkrl.data.labels import label_frames
 from chunkrl.data.sidecar import load_sidecar
 from chunkrl.envs.metaworld import MetaWorldEnv
 from chunkrl.envs.scripted import CONTROLLERS
+from chunkrl.evaluation.compare_command import format_comparison
 from chunkrl.evaluation.record import record
 from chunkrl.evaluation.report import (
     ArmResult,
@@ -88,7 +89,8 @@ def run_demo(config: DemoConfig) -> Path:
     content["diagnostics"] = {r.job.task: _diagnostics(r) | r.dataset for r in results}
     content["seconds"] = time.monotonic() - started
     write_text(output / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    print(format_table(results, differences))
+    print("\n" + format_comparison(arms, differences))
+    print(format_values(results))
     report = output / "report.html"
     render_report(
         report,
@@ -115,27 +117,15 @@ def run_demo(config: DemoConfig) -> Path:
 def arm_results(results: list[JobResult]) -> list[ArmResult]:
     """Every arm of every job as the report takes it."""
     return [
-        ArmResult(result.job.task, name, outcome.success, result.job.train_seed)
+        ArmResult(result.job.task, name, outcome.success, result.job.train_seed, outcome.num_steps)
         for result in results
         for name, outcome in result.outcomes.items()
     ]
 
 
-def format_table(results: list[JobResult], differences) -> str:
-    """Success of every arm with its Wilson interval, then the paired differences."""
-    lines = [f"\n{'task':<24}{'policy':<24}{'success':>8}   95 % interval"]
-    for arm in arm_results(results):
-        interval = arm.interval
-        lines.append(
-            f"{arm.task:<24}{arm.arm:<24}{arm.rate:>8.2f}   [{interval.low:.2f}, {interval.high:.2f}]"
-        )
-    lines.append(f"\n{'task':<24}{'chunk_rl minus':<24}{'points':>8}   95 % interval (same initial states)")
-    lines += [
-        f"{d.task:<24}{d.baseline:<24}{100 * d.difference:>+8.0f}   "
-        f"[{100 * d.interval.low:+.0f}, {100 * d.interval.high:+.0f}]"
-        for d in differences
-    ]
-    lines.append(f"\n{'value function':<24}{'rank correlation with the return':<34}")
+def format_values(results: list[JobResult]) -> str:
+    """What the values of each job are worth."""
+    lines = [f"\n{'value function':<24}{'rank correlation with the return':<34}"]
     lines += [
         f"{r.job.task:<24}held out {found['rank_correlation_held_out']:.2f}, "
         f"on its own episodes {found['rank_correlation_seen']:.2f}"

@@ -25,6 +25,7 @@ from chunkrl.evaluation.results import (
     over_tasks,
 )
 from chunkrl.evaluation.results_file import results_json
+from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
 
 _Key = TypeVar("_Key")
 # Settings that make two evaluations answer the same question; the rest is the policies' own business.
@@ -145,7 +146,13 @@ def arm_results(methods: Mapping[str, Sequence[Evaluation]]) -> list[ArmResult]:
     """Every method on every task, training seeds as rows."""
     envs = next(iter(methods.values()))[0].settings.envs
     return [
-        ArmResult(env, name, np.stack([e.success(env) for e in evaluations]), None)
+        ArmResult(
+            env,
+            name,
+            np.stack([e.success(env) for e in evaluations]),
+            seed=None,
+            num_steps=np.stack([e.num_steps(env) for e in evaluations]),
+        )
         for env in envs
         for name, evaluations in methods.items()
     ]
@@ -215,12 +222,16 @@ def _aggregates(arms: Sequence[ArmResult], method: str) -> Aggregates:
 
 
 def format_comparison(arms: Sequence[ArmResult], differences: Sequence[ArmDifference]) -> str:
-    """Success of every method on every task and over all, then what the first gains."""
+    """Success and speed of every method on every task and over all, then what the first gains in success."""
     width = max(len(text) for arm in arms for text in (arm.task, arm.arm, ALL_TASKS)) + 2
-    lines = [f"{'task':<{width}}{'method':<{width}}{'success':>8}   95 % interval"]
+    lines = [f"{'task':<{width}}{'method':<{width}}{'success':>8}   95 % interval   {MEDIAN}   {PER_1000}"]
     for arm in (*arms, *over_tasks(arms)):
         low, high = arm.interval.low, arm.interval.high
-        lines.append(f"{arm.task:<{width}}{arm.arm:<{width}}{arm.rate:>8.2f}   [{low:.2f}, {high:.2f}]")
+        median, per_1000 = speed_cells(arm.speed)
+        lines.append(
+            f"{arm.task:<{width}}{arm.arm:<{width}}{arm.rate:>8.2f}   [{low:.2f}, {high:.2f}]"
+            f"{median:>{len(MEDIAN) + 4}}{per_1000:>{len(PER_1000) + 3}}"
+        )
     head = f"{differences[0].arm} minus"
     lines.append(f"\n{'task':<{width}}{head:<{width}}{'points':>8}   95 % interval (same initial states)")
     for d in differences:

@@ -30,6 +30,7 @@ from chunkrl.evaluation.evaluation_result import (
 from chunkrl.evaluation.evaluation_videos import choose_episodes, films_there, record_videos
 from chunkrl.evaluation.observed import EnvRequest, fit_policy, make_pool, plan_episodes, renamed
 from chunkrl.evaluation.rollout import Actor, Episode, EpisodeResult, RolloutConfig, run_episodes
+from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.progress import Progress
@@ -275,9 +276,10 @@ def format_evaluation(evaluation: Evaluation) -> str:
 
     def line(name: str, rate: Rate) -> str:
         low, high = rate.interval.low, rate.interval.high
+        median, per_1000 = speed_cells(rate.speed)
         return (
             f"{name}: success {rate.num_success}/{rate.num_episodes} = {rate.rate:.2f}, "
-            f"95 % interval [{low:.2f}, {high:.2f}]"
+            f"95 % interval [{low:.2f}, {high:.2f}], {MEDIAN} {median}, {PER_1000} {per_1000}"
         )
 
     lines = [line(env, task_rate(evaluation, env)) for env in settings.envs]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-import numpy as np
-
 from chunkrl.data.atomic import write_text
 from chunkrl.evaluation import plots
 from chunkrl.evaluation.evaluation_result import (
@@ -20,6 +18,7 @@ from chunkrl.evaluation.evaluation_result import (
 from chunkrl.evaluation.evaluation_videos import MIME
 from chunkrl.evaluation.page import card, document, section
 from chunkrl.evaluation.sections import facts_card, notes_card, percent, table, video
+from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
 from chunkrl.evaluation.svg import WIDTH, chart, element
 
 PAGE_FILE = "report.html"
@@ -136,29 +135,26 @@ def _state_grid(evaluation: Evaluation, env: str) -> str:
 
 
 def _number_section(evaluation: Evaluation) -> str:
-    rows = []
-    for env in evaluation.settings.envs:
-        rate, episodes = task_rate(evaluation, env), evaluation.episodes[env]
-        lengths = [e.num_steps for e in episodes if e.success]
-        rows.append(
-            (
-                env,
-                f"{100 * rate.interval.low:.1f} to {100 * rate.interval.high:.1f} %",
-                percent(rate.rate),
-                str(rate.num_success),
-                str(rate.num_episodes),
-                f"{np.mean(lengths):.0f}" if lengths else "",
-                str(sum(e.num_restarts for e in episodes)),
-            )
+    envs = evaluation.settings.envs
+    rates = {env: task_rate(evaluation, env) for env in envs}
+    num_restarts = {env: sum(e.num_restarts for e in evaluation.episodes[env]) for env in envs}
+    if len(envs) > 1:
+        rates["all tasks"], num_restarts["all tasks"] = suite_rate(evaluation), evaluation.num_restarts
+    rows = [
+        (
+            name,
+            f"{100 * rate.interval.low:.1f} to {100 * rate.interval.high:.1f} %",
+            percent(rate.rate),
+            str(rate.num_success),
+            str(rate.num_episodes),
+            *speed_cells(rate.speed),
+            str(num_restarts[name]),
         )
+        for name, rate in rates.items()
+    ]
     head = (
-        "task",
-        "successes",
-        "episodes",
-        "success",
-        "95 % interval",
-        "steps to success",
-        "simulators lost",
+        *("task", "95 % interval", "success", "successes", "episodes"),
+        *(MEDIAN, PER_1000, "simulators lost"),
     )
     cards = [
         card("All numbers", table(head, rows), wide=True),

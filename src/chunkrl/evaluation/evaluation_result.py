@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from chunkrl.config import from_dict
 from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation.speed import Speed, speed_json
 from chunkrl.evaluation.statistics import Interval, wilson_interval
 
 RESULT_FILE = "result.json"
@@ -119,6 +120,10 @@ class Evaluation:
         """bool [n] over the initial states of `env`."""
         return np.array([episode.success for episode in self.episodes[env]])
 
+    def num_steps(self, env: str) -> np.ndarray:
+        """int [n] environment steps of the same episodes; of a successful one, those to its success."""
+        return np.array([episode.num_steps for episode in self.episodes[env]], dtype=np.int64)
+
     def seeds(self, env: str) -> tuple[int, ...]:
         """The initial states of `env`."""
         return tuple(episode.seed for episode in self.episodes[env])
@@ -131,19 +136,18 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Rate:
-    """A success rate. interval: 95 %."""
+    """A success rate, and how fast success comes. interval: 95 %."""
 
     num_success: int
     num_episodes: int
     rate: float
     interval: Interval
+    speed: Speed
 
 
 def task_rate(evaluation: Evaluation, env: str) -> Rate:
     """Of one task, with its Wilson interval."""
-    success = evaluation.success(env)
-    num_success = int(success.sum())
-    return Rate(num_success, len(success), float(success.mean()), wilson_interval(num_success, len(success)))
+    return _rate(evaluation, [env])
 
 
 def suite_rate(evaluation: Evaluation) -> Rate:
@@ -152,9 +156,15 @@ def suite_rate(evaluation: Evaluation) -> Rate:
     The Wilson interval takes episodes as draws from the mixture of tasks. With the tasks fixed, as in a suite,
     it is the wider side: strata take no variance from between them.
     """
-    success = np.concatenate([evaluation.success(env) for env in evaluation.settings.envs])
+    return _rate(evaluation, evaluation.settings.envs)
+
+
+def _rate(evaluation: Evaluation, envs: Sequence[str]) -> Rate:
+    success = np.concatenate([evaluation.success(env) for env in envs])
+    num_steps = np.concatenate([evaluation.num_steps(env) for env in envs])
     num_success = int(success.sum())
-    return Rate(num_success, len(success), float(success.mean()), wilson_interval(num_success, len(success)))
+    interval = wilson_interval(num_success, len(success))
+    return Rate(num_success, len(success), float(success.mean()), interval, Speed.of(success, num_steps))
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -166,6 +176,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
             "interval": [rate.interval.low, rate.interval.high],
             "num_success": rate.num_success,
             "num_episodes": rate.num_episodes,
+            **speed_json(rate.speed),
         }
 
     return {

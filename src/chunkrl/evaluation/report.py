@@ -35,6 +35,7 @@ from chunkrl.evaluation.sections import (
     video,
     words,
 )
+from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
 from chunkrl.evaluation.statistics import Interval
 from chunkrl.evaluation.svg import sign_class, signed_points, span
 
@@ -194,11 +195,13 @@ def _number_section(
             percent(result.rate),
             f"{100 * result.interval.low:.1f} to {100 * result.interval.high:.1f} %",
             _training_seed(result),
+            *speed_cells(result.speed),
         )
         for task, row in _with_mean(tasks).items()
         for name, result in row.items()
     ]
     head = ("task", "policy", "successes", "episodes", "success", "95 % interval", "training seed")
+    head += (MEDIAN, PER_1000)
     cards = [
         card("All numbers", table(head, rows), wide=True),
         card("All differences", _difference_table(differences), wide=True),

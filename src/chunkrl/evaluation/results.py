@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation.speed import Speed
 from chunkrl.evaluation.statistics import (
     Interval,
     bootstrap_over_seeds,
@@ -37,12 +38,14 @@ class ArmResult:
     arm: the method's name, an identifier such as `behaviour_cloning` (shown with spaces).
     success: bool [n], or [num_seeds, n]; column i is initial state i, the same state for every arm of the task.
     seed: the training seed of a single policy, where it is known.
+    num_steps: int, the shape of success, environment steps of each episode; None where they are not known.
     """
 
     task: str
     arm: str
     success: NDArray[Any]
     seed: int | None = 0
+    num_steps: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         name = f"success of arm '{self.arm}' on task '{self.task}'"
@@ -54,6 +57,7 @@ class ArmResult:
         if not np.isin(array, (0, 1)).all():
             raise ChunkRLError(f"{name} must hold booleans")
         object.__setattr__(self, "success", array.astype(bool))
+        _ = self.speed  # refuses steps that do not fit
 
     @property
     def by_seed(self) -> NDArray[np.bool_]:
@@ -72,6 +76,11 @@ class ArmResult:
     def rate(self) -> float:
         """Success rate, a fraction."""
         return self.num_success / self.num_episodes
+
+    @property
+    def speed(self) -> Speed | None:
+        """Of all episodes; None where steps are not known."""
+        return None if self.num_steps is None else Speed.of(self.success, np.asarray(self.num_steps))
 
     @property
     def interval(self) -> Interval:
@@ -267,12 +276,18 @@ def over_tasks(arms: Sequence[ArmResult]) -> tuple[ArmResult, ...]:
         return ()
     names = dict.fromkeys(result.arm for result in arms)
     return tuple(
-        ArmResult(
-            ALL_TASKS, name, np.concatenate([row[name].by_seed for row in tasks.values()], axis=1), None
-        )
+        _joined([row[name] for row in tasks.values()])
         for name in names
         if all(name in row for row in tasks.values())
     )
+
+
+def _joined(results: Sequence[ArmResult]) -> ArmResult:
+    """One arm's results of all tasks as one."""
+    success = np.concatenate([result.by_seed for result in results], axis=1)
+    steps = [np.atleast_2d(result.num_steps) for result in results if result.num_steps is not None]
+    num_steps = np.concatenate(steps, axis=1) if len(steps) == len(results) else None
+    return ArmResult(ALL_TASKS, results[0].arm, success, None, num_steps)
 
 
 def _difference(task: str, arm: ArmResult, baseline: ArmResult) -> ArmDifference:

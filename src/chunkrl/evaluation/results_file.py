@@ -11,12 +11,14 @@ from typing import Any
 from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.results import ALL_TASKS, ArmDifference, ArmResult, by_task, over_tasks
+from chunkrl.evaluation.speed import speed_json
 
 
 def results_json(arms: Sequence[ArmResult], differences: Sequence[ArmDifference]) -> dict[str, Any]:
     """What results.json holds; every rate and difference is a fraction.
 
-    {"tasks": {task: {"arms": {arm: {success, interval, num_episodes, seed}},
+    {"tasks": {task: {"arms": {arm: {success, interval, num_episodes, seed, median_steps_to_success,
+                                     successes_per_1000_steps}},
                       "difference": {baseline: d}, "difference_interval": {baseline: [low, high]},
                       "num_pairs": {baseline: n}, "only_a": {baseline: n}, "only_b": {baseline: n},
                       "p_value": {baseline: p}}},
@@ -51,6 +53,7 @@ def _arms_json(arms: Iterable[ArmResult]) -> dict[str, Any]:
             "interval": [result.interval.low, result.interval.high],
             "num_episodes": result.num_episodes,
             "seed": result.seed,
+            **speed_json(result.speed),
         }
         for result in arms
     }
