@@ -42,7 +42,7 @@ OURS = {
     *("use_state", "use_task", "weight_decay", "grad_clip", "frames", "pi0"),
     *("additional_offline_dataset_paths", "dataset_weights", "additional_success"),
     *("values", "critic_updates", "relabel_interval", "conditioning", "pi", "microbatch_size", "ema_decay"),
-    *("value_updates", "init", "human_chunks", "balance", "sample_weights"),
+    *("value_updates", "init", "human_chunks", "balance", "sample_weights", "distil"),
     *(
         "save_updates",
         "keep_checkpoints",

@@ -19,6 +19,7 @@ from pi_tiny import ACTION_DIM, STATE_DIM, TOKENIZER, tiny_policy
 from safetensors.torch import load_file, save_file
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig, offline, ranks
+from chunkrl.algorithms.distil import DistilConfig
 from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.config import save_config
 from chunkrl.errors import CheckpointError, ChunkRLError
@@ -182,6 +183,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         ),
     },
     "Q, the expert alone": {"train_q": True, "pi": replace(PI, train="expert")},
+    "best of N, distilled": {"distil": DistilConfig(2), "pi": replace(PI, train="expert")},
     "LoRA": {"pi": replace(PI, train="lora", lora=LoRAConfig(rank=3))},
     "one fold, a critic without blocks": {
         "num_folds": 1,

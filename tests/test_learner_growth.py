@@ -19,6 +19,7 @@ from chunk_data import random_episodes, write_dataset
 from online_records import SPEC, episode, episode_id
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
+from chunkrl.algorithms.distil import DistilConfig
 from chunkrl.algorithms.growth import EpisodeRows, carry, extend_folds
 from chunkrl.config import load_config
 from chunkrl.data import ChunkDataset, ChunkSettings, images
@@ -458,6 +459,7 @@ def test_what_training_asks_for_is_what_failed(tmp_path):
     [
         ({"objective": "iql"}, "use one of cross_fitted"),
         ({"train_q": True}, "--train-q"),
+        ({"distil": DistilConfig(4)}, r"--distil\.\* is of data that stay"),
         ({"dataset_weights": (1.0,)}, "several data sets"),
         ({"schedule": "cosine"}, "--num-updates"),
         (

@@ -16,6 +16,7 @@ from test_pi_training import config
 from torch import Tensor
 
 from chunkrl import ChunkLevelOfflineRL
+from chunkrl.algorithms.distil import DistilConfig
 from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.cli import main
 from chunkrl.errors import CheckpointError, ChunkRLError
@@ -226,6 +227,32 @@ def test_a_damaged_q_is_refused_by_name(root: Path, checkpoints: Path, tmp_path:
     (folder / "state.safetensors").unlink()
     with pytest.raises(CheckpointError, match="not a whole checkpoint"):
         load_policy(tmp_path / "policy")
+
+
+@pytest.mark.parametrize("kind", ["pi0", "pi05"])
+def test_the_best_of_n_is_distilled(root: Path, checkpoints: Path, tmp_path: Path, kind: str) -> None:
+    """The pretrained policy's own chunks, by Q on its features; what they cost is one pass of the vision tower."""
+    settings = config(
+        *(root, checkpoints, tmp_path, "cross_fitted"),
+        pi0_config=kind,
+        pi=EXPERT,
+        num_updates=0,
+        distil=DistilConfig(3, updates=2, share=1.0),
+    )
+    run = ChunkLevelOfflineRL(settings)
+    assert [phase.name for phase in run.algorithm.phases()] == ["value", "critic", "distil"]
+    learner, dataset = run.policy, run.dataset
+    noise = np.random.default_rng([settings.seed, 0xBE57, 4]).standard_normal(
+        (3, *learner.noise_shape), dtype=np.float32
+    )
+    observation = dataset.batch(np.array([4]), next_observation=False).observation
+    candidates = learner.policy.sample(observation, 3, condition="", noise=torch.from_numpy(noise)[None])
+    run.train()
+    best, history = run.algorithm.labels["best_chunk"], run.trainer.history  # type: ignore[union-attr]
+    distances = np.abs(candidates[0].numpy() - best[4]).max(axis=(1, 2))
+    assert distances.min() < 1e-4
+    assert history["distil/replaced_fraction"][0][1] > 0 and len(history["loss/policy"]) > 0
+    assert not (tmp_path / "policy" / Q_FOLDER).exists()
 
 
 def test_best_of_n_without_q_is_refused() -> None:

@@ -15,12 +15,16 @@ import torch
 from chunk_data import identity_factory, open_chunks, write_dataset
 
 from chunkrl.algorithms import losses
+from chunkrl.algorithms.base import Metrics
 from chunkrl.algorithms.chunk_awr import ChunkAWR, document, iql
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
+from chunkrl.algorithms.distil import DistilConfig
 from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.data.chunk_semantics import HoldAction
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.models.encoders import NetworkConfig
+from chunkrl.models.policy import PolicyConfig, PolicyKind
+from chunkrl.progress import Progress, silent
 from chunkrl.training.optim import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.types import ChunkTransition
@@ -137,6 +141,52 @@ def test_outcome_values_reach_the_mean_return(corridor: ChunkDataset) -> None:
     for x in range(NUM_PLACES - 1):
         expected = learner.labels["return"][now == x].mean()
         assert learner.labels["value"][now == x] == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "flow"])
+def test_distilled_best_of_n_prefers_the_best_chunk_everywhere(
+    corridor: ChunkDataset, kind: PolicyKind
+) -> None:
+    """The advantage of a chunk here is the exact mean of its Monte-Carlo return minus V, and two steps to the right
+    have the highest at every place: the distilled policy goes there, further than the weighted one does."""
+    batch = corridor.batch(np.arange(len(corridor)))
+    now, _ = places(batch)
+    fit = ValueFit(hidden_dim=64, num_layers=1, dropout=0.0, noise=0.0, lam=1.0)
+    config = CrossFittedConfig(150, 150, num_folds=1, fit=fit, distil=DistilConfig(16, share=1.0))
+    torch.manual_seed(0)
+    factory = identity_factory(corridor, TABLE, PolicyConfig(kind))
+    learner = CrossFittedAdvantage(config, factory, OptimConfig(lr=3e-3), corridor, 0, CPU)
+    trainer = Trainer(learner, corridor, TrainerConfig(batch_size=len(corridor)))
+    before = []
+    original = learner.start_phase
+
+    def start(name: str, progress: Progress = silent) -> Metrics:
+        if name == "distil":
+            with torch.no_grad():
+                before.append(learner.policy(batch.observation))
+        return original(name, progress)
+
+    learner.start_phase = start  # type: ignore[method-assign]
+    trainer.run()
+    critic = learner.critic
+    assert critic is not None
+    right = torch.ones(len(corridor), 1, 2, 1)
+    asked = torch.cat([right, -right, right * torch.tensor([1.0, -1.0])[:, None]], dim=1)
+    with torch.no_grad():
+        q = critic.networks.networks[0](batch.observation, asked)[0]
+        after = learner.policy(batch.observation)
+    advantage, chunk = learner.labels["advantage"], batch.actions[..., 0].numpy()
+    unit = critic.unit(advantage, None, None)
+    for x in range(NUM_PLACES - 2):  # from the last place one step succeeds, and its chunk is padded
+        here = now == x
+        both = here & (chunk == 1.0).all(axis=1) & batch.action_mask.all(dim=1).numpy()
+        expected = (advantage[both].mean() - advantage.mean()) / unit
+        assert q[here, 0].mean().item() == pytest.approx(expected, abs=0.15)
+        assert (q[here].argmax(dim=1) == 0).all()
+        assert after[here].min() > 0.6 and after[here].mean() > before[0][here].mean()
+    assert after[now == NUM_PLACES - 2, 0].min() > 0.6
+    assert trainer.history["distil/replaced_fraction"][0][1] > 0.5
+    assert trainer.history["distil/predicted_gain"][0][1] > 0
 
 
 def test_document_objective_moves_as_its_formulas_say(corridor: ChunkDataset) -> None:

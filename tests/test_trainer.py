@@ -18,6 +18,7 @@ from chunk_data import settings as training_settings
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.base import Metrics
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
+from chunkrl.algorithms.distil import DistilConfig
 from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.models.encoders import NetworkConfig
@@ -61,13 +62,14 @@ OBJECTIVES: list[dict[str, Any]] = [
     {"objective": "cross_fitted", "train_q": True},
     {"objective": "cross_fitted", "policy": PolicyConfig("flow")},
     {"objective": "cross_fitted", "fit": ValueFit(draw="weight")},
+    {"objective": "cross_fitted", "distil": DistilConfig(3, updates=5)},
     {"objective": "iql"},
     {"objective": "document"},
     {"objective": "success_cloning"},
     {"objective": "shuffled_advantages"},
 ]
 IDS = [
-    str(o["objective"]) + ("-q" if "train_q" in o else "-flow" * ("policy" in o) + "-draw" * ("fit" in o))
+    "-".join([str(o["objective"]), *(name for name in ("train_q", "policy", "fit", "distil") if name in o)])
     for o in OBJECTIVES
 ]
 

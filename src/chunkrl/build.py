@@ -173,6 +173,7 @@ def build_algorithm(
         keep_values=keep_values,
         human=config.human_chunks,
         balance=config.balance,
+        distil=config.distil,
     )
     return CrossFittedAdvantage(
         settings, networks, optim, dataset, config.seed, device, config.value_optim_config(), given, weights

@@ -26,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 from chunkrl.algorithms.balance import BalanceConfig
+from chunkrl.algorithms.distil import DistilConfig
 from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.algorithms.weights import THIRDS
 from chunkrl.data.atomic import replace_file
@@ -64,12 +65,13 @@ class Arm:
     updates_factor: float = 1.0
     fit: ValueFit = ValueFit()
     balance: BalanceConfig = BalanceConfig()
+    distil: DistilConfig = DistilConfig()
     sample_weights: Callable[[ChunkDataset, Path, int], np.ndarray] | None = None
 
     @property
     def training(self) -> tuple[Any, ...]:
         """Arms with equal keys share one training run."""
-        settings = (self.fit, self.balance, self.sample_weights)
+        settings = (self.fit, self.balance, self.distil, self.sample_weights)
         return (self.objective, self.policy, self.num_folds, self.updates_factor, *settings)
 
     @property
@@ -95,12 +97,15 @@ FLOW_BC = Arm("flow_behaviour_cloning", "behaviour_cloning", policy=_FLOW, updat
 FLOW_BC_SAMPLED = replace(FLOW_BC, name="flow_behaviour_cloning_sampled", mode="sample")
 BEST_OF_16 = replace(FLOW_BC, name="best_of_16_by_q", mode="best_of_n")
 FLOW_RL = replace(FLOW_BC, name="flow_chunk_rl", objective="cross_fitted")
+# as many updates as chunk_rl, half of them on the best of 16
+DISTILLED = replace(CHUNK_RL, name="distilled_best_of_16", updates_factor=0.5, distil=DistilConfig(16))
 DEMO_ARMS = (BC, SUCCESS_BC, CHUNK_RL, BEST_OF_16)
 ALL_ARMS = (
     *DEMO_ARMS,
     FLOW_BC,
     FLOW_BC_SAMPLED,
     FLOW_RL,
+    DISTILLED,
     UNBALANCED,
     SHUFFLED,
     NOT_CROSS_FITTED,
@@ -220,7 +225,8 @@ def _train_values(job: Job, arm: Arm, progress: Progress) -> Path | None:
     key = _short_hash((*arm.values, job.data_seed, job.batch_size))
     folder = job.root / "values" / f"{job.task}-seed{job.train_seed}-{key}"
     if not (folder / values_file(0)).exists():
-        values = replace(arm, objective="value", balance=BalanceConfig(), policy=PolicyConfig())
+        plain = {"balance": BalanceConfig(), "policy": PolicyConfig(), "distil": DistilConfig()}
+        values = replace(arm, objective="value", **plain)
         config = replace(_train_config(job, values), num_updates=None, output_dir=str(folder))
         ChunkLevelOfflineRL(config, _named(progress, f"values of {arm.name}")).train()
     return folder
@@ -276,6 +282,7 @@ def _train_config(job: Job, arm: Arm) -> TrainConfig:
         num_folds=arm.num_folds,
         fit=arm.fit,
         balance=arm.balance,
+        distil=arm.distil,
         train_q=needs_q,
         seed=job.train_seed,
         device="cpu",
@@ -444,7 +451,10 @@ def _num_stages(job: Job) -> int:
     """Stages that `run_job` reports: collecting, each training's phases, each arm's evaluation."""
     phases = len({arm.values for arm in job.arms} - {None}) if job.share_values else 0
     for training in {arm.training: arm for arm in job.arms}.values():
-        with_q = any(arm.training == training.training and arm.mode == "best_of_n" for arm in job.arms)
+        distils = training.distil.num_candidates > 0
+        with_q = distils or any(
+            arm.training == training.training and arm.mode == "best_of_n" for arm in job.arms
+        )
         with_values = with_q or (training.values is not None and not job.share_values)
-        phases += 1 + with_values + with_q
+        phases += 1 + with_values + with_q + distils
     return 1 + phases + len(job.arms)

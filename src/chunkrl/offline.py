@@ -111,7 +111,9 @@ class ChunkLevelOfflineRL:
         self.algorithm = self.policy = self.trainer = None
         torch.manual_seed(config.seed)
         self.updates_per_epoch = max(1, len(dataset) // min(config.batch_size, len(dataset)))
-        num_updates = config.num_updates or config.num_epochs * self.updates_per_epoch
+        num_updates = config.num_updates
+        if num_updates is None:
+            num_updates = config.num_epochs * self.updates_per_epoch
         value_updates = config.value_updates
         if value_updates is None:
             value_updates = math.ceil(config.value_epochs * self.updates_per_epoch)

@@ -74,6 +74,11 @@ def _check_values(config: TrainConfig) -> None:
             f"--sample-weights has {len(config.sample_weights)} files for {num_datasets} data sets: give one for "
             "each, that of --dataset-dir first"
         )
+    if config.distil.num_candidates and config.objective != "cross_fitted":
+        raise ChunkRLError(
+            f"--distil.* trains on chunks that the cross-fitted Q of --objective cross_fitted prefers, and "
+            f"--objective {config.objective} has none: leave it out, or use cross_fitted"
+        )
     without_values = ("behaviour_cloning", "success_cloning", "iql", "document", "value")
     if config.critic_updates and (config.values is not None or config.objective in without_values):
         raise ChunkRLError(
@@ -128,8 +133,12 @@ def _check_names_and_numbers(config: TrainConfig) -> None:
             f"value_updates is {config.value_updates}; it must be at least 1, or 0 with --init, whose values "
             "label the data"
         )
-    if config.num_updates is not None and config.num_updates < 1:
-        raise ChunkRLError(f"num_updates is {config.num_updates}; it must be at least 1")
+    trained_before = config.distil.num_candidates and (config.init or config.policy.kind == "pi")
+    if config.num_updates is not None and config.num_updates < (0 if trained_before else 1):
+        raise ChunkRLError(
+            f"num_updates is {config.num_updates}; it must be at least 1, or 0 with --distil.num-candidates and a "
+            "policy that is trained already: --init or --policy.kind pi"
+        )
 
 
 def _check_datasets(config: TrainConfig) -> None:

@@ -9,6 +9,7 @@ import tyro
 
 from chunkrl.algorithms.balance import BalanceConfig
 from chunkrl.algorithms.conditioning import ConditioningConfig
+from chunkrl.algorithms.distil import DistilConfig
 from chunkrl.algorithms.human_chunks import HumanRule
 from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.data.action_encoding import ActionEncoding
@@ -87,7 +88,7 @@ class TrainConfig:
     output_dir: str = "runs/train"
     """Where config, metrics, checkpoints, values and the policy go."""
     num_updates: int | None = None
-    """Policy updates; overrides num_epochs."""
+    """Policy updates; overrides num_epochs. 0 trains no policy before distillation (with --init, or a pi policy)."""
     seed: int = 0
     """Determines folds, initial weights, batches and noise."""
     objective: Objective = "cross_fitted"
@@ -113,6 +114,8 @@ class TrainConfig:
     """Updates of the value phase; overrides value_epochs. 0 trains no values before the policy (with --init)."""
     train_q: bool = False
     """Train Q(x, A) as well, for best-of-N at action time (objective cross_fitted)."""
+    distil: DistilConfig = field(default_factory=DistilConfig)
+    """Best of N chunks of the trained policy, distilled into it (objective cross_fitted)."""
     values: str | None = None
     """Folder of an earlier run on the same data, whose values stand in place of the value phase."""
     sample_weights: tuple[str, ...] = ()

@@ -7,6 +7,8 @@ advantage is that of the labels: Monte-Carlo, TD(lambda), N-step, or one step ov
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -58,9 +60,14 @@ class AdvantageCritic:
         """
         if self.head.kind == "scalar":
             return adv.standardize(advantage, 1.0, rates).astype(np.float32)
-        known = advantage if trained is None else advantage[trained]
-        low, high = float(known.min()), float(known.max())
-        return adv.ReturnRange(low, high if high > low else low + 1.0).to_unit(advantage)
+        return _range(advantage, trained).to_unit(advantage)
+
+    def unit(self, advantage: np.ndarray, trained: np.ndarray | None, rates: np.ndarray | None) -> float:
+        """What a difference of 1 in Q is in units of returns; arguments as of `targets`."""
+        if self.head.kind == "scalar":
+            return float(adv.moments(advantage, rates)[1])
+        known = _range(advantage, trained)
+        return known.high - known.low
 
     def update(self, batch: ChunkTransition) -> Metrics:
         """One update of every fold's network, batch [B] on the device.
@@ -111,6 +118,14 @@ class AdvantageCritic:
         if ranks.world_size() == 1:  # what is divided over GPUs stays there
             self.networks.cpu()
 
+    @contextmanager
+    def at_work(self) -> Iterator[CrossFitted]:
+        """The networks, which inside are on the device, finished or not."""
+        waits = self._optimizer is None and ranks.world_size() == 1
+        yield self.networks.to(self._device) if waits else self.networks
+        if waits:
+            self.networks.cpu()
+
     def ensemble(self) -> QEnsemble:
         """Q for best-of-N, where it is: on the CPU once it is finished."""
         return QEnsemble(self.networks.eval())
@@ -127,3 +142,10 @@ class AdvantageCritic:
             self.finish()
         elif self._optimizer is not None:
             self._optimizer.load_state_dict(state["optimizer"])
+
+
+def _range(advantage: np.ndarray, trained: np.ndarray | None) -> adv.ReturnRange:
+    """Between the least and the largest advantage of what is trained on."""
+    known = advantage if trained is None else advantage[trained]
+    low, high = float(known.min()), float(known.max())
+    return adv.ReturnRange(low, high if high > low else low + 1.0)

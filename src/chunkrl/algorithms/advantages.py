@@ -112,14 +112,18 @@ def standardize(advantage: np.ndarray, scale: float, rates: np.ndarray | None = 
 
     advantage: float [N]. rates: how often each is drawn, float [N] (`draws.draw_rates`); None: all alike.
     """
-    if rates is None:
-        mean, deviation = advantage.mean(), advantage.std()
-    else:
-        mean = np.average(advantage, weights=rates)
-        deviation = np.sqrt(np.average((advantage - mean) ** 2, weights=rates))
+    mean, deviation = moments(advantage, rates)
     if deviation < 1e-8:
         return np.zeros_like(advantage)
     return scale * (advantage - mean) / deviation
+
+
+def moments(values: np.ndarray, rates: np.ndarray | None) -> tuple[np.floating, np.floating]:
+    """Mean and deviation of values float [N]; rates as of `standardize`."""
+    if rates is None:
+        return values.mean(), values.std()
+    mean = np.average(values, weights=rates)
+    return mean, np.sqrt(np.average((values - mean) ** 2, weights=rates))
 
 
 def shuffle_between(advantage: np.ndarray, seed: int, positions: np.ndarray | None = None) -> np.ndarray:

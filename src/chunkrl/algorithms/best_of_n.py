@@ -11,6 +11,11 @@ from chunkrl.algorithms.cross_fit import CrossFitted
 from chunkrl.types import Observation
 
 
+def least_q(critics: CrossFitted, prepared: Any, actions: Tensor) -> Tensor:
+    """Each fold's Q of chunks [B, H, A], the minimum over its heads: [K, B]; of N each [B, N, H, A]: [K, B, N]."""
+    return critics.each(lambda q: q.forward_prepared(prepared, actions).amin(0))  # type: ignore[operator]
+
+
 class QEnsemble(nn.Module):
     """Scores of chunks on new observations: the minimum over a network's heads, the mean over the folds."""
 
@@ -23,7 +28,7 @@ class QEnsemble(nn.Module):
         """actions: candidates [B, N, H, A]; returns [B, N], comparable within a row."""
         first: Any = self.critic.networks[0]
         prepared = first.prepare(observation)
-        return self.critic.each(lambda q: q.forward_prepared(prepared, actions).amin(0)).mean(0)  # type: ignore[operator]
+        return least_q(self.critic, prepared, actions).mean(0)
 
     def best(self, observation: Observation, actions: Tensor) -> Tensor:
         """The candidate with the highest score of each row: [B, N, H, A] -> [B, H, A]."""

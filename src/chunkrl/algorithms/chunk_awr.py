@@ -33,7 +33,7 @@ from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms import losses
 from chunkrl.algorithms.balance import BalanceConfig, RunningBalance, make_strata
 from chunkrl.algorithms.base import Histogram, Metrics, Networks, Phase, only_finite
-from chunkrl.algorithms.best_of_n import QEnsemble
+from chunkrl.algorithms.best_of_n import QEnsemble, least_q
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
 from chunkrl.algorithms.value_labels import (
     ValueLabels,
@@ -302,7 +302,7 @@ class ChunkAWR:
     @torch.no_grad()
     def _target_q(self, now: Any, chunks: torch.Tensor) -> torch.Tensor:
         """The target networks' least Q of chunks [B, H, A]: [K, B]; of N each [B, N, H, A]: [K, N, B]."""
-        q = self.target.each(lambda c: c.forward_prepared(now, chunks).amin(0))  # type: ignore[operator]
+        q = least_q(self.target, now, chunks)
         return q if chunks.dim() == 3 else q.transpose(1, 2)
 
     def _critic_loss(self, q: torch.Tensor, batch: ChunkTransition) -> tuple[torch.Tensor, torch.Tensor]:

@@ -154,22 +154,41 @@ def label_values(
     first: Any = networks.networks[0]
     score = score or (lambda prepared, _: networks.each(lambda v: v.forward_prepared(prepared)))  # type: ignore[operator]
     held_out = seen = np.zeros(0, np.float32)
-    size = labelling_batch_size(dataset) * ranks.world_size()
-    chosen = np.arange(len(dataset)) if positions is None else positions
-    for begin in range(0, len(chosen), size):
-        positions = chosen[begin : begin + size]
-        own = positions[ranks.own_rows(len(positions))]
-        # sharded networks compute together: a process without rows of its own goes along
-        batch = dataset.batch(own if len(own) else positions[:1], next_observation=False).to(device)
+    for own, batch in labelling_batches(
+        dataset, device, positions, labelling_batch_size(dataset), progress, "label"
+    ):
         prepared = first.prepare(batch.observation)
         with autocast(device):
             values = score(prepared, batch).float()
-        if begin == 0:
+        if held_out is seen:  # the first batch
             held_out, seen = (np.zeros((*values.shape[1:-1], len(dataset)), np.float32) for _ in range(2))
         fold = batch.labels["fold"]
         held_out[..., own] = networks.held_out(values, fold).cpu().numpy()[..., : len(own)]
         seen[..., own] = networks.seen(values, fold).cpu().numpy()[..., : len(own)]
-        progress("label", min(begin + size, len(chosen)), len(chosen))
     # each is zero in the others' rows
     whole = ranks.sum_over_ranks(torch.from_numpy(np.stack([held_out, seen]))).numpy()
     return whole[0], whole[1]
+
+
+def labelling_batches(
+    dataset: ChunkData,
+    device: torch.device,
+    positions: np.ndarray | None,
+    size: int,
+    progress: Progress,
+    stage: str,
+) -> Iterator[tuple[np.ndarray, ChunkTransition]]:
+    """This process's share of the starts at `positions` int [n] (None: all) in batches of at most `size` rows: its
+    positions int [b], and a batch [B] on the device, whose first b rows are of them.
+
+    B is b, but of a process that has no row of its own: what is sharded computes together, so it goes along with one
+    of another's. progress: of `stage`.
+    """
+    chosen = np.arange(len(dataset)) if positions is None else positions
+    step = size * ranks.world_size()
+    for begin in range(0, len(chosen), step):
+        part = chosen[begin : begin + step]
+        own = part[ranks.own_rows(len(part))]
+        batch = dataset.batch(own if len(own) else part[:1], next_observation=False).to(device)
+        yield own, batch
+        progress(stage, min(begin + step, len(chosen)), len(chosen))

@@ -1,7 +1,8 @@
 """Chunk policies from cross-fitted advantages, used as weights or as text in the prompt: the default method.
 
 Phase `value` trains V on outcomes (`value_learner`); then every start is labelled once; phase `policy` clones.
-(`critic` lies between, if wanted.) The advantage is used in one of two ways:
+(`critic` lies between, if wanted, and `distil` behind: best-of-N as training.) The advantage is used in one of two
+ways:
 
 - `weight`: advantage-weighted regression (Peng et al. 2019, arXiv 1910.00177), weights exp(beta A). For a policy of
   flow matching the loss is the weighted flow loss, and nothing asks for log pi: V takes no entropy term.
@@ -40,6 +41,7 @@ from chunkrl.algorithms.balance import BalanceConfig, Strata, first_rows, make_s
 from chunkrl.algorithms.base import Metrics, Networks, Phase, only_finite
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.conditioning import ConditioningConfig, condition_text, drop_labels, label_bins, texts
+from chunkrl.algorithms.distil import DistilConfig, best_chunks, distil_metrics, mixture, with_best_chunks
 from chunkrl.algorithms.human_chunks import HumanRule, forced_metrics, human_chunks
 from chunkrl.algorithms.value_labels import ValueLabels, label_metrics
 from chunkrl.algorithms.value_learner import ValueFit, ValueLearner, microbatches
@@ -72,6 +74,7 @@ class CrossFittedConfig:
     keep_values: values stay after their phase, to label data that grow.
     human: what becomes of chunks that a human made, as weights and as labels alike (`human_chunks`).
     balance: how the weights are shared out over the data.
+    distil: best of N chunks of the trained policy, distilled into it (uses `weight`).
     """
 
     policy_updates: int
@@ -91,6 +94,7 @@ class CrossFittedConfig:
     keep_values: bool = False
     human: HumanRule = "high"
     balance: BalanceConfig = BalanceConfig()
+    distil: DistilConfig = DistilConfig()
 
     def __post_init__(self) -> None:
         if (self.critic_updates > 0) != (self.relabel_interval > 0):
@@ -109,11 +113,31 @@ class CrossFittedConfig:
             )
         if self.microbatch_size is not None and self.microbatch_size < 1:
             raise ChunkRLError(f"microbatch_size is {self.microbatch_size}; it must be at least 1")
+        if self.needs_q and self.value_updates == 0:
+            raise ChunkRLError(
+                "--train-q and --distil.* train Q as long as values are trained: --value-updates 0 would leave it as "
+                "it was born; leave that out"
+            )
+        if self.distil.num_candidates and (self.use != "weight" or self.shuffled or self.critic_updates):
+            raise ChunkRLError(
+                "--distil.num-candidates weights the chunks that a finished Q prefers: use it with --objective "
+                "cross_fitted, and without --critic-updates"
+            )
 
     @property
     def uses_values(self) -> bool:
         """Whether anything needs V."""
-        return self.use != "none" or self.train_q or self.policy_updates == 0
+        return self.use != "none" or self.needs_q or self.policy_updates == 0
+
+    @property
+    def needs_q(self) -> bool:
+        """Whether anything needs Q."""
+        return self.train_q or self.distil.num_candidates > 0
+
+    @property
+    def distil_updates(self) -> int:
+        """Updates of the phase `distil`."""
+        return self.distil.num_updates(self.policy_updates)
 
 
 class CrossFittedAdvantage:
@@ -141,7 +165,7 @@ class CrossFittedAdvantage:
         self.values: ValueLearner | None = None
         self.critic: AdvantageCritic | None = None
         value_optim = value_optim or optim
-        if config.uses_values and (labels_from is None or config.train_q):
+        if config.uses_values and (labels_from is None or config.needs_q):
             self.values = ValueLearner(
                 config.fit,
                 networks,
@@ -155,12 +179,13 @@ class CrossFittedAdvantage:
             )
             if labels_from is not None:
                 self.values.finish()  # it says the folds of Q alone
-        if config.train_q:
-            if self.policy.trains_features and config.policy_updates > 0:
+        num_updates = config.policy_updates + config.distil_updates
+        if config.needs_q:
+            if self.policy.trains_features and num_updates > 0:
                 raise ChunkRLError(
-                    "--train-q trains Q before the policy, on vision tokens and text embeddings that the policy's "
-                    "training would change: freeze them (--pi.train expert, expert_and_last_layers:N, lora or "
-                    "lora_and_expert), or use --objective iql, which trains Q beside the policy"
+                    "--train-q and --distil.* train Q before the policy, on vision tokens and text embeddings that "
+                    "the policy's training would change: freeze them (--pi.train expert, expert_and_last_layers:N, "
+                    "lora or lora_and_expert), or use --objective iql, which trains Q beside the policy"
                 )
             self.critic = AdvantageCritic(
                 networks,
@@ -173,8 +198,8 @@ class CrossFittedAdvantage:
             )
         shard(self.policy)  # after the critics have copied its blocks
         self._policy_optimizer: Optimizer | None = None
-        if config.policy_updates > 0:
-            self._policy_optimizer = Optimizer([self.policy.parameters()], optim, config.policy_updates)
+        if num_updates > 0:
+            self._policy_optimizer = Optimizer([self.policy.parameters()], optim, num_updates)
         trained = [(name, p) for name, p in self.policy.named_parameters() if p.requires_grad]
         self._ema = Ema(trained, config.ema_decay) if config.ema_decay > 0 else None
         self.labels: dict[str, np.ndarray] = {}
@@ -198,7 +223,8 @@ class CrossFittedAdvantage:
             )
 
     def phases(self) -> tuple[Phase, ...]:
-        """`value` (if anything needs values, and none are given), `critic` (with `train_q`), then `policy`."""
+        """`value` (if anything needs values, and none are given), `critic` (if anything needs Q), `policy`, and
+        `distil` (where it is asked for)."""
         config, values = self.config, self.values
         policy = Phase(
             "policy",
@@ -210,7 +236,10 @@ class CrossFittedAdvantage:
             batch_multiple=1 + config.critic_updates,
         )
         phases = [policy]
-        if config.train_q:
+        if config.distil_updates:
+            distil = Phase("distil", config.distil_updates, self._subset, next_observation=False)
+            phases = [policy, distil] if config.policy_updates else [distil]
+        if config.needs_q:
             phases.insert(0, Phase("critic", config.value_updates, self._trained, next_observation=False))
         if values is not None and self._given is None:
             passes = config.num_folds if config.fit.fold_order == "one_by_one" else 1
@@ -225,7 +254,8 @@ class CrossFittedAdvantage:
         return tuple(phases)
 
     def start_phase(self, name: str, progress: Progress = silent) -> Metrics:
-        """After `value`: labels every start with its held-out value, advantage, and weight or bin."""
+        """After `value`: labels every start with its held-out value, advantage, and weight or bin. Before `distil`:
+        also with the chunk that Q prefers."""
         metrics: Metrics = {}
         if name != "value" and not self.labels:
             metrics = self._equal_weights() if not self.config.uses_values else self._label(progress)
@@ -233,15 +263,20 @@ class CrossFittedAdvantage:
         keeps = self.config.critic_updates > 0 or self.config.keep_values
         if name != "value" and self.values is not None and not keeps:
             self.values.finish()
-        if name == "policy" and self.critic is not None:
+        if name in ("policy", "distil") and self.critic is not None:
             self.critic.finish()
+        if name == "distil" and "best_chunk" not in self.labels:
+            metrics |= self._distil(progress)
+            self._attach()
         return metrics
 
     def grow(self, data: ChunkData) -> Metrics:
         """See `Algorithm.grow`: once the data is labelled, new starts get their values, and all starts the weights or
         bins that follow from all of them."""
         if self._given is not None or self.critic is not None:
-            raise ChunkRLError("--values and --train-q are of data that stay: leave them out where data grow")
+            raise ChunkRLError(
+                "--values, --train-q and --distil.* are of data that stay: leave them out where data grow"
+            )
         self._dataset = data
         data.detach_all()  # what was attached before, on the part that was there
         self._choose_starts()
@@ -282,6 +317,8 @@ class CrossFittedAdvantage:
         if name == "critic":
             assert self.critic is not None
             return self.critic.update(batch)
+        if name == "distil":
+            batch = with_best_chunks(batch)
         return self._update_policy_and_values(batch)
 
     def _update_policy_and_values(self, batch: ChunkTransition) -> Metrics:
@@ -376,8 +413,7 @@ class CrossFittedAdvantage:
         metrics: Metrics = {}
         advantage = labels.advantage
         if config.fit.past_advantage:
-            gained = labels.value - labels.value[first_rows(data)]
-            advantage = advantage + np.float32(config.fit.past_advantage) * gained
+            advantage = advantage + self._past_advantage(labels.value)
         if config.shuffled:
             advantage = adv.shuffle_between(advantage, self.seed, self._trained)
         human = human_chunks(data, config.human)
@@ -391,13 +427,50 @@ class CrossFittedAdvantage:
         if forced is not None:
             drawn = forced if rates is None else forced & (rates > 0)
             metrics |= forced_metrics(drawn, advantage, rates)
-        strata = self._strata(labels.value, rates, forced)
-        fit = config.fit
-        rule = WeightRule(config.beta, fit.advantage_scale, fit.weight_clip, config.balance.success_mix)
-        self.labels["weight"], more = to_weights(advantage, rule, rates, forced, strata)
-        metrics |= spread_metrics(self.labels["weight"], data, rates, strata, warn=not self._warned)
-        self._warned = True
+        self.labels["weight"], more = self._weights(advantage, labels.value, rates, forced)
         return metrics | more
+
+    def _weights(
+        self, advantage: np.ndarray, value: np.ndarray, rates: np.ndarray | None, forced: np.ndarray | None
+    ) -> tuple[np.ndarray, Metrics]:
+        """Weights float32 [len] from advantages and held-out V float [len]; rates and forced as of `to_weights`."""
+        config, fit = self.config, self.config.fit
+        strata = self._strata(value, rates, forced)
+        rule = WeightRule(config.beta, fit.advantage_scale, fit.weight_clip, config.balance.success_mix)
+        weight, metrics = to_weights(advantage, rule, rates, forced, strata)
+        spread = spread_metrics(weight, self._dataset, rates, strata, warn=not self._warned)
+        self._warned = True
+        return weight, {**metrics, **spread}
+
+    def _past_advantage(self, value: np.ndarray) -> np.ndarray:
+        """What is added to advantages for what came before: c (V(x) - V(x_0)), float32 [len]; value: V."""
+        scale = np.float32(self.config.fit.past_advantage)
+        return scale * (value - value[first_rows(self._dataset)])
+
+    def _distil(self, progress: Progress) -> Metrics:
+        """Labels every start with the policy's chunk that Q prefers, and how likely it stands in place of the
+        recorded one; the weight becomes that of the mixture of both."""
+        assert self.critic is not None
+        data, config, labels = self._dataset, self.config, self.labels
+        with self.critic.at_work() as critics, self.deployed():
+            asked = config.distil.num_candidates, self.seed, self.device
+            best = best_chunks(self.policy, critics, data, self._trained, *asked, progress)
+        rates = draw_rates(data, self._trained)
+        unit = self.critic.unit(labels["advantage"], self._trained, rates)
+        human = human_chunks(data, config.human)
+        won = best.q > best.q_recorded
+        if human is not None:
+            won &= ~human.forced
+        advantage = unit * np.where(won, best.q, best.q_recorded)
+        if config.fit.past_advantage:
+            advantage = advantage + self._past_advantage(labels["value"])
+        forced = None if human is None else human.forced
+        weight, metrics = self._weights(advantage, labels["value"], rates, forced)
+        self.labels |= mixture(weight, labels["weight"], won, config.distil.share) | {
+            "best_chunk": best.chunk
+        }
+        gain, mean_gain = (unit * (q - best.q_recorded) for q in (best.q, best.q_mean))
+        return metrics | distil_metrics(won, gain, mean_gain, rates)
 
     def _strata(
         self, value: np.ndarray, rates: np.ndarray | None, forced: np.ndarray | None
@@ -416,8 +489,8 @@ class CrossFittedAdvantage:
         return nullcontext() if self._ema is None else self._ema.applied()
 
     def q_ensemble(self) -> QEnsemble | None:
-        """Q for best-of-N, where it was trained."""
-        return None if self.critic is None else self.critic.ensemble()
+        """Q for best-of-N, where it was trained for that."""
+        return self.critic.ensemble() if self.critic is not None and self.config.train_q else None
 
     def _parts(self) -> Mapping[str, Any]:
         parts: dict[str, Any] = {}

@@ -79,6 +79,16 @@ class PolicyModel(Protocol):
         """The observation with what the policy and the critics on its features share of it."""
         ...
 
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Of the noise of one sample."""
+        ...
+
+    def sample(self, observation: Observation, num_samples: int, noise: Tensor) -> Tensor:
+        """Chunks [B, N, H, A] in the data's units, from standard normal noise [B, N, *noise_shape]; as it trains,
+        without a condition."""
+        ...
+
     def imitation_loss(
         self,
         observation: Observation,
@@ -132,6 +142,11 @@ class PolicyNetwork(nn.Module):
     def has_log_prob(self) -> bool:
         """Whether `log_prob` is there."""
         return self.config.kind == "gaussian"
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """(H, A)."""
+        return self.shape.horizon, self.shape.action_dim
 
     def prepare(self, observation: Observation) -> Prepared:
         """See `ObservationEncoder.prepare`."""

@@ -141,7 +141,12 @@ class LearnerConfig:
                 f"--objective {train.objective} learns from data that stay; online, use one of "
                 f"{', '.join(OBJECTIVES)}"
             )
-        for flag, given in (("--values", train.values), ("--train-q", train.train_q)):
+        of_fixed = {
+            "--values": train.values,
+            "--train-q": train.train_q,
+            "--distil.*": train.distil.num_candidates,
+        }
+        for flag, given in of_fixed.items():
             if given:
                 raise ChunkRLError(f"{flag} is of data that stay: leave it out online")
         if train.use_pi0_actions:

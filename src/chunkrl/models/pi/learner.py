@@ -56,6 +56,16 @@ class PiLearner(nn.Module):
         """See `PolicyModel` and `PiPolicy.with_vision`."""
         return self.policy.with_vision(observation)
 
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """(H, A), A the model's width."""
+        config = self.policy.recipe.config
+        return config.horizon, config.action_dim
+
+    def sample(self, observation: Observation, num_samples: int, noise: Tensor) -> Tensor:
+        """See `PolicyModel`."""
+        return self.policy.sample(observation, num_samples, condition="", noise=noise, guidance=1.0)
+
     def imitation_loss(
         self,
         observation: Observation,
