@@ -145,10 +145,21 @@ class MetaWorldEnv:
         return EnvStep(**self._observe(observation))
 
     def _simulate_reset(self, seed: int) -> np.ndarray:
-        """MetaWorld's own reset; its observation [39]."""
+        """MetaWorld's own reset; its observation [39].
+
+        It makes the initial state twice, the second time from a fresh simulation: of the first, only the random
+        numbers that it takes matter, so the 50 steps that settle its hand are left out.
+        """
         self._env.seed(seed)
+        if not self._plain:
+            self._env._reset_hand = self._skip_settling
         observation, _ = self._env.reset()
         return observation
+
+    def _skip_settling(self) -> None:
+        """In place of `_reset_hand`, once."""
+        del self._env._reset_hand  # what the class has
+        self._env.init_tcp = self._env.tcp_center
 
     def _observe(self, observation: np.ndarray, draw: bool = True) -> dict[str, Any]:
         """`state` and `images` of an EnvStep, from MetaWorld's own observation [39]."""

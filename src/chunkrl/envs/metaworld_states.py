@@ -1,4 +1,4 @@
-"""Initial states of MetaWorld tasks, stored: a reset simulates 100 steps, and evaluations begin where others began.
+"""Initial states of MetaWorld tasks, stored: a reset simulates 50 steps, and evaluations begin where others began.
 
 What a reset leaves behind: the simulator's state, two arrays of its model (where bodies and sites are), and fields of
 the environment, some of which look into the simulator's arrays. All of it depends on task and seed alone.
