@@ -22,6 +22,7 @@ USAGE = """usage: chunkrl COMMAND [options]
   train      a better chunk policy from a LeRobot data set
   evaluate   a trained policy in simulators, from fixed initial states
   compare    finished evaluations against each other, state by state
+  iterate    rounds of roll-outs and training on them, each again from the pretrained policy
   learner    trains while actors send episodes, and sends them newer weights
   actor      a policy acts online, a human corrects, every step goes to the learner
   report     one HTML page of a training run: data, curves, values, advantages, frames
@@ -82,6 +83,13 @@ def _evaluate(arguments: Sequence[str]) -> None:
     evaluate_policy(_parse(EvaluateCommand, "evaluate", arguments), ProgressBars())
 
 
+def _iterate(arguments: Sequence[str]) -> None:
+    from chunkrl.iterate.command import iterate
+    from chunkrl.iterate.config import IterateConfig
+
+    iterate(_parse(IterateConfig, "iterate", arguments), ProgressBars())
+
+
 def _learner(arguments: Sequence[str]) -> None:
     from chunkrl.online.learner import run_learner
     from chunkrl.online.learner_config import LearnerConfig
@@ -134,6 +142,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "compare": _compare,
+    "iterate": _iterate,
     "learner": _learner,
     "actor": _actor,
     "report": _report,

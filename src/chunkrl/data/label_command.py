@@ -72,8 +72,8 @@ class LabelCommand:
     """Set episodes with a problem aside and list them, rather than stop at the first."""
 
 
-def label_dataset(command: LabelCommand, progress: Progress) -> None:
-    """Writes the labels and says what they are."""
+def label_dataset(command: LabelCommand, progress: Progress) -> tuple[FrameTable, FrameLabels]:
+    """Writes the labels and says what they are; returns them with the data's frames."""
     if not command.dataset:
         raise ChunkRLError("name a data set: chunkrl label FOLDER, or owner/name on the Hub")
     settings = FrameSettings(cache=False, skip_bad_episodes=command.skip_bad_episodes)
@@ -96,6 +96,7 @@ def label_dataset(command: LabelCommand, progress: Progress) -> None:
     if command.export:
         export_labels(table, labels, Path(command.export), progress)
         print(f"{command.export}: {table.num_episodes} episodes with next.* columns")
+    return table, labels
 
 
 def _with_replays(table: FrameTable, command: LabelCommand, progress: Progress) -> LabelRule:

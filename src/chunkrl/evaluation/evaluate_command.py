@@ -44,11 +44,9 @@ _LEAST = {
 
 
 @dataclass(frozen=True)
-class EvaluateCommand:
-    """A trained policy on MetaWorld or LIBERO, from fixed initial states."""
+class EvaluateConfig:
+    """How a policy is evaluated, whichever it is."""
 
-    policy: str = "runs/train/policy"
-    """A saved policy's folder: a run's `policy`, or any pi folder that says its settings."""
     env: tuple[str, ...] = ("push-v3",)
     """Tasks: MetaWorld's (push-v3), LIBERO's (libero_spatial/3), or a whole suite (libero_spatial)."""
     num_episodes: int | None = None
@@ -88,8 +86,6 @@ class EvaluateCommand:
     """Seconds after which a silent simulator process is taken for hung and replaced."""
     videos: int = 0
     """Episodes to repeat and film, failures first; needs --output-dir."""
-    output_dir: str | None = None
-    """Folder for results, page and videos, and for going on after a stop; default: only the rates are printed."""
     device: str = "auto"
     """cpu, cuda, or auto."""
 
@@ -111,6 +107,19 @@ class EvaluateCommand:
                 raise ChunkRLError(
                     f"{name} is {getattr(self, name)!r}; use one of {', '.join(get_args(choices))}"
                 )
+
+
+@dataclass(frozen=True)
+class EvaluateCommand(EvaluateConfig):
+    """A trained policy on MetaWorld or LIBERO, from fixed initial states."""
+
+    policy: str = "runs/train/policy"
+    """A saved policy's folder: a run's `policy`, or any pi folder that says its settings."""
+    output_dir: str | None = None
+    """Folder for results, page and videos, and for going on after a stop; default: only the rates are printed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.videos and self.output_dir is None:
             raise ChunkRLError("--videos needs a folder to put them in: give --output-dir")
 

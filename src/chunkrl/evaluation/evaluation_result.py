@@ -145,6 +145,25 @@ class Rate:
     speed: Speed
 
 
+def rate_of(success: np.ndarray, num_steps: np.ndarray) -> Rate:
+    """Of episodes: bool [n], and int [n] their environment steps (of a successful one, those to its success); with
+    the Wilson interval."""
+    num_success = int(success.sum())
+    interval = wilson_interval(num_success, len(success))
+    return Rate(num_success, len(success), float(success.mean()), interval, Speed.of(success, num_steps))
+
+
+def rate_json(rate: Rate) -> dict[str, Any]:
+    """As results files hold it; rates are fractions."""
+    return {
+        "success": rate.rate,
+        "interval": [rate.interval.low, rate.interval.high],
+        "num_success": rate.num_success,
+        "num_episodes": rate.num_episodes,
+        **speed_json(rate.speed),
+    }
+
+
 def task_rate(evaluation: Evaluation, env: str) -> Rate:
     """Of one task, with its Wilson interval."""
     return _rate(evaluation, [env])
@@ -160,25 +179,14 @@ def suite_rate(evaluation: Evaluation) -> Rate:
 
 
 def _rate(evaluation: Evaluation, envs: Sequence[str]) -> Rate:
-    success = np.concatenate([evaluation.success(env) for env in envs])
-    num_steps = np.concatenate([evaluation.num_steps(env) for env in envs])
-    num_success = int(success.sum())
-    interval = wilson_interval(num_success, len(success))
-    return Rate(num_success, len(success), float(success.mean()), interval, Speed.of(success, num_steps))
+    return rate_of(
+        np.concatenate([evaluation.success(env) for env in envs]),
+        np.concatenate([evaluation.num_steps(env) for env in envs]),
+    )
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
     """What `result.json` holds; rates are fractions."""
-
-    def rate_json(rate: Rate) -> dict[str, Any]:
-        return {
-            "success": rate.rate,
-            "interval": [rate.interval.low, rate.interval.high],
-            "num_success": rate.num_success,
-            "num_episodes": rate.num_episodes,
-            **speed_json(rate.speed),
-        }
-
     return {
         "version": _VERSION,
         **rate_json(suite_rate(evaluation)),

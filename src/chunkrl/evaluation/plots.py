@@ -249,3 +249,56 @@ def _thinned(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return x, y
     stretches = np.array_split(np.arange(len(x)), _MAX_POINTS)
     return np.array([x[s].mean() for s in stretches]), np.array([y[s].mean() for s in stretches])
+
+
+@dataclass(frozen=True)
+class RateSeries:
+    """Success rates at whole numbers (rounds), each with its interval; all fractions.
+
+    marked: the number whose point is drawn as the chosen one, or None.
+    """
+
+    name: str
+    points: Sequence[tuple[int, float, Interval]]
+    marked: int | None = None
+
+
+def rate_chart(series: Sequence[RateSeries], x_label: str, summary: str) -> str:
+    """Success rates over rounds on 0 to 100 %, with upright whiskers; series stand a little beside each other."""
+    top, bottom, height, right = 10, 220, 258, WIDTH - RIGHT
+    numbers = sorted({x for one in series for x, _, _ in one.points})
+    x_axis, rates = Range(numbers[0] - 0.4, numbers[-1] + 0.4), Range(0, 1)
+    parts = []
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        y = rates.scale(tick, bottom, top)
+        parts.append(element("path", d=f"M{LEFT} {y:.1f}H{right}", class_="grid-line"))
+        parts.append(text(LEFT - 6, y + 4, f"{100 * tick:.0f} %", class_="tick", text_anchor="end"))
+    for number in numbers:
+        x = x_axis.scale(number, LEFT, right)
+        parts.append(text(x, bottom + 16, str(number), class_="tick", text_anchor="middle"))
+    parts.append(text((LEFT + right) / 2, height - 3, x_label, class_="tick", text_anchor="middle"))
+    for i, one in enumerate(series):
+        shift = 9 * (i - (len(series) - 1) / 2)
+        parts.append(_rate_marks(one, f"s{i % NUM_SERIES_COLOURS}", shift, x_axis, (bottom, top)))
+    return chart(height, "".join(parts), summary)
+
+
+def _rate_marks(
+    series: RateSeries, colour: str, shift: float, x_axis: Range, ends: tuple[float, float]
+) -> str:
+    """Line, whiskers and points of one series, moved sideways by `shift`; ends: coordinates of 0 and 1."""
+    rates, right = Range(0, 1), WIDTH - RIGHT
+    places = [
+        (x_axis.scale(x, LEFT, right) + shift, rates.scale(rate, *ends)) for x, rate, _ in series.points
+    ]
+    marks = element("path", d=polyline(places), class_=f"line {colour}")
+    for (x, y), (number, rate, interval) in zip(places, series.points, strict=True):
+        low, high = (rates.scale(end, *ends) for end in (interval.low, interval.high))
+        told = f"{series.name}, {number}: {100 * rate:.1f} %, {100 * interval.low:.1f} to {100 * interval.high:.1f} %"
+        whiskers = f"M{x - 3:.1f} {low:.1f}h6M{x:.1f} {low:.1f}V{high:.1f}M{x - 3:.1f} {high:.1f}h6"
+        point = element("path", d=whiskers, class_="whisker")
+        if number == series.marked:
+            point += element("circle", cx=x, cy=y, r=8, class_=f"line {colour}")
+        point += element("circle", cx=x, cy=y, r=4, class_=f"dot {colour}")
+        marks += element("g", f"<title>{escape(told)}</title>" + point)
+    return element("g", marks)

@@ -32,13 +32,12 @@ from chunkrl.online.signals import handled
 from chunkrl.online.spool import Spool
 from chunkrl.online.station import Station, open_station
 from chunkrl.online.status import WARNING, StatusLine
-from chunkrl.online.streams import read_spec
+from chunkrl.online.streams import STREAM_FILE, read_actor_stream
 from chunkrl.training.asking import ask_for
 from chunkrl.training.policy_io import load_policy
 
 _LOG = logging.getLogger(__name__)
 LOG_FILE, CONFIG_FILE = "actor.log", "config.json"
-_STREAM = "stream.json"  # in the spool's folder: what its records look like
 _FIRST_WEIGHTS_S = 120.0
 _SWITCH_S = 0.0005
 _TELL_S = 10.0  # an episode waits before a warning says what for
@@ -210,10 +209,10 @@ class _Session:
 
 def _send(command: ActorCommand, spool_dir: Path, resources: contextlib.ExitStack) -> None:
     """What the spool holds, without acting."""
-    stream = spool_dir / _STREAM
+    stream = spool_dir / STREAM_FILE
     if not stream.is_file():
-        raise ChunkRLError(f"{spool_dir} is no actor's spool (it lacks {_STREAM}): name it with --spool")
-    actor_id, spec = _read_stream(stream)
+        raise ChunkRLError(f"{spool_dir} is no actor's spool (it lacks {STREAM_FILE}): name it with --spool")
+    actor_id, spec = read_actor_stream(stream)
     spool = resources.enter_context(Spool(spool_dir))
     print(f"{spool.num_waiting} records of {actor_id} wait in {spool_dir}")
     link = LearnerLink(command.connect, Hello(actor_id, spool.spool_id, spec), spool, take=None)
@@ -265,9 +264,9 @@ def _open_spool(root: Path, actor_id: str, spec: StreamSpec) -> Spool:
     """The actor's spool. Raises SpoolError where it holds records of another actor or another kind."""
     with contextlib.ExitStack() as opened:
         spool = opened.enter_context(Spool(root, sync_interval_s=0.5))
-        stream = root / _STREAM
+        stream = root / STREAM_FILE
         if stream.is_file():
-            found, theirs = _read_stream(stream)
+            found, theirs = read_actor_stream(stream)
             if found != actor_id:
                 raise SpoolError(
                     f"{root} is the spool of actor {found!r}: use --actor-id {found}, or another --spool"
@@ -281,14 +280,6 @@ def _open_spool(root: Path, actor_id: str, spec: StreamSpec) -> Spool:
         write_text(stream, json.dumps({"actor_id": actor_id, **asdict(spec)}, indent=2))
         opened.pop_all()
         return spool
-
-
-def _read_stream(path: Path) -> tuple[str, StreamSpec]:
-    spec = read_spec(path)
-    found = json.loads(path.read_text(encoding="utf-8")) if spec else {}
-    if spec is None or not isinstance(found.get("actor_id"), str):
-        raise SpoolError(f"{path} names no actor: delete it if the spool is this actor's")
-    return found["actor_id"], spec
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from chunkrl.data.atomic import replace_file
 from chunkrl.errors import RecordError
@@ -18,12 +19,24 @@ from chunkrl.online import segment_file as sf
 from chunkrl.online.records import EpisodeSummary, Item, StepRecord
 from chunkrl.online.replay import Replay, StoredEpisode
 from chunkrl.online.spool import Spool
-from chunkrl.online.streams import ReceivedStreams
 from chunkrl.online.wire import decode_item, encode_item
 
 _LOG = logging.getLogger(__name__)
 _STEP_BYTES = 4096
 """Of a step without its pictures, about."""
+
+
+class Streams(Protocol):
+    """Spools of actors by name: what a learner received (`ReceivedStreams`), or an actor's own."""
+
+    @property
+    def actors(self) -> tuple[str, ...]:
+        """Their names."""
+        ...
+
+    def spool(self, actor_id: str) -> Spool:
+        """An actor's spool, to read from and to acknowledge."""
+        ...
 
 
 @dataclass
@@ -52,7 +65,7 @@ class EpisodeIntake:
 
     def __init__(
         self,
-        streams: ReceivedStreams,
+        streams: Streams,
         replay: Replay,
         set_aside: str | Path,
         max_episode_bytes: int = 4 * 2**30,

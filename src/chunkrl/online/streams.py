@@ -19,7 +19,8 @@ from chunkrl.online.records import Hello, StepRecord, StreamSpec
 from chunkrl.online.spool import Spool
 from chunkrl.online.wire import Batch, decode_item
 
-_SPEC = "stream.json"
+STREAM_FILE = "stream.json"
+"""In a spool's folder: what its records look like."""
 
 
 class ReceivedStreams:
@@ -47,7 +48,7 @@ class ReceivedStreams:
         except OSError as error:
             raise SpoolError(f"{self.root}: {error.strerror}; use a writable folder") from error
         try:
-            self._spec = read_spec(self.root / _SPEC)
+            self._spec = read_spec(self.root / STREAM_FILE)
             for path in sorted(self.root.glob("*/spool.json")):
                 self._open(path.parent.name, None)
         except BaseException:
@@ -140,7 +141,7 @@ class ReceivedStreams:
     def _check_spec(self, hello: Hello) -> None:
         if self._spec is None:
             try:
-                write_text(self.root / _SPEC, json.dumps(asdict(hello.spec), indent=2))
+                write_text(self.root / STREAM_FILE, json.dumps(asdict(hello.spec), indent=2))
             except DatasetError as error:
                 raise SpoolError(str(error)) from error
             self._spec = hello.spec
@@ -175,3 +176,15 @@ def read_spec(path: Path) -> StreamSpec | None:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpoolError(f"{path} is damaged ({error}): restore it") from error
+
+
+def read_actor_stream(path: Path) -> tuple[str, StreamSpec]:
+    """The name and the steps of the actor whose spool `path` (`STREAM_FILE`) lies in.
+
+    Raises SpoolError where it does not say them.
+    """
+    spec = read_spec(path)
+    found = json.loads(path.read_text(encoding="utf-8")) if spec else {}
+    if spec is None or not isinstance(found.get("actor_id"), str):
+        raise SpoolError(f"{path} names no actor: delete it if the spool is this actor's")
+    return found["actor_id"], spec

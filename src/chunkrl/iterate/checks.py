@@ -1,0 +1,202 @@
+"""What can be wrong with an iteration before its first step, and what the pretrained policy decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+from chunkrl import ranks
+from chunkrl.envs.registry import is_libero
+from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation.rollout import initial_seeds
+from chunkrl.iterate.config import ArmName, IterateConfig
+from chunkrl.iterate.plan import Plan, load_actor
+from chunkrl.iterate.records import Rollouts
+from chunkrl.train_checks import check_config
+from chunkrl.train_config import TrainConfig
+from chunkrl.training.policy_io import ChunkPolicy, PolicySpec, load_policy
+
+_FREE_RULES = ("auto", "next.success")  # of success, that fit what simulators and actors record
+
+
+def make_plan(config: IterateConfig) -> Plan:
+    """The steps of `config`. Raises ChunkRLError for settings that exclude each other or the pretrained policy."""
+    _check_own(config)
+    _check_labels(config)
+    if config.trains_pi:
+        pretrained = _pi_folder(config.train)
+    else:
+        pretrained, spec = _small_policy(config.train)
+        config = replace(config, train=_fitted(config.train, spec))
+    actor = None if config.rollouts.actor is None else load_actor(config.rollouts.actor)
+    plan = Plan(config, pretrained, actor)
+    _check_source(plan)
+    _check_selection(plan)
+    some = Rollouts(str(plan.data("default", 0)), "", {}, 1, 0)
+    for arm in config.arms:
+        check_config(plan.train(arm, 1, [some]))
+    return plan
+
+
+def _check_own(config: IterateConfig) -> None:
+    if ranks.world_size() > 1:
+        raise ChunkRLError(
+            "iterate is one process: start it without torchrun; a round's training can be started by it, with "
+            "chunkrl train --config ROUND/train.json, and --resume then goes on behind it"
+        )
+    train = config.train
+    if config.rounds < 1:
+        raise ChunkRLError(f"rounds is {config.rounds}; it must be at least 1")
+    unknown = sorted(set(config.arms) - set(get_args(ArmName)))
+    if not config.arms or unknown or len(set(config.arms)) < len(config.arms):
+        raise ChunkRLError(
+            f"arms is {config.arms}; name one or several of {', '.join(get_args(ArmName))}, each once"
+        )
+    if train.objective == "value":
+        raise ChunkRLError("--objective value trains no policy: use cross_fitted or advantage_conditioned")
+    if train.values is not None:
+        raise ChunkRLError("--values are of one round's data: leave it out, each round trains its own")
+    if config.collect.policy is not None:
+        raise ChunkRLError(
+            "--collect.policy and --collect.mixture.policy-share are each round's: leave them out"
+        )
+    if train.resume is not None and Path(train.resume).resolve() != Path(train.output_dir).resolve():
+        raise ChunkRLError(
+            f"--resume {train.resume} goes on in the run's own folder: give it as --output-dir too"
+        )
+    share = config.rollouts.share
+    if share is not None and not train.dataset_dir:
+        raise ChunkRLError(
+            "--rollouts.share is of batches with other data: give --dataset-dir, or leave it out"
+        )
+    if train.dataset_weights and share is None:
+        raise ChunkRLError(
+            "--dataset-weights are of the data sets that you name: say with --rollouts.share how often the roll-outs "
+            "are drawn"
+        )
+    num_named = 1 + len(train.additional_offline_dataset_paths)
+    if share is not None and num_named != len(train.dataset_weights or (1.0,)):
+        raise ChunkRLError(
+            f"--rollouts.share with {num_named} data sets beside the roll-outs: give --dataset-weights, one for each"
+        )
+
+
+def _check_labels(config: IterateConfig) -> None:
+    train = config.train
+    if not train.dataset_dir and train.additional_offline_dataset_paths:
+        raise ChunkRLError("name the first data set beside the roll-outs with --dataset-dir")
+    named_alike = train.additional_offline_dataset_paths or not train.dataset_dir
+    rule = train.additional_success or train.labels.success
+    if named_alike and rule not in _FREE_RULES and config.rollouts.folder is None:
+        raise ChunkRLError(
+            f"--success {rule} would be the roll-outs' rule too, which say it as next.success: write the labels of "
+            "the other data sets into them with chunkrl label --export, and train on those"
+        )
+    if rule == "episodes" and named_alike:
+        raise ChunkRLError(
+            "--success episodes lists episodes of one data set: label each round's with chunkrl label --export"
+        )
+
+
+def _pi_folder(train: TrainConfig) -> Path:
+    if train.init is not None:
+        raise ChunkRLError(
+            "--init gives a pi policy's training another start than --pi0-config, the pretrained policy that each "
+            "round begins with: leave it out"
+        )
+    if train.pi0_config is None:
+        raise ChunkRLError(
+            "--policy.kind pi needs the pretrained policy: --pi0-checkpoints-dir and --pi0-config"
+        )
+    if train.pi.norm_stats == "data":
+        raise ChunkRLError(
+            "--pi.norm-stats data would give each round's policy other statistics than the one that acted: train "
+            "once with it (chunkrl train), and iterate from that policy with --pi0-checkpoints-dir RUN --pi0-config "
+            "policy"
+        )
+    return Path(train.pi0_checkpoints_dir).expanduser() / train.pi0_config
+
+
+def _small_policy(train: TrainConfig) -> tuple[Path, PolicySpec]:
+    if train.init is None:
+        raise ChunkRLError(
+            "name the pretrained policy, which acts first and which each round begins with: --init RUN/policy of an "
+            "earlier chunkrl train, or --policy.kind pi with --pi0-config"
+        )
+    if train.objective in ("iql", "document"):
+        raise ChunkRLError(
+            f"--objective {train.objective} begins with fresh networks, not with a pretrained policy's: use "
+            "cross_fitted"
+        )
+    folder = Path(train.init)
+    policy = load_policy(folder)
+    if not isinstance(policy, ChunkPolicy):
+        raise ChunkRLError(
+            f"--init {folder} is a pi policy: give --policy.kind pi --pi0-checkpoints-dir {folder.parent} "
+            f"--pi0-config {folder.name}"
+        )
+    return folder, policy.spec
+
+
+def _fitted(train: TrainConfig, spec: PolicySpec) -> TrainConfig:
+    """The training settings that the pretrained policy decides. Raises ChunkRLError where others were given."""
+    observation, untouched = spec.observation, TrainConfig()
+    decided = {
+        "action_horizon": spec.shape.horizon,
+        "action_dim": spec.shape.action_dim,
+        "policy": spec.policy,
+        "network": spec.network,
+        "encoding": spec.encoding,
+        "cameras": observation.cameras,
+        "use_state": observation.state_dim > 0,
+        "use_task": observation.use_task,
+    }
+    for name, value in decided.items():
+        given = getattr(train, name)
+        if given not in (value, getattr(untouched, name)):
+            raise ChunkRLError(
+                f"{name} is {given}, and the pretrained policy {train.init} has {value}: leave it out, the policy "
+                "decides it"
+            )
+    return replace(train, **decided)
+
+
+def _check_source(plan: Plan) -> None:
+    config, actor = plan.config, plan.actor
+    by_hand = config.rollouts.folder is not None
+    if actor is not None:
+        replace(actor, offline=True).check()
+        if actor.send_only:
+            raise ChunkRLError(f"{config.rollouts.actor}: send_only records nothing: leave it out")
+        if actor.env is not None and actor.num_episodes is None:
+            raise ChunkRLError(
+                f"{config.rollouts.actor}: say with num_episodes how many episodes a round has; nobody is there to "
+                "quit"
+            )
+        by_hand = actor.env is None
+    if by_hand and len(config.arms) > 1:
+        raise ChunkRLError(
+            "several arms make their roll-outs by themselves, in a simulator: with a robot, or with episodes that "
+            "you bring, use one of --arms"
+        )
+
+
+def _check_selection(plan: Plan) -> None:
+    config, tasks = plan.config, plan.tasks
+    if config.selection.by == "rollouts":
+        return
+    if not tasks:
+        raise ChunkRLError(
+            "nothing can be evaluated where no simulator is: choose the policy by its roll-outs (--selection.by "
+            "rollouts), or name a simulator's tasks with --evaluation.env"
+        )
+    rule, evaluation = config.selection, config.evaluation
+    if is_libero(tasks[0]) and evaluation.initial == "official":
+        return  # the selection's placements are sampled
+    count = max(rule.num_episodes, evaluation.num_episodes or 100)
+    if set(initial_seeds(rule.seed, count)) & set(initial_seeds(evaluation.seed, count)):
+        raise ChunkRLError(
+            f"--selection.seed {rule.seed} gives initial states that --evaluation.seed {evaluation.seed} reports: a "
+            "choice by them would make the report too good; use another seed"
+        )

@@ -1,0 +1,252 @@
+"""What `chunkrl iterate` does: every round's steps in order, what they found, and the policy to use."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from chunkrl.commands import train
+from chunkrl.config import save_config
+from chunkrl.data.atomic import remove_temporaries, write_text
+from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation.evaluate_command import EvaluateCommand, evaluate_policy
+from chunkrl.evaluation.evaluation_result import read_evaluation
+from chunkrl.integration.chunk_cache import fingerprint
+from chunkrl.iterate.checks import make_plan
+from chunkrl.iterate.config import ArmName, IterateConfig
+from chunkrl.iterate.page import write_page
+from chunkrl.iterate.plan import ROLLOUTS, TRAIN, Plan
+from chunkrl.iterate.records import ArmRun, IterateResult, Rollouts, RoundResult, Score, write_results
+from chunkrl.iterate.rollouts import check_there, collect, data_fingerprint, label, read_rollouts, record
+from chunkrl.iterate.selection import choose, why_ended
+from chunkrl.iterate.steps import FREE_OF_A_RUN, check_same, read_json, run_step
+from chunkrl.iterate.table import format_result
+from chunkrl.progress import Progress, silent
+
+CONFIG_FILE, SOURCES_FILE, LOCK = "iterate.json", "sources.json", ".lock"
+
+
+def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult:
+    """Makes the rounds of all arms that are missing; results.json and report.html are as new as the last step.
+
+    Raises ChunkRLError: settings, data or policies that do not fit, a folder of another run, a round without
+    episodes, nothing that succeeded.
+    """
+    plan = make_plan(config)
+    plan.root.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(plan.root / LOCK, timeout=0):
+            _begin(config, plan, progress)
+            run = _Iteration(plan, progress)
+            for arm in config.arms:
+                run.make(arm)
+    except Timeout as error:
+        raise ChunkRLError(
+            f"{plan.root} is in use by another chunkrl iterate: wait for it, or use another --output-dir"
+        ) from error
+    print(f"\n{format_result(run.result)}\n\nreport: {run.page}")
+    return run.result
+
+
+def _begin(config: IterateConfig, plan: Plan, progress: Progress) -> None:
+    """Opens the run's folder. Raises ChunkRLError where it is of another run, or is not resumed."""
+    root, file = plan.root, plan.root / CONFIG_FILE
+    sources = _sources(plan, progress)
+    if not file.is_file():
+        others = [
+            path.name
+            for path in root.iterdir()
+            if not path.name.startswith(".") and path.name != SOURCES_FILE
+        ]
+        if others:
+            raise ChunkRLError(
+                f"{root} is not empty and holds no run of chunkrl iterate ({min(others)}): use another --output-dir"
+            )
+        if config.train.resume is not None:
+            raise ChunkRLError(
+                f"--resume {config.train.resume}: there is no run of chunkrl iterate to go on with"
+            )
+        write_text(root / SOURCES_FILE, json.dumps(sources, indent=1) + "\n")
+    elif config.train.resume is None:
+        raise ChunkRLError(
+            f"{root} holds a run of chunkrl iterate: go on with it by --config {file} --resume {root}, or use "
+            "another --output-dir"
+        )
+    else:
+        check_same(file, config, FREE_OF_A_RUN)
+        known = read_json(root / SOURCES_FILE)
+        if changed := [name for name in sources if known.get(name) != sources[name]]:
+            raise ChunkRLError(
+                f"{changed[0]} is no longer what {root} began with: put it back, or begin a new run with another "
+                "--output-dir"
+            )
+    remove_temporaries(root)
+    save_config(config, file)
+
+
+def _sources(plan: Plan, progress: Progress) -> dict[str, str]:
+    """What each round begins with, by path: fingerprints of the pretrained policy, of data beside roll-outs."""
+    if not plan.pretrained.is_dir():
+        raise ChunkRLError(f"there is no pretrained policy at {plan.pretrained}: name its folder")
+    found = {str(plan.pretrained): fingerprint((plan.pretrained,), progress)}
+    settings = plan.config.train
+    if settings.dataset_dir:
+        found[settings.dataset_dir] = data_fingerprint(
+            settings.dataset_dir, settings.mapping, settings.revision
+        )
+    for path in settings.additional_offline_dataset_paths:
+        found[path] = data_fingerprint(path, settings.mapping)
+    return found
+
+
+class _Iteration:
+    """The arms so far."""
+
+    def __init__(self, plan: Plan, progress: Progress) -> None:
+        self._plan, self._progress = plan, progress
+        self._arms: dict[str, ArmRun] = {}
+        self._notes: list[str] = []
+        self.page = plan.root / "report.html"
+
+    @property
+    def result(self) -> IterateResult:
+        """What is known."""
+        return IterateResult(tuple(self._arms.values()), tuple(self._notes))
+
+    def make(self, arm: ArmName) -> None:
+        """All rounds of an arm, as far as they are not made."""
+        plan, rounds = self._plan, list[RoundResult]()
+        by_states = plan.config.selection.by == "states"
+        for number in range(plan.config.rounds + 1):
+            found = self._policy(arm, number, rounds)
+            if by_states:
+                found = replace(found, selection=self._evaluate(arm, number, "select").rate)
+            ended = self._show(arm, [*rounds, found])
+            if plan.rolls_out(arm, number) and not ended:
+                rollouts = self._roll_out(arm, number)
+                selection = found.selection if by_states else rollouts.rate
+                found = replace(found, rollouts=rollouts, selection=selection)
+                ended = self._show(arm, [*rounds, found])
+            rounds.append(found)
+            if ended:
+                break
+        if not self._arms[arm].ended:
+            self._arms[arm] = replace(self._arms[arm], ended=f"all {plan.config.rounds} rounds are made")
+            self._write()
+
+    def _policy(self, arm: ArmName, number: int, before: list[RoundResult]) -> RoundResult:
+        """A round's policy, trained and evaluated."""
+        plan = self._plan
+        data = [r for earlier in plan.trained_on(arm, number) if (r := before[earlier].rollouts) is not None]
+        if number:
+            self._train(arm, number, data)
+        found = RoundResult(number, str(plan.policy(arm, number)), sum(r.rate.num_episodes for r in data))
+        return replace(found, evaluation=self._evaluate(arm, number, "evaluate")) if plan.tasks else found
+
+    def _step(
+        self, arm: ArmName, number: int, name: str, config: Any, act: Callable[[], Any]
+    ) -> dict[str, Any]:
+        folder = self._plan.folder(arm, number)
+        if not (folder / f"{name}.done.json").is_file():
+            print(f"\n{folder}: {name}", flush=True)
+        return run_step(folder, name, config, act)
+
+    def _roll_out(self, arm: ArmName, number: int) -> Rollouts:
+        """Episodes of a round's policy, labelled."""
+        plan, progress = self._plan, self._progress
+        folder = plan.folder(arm, number)
+        if plan.config.rollouts.folder is not None:
+            check_there(plan.data(arm, number), plan.policy(arm, number))
+        elif plan.actor is not None:
+            actor = plan.record(arm, number)
+            self._step(arm, number, "actor", actor, lambda: record(actor, folder / ROLLOUTS))
+        else:
+            command = plan.collect(arm, number)
+            self._step(arm, number, "collect", command, lambda: collect(command, progress))
+        labels = plan.label(arm, number)
+        found = read_rollouts(self._step(arm, number, "label", labels, lambda: label(labels, progress)))
+        for task, rate in found.tasks.items():
+            if not rate.num_success:
+                self._note(
+                    f"{folder}: no success in {rate.num_episodes} roll-outs of {task!r}; the round goes on without"
+                )
+        return found
+
+    def _train(self, arm: ArmName, number: int, data: list[Rollouts]) -> None:
+        """A round's policy from the pretrained one, on all data so far."""
+        plan, progress = self._plan, self._progress
+        config = plan.train(arm, number, data)
+        if config.objective != "behaviour_cloning":
+            self._check_some_success(data)
+        checkpoints = plan.folder(arm, number) / TRAIN / "checkpoints" / "last"
+
+        def act() -> dict[str, Any]:
+            for rollouts in data:
+                if data_fingerprint(rollouts.data, config.mapping) != rollouts.fingerprint:
+                    raise ChunkRLError(
+                        f"{rollouts.data} is not what it was when its round was labelled: put it back, or delete the "
+                        "folders of its round and of those behind it"
+                    )
+            resume = config.output_dir if checkpoints.is_file() else None
+            train(replace(config, resume=resume), progress)
+            return {"policy": str(plan.policy(arm, number))}
+
+        self._step(arm, number, "train", config, act)
+
+    def _check_some_success(self, data: list[Rollouts]) -> None:
+        if self._plan.config.train.dataset_dir or any(rollouts.rate.num_success for rollouts in data):
+            return
+        episodes = sum(rollouts.rate.num_episodes for rollouts in data)
+        raise ChunkRLError(
+            f"{' and '.join(rollouts.data for rollouts in data)}: none of {episodes} episodes succeeds, so that "
+            "nothing says what is better: begin with a better policy, ask for more episodes, or add demonstrations "
+            "with --dataset-dir, in a new --output-dir"
+        )
+
+    def _evaluate(self, arm: ArmName, number: int, name: str) -> Score:
+        """A round's policy from the states that are reported, or from those that it is chosen by."""
+        command: EvaluateCommand = getattr(self._plan, name)(arm, number)
+
+        def act() -> dict[str, Any]:
+            evaluate_policy(command, self._progress)
+            return {}
+
+        self._step(arm, number, name, command, act)
+        assert command.output_dir is not None
+        return Score.of(read_evaluation(command.output_dir))
+
+    def _show(self, arm: ArmName, rounds: list[RoundResult]) -> str:
+        """Writes what is known with these rounds of an arm; returns why no further one begins, or ""."""
+        scores = {found.round: found.selection for found in rounds if found.selection is not None}
+        ended, chosen = why_ended(scores, self._plan.config.stop), choose(scores)
+        self._arms[arm] = ArmRun(arm, tuple(rounds), chosen, ended)
+        if chosen is not None:
+            _link(self._plan.policy(arm, chosen), self._plan.root / arm / "policy")
+        self._write()
+        return ended
+
+    def _note(self, text: str) -> None:
+        if text not in self._notes:
+            self._notes.append(text)
+            print(f"warning: {text}", file=sys.stderr)
+
+    def _write(self) -> None:
+        write_results(self._plan.root, self.result)
+        write_page(self.page, self.result, self._plan)
+
+
+def _link(target: Path, link: Path) -> None:
+    """`link` points to the folder `target`, in place of what it pointed to."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    relative = os.path.relpath(target.resolve(), link.parent.resolve())
+    temporary = link.with_name(f".{link.name}.partial-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(relative, target_is_directory=True)
+    temporary.replace(link)

@@ -1,0 +1,154 @@
+"""The page of an iteration: success over rounds with intervals, how the policy was chosen, every number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+
+from chunkrl.data.atomic import write_text
+from chunkrl.evaluation import plots
+from chunkrl.evaluation.evaluation_result import Rate
+from chunkrl.evaluation.page import card, document, section
+from chunkrl.evaluation.sections import facts_card, legend, notes_card, percent, table, words
+from chunkrl.iterate.plan import Plan
+from chunkrl.iterate.records import ArmRun, IterateResult, RoundResult
+from chunkrl.iterate.table import HEAD, rows
+
+_RateOf = Callable[[RoundResult], Rate | None]
+
+
+def write_page(path: Path, result: IterateResult, plan: Plan) -> None:
+    """Writes the page of what is known, whole or not at all."""
+    title = f"chunkrl iterate: {', '.join(plan.tasks) or plan.root.name}"
+    body = _hero(result) + _curves(result) + _tasks(result) + _numbers(result, plan)
+    write_text(path, document(title, body))
+
+
+def _reported(found: RoundResult) -> Rate | None:
+    return None if found.evaluation is None else found.evaluation.rate
+
+
+def _of_rollouts(found: RoundResult) -> Rate | None:
+    return None if found.rollouts is None else found.rollouts.rate
+
+
+def _hero(result: IterateResult) -> str:
+    """The chosen policy of the first arm."""
+    run = result.arms[0]
+    if run.chosen is None:
+        return ""
+    first, found = run.rounds[0], run.rounds[run.chosen]
+    rate, before = (_reported(one) or one.selection for one in (found, first))
+    if rate is None or before is None:
+        return ""
+    claim = f"no policy of {len(run.rounds) - 1} rounds is chosen: the pretrained one stays"
+    if found.round:
+        claim = (
+            f"round {found.round} of {len(run.rounds) - 1}, after {found.num_episodes} roll-outs; the pretrained "
+            f"policy has {percent(before.rate)}"
+        )
+    by = (
+        "other episodes than these"
+        if found.evaluation
+        else "these episodes themselves, so that the rate is too high"
+    )
+    return (
+        f'<div class="card hero"><div><p class="figure">{percent(rate.rate)}<small>success</small></p>'
+        f'<p class="claim">{escape(f"{words(run.arm)}: {claim}")}</p>'
+        f'<p class="detail">95 % interval (Wilson) {100 * rate.interval.low:.1f} to '
+        f"{100 * rate.interval.high:.1f} %. Chosen by {by}.</p></div></div>\n"
+    )
+
+
+def _curves(result: IterateResult) -> str:
+    """A chart for every kind of success that is known."""
+    cards = []
+    for title, rate_of, note in (
+        (
+            "Reported states",
+            _reported,
+            "What to quote. Rings: the policies that were chosen, without a look at it.",
+        ),
+        ("Selection", lambda found: found.selection, "What policies are chosen by."),
+        ("Own roll-outs", _of_rollouts, "Episodes of sampled actions, which later rounds train on."),
+    ):
+        if series := [one for run in result.arms if (one := _series(run, rate_of)).points]:
+            cards.append(card(title, _chart(series, title), note))
+    lead = "Success over rounds; round 0 is the pretrained policy. Whiskers: 95 % intervals (Wilson) of each policy."
+    return section("Success over rounds", lead, cards)
+
+
+def _series(run: ArmRun, rate_of: _RateOf) -> plots.RateSeries:
+    known = [(found.round, rate) for found in run.rounds if (rate := rate_of(found)) is not None]
+    return plots.RateSeries(words(run.arm), [(x, r.rate, r.interval) for x, r in known], run.chosen)
+
+
+def _chart(series: Sequence[plots.RateSeries], title: str) -> str:
+    keys = [
+        (f"s{i % plots.NUM_SERIES_COLOURS}", one.name, percent(one.points[-1][1]))
+        for i, one in enumerate(series)
+    ]
+    told = "; ".join(f"{name} ends at {value}" for _, name, value in keys)
+    return legend(keys) + plots.rate_chart(series, "round", f"{title}. {told}")
+
+
+def _tasks(result: IterateResult) -> str:
+    """Every task of the reported states, where there are several."""
+    found = [
+        (run.arm, one.round, one.evaluation.tasks)
+        for run in result.arms
+        for one in run.rounds
+        if one.evaluation
+    ]
+    if not found or len(found[0][2]) < 2:
+        return ""
+    names = list(found[0][2])
+    body = [
+        (
+            words(arm),
+            str(number),
+            *(f"{tasks[name].num_success}/{tasks[name].num_episodes}" for name in names),
+        )
+        for arm, number, tasks in found
+    ]
+    return section(
+        "Tasks",
+        "Successes of the reported states.",
+        [card("By task", table(("arm", "round", *names), body), wide=True)],
+    )
+
+
+def _numbers(result: IterateResult, plan: Plan) -> str:
+    cards = [card("All numbers", table(HEAD, rows(result)), wide=True)]
+    cards.append(facts_card("What was run", _facts(result, plan), wide=True))
+    notes = list(result.notes)
+    notes.append(
+        "An interval speaks of other initial states for the same policy, not of another run of the rounds: roll-outs "
+        "and training of another seed end elsewhere."
+    )
+    cards.append(notes_card(notes, wide=True))
+    return section("Numbers and settings", "", cards)
+
+
+def _facts(result: IterateResult, plan: Plan) -> dict[str, str]:
+    config, train = plan.config, plan.config.train
+    facts = {
+        "pretrained policy": str(plan.pretrained),
+        "objective": train.objective,
+        "updates a round": str(train.num_updates or f"{train.num_epochs} epochs"),
+        "data beside the roll-outs": train.dataset_dir or "none",
+        "chosen by": "initial states of its own" if config.selection.by == "states" else "the next roll-outs",
+    }
+    if config.selection.by == "states":
+        facts["selection states"] = f"{config.selection.num_episodes} a task, seed {config.selection.seed}"
+    if config.rollouts.folder is not None:
+        facts["roll-outs"] = f"brought to {config.rollouts.folder}"
+    elif plan.actor is not None:
+        facts["roll-outs"] = f"chunkrl actor, {plan.actor.num_episodes or 'any number of'} episodes a round"
+    else:
+        facts["roll-outs"] = f"{config.collect.num_episodes} a round, mode {config.collect.policy_mode}"
+    human = sum(found.rollouts.num_human for run in result.arms for found in run.rounds if found.rollouts)
+    if human:
+        facts["corrected steps"] = str(human)
+    return facts | {f"{words(run.arm)} ended": run.ended for run in result.arms if run.ended}

@@ -1,0 +1,153 @@
+"""What an iteration found: one record a policy, and results.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chunkrl.data.atomic import write_text
+from chunkrl.evaluation.evaluation_result import (
+    Evaluation,
+    Rate,
+    rate_json,
+    rate_of,
+    suite_rate,
+    task_rate,
+)
+
+RESULTS_FILE = "results.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Episodes that a policy recorded.
+
+    data: their data set. fingerprint: of its contents. outcomes: by the task's text, of each episode whether it
+    succeeded and its steps (to success, where it did). num_frames, num_human: frames, and those of them that a human
+    or a corrector chose.
+    """
+
+    data: str
+    fingerprint: str
+    outcomes: Mapping[str, Sequence[tuple[bool, int]]]
+    num_frames: int
+    num_human: int
+
+    @property
+    def rate(self) -> Rate:
+        """Success of all episodes."""
+        return _rate([one for outcomes in self.outcomes.values() for one in outcomes])
+
+    @property
+    def tasks(self) -> dict[str, Rate]:
+        """Success by the task's text."""
+        return {task: _rate(outcomes) for task, outcomes in self.outcomes.items()}
+
+
+def _rate(outcomes: Sequence[tuple[bool, int]]) -> Rate:
+    success, num_steps = (np.array(values) for values in zip(*outcomes, strict=True))
+    return rate_of(success, num_steps)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Success of an evaluation: of all its episodes and by task."""
+
+    rate: Rate
+    tasks: Mapping[str, Rate]
+
+    @staticmethod
+    def of(evaluation: Evaluation) -> Score:
+        """That of `evaluation`."""
+        tasks = {env: task_rate(evaluation, env) for env in evaluation.settings.envs}
+        return Score(suite_rate(evaluation), tasks)
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """One policy: the pretrained one (round 0) or that of a round.
+
+    policy: its folder. num_episodes: of the roll-outs that it was trained on. evaluation: what is reported; None
+    where nothing is evaluated. selection: what it is chosen by; None where that is not known yet. rollouts: its own;
+    None where it made none.
+    """
+
+    round: int
+    policy: str
+    num_episodes: int
+    evaluation: Score | None = None
+    selection: Rate | None = None
+    rollouts: Rollouts | None = None
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """An arm's rounds so far, the pretrained policy first.
+
+    chosen: the round whose policy is used; None while no selection is known. ended: why no further round begins; ""
+    while it goes on.
+    """
+
+    arm: str
+    rounds: Sequence[RoundResult]
+    chosen: int | None = None
+    ended: str = ""
+
+
+@dataclass(frozen=True)
+class IterateResult:
+    """All arms. notes: what a reader should know."""
+
+    arms: Sequence[ArmRun]
+    notes: Sequence[str] = field(default=())
+
+
+def to_json(result: IterateResult) -> dict[str, Any]:
+    """What results.json holds; rates are fractions, intervals 95 % (Wilson)."""
+
+    def rates(all_tasks: Rate, tasks: Mapping[str, Rate]) -> dict[str, Any]:
+        return {**rate_json(all_tasks), "tasks": {task: rate_json(rate) for task, rate in tasks.items()}}
+
+    def one(found: RoundResult) -> dict[str, Any]:
+        evaluation, rollouts = found.evaluation, found.rollouts
+        return {
+            "round": found.round,
+            "policy": found.policy,
+            "trained_on_rollouts": found.num_episodes,
+            "evaluation": None if evaluation is None else rates(evaluation.rate, evaluation.tasks),
+            "selection": None if found.selection is None else rate_json(found.selection),
+            "rollouts": None
+            if rollouts is None
+            else {
+                **rates(rollouts.rate, rollouts.tasks),
+                "data": rollouts.data,
+                "num_frames": rollouts.num_frames,
+                "num_human": rollouts.num_human,
+            },
+        }
+
+    return {
+        "version": _VERSION,
+        "arms": {
+            run.arm: {
+                "chosen": run.chosen,
+                "ended": run.ended,
+                "rounds": [one(found) for found in run.rounds],
+            }
+            for run in result.arms
+        },
+        "notes": list(result.notes),
+    }
+
+
+def write_results(folder: Path, result: IterateResult) -> Path:
+    """Writes results.json, whole or not at all."""
+    path = folder / RESULTS_FILE
+    write_text(path, json.dumps(to_json(result), indent=1, allow_nan=False) + "\n")
+    return path

@@ -1,0 +1,101 @@
+"""Where a round's episodes come from: the simulator, an actor, or a folder that a person fills."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chunkrl.data.formats import ColumnMapping, describe
+from chunkrl.data.label_command import LabelCommand, label_dataset
+from chunkrl.data.metadata import read_info
+from chunkrl.data.problems import Collector
+from chunkrl.envs.collect import collect_dataset
+from chunkrl.envs.collect_config import CollectCommand
+from chunkrl.errors import ChunkRLError
+from chunkrl.iterate.records import Rollouts
+from chunkrl.progress import Progress
+
+if TYPE_CHECKING:  # it needs the extra `online`
+    from chunkrl.online.actor_command import ActorCommand
+
+
+def collect(command: CollectCommand, progress: Progress) -> Mapping[str, Any]:
+    """The simulator's episodes; those that are there stay."""
+    num_success = collect_dataset(command.output_dir, command, progress, accept_complete=True)
+    return {"num_episodes": command.num_episodes, "num_success": num_success}
+
+
+def record(command: ActorCommand, root: Path) -> Mapping[str, Any]:
+    """An actor's episodes, as a data set under `root`.
+
+    In a simulator a session is a function of its settings, so one that was interrupted begins anew; what a robot
+    recorded stays, and the session goes on.
+
+    Raises ChunkRLError where there are fewer episodes than were asked for: somebody quit.
+    """
+    from chunkrl.online.actor_session import run_actor
+    from chunkrl.online.recordings import store_recordings
+
+    run_dir = Path(command.output_dir)
+    if command.env is not None:
+        for folder in (run_dir, root):
+            shutil.rmtree(folder, ignore_errors=True)
+    spool, wanted = run_dir / "spool", command.num_episodes
+    num_stored = store_recordings(spool, root)
+    if wanted is None or num_stored < wanted:
+        run_actor(replace(command, num_episodes=None if wanted is None else wanted - num_stored))
+        num_stored = store_recordings(spool, root)
+    if num_stored < (wanted or 1):
+        raise ChunkRLError(
+            f"{run_dir}: {num_stored} episodes are recorded, {wanted or 'at least 1'} are wanted; record the rest "
+            "with --resume, or ask for fewer in the actor's file"
+        )
+    return {"num_episodes": num_stored}
+
+
+def check_there(data: Path, policy: Path) -> None:
+    """Raises ChunkRLError unless there are episodes at `data`."""
+    if not (data / "meta" / "info.json").is_file() or read_info(data).num_episodes == 0:
+        raise ChunkRLError(
+            f"{data} holds no episodes: record some with the policy {policy} there, for example by lerobot-rollout, "
+            "and go on with --resume"
+        )
+
+
+def label(command: LabelCommand, progress: Progress) -> Mapping[str, Any]:
+    """Labels the episodes: the fields of `Rollouts`.
+
+    Raises DatasetError where nothing says which succeeded.
+    """
+    table, labels = label_dataset(command, progress)
+    texts = [table.task_text(int(row)) for row in table.episode_start]
+    # a recording may go on after the success
+    steps = np.add.reduceat((~labels.after_success).astype(np.int64), table.episode_start)
+    found = list(zip(texts, labels.success.tolist(), steps.tolist(), strict=True))
+    outcomes = {
+        task: [(success, count) for text, success, count in found if text == task]
+        for task in dict.fromkeys(texts)
+    }
+    fingerprint, num_human = (
+        data_fingerprint(command.dataset, command.mapping),
+        np.count_nonzero(labels.human),
+    )
+    return asdict(Rollouts(command.dataset, fingerprint, outcomes, table.num_frames, int(num_human)))
+
+
+def data_fingerprint(dataset: str, mapping: ColumnMapping, revision: str | None = None) -> str:
+    """Of a data set's contents, also of episodes that are set aside."""
+    return describe(dataset, mapping, revision, Collector()).fingerprint
+
+
+def read_rollouts(found: Mapping[str, Any]) -> Rollouts:
+    """What `label` found, as it is read back."""
+    outcomes = {
+        task: [(success, steps) for success, steps in each] for task, each in found["outcomes"].items()
+    }
+    return Rollouts(**{**found, "outcomes": outcomes})

@@ -1,0 +1,99 @@
+"""A round's folder: each step's configuration, and what it found once it is done; a killed step goes on.
+
+`NAME.json` is the configuration of an existing command (`chunkrl train --config round-001/train.json` repeats the
+step), written before the step begins. `NAME.done.json` is written when it is over, and holds what later steps need.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chunkrl.config import save_config
+from chunkrl.data.atomic import write_text
+from chunkrl.errors import ChunkRLError
+
+# of any step or of the whole: what may change while the results stay the same
+_FREE = {"num_workers", "hang_s", "videos", "live", "device", "resume", "connect"}
+_FREE |= {"save_interval", "save_updates", "keep_checkpoints", "log_interval", "tracking", "value_videos"}
+FREE_OF_A_RUN = frozenset({"rounds", "arms", "stop"})
+"""Of the command: a run that goes on may make more rounds, or more arms."""
+
+
+def run_step(folder: Path, name: str, config: Any, act: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Does a step unless it is done; returns what it found.
+
+    config: a dataclass, all that the step depends on. act: does what is left of it.
+
+    Raises ChunkRLError where the folder holds this step of another configuration.
+    """
+    asked, done = folder / f"{name}.json", folder / f"{name}.done.json"
+    if asked.is_file():
+        check_same(asked, config)
+    if done.is_file():
+        return read_json(done)["found"]
+    save_config(config, asked)
+    started = time.monotonic()
+    with _own_threads():
+        found = dict(act())
+    write_text(done, json.dumps({"found": found, "seconds": time.monotonic() - started}, indent=1) + "\n")
+    return json.loads(json.dumps(found))  # as it is read back
+
+
+@contextmanager
+def _own_threads() -> Iterator[None]:
+    """A step leaves no number of threads behind: sums of another one round otherwise, and a run that goes on has
+    not done the steps before."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_same(file: Path, config: Any, free: frozenset[str] = frozenset()) -> None:
+    """Raises ChunkRLError where `file` holds another configuration than `config`; free: settings that may differ."""
+    there, here = _leaves(read_json(file)), _leaves(json.loads(json.dumps(asdict(config), default=str)))
+    differing = [
+        f"{name} ({there.get(name)!r} there, {here.get(name)!r} here)"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name) and not (_FREE | free) & set(name.split("."))
+    ]
+    if differing:
+        raise ChunkRLError(
+            f"{file} is of another configuration: {'; '.join(differing)}. Go on with that one, or use another "
+            "--output-dir"
+        )
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises ChunkRLError where the file is damaged."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ChunkRLError(
+            f"{file} is damaged ({error}): delete the folder of its round and go on with --resume"
+        ) from error
+    if not isinstance(values, dict):
+        raise ChunkRLError(
+            f"{file} holds no JSON object: delete the folder of its round and go on with --resume"
+        )
+    return values
