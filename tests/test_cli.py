@@ -101,6 +101,7 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
             "train",
             "evaluate",
             "compare",
+            "iterate",
             "learner",
             "actor",
             "report",
