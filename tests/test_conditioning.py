@@ -8,17 +8,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chunkrl.algorithms.advantage_bins import advantage_bins, forced_high
 from chunkrl.algorithms.conditioning import (
     NO_LABEL,
     ConditioningConfig,
-    advantage_bins,
     check_prompts,
     condition_text,
     drop_labels,
-    force_labels,
     texts,
 )
 from chunkrl.errors import ChunkRLError
+
+QUANTILES = ConditioningConfig(edges="quantiles")
 
 
 def test_texts() -> None:
@@ -35,7 +36,7 @@ def test_quantiles_are_each_tasks_own() -> None:
     """A task whose advantages are all larger than another's still has its share of negatives."""
     task = np.repeat([0, 1], 100)
     advantage = np.concatenate([np.linspace(0, 1, 100), np.linspace(10, 11, 100)])
-    bins = advantage_bins(advantage, task, ConditioningConfig(), 1.0)
+    bins = advantage_bins(advantage, task, QUANTILES, 1.0)
     assert bins[:100].sum() == bins[100:].sum() == 35
     assert (np.diff(bins[:100]) >= 0).all()
 
@@ -51,9 +52,9 @@ def test_the_documents_fixed_edges() -> None:
 def test_extreme_advantages_get_different_words() -> None:
     """Lesson 1 of the earlier implementation: scaling put all labels into the middle bin for two months."""
     for config in (
-        ConditioningConfig(),
+        QUANTILES,
         ConditioningConfig(num_bins=3, edges="fixed"),
-        ConditioningConfig(num_bins=5),
+        ConditioningConfig(num_bins=5, edges="quantiles"),
     ):
         bins = advantage_bins(np.linspace(-1, 1, 11), np.zeros(11, int), config, 1.0)
         assert bins[0] == 0 and bins[-1] == config.highest
@@ -64,23 +65,24 @@ def test_an_empty_bin_is_an_error_that_says_which() -> None:
     with pytest.raises(ChunkRLError, match=r"Advantage: 0.*quantiles"):
         advantage_bins(np.linspace(-0.1, 0.1, 20), np.zeros(20, int), config, 1.0)
     with pytest.raises(ChunkRLError, match="only successes or only failures"):
-        advantage_bins(np.zeros(20), np.zeros(20, int), ConditioningConfig(), 1.0)
+        advantage_bins(np.zeros(20), np.zeros(20, int), QUANTILES, 1.0)
 
 
 def test_a_task_without_its_share_is_an_error() -> None:
     task = np.repeat([0, 1], 20)
     advantage = np.concatenate([np.linspace(0, 1, 20), np.full(20, 0.5)])
     with pytest.raises(ChunkRLError, match="no chunk of a task got"):
-        advantage_bins(advantage, task, ConditioningConfig(), 1.0)
+        advantage_bins(advantage, task, QUANTILES, 1.0)
 
 
-def test_human_chunks_and_chosen_data_are_forced_high() -> None:
-    bins = np.zeros(4, int)
+def test_human_chunks_chosen_data_and_successes_are_forced_high() -> None:
     human = np.array([True, False, False, False])
-    source = np.array([0, 0, 0, 1])
-    assert force_labels(bins, human, source, ConditioningConfig()).tolist() == [1, 0, 0, 0]
-    chosen = ConditioningConfig(num_bins=5, force_high=(1,))
-    assert force_labels(bins, None, source, chosen).tolist() == [0, 0, 0, 4]
+    source, success = np.array([0, 0, 0, 1]), np.array([False, True, False, False])
+    assert forced_high(human, source, success, ConditioningConfig()).tolist() == [True, False, False, False]
+    chosen = ConditioningConfig(force_high=(1,))
+    assert forced_high(None, source, success, chosen).tolist() == [False, False, False, True]
+    every = ConditioningConfig(force_high=(1,), success="force")
+    assert forced_high(human, source, success, every).tolist() == [True, True, False, True]
 
 
 def test_dropout_takes_its_share_and_nothing_else() -> None:
@@ -96,7 +98,8 @@ def test_dropout_takes_its_share_and_nothing_else() -> None:
 @given(st.lists(st.floats(-5, 5), min_size=20, max_size=60, unique=True), st.sampled_from([2, 3, 5]))
 def test_labels_do_not_fall_as_advantages_rise(values: list[float], num_bins: int) -> None:
     advantage = np.array(values)
-    bins = advantage_bins(advantage, np.zeros(len(values), int), ConditioningConfig(num_bins=num_bins), 1.0)
+    config = ConditioningConfig(num_bins=num_bins, edges="quantiles")
+    bins = advantage_bins(advantage, np.zeros(len(values), int), config, 1.0)
     assert (np.diff(bins[np.argsort(advantage)]) >= 0).all()
     assert set(bins) == set(range(num_bins))
 
@@ -111,8 +114,16 @@ def test_prompts_that_do_not_differ_are_refused() -> None:
     "settings",
     [
         {"num_bins": 4},
-        {"cuts": (0.5, 0.6)},
-        {"cuts": (1.5,)},
+        {"cuts": (0.5,)},
+        {"edges": "quantiles", "cuts": (0.5, 0.6)},
+        {"edges": "quantiles", "cuts": (1.5,)},
+        {"edges": "quantiles", "highest_part": 0.5},
+        {"edges": "tertiles"},
+        {"success": "high"},
+        {"pools": "apart"},
+        {"negatives": "none"},
+        {"highest_part": 0.0},
+        {"positive_share": 1.0},
         {"num_bins": 3, "edges": "fixed", "cuts": (0.5, -0.5)},
         {"dropout": 1.0},
         {"dropout": 0.0, "guidance": 2.0},

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms import advantages as adv
+from chunkrl.algorithms.advantage_bins import advantage_bins
 from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
-from chunkrl.algorithms.conditioning import ConditioningConfig, advantage_bins
+from chunkrl.algorithms.conditioning import ConditioningConfig
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
 from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.algorithms.weights import WeightRule, to_weights
@@ -94,11 +95,11 @@ def test_a_rate_is_as_good_as_so_many_copies(rows: list[tuple[float, int]]) -> N
 
 def test_bins_have_their_shares_of_what_is_drawn() -> None:
     advantage, task = np.arange(10.0), np.zeros(10, int)
-    halves = ConditioningConfig(num_bins=2, cuts=(0.5,))
+    halves = ConditioningConfig(num_bins=2, edges="quantiles", cuts=(0.5,))
     assert advantage_bins(advantage, task, halves, 1.0).tolist() == [0] * 5 + [1] * 5
     rates = np.array([1.0] * 8 + [4.0] * 2)  # 16 draws, of which the best two starts have half
     assert advantage_bins(advantage, task, halves, 1.0, rates).tolist() == [0] * 8 + [1] * 2
-    fifths = ConditioningConfig(num_bins=5)
+    fifths = ConditioningConfig(num_bins=5, edges="quantiles")
     rates = np.array([2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
     found = advantage_bins(advantage, task, fifths, 1.0, rates)
     shares = np.bincount(found, weights=rates, minlength=5)
@@ -112,7 +113,7 @@ def test_bins_have_their_shares_of_what_is_drawn() -> None:
 def test_a_task_that_is_never_drawn_needs_no_bins() -> None:
     advantage, task = np.array([0.0, 1, 2, 3, 7, 7]), np.array([0, 0, 0, 0, 1, 1])
     rates = np.array([1.0, 1, 1, 1, 0, 0])
-    config = ConditioningConfig(num_bins=2, cuts=(0.5,))
+    config = ConditioningConfig(num_bins=2, edges="quantiles", cuts=(0.5,))
     assert advantage_bins(advantage, task, config, 1.0, rates).tolist() == [0, 0, 1, 1, 0, 0]
 
 

@@ -125,10 +125,12 @@ def test_the_critics_own_label_is_kept_beside_a_forced_one(
     root: Path, checkpoints: Path, tmp_path: Path
 ) -> None:
     """Lesson 5: forcing a high advantage hid what the critic was worth."""
-    free = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path / "free", "advantage_conditioned"))
+    labels = ConditioningConfig(edges="quantiles", success="free")
+    rules = {"conditioning": labels, "human_chunks": "critic"}  # no other chunk is forced
+    free = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path / "free", "advantage_conditioned", **rules))
     forced = config(
         *(root, checkpoints, tmp_path / "forced", "advantage_conditioned"),
-        conditioning=ConditioningConfig(force_high=(0,)),
+        **rules | {"conditioning": replace(labels, force_high=(0,))},
     )
     free.train()
     run = ChunkLevelOfflineRL(forced)

@@ -129,7 +129,11 @@ def test_the_prompt_of_training_is_that_of_inference(
         seen.append((prompt.head + prompt.task + prompt.tail, args[4]))
         return prompt
 
-    run = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path, "advantage_conditioned"))
+    # in each task, whatever its episodes came to
+    labels = ConditioningConfig(edges="quantiles", success="free")
+    run = ChunkLevelOfflineRL(
+        config(root, checkpoints, tmp_path, "advantage_conditioned", conditioning=labels)
+    )
     monkeypatch.setattr(policy_module, "build_prompt", recorded)
     actor = run.train()
     asked = {condition for _, condition in seen}

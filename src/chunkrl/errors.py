@@ -9,6 +9,10 @@ class DatasetError(ChunkRLError):
     """A data set that cannot be read as asked: names the file, the episode or the column."""
 
 
+class LabelError(ChunkRLError):
+    """Values that are as they should be, of which no labels can be made as asked: the values are kept."""
+
+
 class CheckpointError(ChunkRLError):
     """A checkpoint that is incomplete or made for another configuration."""
 

@@ -19,7 +19,7 @@ from chunkrl.build import build_algorithm, choose_device, open_data, reads_task
 from chunkrl.config import load_config, save_config
 from chunkrl.data.atomic import write_text
 from chunkrl.data.collection import ChunkCollection
-from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.errors import CheckpointError, ChunkRLError, LabelError
 from chunkrl.integration.pi_chunks import use_pi_chunks
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.learner import PiLearner
@@ -160,7 +160,13 @@ class ChunkLevelOfflineRL:
             self._load(self._resume)
         if self.before_training is not None:
             self.before_training()
-        self.trainer.run()
+        try:
+            self.trainer.run()
+        except LabelError as error:  # the values took the time, and other settings can use them
+            self._save_labels(run_dir)
+            raise LabelError(
+                f"{error}. The values are kept: use them again with --values {run_dir}"
+            ) from error
         if self.config.objective != "value":
             self.save(run_dir / "policy")
         self._save_labels(run_dir)

@@ -13,6 +13,10 @@ from chunkrl.train_config import Objective, TrainConfig
 from chunkrl.training.values_io import values_file
 
 WEIGHTED = ("cross_fitted", "shuffled_advantages", "iql")  # objectives whose weights are balanced
+CONDITIONED = (
+    "advantage_conditioned",
+    "shuffled_conditioning",
+)  # objectives whose labels are of the same strata
 UNLABELLED = ("behaviour_cloning", "success_cloning")  # objectives that give frames no values
 
 
@@ -59,10 +63,10 @@ def _check_values(config: TrainConfig) -> None:
         raise ChunkRLError(
             f"--objective {config.objective} reads no {', '.join(unread)}: leave them out, or use cross_fitted"
         )
-    if config.balance != BalanceConfig() and config.objective not in WEIGHTED:
+    if config.balance != BalanceConfig() and config.objective not in (*WEIGHTED, *CONDITIONED):
         raise ChunkRLError(
             f"--objective {config.objective} has no weights to balance: leave --balance.* out, or use one of "
-            f"{', '.join(WEIGHTED)}"
+            f"{', '.join((*WEIGHTED, *CONDITIONED))}"
         )
     if config.sample_weights and config.objective != "behaviour_cloning":
         raise ChunkRLError(

@@ -1,8 +1,9 @@
-"""The advantage as text in the prompt: bins, labels, forced labels, dropout, and proof that the policy reads it.
+"""The advantage as text in the prompt: settings, words, dropout, and proof that the policy reads it.
 
 RECAP / pi*0.6 (arXiv 2511.14759) writes "Advantage: positive" or "negative"; the advantage-conditioned pi0.5
-document writes one of five bins. Training and inference build the text with `condition_text` and put it into the
-prompt with `chunkrl.models.pi.prompt`, the one place where prompts are made.
+document writes one of five bins. `advantage_bins` says which start gets which. Training and inference build the text
+with `condition_text` and put it into the prompt with `chunkrl.models.pi.prompt`, the one place where prompts are
+made.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from chunkrl.algorithms.advantages import return_range
-from chunkrl.algorithms.human_chunks import forced_metrics
-from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
 from chunkrl.ranks import draw_rows
 
-BinEdges = Literal["quantiles", "fixed"]
+BinEdges = Literal["strata", "quantiles", "fixed"]
+SuccessRule = Literal["mask", "force", "free"]
+Pools = Literal["together", "datasets"]
+Negatives = Literal["labelled", "unconditional"]
 NO_LABEL = -1  # the label of a chunk that is trained without the advantage in its prompt
 
 _NAMES = {2: ("negative", "positive"), 3: ("negative", "neutral", "positive")}
@@ -34,29 +35,68 @@ class ConditioningConfig:
 
     num_bins: int = 2
     """2 (negative, positive), 3 (with neutral) or 5 (the document's 0 to 4)."""
-    edges: BinEdges = "quantiles"
-    """quantiles: of each task's advantages; fixed: on the advantage divided by the range of returns, in [-1, 1]."""
+    edges: BinEdges = "strata"
+    """strata: in each stratum of time and held-out value (`--balance.*`) as many chunks get the highest label as lie
+    in successful episodes there, times `highest_part`, and the others equal shares of the rest; quantiles: of each
+    task's advantages; fixed: on the advantage divided by the range of returns, in [-1, 1]."""
     cuts: tuple[float, ...] = ()
     """Quantiles in (0, 1), or fixed edges, between the bins; default: the top 35 % are positive; 5 equal shares; the
-    document's -.6 -.2 .2 .6 where edges are fixed."""
-    dropout: float = 0.3
-    """Share of chunks trained without the advantage: what guidance compares with."""
+    document's -.6 -.2 .2 .6 where edges are fixed. Strata have none."""
+    highest_part: float = 1.0
+    """Strata: the part of that number of chunks, in (0, 1]."""
+    success: SuccessRule = "mask"
+    """mask: no chunk of a failed episode gets the highest label; force: all chunks of successful episodes do; free:
+    the advantage alone decides."""
+    pools: Pools = "together"
+    """Where edges are taken, of what no rule forces high: over all data sets together, or in each data set apart."""
     force_high: tuple[int, ...] = ()
     """Data sets (0: --dataset-dir, 1: the first additional one, ...) whose chunks are all labelled high."""
+    positive_share: float | None = None
+    """Share of a batch's rows with the highest label, in each data set that has others too; None: as they come."""
+    negatives: Negatives = "labelled"
+    """labelled: chunks below the highest label are trained with theirs; unconditional: without any."""
+    dropout: float = 0.3
+    """Share of chunks trained without the advantage: what guidance compares with."""
     guidance: float = 1.0
     """Of classifier-free guidance, saved as the policy's default."""
 
     def __post_init__(self) -> None:
         if self.num_bins not in _QUANTILES:
             raise ChunkRLError(f"conditioning.num_bins is {self.num_bins}; use 2, 3 or 5")
-        if self.edges not in get_args(BinEdges):
-            raise ChunkRLError(f"conditioning.edges is {self.edges!r}; use quantiles or fixed")
+        kinds = {"edges": BinEdges, "success": SuccessRule, "pools": Pools, "negatives": Negatives}
+        for name, allowed in kinds.items():
+            if getattr(self, name) not in get_args(allowed):
+                raise ChunkRLError(
+                    f"conditioning.{name} is {getattr(self, name)!r}; use one of {', '.join(get_args(allowed))}"
+                )
         if not 0 <= self.dropout < 1:
             raise ChunkRLError(f"conditioning.dropout is {self.dropout}; it must lie in [0, 1)")
-        if self.guidance != 1 and self.dropout == 0:
+        if self.guidance != 1 and self.dropout == 0 and self.negatives == "labelled":
             raise ChunkRLError(
                 "guidance compares with the policy without the label, which conditioning.dropout 0 never trains: "
                 "set it to about 0.3"
+            )
+        if self.positive_share is not None and not 0 < self.positive_share < 1:
+            raise ChunkRLError(
+                f"conditioning.positive_share is {self.positive_share}; it lies between 0 and 1, both excluded: "
+                "--objective success_cloning trains on good chunks alone"
+            )
+        self._check_edges()
+
+    def _check_edges(self) -> None:
+        if not 0 < self.highest_part <= 1:
+            raise ChunkRLError(f"conditioning.highest_part is {self.highest_part}; it must lie in (0, 1]")
+        if self.edges == "strata":
+            if self.cuts:
+                raise ChunkRLError(
+                    "conditioning.cuts are of quantiles or fixed edges: with strata give conditioning.highest_part, "
+                    "or say --conditioning.edges"
+                )
+            return
+        if self.highest_part != 1:
+            raise ChunkRLError(
+                f"conditioning.highest_part is of --conditioning.edges strata; with {self.edges} give "
+                "conditioning.cuts"
             )
         cuts = self.boundaries
         low, high = (0.0, 1.0) if self.edges == "quantiles" else (-np.inf, np.inf)
@@ -69,7 +109,7 @@ class ConditioningConfig:
 
     @property
     def boundaries(self) -> tuple[float, ...]:
-        """The cuts, or their defaults."""
+        """The cuts, or their defaults (of quantiles or fixed edges)."""
         if self.cuts:
             return self.cuts
         return (_QUANTILES if self.edges == "quantiles" else _FIXED)[self.num_bins]
@@ -100,106 +140,18 @@ def conditions_beside(condition: str) -> tuple[str, ...]:
     return tuple(sorted(beside | {"", condition}))
 
 
-def _quantiles(values: np.ndarray, rates: np.ndarray | None, shares: tuple[float, ...]) -> np.ndarray:
-    """Of values float [N]; with rates float [N], the smallest values that such shares of what is drawn do not
-    exceed."""
-    if rates is None:
-        return np.quantile(values, shares)
-    order = np.argsort(values, kind="stable")
-    drawn = np.cumsum(rates[order], dtype=np.float64)
-    first = np.searchsorted(drawn, np.asarray(shares) * drawn[-1] * (1 - 1e-9))
-    return values[order][first]
-
-
-def advantage_bins(
-    advantage: np.ndarray,
-    task: np.ndarray,
-    config: ConditioningConfig,
-    return_range: float,
-    rates: np.ndarray | None = None,
-) -> np.ndarray:
-    """The bin of every advantage, int64 [N].
-
-    advantage: float [N], in units of returns. task: int [N]; quantiles are taken within each task, whose advantages
-    need not be comparable. return_range: highest minus lowest return, which fixed edges are fractions of.
-    rates: how often each is drawn, float [N] (`draws.draw_rates`), which quantiles count it by: the bins' shares are
-    those of the batches, and what is never drawn shifts no edge. None: all alike.
-
-    Raises:
-        ChunkRLError: a bin is empty.
-    """
-    bins = np.empty(len(advantage), dtype=np.int64)
-    drawn = np.ones(len(task), bool) if rates is None else rates > 0
-    for one in np.unique(task[drawn]):
-        rows = (task == one) & drawn
-        values = advantage[rows].astype(np.float64)
-        if config.edges == "quantiles":
-            edges = _quantiles(values, None if rates is None else rates[rows], config.boundaries)
-        else:
-            edges = np.asarray(config.boundaries) * return_range
-        bins[task == one] = np.searchsorted(edges, advantage[task == one].astype(np.float64), side="left")
-    bins[~np.isin(task, task[drawn])] = 0  # nothing of these tasks is trained on
-    # every task must have its own share of each quantile; fixed edges mean the same for all
-    each_task = [bins[(task == one) & drawn] for one in np.unique(task[drawn])]
-    groups = each_task if config.edges == "quantiles" else [bins[drawn]]
-    counts = np.min([np.bincount(group, minlength=config.num_bins) for group in groups], axis=0)
-    if (counts == 0).any():
-        empty = [condition_text(int(label), config.num_bins) for label in np.flatnonzero(counts == 0)]
-        raise ChunkRLError(
-            f"no chunk of a task got {empty}: advantages are {advantage[drawn].min():.3g} to "
-            f"{advantage[drawn].max():.3g}, and "
-            f"returns spread over {return_range:.3g}. Use --conditioning.edges quantiles, or --conditioning.cuts in "
-            "that range. Advantages that are all equal mean that the data has only successes or only failures"
-        )
-    return bins
-
-
-def force_labels(
-    bins: np.ndarray, human: np.ndarray | None, source: np.ndarray, config: ConditioningConfig
-) -> np.ndarray:
-    """Bins [N] with a human's chunks and chosen data sets raised to the highest label; the rest keeps the critic's.
-
-    human: bool [N] (`human_chunks`). source: int [N], the data set of each chunk.
-    """
-    forced = np.isin(source, config.force_high)
-    if human is not None:
-        forced |= human
-    return np.where(forced, config.highest, bins)
-
-
-def label_bins(
-    data: ChunkData,
-    advantage: np.ndarray,
-    returns: np.ndarray,
-    config: ConditioningConfig,
-    rates: np.ndarray | None = None,
-    human: np.ndarray | None = None,
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Labels of every start and their shares.
-
-    advantage, returns: float [len]. rates: how often each start is drawn, float [len] (`draws.draw_rates`), which
-    quantiles and shares count it by; None: all alike. human: bool [len], chunks of a human that are forced high.
-    The labels: `advantage_bin_raw`, the critic's, and `advantage_bin`, with some forced high, int [len] each.
-    """
-    span = return_range(returns if rates is None else returns[rates > 0])
-    bins = advantage_bins(advantage, data.task, config, span.high - span.low, rates)
-    forced = force_labels(bins, human, data.source(np.arange(len(data))), config)
-    names = [condition_text(label, config.num_bins).split()[-1] for label in range(config.num_bins)]
-    overruled = (forced != bins) if rates is None else (forced != bins) & (rates > 0)
-
-    def share(rows: np.ndarray) -> float:
-        return float(np.average(rows, weights=rates))
-
-    shares = {f"advantage/share_{name}": share(forced == label) for label, name in enumerate(names)}
-    return {"advantage_bin_raw": bins, "advantage_bin": forced}, shares | forced_metrics(
-        overruled, advantage, rates
-    )
-
-
 def drop_labels(labels: torch.Tensor, dropout: float) -> torch.Tensor:
     """labels int [B] with a share `dropout` of them, drawn from torch's global generator, set to `NO_LABEL`."""
     dropped = draw_rows(torch.rand, tuple(labels.shape)) < dropout
     return torch.where(dropped.to(labels.device), NO_LABEL, labels)
+
+
+def trained_texts(labels: torch.Tensor, config: ConditioningConfig) -> list[str]:
+    """What stands in the prompt of every row of labels int [B] in an update: some are dropped anew each time."""
+    heard = drop_labels(labels, config.dropout)
+    if config.negatives == "unconditional":
+        heard = torch.where(heard < config.highest, NO_LABEL, heard)
+    return texts(heard, config.num_bins)
 
 
 def texts(labels: torch.Tensor, num_bins: int) -> list[str]:

@@ -35,19 +35,20 @@ import torch
 from chunkrl import ranks
 from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms import losses
+from chunkrl.algorithms.advantage_bins import Shuffle, label_bins
 from chunkrl.algorithms.advantage_critic import LABEL as Q_LABEL
 from chunkrl.algorithms.advantage_critic import AdvantageCritic
 from chunkrl.algorithms.balance import BalanceConfig, Strata, first_rows, make_strata
 from chunkrl.algorithms.base import Metrics, Networks, Phase, only_finite
 from chunkrl.algorithms.best_of_n import QEnsemble
-from chunkrl.algorithms.conditioning import ConditioningConfig, condition_text, drop_labels, label_bins, texts
+from chunkrl.algorithms.conditioning import ConditioningConfig, condition_text, trained_texts
 from chunkrl.algorithms.distil import DistilConfig, best_chunks, distil_metrics, mixture, with_best_chunks
 from chunkrl.algorithms.human_chunks import HumanRule, forced_metrics, human_chunks
 from chunkrl.algorithms.value_labels import ValueLabels, label_metrics
 from chunkrl.algorithms.value_learner import ValueFit, ValueLearner, microbatches
 from chunkrl.algorithms.weights import WeightRule, normalized, spread_metrics, to_weights
 from chunkrl.data.collection import ChunkData
-from chunkrl.data.draws import draw_rates, starts_by_weight, trained_starts
+from chunkrl.data.draws import draw_rates, starts_by_share, starts_by_weight, trained_starts
 from chunkrl.data.large_arrays import keep
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
@@ -110,6 +111,15 @@ class CrossFittedConfig:
             raise ChunkRLError(
                 "--fit.draw weight is of weights that stay: use uniform with advantage_conditioned and with "
                 "--relabel-interval"
+            )
+        if self.conditioning.positive_share is not None and self.relabel_interval:
+            raise ChunkRLError(
+                "--conditioning.positive-share draws by labels that stay: leave it or --relabel-interval out"
+            )
+        if self.use == "condition" and self.conditioning.edges == "strata" and self.balance.kind != "strata":
+            raise ChunkRLError(
+                "--conditioning.edges strata labels within the strata of --balance.kind strata: leave --balance.kind "
+                "out, or use --conditioning.edges quantiles"
             )
         if self.microbatch_size is not None and self.microbatch_size < 1:
             raise ChunkRLError(f"microbatch_size is {self.microbatch_size}; it must be at least 1")
@@ -302,6 +312,10 @@ class CrossFittedAdvantage:
         self.labels = {key: keep(self._dataset.cache_dir, values) for key, values in self.labels.items()}
         for key, values in self.labels.items():
             self._dataset.attach(key, values)
+        share, highest = self.config.conditioning.positive_share, self.config.conditioning.highest
+        if self.labels and self.config.use == "condition" and share is not None:
+            high = self.labels["advantage_bin"] == highest
+            self._subset = starts_by_share(self._dataset, self._trained, high, share, self.seed)
         if self.labels and self.config.fit.draw == "weight" and self.config.use == "weight":
             self._subset, left = starts_by_weight(
                 self._dataset, self._trained, self.labels["weight"], self.seed
@@ -369,9 +383,7 @@ class CrossFittedAdvantage:
     def _conditions(self, batch: ChunkTransition) -> list[str] | None:
         if self.config.use != "condition":
             return None
-        conditioning = self.config.conditioning
-        labels = drop_labels(batch.labels["advantage_bin"].cpu(), conditioning.dropout)
-        return texts(labels, conditioning.num_bins)
+        return trained_texts(batch.labels["advantage_bin"].cpu(), self.config.conditioning)
 
     def _add_by_bin(
         self, sums: dict[str, tuple[float, int]], part: ChunkTransition, loss: torch.Tensor
@@ -414,21 +426,44 @@ class CrossFittedAdvantage:
         advantage = labels.advantage
         if config.fit.past_advantage:
             advantage = advantage + self._past_advantage(labels.value)
-        if config.shuffled:
+        if config.shuffled and config.use == "weight":
             advantage = adv.shuffle_between(advantage, self.seed, self._trained)
         human = human_chunks(data, config.human)
         forced = None if human is None else human.forced
         if human is not None and human.loss_steps is not None:
             self.labels["loss_steps"] = human.loss_steps
         if config.use == "condition":
-            bins, more = label_bins(data, advantage, labels.returns, config.conditioning, rates, forced)
-            self.labels |= bins
-            return metrics | more
+            return metrics | self._use_labels(labels, advantage, rates, forced)
         if forced is not None:
             drawn = forced if rates is None else forced & (rates > 0)
             metrics |= forced_metrics(drawn, advantage, rates)
         self.labels["weight"], more = self._weights(advantage, labels.value, rates, forced)
         return metrics | more
+
+    def _use_labels(
+        self,
+        labels: ValueLabels,
+        advantage: np.ndarray,
+        rates: np.ndarray | None,
+        forced: np.ndarray | None,
+    ) -> Metrics:
+        config = self.config
+        strata = None
+        if config.conditioning.edges == "strata":
+            strata = self._strata(labels.value, rates, None)
+            self._warned = True
+        bins, metrics = label_bins(
+            self._dataset,
+            advantage,
+            labels.returns,
+            config.conditioning,
+            rates,
+            forced,
+            strata,
+            Shuffle(self.seed, self._trained) if config.shuffled else None,
+        )
+        self.labels |= bins
+        return {**metrics}
 
     def _weights(
         self, advantage: np.ndarray, value: np.ndarray, rates: np.ndarray | None, forced: np.ndarray | None

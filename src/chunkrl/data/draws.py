@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from chunkrl.data.collection import ChunkCollection, ChunkData
@@ -49,8 +51,37 @@ def draw_rates(data: ChunkData, drawn: np.ndarray | None) -> np.ndarray | None:
     return keep(collection.cache_dir, rates)
 
 
+MOST_TIMES = 8  # so many positions a start, so that rare ones are not all left out
+
+
+def starts_by_share(
+    data: ChunkData, drawn: np.ndarray | None, chosen: np.ndarray, share: float, seed: int
+) -> np.ndarray:
+    """What to draw from, all alike, in place of `drawn`, so that `share` of what is drawn is `chosen`: in each data
+    set that has both kinds. One with a single kind is drawn as it is, and how often each is drawn from stays.
+
+    Returns positions int64, of `starts_by_weight`, up to `MOST_TIMES` as many as there are starts: enough that
+    those which are drawn less often are all among them.
+
+    drawn: positions int [n] that may be drawn, None all. chosen: bool [len]. share: in (0, 1).
+    """
+    collection = ChunkCollection.of(data)
+    positions = np.arange(len(collection)) if drawn is None else np.asarray(drawn)
+    weight = np.ones(len(collection), np.float32)
+    times = 1.0
+    for first, last in collection.spans:
+        own = positions[(first <= positions) & (positions < last)]
+        high = chosen[own]
+        part = float(high.mean()) if len(own) else 0.0
+        if 0 < part < 1:
+            above, below = share / part, (1 - share) / (1 - part)
+            weight[own] = np.where(high, above, below)
+            times = max(times, 1 / min(above, below))
+    return starts_by_weight(data, drawn, weight, seed, min(MOST_TIMES, math.ceil(times - 1e-6)))[0]
+
+
 def starts_by_weight(
-    data: ChunkData, drawn: np.ndarray | None, weight: np.ndarray, seed: int
+    data: ChunkData, drawn: np.ndarray | None, weight: np.ndarray, seed: int, times: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """What to draw from, all alike, in place of `drawn`, so that a start comes in proportion to its weight.
 
@@ -59,7 +90,8 @@ def starts_by_weight(
     how often a data set is drawn from does not change. On average over seeds the weighted loss is the same; fewer
     rows of a batch are spent on what weighs next to nothing.
 
-    drawn: positions int [n] that may be drawn, None all. weight: float [len], not negative.
+    drawn: positions int [n] that may be drawn, None all. weight: float [len], not negative. times: positions for
+    each of `drawn`.
     """
     collection = ChunkCollection.of(data)
     positions = np.arange(len(collection)) if drawn is None else np.asarray(drawn)
@@ -71,7 +103,9 @@ def starts_by_weight(
         if (total := mass.sum()) > 0:
             left[first:last] = total / len(own)
             offset = 1.0 - np.random.default_rng([seed, number, _BY_WEIGHT]).random()
-            own = np.repeat(own, source_counts(mass / total, len(own), offset))
+            own = np.repeat(own, source_counts(mass / total, times * len(own), offset))
+        else:
+            own = np.repeat(own, times)
         chosen.append(own)
     return keep(collection.cache_dir, np.concatenate(chosen)), left
 
