@@ -98,7 +98,7 @@ def test_statistics_are_kept_for_what_they_are_of(dataset: Path, monkeypatch: py
         {"encoding": ActionEncoding("relative", (1,), (0,))},
         {"encoding": relative, "horizon": 2},
         {"encoding": relative, "episodes": [1]},
-        {"encoding": relative, "mapping": ColumnMapping(state_key="action")},
+        {"encoding": relative, "mapping": ColumnMapping(state_key=("action",))},
     )
 
     def means() -> list[np.ndarray]:

@@ -151,8 +151,8 @@ def test_columns_of_other_names(tmp_path: Path, capsys: pytest.CaptureFixture[st
     main(small(root, tmp_path / "run", *columns, "--image-keys"))
     saved = load_config(TrainConfig, tmp_path / "run" / "config.json")
     assert (saved.mapping.state_key, saved.mapping.action_key, saved.mapping.image_keys) == (
-        "pose",
-        "command",
+        ("pose",),
+        ("command",),
         (),
     )
     assert "'pose2', which --state-key names" in refused(

@@ -121,7 +121,12 @@ def test_what_is_left_after_skipping_bad_episodes_is_exact(folders: list[LeRobot
         starts = np.cumsum([0, *folder.lengths])
         rows = np.concatenate([np.arange(int(starts[e]), int(starts[e + 1])) for e in table.episode_ids])
         for name, values in folder.columns.items():
-            np.testing.assert_array_equal(table.column(name), values[rows], strict=True)
+            try:
+                found = table.column(name)
+            except DatasetError as error:  # a column that nobody uses stops only those who ask for it
+                assert str(copy) in str(error)
+                continue
+            np.testing.assert_array_equal(found, values[rows], strict=True)
         for name, pictures in folder.images.items():
             got = table.images(name, np.arange(len(rows)))
             np.testing.assert_array_equal(got, pictures[rows].transpose(0, 3, 1, 2), strict=True)

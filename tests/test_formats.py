@@ -25,7 +25,11 @@ def test_describes_every_version_and_naming(tmp_path: Path, version: Version, na
     folder = write_lerobot_folder(tmp_path / "set", version, naming=naming, camera="image", lengths=(5, 3, 4))
     description = describe(folder.root)
     state, action, cameras, _ = NAMING[naming]
-    assert (description.state_key, description.action_key, description.cameras) == (state, action, cameras)
+    assert (description.state_keys, description.action_keys, description.cameras) == (
+        (state,),
+        (action,),
+        cameras,
+    )
     assert (description.version, description.fps, description.robot_type) == (version, 10.0, "panda")
     assert [episode.index for episode in description.episodes] == [0, 1, 2]
     assert [episode.length for episode in description.episodes] == [5, 3, 4]
@@ -61,10 +65,10 @@ def test_places_episodes_in_shared_videos(tmp_path: Path):
 def test_mapping_overrides_recognition(tmp_path: Path):
     root = write_lerobot_folder(tmp_path / "set", camera="image").root
     mapping = ColumnMapping(
-        state_key="action", action_key="observation.state", image_keys=("observation.images.wrist",)
+        state_key=("action",), action_key=("observation.state",), image_keys=("observation.images.wrist",)
     )
     description = describe(str(root), mapping)
-    assert (description.state_key, description.action_key) == ("action", "observation.state")
+    assert (description.state_keys, description.action_keys) == (("action",), ("observation.state",))
     assert description.cameras == ("observation.images.wrist",)
     assert describe(root, ColumnMapping(image_keys=())).cameras == ()
     # One cache serves every mapping.
@@ -76,7 +80,7 @@ def test_a_set_without_state_is_described(tmp_path: Path):
     info = json.loads((root / "meta/info.json").read_text())
     del info["features"]["observation.state"]
     (root / "meta/info.json").write_text(json.dumps(info))
-    assert describe(root).state_key is None
+    assert describe(root).state_keys == ()
 
 
 def test_episode_indices_may_have_gaps(tmp_path: Path):
@@ -152,18 +156,18 @@ def test_refuses_bad_info(tmp_path: Path, changes: dict[str, object], words: tup
 def test_refuses_missing_and_unsuitable_columns(tmp_path: Path):
     root = write_lerobot_folder(tmp_path / "set", camera="image").root
     for mapping in (
-        ColumnMapping(state_key="pose"),
-        ColumnMapping(action_key="pose"),
+        ColumnMapping(state_key=("pose",)),
+        ColumnMapping(action_key=("pose",)),
         ColumnMapping(image_keys=("pose",)),
     ):
         refuses(root, "no c", "'pose'", "observation.images.wrist", mapping=mapping)
-    refuses(root, "numeric vector", mapping=ColumnMapping(action_key="observation.images.front"))
+    refuses(root, "numeric vector", mapping=ColumnMapping(action_key=("observation.images.front",)))
     refuses(root, "no camera", mapping=ColumnMapping(image_keys=("action",)))
     info = json.loads((root / "meta/info.json").read_text())
     info["features"]["actions"] = info["features"]["action"]
     (root / "meta/info.json").write_text(json.dumps(info))
     refuses(root, "action and actions", "--action-key")
-    assert describe(root, ColumnMapping(action_key="actions")).action_key == "actions"
+    assert describe(root, ColumnMapping(action_key=("actions",))).action_keys == ("actions",)
     for name in ("action", "actions"):
         del info["features"][name]
     (root / "meta/info.json").write_text(json.dumps(info))
@@ -201,7 +205,7 @@ def test_names_the_episode_of_a_missing_file(tmp_path: Path):
         ('{"episode_index": 1, "tasks": [], "length": 0}', ("episode 1", "no frames")),
         ('{"episode_index": 0, "tasks": [], "length": 3}', ("episode 0", "twice")),
         ('{"episode_index": 1, "length": 3}', ("episode 1", "tasks")),
-        ('{"episode_index": 1.0, "tasks": [], "length": 3}', ("episode_index", "1.0")),
+        ('{"episode_index": 1.5, "tasks": [], "length": 3}', ("episode_index", "1.5")),
         ("[1]", ("line 2", "object")),
         ("", ("3 episodes", "2")),
     ],
@@ -242,12 +246,12 @@ def test_refuses_bad_tasks(tmp_path: Path):
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/lerobot, data that LeRobot wrote")
 def test_reads_what_lerobot_wrote():
     found = {path.name: describe(path) for path in SHARED.iterdir() if path.is_dir()}
-    assert {name: (d.version, d.num_frames, len(d.episodes), d.state_key) for name, d in found.items()} == {
-        "chunk_v20_image": ("v2.0", 168, 6, "state"),
-        "lerobot_v21_video": ("v2.1", 195, 6, "observation.state"),
-        "lerobot_v30_image": ("v3.0", 160, 6, "observation.state"),
-        "lerobot_v30_video": ("v3.0", 160, 6, "observation.state"),
-        "openpi_v21_image": ("v2.1", 130, 6, "state"),
+    assert {name: (d.version, d.num_frames, len(d.episodes), d.state_keys) for name, d in found.items()} == {
+        "chunk_v20_image": ("v2.0", 168, 6, ("state",)),
+        "lerobot_v21_video": ("v2.1", 195, 6, ("observation.state",)),
+        "lerobot_v30_image": ("v3.0", 160, 6, ("observation.state",)),
+        "lerobot_v30_video": ("v3.0", 160, 6, ("observation.state",)),
+        "openpi_v21_image": ("v2.1", 130, 6, ("state",)),
     }
     for name, description in found.items():
         truth = json.loads((SHARED / name / "TRUTH.json").read_text())

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from lerobot_folder import NAMING, Version, edit_json, edit_parquet, write_lerobot_folder, write_video
 
-from chunkrl.data import cache, images, store
+from chunkrl.data import cache, episode_rows, images
 from chunkrl.data.formats import RECOGNISE, ColumnMapping
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.observations import read_observations
@@ -192,7 +192,7 @@ def test_reads_each_file_once(tmp_path: Path, cached: Path, monkeypatch: pytest.
     def never(*_: object) -> None:
         raise AssertionError("read again")
 
-    monkeypatch.setattr(store, "row_batches", never)
+    monkeypatch.setattr(episode_rows, "row_batches", never)
     monkeypatch.setattr(images, "episode_parts", never)
     again = opened(folder.root, ColumnMapping(image_keys=(FRONT,)))
     np.testing.assert_array_equal(again.images(FRONT, rows), expected)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from chunkrl.data.formats import RECOGNISE, ColumnMapping
 from chunkrl.data.frames import FrameTable
+from chunkrl.data.labels import label_frames
 from chunkrl.errors import DatasetError
 from chunkrl.progress import silent
 
@@ -67,10 +68,8 @@ def _with(values: list[float] | list[int] | list[list[float]], position: int, va
         ("action", [[0.0, 0.0], [0.0], [0.0, 0.0, 0.0]], ("action", "shape [2]")),
         ("action", [0.0, 0.0, 0.0], ("action", "shape [2]")),
         ("action", [[0.0, 0.0], [0.0, None], [0.0, 0.0]], ("action", "missing values")),
-        ("action", [[0.0, 0.0], None, [0.0, 0.0]], ("action", "shape [2]")),
+        ("action", [[0.0, 0.0], None, [0.0, 0.0]], ("action", "missing values")),
         ("action", [["a", "b"]] * 3, ("action", "string", "float32")),
-        ("next.reward", [True, False, True], ("next.reward", "bool", "float32")),
-        ("next.reward", None, ("next.reward", "0 columns")),
     ],
 )
 @pytest.mark.parametrize("version", ["v2.0", "v2.1"])
@@ -83,6 +82,63 @@ def test_refuses_bad_values(
     refuses(root, file.name, *words)
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (["0", "1", "0"], ("string", "float32")),
+        ([0.0, None, 1.0], ("missing values",)),
+        ([[0.0, 1.0]] * 3, ("shape [1]",)),
+        (None, ("0 columns",)),
+    ],
+)
+def test_a_bad_column_stops_only_those_who_use_it(
+    tmp_path: Path, cached: Path, value: object, words: tuple[str, ...]
+):
+    folder = write_lerobot_folder(tmp_path / "set", "v2.1")
+    edit_parquet(folder.root / "data/chunk-000/episode_000001.parquet", **{"next.reward": value})
+    table = opened(folder.root)
+    np.testing.assert_array_equal(table.action, folder.columns["action"])
+    np.testing.assert_array_equal(table.column("next.done"), folder.columns["next.done"])
+    assert set(table.column_faults) == {"next.reward"}
+    for use in (lambda: table.column("next.reward"), lambda: label_frames(table)):
+        with pytest.raises(DatasetError) as caught:
+            use()
+        for word in ("episode_000001.parquet", "next.reward", *words):
+            assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "given"),
+    [
+        ("next.reward", [True, False, True], [1.0, 0.0, 1.0]),
+        ("next.reward", [1, 0, 16777216], [1.0, 0.0, 16777216.0]),
+        ("next.reward", [1, 0, 16777217], None),
+        ("next.done", [1, 0, 1], [True, False, True]),
+        ("next.done", [1.0, 0.0, 1.0], [True, False, True]),
+        ("next.done", [1, 0, 2], None),
+        ("frame_index", [0.0, 1.0, 2.0], [0, 1, 2]),
+        ("task_index", [1.0, 1.0, 1.0], [1, 1, 1]),
+        ("index", [5.0, 6.0, 7.5], None),
+        ("index", [5.0, float("nan"), 7.0], None),
+        ("index", [2**64 - 1, 6, 7], None),
+    ],
+)
+def test_numbers_of_another_type_are_read_where_nothing_is_lost(
+    tmp_path: Path, cached: Path, column: str, value: list[object], given: list[object] | None
+):
+    folder = write_lerobot_folder(tmp_path / "set", "v2.1")
+    file = folder.root / "data/chunk-000/episode_000001.parquet"
+    kind = pa.uint64() if value[0] == 2**64 - 1 else None
+    edit_parquet(file, **{column: pa.array(value, kind)})
+    table = opened(folder.root)
+    if given is None:
+        with pytest.raises(DatasetError, match=rf"{column}.*{folder.columns[column].dtype}"):
+            table.column(column)
+        return
+    assert table.column(column)[5:8].tolist() == given
+    assert table.column(column).dtype == folder.columns[column].dtype
+
+
 def test_refuses_bad_values_in_shared_files(tmp_path: Path, cached: Path):
     root = write_lerobot_folder(tmp_path / "set", "v3.0").root
     file = root / "data/chunk-000/file-000.parquet"
@@ -91,7 +147,7 @@ def test_refuses_bad_values_in_shared_files(tmp_path: Path, cached: Path):
     edit_parquet(file, action=actions.tolist())
     refuses(root, file.name, "episode 1", "frame 1", "NaN")
     # The action need not be that column: the cache holds the rest.
-    opened(root, ColumnMapping(action_key="next.reward", state_key="observation.state"))
+    opened(root, ColumnMapping(action_key=("next.reward",), state_key=("observation.state",)))
 
 
 @pytest.mark.parametrize("version", VERSIONS)

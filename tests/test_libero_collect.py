@@ -47,7 +47,7 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> FrameTable:
 
 def test_collected_episodes(collected: FrameTable) -> None:
     description = collected.description
-    assert (description.state_key, description.action_key) == ("state", "actions")
+    assert (description.state_keys, description.action_keys) == (("state",), ("actions",))
     record = json.loads((description.root / "meta/collection.json").read_text())
     assert record["assets"] == asset_fingerprint(["libero_object/2"]) != "" and record["simulators_lost"] == 0
     assert description.fps == 20 and collected.state is not None and collected.state.shape[1] == 8

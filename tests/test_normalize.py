@@ -81,11 +81,11 @@ def test_saved_statistics_come_back_to_the_bit(tmp_path_factory, array):
 def test_a_table_computes_its_statistics_once(tmp_path, monkeypatch):
     root = write_lerobot_folder(tmp_path / "set").root
     table = FrameTable.open(root, cache_dir=tmp_path / "cache", progress=silent)
-    first = table.statistics(table.description.action_key)
+    first = table.statistics(table.description.action_keys)
     np.testing.assert_array_equal(first.mean, compute_statistics(table.action).mean)
     monkeypatch.setattr(normalize, "compute_statistics", None)
     again = FrameTable.open(root, cache_dir=tmp_path / "cache", progress=silent)
-    np.testing.assert_array_equal(again.statistics(again.description.action_key).q99, first.q99)
+    np.testing.assert_array_equal(again.statistics(again.description.action_keys).q99, first.q99)
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"count": 3, "mean": [1]}', "[1]"])

@@ -20,9 +20,16 @@ def _whole_to_float(value: Any) -> Any:
     return float(value) if isinstance(value, int) else value
 
 
+def _texts(value: Any) -> Any:
+    """One text is a list of it, as configurations of earlier releases have it; dacite would take it apart."""
+    return (value,) if isinstance(value, str) else value
+
+
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     """A dataclass from nested JSON values. Raises ChunkRLError naming the unknown key or the wrong value."""
-    config = dacite.Config(strict=True, cast=[tuple, Path], type_hooks={float: _whole_to_float})
+    config = dacite.Config(
+        strict=True, cast=[tuple, Path], type_hooks={float: _whole_to_float, tuple[str, ...]: _texts}
+    )
     try:
         return dacite.from_dict(cls, values, config)
     except dacite.UnexpectedDataError as error:

@@ -7,6 +7,7 @@ was built beside, under a lock, and renamed. Any of it may be deleted while no p
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import math
 import os
@@ -25,6 +26,7 @@ from chunkrl.errors import ChunkRLError
 BUILDING = ".building"
 """Behind the name of a folder that is not whole yet."""
 _COPIED_ROWS = 32
+_LONGEST_NAME = 150
 
 
 def cache_folder(fingerprint: str, cache_dir: Path | None) -> Path:
@@ -34,8 +36,9 @@ def cache_folder(fingerprint: str, cache_dir: Path | None) -> Path:
 
 
 def file_name(column: str) -> str:
-    """A file name for a column, whose own name may hold a slash."""
-    return quote(column, safe="")
+    """A file name for a column, whose own name may hold a slash, or be longer than those of files."""
+    name = quote(column, safe="")
+    return name if len(name) <= _LONGEST_NAME else hashlib.sha256(name.encode()).hexdigest()
 
 
 def ensure(target: Path, build: Callable[[Path], None], resume: bool = False) -> None:

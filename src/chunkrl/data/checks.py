@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from chunkrl.data.formats import DatasetDescription, Episode
+from chunkrl.data.row_checks import MisplacedRowsError
 from chunkrl.errors import DatasetError
 
 
@@ -19,7 +20,8 @@ def check_episode(
         columns: name -> [T], the episode's rows.
 
     Raises:
-        DatasetError: frames of another episode, out of order, at the wrong times or of unknown tasks.
+        MisplacedRowsError: frames of another episode.
+        DatasetError: frames out of order, at the wrong times or of unknown tasks.
     """
     where = f"{episode.data_file}, episode {episode.index}"
 
@@ -28,9 +30,9 @@ def check_episode(
 
     good = columns["episode_index"] == episode.index
     if not good.all():
-        raise DatasetError(
+        raise MisplacedRowsError(
             f"{where}, frame {frame(good)}: belongs to episode {columns['episode_index'][frame(good)]} by its "
-            "episode_index: correct the lengths in the metadata or the column"
+            "episode_index"
         )
     good = columns["frame_index"] == np.arange(episode.length)
     if not good.all():
@@ -43,7 +45,7 @@ def check_episode(
     if not good.all():
         raise DatasetError(
             f"{where}, frame {frame(good)}: timestamp {times[frame(good)]} s does not grow: "
-            "timestamps must increase from frame to frame; write the file again"
+            f"timestamps must increase from frame to frame{late_start(times, description.fps)}; write the file again"
         )
     step = (times[-1] - times[0]) / max(1, episode.length - 1)
     if episode.length > 1 and not 0.95 < step * description.fps < 1.05:
@@ -58,11 +60,19 @@ def check_episode(
         )
 
 
+def late_start(times: np.ndarray, fps: float) -> str:
+    """What to add to an error about times, float64 [T] seconds, where an episode's do not begin at 0; else ""."""
+    if abs(times[0]) < 0.5 / fps:
+        return ""
+    return f", in seconds from the episode's start (these begin at {times[0]:.6g} s, not at 0: a wall clock?)"
+
+
 def first_not_finite(values: np.ndarray) -> int | None:
-    """The first row of [T, ...] with NaN or inf."""
+    """The first row of [T, ...] with NaN, inf or a number beyond float32."""
     if values.dtype.kind != "f":
         return None
-    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(values.astype(np.float32)).reshape(len(values), -1).all(axis=1)
     return None if finite.all() else int(np.argmin(finite))
 
 
@@ -70,7 +80,7 @@ def not_finite(episode: Episode, name: str, frame: int) -> DatasetError:
     """The error for a NaN or an infinite value in a state or an action."""
     return DatasetError(
         f"{episode.data_file}, episode {episode.index}, frame {frame}: "
-        f"'{name}' is NaN or infinite: correct the frame or remove the episode"
+        f"'{name}' is NaN or infinite (in float32): correct the frame or remove the episode"
     )
 
 

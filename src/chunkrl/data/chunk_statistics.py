@@ -30,7 +30,7 @@ def encoded_action_statistics(dataset: ChunkDataset) -> Statistics:
 def _digest(dataset: ChunkDataset) -> str:
     """Of all that they depend on beside the data set's files: labels count by the segments that they cut."""
     description = dataset.table.description
-    settings = (dataset.encoding, dataset.action_horizon, description.action_key, description.state_key)
+    settings = (dataset.encoding, dataset.action_horizon, description.action_keys, description.state_keys)
     digest = hashlib.blake2b(repr((*settings, BLOCK_STARTS)).encode(), digest_size=16)
     for array in (dataset.segments.ends, dataset.starts):
         digest.update(np.ascontiguousarray(array).data)

@@ -255,15 +255,15 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         start (`chunk_statistics`).
         """
         if self.encoding.kind == "absolute":
-            return self.table.statistics(self.table.description.action_key)
+            return self.table.statistics(self.table.description.action_keys)
         return encoded_action_statistics(self)
 
     def state_statistics(self) -> Statistics:
         """Statistics of the recorded states, float32 [S] each. Raises DatasetError where there are none."""
-        key = self.table.description.state_key
-        if key is None:
+        keys = self.table.description.state_keys
+        if not keys:
             raise DatasetError(f"{self.name} has no state: name its column with --state-key, or use no state")
-        return self.table.statistics(key)
+        return self.table.statistics(keys)
 
     def replace_actions(self, chunks: np.ndarray) -> None:
         """Puts chunks float32 [len, H, A], in the data's units, in place of the recorded ones in every batch.

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from chunkrl.data.episode_columns import FeatureSpec, default_features
+from chunkrl.data.episode_rows import by_data_file, whole_episodes
 from chunkrl.data.formats import DatasetDescription, image_size
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import FrameLabels
-from chunkrl.data.store import by_data_file, whole_episodes
 from chunkrl.data.video_copy import EncodedVideo, VideoFormat, common_format
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.errors import DatasetError

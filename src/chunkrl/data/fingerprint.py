@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chunkrl.data.metadata import Episode, Info, metadata_files
+from chunkrl.data.parquet import check_is_file
 from chunkrl.data.problems import Report
 from chunkrl.errors import DatasetError
 
 BLOCK = 4096
 ENDS = 65536
 INNER_BLOCKS = 8
-_LAYOUT = b"chunkrl cache 2"  # part of every fingerprint: a new cache layout starts new folders
+_LAYOUT = b"chunkrl cache 3"  # part of every fingerprint: a new cache layout starts new folders
 
 
 def dataset_fingerprint(
@@ -42,7 +43,11 @@ def dataset_fingerprint(
     for file, indices in needed.items():
         name = file.relative_to(root).as_posix()
         try:
+            check_is_file(file)
             content = _content_digest(file, whole=file in metadata)
+        except DatasetError as error:
+            report(error, indices)
+            content = b"no file"
         except OSError as error:
             user = users.get(file, "metadata")
             problem = DatasetError(f"{file} cannot be read ({user}: {error.strerror}): make it readable")

@@ -22,41 +22,27 @@ from chunkrl.data.metadata import (
     read_tasks,
 )
 from chunkrl.data.problems import Report, refuse
+from chunkrl.data.roles import ColumnMapping, find_roles, image_size, vector_names
 from chunkrl.errors import DatasetError
 
 __all__ = ["RECOGNISE", "ColumnMapping", "DatasetDescription", "Episode", "Feature", "VideoSpan"]
-__all__ += ["describe", "without"]
+__all__ += ["describe", "image_size", "without"]
 
-STATE_NAMES = ("observation.state", "observation/state", "state")
-ACTION_NAMES = ("action", "actions")
-REQUIRED_NAMES = ("timestamp", "frame_index", "episode_index", "task_index")
-_CAMERA = re.compile(r"observation\.images\..+|observation\.image|observation/.*image.*|image|wrist_image")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-
-
-@dataclass(frozen=True)
-class ColumnMapping:
-    """Which columns are the state, the action and the cameras; None recognises the usual names."""
-
-    state_key: str | None = None
-    """Column of the state; default: the names of LeRobot, openpi and the chunk-level document."""
-    action_key: str | None = None
-    """Column of the actions; default: the same."""
-    image_keys: tuple[str, ...] | None = None
-    """Columns of the cameras (no name: none is used); default: the same."""
-
-
 RECOGNISE = ColumnMapping()
+ROWS_PER_BYTE = 64  # no parquet file holds more frames: their times alone take more room
 
 
 @dataclass(frozen=True)
 class DatasetDescription:
     """What a data set holds.
 
-    version: `v2.0`, `v2.1` or `v3.0`.
+    version: `v2.0`, `v2.1`, `v3.0` or `v3.1`; shares_files: whether several episodes stand in one file.
     fps: frames a second.
     tasks: task index -> text.
-    state_key, action_key, cameras: columns by role.
+    state_keys, action_keys: columns by role, joined in this order; state_keys may be (). cameras: columns.
+    left_out: columns that are not read -> why ("has ...").
+    total_frames: that info.json counts, whatever episodes are left.
     fingerprint: of the contents of metadata, data and video files (`chunkrl.data.fingerprint`).
     """
 
@@ -67,15 +53,28 @@ class DatasetDescription:
     features: Mapping[str, Feature]
     episodes: tuple[Episode, ...]
     tasks: Mapping[int, str]
-    state_key: str | None
-    action_key: str
+    state_keys: tuple[str, ...]
+    action_keys: tuple[str, ...]
     cameras: tuple[str, ...]
+    left_out: Mapping[str, str]
+    shares_files: bool
+    total_frames: int
     fingerprint: str
 
     @property
     def num_frames(self) -> int:
         """Frames in all episodes."""
         return sum(episode.length for episode in self.episodes)
+
+    @property
+    def state_names(self) -> tuple[str, ...] | None:
+        """What info.json calls the entries of a state; None where it does not say."""
+        return vector_names([self.features[key] for key in self.state_keys])
+
+    @property
+    def action_names(self) -> tuple[str, ...] | None:
+        """What info.json calls the entries of an action; None where it does not say."""
+        return vector_names([self.features[key] for key in self.action_keys])
 
 
 def describe(
@@ -84,7 +83,7 @@ def describe(
     revision: str | None = None,
     report: Report = refuse,
 ) -> DatasetDescription:
-    """Describes a LeRobot data set, v2.0, v2.1 or v3.0.
+    """Describes a LeRobot data set, v2.0 to v3.1.
 
     Args:
         dataset: a folder, or a repository id on the Hugging Face Hub (downloaded on first use).
@@ -98,19 +97,10 @@ def describe(
     """
     root = _resolve(dataset, revision)
     info = read_info(root)
-    for name in REQUIRED_NAMES:
-        if name not in info.features:
-            raise DatasetError(f"{info.file}: no column '{name}', which every LeRobot data set has: add it")
-    state_key = _column(info, "state", mapping.state_key, STATE_NAMES)
-    action_key = _column(info, "action", mapping.action_key, ACTION_NAMES)
-    if action_key is None:
-        raise DatasetError(
-            f"{info.file}: no action column ({' or '.join(ACTION_NAMES)}): name it with --action-key; "
-            f"columns: {', '.join(info.features)}"
-        )
-    cameras = _cameras(info, mapping.image_keys)
-    videos = [name for name, feature in info.features.items() if feature.dtype == "video"]
+    roles = find_roles(info, mapping)
+    videos = {f.name: f.name in roles.cameras for f in info.features.values() if f.dtype == "video"}
     found, num_rows = read_episodes(root, info, videos, report)
+    found = _with_possible_lengths(found, report)
     episodes = _with_starts(info, found, num_rows, report)
     return DatasetDescription(
         root=root,
@@ -120,23 +110,14 @@ def describe(
         features=info.features,
         episodes=episodes,
         tasks=read_tasks(root, info.version),
-        state_key=state_key,
-        action_key=action_key,
-        cameras=cameras,
-        fingerprint=dataset_fingerprint(root, info, episodes, cameras, report),
+        state_keys=roles.state,
+        action_keys=roles.action,
+        cameras=roles.cameras,
+        left_out=roles.left_out,
+        shares_files=info.shares_files,
+        total_frames=info.num_frames,
+        fingerprint=dataset_fingerprint(root, info, episodes, roles.cameras, report),
     )
-
-
-def image_size(feature: Feature) -> tuple[int, int] | None:
-    """(height, width) of an RGB camera's pictures, None for a camera that is not RGB."""
-    if len(feature.shape) != 3:
-        return None
-    first, middle, last = feature.shape
-    # Where three rows or columns could be meant, the axes' names decide.
-    channels_first = first == 3 and (last != 3 or (feature.names or ("",))[0].startswith("channel"))
-    if channels_first:
-        return middle, last
-    return (first, middle) if last == 3 else None
 
 
 def _resolve(dataset: str | Path, revision: str | None) -> Path:
@@ -161,46 +142,20 @@ def _resolve(dataset: str | Path, revision: str | None) -> Path:
         ) from error
 
 
-def _column(info: Info, role: str, wanted: str | None, known: Sequence[str]) -> str | None:
-    """The column in this role, checked to be a numeric vector."""
-    names = [name for name in ([wanted] if wanted is not None else known) if name in info.features]
-    if wanted is not None and not names:
-        raise DatasetError(
-            f"{info.file}: no column '{wanted}', which --{role}-key names; "
-            f"columns: {', '.join(info.features)}"
-        )
-    if len(names) > 1:
-        raise DatasetError(
-            f"{info.file}: {' and '.join(names)} could both be the {role}: name one with --{role}-key"
-        )
-    if not names:
-        return None
-    feature = info.features[names[0]]
-    if len(feature.shape) != 1 or not feature.is_numeric:
-        raise DatasetError(
-            f"{info.file}: column '{feature.name}' is {feature.dtype} {list(feature.shape)}, "
-            f"the {role} must be a numeric vector: name another column with --{role}-key"
-        )
-    return feature.name
-
-
-def _cameras(info: Info, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    if wanted is None:
-        found = [feature for feature in info.features.values() if feature.is_camera]
-        return tuple(f.name for f in found if _CAMERA.fullmatch(f.name) and image_size(f) is not None)
-    for name in wanted:
-        feature = info.features.get(name)
-        cameras = [item.name for item in info.features.values() if item.is_camera]
-        if feature is None or not feature.is_camera:
-            raise DatasetError(
-                f"{info.file}: no camera '{name}', which --image-keys names; "
-                f"cameras: {', '.join(cameras) or 'none'}"
-            )
-        if image_size(feature) is None:
-            raise DatasetError(
-                f"{info.file}: camera '{name}' has shape {list(feature.shape)}, expected RGB pictures"
-            )
-    return tuple(wanted)
+def _with_possible_lengths(episodes: Sequence[Episode], report: Report) -> list[Episode]:
+    """The episodes without those of files that cannot hold so many frames, before memory is taken for them."""
+    by_file: dict[Path, list[Episode]] = {}
+    for episode in episodes:
+        by_file.setdefault(episode.data_file, []).append(episode)
+    impossible: set[int] = set()
+    for file, own in by_file.items():
+        length, size = sum(episode.length for episode in own), file.stat().st_size if file.is_file() else None
+        if size is not None and length > ROWS_PER_BYTE * size:
+            indices = [episode.index for episode in own]
+            error = f"{file}: has {size} bytes, the metadata says that it holds {length} frames"
+            report(DatasetError(f"{error}: correct the lengths, or fetch the file again"), indices)
+            impossible |= set(indices)
+    return [episode for episode in episodes if episode.index not in impossible]
 
 
 def without(description: DatasetDescription, excluded: frozenset[int]) -> DatasetDescription:
@@ -248,6 +203,6 @@ def _with_starts(
             "correct the totals or fetch the metadata again"
         )
         report(totals)
-    if not placed:
+    if not placed and num_rows == 0:
         raise DatasetError(f"{info.file.parent}: the data set has no episodes: record some")
     return tuple(placed)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chunkrl.data.cache import cache_folder, file_name
-from chunkrl.data.checks import not_finite
 from chunkrl.data.formats import RECOGNISE, ColumnMapping, DatasetDescription, describe
 from chunkrl.data.images import check_space, open_camera
 from chunkrl.data.on_demand import DataFiles, OnDemandCamera
@@ -73,8 +72,10 @@ class FrameTable:
         self.episode_start = np.array([episode.start for episode in description.episodes], np.int64)
         self.episode_length = np.array([episode.length for episode in description.episodes], np.int64)
         self.episode_ids = np.array([episode.index for episode in description.episodes], np.int64)
-        self.action = self._vectors(description.action_key)
-        self.state = None if description.state_key is None else self._vectors(description.state_key)
+        features = description.features.values()
+        self._unreadable = {f.name: f.fault for f in features if f.fault is not None}
+        self.action = self._columns.vectors(description.action_keys)
+        self.state = self._columns.vectors(description.state_keys) if description.state_keys else None
         self.task_index = self._columns.read("task_index", np.int64)
         self.timestamp = self._columns.read("timestamp", np.float32)
 
@@ -138,15 +139,24 @@ class FrameTable:
         return self.description.tasks[int(self.task_index[row])]
 
     def has_column(self, name: str) -> bool:
-        """Whether `column` can give it."""
-        return name in self._columns.names
+        """Whether info.json declares a column of this name that is numeric, or of which it does not say what it is."""
+        return name in self._columns.names or name in self._unreadable
+
+    @property
+    def column_faults(self) -> dict[str, str]:
+        """Numeric columns that cannot be used as they are -> why; `column` raises it."""
+        return self._columns.faults
 
     def column(self, name: str) -> np.ndarray:
         """A numeric or boolean column in its own type: [N], or [N, ...] where a frame has several; read-only.
 
         Raises:
-            DatasetError: there is no such column.
+            DatasetError: there is no such column, or its values are missing, or others than info.json declares.
         """
+        if name in self._unreadable:
+            raise DatasetError(
+                f"{self.description.root}/meta/info.json: column '{name}' {self._unreadable[name]}: correct it"
+            )
         if not self.has_column(name):
             raise DatasetError(
                 f"{self.description.root}: no numeric column '{name}'; "
@@ -187,17 +197,19 @@ class FrameTable:
         for name in new:
             self._cameras[name] = self._open(name)
 
-    def statistics(self, name: str) -> Statistics:
-        """Statistics over all frames of a numeric column, as float32 [D]; computed once and kept in the cache.
+    def statistics(self, names: Sequence[str]) -> Statistics:
+        """Statistics over all frames of numeric columns joined in this order, as float32 [D]; computed once and kept
+        in the cache.
 
         Raises:
             DatasetError: there is no such column, or it holds NaN or inf.
         """
         from chunkrl.data.normalize import compute_statistics, saved_statistics  # late: torch takes seconds
 
-        self.column(name)
-        file = self._folder / "statistics" / f"{file_name(name)}.json"
-        return saved_statistics(file, lambda: compute_statistics(self._vectors(name)))
+        for name in names:
+            self.column(name)
+        file = self._folder / "statistics" / f"{file_name('+'.join(names))}.json"
+        return saved_statistics(file, lambda: compute_statistics(self._columns.vectors(names)))
 
     def camera(self, name: str) -> Camera:
         """What the camera's pictures are decoded from, and their size.
@@ -222,12 +234,3 @@ class FrameTable:
             return self.decoder(name).start
         pictures = open_camera(self.camera(name), self._folder, self._progress)
         return lambda rows: lambda: np.asarray(pictures[rows])
-
-    def _vectors(self, name: str) -> np.ndarray:
-        """The column as float32 [N, D], all finite."""
-        row = self._columns.first_not_finite(name)
-        if row is not None:
-            episode = self.description.episodes[int(self.episode_of(np.asarray(row)))]
-            raise not_finite(episode, name, row - episode.start)
-        values = self._columns.read(name, np.float32)
-        return values.reshape(len(values), -1)

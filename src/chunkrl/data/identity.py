@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from chunkrl.data.episode_rows import by_data_file, episode_parts
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.store import by_data_file, episode_parts
 
 EPISODE_ID_KEY = "complementary_info.episode_id"
 

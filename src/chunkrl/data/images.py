@@ -25,8 +25,8 @@ from chunkrl.data.cache import (
     sync_array,
     writing,
 )
+from chunkrl.data.episode_rows import by_data_file, episode_parts
 from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
-from chunkrl.data.store import by_data_file, episode_parts
 from chunkrl.progress import Progress
 
 BATCH_PICTURES = 32

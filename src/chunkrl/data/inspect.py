@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -146,8 +147,8 @@ def _report(
 ) -> DatasetReport:
     from chunkrl.data.pictures import Camera
 
-    def size(name: str) -> tuple[str, int]:
-        return name, description.features[name].shape[0]
+    def size(names: Sequence[str]) -> tuple[str, int]:
+        return " + ".join(names), sum(description.features[name].shape[0] for name in names)
 
     cameras = []
     for name in description.cameras:
@@ -163,8 +164,8 @@ def _report(
         num_frames=description.num_frames,
         num_bad_episodes=len(bad),
         tasks=tasks,
-        state=None if description.state_key is None else size(description.state_key),
-        action=size(description.action_key),
+        state=size(description.state_keys) if description.state_keys else None,
+        action=size(description.action_keys),
         cameras=tuple(cameras),
         length_histogram=histogram,
         rewards=rewards,

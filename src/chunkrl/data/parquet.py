@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +16,20 @@ import pyarrow.parquet as pq
 
 from chunkrl.errors import DatasetError
 
+MORE_ROWS = 1000
+
+
+def check_is_file(file: Path) -> None:
+    """Refuses what is there and no file, before it is opened: a pipe would be waited for, a device never ends."""
+    if file.exists() and not file.is_file():
+        kind = "a folder" if file.is_dir() else "a pipe or a device"
+        raise DatasetError(f"{file} is {kind}, expected a file: fetch the data set again")
+
 
 @contextmanager
 def reading(file: Path, *also: type[Exception]) -> Iterator[None]:
-    """Turns what pyarrow, the file system and `also` raise about `file` into a DatasetError."""
+    """Turns what pyarrow, the file system and `also` raise about `file` into a DatasetError; it must be a file."""
+    check_is_file(file)
     try:
         yield
     except DatasetError:
@@ -47,6 +58,24 @@ def group_starts(file: Path) -> np.ndarray:
     return np.cumsum([0, *sizes], dtype=np.int64)
 
 
+def count_columns(file: Path) -> Counter[str]:
+    """How often a parquet file has each column.
+
+    Raises:
+        DatasetError: the file is missing, or its footer is damaged.
+    """
+    with reading(file), open_parquet(file) as parquet:
+        return Counter(parquet.schema_arrow.names)
+
+
+def column_count(file: Path, column: str, names: Counter[str]) -> DatasetError:
+    """The error for a column that a file does not have once. names: of `count_columns`."""
+    return DatasetError(
+        f"{file}: has {names[column]} columns '{column}', meta/info.json declares one: "
+        f"write the file again; columns: {', '.join(names)}"
+    )
+
+
 def row_batches(
     file: Path, columns: Sequence[str], batch_rows: int, groups: Sequence[int]
 ) -> Iterator[pa.RecordBatch]:
@@ -56,13 +85,10 @@ def row_batches(
         DatasetError: the file is missing or damaged, or lacks a column.
     """
     with reading(file), open_parquet(file) as parquet:
-        names = parquet.schema_arrow.names
+        names = Counter(parquet.schema_arrow.names)
         for column in columns:
-            if names.count(column) != 1:
-                raise DatasetError(
-                    f"{file}: has {names.count(column)} columns '{column}', meta/info.json declares one: "
-                    f"write the file again; columns: {', '.join(names)}"
-                )
+            if names[column] != 1:
+                raise column_count(file, column, names)
         for batch in parquet.iter_batches(batch_rows, list(groups), columns=list(columns), use_threads=False):
             yield batch.select(list(columns))  # `columns` matches nested paths too
 
@@ -84,7 +110,8 @@ def numeric_values(array: pa.Array, dtype: str, shape: Sequence[int], where: str
 
     Args:
         array: scalars, or nested lists as deep as `shape` says.
-        dtype: the numpy type that info.json declares; another width of the same kind is converted.
+        dtype: the numpy type that info.json declares. Numbers of another type are converted where nothing is lost:
+            12.0 is 12, and 0 and 1 are booleans; floats are rounded to narrower ones.
         shape: of one row; (1,) also stands for scalars.
         where: file and column, for the message.
 
@@ -95,24 +122,71 @@ def numeric_values(array: pa.Array, dtype: str, shape: Sequence[int], where: str
         DatasetError: values of another kind or shape, or missing values.
     """
     rows = len(array)
+    wrong_shape = DatasetError(
+        f"{where}: a row has not the shape {list(shape)} of meta/info.json: correct one"
+    )
     for size in shape:
-        while isinstance(array, pa.ExtensionArray):
-            array = array.storage
+        array = _plain(array)
         kind = array.type
         if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
             break
+        _check_no_null(array, where)
         lengths = pc.call_function("list_value_length", [array])
-        if array.null_count or not (lengths.to_numpy(zero_copy_only=False) == size).all():
-            raise DatasetError(
-                f"{where}: a row has not the shape {list(shape)} of meta/info.json: correct one"
-            )
+        if not (lengths.to_numpy(zero_copy_only=False) == size).all():
+            raise wrong_shape
         array = array.flatten()
-    target = pa.from_numpy_dtype(np.dtype(dtype))
+    array = _plain(array)
+    _check_no_null(array, where)
     kinds = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean)
-    if not any(kind(array.type) and kind(target) for kind in kinds):
+    if not any(kind(array.type) for kind in kinds):
         raise DatasetError(f"{where}: holds {array.type}, meta/info.json says {dtype}: correct one")
+    if len(array) != rows * math.prod(shape):
+        raise wrong_shape
+    values = array.to_numpy(zero_copy_only=False)
+    return _converted(values, np.dtype(dtype), where).reshape(rows, *shape)
+
+
+def _plain(array: pa.Array) -> pa.Array:
+    """The values of an array of an extension type or of a dictionary."""
+    while isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    return array.dictionary_decode() if isinstance(array, pa.DictionaryArray) else array
+
+
+def _check_no_null(array: pa.Array, where: str) -> None:
     if array.null_count:
         raise DatasetError(f"{where}: has missing values: write the file again")
-    if len(array) != rows * math.prod(shape):
-        raise DatasetError(f"{where}: a row has not the shape {list(shape)} of meta/info.json: correct one")
-    return array.cast(target).to_numpy(zero_copy_only=False).reshape(rows, *shape)
+
+
+def _converted(values: np.ndarray, dtype: np.dtype, where: str) -> np.ndarray:
+    """Values as `dtype`. Raises DatasetError where one of them would be another."""
+    if values.dtype == dtype:
+        return values
+    with np.errstate(invalid="ignore", over="ignore"):
+        converted = values.astype(dtype)
+        if values.dtype.kind == dtype.kind == "f":
+            same = np.isfinite(converted) | ~np.isfinite(values)
+        else:
+            same = (converted.astype(values.dtype) == values) & ((converted < 0) == (values < 0))
+    if not same.all():
+        first = values[np.argmin(same)]
+        raise DatasetError(
+            f"{where}: holds {first} ({values.dtype}), meta/info.json says {dtype}: correct one"
+        )
+    return converted
+
+
+def check_footer(file: Path, total_frames: int) -> None:
+    """Refuses a parquet file whose footer counts far more rows than the data set has frames (as info.json says).
+
+    A few more than its episodes have may stand there, of a writer that was killed.
+
+    Raises:
+        DatasetError: too many rows, the file is missing, or its footer is damaged.
+    """
+    num_rows = int(group_starts(file)[-1])
+    if num_rows > 2 * total_frames + MORE_ROWS:
+        raise DatasetError(
+            f"{file} is damaged (its footer counts {num_rows} rows, the data set has {total_frames} frames in all): "
+            "fetch or write it again"
+        )

@@ -38,7 +38,8 @@ class Collector:
         self._found: dict[str, Problem] = {}
 
     def __call__(self, error: DatasetError, episodes: Sequence[int] = ()) -> None:
-        self._found.setdefault(str(error), Problem(str(error), tuple(episodes)))
+        known = self._found.get(str(error), Problem(str(error), ()))
+        self._found[str(error)] = Problem(str(error), tuple(dict.fromkeys((*known.episodes, *episodes))))
 
     @property
     def problems(self) -> tuple[Problem, ...]:

@@ -5,29 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from chunkrl.data.atomic import write_text
 from chunkrl.data.checks import check_episode, first_not_finite, not_finite
-from chunkrl.data.formats import DatasetDescription, Episode, without
-from chunkrl.data.images import BATCH_PICTURES
-from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
-from chunkrl.data.problems import Collector, Problem
-from chunkrl.data.store import (
+from chunkrl.data.episode_rows import (
     BATCH_ROWS,
     by_data_file,
-    check_rows,
     episode_parts,
     read_episode,
+    readable,
     unreadable_groups,
     whole_episodes,
 )
+from chunkrl.data.formats import DatasetDescription, Episode, Feature, without
+from chunkrl.data.images import BATCH_PICTURES
+from chunkrl.data.parquet import check_footer
+from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
+from chunkrl.data.problems import Collector, Problem
+from chunkrl.data.roles import REQUIRED_NAMES
+from chunkrl.data.row_checks import MisplacedRowsError, check_rows, explain
+from chunkrl.data.store import narrow
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress
 
@@ -35,21 +40,30 @@ Found = list[tuple[DatasetError, tuple[int, ...]]]
 
 
 def examine(
-    description: DatasetDescription, found: Collector, folder: Path, progress: Progress, images: bool
+    description: DatasetDescription,
+    found: Collector,
+    folder: Path,
+    progress: Progress,
+    images: bool,
+    label_columns: Collection[str] = (),
 ) -> tuple[Problem, ...]:
     """Every problem of a data set; kept in the cache, so one that does not change is looked through once.
+
+    Columns that nobody uses have none.
 
     Args:
         description, found: from `describe(report=found)`.
         folder: the data set's folder in the cache.
         images: also decode every picture.
+        label_columns: those that labels are read from; absent ones are passed over.
     """
-    roles = (description.state_key, description.action_key, *(description.cameras if images else ()))
+    labels = sorted(name for name in label_columns if name in description.features)
+    roles = (description.state_keys, description.action_keys, labels, description.cameras if images else ())
     file = folder / f"problems-{hashlib.sha256(repr(roles).encode()).hexdigest()[:16]}.json"
     if file.is_file():
         records = json.loads(file.read_text("utf-8"))
         return tuple(Problem(record["message"], tuple(record["episodes"])) for record in records)
-    survey(description, found, progress, images)
+    survey(description, found, progress, images, labels)
     write_text(file, json.dumps([asdict(problem) for problem in found.problems]))
     return found.problems
 
@@ -64,14 +78,26 @@ def set_aside(description: DatasetDescription, problems: Sequence[Problem]) -> D
         if not problem.episodes:
             raise DatasetError(problem.message)
     bad = frozenset(index for problem in problems for index in problem.episodes)
+    if all(episode.index in bad for episode in description.episodes):
+        raise DatasetError(
+            f"{description.root}: no episode without a problem is left: {problems[0].message} "
+            f"({len(problems)} problems; chunkrl inspect lists them)"
+        )
     return without(description, bad) if bad else description
 
 
-def survey(description: DatasetDescription, found: Collector, progress: Progress, images: bool) -> None:
-    """Reads all columns, and with `images` decodes all pictures; tells `found` of every problem.
+def survey(
+    description: DatasetDescription,
+    found: Collector,
+    progress: Progress,
+    images: bool,
+    label_columns: Collection[str] = (),
+) -> None:
+    """Reads all columns that are used, and with `images` decodes all pictures; tells `found` of every problem.
 
     Episodes that `found` knows are not read. Where row groups of a parquet file are damaged, the episodes with a
-    row in them are bad; where all of it is, or it has not the rows that the metadata says, all its episodes.
+    row in them are bad; where all of it is, all its episodes; where it has not the rows that the metadata says, those
+    whose rows are not where they should be.
     """
     bad = found.bad_episodes
     good = [episode for episode in description.episodes if episode.index not in bad]
@@ -80,43 +106,71 @@ def survey(description: DatasetDescription, found: Collector, progress: Progress
     except DatasetError as error:
         found(error)
         return
-    timestamps = np.zeros(description.num_frames, np.float32)
+    survey_ = _ColumnSurvey(description, found, label_columns)
     done = 0
     for file, run in runs:
-        _survey_columns(description, file, run, found, timestamps)
+        survey_.read(file, run)
         done += len(run)
         progress("reading columns", done, len(good))
     if images:
         for name in description.cameras:
-            _survey_camera(Camera(description, name, timestamps), runs, found, progress)
+            _survey_camera(Camera(description, name, survey_.timestamps), runs, found, progress)
 
 
-def _survey_columns(
-    description: DatasetDescription, file: Path, run: list[Episode], found: Collector, timestamps: np.ndarray
-) -> None:
-    """timestamps: float32 [N], gets those of these episodes."""
-    features = {name: feature for name, feature in description.features.items() if feature.is_numeric}
-    finite = [name for name in (description.state_key, description.action_key) if name is not None]
-    try:
-        for episode, parts in whole_episodes(file, run, list(features)):
-            try:
-                columns = read_episode(episode, parts, features)
-                check_episode(description, episode, columns)
-            except DatasetError as error:
-                found(error, (episode.index,))
-                continue
-            timestamps[episode.start : episode.start + episode.length] = columns["timestamp"]
-            for name in finite:
-                frame = first_not_finite(columns[name])
-                if frame is not None:
-                    found(not_finite(episode, name, frame), (episode.index,))
-        check_rows(file, run, closed=description.version != "v3.0")
-    except DatasetError as error:
-        damage, rest = _of_groups(file, run, list(features), BATCH_ROWS, error)
-        for problem, indices in damage:
-            found(problem, indices)
-        if rest:
-            _survey_columns(description, file, rest, found, timestamps)
+class _ColumnSurvey:
+    """Reads the columns that are used. timestamps: float32 [N], of the episodes that were read."""
+
+    def __init__(
+        self, description: DatasetDescription, found: Collector, label_columns: Collection[str]
+    ) -> None:
+        self._description, self._found = description, found
+        self._finite = (*description.state_keys, *description.action_keys)
+        # Those that nobody uses are read along: a page of theirs that is damaged would stop the cache.
+        used = dict.fromkeys((*REQUIRED_NAMES, *self._finite, *label_columns))
+        features = {name: description.features[name] for name in used} | narrow(description)
+        self._features = {name: feature for name, feature in features.items() if feature.is_numeric}
+        self._used = used.keys() & self._features.keys()
+        self._files = {episode.index: episode.data_file for episode in description.episodes}
+        self.timestamps = np.zeros(description.num_frames, np.float32)
+
+    def read(self, file: Path, run: list[Episode]) -> None:
+        """Reads the episodes of a file."""
+        if not run:
+            return
+        columns = list(self._used)
+        try:
+            check_footer(file, self._description.total_frames)
+            features, _ = readable(file, self._features, self._used)
+            columns = list(features)
+            for episode, parts in whole_episodes(file, run, columns):
+                self._check(episode, parts, features)
+            check_rows(file, run, closed=not self._description.shares_files)
+        except MisplacedRowsError as error:
+            explanation = explain(error, file, run, self._files)
+            self._found(explanation.error, explanation.episodes)
+            self.read(file, [episode for episode in run if episode.index not in explanation.episodes])
+        except DatasetError as error:
+            damage, rest = _of_groups(file, run, columns, BATCH_ROWS, error)
+            for problem, indices in damage:
+                self._found(problem, indices)
+            self.read(file, rest)
+
+    def _check(
+        self, episode: Episode, parts: Sequence[pa.RecordBatch], features: Mapping[str, Feature]
+    ) -> None:
+        try:
+            columns, _ = read_episode(episode, parts, features, self._used)
+            check_episode(self._description, episode, columns)
+        except MisplacedRowsError:
+            raise
+        except DatasetError as error:
+            self._found(error, (episode.index,))
+            return
+        self.timestamps[episode.start : episode.start + episode.length] = columns["timestamp"]
+        for name in self._finite:
+            frame = first_not_finite(columns[name])
+            if frame is not None:
+                self._found(not_finite(episode, name, frame), (episode.index,))
 
 
 def _of_groups(
@@ -171,15 +225,17 @@ def _check_videos(camera: Camera, file: Path, run: list[Episode]) -> Found:
 
 
 def _check_images(camera: Camera, file: Path, run: list[Episode]) -> Found:
-    errors: Found = []
+    errors: dict[int, DatasetError] = {}
     try:
         for episode, frame, part in episode_parts(file, run, [camera.name], BATCH_PICTURES):
+            if episode.index in errors:
+                continue
             frames = range(frame, frame + len(part))
             try:
                 deque(image_frames(camera, file, episode, frames, part.column(camera.name)), maxlen=0)
             except DatasetError as error:
-                errors.append((error, (episode.index,)))
+                errors[episode.index] = error
     except DatasetError as error:
         damage, rest = _of_groups(file, run, [camera.name], BATCH_PICTURES, error)
-        errors += damage + (_check_images(camera, file, rest) if rest else [])
-    return errors
+        return damage + (_check_images(camera, file, rest) if rest else [])
+    return [(error, (index,)) for index, error in errors.items()]
