@@ -219,8 +219,8 @@ def images_of(shape: tuple[int, ...]) -> bytes:
     [
         ((2, 16, 16), 10, ("no frame at 0.2000 s",)),
         ((4, 16, 16), 10, ("0.3000 s", "after the episode's end")),
-        ((3, 16, 16), 6, ("after the episode's end",)),
-        ((3, 16, 16), 20, ("no frame at 0.2000 s",)),
+        ((3, 16, 16), 6, ("6 frames a second", "says 10")),
+        ((3, 16, 16), 20, ("ends at 0.15 s", "last frame is at 0.2 s", "20 frames a second")),
         ((3, 16, 12), 10, ("16 x 12", "16 x 16")),
     ],
 )
@@ -238,7 +238,7 @@ def test_refuses_an_episode_that_ends_before_its_last_frame(tmp_path: Path, cach
     # Without the check, the first frame of the next episode would be taken for the last of this one.
     name = f"videos/{FRONT}/to_timestamp"
     edit_parquet(root / "meta/episodes/chunk-000/file-000.parquet", **{name: [0.4, 0.8, 0.4]})
-    refuses(root, "file-000.mp4", "episode 0", FRONT, "ends it at 0.4", decode=True)
+    refuses(root, "file-000.mp4", "episode 0", FRONT, "has 5 frames, which last 0.5 s", decode=True)
 
 
 def test_shared_video_needs_all_its_episodes(tmp_path: Path, cached: Path):

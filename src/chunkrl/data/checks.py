@@ -45,7 +45,7 @@ def check_episode(
     if not good.all():
         raise DatasetError(
             f"{where}, frame {frame(good)}: timestamp {times[frame(good)]} s does not grow: "
-            f"timestamps must increase from frame to frame{late_start(times, description.fps)}; write the file again"
+            f"timestamps must increase from frame to frame: write the file again{late_start(times, description.fps)}"
         )
     step = (times[-1] - times[0]) / max(1, episode.length - 1)
     if episode.length > 1 and not 0.95 < step * description.fps < 1.05:
@@ -64,7 +64,7 @@ def late_start(times: np.ndarray, fps: float) -> str:
     """What to add to an error about times, float64 [T] seconds, where an episode's do not begin at 0; else ""."""
     if abs(times[0]) < 0.5 / fps:
         return ""
-    return f", in seconds from the episode's start (these begin at {times[0]:.6g} s, not at 0: a wall clock?)"
+    return f"; timestamps must begin at 0 in every episode, these begin at {times[0]:.6g} s (a wall clock?)"
 
 
 def first_not_finite(values: np.ndarray) -> int | None:

@@ -23,6 +23,7 @@ from chunkrl.data.metadata import (
 )
 from chunkrl.data.problems import Report, refuse
 from chunkrl.data.roles import ColumnMapping, find_roles, image_size, vector_names
+from chunkrl.data.video_spans import check_spans
 from chunkrl.errors import DatasetError
 
 __all__ = ["RECOGNISE", "ColumnMapping", "DatasetDescription", "Episode", "Feature", "VideoSpan"]
@@ -42,7 +43,8 @@ class DatasetDescription:
     tasks: task index -> text.
     state_keys, action_keys: columns by role, joined in this order; state_keys may be (). cameras: columns.
     left_out: columns that are not read -> why ("has ...").
-    total_frames: that info.json counts, whatever episodes are left.
+    total_frames: that info.json counts, whatever episodes are left. video_ends: where the last span of a video file
+        ends, seconds, of files of several episodes.
     fingerprint: of the contents of metadata, data and video files (`chunkrl.data.fingerprint`).
     """
 
@@ -59,6 +61,7 @@ class DatasetDescription:
     left_out: Mapping[str, str]
     shares_files: bool
     total_frames: int
+    video_ends: Mapping[Path, float]
     fingerprint: str
 
     @property
@@ -102,6 +105,9 @@ def describe(
     found, num_rows = read_episodes(root, info, videos, report)
     found = _with_possible_lengths(found, report)
     episodes = _with_starts(info, found, num_rows, report)
+    complete = len(episodes) == num_rows
+    used = [key for key, is_used in videos.items() if is_used]
+    ends = check_spans(episodes, used, info.fps, complete, report)
     return DatasetDescription(
         root=root,
         version=info.version,
@@ -116,6 +122,7 @@ def describe(
         left_out=roles.left_out,
         shares_files=info.shares_files,
         total_frames=info.num_frames,
+        video_ends=ends,
         fingerprint=dataset_fingerprint(root, info, episodes, roles.cameras, report),
     )
 

@@ -18,6 +18,7 @@ from chunkrl.data.problems import Collector, Problem, refuse
 from chunkrl.data.resize import Resize
 from chunkrl.data.store import open_columns
 from chunkrl.data.survey import examine, set_aside
+from chunkrl.data.video_ends import check_ends
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress, ProgressBars
 
@@ -139,7 +140,7 @@ class FrameTable:
         return self.description.tasks[int(self.task_index[row])]
 
     def has_column(self, name: str) -> bool:
-        """Whether info.json declares a column of this name that is numeric, or of which it does not say what it is."""
+        """Whether info.json declares a column of this name that is numeric, or is not said to be anything."""
         return name in self._columns.names or name in self._unreadable
 
     @property
@@ -194,7 +195,8 @@ class FrameTable:
         new = {name: self.camera(name) for name in names if name not in self._cameras}
         if new and self.settings.cache:
             check_space(new.values(), self._folder)
-        for name in new:
+        for name, camera in new.items():
+            check_ends(camera, self.description.episodes, refuse)
             self._cameras[name] = self._open(name)
 
     def statistics(self, names: Sequence[str]) -> Statistics:

@@ -31,6 +31,18 @@ def refuse(error: DatasetError, episodes: Sequence[int] = ()) -> None:
     raise error
 
 
+def name_indices(indices: Sequence[int]) -> str:
+    """Numbers in order for a message: 0 to 5, 8."""
+    runs: list[list[int]] = []
+    for index in sorted(set(indices)):
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    names = [f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+
+
 class Collector:
     """A `Report` that keeps every problem."""
 

@@ -33,6 +33,7 @@ from chunkrl.data.problems import Collector, Problem
 from chunkrl.data.roles import REQUIRED_NAMES
 from chunkrl.data.row_checks import MisplacedRowsError, check_rows, explain
 from chunkrl.data.store import narrow
+from chunkrl.data.video_ends import check_ends
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress
 
@@ -194,6 +195,8 @@ def _survey_camera(
     progress: Progress,
 ) -> None:
     """Decodes the pictures of the episodes that are good so far; their columns are known to be readable."""
+    bad = found.bad_episodes
+    check_ends(camera, [e for _, run in runs for e in run if e.index not in bad], found)
     bad = found.bad_episodes
     work = [(file, [e for e in run if e.index not in bad]) for file, run in runs]
     work = [(file, run) for file, run in work if run]

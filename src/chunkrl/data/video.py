@@ -42,6 +42,37 @@ class VideoFile:
             self._stream = self._open_stream()
         self._to_rgb = VideoReformatter()  # kept: to prepare a conversion takes longer than to convert
 
+    @property
+    def end(self) -> float | None:
+        """Where its last frame ends, seconds, as the file says; None: it does not say."""
+        duration, start, base = self._stream.duration, self._stream.start_time or 0, self._stream.time_base
+        return None if duration is None or base is None else float((start + duration) * base)
+
+    @property
+    def rate(self) -> float:
+        """Frames a second, as the file says; NaN where it does not."""
+        return float(self._stream.average_rate or math.nan)
+
+    def check_rate(self, fps: float, num_frames: int) -> None:
+        """Refuses a video whose frames drift away from those of a data set within `num_frames` frames.
+
+        One with half as many again, or more, is taken for one with more frames a second than the data set, and is
+        searched by time.
+
+        Raises:
+            DatasetError: names both rates.
+        """
+        base = self._stream.base_rate
+        # A frame that is lost, or whose duration is not said, changes the average alone.
+        if not base or abs(float(base) / fps - 1) < 1e-4:
+            return
+        drift = abs(self.rate / fps - 1) * num_frames
+        if drift > 0.5 and self.rate < 1.5 * fps:
+            raise DatasetError(
+                f"{self.file}: its video has {self.rate:.6g} frames a second, meta/info.json says {fps:g}: correct "
+                "'fps', or encode the video again"
+            )
+
     def close(self) -> None:
         """Closes the file."""
         self._container.close()
