@@ -16,7 +16,7 @@ from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import LabelRule
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.encoders import ImageEncoder, NetworkConfig, hash_tokens, shift_images
+from chunkrl.models.encoders import ImageEncoder, NetworkConfig, shift_images
 
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 SMALL = NetworkConfig(hidden_dim=16, num_layers=1, image_channels=(8, 8), text_dim=8)
@@ -125,15 +125,6 @@ def test_networks_that_see_nothing_are_refused(root: Path, tmp_path: Path) -> No
         make(root, tmp_path / "x", cameras=(), use_state=False, use_task=False)
     with pytest.raises(ChunkRLError, match="no camera 'top'"):
         make(root, tmp_path / "x", cameras=("top",))
-
-
-def test_hashed_words() -> None:
-    ids = hash_tokens(("Push the CUP, now", "push the cup now", "", "push " * 40), 64, 5)
-    assert ids.shape == (4, 5)
-    assert torch.equal(ids[0], ids[1])
-    assert ids[2].tolist() == [0] * 5
-    assert (ids[3] == ids[0, 0]).all()
-    assert ((ids[0, :4] > 0) & (ids[0, :4] < 64)).all()
 
 
 def test_labels_rule_reaches_the_data(root: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Encoders of observations (images, state, text; any subset) and of action chunks.
 
 An encoder works in two steps: `prepare` turns a typed Observation into plain tensors (normalised state,
-float images, token ids) without any learned parameter, so that many networks can share it; `forward` maps
+float images, word ids) without any learned parameter, so that many networks can share it; `forward` maps
 those tensors to features.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.types import Observation
 
 Prepared = dict[str, Tensor]
+TEXT_ROWS = 8  # of a block of texts where nothing is trained
 STATE_CLIP = 10.0  # standard deviations; a sensor glitch must not dominate the features
 
 
@@ -140,21 +142,54 @@ class ImageEncoder(nn.Module):
         return torch.cat([(weights * rows).sum(-1), (weights * columns).sum(-1)], dim=-1)
 
 
-def hash_tokens(texts: tuple[str, ...], num_buckets: int, num_tokens: int) -> Tensor:
-    """Word ids int64 [B, num_tokens]: stable hash buckets 1.., 0 where the text has ended.
+def word_ids(text: str, num_buckets: int, num_words: int) -> list[int]:
+    """Stable hash buckets 1.. of the first `num_words` words, at least one: [0] where there is no word.
 
     Hashing needs no vocabulary file, no download and never meets an unknown word.
     """
-    ids = torch.zeros(len(texts), num_tokens, dtype=torch.int64)
-    for row, text in enumerate(texts):
-        for column, word in enumerate(re.findall(r"[a-z0-9]+", text.lower())[:num_tokens]):
-            digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
-            ids[row, column] = 1 + int.from_bytes(digest, "big") % (num_buckets - 1)
-    return ids
+    digests = [
+        hashlib.blake2b(word.encode(), digest_size=8).digest()
+        for word in re.findall(r"[a-z0-9]+", text.lower())[:num_words]
+    ]
+    return [1 + int.from_bytes(digest, "big") % (num_buckets - 1) for digest in digests] or [0]
+
+
+def text_blocks(
+    texts: Sequence[str], num_buckets: int, num_words: int, training: bool
+) -> tuple[list[Tensor], Tensor]:
+    """Each distinct text once, as blocks of word ids int64 [N, L], 0 where a text has ended; and where each of
+    `texts` [B] is among all blocks' rows, int64 [B].
+
+    In training one block holds all. Otherwise blocks have `TEXT_ROWS` rows, the last ones 0, of texts of equally many
+    words: a product of matrices rounds by the number of its rows, and what a policy does must not depend on which
+    other tasks are in the batch.
+    """
+    ids = {text: word_ids(text, num_buckets, num_words) for text in dict.fromkeys(texts)}
+    groups: list[list[str]] = [list(ids)]
+    if not training:
+        by_length: dict[int, list[str]] = defaultdict(list)
+        for text, words in ids.items():
+            by_length[len(words)].append(text)
+        groups = [
+            group[first : first + TEXT_ROWS]
+            for group in by_length.values()
+            for first in range(0, len(group), TEXT_ROWS)
+        ]
+    blocks: list[Tensor] = []
+    row_of: dict[str, int] = {}
+    num_rows = 0
+    for group in groups:
+        longest = max(len(ids[text]) for text in group)
+        rows = [ids[text] + [0] * (longest - len(ids[text])) for text in group]
+        rows += [] if training else [[0] * longest] * (TEXT_ROWS - len(group))
+        row_of |= {text: num_rows + row for row, text in enumerate(group)}
+        blocks.append(torch.tensor(rows))
+        num_rows += len(rows)
+    return blocks, torch.tensor([row_of[text] for text in texts])
 
 
 class TextEncoder(nn.Module):
-    """Embeds hashed words and reads them in order with a GRU: int64 [B, L] -> [B, out_dim]."""
+    """Embeds hashed words and reads them in order with a GRU: int64 [N, L] -> [N, out_dim]."""
 
     def __init__(self, num_buckets: int, out_dim: int) -> None:
         super().__init__()
@@ -162,7 +197,7 @@ class TextEncoder(nn.Module):
         self.gru = nn.GRU(out_dim, out_dim, batch_first=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens: int64 [B, L], 0 is padding; the output at the last word of each text."""
+        """tokens: int64 [N, L], 0 is padding; the output at the last word of each text."""
         outputs, _ = self.gru(self.embed(tokens))
         last = ((tokens != 0).sum(-1) - 1).clamp(min=0)
         return outputs[torch.arange(len(tokens), device=tokens.device), last]
@@ -209,8 +244,10 @@ class ObservationEncoder(nn.Module):
             prepared["state"] = normalized.clamp(-STATE_CLIP, STATE_CLIP)
         if self.spec.use_task:
             texts = observation.task if isinstance(observation.task, tuple) else (observation.task,)
-            tokens = hash_tokens(texts, self.config.text_buckets, self.config.text_tokens)
-            prepared["tokens"] = tokens.to(device)
+            sizes = self.config.text_buckets, self.config.text_tokens
+            blocks, rows = text_blocks(texts, *sizes, training=self.training)
+            prepared |= {f"tokens{number}": block.to(device) for number, block in enumerate(blocks)}
+            prepared["text"] = rows.to(device)
         return prepared
 
     def forward(self, prepared: Mapping[str, Tensor]) -> Tensor:
@@ -219,7 +256,9 @@ class ObservationEncoder(nn.Module):
         if self.spec.state_dim:
             parts.append(prepared["state"])
         if self.text is not None:
-            parts.append(F.gelu(self.text(prepared["tokens"])))
+            blocks = [tokens for name, tokens in prepared.items() if name.startswith("tokens")]
+            features = torch.cat([self.text(block) for block in blocks])
+            parts.append(F.gelu(features)[prepared["text"]])
         return torch.cat(parts, dim=-1)
 
 
