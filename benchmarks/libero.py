@@ -43,6 +43,7 @@ from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import Progress, ProgressBars, silent
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.policy_io import ChunkPolicy
+from chunkrl.training.run_folder import run_config
 
 Variant = Literal["state", "images"]
 _CANDIDATES = [arm for arm in CANDIDATES if arm.values == CHUNK_RL.values]  # they share one value phase
@@ -223,6 +224,29 @@ def train(place: _Place, arm: Arm, progress: Progress) -> None:
     _train(config, run, progress)
 
 
+def _check_same_arm(run: Path, wanted: TrainConfig) -> None:
+    """Raises ChunkRLError where a run is of other data, or of an arm that meant something else."""
+    made = run_config(run / "config.json")
+    names = (
+        "objective",
+        "policy",
+        "num_folds",
+        "fit",
+        "balance",
+        "distil",
+        "seed",
+        "batch_size",
+        "num_updates",
+    )
+    wrong = [name for name in names if getattr(made, name) != getattr(wanted, name)]
+    if Path(made.dataset_dir).resolve() != Path(wanted.dataset_dir).resolve():
+        wrong.append("dataset_dir")
+    if wrong:
+        raise ChunkRLError(
+            f"{run} was trained with other settings ({', '.join(wrong)}): use another --output-dir"
+        )
+
+
 def _train_config(place: _Place, arm: Arm) -> TrainConfig:
     config, recipe = place.config, place.config.recipe
     return TrainConfig(
@@ -261,6 +285,8 @@ def _train(config: TrainConfig, folder: Path, progress: Progress) -> None:
 def evaluate(place: _Place, arm: Arm, progress: Progress) -> dict[str, list[tuple[bool, int]]]:
     """Task -> (success, steps) by initial state; episodes that are there are not run again."""
     config, path = place.config, place.episodes(arm)
+    if (place.run(arm) / "policy").is_dir():
+        _check_same_arm(place.run(arm), _train_config(place, arm))
     tasks = expand(config.recipe.tasks)
     done: dict[tuple[str, int], tuple[bool, int]] = {}
     if path.is_file():

@@ -111,6 +111,7 @@ def to_records(result: JobResult) -> dict[str, dict[str, Any]]:
         name: common
         | {
             "arm": name,
+            "settings": arm_settings(outcome.arm),
             "diagnostics": result.diagnostics.get(name, {}),
             "success": "".join(str(int(s)) for s in outcome.success),
             "num_steps": None if outcome.num_steps is None else outcome.num_steps.tolist(),
@@ -120,17 +121,39 @@ def to_records(result: JobResult) -> dict[str, dict[str, Any]]:
     }
 
 
+def arm_settings(arm: Arm) -> dict[str, Any]:
+    """What an arm is, as JSON: what a name means may change with the defaults."""
+    settings = asdict(replace(arm, sample_weights=None))
+    return json.loads(json.dumps({k: v for k, v in settings.items() if k not in ("name", "sample_weights")}))
+
+
+def _changed(recorded: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Names of recorded settings that are others now; settings that came later are not asked about."""
+    found = []
+    for name, value in recorded.items():
+        if isinstance(value, dict):
+            found += _changed(value, now.get(name, {}), f"{prefix}{name}.")
+        elif now.get(name) != value:
+            found.append(f"{prefix}{name}")
+    return found
+
+
+def results_records(config: BenchmarkConfig) -> dict[tuple[str, int, str], dict[str, Any]]:
+    """The records in the results file, by task, seed and arm."""
+    results = Path(config.results)
+    kept = json.loads(results.read_text()).get("records", []) if results.is_file() else []
+    return {(record["task"], record["seed"], record["arm"]): record for record in kept}
+
+
 def known_records(
     config: BenchmarkConfig, known: Sequence[Arm]
 ) -> dict[tuple[str, int, str], dict[str, Any]]:
     """What is finished, by task, seed and arm: in the output folder, or in the results file, so that a fresh clone
     goes on from results that were committed."""
     found: dict[tuple[str, int, str], dict[str, Any]] = {}
-    results = Path(config.results)
-    kept = json.loads(results.read_text()).get("records", []) if results.is_file() else []
-    of_results = {(record["task"], record["seed"], record["arm"]): record for record in kept}
+    of_results = results_records(config)
     for job in jobs(config, known):
-        for arm in config.arms:
+        for arm, settings in ((arm.name, arm_settings(arm)) for arm in job.arms):
             key = (job.task, job.train_seed, arm)
             path = record_path(config, job, arm)
             record = json.loads(path.read_text()) if path.exists() else of_results.get(key)
@@ -138,6 +161,7 @@ def known_records(
                 continue
             same = ("data_seed", "eval_seed", "batch_size", "policy_updates")
             wrong = [name for name in same if record[name] != getattr(job, name)]
+            wrong += _changed(record.get("settings", {}), settings)
             if wrong or len(record["success"]) != job.num_eval:
                 raise ChunkRLError(
                     f"{arm} on {job.task}, seed {job.train_seed}, was run with other settings "
@@ -271,7 +295,7 @@ def run(config: BenchmarkConfig, known: Sequence[Arm] = ARMS, method: str = METH
     summary["config"] = asdict(config)
     summary["machine"] = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
     summary["seconds"] = time.monotonic() - started
-    summary["records"] = records
+    summary["records"] = list((results_records(config) | finished).values())  # also those not asked for now
     write_text(config.results, json.dumps(summary, indent=1) + "\n")
     print(markdown(summary, config.arms, method))
 

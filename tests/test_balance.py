@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,15 @@ from chunkrl.algorithms.balance import (
 from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
 from chunkrl.algorithms.value_learner import ValueFit
-from chunkrl.algorithms.weights import WeightRule, to_weights, weight_spread
+from chunkrl.algorithms.weights import (
+    Spread,
+    WeightRule,
+    spread_metrics,
+    starved_warnings,
+    to_weights,
+    weight_spread,
+)
+from chunkrl.data.chunk_semantics import Segments
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.labels import LabelRule
@@ -252,6 +262,61 @@ def test_a_task_without_success_is_cloned_uniformly_or_left_out(
     assert not left[pull].any() and left[~pull].sum() == pytest.approx(len(data), rel=1e-5)
 
 
+def test_what_is_left_out_has_no_weight_beside_a_humans_chunk(tmp_path: Path) -> None:
+    """One stratum a task: the human's chunk in the silent task gets all that is due there."""
+    data = _two_tasks(tmp_path, [[True, False], [False] * 2])
+    human = np.arange(len(data)) == np.flatnonzero(data.task == 1)[3]
+    advantage = np.random.default_rng(1).normal(size=len(data))
+    config = BalanceConfig(min_starts=100, floor=0.0, without_success="leave_out")
+    strata = make_strata(data, None, step_rewards(data), None, human, config)
+    weight, _ = to_weights(advantage, WeightRule(), None, human, strata)
+    assert (weight[data.task == 1] > 0).tolist() == human[data.task == 1].tolist()
+    # six starts of a success in one task, one human's chunk in the other
+    assert weight[human] == pytest.approx(weight[data.task == 0].sum() / 6, rel=1e-5)
+
+
+@pytest.mark.parametrize("share", ["auto", "returns"])
+def test_failing_soon_is_no_success_where_steps_cost(tmp_path: Path, share: Any) -> None:
+    """In a task of failures alone, each step -1, returns differ by when the episodes ended, and say nothing."""
+    rng = np.random.default_rng(0)
+    lengths = [(6, True), (4, False), (6, True), (8, False)]
+    root = write_dataset(tmp_path / "d", [episode(n, s, rng) for n, s in lengths], tasks=("push", "pull"))
+    data = open_chunks(root, labels=LabelRule(step_reward="cost"), reward="sum")
+    strata = make_strata(data, None, step_rewards(data), None, None, BalanceConfig(share=share))
+    assert strata.uniform.tolist() == (data.task == 1).tolist() and strata.silent == ("pull",)
+    np.testing.assert_array_equal(strata.credit, np.ones(len(data), np.float32))
+
+
+def test_new_tasks_without_success_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = _two_tasks(tmp_path, [[True, False], [False] * 2])
+    first = make_strata(data, None, step_rewards(data), None, None, BalanceConfig())
+    assert first.silent == ("pull",) and "'pull'" in caplog.text
+    caplog.clear()
+    make_strata(data, None, step_rewards(data), None, None, BalanceConfig(), first.silent)
+    assert not caplog.records
+    make_strata(data, None, step_rewards(data), None, None, BalanceConfig(), ("another",))
+    assert "'pull'" in caplog.text
+
+
+def test_a_large_beta_keeps_the_ratios_within_a_stratum() -> None:
+    """exp(beta z) is 0 in float32 all over one stratum: its weights are still e^(beta (z - z')) apart."""
+    advantage = np.concatenate([np.array([10.0, 10.1]), np.array([-10.0, -10.01, -10.02])])
+    index = np.array([0, 0, 1, 1, 1], np.int32)
+    strata = Strata(index, np.ones(5, np.float32), np.zeros(5, bool), np.array([2.0, 3.0]))
+    rule = WeightRule(beta=200.0, scale=1.0, clip=1e30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weight, _ = to_weights(advantage.astype(np.float32), rule, strata=strata)
+    apart = np.exp(-200.0 * 0.01 / advantage.std())
+    np.testing.assert_allclose(weight[3:] / weight[2:4], apart, rtol=1e-3)
+    assert weight[2:].sum() == pytest.approx(3.0, rel=1e-5)
+
+
+def test_advantages_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ChunkRLError, match="NaN or infinite"):
+        to_weights(np.array([0.0, np.nan, 1.0]), WeightRule())
+
+
 def test_leaving_all_tasks_out_is_an_error(tmp_path: Path) -> None:
     data = _two_tasks(tmp_path, [[False] * 2, [False] * 2])
     config = BalanceConfig(without_success="leave_out")
@@ -311,6 +376,43 @@ def test_the_spread_of_weight_over_successes(tmp_path: Path) -> None:
     step = np.concatenate([np.arange(9)] * 4)
     late = weight_spread(np.where(step < 3, 0.1, 1.0), data, None)
     assert late.thirds == pytest.approx((0.3 / 6.3, 3 / 6.3, 3 / 6.3)) and late.starved == ("first",)
+
+
+def test_successes_without_any_weight_are_starved(tmp_path: Path) -> None:
+    data = open_chunks(write_dataset(tmp_path / "d", random_episodes(4, lengths=(9, 10))))
+    none = weight_spread(np.where(data.success, 0.0, 1.0), data, None)
+    assert none.thirds == (0.0, 0.0, 0.0) and none.starved == ("first", "middle", "last")
+
+
+def test_the_lowest_stratum_is_one_of_successes() -> None:
+    """Half the weight of cloning of the successes takes from a stratum that has none, which is no lack."""
+    index = np.repeat([0, 1], 20).astype(np.int32)
+    credit = (index == 0).astype(np.float32)
+    strata = Strata(index, credit, np.zeros(40, bool), np.bincount(index, weights=credit + 0.1))
+    weight, _ = to_weights(
+        np.random.default_rng(1).normal(size=40), WeightRule(success_mix=0.5), strata=strata
+    )
+    data = SimpleNamespace(
+        segments=Segments(np.array([20, 40]), np.array([True, False])),
+        starts=np.arange(40),
+        success=credit > 0,
+    )
+    metrics, _ = spread_metrics(weight, data, None, strata)  # type: ignore[arg-type]
+    assert metrics["weight/lowest_stratum"] == pytest.approx((22 + 24) / 2 / 22, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("balance", "cure"),
+    [
+        (None, "those of --sample-weights"),
+        (BalanceConfig("none"), "Use --balance.kind strata"),
+        (BalanceConfig(), "Use more --balance.time-bins"),
+    ],
+)
+def test_what_helps_starved_thirds_can_be_done(balance: BalanceConfig | None, cure: str) -> None:
+    spread = Spread(0.9, (0.1, 0.5, 0.4), (0.3, 0.4, 0.3))
+    (message,) = starved_warnings(spread, balance)
+    assert "the first third of successful episodes carries 10.0%" in message and cure in message
 
 
 def _learner(data: ChunkDataset, **settings: Any) -> CrossFittedAdvantage:
@@ -374,17 +476,19 @@ def test_running_balance_reaches_what_is_due() -> None:
     index = np.repeat([0, 1, 2], [100, 200, 100]).astype(np.int32)
     credit = np.repeat([1.0, 0.5, 0.0], [100, 200, 100]).astype(np.float32)
     due = np.bincount(index, weights=credit + 0.001)
-    running = RunningBalance.of(Strata(index, credit, np.zeros(400, bool), due), None, CPU)
+    uniform = index == 1  # a task without successes: its advantages say nothing
+    running = RunningBalance.of(Strata(index, credit, uniform, due), None, CPU)
     rng = np.random.default_rng(0)
     scale, sums = np.array([0.1, 5.0, 30.0]), np.zeros(3)
     for update in range(600):
         rows = rng.integers(400, size=32)
         weight = torch.from_numpy(scale[index[rows]] * rng.uniform(0.5, 1.5, 32)).float()
         found = running.apply(weight, torch.from_numpy(index[rows])).numpy()
+        assert len(np.unique(found[uniform[rows]])) <= 1
         if update >= 100:
             np.add.at(sums, index[rows], found)
     np.testing.assert_allclose(sums / sums.sum(), due / due.sum(), atol=0.03)
-    again = RunningBalance.of(Strata(index, credit, np.zeros(400, bool), due), None, CPU)
+    again = RunningBalance.of(Strata(index, credit, uniform, due), None, CPU)
     again.load_state_dict(running.state_dict())
     weight, stratum = torch.tensor([1.0, 2.0]), torch.tensor([0, 2])
     assert torch.equal(again.apply(weight, stratum), running.apply(weight, stratum))
@@ -417,7 +521,11 @@ def test_iql_is_balanced_and_resumes_equal(tmp_path: Path) -> None:
         ({"share": "reward"}, "use one of auto, success, returns"),
         ({"time_bins": 0}, "at least 1"),
         ({"success_mix": 1.5}, r"\[0, 1\]"),
-        ({"kind": "none", "success_mix": 0.5}, "mixes balanced weights"),
+        (
+            {"kind": "none", "success_mix": 0.5},
+            "balance.success_mix: of balanced weights.*kind none balances none",
+        ),
+        ({"kind": "none", "time_bins": 4, "floor": 0.1}, "balance.time_bins, balance.floor"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -431,8 +539,15 @@ def test_settings_that_nothing_reads_are_refused(tmp_path: Path) -> None:
     for objective in ("success_cloning", "document", "value"):
         with pytest.raises(ChunkRLError, match=r"has no weights to balance: leave --balance.\* out"):
             ChunkLevelOfflineRL(**common, objective=objective, balance=BalanceConfig(time_bins=4))
-    with pytest.raises(ChunkRLError, match="not for --objective iql"):
-        iql(balance=BalanceConfig(success_mix=0.5))
+        if objective != "value":
+            with pytest.raises(ChunkRLError, match=r"makes no weights or labels of --fit\.past-advantage"):
+                ChunkLevelOfflineRL(**common, objective=objective, fit=ValueFit(past_advantage=0.5))
+    for name, unread in (
+        ("success_mix", BalanceConfig(success_mix=0.5)),
+        ("value_bins", BalanceConfig(value_bins=2)),
+    ):
+        with pytest.raises(ChunkRLError, match=f"balance.{name}: not for --objective iql"):
+            iql(balance=unread)
 
 
 # ---- the report's pictures

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chunk_data import open_chunks, random_episodes, write_dataset
+from chunk_data import episode, open_chunks, random_episodes, write_dataset
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.data.sample_weights import read_sample_weights
@@ -86,6 +86,20 @@ def test_the_loss_is_weighted(root: Path, tmp_path: Path) -> None:
     assert run.trainer is not None
     assert run.trainer.history["weight/on_successes"][-1][1] == pytest.approx(1.0)
     assert run.trainer.history["weight/effective_sample_size"][-1][1] == pytest.approx(0.5)
+
+
+def test_weights_behind_successes_alone_are_refused(tmp_path: Path) -> None:
+    """Frames that were recorded after a success are not trained on, so their weights cannot be all there are."""
+    rng = np.random.default_rng(0)
+    flags = np.arange(6) == 3
+    root = write_dataset(tmp_path / "d", [episode(6, True, rng, **{"next.success": flags}) for _ in range(4)])
+    weight = np.tile(np.arange(6) > 3, 4).astype(float)
+    path = _write(tmp_path / "w.parquet", index=np.arange(24), weight=weight)
+    run = ChunkLevelOfflineRL(
+        **_settings(root, tmp_path), objective="behaviour_cloning", sample_weights=(str(path),)
+    )
+    with pytest.raises(ChunkRLError, match=r"weight 0 \(those recorded after a success"):
+        run.train()
 
 
 def test_objectives_with_weights_of_their_own_refuse_them(root: Path, tmp_path: Path) -> None:

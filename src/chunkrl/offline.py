@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from chunkrl import __version__, ranks
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.build import build_algorithm, choose_device, open_data, reads_task
-from chunkrl.config import load_config, save_config
+from chunkrl.config import save_config
 from chunkrl.data.atomic import write_text
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.errors import CheckpointError, ChunkRLError, LabelError
@@ -29,7 +29,7 @@ from chunkrl.train_config import TrainConfig
 from chunkrl.training.data_source import DataSource, FixedData
 from chunkrl.training.distributed import gather_policy
 from chunkrl.training.policy_io import ChunkPolicy, PolicySpec, QSpec, pi_q_state, save_pi_policy
-from chunkrl.training.run_folder import find_checkpoint, initial_networks
+from chunkrl.training.run_folder import find_checkpoint, initial_networks, run_config
 from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.training.value_videos import ValueVideos
 from chunkrl.training.values_io import save_values
@@ -276,7 +276,7 @@ class ChunkLevelOfflineRL:
         folder = find_checkpoint(path)
         saved_config = folder.parent.parent / "config.json"
         if saved_config.exists():
-            saved = load_config(TrainConfig, saved_config)
+            saved = run_config(saved_config)
             if self._grows:
                 open_ones = (name for name in _DECIDED if getattr(self.config, name) is None)
                 self.config = replace(self.config, **{name: getattr(saved, name) for name in open_ones})
@@ -361,9 +361,18 @@ _FREE |= {
 
 def _check_same_run(saved: TrainConfig, now: TrainConfig, folder: Path) -> None:
     differing = [
-        f"{f.name} ({getattr(saved, f.name)} then, {getattr(now, f.name)} now)"
+        difference
         for f in fields(TrainConfig)
-        if f.name not in _FREE and getattr(saved, f.name) != getattr(now, f.name)
+        if f.name not in _FREE
+        for difference in _differences(f.name, getattr(saved, f.name), getattr(now, f.name))
     ]
     if differing:
         raise CheckpointError(f"{folder} was made with another configuration: {'; '.join(differing)}")
+
+
+def _differences(name: str, then: Any, now: Any) -> list[str]:
+    """The settings that differ, by their own names: `balance.kind`."""
+    if is_dataclass(then) and type(then) is type(now):
+        parts = [(f.name, getattr(then, f.name), getattr(now, f.name)) for f in fields(then)]
+        return [found for part, *values in parts for found in _differences(f"{name}.{part}", *values)]
+    return [] if then == now else [f"{name} ({then} then, {now} now)"]

@@ -68,6 +68,10 @@ def _check_values(config: TrainConfig) -> None:
             f"--objective {config.objective} has no weights to balance: leave --balance.* out, or use one of "
             f"{', '.join((*WEIGHTED, *CONDITIONED))}"
         )
+    if config.fit.past_advantage and (joint or config.objective in UNLABELLED):
+        raise ChunkRLError(
+            f"--objective {config.objective} makes no weights or labels of --fit.past-advantage: leave it out"
+        )
     if config.sample_weights and config.objective != "behaviour_cloning":
         raise ChunkRLError(
             f"--sample-weights are of --objective behaviour_cloning; {config.objective} makes its own: leave them out"

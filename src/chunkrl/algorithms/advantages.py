@@ -113,6 +113,10 @@ def standardize(advantage: np.ndarray, scale: float, rates: np.ndarray | None = 
     advantage: float [N]. rates: how often each is drawn, float [N] (`draws.draw_rates`); None: all alike.
     """
     mean, deviation = moments(advantage, rates)
+    if not np.isfinite(deviation):
+        raise ChunkRLError(
+            "advantages are NaN or infinite, so that nothing can be weighted by them: train values anew"
+        )
     if deviation < 1e-8:
         return np.zeros_like(advantage)
     return scale * (advantage - mean) / deviation

@@ -22,8 +22,8 @@ docs/training.md has the derivation and what was measured.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -59,8 +59,8 @@ class BalanceConfig:
     """What the improved policy's share follows. success: episodes that succeed; returns: the episode's return, from
     the task's lowest (0) to its highest (1); auto: success, and returns in a task where no episode succeeds."""
     without_success: WithoutSuccess = "clone"
-    """A task with neither success nor returns that differ: clone, all alike, as much of it as of other tasks; or
-    leave_out."""
+    """A task with neither success nor returns that tell better from worse: clone, all alike, as much of it as of
+    other tasks; or leave_out."""
     success_mix: float = 0.0
     """Part of the weight that is that of plain cloning of the successes, in [0, 1]."""
 
@@ -75,8 +75,12 @@ class BalanceConfig:
             raise ChunkRLError("balance.time_bins, balance.value_bins and balance.min_starts are at least 1")
         if not 0 <= self.success_mix <= 1 or not 0 <= self.floor <= 1:
             raise ChunkRLError("balance.success_mix and balance.floor lie in [0, 1]")
-        if self.kind == "none" and self.success_mix:
-            raise ChunkRLError("balance.success_mix mixes balanced weights: use --balance.kind strata")
+        unread = [f.name for f in fields(self)[1:] if getattr(self, f.name) != f.default]
+        if self.kind == "none" and unread:
+            raise ChunkRLError(
+                f"balance.{', balance.'.join(unread)}: of balanced weights, and --balance.kind none balances none: "
+                "use --balance.kind strata, or leave them out"
+            )
 
 
 @dataclass(frozen=True)
@@ -86,14 +90,17 @@ class Strata:
     index: int32 [N], the stratum of each start, 0 .. num - 1.
     credit: float32 [N], what the start adds to its stratum's due: 1 in a successful episode, 0 in another; a number
         between for returns.
-    uniform: bool [N], starts of tasks that show no success, whose advantages say nothing.
+    uniform: bool [N], starts of tasks that show no success, whose advantages say nothing: those with credit weigh the
+        same, and those without it nothing.
     due: float64 [num], the weight that each stratum's starts sum to, counted by draw rates.
+    silent: names of those tasks.
     """
 
     index: np.ndarray
     credit: np.ndarray
     uniform: np.ndarray
     due: np.ndarray
+    silent: tuple[str, ...] = ()
 
     @property
     def num(self) -> int:
@@ -124,22 +131,27 @@ def stratify(
     """
     index = np.zeros(len(task), np.int32)
     num = 0
-    for one in np.unique(task):
-        rows = np.flatnonzero(task == one)
+    for rows in _rows_by_task(task):
         drawn = int(np.count_nonzero(rates[rows]))
         per_time = drawn // (config.min_starts * config.time_bins)
         value_bins = 1 if value is None else min(config.value_bins, max(1, per_time))
         time_bins = min(config.time_bins, max(1, drawn // config.min_starts))
         time = equal_count_bins(step[rows], rates[rows], time_bins)
-        for number in np.unique(time):
+        for number in range(time_bins):
             own = rows[time == number]
             level = np.zeros(len(own), np.int64)
             if value is not None and value_bins > 1:
                 level = equal_count_bins(value[own], rates[own], value_bins)
-            _, level = np.unique(level, return_inverse=True)
-            index[own] = num + level
-            num += int(level.max()) + 1
+            there = np.bincount(level, minlength=value_bins) > 0
+            index[own] = (num - 1 + np.cumsum(there))[level]
+            num += int(there.sum())
     return index
+
+
+def _rows_by_task(task: np.ndarray) -> list[np.ndarray]:
+    """The rows of each task, growing; task: int [N]."""
+    order = np.argsort(task, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(task[order])) + 1) if len(task) else []
 
 
 def episode_steps(data: ChunkData) -> tuple[np.ndarray, np.ndarray]:
@@ -162,53 +174,49 @@ def make_strata(
     rates: np.ndarray | None,
     forced: np.ndarray | None,
     config: BalanceConfig,
-    warn: bool = True,
+    said: Collection[str] = (),
 ) -> Strata:
-    """The strata of all starts of `data` and what is due in each.
+    """The strata of all starts of `data` and what is due in each; a log warning names tasks that show no success.
 
     value: held-out V float [len]; None: strata of time alone. step_reward: float [N], of every frame's action.
     rates: float [len], how often each start is drawn; None: all alike. forced: bool [len], chunks that a human made,
-    which count as the improved policy's wherever they stand.
-
-    warn: says (a log warning) which tasks show no success.
+    which count as the improved policy's wherever they stand. said: tasks that an earlier warning has named.
     """
     rate = np.ones(len(data)) if rates is None else np.asarray(rates, np.float64)
     task = np.asarray(data.task)
     index = stratify(task, episode_steps(data)[0], value, rate, config)
-    credit, unknown = _credit(data, task, step_reward, rate, config, warn)
+    credit, unknown, silent = _credit(data, task, step_reward, rate, config)
+    _warn_of_tasks([name for name in silent if name not in said], config)
     if forced is not None:
         credit = np.where(forced, np.float32(1), credit)
         unknown = unknown & ~forced
     num = int(index.max()) + 1 if len(index) else 0
     floor = np.where(unknown & (config.without_success == "leave_out"), 0.0, config.floor)
     due = np.bincount(index, weights=rate * (credit + floor), minlength=num)
-    return Strata(index, credit, unknown, due)
+    return Strata(index, credit, unknown, due, silent)
 
 
 def _credit(
-    data: ChunkData,
-    task: np.ndarray,
-    step_reward: np.ndarray,
-    rate: np.ndarray,
-    config: BalanceConfig,
-    warn: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Credit float32 [len] of every start, and whether its task shows no success, bool [len]."""
+    data: ChunkData, task: np.ndarray, step_reward: np.ndarray, rate: np.ndarray, config: BalanceConfig
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Credit float32 [len] of every start, whether its task shows no success, bool [len], and the names of these."""
     success = np.asarray(data.success)
     credit = success.astype(np.float32)
     returns = _episode_returns(data, step_reward)
     unknown = np.zeros(len(task), bool)
     silent = []
-    for one in np.unique(task[rate > 0]):
-        rows = (task == one) & (rate > 0)
-        if config.share != "returns" and success[rows].any():
+    for of_task in _rows_by_task(task):
+        rows = of_task[rate[of_task] > 0]
+        succeeds = bool(success[rows].any())
+        if not len(rows) or (succeeds and config.share != "returns"):
             continue
-        own = np.zeros(0) if config.share == "success" else returns[rows]
-        if len(own) and np.ptp(own) > 0:
+        own = returns[rows]
+        graded = config.share != "success" and np.ptp(own) > 0
+        if graded and (succeeds or not _only_costs_of_time(data, step_reward, rows)):
             credit[rows] = (own - own.min()) / np.ptp(own)
-        elif not success[rows].any():
+        elif not succeeds:
             unknown[rows] = True
-            silent.append(data.tasks[int(one)])
+            silent.append(data.tasks[int(task[rows[0]])])
     if silent:
         known = (rate > 0) & ~unknown
         usual = float(np.average(credit[known], weights=rate[known])) if known.any() else 1.0
@@ -218,12 +226,20 @@ def _credit(
                 f"no task of {data.name} has a successful episode, and --balance.without-success leave_out leaves "
                 "all of them out: say with --success which episodes succeeded, or use --objective behaviour_cloning"
             )
-        if warn:
-            _warn_of_tasks(silent, config)
-    return credit, unknown
+    return credit, unknown, tuple(silent)
+
+
+def _only_costs_of_time(data: ChunkData, step_reward: np.ndarray, rows: np.ndarray) -> bool:
+    """Whether every step of the starts `rows` costs the same, but for the last of an episode: where none succeeds,
+    returns then say which failed soonest."""
+    frames = data.starts[rows]
+    costs = step_reward[frames[~np.isin(frames, data.segments.ends - 1)]]
+    return len(costs) > 0 and costs[0] < 0 and np.ptp(costs) == 0
 
 
 def _warn_of_tasks(names: Sequence[str], config: BalanceConfig) -> None:
+    if not names:
+        return
     done = "are cloned, all alike" if config.without_success == "clone" else "are left out"
     _LOG.warning(
         "no episode of %s succeeds, so that nothing is known of what is better there: its chunks %s "
@@ -245,11 +261,12 @@ RUNNING_RATE = 0.02  # of the mean weight of a stratum, an update in which it ha
 class RunningBalance:
     """Balance where advantages move while the policy learns: each stratum's mean weight is a running one.
 
-    target: float [num], what the mean weight of each stratum shall be.
+    target: float [num], what the mean weight of each stratum shall be. uniform: bool [num], strata in which all weigh
+    the same.
     """
 
-    def __init__(self, target: Tensor) -> None:
-        self._target = target
+    def __init__(self, target: Tensor, uniform: Tensor) -> None:
+        self._target, self._uniform = target, uniform
         self._sum, self._mass = torch.zeros_like(target), torch.zeros_like(target)
 
     @classmethod
@@ -258,12 +275,15 @@ class RunningBalance:
         rate = np.ones(len(strata.index)) if rates is None else np.asarray(rates, np.float64)
         mass = np.bincount(strata.index, weights=rate, minlength=strata.num)
         target = strata.due / np.maximum(mass, 1e-300) * mass.sum() / strata.due.sum()
-        return cls(torch.from_numpy(np.where(mass > 0, target, 0.0)).float().to(device))
+        uniform = np.bincount(strata.index[strata.uniform], minlength=strata.num) > 0
+        target = torch.from_numpy(np.where(mass > 0, target, 0.0)).float()
+        return cls(target.to(device), torch.from_numpy(uniform).to(device))
 
     @torch.no_grad()
     def apply(self, weight: Tensor, stratum: Tensor) -> Tensor:
         """weight [B] over the running mean of its stratum int [B], times what the stratum is due."""
         stratum, num = stratum.long(), len(self._target)
+        weight = torch.where(self._uniform[stratum], 1.0, weight)
         counts = torch.bincount(stratum, minlength=num).to(weight)
         total = torch.zeros_like(self._sum).index_add_(0, stratum, weight.to(self._sum))
         there = counts > 0

@@ -89,8 +89,15 @@ class JointConfig:
     balance: BalanceConfig = BalanceConfig()
 
     def __post_init__(self) -> None:
-        if self.balance.success_mix:
-            raise ChunkRLError("balance.success_mix is not for --objective iql: use --objective cross_fitted")
+        unread = [name for name in ("value_bins", "success_mix") if self._sets(name)]
+        if unread:
+            raise ChunkRLError(
+                f"balance.{' and balance.'.join(unread)}: not for --objective iql, whose values move while it "
+                "trains: leave it out, or use --objective cross_fitted"
+            )
+
+    def _sets(self, name: str) -> bool:
+        return getattr(self.balance, name) != getattr(BalanceConfig(), name)
 
 
 def iql(**settings: Any) -> JointConfig:

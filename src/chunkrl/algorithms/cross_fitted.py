@@ -23,8 +23,9 @@ shuffled controls permute the advantages. For best-of-N at action time a critic 
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -46,7 +47,13 @@ from chunkrl.algorithms.distil import DistilConfig, best_chunks, distil_metrics,
 from chunkrl.algorithms.human_chunks import HumanRule, forced_metrics, human_chunks
 from chunkrl.algorithms.value_labels import ValueLabels, label_metrics
 from chunkrl.algorithms.value_learner import ValueFit, ValueLearner, microbatches
-from chunkrl.algorithms.weights import WeightRule, normalized, spread_metrics, to_weights
+from chunkrl.algorithms.weights import (
+    WeightRule,
+    normalized,
+    spread_metrics,
+    starved_warnings,
+    to_weights,
+)
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.draws import draw_rates, starts_by_share, starts_by_weight, trained_starts
 from chunkrl.data.large_arrays import keep
@@ -56,6 +63,8 @@ from chunkrl.training.checkpoint import load_trained_state, trained_state
 from chunkrl.training.distributed import shard
 from chunkrl.training.optim import Ema, OptimConfig, Optimizer, autocast
 from chunkrl.types import ChunkTransition
+
+_LOG = logging.getLogger(__name__)
 
 Use = Literal["weight", "condition", "none"]
 
@@ -214,7 +223,7 @@ class CrossFittedAdvantage:
         self._ema = Ema(trained, config.ema_decay) if config.ema_decay > 0 else None
         self.labels: dict[str, np.ndarray] = {}
         self._num_policy_updates = 0
-        self._warned = False  # of the weights: values that go on learning give new ones again and again
+        self._warned, self._silent_tasks = False, set[str]()  # what was said of the weights
         self._choose_starts()
 
     def _choose_starts(self) -> None:
@@ -304,7 +313,9 @@ class CrossFittedAdvantage:
             rates = draw_rates(self._dataset, self._trained)
             weight, size = normalized(self._sample_weights, rates)
             metrics = {"weight/effective_sample_size": size}
-            metrics |= spread_metrics(weight, self._dataset, rates, None)
+            more, spread = spread_metrics(weight, self._dataset, rates, None)
+            self._warn_once(starved_warnings(spread, None))
+            metrics |= more
         self.labels["weight"] = weight
         return metrics
 
@@ -440,6 +451,12 @@ class CrossFittedAdvantage:
         self.labels["weight"], more = self._weights(advantage, labels.value, rates, forced)
         return metrics | more
 
+    def _warn_once(self, messages: Sequence[str]) -> None:
+        """What is said of the first weights: values that go on learning give new ones again and again."""
+        for message in () if self._warned else messages:
+            _LOG.warning("%s", message)
+        self._warned = True
+
     def _use_labels(
         self,
         labels: ValueLabels,
@@ -451,7 +468,6 @@ class CrossFittedAdvantage:
         strata = None
         if config.conditioning.edges == "strata":
             strata = self._strata(labels.value, rates, None)
-            self._warned = True
         bins, metrics = label_bins(
             self._dataset,
             advantage,
@@ -473,9 +489,9 @@ class CrossFittedAdvantage:
         strata = self._strata(value, rates, forced)
         rule = WeightRule(config.beta, fit.advantage_scale, fit.weight_clip, config.balance.success_mix)
         weight, metrics = to_weights(advantage, rule, rates, forced, strata)
-        spread = spread_metrics(weight, self._dataset, rates, strata, warn=not self._warned)
-        self._warned = True
-        return weight, {**metrics, **spread}
+        where, spread = spread_metrics(weight, self._dataset, rates, strata)
+        self._warn_once(starved_warnings(spread, config.balance))
+        return weight, {**metrics, **where}
 
     def _past_advantage(self, value: np.ndarray) -> np.ndarray:
         """What is added to advantages for what came before: c (V(x) - V(x_0)), float32 [len]; value: V."""
@@ -514,8 +530,9 @@ class CrossFittedAdvantage:
             return None
         rewards = adv.step_rewards(self._dataset)
         strata = make_strata(
-            self._dataset, value, rewards, rates, forced, self.config.balance, warn=not self._warned
+            self._dataset, value, rewards, rates, forced, self.config.balance, self._silent_tasks
         )
+        self._silent_tasks.update(strata.silent)
         self.labels["stratum"] = strata.index
         return strata
 

@@ -87,10 +87,10 @@ class ValueFit:
     def __post_init__(self) -> None:
         if not 0 <= self.lam <= 1:
             raise ChunkRLError(f"lam is {self.lam}; it must lie in [0, 1]")
-        if self.weight_clip <= 0 or self.advantage_scale <= 0 or self.noise < 0 or not 0 <= self.dropout < 1:
-            raise ChunkRLError(
-                "weight_clip and advantage_scale must be positive, noise >= 0, dropout in [0, 1)"
-            )
+        if not (0 < self.weight_clip <= 1e30 and 0 < self.advantage_scale < np.inf):
+            raise ChunkRLError("weight_clip lies in (0, 1e30], and advantage_scale is positive and finite")
+        if not (0 <= self.noise < np.inf and 0 <= self.dropout < 1):
+            raise ChunkRLError("noise is finite and not negative, and dropout lies in [0, 1)")
         if self.target not in get_args(ValueTarget) or not 0 < self.target_rate <= 1:
             raise ChunkRLError("fit.target is monte_carlo or bootstrap, and fit.target_rate lies in (0, 1]")
         if self.head.kind == "scalar":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +9,12 @@ import torch
 
 from chunkrl.algorithms import losses
 from chunkrl.algorithms.advantages import standardize
-from chunkrl.algorithms.balance import Strata, episode_steps
+from chunkrl.algorithms.balance import BalanceConfig, Strata, episode_steps
 from chunkrl.data.collection import ChunkData
-
-_LOG = logging.getLogger(__name__)
+from chunkrl.errors import ChunkRLError
 
 THIRDS = ("first", "middle", "last")
+_TINY = 1e-30  # float32 has few digits left below
 STARVED = 0.5  # a third of the successes with less than this part of what cloning of the successes gives it
 
 
@@ -51,10 +50,11 @@ def to_weights(
         highest = standardized.max() if rates is None else standardized[rates > 0].max()
         standardized = np.where(forced, highest, standardized)
     weight = losses.advantage_weights(torch.from_numpy(standardized), rule.beta, rule.clip).numpy()
-    clipped = np.exp(rule.beta * standardized) >= rule.clip
+    exponent = rule.beta * standardized
+    clipped = exponent >= np.log(rule.clip)
     rate = np.ones(len(weight)) if rates is None else np.asarray(rates, np.float64)
     if strata is not None:
-        weight = balanced(weight, strata, rate, rule.success_mix)
+        weight = balanced(weight, exponent, strata, rate, rule.success_mix)
     weight, size = normalized(weight, rates)
     return weight, {
         "weight/effective_sample_size": size,
@@ -63,25 +63,42 @@ def to_weights(
 
 
 def normalized(weight: np.ndarray, rates: np.ndarray | None) -> tuple[np.ndarray, float]:
-    """weight [N] as float32 of mean 1 over what is drawn, 0 where nothing is; and its effective sample size."""
+    """weight [N] as float32 of mean 1 over what is drawn, 0 where nothing is; and its effective sample size.
+
+    Raises ChunkRLError where all that is drawn has weight 0.
+    """
     rate = np.ones(len(weight)) if rates is None else np.asarray(rates, np.float64)
     drawn = np.where(rate > 0, weight, 0.0).astype(np.float64)
+    if not drawn.any():
+        raise ChunkRLError(
+            "all frames that would be trained on have weight 0 (those recorded after a success are not trained on): "
+            "give some of them a weight"
+        )
     drawn = _of_mean_one(drawn, rate)
     size = losses.effective_sample_size(torch.from_numpy(drawn), torch.from_numpy(rate))
     return drawn.astype(np.float32), float(size)
 
 
-def balanced(weight: np.ndarray, strata: Strata, rate: np.ndarray, success_mix: float = 0.0) -> np.ndarray:
+def balanced(
+    weight: np.ndarray, exponent: np.ndarray, strata: Strata, rate: np.ndarray, success_mix: float = 0.0
+) -> np.ndarray:
     """weight float [N], scaled within each stratum so that it sums to the stratum's due; float64 [N].
 
-    rate: float [N], how often each is drawn. success_mix: in [0, 1], the part that is the starts' credit (what
-    cloning of the successes weighs) in place of their weight.
+    exponent: float [N], the weight's logarithm before it is clipped. rate: float [N], how often each is drawn.
+    success_mix: in [0, 1], the part that is the starts' credit (what cloning of the successes weighs) in place of
+    their weight.
     """
-    weight = np.where(strata.uniform, 1.0, weight).astype(np.float64)
-    total = np.bincount(strata.index, weights=rate * weight, minlength=strata.num)
-    found = total > 0  # else nothing of it is drawn, or its weights are all too small for a number
-    scaled = np.where(found[strata.index], weight, 1.0)
+    scaled = np.where(strata.uniform, strata.credit > 0, weight).astype(np.float64)
     total = np.bincount(strata.index, weights=rate * scaled, minlength=strata.num)
+    lost = (total < _TINY)[strata.index] & (rate > 0) & ~strata.uniform
+    if (
+        lost.any()
+    ):  # exp(beta A) is too small for a number: within the stratum, its ratios are all that counts
+        own = strata.index[lost]
+        top = np.full(strata.num, -np.inf)
+        np.maximum.at(top, own, exponent[lost])
+        scaled[lost] = np.exp(exponent[lost] - top[own])
+        total = np.bincount(strata.index, weights=rate * scaled, minlength=strata.num)
     scaled *= (strata.due / np.maximum(total, 1e-300))[strata.index]
     if not success_mix:
         return scaled
@@ -120,7 +137,9 @@ def weight_spread(weight: np.ndarray, data: ChunkData, rates: np.ndarray | None)
     with np.errstate(invalid="ignore"):
         return Spread(
             float(mass[good].sum() / mass.sum()),
-            tuple((weights / weights.sum()).tolist()),
+            tuple(
+                (weights / (weights.sum() or frames.sum())).tolist()
+            ),  # 0, not NaN, where they weigh nothing
             tuple((frames / frames.sum()).tolist()),
         )
 
@@ -130,9 +149,8 @@ def spread_metrics(
     data: ChunkData,
     rates: np.ndarray | None,
     strata: Strata | None,
-    warn: bool = True,
-) -> dict[str, float]:
-    """The spread as metrics; warn: with a warning where a third of the successes is starved.
+) -> tuple[dict[str, float], Spread]:
+    """The spread as metrics, and itself.
 
     `weight/lowest_stratum`: of all strata of successes, the lowest weight over what is due, 1 where all have theirs.
     """
@@ -146,18 +164,25 @@ def spread_metrics(
         total = np.bincount(strata.index, weights=rate * weight, minlength=strata.num)
         due = strata.due / strata.due.sum() * total.sum()
         metrics["weight/num_strata"] = float(strata.num)
-        metrics["weight/lowest_stratum"] = float((total[due > 0] / due[due > 0]).min())
-    for message in starved_warnings(spread) if warn else ():
-        _LOG.warning("%s", message)
-    return metrics
+        good = np.bincount(strata.index, weights=rate * strata.credit, minlength=strata.num) > 0
+        metrics["weight/lowest_stratum"] = float((total[good] / due[good]).min())
+    return metrics, spread
 
 
-def starved_warnings(spread: Spread) -> list[str]:
-    """What to say of thirds of the successes that carry too little weight."""
+def starved_warnings(spread: Spread, balance: BalanceConfig | None) -> list[str]:
+    """What to say of thirds of the successes that carry too little weight.
+
+    balance: what made the weights; None: they were given.
+    """
+    if balance is None:
+        cure = "The weights are those of --sample-weights"
+    elif balance.kind == "none":
+        cure = "Use --balance.kind strata"
+    else:
+        cure = "Use more --balance.time-bins, or --balance.success-mix .5"
     return [
         f"the {name} third of successful episodes carries {weight:.1%} of their weight and has {frames:.1%} of their "
-        "frames: the policy will hardly learn it. Use --balance.kind strata, more --balance.time-bins, or "
-        "--balance.success-mix .5"
+        f"frames: the policy will hardly learn it. {cure}"
         for name, weight, frames in zip(THIRDS, spread.thirds, spread.frames, strict=True)
         if name in spread.starved
     ]

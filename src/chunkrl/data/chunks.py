@@ -196,8 +196,10 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
     def task(self) -> np.ndarray:
         """int [len], each start's task: its place in `tasks`."""
         known = np.array(list(self.table.description.tasks), dtype=np.int64)
-        task_index = self.table.task_index
-        return self._of_starts(np.int64, lambda rows: np.argmax(task_index[rows][:, None] == known, axis=1))
+        order, task_index = np.argsort(known), self.table.task_index
+        return self._of_starts(
+            np.int64, lambda rows: order[np.searchsorted(known, task_index[rows], sorter=order)]
+        )
 
     @property
     def success(self) -> np.ndarray:

@@ -107,7 +107,8 @@ def _warnings(run: TrainingRun, quality: ValueQuality | None) -> list[str]:
             "trained on the episode, so no number here says what the values are worth."
         ]
     spread = run_spread(run)
-    return quality_warnings(quality.held_out, quality.seen) + (starved_warnings(spread) if spread else [])
+    starved = [] if spread is None else starved_warnings(spread, run.config.balance)
+    return quality_warnings(quality.held_out, quality.seen) + starved
 
 
 def _headline(run: TrainingRun, quality: ValueQuality | None) -> str:

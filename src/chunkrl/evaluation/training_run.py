@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from chunkrl.build import open_data
-from chunkrl.config import load_config
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.on_demand import OnDemandCamera
 from chunkrl.data.sidecar import load_sidecar
@@ -21,6 +20,7 @@ from chunkrl.offline import VERSIONS_FILE
 from chunkrl.progress import Progress, silent
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.metrics import METRICS_FILE, Record, read_records
+from chunkrl.training.run_folder import run_config
 from chunkrl.training.values_io import values_file
 
 
@@ -154,7 +154,7 @@ def load_run(folder: str | Path, progress: Progress = silent) -> TrainingRun:
             f"{folder} is no folder of a training run: it needs config.json and {METRICS_FILE}, which chunkrl train "
             "writes to --output-dir"
         )
-    config = load_config(TrainConfig, folder / "config.json")
+    config = run_config(folder / "config.json")
     return TrainingRun(
         folder,
         config,

@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 
 from chunkrl.algorithms.balance import episode_steps, equal_count_bins
-from chunkrl.algorithms.weights import STARVED, THIRDS, Spread, weight_spread
+from chunkrl.algorithms.weights import STARVED, THIRDS, Spread, normalized, weight_spread
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.draws import draw_rates, trained_starts
 from chunkrl.evaluation import distribution_plots as distributions
@@ -25,12 +25,18 @@ def collection_of(run: TrainingRun) -> ChunkCollection:
     return ChunkCollection([part.dataset for part in run.data], run.config.dataset_weights or None)
 
 
+def _rates(data: ChunkCollection) -> np.ndarray:
+    """How often each start is drawn, float [len]."""
+    rates = draw_rates(data, trained_starts(data))
+    return np.ones(len(data)) if rates is None else np.asarray(rates, np.float64)
+
+
 def run_spread(run: TrainingRun) -> Spread | None:
     """How the weight of a run is spread; None where all starts weigh the same."""
     if "weight" not in run.data[0].labels or np.ptp(run.column("weight")) == 0:
         return None
     data = collection_of(run)
-    return weight_spread(run.column("weight"), data, draw_rates(data, trained_starts(data)))
+    return weight_spread(run.column("weight"), data, _rates(data))
 
 
 def weight_cards(run: TrainingRun) -> list[str]:
@@ -38,27 +44,30 @@ def weight_cards(run: TrainingRun) -> list[str]:
     spread = run_spread(run)
     if spread is None:
         return []
-    weight = run.column("weight")
+    weight, data = run.column("weight"), collection_of(run)
+    rate = _rates(data)
     return [
-        _advantage_card(weight, run.column("advantage")),
+        _advantage_card(weight, run.column("advantage"), rate),
         _thirds_card(spread),
-        _place_card(weight, run),
+        _place_card(weight, run.column("value"), data, rate),
     ]
 
 
-def _advantage_card(weight: np.ndarray, advantage: np.ndarray) -> str:
-    """How much of all weight lies on the frames of each tenth of the advantages."""
-    order = np.argsort(advantage, kind="stable")[::-1]
+def _advantage_card(weight: np.ndarray, advantage: np.ndarray, rate: np.ndarray) -> str:
+    """How much of all weight lies on the frames of each tenth of the advantages, of those that are drawn."""
+    drawn = np.flatnonzero(rate > 0)
+    order = drawn[np.argsort(advantage[drawn], kind="stable")[::-1]]
     tenths = np.array_split(order, round(1 / TOP_SHARE))
+    mass = rate * weight
     shares = [
         distributions.Share(
             "highest tenth" if i == 0 else "lowest tenth" if i == len(tenths) - 1 else f"{i + 1}.",
-            float(weight[rows].sum() / weight.sum()),
+            float(mass[rows].sum() / mass.sum()),
         )
         for i, rows in enumerate(tenths)
         if len(rows)
     ]
-    size = float(weight.sum() ** 2 / (len(weight) * (weight**2).sum()))
+    _, size = normalized(weight, rate)
     note = (
         f"Tenths of the frames by advantage. Effective sample size: {percent(round(size, 3))} of the frames."
     )
@@ -80,14 +89,11 @@ def _thirds_card(spread: Spread) -> str:
     return card("Weight along successful episodes", distributions.share_chart(shares, summary), note)
 
 
-def _place_card(weight: np.ndarray, run: TrainingRun) -> str:
+def _place_card(weight: np.ndarray, value: np.ndarray, data: ChunkCollection, rate: np.ndarray) -> str:
     """A grid over time and held-out value: the share of the weight, marked where it is below the successes' share."""
-    data = collection_of(run)
-    rates = draw_rates(data, trained_starts(data))
-    rate = np.ones(len(weight)) if rates is None else np.asarray(rates, np.float64)
     step, length = episode_steps(data)
     time = np.minimum(TIMES * step // np.maximum(length, 1), TIMES - 1)
-    level = equal_count_bins(run.column("value"), rate, LEVELS)
+    level = equal_count_bins(value, rate, LEVELS)
     place = level * TIMES + time
     good = rate * np.asarray(data.success)
     shares, due = (

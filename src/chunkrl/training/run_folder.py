@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from chunkrl.algorithms.balance import BalanceConfig
+from chunkrl.config import load_config
 from chunkrl.errors import CheckpointError
+from chunkrl.train_checks import WEIGHTED
+from chunkrl.train_config import TrainConfig
 from chunkrl.training.checkpoint import VALUES, load_state
 from chunkrl.training.policy_io import PolicySpec, read_spec
+
+
+def run_config(path: Path) -> TrainConfig:
+    """The configuration of a run, from its config.json, which has every setting: one that does not say how weights
+    were balanced is from before they were."""
+    config = load_config(TrainConfig, path)
+    if config.objective in WEIGHTED and "balance" not in json.loads(path.read_text()):
+        return replace(config, balance=BalanceConfig("none"))
+    return config
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -1,0 +1,124 @@
+"""Balanced weights of whole runs: runs from before there were any, tasks that come later, what the report says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chunk_data import episode, open_chunks, random_episodes, settings, write_dataset
+
+from benchmarks.metaworld import (
+    BenchmarkConfig,
+    arm_settings,
+    jobs,
+    known_records,
+    record_path,
+    results_records,
+)
+from chunkrl import ChunkLevelOfflineRL
+from chunkrl.algorithms.balance import BalanceConfig
+from chunkrl.data.frames import FrameTable
+from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.evaluation.training_run import load_run
+from chunkrl.evaluation.weight_cards import weight_cards
+from chunkrl.experiment import CHUNK_RL
+from chunkrl.progress import silent
+
+
+def _of_before(data: Path, output: Path, **changes: Any) -> Path:
+    """A run as it was left before weights were balanced: its config.json does not know the setting."""
+    ChunkLevelOfflineRL(**settings(data, output, balance=BalanceConfig("none"), **changes)).train()
+    config = json.loads((output / "config.json").read_text())
+    del config["balance"]
+    (output / "config.json").write_text(json.dumps(config))
+    return output
+
+
+@pytest.mark.parametrize("objective", ["cross_fitted", "iql"])
+def test_a_run_of_before_goes_on_without_balance_or_not_at_all(tmp_path: Path, objective: str) -> None:
+    data = write_dataset(tmp_path / "d", random_episodes(8, lengths=(9, 10)))
+    changes: dict[str, Any] = {"objective": objective, "num_folds": 1 if objective == "iql" else 2}
+    old = _of_before(data, tmp_path / "old", **changes)
+    assert load_run(old).config.balance.kind == "none"  # what its report says
+    changes |= {"resume": str(old), "num_updates": 9}
+    with pytest.raises(
+        CheckpointError, match=r"another configuration: balance\.kind \(none then, strata now\)$"
+    ):
+        ChunkLevelOfflineRL(**settings(data, tmp_path / "new", **changes))
+    run = ChunkLevelOfflineRL(**settings(data, tmp_path / "new", balance=BalanceConfig("none"), **changes))
+    run.train()
+    assert "stratum" not in run.dataset.label_names
+
+
+def test_a_run_that_has_no_weights_resumes_as_it_is(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "d", random_episodes(4))
+    cloning: dict[str, Any] = {"objective": "behaviour_cloning"}
+    ChunkLevelOfflineRL(**settings(data, tmp_path / "old", **cloning)).train()
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    del config["balance"]
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    cloning |= {"resume": str(tmp_path / "old"), "num_updates": 9}
+    ChunkLevelOfflineRL(**settings(data, tmp_path / "new", **cloning)).train()
+
+
+def test_the_report_counts_frames_as_training_draws_them(tmp_path: Path) -> None:
+    """Data sets with weights, and frames behind a success, which are never drawn."""
+    rng = np.random.default_rng(0)
+    roots = []
+    for name in "ab":
+        flags = [np.arange(12) == (7 if good else 99) for good in (True, False, True, False)]
+        episodes = [episode(12, False, rng, **{"next.success": own}) for own in flags]
+        roots.append(write_dataset(tmp_path / name, episodes))
+    changes = {"additional_offline_dataset_paths": (str(roots[1]),), "dataset_weights": (1.0, 4.0)}
+    ChunkLevelOfflineRL(**settings(roots[0], tmp_path / "run", **changes)).train()
+    run = load_run(tmp_path / "run")
+    size = run.last("weight/effective_sample_size")
+    assert size is not None and size < 0.99
+    assert f"effective sample size {size:.2f}." in weight_cards(run)[0]
+
+
+def test_tasks_keep_their_place_whatever_their_numbers(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    episodes = [episode(3, True, rng) for _ in range(6)]
+    root = write_dataset(tmp_path / "d", episodes, tasks=("a", "b", "c"))
+    data = open_chunks(root)
+    table = FrameTable.open(root, progress=silent)
+    assert [data.tasks[number] for number in data.task] == [table.task_text(row) for row in range(18)]
+
+
+# ---- what the benchmarks keep
+
+
+def _record(config: BenchmarkConfig, **changes: Any) -> dict[str, Any]:
+    job = jobs(config)[0]
+    record = {"task": job.task, "seed": job.train_seed, "arm": "chunk_rl", "error": None, "diagnostics": {}}
+    same = ("data_seed", "eval_seed", "batch_size", "policy_updates")
+    record |= {name: getattr(job, name) for name in same}
+    return record | {"success": "1" * job.num_eval, "settings": arm_settings(CHUNK_RL)} | changes
+
+
+def test_records_of_an_arm_that_meant_something_else_are_refused(tmp_path: Path) -> None:
+    config = BenchmarkConfig(
+        output_dir=str(tmp_path), results=str(tmp_path / "r.json"), arms=("chunk_rl",), seeds=(0,)
+    )
+    path = record_path(config, jobs(config)[0], "chunk_rl")
+    path.parent.mkdir(parents=True)
+    made = arm_settings(CHUNK_RL)
+    for kept in (_record(config), _record(config, settings={})):  # as it is, and as records once were
+        path.write_text(json.dumps(kept))
+        assert len(known_records(config, [CHUNK_RL])) == 1
+    made["balance"]["time_bins"] = 16
+    path.write_text(json.dumps(_record(config, settings=made)))
+    with pytest.raises(ChunkRLError, match=r"other settings \(balance.time_bins\): use another --output-dir"):
+        known_records(config, [CHUNK_RL])
+
+
+def test_results_are_known_by_task_seed_and_arm(tmp_path: Path) -> None:
+    config = BenchmarkConfig(results=str(tmp_path / "r.json"))
+    assert results_records(config) == {}
+    kept = _record(config, arm="another")
+    (tmp_path / "r.json").write_text(json.dumps({"records": [kept]}))
+    assert results_records(config) == {(kept["task"], kept["seed"], "another"): kept}
