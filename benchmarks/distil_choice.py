@@ -15,7 +15,9 @@ import tyro
 from benchmarks.balance_choice import ChoiceConfig
 from benchmarks.metaworld import run
 from chunkrl.algorithms.distil import DistilConfig
+from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.experiment import CHUNK_RL, DISTILLED, FLOW_RL, Arm
+from chunkrl.models.value_head import ValueHead
 
 # as many updates as the arm that it is compared with, half of them before
 _ALONE = replace(DISTILLED, name="distilled_alone", distil=DistilConfig(16, share=1.0))
@@ -33,7 +35,20 @@ _GREEDY = (
     FLOW_RL,
     replace(_FLOW, name="flow_distilled_best_of_16"),
 )
-ARMS = tuple(found for arm in _GREEDY for found in (arm, _sampled(arm)))
+
+
+def _ensemble(name: str, fit: ValueFit) -> Arm:
+    return replace(CHUNK_RL, name=name, fit=fit)
+
+
+ENSEMBLES = (
+    _ensemble("mean_of_3", ValueFit(num_critics=3)),
+    _ensemble("min_of_3", ValueFit(num_critics=3, aggregate="min")),
+    _ensemble("quantile_of_3", ValueFit(num_critics=3, aggregate="quantile")),
+    _ensemble("hl_gauss", ValueFit(head=ValueHead("hl_gauss"))),
+    _ensemble("hl_gauss_quantile", ValueFit(head=ValueHead("hl_gauss"), aggregate="quantile")),
+)
+ARMS = (*(found for arm in _GREEDY for found in (arm, _sampled(arm))), *ENSEMBLES)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def test_one_fold_turns_it_off() -> None:
 
 
 @pytest.mark.parametrize("grad_clip", [10.0, 1e-3])
-@pytest.mark.parametrize("algorithm", ["cross_fitted", "iql"])
+@pytest.mark.parametrize("algorithm", ["cross_fitted", "two critics a fold", "iql"])
 def test_an_episodes_values_do_not_depend_on_its_own_data(
     tmp_path: Path, algorithm: str, grad_clip: float
 ) -> None:
@@ -91,7 +91,8 @@ def test_an_episodes_values_do_not_depend_on_its_own_data(
             config = iql(num_updates=20, num_folds=3)
             learner = ChunkAWR(config, factory, optim, dataset, 0, CPU)
         else:
-            fitted = CrossFittedConfig(policy_updates=1, value_updates=20, num_folds=3)
+            fit = ValueFit() if algorithm == "cross_fitted" else ValueFit(num_critics=2, aggregate="min")
+            fitted = CrossFittedConfig(policy_updates=1, value_updates=20, num_folds=3, fit=fit)
             learner = CrossFittedAdvantage(fitted, factory, optim, dataset, 0, CPU)
         name = learner.phases()[0].name
         learner.start_phase(name)
@@ -103,7 +104,7 @@ def test_an_episodes_values_do_not_depend_on_its_own_data(
             assert state is not None
             state[own] += shift
             batch = replace(batch, reward=torch.where(own, batch.reward + shift, batch.reward))
-            if algorithm == "cross_fitted":
+            if algorithm != "iql":
                 batch.labels["outcome"][own] = 1.0 if shift else 0.0
             learner.update(name, batch)
         if isinstance(learner, ChunkAWR):
@@ -158,7 +159,7 @@ def test_nothing_to_learn_from_is_said_before_training(tmp_path: Path) -> None:
     make(use="none")  # plain cloning needs no reward
 
 
-@pytest.mark.parametrize("algorithm", ["cross_fitted", "iql"])
+@pytest.mark.parametrize("algorithm", ["cross_fitted", "two critics a fold", "iql"])
 def test_success_alone_comes_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, algorithm: str
 ) -> None:

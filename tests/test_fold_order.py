@@ -23,7 +23,12 @@ from chunkrl.training.trainer import Trainer, TrainerConfig
 
 CPU = torch.device("cpu")
 QUIET = ValueFit(dropout=0.0, noise=0.0)  # what is drawn at random differs between the orders
-FITS = {"monte_carlo": QUIET, "bootstrap": replace(QUIET, target="bootstrap", target_rate=0.1)}
+BOOTSTRAP = replace(QUIET, target="bootstrap", target_rate=0.1)
+FITS = {
+    "monte_carlo": QUIET,
+    "bootstrap": BOOTSTRAP,
+    "two a fold": replace(BOOTSTRAP, num_critics=2, aggregate="min"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +65,9 @@ def train(data: Path, fit: ValueFit, fake: OneAtWork | None = None, updates: int
         def counted(batch: Any) -> Any:
             metrics = update(batch)
             fake.most_optimizers = max(fake.most_optimizers, len(training.optimizers))
-            assert training.num_passes == 3
+            assert training.num_passes == 3 * fit.num_critics
             waits = ["kept" in network.__dict__ for network in training.networks.networks]
-            assert waits == [fold not in training.optimizers for fold in range(3)]
+            assert waits == [number not in training.optimizers for number in range(len(waits))]
             if training.targets is not None:
                 assert all("kept" in network.__dict__ for network in training.targets.networks)
             return metrics

@@ -63,6 +63,7 @@ OBJECTIVES: list[dict[str, Any]] = [
     {"objective": "cross_fitted", "policy": PolicyConfig("flow")},
     {"objective": "cross_fitted", "fit": ValueFit(draw="weight")},
     {"objective": "cross_fitted", "distil": DistilConfig(3, updates=5)},
+    {"objective": "cross_fitted", "fit": ValueFit(num_critics=2, aggregate="min")},
     {"objective": "iql"},
     {"objective": "document"},
     {"objective": "success_cloning"},

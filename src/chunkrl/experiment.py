@@ -81,7 +81,9 @@ class Arm:
             return None
         meaning = (self.fit.lam, self.fit.num_steps, self.fit.target, self.fit.time_out)
         networks = (self.fit.hidden_dim, self.fit.num_layers, self.fit.dropout, self.fit.noise, self.fit.head)
-        return (self.num_folds, *meaning, *networks)
+        ensemble = (self.fit.num_critics, self.fit.aggregate, self.fit.quantile)
+        # left out where there is none: values that lie in the folders of earlier runs keep their keys
+        return (self.num_folds, *meaning, *networks, *(() if ensemble[:2] == (1, "mean") else ensemble))
 
 
 BC = Arm("behaviour_cloning", "behaviour_cloning")

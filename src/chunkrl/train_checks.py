@@ -63,6 +63,10 @@ def _check_values(config: TrainConfig) -> None:
         raise ChunkRLError(
             f"--objective {config.objective} reads no {', '.join(unread)}: leave them out, or use cross_fitted"
         )
+    if joint and config.fit.num_critics > 1:
+        raise ChunkRLError(
+            f"--objective {config.objective} has critics of its own: leave --fit.num-critics out, or use cross_fitted"
+        )
     if config.balance != BalanceConfig() and config.objective not in (*WEIGHTED, *CONDITIONED):
         raise ChunkRLError(
             f"--objective {config.objective} has no weights to balance: leave --balance.* out, or use one of "

@@ -49,15 +49,21 @@ class CrossFitted(nn.Module):
     """K networks of one kind, one a fold. With K = 1 there is no held-out network and all data trains it.
 
     networks: built by `make()`, which must return a freshly initialised module each time.
+    num_critics: M, networks a fold, which learn from the same episodes; network number k M + m is of fold k. Where it
+        is not 1, `by_fold` stands between `each` and `held_out`.
     waiting_for: a device that has memory for one of them: their parameters wait on the CPU and come to it while they
         are at work. Buffers, a few statistics that all share, stay where they are made.
     """
 
     def __init__(
-        self, make: Callable[[], nn.Module], num_folds: int, waiting_for: torch.device | None = None
+        self,
+        make: Callable[[], nn.Module],
+        num_folds: int,
+        waiting_for: torch.device | None = None,
+        num_critics: int = 1,
     ) -> None:
         super().__init__()
-        self.num_folds, self._waiting_for = num_folds, waiting_for
+        self.num_folds, self.num_critics, self._waiting_for = num_folds, num_critics, waiting_for
         self._working: set[int] = set()
 
         def made() -> nn.Module:
@@ -66,7 +72,7 @@ class CrossFitted(nn.Module):
                 move_parameters(network, torch.device("cpu"))
             return network
 
-        self.networks = nn.ModuleList(made() for _ in range(num_folds))
+        self.networks = nn.ModuleList(made() for _ in range(num_folds * num_critics))
 
     @contextmanager
     def at_work(self, k: int) -> Iterator[nn.Module]:
@@ -84,9 +90,9 @@ class CrossFitted(nn.Module):
             move_parameters(network, torch.device("cpu"))
 
     def each(self, call: Callable[[nn.Module], Tensor]) -> Tensor:
-        """call(network) of every network, stacked in front: [K, ...]."""
+        """call(network) of every network, stacked in front: [K M, ...]."""
         outputs = []
-        for k in range(self.num_folds):
+        for k in range(len(self.networks)):
             with self.at_work(k) as network:
                 outputs.append(call(network))
         return torch.stack(outputs)
@@ -96,10 +102,15 @@ class CrossFitted(nn.Module):
         return [list(network.parameters()) for network in self.networks]
 
     def trains_on(self, fold: Tensor) -> Tensor:
-        """bool [K, B]: network k may train on a row of fold `fold` int [B]."""
+        """bool [K M, B]: each network may train on a row of fold `fold` int [B]."""
         if self.num_folds == 1:
-            return torch.ones(1, len(fold), dtype=torch.bool, device=fold.device)
-        return fold[None] != torch.arange(self.num_folds, device=fold.device)[:, None]
+            return torch.ones(self.num_critics, len(fold), dtype=torch.bool, device=fold.device)
+        own = torch.arange(self.num_folds, device=fold.device).repeat_interleave(self.num_critics)
+        return fold[None] != own[:, None]
+
+    def by_fold(self, outputs: Tensor) -> Tensor:
+        """[K M, ...] -> [K, M, ...]."""
+        return outputs.unflatten(0, (self.num_folds, self.num_critics))
 
     def held_out(self, outputs: Tensor, fold: Tensor) -> Tensor:
         """From `outputs` [K, ..., B], each row's value by the network that never saw its episode: [..., B]."""

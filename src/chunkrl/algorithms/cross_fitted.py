@@ -261,7 +261,8 @@ class CrossFittedAdvantage:
         if config.needs_q:
             phases.insert(0, Phase("critic", config.value_updates, self._trained, next_observation=False))
         if values is not None and self._given is None:
-            passes = config.num_folds if config.fit.fold_order == "one_by_one" else 1
+            num_networks = config.num_folds * config.fit.num_critics
+            passes = num_networks if config.fit.fold_order == "one_by_one" else 1
             value = Phase(
                 "value",
                 config.value_updates * passes,

@@ -31,6 +31,7 @@ class FoldTraining:
     Args:
         make: builds a fresh network, K times.
         target_rate: of a moving average of each network; None: there is none.
+        num_critics: M, networks a fold: all of them are networks here, and K M the number of them.
 
     Raises:
         ChunkRLError: one by one on several processes.
@@ -45,13 +46,14 @@ class FoldTraining:
         device: torch.device,
         order: FoldOrder = "together",
         target_rate: float | None = None,
+        num_critics: int = 1,
     ) -> None:
         if order == "one_by_one" and ranks.world_size() > 1:
             raise ChunkRLError(
                 "--fit.fold-order one_by_one is for one process: several divide the networks; use together"
             )
         waits = device if order == "one_by_one" else None
-        self.networks = CrossFitted(lambda: make().to(device), num_folds, waits)
+        self.networks = CrossFitted(lambda: make().to(device), num_folds, waits, num_critics)
         self._optim, self._num_updates, self._rate = optim, num_updates, target_rate
         self.targets: CrossFitted | None = None
         if target_rate is not None:
@@ -60,19 +62,19 @@ class FoldTraining:
         self._in_turn = ExitStack()
         self._num_done = 0
         self.optimizers: dict[int, Optimizer] = {}
-        self.num_passes = num_folds if order == "one_by_one" else 1
+        self.num_passes = len(self.networks.networks) if order == "one_by_one" else 1
         self._take_turn()
 
     def _take_turn(self) -> None:
-        """Brings the networks whose turn it is, and their optimisers into `optimizers`, by fold."""
-        folds = range(self.networks.num_folds)
+        """Brings the networks whose turn it is, and their optimisers into `optimizers`, by number."""
+        numbers = range(len(self.networks.networks))
         if self.num_passes > 1:
             turn = min(self._num_done // self._num_updates, self.num_passes - 1) if self._num_updates else 0
-            folds = range(turn, turn + 1)
-        if list(self.optimizers) == list(folds):
+            numbers = range(turn, turn + 1)
+        if list(self.optimizers) == list(numbers):
             return
         self.end_turn()
-        for k in folds:
+        for k in numbers:
             self._in_turn.enter_context(self.networks.at_work(k))
             self.optimizers[k] = Optimizer(
                 [self.networks.networks[k].parameters()], self._optim, self._num_updates

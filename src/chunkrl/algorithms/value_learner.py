@@ -1,8 +1,9 @@
 """Cross-fitted values of chunk starts, and the advantages that follow from them.
 
-Every fold's network learns from the other folds' episodes and speaks for its own (`cross_fit`). V regresses the
-Monte-Carlo return, or bootstraps over the steps that the data set's critic covers from an average of itself. Once
-it is trained, every start is labelled with its held-out value, and advantages follow along whole episodes.
+Every fold's network (or `ValueFit.num_critics` of them) learns from the other folds' episodes and speaks for its own
+(`cross_fit`). V regresses the Monte-Carlo return, or bootstraps over the steps that the data set's critic covers from
+an average of itself. Once it is trained, every start is labelled with its held-out value, and advantages follow along
+whole episodes.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from chunkrl.training.optim import OptimConfig, autocast
 from chunkrl.types import ChunkTransition
 
 ValueTarget = Literal["monte_carlo", "bootstrap"]
+Aggregate = Literal["mean", "min", "quantile"]
 Draw = Literal["uniform", "weight"]
 
 
@@ -81,6 +83,13 @@ class ValueFit:
     past_advantage: float = 0.0
     """c: weights and labels are made of A + c (V(x) - V(x_0)), x_0 where the episode began. V(x) - V(x_0) is what the
     advantages before x sum to: how much likelier than the data's the improved policy is to come here."""
+    num_critics: int = 1
+    """M, value networks a fold, which differ in their initial weights and noise."""
+    aggregate: Aggregate = "mean"
+    """What V is of the M: their mean, their min (the worst), or a quantile of them; with hl_gauss, of the
+    distribution that they predict together."""
+    quantile: float = 0.25
+    """Which quantile, in (0, 1)."""
     num_steps: int | None = None
     """N of the advantage as the sum of N rewards and V behind them, minus V (pi*0.6); default: TD(lambda)."""
 
@@ -108,10 +117,37 @@ class ValueFit:
             raise ChunkRLError(
                 f"fit.return_range is {self.return_range}; give two finite numbers, low and high"
             )
+        self._check_ensemble()
         if not 0 <= self.past_advantage < np.inf:
             raise ChunkRLError(f"fit.past_advantage is {self.past_advantage}; it is finite and not negative")
         if self.num_steps is not None and self.num_steps < 1:
             raise ChunkRLError(f"fit.num_steps is {self.num_steps}; an advantage covers at least 1 step")
+
+    def _check_ensemble(self) -> None:
+        if self.aggregate not in get_args(Aggregate) or self.num_critics < 1 or not 0 < self.quantile < 1:
+            raise ChunkRLError(
+                f"fit.aggregate is {self.aggregate!r}, fit.num_critics {self.num_critics} and fit.quantile "
+                f"{self.quantile}: use mean, min or quantile, at least 1, and a number in (0, 1)"
+            )
+        if self.aggregate != "mean" and self.num_critics == 1 and not self.of_distribution:
+            raise ChunkRLError(
+                f"fit.aggregate {self.aggregate} is of several numbers, and fit.num_critics 1 gives one: use "
+                "--fit.num-critics 3, or quantile with --fit.head.kind hl_gauss, which predicts a distribution"
+            )
+
+    @property
+    def of_distribution(self) -> bool:
+        """Whether V is a quantile of predicted distributions."""
+        return self.aggregate == "quantile" and self.head.kind == "hl_gauss"
+
+    def combine(self, found: Tensor) -> Tensor:
+        """V float32 [..., B] of what M networks say: found, their values [..., M, B], or where it is a quantile
+        `of_distribution` their outputs [..., M, B, O], whose distributions are averaged."""
+        if self.of_distribution:
+            return self.head.quantile(found.float().softmax(-1).mean(-3), self.quantile)
+        if self.aggregate == "min":
+            return found.amin(-2)
+        return found.mean(-2) if self.aggregate == "mean" else found.quantile(self.quantile, dim=-2)
 
 
 class ValueLearner:
@@ -152,6 +188,7 @@ class ValueLearner:
             device,
             fit.fold_order,
             fit.target_rate if fit.target == "bootstrap" else None,
+            fit.num_critics,
         )
         self._labelled: tuple[np.ndarray, np.ndarray] | None = None
         self._read(data)
@@ -312,7 +349,9 @@ class ValueLearner:
         if self.training.num_passes > 1:
             self.training.end_turn()  # its moments make room
         new = None if self._labelled is None else np.flatnonzero(np.isnan(self._labelled[0]))
-        held_out, seen = label_values(self.networks, self._data, self.device, progress, positions=new)
+        held_out, seen = label_values(
+            self.networks, self._data, self.device, progress, self._score, positions=new
+        )
         values = self.range.from_unit(held_out), self.range.from_unit(seen)
         if new is not None and self._labelled is not None:
             for all_values, own in zip(self._labelled, values, strict=True):
@@ -321,6 +360,12 @@ class ValueLearner:
         folder = self._data.cache_dir
         self._labelled = keep(folder, values[0]), keep(folder, values[1])
         return self._labelled
+
+    def _score(self, prepared: Any, _: ChunkTransition) -> Tensor:
+        """V of each fold's networks together, [K, B]."""
+        name = "outputs" if self.fit.of_distribution else "forward_prepared"
+        found = self.networks.each(lambda v: getattr(v, name)(prepared))
+        return self.fit.combine(self.networks.by_fold(found).float())
 
     def label(self, progress: Progress) -> ValueLabels:
         """Values and advantages of every start; what is not trained on (`draws.trained_starts`) has advantage 0."""

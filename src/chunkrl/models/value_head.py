@@ -59,6 +59,16 @@ class ValueHead:
         edges = self._edges(outputs.device)
         return (outputs.softmax(-1) * (edges[1:] + edges[:-1]) / 2).sum(-1)
 
+    def quantile(self, probabilities: Tensor, level: float) -> Tensor:
+        """probabilities [..., B, O] of hl_gauss -> the value in [0, 1] below which `level` of the mass lies, float32
+        [..., B]; the mass of a bin is spread evenly over it."""
+        edges, below = self._edges(probabilities.device), probabilities.float().cumsum(-1)
+        bins = (below < level * below[..., -1:]).sum(-1, keepdim=True).clamp(max=self.num_bins - 1)
+        mass = probabilities.float().gather(-1, bins)
+        part = (level * below[..., -1:] - (below.gather(-1, bins) - mass)) / mass.clamp(min=1e-12)
+        width = edges[1] - edges[0]
+        return (edges[bins] + width * part.clamp(0, 1)).squeeze(-1).clamp(0, 1)
+
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Per-row loss float32 [..., B]. outputs: [..., B, O]; target: [B] or [..., B], in [0, 1] but for scalar."""
         outputs, target = outputs.float(), target.detach().float().expand(outputs.shape[:-1])
