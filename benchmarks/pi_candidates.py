@@ -21,6 +21,7 @@ import torch
 import tyro
 
 from benchmarks.pi_metaworld import BenchmarkConfig as PretrainingConfig
+from benchmarks.pi_metaworld import Cell
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.data.atomic import write_text
 from chunkrl.envs.metaworld import ACTION_DIM, MetaWorldEnv
@@ -107,7 +108,7 @@ def main(config: BenchmarkConfig) -> None:
     source = config.pretraining
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ARMS}
     for seed in source.seeds:
-        root = Path(source.output_dir) / f"{source.env}-{source.mixture}-seed{seed}"
+        root = Cell("episodes", seed).folder(source)
         for name in ARMS:
             found[name].append(run_arm(config, root, seed, name))
             print(f"seed {seed}, {name}: {np.mean(found[name][-1]['success']):.2f}", flush=True)

@@ -1,12 +1,13 @@
 """Both uses of the advantage on a tiny pi0.5 in MetaWorld, with controls.
 
-    python -m benchmarks.pi_metaworld                  # 3 seeds; some 25 minutes of one core a seed
-    python -m benchmarks.pi_metaworld --seeds 0 --arms behaviour_cloning advantage_conditioned
+    python -m benchmarks.pi_metaworld                  # 2 mixtures x 3 seeds; some 45 minutes of one core each
+    python -m benchmarks.pi_metaworld --seeds 0 --mixtures episodes --arms success_cloning conditioned
 
-A seed has its own data (150 scripted push-v3 episodes of mixed quality) and a tiny pi0.5 that clones all of it from
-scratch: the pretrained policy. V is trained once, cross-fitted, on that policy's features. Every arm then trains on
-from the pretrained policy, on the same data, for the same number of updates, and is evaluated from the same initial
-states. What is finished is kept and not run again, and a training that was killed resumes at its last checkpoint.
+A seed of a mixture has its own data (150 scripted push-v3 episodes of mixed quality) and a tiny pi0.5 that clones all
+of it from scratch: the pretrained policy. V is trained once, cross-fitted, on that policy's features. Every arm then
+trains on from the pretrained policy, on the same data, for the same number of updates, and is evaluated from the same
+initial states. What is finished is kept, in the output folder and in the results, and is not run again, so that a
+fresh clone goes on from results that were committed; a training that was killed resumes at its last checkpoint.
 Prints Markdown.
 """
 
@@ -14,11 +15,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.speed_tables import speed_of, speed_table
+from benchmarks.pi_arms import ARMS, PRETRAINED, Arm, by_question
+from benchmarks.pi_tables import markdown, summarize
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
-from chunkrl.algorithms.conditioning import ConditioningConfig
 from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.data.atomic import write_text
 from chunkrl.data.chunk_settings import ChunkSettings
@@ -37,9 +37,9 @@ from chunkrl.data.chunks import ChunkDataset
 from chunkrl.envs.collect import CollectConfig, collect_dataset
 from chunkrl.envs.metaworld import ACTION_DIM, MetaWorldEnv
 from chunkrl.envs.scripted import Mixture, MixtureConfig
-from chunkrl.errors import CheckpointError
+from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.evaluation.rollout import evaluate, initial_seeds
-from chunkrl.evaluation.statistics import auc, bootstrap_over_tasks, spearman
+from chunkrl.evaluation.statistics import auc, spearman
 from chunkrl.experiment import NUM_ENVS, data_hash
 from chunkrl.integration.pi_training import PiTrainingConfig
 from chunkrl.models.pi import load_pretrained, save_pretrained
@@ -48,45 +48,12 @@ from chunkrl.models.pi.critic import PiCriticConfig
 from chunkrl.models.pi.tiny import tiny_policy, tiny_recipe
 from chunkrl.models.policy import PolicyConfig
 from chunkrl.models.value_head import ValueHead
-from chunkrl.train_config import Objective
 from chunkrl.training.policy_io import ActionMode
 from chunkrl.training.run_folder import find_checkpoint
 from chunkrl.training.values_io import load_values
 
-HIGH, LOW = "Advantage: positive", "Advantage: negative"
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One training. asked: name -> (condition, guidance), the ways in which the trained policy is asked to act."""
-
-    objective: Objective
-    asked: Mapping[str, tuple[str, float]]
-
-
-PLAIN = {"": ("", 1.0)}
-ARMS: dict[str, Arm] = {
-    "behaviour_cloning": Arm("behaviour_cloning", PLAIN),
-    "success_cloning": Arm("success_cloning", PLAIN),
-    "advantage_weighted": Arm("cross_fitted", PLAIN),
-    "advantage_conditioned": Arm(
-        "advantage_conditioned",
-        {
-            " high": (HIGH, 1.0),
-            " high, guidance 1.5": (HIGH, 1.5),
-            " high, guidance 2": (HIGH, 2.0),
-            " high, guidance 3": (HIGH, 3.0),
-            " low": (LOW, 1.0),
-            " not asked": ("", 1.0),
-        },
-    ),
-    "shuffled_conditioning": Arm(
-        "shuffled_conditioning", {" high": (HIGH, 1.0), " high, guidance 2": (HIGH, 2.0)}
-    ),
-}
 # chunks from drawn noise, as pi is run, and from zero noise
 MODES: tuple[ActionMode, ...] = ("sample", "mode")
-METHODS = ("advantage_conditioned high", "advantage_weighted")
 
 
 @dataclass(frozen=True)
@@ -96,12 +63,12 @@ class BenchmarkConfig:
     output_dir: str = "runs/pi_metaworld"
     """Data, runs and one JSON an evaluation."""
     results: str = "benchmarks/results/pi_metaworld.json"
-    """The summary."""
+    """The summary, with all records."""
     env: str = "push-v3"
-    mixture: Mixture = "episodes"
-    """Whole episodes are good or bad; with `within` the controller changes on the way."""
+    mixtures: tuple[Mixture, ...] = ("episodes", "within")
+    """With `episodes` whole episodes are good or bad; with `within` the controller changes on the way."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    data_seed: int = 2000
+    data_seed: int = 2100
     """Seed s collects with data_seed + s."""
     eval_seed: int = 20261121
     arms: tuple[str, ...] = tuple(ARMS)
@@ -124,13 +91,41 @@ class BenchmarkConfig:
     num_workers: int = 2
 
 
-def run_seed(config: BenchmarkConfig, seed: int) -> list[str]:
-    """All that is missing of one seed; returns the names of what it evaluated."""
+@dataclass(frozen=True)
+class Cell:
+    """A mixture and a seed: its data, pretrained policy, values and arms."""
+
+    mixture: Mixture
+    seed: int
+
+    def folder(self, config: BenchmarkConfig) -> Path:
+        """Where all of it is."""
+        return Path(config.output_dir) / f"{config.env}-{self.mixture}-seed{self.seed}"
+
+
+Key = tuple[str, int, str]  # mixture, seed, name of an arm and how it was asked
+
+
+def cells(config: BenchmarkConfig) -> list[Cell]:
+    """All of a configuration, one mixture after the other within a seed."""
+    return [Cell(mixture, seed) for seed in config.seeds for mixture in config.mixtures]
+
+
+def chosen_arms(config: BenchmarkConfig) -> dict[str, Arm]:
+    """The arms that are asked for, by name. Raises ChunkRLError for names of no arm."""
+    unknown = set(config.arms) - set(ARMS)
+    if unknown:
+        raise ChunkRLError(f"unknown arms {sorted(unknown)}; there are {list(ARMS)}")
+    return {name: ARMS[name] for name in config.arms}
+
+
+def run_cell(config: BenchmarkConfig, cell: Cell, known: frozenset[str]) -> None:
+    """All of one cell that is not among the names `known`; a record an evaluation is left in its folder."""
     torch.set_num_threads(1)
-    root = Path(config.output_dir) / f"{config.env}-{config.mixture}-seed{seed}"
-    _collect(config, seed, root / "data")
-    _make_tiny(config, seed, root)
-    common = _train_config(config, seed, root)
+    root = cell.folder(config)
+    _collect(config, cell, root / "data")
+    _make_tiny(config, cell.seed, root)
+    common = _train_config(config, cell.seed, root)
     pretrained = replace(
         common,
         objective="behaviour_cloning",
@@ -141,26 +136,32 @@ def run_seed(config: BenchmarkConfig, seed: int) -> list[str]:
     )
     _train(pretrained)
     _train(replace(common, objective="value", output_dir=str(root / "value")))
-    _write_diagnostics(config, root)
-    done = _evaluate(config, root, root / "pretrained", "pretrained", PLAIN)
-    for name in config.arms:
-        arm = ARMS[name]
-        uses_values = arm.objective not in ("behaviour_cloning", "success_cloning")
-        values = str(root / "value") if uses_values else None
-        _train(replace(common, objective=arm.objective, values=values, output_dir=str(root / name)))
-        done += _evaluate(config, root, root / name, name, arm.asked)
-    return done
+    found = _describe(config, root)
+    _evaluate(config, cell, known, "pretrained", PRETRAINED, found)
+    for name, arm in chosen_arms(config).items():
+        if all(name + suffix in known for suffix in arm.asked):
+            continue
+        settings = replace(
+            common,
+            objective=arm.objective,
+            conditioning=arm.conditioning,
+            fit=replace(common.fit, draw=arm.draw),
+            values=str(root / "value") if arm.uses_values else None,
+            output_dir=str(root / name),
+        )
+        _train(settings)
+        _evaluate(config, cell, known, name, arm, found)
 
 
-def _collect(config: BenchmarkConfig, seed: int, folder: Path) -> None:
+def _collect(config: BenchmarkConfig, cell: Cell, folder: Path) -> None:
     if folder.exists():
         return
     collect = CollectConfig(
         env=config.env,
-        mixture=MixtureConfig(mixture=config.mixture),
+        mixture=MixtureConfig(mixture=cell.mixture),
         num_episodes=config.num_collect,
         max_steps=config.max_steps,
-        seed=config.data_seed + seed,
+        seed=config.data_seed + cell.seed,
         num_workers=0,
         state="compact",
     )
@@ -208,7 +209,6 @@ def _train_config(config: BenchmarkConfig, seed: int, root: Path) -> TrainConfig
             ),
         ),
         fit=ValueFit(head=ValueHead("hl_gauss")),
-        conditioning=ConditioningConfig(),
     )
 
 
@@ -227,14 +227,12 @@ def _train(settings: TrainConfig) -> None:
     write_text(run_dir / "done", f"{time.process_time() - started:.1f} CPU seconds since the last start\n")
 
 
-def _write_diagnostics(config: BenchmarkConfig, root: Path) -> None:
+def _describe(config: BenchmarkConfig, root: Path) -> dict[str, Any]:
     """What the data is, and what the values are worth: the expert's steps against the others', unseen in training."""
-    if (root / "diagnostics.json").exists():
-        return
     data = ChunkDataset(root / "data", ChunkSettings(config.horizon))
     expert = np.asarray(data.table.column("complementary_info.controller")).reshape(-1) == 0
     values = load_values(root / "value", data)
-    found = {
+    return {
         "sha256": data_hash(data.table),
         "episodes": data.num_episodes,
         "frames": data.num_frames,
@@ -243,105 +241,115 @@ def _write_diagnostics(config: BenchmarkConfig, root: Path) -> None:
         "rank_correlation_seen": spearman(values.value_seen, values.returns),
         "advantage_auc_expert": auc(values.advantage[expert], values.advantage[~expert]),
     }
-    write_text(root / "diagnostics.json", json.dumps(found, indent=1) + "\n")
+
+
+def _settings(config: BenchmarkConfig, cell: Cell, arm: Arm) -> dict[str, Any]:
+    """What a record of the arm was run with; another number here is another record."""
+    return {
+        "data_seed": config.data_seed + cell.seed,
+        "eval_seed": config.eval_seed,
+        "num_eval": config.num_eval,
+        "num_collect": config.num_collect,
+        "pretrain_updates": config.pretrain_updates,
+        "updates": config.updates,
+        "batch_size": config.batch_size,
+        "arm": arm.settings(),
+    }
+
+
+def _record_path(config: BenchmarkConfig, cell: Cell, name: str) -> Path:
+    return cell.folder(config) / "evaluations" / f"{name}.json"
 
 
 def _evaluate(
-    config: BenchmarkConfig, root: Path, run_dir: Path, name: str, asked: Mapping[str, tuple[str, float]]
-) -> list[str]:
-    done = []
-    for suffix, (condition, guidance) in asked.items():
-        record = root / "evaluations" / f"{name}{suffix}.json"
-        done.append(name + suffix)
-        if record.exists():
-            continue
-        policy = load_pretrained(run_dir / "policy")
-        actor = PiActor(policy, config.num_steps, condition, guidance)
+    config: BenchmarkConfig,
+    cell: Cell,
+    known: frozenset[str],
+    name: str,
+    arm: Arm,
+    dataset: Mapping[str, Any],
+) -> None:
+    """Evaluates the arm's policy as often as it is asked something that is not `known`."""
+    todo = {name + suffix: asked for suffix, asked in arm.asked.items() if name + suffix not in known}
+    seeds = initial_seeds(config.eval_seed, config.num_eval)
+    for full, (condition, guidance) in todo.items():
+        actor = PiActor(
+            load_pretrained(cell.folder(config) / name / "policy"), config.num_steps, condition, guidance
+        )
         envs = [MetaWorldEnv(config.env, config.max_steps, "compact") for _ in range(NUM_ENVS)]
-        seeds = initial_seeds(config.eval_seed, config.num_eval)
-        found: dict[str, Any] = {"num_steps": {}}
+        found: dict[str, Any] = {
+            "mixture": cell.mixture,
+            "seed": cell.seed,
+            "name": full,
+            "settings": _settings(config, cell, arm),
+            "dataset": dict(dataset),
+            "success": {},
+            "num_steps": {},
+        }
         for mode in MODES:
             rollouts = evaluate(partial(actor.act, mode=mode), envs, seeds, config.horizon)
-            found[mode] = rollouts.success.astype(int).tolist()
+            found["success"][mode] = "".join(str(int(s)) for s in rollouts.success)
             found["num_steps"][mode] = rollouts.num_steps.tolist()
-        write_text(record, json.dumps(found) + "\n")
+        write_text(_record_path(config, cell, full), json.dumps(found) + "\n")
         for env in envs:
             env.close()
-    return done
 
 
-def summarize(config: BenchmarkConfig, names: Sequence[str]) -> dict[str, Any]:
-    """Success of every seed and speed, in both modes; differences (drawn noise), intervals over seeds and states."""
-    folders = [Path(config.output_dir) / f"{config.env}-{config.mixture}-seed{seed}" for seed in config.seeds]
-    records = {
-        name: [json.loads((folder / "evaluations" / f"{name}.json").read_text()) for folder in folders]
-        for name in names
-    }
-    success = {
-        mode: {name: np.array([record[mode] for record in found], float) for name, found in records.items()}
-        for mode in MODES
-    }
-    runs = {
-        name: [{"success": record, "num_steps": record.get("num_steps", {})} for record in found]
-        for name, found in records.items()
-    }
-    differences: dict[str, Any] = {}
-    drawn = success["sample"]
-    for method in (m for m in METHODS if m in drawn):
-        differences[method] = {}
-        for other in (n for n in names if n != method):
-            found = bootstrap_over_tasks({"": drawn[method]}, {"": drawn[other]})
-            differences[method][other] = [found.difference, found.interval.low, found.interval.high]
-    return {
-        "success": {
-            mode: {name: values.mean(1).tolist() for name, values in found.items()}
-            for mode, found in success.items()
-        },
-        "speed": {mode: {name: speed_of(found, mode) for name, found in runs.items()} for mode in MODES},
-        "differences": differences,
-        "diagnostics": [json.loads((folder / "diagnostics.json").read_text()) for folder in folders],
-        "config": asdict(config),
-        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
-    }
+def known_records(config: BenchmarkConfig) -> dict[Key, dict[str, Any]]:
+    """What is finished: in the output folder, or in the results file.
 
-
-def markdown(summary: Mapping[str, Any]) -> str:
-    """Tables for docs/results.md."""
-    lines = ["| policy | noise drawn | every seed | noise zero | every seed |", "|---|---|---|---|---|"]
-    for name in summary["success"]["sample"]:
-        cells = []
-        for mode in MODES:
-            seeds = summary["success"][mode][name]
-            cells += [f"**{np.mean(seeds):.3f}**", " ".join(f"{rate:.2f}" for rate in seeds)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    speed = summary["speed"]
-    places = {"noise drawn": speed["sample"], "noise zero": speed["mode"]}
-    lines += ["", *speed_table(places, tuple(speed["sample"]))]
-    for method, others in summary["differences"].items():
-        lines += ["", f"| {method} minus | points, 95 % interval |", "|---|---|"]
-        for other, (mean, low, high) in others.items():
-            lines.append(f"| {other} | {100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] |")
-    return "\n".join(lines)
+    Raises:
+        ChunkRLError: a record of other settings.
+    """
+    results = Path(config.results)
+    kept = json.loads(results.read_text()).get("records", []) if results.is_file() else []
+    of_results = {(record["mixture"], record["seed"], record["name"]): record for record in kept}
+    found: dict[Key, dict[str, Any]] = {}
+    for cell in cells(config):
+        for name, arm in by_question(chosen_arms(config)).items():
+            key = (cell.mixture, cell.seed, name)
+            path = _record_path(config, cell, name)
+            record = json.loads(path.read_text()) if path.exists() else of_results.get(key)
+            if record is None:
+                continue
+            now = _settings(config, cell, arm)
+            wrong = [field for field in now if record["settings"].get(field) != now[field]]
+            if wrong:
+                raise ChunkRLError(
+                    f"{name} on {cell.mixture}, seed {cell.seed}, was run with other settings "
+                    f"({', '.join(wrong)}): use another --output-dir and --results"
+                )
+            found[key] = record
+    return found
 
 
 def main(config: BenchmarkConfig) -> None:
     """Runs what is missing, then prints and writes the summary."""
     started = time.monotonic()
+    names = list(by_question(chosen_arms(config)))
+    finished = known_records(config)
+    todo = {}
+    for cell in cells(config):
+        known = frozenset(name for name in names if (cell.mixture, cell.seed, name) in finished)
+        if len(known) < len(names):
+            todo[cell] = known
     context = multiprocessing.get_context("spawn")
-    names: list[str] = []
     with ProcessPoolExecutor(config.num_workers, mp_context=context) as pool:
-        futures = [pool.submit(run_seed, config, seed) for seed in config.seeds]
+        futures = [pool.submit(run_cell, config, cell, known) for cell, known in todo.items()]
         for number, future in enumerate(as_completed(futures), start=1):
-            names = future.result()
+            future.result()
             spent = time.monotonic() - started
             left = spent / number * (len(futures) - number)
-            print(
-                f"{number} of {len(futures)} seeds, {spent / 60:.0f} min, about {left / 60:.0f} left",
-                flush=True,
-            )
-    summary = summarize(config, names)
+            print(f"{number} of {len(futures)}, {spent / 60:.0f} min, about {left / 60:.0f} left", flush=True)
+            _write(config, names)  # what is there can be committed, and a fresh clone goes on from it
+    print(markdown(_write(config, names)))
+
+
+def _write(config: BenchmarkConfig, names: list[str]) -> dict[str, Any]:
+    """The results as they stand."""
+    summary = summarize(config, list(known_records(config).values()), names)
     write_text(config.results, json.dumps(summary, indent=1) + "\n")
-    print(markdown(summary))
+    return summary
 
 
 if __name__ == "__main__":

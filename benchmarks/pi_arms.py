@@ -1,0 +1,64 @@
+"""The arms of `benchmarks.pi_metaworld`: what a tiny pi0.5 is trained to do with advantages, and how it is asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from chunkrl.algorithms.conditioning import ConditioningConfig
+from chunkrl.algorithms.value_learner import Draw
+from chunkrl.train_config import Objective
+
+HIGH, LOW = "Advantage: positive", "Advantage: negative"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training. asked: suffix of its name -> (condition, guidance), the ways in which the trained policy is asked
+    to act. conditioning: of its labels. draw: of starts, where it weights."""
+
+    objective: Objective
+    asked: Mapping[str, tuple[str, float]]
+    conditioning: ConditioningConfig = ConditioningConfig()
+    draw: Draw = "uniform"
+
+    @property
+    def uses_values(self) -> bool:
+        """Whether it needs V."""
+        return self.objective not in ("behaviour_cloning", "success_cloning")
+
+    def settings(self) -> dict[str, Any]:
+        """What tells it from other arms, as JSON has it."""
+        found: dict[str, Any] = {"objective": self.objective, "draw": self.draw}
+        if "condition" in self.objective:
+            found["conditioning"] = asdict(self.conditioning)
+        return json.loads(json.dumps(found))
+
+
+PLAIN = {"": ("", 1.0)}
+TWICE = {" high": (HIGH, 1.0), " high, guidance 2": (HIGH, 2.0)}
+# RECAP as published: two labels, the top 30 % of roll-outs positive, and all of successful episodes
+RECAP = {"edges": "quantiles", "cuts": (0.7,), "success": "force"}
+
+ARMS: dict[str, Arm] = {
+    "success_cloning": Arm("success_cloning", PLAIN),
+    "behaviour_cloning": Arm("behaviour_cloning", PLAIN),
+    "weighted": Arm("cross_fitted", PLAIN),
+    "weighted, drawn by weight": Arm("cross_fitted", PLAIN, draw="weight"),
+    "conditioned": Arm("advantage_conditioned", TWICE | {" low": (LOW, 1.0), " not asked": ("", 1.0)}),
+    "recap, dropout .1": Arm("advantage_conditioned", TWICE, ConditioningConfig(dropout=0.1, **RECAP)),
+    "recap, dropout .3": Arm("advantage_conditioned", TWICE, ConditioningConfig(dropout=0.3, **RECAP)),
+    "conditioned, shuffled": Arm("shuffled_conditioning", TWICE),
+}
+METHODS = ("conditioned high", "conditioned high, guidance 2", "weighted", "weighted, drawn by weight")
+
+
+PRETRAINED = Arm("behaviour_cloning", PLAIN)
+
+
+def by_question(arms: Mapping[str, Arm]) -> dict[str, Arm]:
+    """The arm of each way in which a policy is asked to act, by the name of its record; the pretrained one first."""
+    asked = {name + suffix: arm for name, arm in arms.items() for suffix in arm.asked}
+    return {"pretrained": PRETRAINED} | asked
