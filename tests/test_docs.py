@@ -48,6 +48,11 @@ LIBERO_BENCHMARKS = ("--suites", "--num-states", "--datasets")
             ("collect", "label", "train", "evaluate"),
             ("--constraint", "--horizon", "--export", *LIBERO_BENCHMARKS),
         ),
+        (
+            "iterate",
+            ("iterate", "collect", "train", "label"),
+            ("--config", "--export", "--stop.no-at-full-success"),
+        ),
     ],
 )
 def test_flags_of_the_guides_exist(
@@ -69,8 +74,9 @@ def test_tests_that_the_guide_names_exist() -> None:
         assert (ROOT / "tests" / f"{module}.py").is_file()
 
 
-def test_tests_that_the_libero_guide_names_exist() -> None:
-    text = (ROOT / "docs" / "libero.md").read_text()
+@pytest.mark.parametrize("guide", ["libero", "iterate"])
+def test_tests_that_guides_name_exist(guide: str) -> None:
+    text = (ROOT / "docs" / f"{guide}.md").read_text()
     defined = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     named = re.findall(r"`(test_\w+)`", text)
     assert len(named) >= 2

@@ -15,6 +15,8 @@ from iterate_fakes import WalkEnv
 from test_iterate import COLLECT, EVALUATION, settings
 from test_report import Page
 
+from chunkrl.algorithms.balance import BalanceConfig
+from chunkrl.algorithms.distil import DistilConfig
 from chunkrl.cli import main
 from chunkrl.data.frames import FrameTable
 from chunkrl.envs import metaworld
@@ -96,7 +98,8 @@ def test_success_of_roll_outs_is_read_by_a_rule_of_their_own(pretrained: Path) -
 
 
 def test_cloning_arms_differ_in_the_objective_alone(pretrained: Path) -> None:
-    own = {"critic_updates": 2, "relabel_interval": 10}
+    own = {"critic_updates": 2, "relabel_interval": 10, "train_q": True}
+    own |= {"balance": BalanceConfig(time_bins=3), "distil": DistilConfig(num_candidates=4)}
     both = Plan(settings(pretrained, Path("run"), own), pretrained)
     default = both.train("default", 1, [some_rollouts("a", 3)])
     for arm in ("success_cloning", "behaviour_cloning"):
@@ -135,6 +138,7 @@ def test_settings_that_exclude_each_other_are_refused_before_the_first_step(
     assert "begins with fresh networks" in told({"objective": "iql"})
     assert "trains no policy" in told({"objective": "value"})
     assert "each round trains its own" in told({"values": str(tmp_path)})
+    assert "each round has more" in told({"sample_weights": ("w.parquet",)})
     assert "rounds is 0" in told(rounds=0)
     for arms in ((), ("default", "default"), ("dagger",)):
         assert "name one or several of default, success_cloning" in told(arms=arms)

@@ -57,6 +57,8 @@ def _check_own(config: IterateConfig) -> None:
         raise ChunkRLError("--objective value trains no policy: use cross_fitted or advantage_conditioned")
     if train.values is not None:
         raise ChunkRLError("--values are of one round's data: leave it out, each round trains its own")
+    if train.sample_weights:
+        raise ChunkRLError("--sample-weights are of data that stay: leave them out, each round has more")
     if config.collect.policy is not None:
         raise ChunkRLError(
             "--collect.policy and --collect.mixture.policy-share are each round's: leave them out"
