@@ -4,10 +4,10 @@
     python -m benchmarks.iterate --suites libero           # two tasks of libero_spatial on states; extra `libero`
     python -m benchmarks.iterate --pretrained-only         # what the policies to begin with are worth, and no more
 
-Every seed has scripted mixed-quality episodes of its own (collection seed 1000 + s); the pretrained policy is their
-clone. From there on there are roll-outs alone. The reported initial states (LIBERO: the 50 official ones of each task)
-are the same for all rounds, arms and seeds; policies are chosen by other states. What is finished is kept, and the
-same command goes on after a kill. Prints Markdown.
+Every seed has scripted mixed-quality episodes of its own (collection seed 1000 + s), which its pretrained policy
+clones. From there on there are roll-outs alone. The reported initial states (LIBERO: the 50 official ones of each
+task) are the same for all rounds, arms and seeds; policies are chosen by other states. What is finished is kept, and
+the same command goes on after a kill. Prints Markdown.
 """
 
 from __future__ import annotations
