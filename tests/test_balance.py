@@ -25,6 +25,7 @@ from chunkrl.algorithms.balance import (
     stratify,
 )
 from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
+from chunkrl.algorithms.conditioning import ConditioningConfig
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
 from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.algorithms.weights import (
@@ -41,6 +42,7 @@ from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.labels import LabelRule
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.weight_cards import LEVELS, TIMES, place_chart
+from chunkrl.models.policy import PolicyConfig
 from chunkrl.training.optim import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 
@@ -542,6 +544,12 @@ def test_settings_that_nothing_reads_are_refused(tmp_path: Path) -> None:
         if objective != "value":
             with pytest.raises(ChunkRLError, match=r"makes no weights or labels of --fit\.past-advantage"):
                 ChunkLevelOfflineRL(**common, objective=objective, fit=ValueFit(past_advantage=0.5))
+    asked: dict[str, Any] = {"objective": "advantage_conditioned", "policy": PolicyConfig(kind="pi")}
+    asked |= {"pi0_config": "p", "pi0_checkpoints_dir": str(tmp_path)}
+    for edges, balance in (("quantiles", BalanceConfig(time_bins=4)), ("strata", BalanceConfig(floor=0.1))):
+        edged = ConditioningConfig(edges=edges)  # type: ignore[arg-type]
+        with pytest.raises(ChunkRLError, match=f"balance.*edges {edges} do not depend on it"):
+            ChunkLevelOfflineRL(**common, **asked, conditioning=edged, balance=balance)
     for name, unread in (
         ("success_mix", BalanceConfig(success_mix=0.5)),
         ("value_bins", BalanceConfig(value_bins=2)),

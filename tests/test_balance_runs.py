@@ -22,6 +22,8 @@ from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.balance import BalanceConfig
 from chunkrl.data.frames import FrameTable
 from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.evaluation.run_report import render_run
+from chunkrl.evaluation.sections import percent
 from chunkrl.evaluation.training_run import load_run
 from chunkrl.evaluation.weight_cards import weight_cards
 from chunkrl.experiment import CHUNK_RL
@@ -78,6 +80,9 @@ def test_the_report_counts_frames_as_training_draws_them(tmp_path: Path) -> None
     size = run.last("weight/effective_sample_size")
     assert size is not None and size < 0.99
     assert f"effective sample size {size:.2f}." in weight_cards(run)[0]
+    positive = run.last("advantage/positive_fraction")
+    assert positive is not None and positive > np.mean(run.column("advantage") > 0)
+    assert f"{percent(round(positive, 3))}</p>" in render_run(run)
 
 
 def test_tasks_keep_their_place_whatever_their_numbers(tmp_path: Path) -> None:

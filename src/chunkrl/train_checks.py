@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
@@ -67,11 +68,7 @@ def _check_values(config: TrainConfig) -> None:
         raise ChunkRLError(
             f"--objective {config.objective} has critics of its own: leave --fit.num-critics out, or use cross_fitted"
         )
-    if config.balance != BalanceConfig() and config.objective not in (*WEIGHTED, *CONDITIONED):
-        raise ChunkRLError(
-            f"--objective {config.objective} has no weights to balance: leave --balance.* out, or use one of "
-            f"{', '.join((*WEIGHTED, *CONDITIONED))}"
-        )
+    _check_balance(config)
     if config.fit.past_advantage and (joint or config.objective in UNLABELLED):
         raise ChunkRLError(
             f"--objective {config.objective} makes no weights or labels of --fit.past-advantage: leave it out"
@@ -103,6 +100,25 @@ def _check_values(config: TrainConfig) -> None:
         raise ChunkRLError(
             f"--values {config.values} has no {values_file(0)}: name the folder of a run of --objective value, "
             "cross_fitted or advantage_conditioned that has ended"
+        )
+
+
+def _check_balance(config: TrainConfig) -> None:
+    """Refuses settings that nothing would read."""
+    unread = [f.name for f in fields(BalanceConfig) if getattr(config.balance, f.name) != f.default]
+    if unread and config.objective not in (*WEIGHTED, *CONDITIONED):
+        raise ChunkRLError(
+            f"--objective {config.objective} has no weights to balance: leave --balance.* out, or use one of "
+            f"{', '.join((*WEIGHTED, *CONDITIONED))}"
+        )
+    if config.objective not in CONDITIONED:
+        return
+    if config.conditioning.edges == "strata":
+        unread = [name for name in unread if name in ("floor", "success_mix")]
+    if unread:
+        raise ChunkRLError(
+            f"balance.{', balance.'.join(unread)}: labels of --conditioning.edges {config.conditioning.edges} do not "
+            "depend on it: leave it out"
         )
 
 

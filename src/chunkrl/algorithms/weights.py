@@ -179,7 +179,7 @@ def starved_warnings(spread: Spread, balance: BalanceConfig | None) -> list[str]
     elif balance.kind == "none":
         cure = "Use --balance.kind strata"
     else:
-        cure = "Use more --balance.time-bins, or --balance.success-mix .5"
+        cure = "Use more --balance.time-bins (of few data, less --balance.min-starts), or --balance.success-mix .5"
     return [
         f"the {name} third of successful episodes carries {weight:.1%} of their weight and has {frames:.1%} of their "
         f"frames: the policy will hardly learn it. {cure}"

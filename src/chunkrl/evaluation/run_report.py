@@ -38,7 +38,7 @@ from chunkrl.evaluation.sections import (
 from chunkrl.evaluation.training_run import TrainingRun, load_run
 from chunkrl.evaluation.value_quality import ValueQuality, quality_warnings, value_quality
 from chunkrl.evaluation.value_video import render_episodes
-from chunkrl.evaluation.weight_cards import run_spread, weight_cards
+from chunkrl.evaluation.weight_cards import run_spread, trained_column, weight_cards
 from chunkrl.progress import Progress
 
 NUM_TRACES = 6
@@ -125,7 +125,7 @@ def _headline(run: TrainingRun, quality: ValueQuality | None) -> str:
             )
         )
     if quality is not None:
-        share = float(np.mean(run.column("advantage") > 0))
+        share = float(np.mean(trained_column(run, "advantage") > 0))
         tiles.append(("", percent(round(share, 3)), "of the frames have a positive advantage", _used(run)))
     tiles.append(
         (
@@ -177,7 +177,7 @@ def _quality_section(run: TrainingRun, quality: ValueQuality | None) -> str:
             "Bins of equally many frames; on the line, frames earn on average what was predicted.",
         )
     )
-    value = Histogram.of(run.column("value"))
+    value = Histogram.of(trained_column(run, "value"))
     cards.append(
         card("Held-out values", distributions.histogram_chart(value, "value", "Distribution of values."))
     )
@@ -188,7 +188,7 @@ def _quality_section(run: TrainingRun, quality: ValueQuality | None) -> str:
 def _advantage_section(run: TrainingRun) -> str:
     if not run.has_values:
         return ""
-    advantage = run.column("advantage")
+    advantage = trained_column(run, "advantage")
     chart = distributions.histogram_chart(
         Histogram.of(advantage), "advantage", "Distribution of advantages.", by_sign=True
     )
@@ -204,7 +204,8 @@ def _advantage_section(run: TrainingRun) -> str:
 
 
 def _bins_card(run: TrainingRun) -> str:
-    bins, raw, advantage = (run.column(n) for n in ("advantage_bin", "advantage_bin_raw", "advantage"))
+    names = ("advantage_bin", "advantage_bin_raw", "advantage")
+    bins, raw, advantage = (trained_column(run, name) for name in names)
     num_bins = run.config.conditioning.num_bins
     shares = [
         distributions.Share(

@@ -25,6 +25,12 @@ def collection_of(run: TrainingRun) -> ChunkCollection:
     return ChunkCollection([part.dataset for part in run.data], run.config.dataset_weights or None)
 
 
+def trained_column(run: TrainingRun, name: str) -> np.ndarray:
+    """A label of the frames that are trained on, as the run's metrics count them: none behind a success."""
+    trained = trained_starts(collection_of(run))
+    return run.column(name) if trained is None else run.column(name)[trained]
+
+
 def _rates(data: ChunkCollection) -> np.ndarray:
     """How often each start is drawn, float [len]."""
     rates = draw_rates(data, trained_starts(data))
