@@ -224,7 +224,7 @@ def train(place: _Place, arm: Arm, progress: Progress) -> None:
     _train(config, run, progress)
 
 
-def _check_same_arm(run: Path, wanted: TrainConfig) -> None:
+def check_same_arm(run: Path, wanted: TrainConfig) -> None:
     """Raises ChunkRLError where a run is of other data, or of an arm that meant something else."""
     made = run_config(run / "config.json")
     names = (
@@ -286,7 +286,7 @@ def evaluate(place: _Place, arm: Arm, progress: Progress) -> dict[str, list[tupl
     """Task -> (success, steps) by initial state; episodes that are there are not run again."""
     config, path = place.config, place.episodes(arm)
     if (place.run(arm) / "policy").is_dir():
-        _check_same_arm(place.run(arm), _train_config(place, arm))
+        check_same_arm(place.run(arm), _train_config(place, arm))
     tasks = expand(config.recipe.tasks)
     done: dict[tuple[str, int], tuple[bool, int]] = {}
     if path.is_file():

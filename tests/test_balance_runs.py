@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from chunk_data import episode, open_chunks, random_episodes, settings, write_dataset
 
+from benchmarks.libero import check_same_arm
 from benchmarks.metaworld import (
     BenchmarkConfig,
     arm_settings,
@@ -119,6 +121,20 @@ def test_records_of_an_arm_that_meant_something_else_are_refused(tmp_path: Path)
     path.write_text(json.dumps(_record(config, settings=made)))
     with pytest.raises(ChunkRLError, match=r"other settings \(balance.time_bins\): use another --output-dir"):
         known_records(config, [CHUNK_RL])
+
+
+def test_libero_runs_of_other_data_or_another_meaning_are_refused(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "d", random_episodes(4))
+    run = ChunkLevelOfflineRL(**settings(data, tmp_path / "run", objective="behaviour_cloning"))
+    run.train()
+    check_same_arm(tmp_path / "run", run.config)
+    others: list[dict[str, Any]] = [
+        {"dataset_dir": str(tmp_path / "e")},
+        {"balance": BalanceConfig(floor=0.1)},
+    ]
+    for change in others:
+        with pytest.raises(ChunkRLError, match=f"other settings \\({next(iter(change))}\\)"):
+            check_same_arm(tmp_path / "run", replace(run.config, **change))
 
 
 def test_results_are_known_by_task_seed_and_arm(tmp_path: Path) -> None:

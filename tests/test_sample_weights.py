@@ -44,6 +44,10 @@ def test_rows_may_be_named_in_two_ways_and_any_order(root: Path, tmp_path: Path)
         ({"index": np.arange(23), "weight": np.ones(23)}, "23 rows.*exactly one row for each frame"),
         ({"index": np.arange(24) + 1, "weight": np.ones(24)}, "23 of them of frames"),
         ({"index": np.zeros(24, int), "weight": np.ones(24)}, "exactly one row"),
+        (
+            {"index": np.arange(24) + 0.5, "weight": np.ones(24)},
+            "'index' is 0.5 in row 0; it must be a whole",
+        ),
         ({"index": np.arange(24), "weight": np.full(24, np.nan)}, "nan in row 0"),
         ({"index": np.arange(24), "weight": np.full(24, -1.0)}, "not negative"),
         ({"index": np.arange(24), "weight": np.zeros(24)}, "every 'weight' is 0"),

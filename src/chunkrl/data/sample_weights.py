@@ -52,9 +52,7 @@ def _rows(path: Path, stored: pa.Table, dataset: ChunkDataset) -> np.ndarray:
     """The frame, int64 [n], that each row of the file is of."""
     table = dataset.table
     if {"episode_index", "frame_index"} <= set(stored.schema.names):
-        episode, frame = (
-            _column(path, stored, name).astype(np.int64) for name in ("episode_index", "frame_index")
-        )
+        episode, frame = (_numbers(path, stored, name) for name in ("episode_index", "frame_index"))
         order = np.argsort(table.episode_ids)
         place = np.clip(np.searchsorted(table.episode_ids[order], episode), 0, len(order) - 1)
         number = order[place]
@@ -62,7 +60,7 @@ def _rows(path: Path, stored: pa.Table, dataset: ChunkDataset) -> np.ndarray:
         known &= (frame >= 0) & (frame < table.episode_length[number])
         rows = table.episode_start[number] + frame
     elif "index" in stored.schema.names:
-        rows = _column(path, stored, "index").astype(np.int64)
+        rows = _numbers(path, stored, "index")
         known = (rows >= 0) & (rows < dataset.num_frames)
     else:
         raise DatasetError(
@@ -75,6 +73,16 @@ def _rows(path: Path, stored: pa.Table, dataset: ChunkDataset) -> np.ndarray:
             f"{dataset.num_frames}: it needs exactly one row for each frame"
         )
     return rows
+
+
+def _numbers(path: Path, stored: pa.Table, name: str) -> np.ndarray:
+    """A column of whole numbers, int64 [n]."""
+    values = _column(path, stored, name)
+    with np.errstate(invalid="ignore"):
+        numbers = values.astype(np.int64)
+    if (bad := np.flatnonzero(numbers != values)).size:
+        raise DatasetError(f"{path}: '{name}' is {values[bad[0]]} in row {bad[0]}; it must be a whole number")
+    return numbers
 
 
 def _column(path: Path, stored: pa.Table, name: str) -> np.ndarray:
