@@ -9,7 +9,7 @@ import numpy as np
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.data.writer import DatasetWriter, FeatureSpec
 from chunkrl.envs import metaworld
-from chunkrl.envs.metaworld import ACTION_DIM, FPS, STATE_DIM
+from chunkrl.envs.metaworld import ACTION_DIM, FPS, STATE_NAMES, State
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.models.encoders import NetworkConfig
 
@@ -19,15 +19,16 @@ HORIZON, MAX_STEPS = 3, 9
 class WalkEnv:
     """The first entry of every action moves a point; it succeeds beyond a target that the seed determines.
 
-    State: target, position, step, then zeros, [39].
+    State: target, position, step, then zeros, as many as MetaWorld's has.
     """
 
-    state_dim, action_dim, fps, task = STATE_DIM, ACTION_DIM, FPS, "walk to the target"
+    action_dim, fps, task = ACTION_DIM, FPS, "walk to the target"
 
     def __init__(
-        self, name: str, max_steps: int = MAX_STEPS, state: str = "full", camera_size: int = 0
+        self, name: str, max_steps: int = MAX_STEPS, state: State = "full", camera_size: int = 0
     ) -> None:
-        assert state == "full" and camera_size == 0
+        assert camera_size == 0
+        self.state_dim = len(STATE_NAMES[state])
         self.name, self.max_steps = name, max_steps
         self.task = f"{WalkEnv.task} of {name}"
 
@@ -38,7 +39,7 @@ class WalkEnv:
         return EnvStep(self._state())
 
     def _state(self) -> np.ndarray:
-        state = np.zeros(STATE_DIM, np.float32)
+        state = np.zeros(self.state_dim, np.float32)
         state[:3] = self._target, self._position, self._num_steps
         return state
 
@@ -68,17 +69,18 @@ def write_walks(
     env: str = "walk",
     speed: float = 0.3,
     success_column: str = "next.success",
+    state: State = "full",
 ) -> Path:
     """Episodes of random steps as a data set like those of `chunkrl collect`; speed: their mean."""
     features = {
-        "observation.state": FeatureSpec("float32", (STATE_DIM,)),
+        "observation.state": FeatureSpec("float32", (len(STATE_NAMES[state]),)),
         "action": FeatureSpec("float32", (ACTION_DIM,)),
         success_column: FeatureSpec("bool", (1,)),
     }
     rng = np.random.default_rng(seed)
     with DatasetWriter(root, fps=FPS, features=features) as writer:
         for _ in range(num_episodes):
-            walk = WalkEnv(env)
+            walk = WalkEnv(env, state=state)
             step, states, actions, success = walk.reset(int(rng.integers(2**31))), [], [], []
             while not step.done:
                 action = np.clip(rng.normal(speed, 0.5, ACTION_DIM), -1, 1).astype(np.float32)

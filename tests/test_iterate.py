@@ -320,8 +320,10 @@ def refused(config: IterateConfig) -> str:
 def test_a_folder_of_another_run_is_refused(whole: Path, pretrained: Path, tmp_path: Path) -> None:
     config = settings(pretrained, whole, arms=("default", "no_new_data"))
     assert f"--resume {whole}, or use another --output-dir" in refused(config)
+    before = results(whole)
     other = resumed(replace(config, collect=replace(COLLECT, seed=4)))
-    assert "iterate.json is of another configuration: collect.seed (3 there, 4 here)" in refused(other)
+    assert "round-000/collect.json is of another configuration: seed (3 there, 4 here)" in refused(other)
+    assert results(whole) == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").touch()
     assert "is not empty and holds no run" in refused(settings(pretrained, tmp_path / "other"))
@@ -330,6 +332,17 @@ def test_a_folder_of_another_run_is_refused(whole: Path, pretrained: Path, tmp_p
     )
     elsewhere = replace(config, train=replace(config.train, resume=str(tmp_path)))
     assert "goes on in the run's own folder" in refused(elsewhere)
+
+
+def test_a_mistake_that_training_finds_is_corrected_without_new_roll_outs(
+    pretrained: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    assert "9" in refused(settings(pretrained, root, {"num_folds": 9}, rounds=1))  # of 8 episodes
+    before = (root / "round-000/collect.done.json").stat().st_mtime_ns
+    found = iterate(resumed(settings(pretrained, root, rounds=1)))
+    assert len(found.arms[0].rounds) == 2
+    assert (root / "round-000/collect.done.json").stat().st_mtime_ns == before
 
 
 def test_a_round_of_another_configuration_is_refused(whole: Path, pretrained: Path, tmp_path: Path) -> None:

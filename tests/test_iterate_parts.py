@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from chunk_data import policy_of_one_update
 from iterate_fakes import WalkEnv
-from test_iterate import COLLECT, EVALUATION, settings
+from test_iterate import COLLECT, EVALUATION, results, settings
 from test_report import Page
 
 from chunkrl.algorithms.balance import BalanceConfig
@@ -233,3 +233,46 @@ def test_interventions_of_a_scripted_corrector(tmp_path: Path, capsys: pytest.Ca
     actions = table.action.copy()
     iterate(replace(config, train=replace(config.train, resume=config.train.output_dir)))
     assert np.array_equal(FrameTable.open(rollouts.data, progress=silent).action, actions)
+
+
+@pytest.mark.slow
+def test_a_pi_policy_is_trained_from_its_checkpoint_each_round(tmp_path: Path, walks: None) -> None:
+    pytest.importorskip("sentencepiece", reason="needs the extra chunkrl[pi]")
+    from chunkrl.models.pi import tiny
+    from chunkrl.models.pi.checkpoint import load_pretrained
+    from chunkrl.models.pi.critic import PiCriticConfig
+
+    data = iterate_fakes.write_walks(tmp_path / "walks", 12, state="compact")
+    checkpoint = tmp_path / "checkpoints" / "tiny"
+    tiny.main([str(data), str(checkpoint), *["--horizon", "3", "--width", "16", "--depth", "1"]])
+    pi = {
+        "policy": PolicyConfig(kind="pi"),
+        "init": None,
+        "pi0_config": "tiny",
+        "pi0_checkpoints_dir": str(tmp_path / "checkpoints"),
+        "action_horizon": 3,
+        "action_dim": 4,
+        "pi": replace(TrainConfig().pi, critic=PiCriticConfig(depth=1, num_queries=2, head_width=8)),
+        "objective": "advantage_conditioned",
+        "num_updates": 3,
+        "value_epochs": 0.2,
+        "dataset_dir": str(data),
+    }
+    brief = {
+        "evaluation": replace(EVALUATION, num_episodes=2),
+        "collect": replace(COLLECT, num_episodes=3, state="compact"),
+    }
+    arms = ("default", "success_cloning")
+    config = settings(
+        tmp_path, tmp_path / "run", pi, arms=arms, selection=SelectionRule(num_episodes=2), **brief
+    )
+    found = iterate(config)
+    assert [len(run.rounds) for run in found.arms] == [3, 3]
+    asked = {
+        arm: load_pretrained(tmp_path / f"run/{arm}/round-002/train/policy").recipe.settings.condition
+        for arm in arms
+    }
+    assert asked == {"default": "Advantage: positive", "success_cloning": ""}
+    before = results(tmp_path / "run")
+    iterate(replace(config, train=replace(config.train, resume=config.train.output_dir)))
+    assert results(tmp_path / "run") == before

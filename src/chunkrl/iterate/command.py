@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from chunkrl.iterate.plan import ROLLOUTS, TRAIN, Plan
 from chunkrl.iterate.records import ArmRun, IterateResult, Rollouts, RoundResult, Score, write_results
 from chunkrl.iterate.rollouts import check_there, collect, data_fingerprint, label, read_rollouts, record
 from chunkrl.iterate.selection import choose, why_ended
-from chunkrl.iterate.steps import FREE_OF_A_RUN, check_same, read_json, run_step
+from chunkrl.iterate.steps import read_json, run_step
 from chunkrl.iterate.table import format_result
 from chunkrl.progress import Progress, silent
 
@@ -45,8 +46,10 @@ def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult
         with FileLock(plan.root / LOCK, timeout=0):
             _begin(config, plan, progress)
             run = _Iteration(plan, progress)
+            run.read(config.arms)
             for arm in config.arms:
                 run.make(arm)
+            run.write()
     except Timeout as error:
         raise ChunkRLError(
             f"{plan.root} is in use by another chunkrl iterate: wait for it, or use another --output-dir"
@@ -80,7 +83,6 @@ def _begin(config: IterateConfig, plan: Plan, progress: Progress) -> None:
             "another --output-dir"
         )
     else:
-        check_same(file, config, FREE_OF_A_RUN)
         known = read_json(root / SOURCES_FILE)
         if changed := [name for name in sources if known.get(name) != sources[name]]:
             raise ChunkRLError(
@@ -106,6 +108,10 @@ def _sources(plan: Plan, progress: Progress) -> dict[str, str]:
     return found
 
 
+class _NotDoneError(Exception):
+    """A step is yet to be done."""
+
+
 class _Iteration:
     """The arms so far."""
 
@@ -113,12 +119,22 @@ class _Iteration:
         self._plan, self._progress = plan, progress
         self._arms: dict[str, ArmRun] = {}
         self._notes: list[str] = []
+        self._reads_only = False
         self.page = plan.root / "report.html"
 
     @property
     def result(self) -> IterateResult:
         """What is known."""
         return IterateResult(tuple(self._arms.values()), tuple(self._notes))
+
+    def read(self, arms: Sequence[ArmName]) -> None:
+        """What is done of all arms: before anything is done that other settings of theirs would refuse, and so that
+        what is written from here on lacks nothing."""
+        self._reads_only = True
+        for arm in arms:
+            with contextlib.suppress(_NotDoneError):
+                self.make(arm)
+        self._reads_only = False
 
     def make(self, arm: ArmName) -> None:
         """All rounds of an arm, as far as they are not made."""
@@ -139,7 +155,6 @@ class _Iteration:
                 break
         if not self._arms[arm].ended:
             self._arms[arm] = replace(self._arms[arm], ended=f"all {plan.config.rounds} rounds are made")
-            self._write()
 
     def _policy(self, arm: ArmName, number: int, before: list[RoundResult]) -> RoundResult:
         """A round's policy, trained and evaluated."""
@@ -155,6 +170,8 @@ class _Iteration:
     ) -> dict[str, Any]:
         folder = self._plan.folder(arm, number)
         if not (folder / f"{name}.done.json").is_file():
+            if self._reads_only:
+                raise _NotDoneError
             print(f"\n{folder}: {name}", flush=True)
         return run_step(folder, name, config, act)
 
@@ -162,16 +179,19 @@ class _Iteration:
         """Episodes of a round's policy, labelled."""
         plan, progress = self._plan, self._progress
         folder = plan.folder(arm, number)
-        if plan.config.rollouts.folder is not None:
-            check_there(plan.data(arm, number), plan.policy(arm, number))
-        elif plan.actor is not None:
+        if plan.actor is not None:
             actor = plan.record(arm, number)
             self._step(arm, number, "actor", actor, lambda: record(actor, folder / ROLLOUTS))
-        else:
+        elif plan.config.rollouts.folder is None:
             command = plan.collect(arm, number)
             self._step(arm, number, "collect", command, lambda: collect(command, progress))
         labels = plan.label(arm, number)
-        found = read_rollouts(self._step(arm, number, "label", labels, lambda: label(labels, progress)))
+
+        def act() -> Mapping[str, Any]:
+            check_there(plan.data(arm, number), plan.policy(arm, number))
+            return label(labels, progress)
+
+        found = read_rollouts(self._step(arm, number, "label", labels, act))
         for task, rate in found.tasks.items():
             if not rate.num_success:
                 self._note(
@@ -226,10 +246,10 @@ class _Iteration:
         """Writes what is known with these rounds of an arm; returns why no further one begins, or ""."""
         scores = {found.round: found.selection for found in rounds if found.selection is not None}
         ended, chosen = why_ended(scores, self._plan.config.stop), choose(scores)
-        self._arms[arm] = ArmRun(arm, tuple(rounds), chosen, ended)
-        if chosen is not None:
-            _link(self._plan.policy(arm, chosen), self._plan.root / arm / "policy")
-        self._write()
+        known = self._arms.get(arm)
+        if known is None or _extent(rounds) > _extent(known.rounds):
+            self._arms[arm] = ArmRun(arm, tuple(rounds), chosen, ended)
+            self.write()
         return ended
 
     def _note(self, text: str) -> None:
@@ -237,9 +257,20 @@ class _Iteration:
             self._notes.append(text)
             print(f"warning: {text}", file=sys.stderr)
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """results.json, the page, and links to the chosen policies."""
+        if self._reads_only:
+            return
+        for arm, run in self._arms.items():
+            if run.chosen is not None:
+                _link(Path(run.rounds[run.chosen].policy), self._plan.root / arm / "policy")
         write_results(self._plan.root, self.result)
         write_page(self.page, self.result, self._plan)
+
+
+def _extent(rounds: Sequence[RoundResult]) -> tuple[int, bool]:
+    """How much is known of an arm."""
+    return len(rounds), rounds[-1].rollouts is not None
 
 
 def _link(target: Path, link: Path) -> None:

@@ -20,24 +20,22 @@ from chunkrl.config import save_config
 from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
 
-# of any step or of the whole: what may change while the results stay the same
+# what may change while a step's results stay the same
 _FREE = {"num_workers", "hang_s", "videos", "live", "device", "resume", "connect"}
 _FREE |= {"save_interval", "save_updates", "keep_checkpoints", "log_interval", "tracking", "value_videos"}
-FREE_OF_A_RUN = frozenset({"rounds", "arms", "stop"})
-"""Of the command: a run that goes on may make more rounds, or more arms."""
 
 
 def run_step(folder: Path, name: str, config: Any, act: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Does a step unless it is done; returns what it found.
 
-    config: a dataclass, all that the step depends on. act: does what is left of it.
+    config: a dataclass, all that the step depends on. act: does what is left of it, and refuses what another
+        configuration left.
 
-    Raises ChunkRLError where the folder holds this step of another configuration.
+    Raises ChunkRLError where the step is done with another configuration.
     """
     asked, done = folder / f"{name}.json", folder / f"{name}.done.json"
-    if asked.is_file():
-        check_same(asked, config)
     if done.is_file():
+        _check_same(asked, config)
         return read_json(done)["found"]
     save_config(config, asked)
     started = time.monotonic()
@@ -58,13 +56,13 @@ def _own_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def check_same(file: Path, config: Any, free: frozenset[str] = frozenset()) -> None:
-    """Raises ChunkRLError where `file` holds another configuration than `config`; free: settings that may differ."""
+def _check_same(file: Path, config: Any) -> None:
+    """Raises ChunkRLError where `file` holds another configuration than `config`."""
     there, here = _leaves(read_json(file)), _leaves(json.loads(json.dumps(asdict(config), default=str)))
     differing = [
         f"{name} ({there.get(name)!r} there, {here.get(name)!r} here)"
         for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name) and not (_FREE | free) & set(name.split("."))
+        if there.get(name) != here.get(name) and not _FREE & set(name.split("."))
     ]
     if differing:
         raise ChunkRLError(
