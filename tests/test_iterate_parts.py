@@ -10,7 +10,7 @@ from typing import Any
 import iterate_fakes
 import numpy as np
 import pytest
-from chunk_data import policy_of_one_update
+from chunk_data import episode, policy_of_one_update, write_dataset
 from iterate_fakes import WalkEnv
 from test_iterate import COLLECT, EVALUATION, results, settings
 from test_report import Page
@@ -19,6 +19,7 @@ from chunkrl.algorithms.balance import BalanceConfig
 from chunkrl.algorithms.distil import DistilConfig
 from chunkrl.cli import main
 from chunkrl.data.frames import FrameTable
+from chunkrl.data.label_command import LabelCommand
 from chunkrl.envs import metaworld
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError
@@ -30,6 +31,7 @@ from chunkrl.iterate.command import iterate
 from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule, StopRule
 from chunkrl.iterate.plan import Plan
 from chunkrl.iterate.records import Rollouts
+from chunkrl.iterate.rollouts import label, read_rollouts
 from chunkrl.iterate.selection import choose, why_ended
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.models.policy import PolicyConfig
@@ -175,6 +177,24 @@ def test_pi_policies_begin_with_their_checkpoint(tmp_path: Path, walks: None) ->
     made = make_plan(settings(tmp_path, tmp_path / "run", given))
     assert made.pretrained == tmp_path / "policy" == made.policy("default", 0)
     assert made.train("default", 1, [some_rollouts("a", 3)]).pi0_config == "policy"
+
+
+def test_steps_of_a_recording_count_to_its_success(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    flags = np.zeros(6, bool)
+    flags[3:] = True  # the recording goes on
+    episodes = [
+        episode(6, True, rng, **{"next.success": flags}),
+        episode(5, False, rng),
+        episode(2, True, rng),
+    ]
+    data = write_dataset(tmp_path / "data", episodes, ("push", "pull"))
+    found = read_rollouts(
+        json.loads(json.dumps(label(LabelCommand(str(data), output=str(tmp_path / "l.parquet")), silent)))
+    )
+    assert found.outcomes == {"push": [(True, 4), (True, 2)], "pull": [(False, 5)]}
+    assert found.num_frames == 13 and found.num_human == 0
+    assert found.rate.speed.median_steps == 3 and found.tasks["pull"].num_success == 0
 
 
 def test_rates_over_rounds_are_drawn_with_their_intervals() -> None:

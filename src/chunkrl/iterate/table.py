@@ -11,31 +11,31 @@ from chunkrl.iterate.records import IterateResult, RoundResult
 
 HEAD = (
     *("arm", "round", "success", "95 % interval", MEDIAN, PER_1000),
-    *("selection", "own roll-outs", "trained on", ""),
+    *("selection", "own roll-outs", "trained on"),
 )
 
 
 def rows(result: IterateResult) -> list[tuple[str, ...]]:
     """One row a policy, as `HEAD` names them; the chosen policy of each arm is marked."""
     return [
-        _row(run.arm, found, "chosen" if found.round == run.chosen else "")
+        _row(run.arm, found, is_chosen=found.round == run.chosen)
         for run in result.arms
         for found in run.rounds
     ]
 
 
-def _row(arm: str, found: RoundResult, mark: str) -> tuple[str, ...]:
+def _row(arm: str, found: RoundResult, is_chosen: bool) -> tuple[str, ...]:
     evaluation, rollouts = found.evaluation, found.rollouts
+    marks = [str(found.round), *["pretrained"] * (found.round == 0), *["chosen"] * is_chosen]
     return (
         words(arm),
-        str(found.round) if found.round else "0 (pretrained)",
+        ", ".join(marks),
         _told(None if evaluation is None else evaluation.rate),
         "" if evaluation is None else _interval(evaluation.rate),
         *speed_cells(None if evaluation is None else evaluation.rate.speed),
         _told(found.selection),
         _told(None if rollouts is None else rollouts.rate),
         f"{found.num_episodes} roll-outs" if found.num_episodes else "",
-        mark,
     )
 
 
