@@ -107,6 +107,7 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
             "report",
             "download",
             "convert",
+            "manifest",
             "doctor",
         )
     }
@@ -201,8 +202,8 @@ def test_configuration_round_trip(tmp_path: Path) -> None:
         ('{"batch_size": 1.5}', "batch_size"),
         ('{"policy": {"kind": "mixture"}}', "kind"),
         ('{"fit": {"lam": 2}}', "lam is 2"),
-        ("[]", "one JSON object"),
-        ("{", "is not JSON"),
+        ("[]", "holds a list .* expected an object"),
+        ("{", "not valid JSON"),
     ],
 )
 def test_bad_configuration_files(
@@ -214,8 +215,8 @@ def test_bad_configuration_files(
 
 
 def test_configuration_file_given_badly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no configuration file" in refused(["train", "--config", str(tmp_path / "none.json")], capsys)
-    assert "no configuration file" in refused(["train", f"--config={tmp_path / 'none.json'}"], capsys)
+    for arguments in (["--config", str(tmp_path / "none.json")], [f"--config={tmp_path / 'none.json'}"]):
+        assert "none.json is missing: give another file" in refused(["train", *arguments], capsys)
     assert "--config needs a file" in refused(["train", "--config"], capsys)
 
 

@@ -25,6 +25,7 @@ from chunkrl.config import save_config
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration import pi_training
 from chunkrl.integration.pi_training import PiTrainingConfig
+from chunkrl.manifest import MANIFEST_FILE, write_manifest
 from chunkrl.models.lora import LoRAConfig
 from chunkrl.models.pi import load_pretrained, save_pretrained
 from chunkrl.models.pi.critic import PiCriticConfig
@@ -152,7 +153,7 @@ def test_two_processes_equal_one_and_either_resumes_the_other(base: TrainConfig,
         assert_close(one, other)
     assert_equal(two, again)
     assert sorted(p.name for p in Path(middle[two.output_dir]).iterdir()) == sorted(
-        [SHARDS, "state.json", "state.safetensors", shards_file(0, 2), shards_file(1, 2)]
+        [SHARDS, MANIFEST_FILE, "state.json", "state.safetensors", shards_file(0, 2), shards_file(1, 2)]
     )
     whole, first, second = (
         (Path(middle[two.output_dir]) / name).stat().st_size
@@ -301,8 +302,23 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(base: TrainConfig, tmp_path: 
     folder.mkdir(parents=True)
     save_state(folder, {"a": torch.ones(2)})
     (folder / SHARDS).write_text(json.dumps({"num_ranks": 2, "shapes": {"b": [4]}}))
-    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+    with pytest.raises(CheckpointError, match=rf"{SHARDS} is not among the files"):
         load_state(folder)
+    write_manifest(folder)
+    with pytest.raises(CheckpointError, match=rf"{shards_file(0, 2)} is missing: the folder is not a whole"):
+        load_state(folder)
+    wrong = (
+        {"num_ranks": 0},
+        {"num_ranks": True},
+        {"num_ranks": 10**9},
+        {"shapes": {"b": [-4]}},
+        {"shapes": [4]},
+    )
+    for change in wrong:
+        (folder / SHARDS).write_text(json.dumps({"num_ranks": 2, "shapes": {"b": [4]}} | change))
+        write_manifest(folder)
+        with pytest.raises(CheckpointError, match=SHARDS):
+            load_state(folder)
 
 
 @pytest.mark.slow

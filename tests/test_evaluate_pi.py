@@ -16,6 +16,7 @@ pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
 from chunkrl.cli import main
 from chunkrl.envs.metaworld import CAMERA
 from chunkrl.errors import CheckpointError
+from chunkrl.manifest import MANIFEST_FILE
 from chunkrl.models.pi import PiPolicy, find_recipe, load_pretrained, save_pretrained, tiny
 from chunkrl.training.policy_io import load_policy
 
@@ -155,7 +156,8 @@ def test_what_cannot_be_asked_of_a_small_policy(
 def test_a_lerobot_folder_without_our_file_is_read_as_lerobots(data: Path, tmp_path: Path) -> None:
     """Its config.json knows the published sizes only, and so the tiny one's is refused, by name."""
     tiny.main([str(data), str(tmp_path / "tiny"), "--horizon", "3", "--width", "16", "--depth", "1"])
-    (tmp_path / "tiny" / "chunkrl_pi.json").unlink()
+    for name in ("chunkrl_pi.json", MANIFEST_FILE):
+        (tmp_path / "tiny" / name).unlink()
     with pytest.raises(CheckpointError, match=r"config\.json.*chunkrl_16x32x1.*give the recipe yourself"):
         load_policy(tmp_path / "tiny")
 

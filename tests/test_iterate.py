@@ -29,6 +29,7 @@ from chunkrl.evaluation.evaluation_result import read_evaluation
 from chunkrl.iterate import steps
 from chunkrl.iterate.command import iterate
 from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule, StopRule
+from chunkrl.manifest import write_manifest
 from chunkrl.progress import Progress
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.policy_io import ChunkPolicy
@@ -376,6 +377,7 @@ def test_another_pretrained_policy_in_the_same_folder_is_refused(pretrained: Pat
     with pytest.raises(Interrupted):
         iterate(config, interrupt_after(8))
     (policy / "state.json").write_text((policy / "state.json").read_text() + "\n")
+    write_manifest(policy)
     assert f"{policy} is no longer what {tmp_path / 'run'} began with" in refused(resumed(config))
 
 

@@ -170,7 +170,7 @@ def test_batches_that_overlap_or_leave_a_gap(tmp_path):
     streams.close()
     check_stored(tmp_path, 7)
     (tmp_path / "stream.json").write_text("{}")
-    with pytest.raises(SpoolError, match=r"stream\.json is damaged"):
+    with pytest.raises(SpoolError, match=r"stream\.json: .*\"fps\": restore it"):
         ReceivedStreams(tmp_path)
 
 

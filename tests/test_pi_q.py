@@ -21,6 +21,7 @@ from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.cli import main
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration.pi_training import PiTrainingConfig
+from chunkrl.manifest import MANIFEST_FILE, write_manifest
 from chunkrl.models.pi import load_pretrained, save_pretrained
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.flow import PiModel
@@ -202,7 +203,11 @@ def test_the_folder_with_q_is_lerobots(root: Path, checkpoints: Path, tmp_path: 
     run.train()
     with_q, without = tmp_path / "q" / "policy", tmp_path / "plain" / "policy"
     assert {f.name for f in with_q.iterdir()} == {f.name for f in without.iterdir()} | {Q_FOLDER}
-    assert {f.name for f in (with_q / Q_FOLDER).iterdir()} == {"state.safetensors", "state.json"}
+    assert {f.name for f in (with_q / Q_FOLDER).iterdir()} == {
+        "state.safetensors",
+        "state.json",
+        MANIFEST_FILE,
+    }
     assert (with_q / "config.json").read_bytes() == (without / "config.json").read_bytes()
     spec = json.loads((with_q / Q_FOLDER / "state.json").read_text())
     assert spec["spec_json|num_folds"] == 2 and spec["spec_json|critic|depth"] == pi.CRITIC.depth
@@ -222,10 +227,13 @@ def test_a_damaged_q_is_refused_by_name(root: Path, checkpoints: Path, tmp_path:
         {**whole, "spec_json": {**whole["spec_json"], "num_critics": 3}},
     ):
         save_state(folder, broken)
-        with pytest.raises(CheckpointError, match=Q_FOLDER):
+        with pytest.raises(CheckpointError, match=rf"{Q_FOLDER}/{MANIFEST_FILE} has changed"):
+            load_policy(tmp_path / "policy")
+        write_manifest(tmp_path / "policy")
+        with pytest.raises(CheckpointError, match=rf"{Q_FOLDER} (is not a saved Q|does not fit)"):
             load_policy(tmp_path / "policy")
     (folder / "state.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+    with pytest.raises(CheckpointError, match=rf"{Q_FOLDER}/state.safetensors is missing"):
         load_policy(tmp_path / "policy")
 
 

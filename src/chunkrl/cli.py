@@ -28,6 +28,7 @@ USAGE = """usage: chunkrl COMMAND [options]
   report     one HTML page of a training run: data, curves, values, advantages, frames
   download   pretrained pi0 and pi0.5 checkpoints
   convert    a pi checkpoint of any layout to a LeRobot folder
+  manifest   whether a policy, checkpoint or run is still what was written
   doctor     what is installed, and what is missing
 
 chunkrl COMMAND --help shows the options; every command takes --config FILE.json."""
@@ -128,6 +129,12 @@ def _convert(arguments: Sequence[str]) -> None:
     convert(_parse(ConvertCommand, "convert", arguments))
 
 
+def _manifest(arguments: Sequence[str]) -> None:
+    from chunkrl.manifest_command import ManifestCommand, check_manifests
+
+    check_manifests(_parse(ManifestCommand, "manifest", arguments))
+
+
 def _doctor(arguments: Sequence[str]) -> None:
     from chunkrl.doctor import DoctorConfig, run_doctor
 
@@ -148,6 +155,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "report": _report,
     "download": _download,
     "convert": _convert,
+    "manifest": _manifest,
     "doctor": _doctor,
 }
 

@@ -1,61 +1,111 @@
-"""Typed configuration in and out of JSON: unknown keys and wrong types are errors."""
+"""Typed configuration and records in and out of JSON: unknown keys, wrong types and NaN are errors."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import dacite
 
 from chunkrl.data.atomic import write_text
+from chunkrl.data.json_files import read_json
 from chunkrl.errors import ChunkRLError
 
 T = TypeVar("T")
 
 
-def _whole_to_float(value: Any) -> Any:
+class _WrongValueError(dacite.DaciteFieldError):
+    """dacite adds the path of the field."""
+
+    def __init__(self, value: Any, expected: str) -> None:
+        super().__init__()
+        self.value, self.expected = value, expected
+
+    def __str__(self) -> str:
+        return f"{self.field_path} is {self.value!r}, expected {self.expected}"
+
+
+def _number(value: Any) -> Any:
     """JSON may write 1 for 1.0; anything else that is no float is left for dacite to name with its key."""
+    if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
+        raise _WrongValueError(value, "a finite number")
     return float(value) if isinstance(value, int) else value
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise _WrongValueError(value, "an integer")
+    return value
 
 
 def _texts(value: Any) -> Any:
     """One text is a list of it, as configurations of earlier releases have it; dacite would take it apart."""
-    return (value,) if isinstance(value, str) else value
+    return (value,) if isinstance(value, str) else _listed(value)
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return value
+    raise _WrongValueError(value, "a list")
+
+
+class _Hooks(dict[Any, Callable[[Any], Any]]):
+    """What is checked before dacite converts: it takes booleans for numbers, and text for a tuple of letters."""
+
+    def __contains__(self, kind: object) -> bool:
+        return super().__contains__(kind) or get_origin(kind) is tuple
+
+    def __missing__(self, kind: Any) -> Callable[[Any], Any]:
+        return _listed
+
+
+_CONFIG = dacite.Config(
+    strict=True,
+    cast=[tuple, Path],
+    type_hooks=_Hooks({float: _number, int: _whole, tuple: _listed, tuple[str, ...]: _texts}),
+)
 
 
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     """A dataclass from nested JSON values. Raises ChunkRLError naming the unknown key or the wrong value."""
-    config = dacite.Config(
-        strict=True, cast=[tuple, Path], type_hooks={float: _whole_to_float, tuple[str, ...]: _texts}
-    )
     try:
-        return dacite.from_dict(cls, values, config)
+        return dacite.from_dict(cls, values, _CONFIG)
     except dacite.UnexpectedDataError as error:
         known = ", ".join(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
         raise ChunkRLError(f"unknown configuration key: {error}; {cls.__name__} has {known}") from error
-    except (dacite.DaciteError, ValueError, TypeError) as error:
+    except (dacite.DaciteError, ValueError, TypeError, OverflowError) as error:
         raise ChunkRLError(f"configuration of {cls.__name__}: {error}") from error
 
 
-def load_config(cls: type[T], path: str | Path) -> T:
-    """A dataclass from a JSON file."""
+def load_config(
+    cls: type[T],
+    path: str | Path,
+    error: type[ChunkRLError] = ChunkRLError,
+    cure: str = "give another file, or correct it",
+) -> T:
+    """A dataclass from a JSON file. Raises `error` where it is missing, damaged, or not of `cls`: names the key."""
     path = Path(path)
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ChunkRLError(f"no configuration file {path}") from error
-    except json.JSONDecodeError as error:
-        raise ChunkRLError(f"{path} is not JSON: {error}") from error
+    return record_of(cls, read_json(path, dict, error, cure), str(path), error, cure)
+
+
+def record_of(cls: type[T], values: Any, where: str, error: type[ChunkRLError], cure: str) -> T:
+    """As `load_config`, of values that stood at `where`."""
     if not isinstance(values, dict):
-        raise ChunkRLError(f"{path} must hold one JSON object")
+        raise error(f"{where} holds {values!r:.60}, expected an object {{...}}: {cure}")
     try:
         return from_dict(cls, values)
-    except ChunkRLError as error:
-        raise ChunkRLError(f"{path}: {error}") from error
+    except ChunkRLError as reason:
+        raise error(f"{where}: {reason}: {cure}") from reason
 
 
 def save_config(config: Any, path: str | Path) -> None:
-    """Writes a dataclass as JSON, atomically."""
-    write_text(path, json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n")
+    """Writes a dataclass as JSON, atomically. Raises ChunkRLError where it holds a number that is not finite."""
+    try:
+        text = json.dumps(dataclasses.asdict(config), indent=2, default=str, allow_nan=False)
+    except ValueError as error:
+        raise ChunkRLError(f"{path}: a setting is NaN or infinite, which JSON has not: {config}") from error
+    write_text(path, text + "\n")

@@ -15,7 +15,6 @@ from chunkrl import __version__
 from chunkrl.data.atomic import write_text
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import label_frames
-from chunkrl.data.sidecar import load_sidecar
 from chunkrl.envs.metaworld import MetaWorldEnv
 from chunkrl.envs.scripted import CONTROLLERS
 from chunkrl.evaluation.compare_command import format_comparison
@@ -33,6 +32,7 @@ from chunkrl.evaluation.report import (
 from chunkrl.evaluation.rollout import initial_seeds
 from chunkrl.evaluation.video import side_by_side
 from chunkrl.experiment import BC, CHUNK_RL, SUCCESS_BC, Job, JobResult, load_policy, run_jobs
+from chunkrl.training.values_io import read_values_files
 
 RECORD_EVERY, VIDEO_FPS = 4, 10.0  # every 4th of 80 steps a second, shown at half speed
 
@@ -178,7 +178,7 @@ def _traces(result: JobResult) -> list[EpisodeTrace]:
     """Value and advantage along the first successful and the first failed episode of the data."""
     job = result.job
     table = FrameTable.open(job.dataset_dir)
-    sidecar = load_sidecar(job.run_dir(CHUNK_RL) / "values.parquet", table)
+    (sidecar,) = read_values_files(job.run_dir(CHUNK_RL), [table])
     success = label_frames(table).success
     controller = table.column("complementary_info.controller").reshape(-1)
     traces = []

@@ -35,6 +35,8 @@ from chunkrl.training.value_videos import ValueVideos
 from chunkrl.training.values_io import save_values
 
 VERSIONS_FILE = "versions.json"  # in a run's folder: what it was last started with
+# what loading a state raises that other settings, or another version, wrote
+_NOT_OF_THIS_RUN = (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError)
 VIDEO_PATIENCE_SECONDS = 600.0  # at the end of a run
 
 
@@ -263,7 +265,9 @@ class ChunkLevelOfflineRL:
             )
         try:
             self.algorithm.take_networks(state)
-        except (RuntimeError, KeyError) as error:
+        except ChunkRLError:
+            raise
+        except _NOT_OF_THIS_RUN as error:
             raise CheckpointError(
                 f"--init {source}: its networks are others than these settings build: {error}; give the settings "
                 "of its config.json, and --use-task as its data decided it"
@@ -287,7 +291,9 @@ class ChunkLevelOfflineRL:
         assert self.trainer is not None
         try:
             self.trainer.load(folder)
-        except (RuntimeError, KeyError) as error:
+        except ChunkRLError:
+            raise
+        except _NOT_OF_THIS_RUN as error:
             raise CheckpointError(
                 f"{folder} was made with another configuration: {error}; resume with the configuration that "
                 "stands in its run's config.json"

@@ -63,6 +63,22 @@ def main_first() -> Iterator[None]:
     _num_failed(False)
 
 
+@contextmanager
+def all_succeed() -> Iterator[None]:
+    """What fails inside in one process fails in all; all processes call it.
+
+    Raises:
+        ChunkRLError: in the others, where one failed: it says why.
+    """
+    try:
+        yield
+    except BaseException:
+        _num_failed(True)
+        raise
+    if _num_failed(False):
+        raise ChunkRLError("another process failed; its message says why")
+
+
 def _num_failed(failed: bool) -> int:
     """How many processes failed; all processes call it."""
     return int(sum_over_ranks(torch.tensor(int(failed))))

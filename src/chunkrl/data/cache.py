@@ -21,6 +21,7 @@ from urllib.parse import quote
 import numpy as np
 from filelock import FileLock
 
+from chunkrl.data.regular_files import check_regular
 from chunkrl.errors import ChunkRLError
 
 BUILDING = ".building"
@@ -172,6 +173,7 @@ def load_array(file: Path, writable: bool = False) -> np.memmap:
     Raises:
         ChunkRLError: the file is missing or damaged.
     """
+    check_regular(file, ChunkRLError, f"damaged cache, delete the folder {file.parent}")
     try:
         return np.lib.format.open_memmap(file, mode="r+" if writable else "r")
     except (OSError, ValueError) as error:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from chunkrl.data.metadata import Episode, Info, VideoSpan, integer, json_lines, metadata_files
+from chunkrl.data.json_files import json_lines
+from chunkrl.data.metadata import CURE, Episode, Info, VideoSpan, integer, metadata_files
 from chunkrl.data.parquet import all_rows
 from chunkrl.data.path_templates import fill
 from chunkrl.data.problems import Report
@@ -103,7 +104,7 @@ def read_episodes(root: Path, info: Info, videos: Videos, report: Report) -> tup
             rows: Any = ((str(file), row) for row in all_rows(file, skip_prefix="stats/"))
             read = _episode_v3
         else:
-            rows, read = json_lines(file), _episode_v2
+            rows, read = json_lines(file, DatasetError, CURE), _episode_v2
         for where, row in rows:
             if info.shares_files and num_rows == info.num_episodes:
                 _check_leftover(row, episodes, where)

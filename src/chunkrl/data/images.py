@@ -27,6 +27,8 @@ from chunkrl.data.cache import (
 )
 from chunkrl.data.episode_rows import by_data_file, episode_parts
 from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
+from chunkrl.data.regular_files import open_regular
+from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress
 
 BATCH_PICTURES = 32
@@ -112,7 +114,7 @@ def _build(camera: Camera, folder: Path, progress: Progress) -> None:
     pictures_file, done_file = folder / _PICTURES, folder / _DONE
     if done_file.exists():
         pictures = load_array(pictures_file, writable=True)
-        saved = int(done_file.read_text("utf-8"))
+        saved = _num_saved(done_file, num_episodes)
     else:
         pictures_file.unlink(missing_ok=True)  # it may be a link to the store of before (`continue_store`)
         pictures = create_array(pictures_file, np.dtype(np.uint8), (description.num_frames, 3, *camera.size))
@@ -125,6 +127,17 @@ def _build(camera: Camera, folder: Path, progress: Progress) -> None:
             write_text(done_file, str(done))
             saved = done
         progress(stage, done, num_episodes)
+
+
+def _num_saved(file: Path, num_episodes: int) -> int:
+    cure = f"delete the folder {file.parent}: its pictures are decoded again"
+    with open_regular(file, DatasetError, cure) as stream:
+        text = stream.read(20)
+    if not text.isdigit() or int(text) > num_episodes:
+        raise DatasetError(
+            f"{file} holds {text!r}, expected a number of episodes up to {num_episodes}: {cure}"
+        )
+    return int(text)
 
 
 def _write(

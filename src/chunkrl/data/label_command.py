@@ -17,6 +17,7 @@ from chunkrl.data.export import export_labels
 from chunkrl.data.formats import ColumnMapping
 from chunkrl.data.frames import FrameSettings, FrameTable
 from chunkrl.data.labels import FrameLabels, LabelRule, label_frames
+from chunkrl.data.regular_files import open_regular
 from chunkrl.data.returns import TimeOut, lambda_returns, n_step_returns, normalize_per_task
 from chunkrl.data.sidecar import load_sidecar, save_sidecar
 from chunkrl.envs.libero_replay import ReplayConfig
@@ -122,7 +123,8 @@ def rule_record(rule: LabelRule, returns: ReturnRule) -> dict[str, Any]:
         ("returns", "values", returns.values),
     ):
         if file:
-            record[part][name] = hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()
+            with open_regular(Path(file).expanduser(), DatasetError, "name a file of labels") as stream:
+                record[part][name] = hashlib.sha256(stream.read()).hexdigest()
     return record
 
 

@@ -12,16 +12,17 @@ Layouts (LeRobot's own, checked against data that LeRobot 0.3.3 and 0.4.4 wrote)
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chunkrl.data.parquet import all_rows, reading
+from chunkrl.data.json_files import json_lines, read_json
+from chunkrl.data.parquet import all_rows
 from chunkrl.errors import DatasetError
 
+CURE = "fetch or write this file again"
 VERSIONS = ("v2.0", "v2.1", "v3.0", "v3.1")
 SHARED_FILES = ("v3.0", "v3.1")  # many episodes a file; v3.1 adds columns of texts, and no other layout
 CAMERA_DTYPES = ("image", "video")
@@ -130,16 +131,6 @@ def integer(record: Mapping[str, Any], key: str, where: str, minimum: int = 0) -
     return value
 
 
-def _load_json(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DatasetError(f"{where}: not valid JSON ({error}): fetch or write this file again") from error
-    if not isinstance(value, dict):
-        raise DatasetError(f"{where}: expected a JSON object: fetch or write this file again")
-    return value
-
-
 def _names(value: Any) -> tuple[str, ...] | None:
     if isinstance(value, Mapping):  # {"motors": [...]} or {"x": 0, "y": 1}, both in use
         places = list(value.values())
@@ -177,9 +168,7 @@ def read_info(root: Path) -> Info:
         raise DatasetError(
             f"{root} is not a LeRobot data set, it has no meta/info.json: name the folder above meta/"
         )
-    with reading(file):
-        text = file.read_text(encoding="utf-8")
-    record = _load_json(text, str(file))
+    record = read_json(file, dict, DatasetError, CURE)
     version = record.get("codebase_version")
     if version not in VERSIONS:
         raise DatasetError(
@@ -222,15 +211,6 @@ def metadata_files(root: Path, version: str) -> list[Path]:
     return [meta / "info.json", meta / "tasks.jsonl", meta / "episodes.jsonl"]
 
 
-def json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where it stands, and the object, of every line of a file. Raises DatasetError where one is damaged."""
-    with reading(file):
-        text = file.read_text(encoding="utf-8")
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{file}, line {number}", _load_json(line, f"{file}, line {number}")
-
-
 def read_tasks(root: Path, version: str) -> dict[int, str]:
     """Task index -> text, from meta/tasks.jsonl or meta/tasks.parquet.
 
@@ -243,7 +223,7 @@ def read_tasks(root: Path, version: str) -> dict[int, str]:
         # LeRobot writes the text as an unnamed pandas index.
         rows = [(where, {"task": row.get("__index_level_0__"), **row}) for where, row in rows]
     else:
-        rows = list(json_lines(file))
+        rows = list(json_lines(file, DatasetError, CURE))
     tasks: dict[int, str] = {}
     for where, row in rows:
         index, text = integer(row, "task_index", where), row.get("task")

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from chunkrl.data.atomic import write_text
+from chunkrl.data.json_files import numbers, read_json
+from chunkrl.data.metadata import integer
 from chunkrl.errors import DatasetError
 
 Mode = Literal["mean_std", "quantile", "min_max", "identity"]
@@ -51,18 +53,18 @@ class Statistics:
         Raises:
             DatasetError: the file is missing or damaged.
         """
-        names = [field.name for field in fields(cls)]
-        try:
-            record = json.loads(Path(file).read_text(encoding="utf-8"))
-            columns = [np.asarray(record[name], np.float32) for name in names[:-1]]
-            count = record["count"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DatasetError(
-                f"{file}: no statistics ({error!r}): delete it and compute them again"
-            ) from error
-        whole = isinstance(count, int) and count > 0 and set(record) == set(names)
-        if not whole or columns[0].ndim != 1 or any(column.shape != columns[0].shape for column in columns):
-            raise DatasetError(f"{file}: damaged statistics: delete it and compute them again")
+        names, cure = [field.name for field in fields(cls)], "delete it and compute them again"
+        record = read_json(Path(file), dict, DatasetError, cure)
+        if set(record) != set(names):
+            raise DatasetError(f"{file}: damaged statistics ({sorted(record)}, expected {names}): {cure}")
+        count = integer(record, "count", str(file), 1)
+        columns = [
+            np.asarray(numbers(record[name], f"{file}: '{name}'", DatasetError, cure), np.float32)
+            for name in names[:-1]
+        ]
+        finite = all(np.isfinite(column).all() for column in columns)
+        if not finite or any(column.shape != columns[0].shape for column in columns):
+            raise DatasetError(f"{file}: damaged statistics (lengths differ, or too large numbers): {cure}")
         return cls(*columns, count=count)
 
 

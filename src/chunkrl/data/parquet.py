@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from chunkrl.data.regular_files import check_regular
 from chunkrl.errors import DatasetError
 
 MORE_ROWS = 1000
@@ -21,9 +22,8 @@ MORE_ROWS = 1000
 
 def check_is_file(file: Path) -> None:
     """Refuses what is there and no file, before it is opened: a pipe would be waited for, a device never ends."""
-    if file.exists() and not file.is_file():
-        kind = "a folder" if file.is_dir() else "a pipe or a device"
-        raise DatasetError(f"{file} is {kind}, expected a file: fetch the data set again")
+    if file.exists():
+        check_regular(file, DatasetError, "fetch the data set again")
 
 
 @contextmanager

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from chunkrl.config import record_of
 from chunkrl.data.atomic import write_text
 from chunkrl.data.frames import FrameTable
+from chunkrl.data.json_files import json_lines, read_json
+from chunkrl.data.regular_files import check_regular
 from chunkrl.envs.collect import RECORD
 from chunkrl.envs.collect_config import INITIAL_SEED
 from chunkrl.envs.libero_replay import Recording, Replay, ReplayConfig, plain, replay_all, tasks_by_text
@@ -132,7 +135,13 @@ def _recordings(table: FrameTable, config: ReplayConfig) -> tuple[dict[int, Reco
 def _collected_envs(root: Path) -> tuple[str, ...]:
     """The tasks that take turns in a data set of `chunkrl collect`; () of others."""
     file = root / RECORD
-    return expand(json.loads(file.read_text(encoding="utf-8"))["env"].split("+")) if file.is_file() else ()
+    if not file.exists():
+        return ()
+    cure = "restore it, or delete it if the data set is none of chunkrl collect"
+    env = read_json(file, dict, DatasetError, cure).get("env")
+    if not isinstance(env, str):
+        raise DatasetError(f"{file}: 'env' is {env!r}, expected the name of a task: {cure}")
+    return expand(env.split("+"))
 
 
 def _task(
@@ -165,19 +174,12 @@ def _finished(path: Path) -> dict[int, Replay]:
     Raises DatasetError: another line is damaged.
     """
     found: dict[int, Replay] = {}
-    if not path.is_file():
+    if not path.exists():
         return found
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            entry: Mapping[str, Any] = json.loads(line)
-        except ValueError as error:
-            raise DatasetError(f"{path}, line {number} is damaged ({error}): delete the file") from error
-        onsets = {kind: tuple(actions) for kind, actions in entry["onsets"].items()}
-        drift = None if entry["drift_m"] is None else (entry["drift_m"][0], entry["drift_m"][1])
-        found[entry["episode"]] = Replay(entry["episode"], entry["start"], onsets, drift, entry["success"])
+    check_regular(path, DatasetError, "delete it")
+    with path.open("r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+    for where, entry in json_lines(path, DatasetError, "delete the file"):
+        replay = record_of(Replay, entry, where, DatasetError, "delete the file")
+        found[replay.episode] = replay
     return found

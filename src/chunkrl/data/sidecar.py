@@ -15,11 +15,15 @@ import pyarrow.parquet as pq
 
 from chunkrl.data.atomic import replace_file
 from chunkrl.data.frames import FrameTable
+from chunkrl.data.json_files import parse_json
+from chunkrl.data.parquet import open_parquet
+from chunkrl.data.regular_files import check_regular
 from chunkrl.errors import DatasetError
 
 _KEY = b"chunkrl.sidecar"
 _VERSION = 1
 _KEYS = ("episode_index", "frame_index")
+_CURE = "make the labels again (chunkrl label)"
 
 
 @dataclass(frozen=True)
@@ -62,31 +66,23 @@ def load_sidecar(path: str | Path, table: FrameTable) -> Sidecar:
     """Labels of the table's frames, in its order.
 
     Raises:
-        DatasetError: the file is missing or damaged, was made for another data set, or misses frames.
+        DatasetError: the file is missing or damaged, was made for another data set, misses frames, or holds other
+            things than one number or boolean a frame.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DatasetError(f"{path} is missing: make the labels again (chunkrl label)")
+    check_regular(path, DatasetError, _CURE)
     try:
-        stored = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(
-            f"{path} cannot be read ({error}): make the labels again (chunkrl label)"
-        ) from error
-    raw = (stored.schema.metadata or {}).get(_KEY)
-    if raw is None or set(_KEYS) - set(stored.schema.names):
-        raise DatasetError(f"{path} is no file of labels of this project: make the labels with chunkrl label")
-    header = json.loads(raw)
-    if header["version"] != _VERSION:
-        raise DatasetError(
-            f"{path}: label format {header['version']}, this release reads {_VERSION}: make it again"
-        )
-    if header["fingerprint"] != table.description.fingerprint:
-        raise DatasetError(
-            f"{path} was made for another data set, or {table.description.root} has changed since: "
-            "make the labels again (chunkrl label)"
-        )
-    episode, frame = (stored[name].to_numpy() for name in _KEYS)
+        with open_parquet(path) as file:
+            metadata = _header(path, file.schema_arrow, table)
+            if file.metadata.num_rows != table.num_frames:
+                raise DatasetError(_rows_differ(path))
+            stored = file.read(use_threads=False)
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        raise DatasetError(f"{path} cannot be read ({error}): {_CURE}") from error
+    if missing := [name for name in stored.schema.names if stored[name].null_count]:
+        raise DatasetError(f"{path}, column '{missing[0]}' has missing values: {_CURE}")
+    columns = {name: stored[name].to_numpy() for name in stored.schema.names}
+    episode, frame = (columns.pop(name) for name in _KEYS)
     order = np.lexsort((frame, episode))
     expected_episode, expected_frame = _keys(table)
     position = np.lexsort((expected_frame, expected_episode))
@@ -96,8 +92,35 @@ def load_sidecar(path: str | Path, table: FrameTable) -> Sidecar:
         and np.array_equal(frame[order], expected_frame[position])
     )
     if not matches:
-        raise DatasetError(f"{path} does not have exactly one row for each frame: make the labels again")
+        raise DatasetError(_rows_differ(path))
     source = np.empty_like(order)
     source[position] = order
-    names = [name for name in stored.schema.names if name not in _KEYS]
-    return Sidecar({name: stored[name].to_numpy()[source] for name in names}, header["metadata"])
+    return Sidecar({name: values[source] for name, values in columns.items()}, metadata)
+
+
+def _rows_differ(path: Path) -> str:
+    return f"{path} does not have exactly one row for each frame: {_CURE}"
+
+
+def _header(path: Path, schema: pa.Schema, table: FrameTable) -> dict[str, Any]:
+    """The maker's metadata, of a file whose columns are right. Raises DatasetError where they are not."""
+    raw, names = (schema.metadata or {}).get(_KEY), schema.names
+    if raw is None or set(_KEYS) - set(names) or len(set(names)) != len(names):
+        raise DatasetError(f"{path} is no file of labels of this project: make the labels with chunkrl label")
+    header = parse_json(raw, dict, f"{path}, its header", DatasetError, _CURE)
+    if header.get("version") != _VERSION:
+        raise DatasetError(
+            f"{path}: label format {header.get('version')!r}, this release reads {_VERSION}: make it again"
+        )
+    if header.get("fingerprint") != table.description.fingerprint:
+        raise DatasetError(
+            f"{path} was made for another data set, or {table.description.root} has changed since: {_CURE}"
+        )
+    if not isinstance(header.get("metadata"), dict):
+        raise DatasetError(f"{path}, its header: 'metadata' is no object: {_CURE}")
+    for name, kind in zip(names, schema.types, strict=True):
+        whole = pa.types.is_integer(kind)
+        if not (whole or (name not in _KEYS and (pa.types.is_floating(kind) or pa.types.is_boolean(kind)))):
+            wanted = "integers" if name in _KEYS else "numbers or booleans"
+            raise DatasetError(f"{path}, column '{name}' holds {kind}, expected {wanted}: {_CURE}")
+    return header["metadata"]

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from chunkrl.config import record_of
 from chunkrl.data.cache import create_array, ensure, file_name, load_array, sync_array
 from chunkrl.data.checks import check_episode, first_not_finite, not_finite
 from chunkrl.data.episode_rows import BATCH_ROWS, by_data_file, read_episode, readable, whole_episodes
 from chunkrl.data.formats import DatasetDescription, Feature
+from chunkrl.data.json_files import read_json
 from chunkrl.data.parquet import check_footer
 from chunkrl.data.roles import REQUIRED_NAMES
 from chunkrl.data.row_checks import MisplacedRowsError, check_rows, explain
@@ -141,8 +143,11 @@ def _is_wide(feature: Feature) -> bool:
 
 
 def _load_manifest(folder: Path) -> dict[str, _Entry]:
-    entries = json.loads((folder / _MANIFEST).read_text("utf-8"))
-    return {name: _Entry(**entry) for name, entry in entries.items()}
+    file, cure = folder / _MANIFEST, f"delete the folder {folder}: it is made again"
+    return {
+        name: record_of(_Entry, entry, f"{file}: '{name}'", DatasetError, cure)
+        for name, entry in read_json(file, dict, DatasetError, cure).items()
+    }
 
 
 def _build(description: DatasetDescription, names: Sequence[str], folder: Path, progress: Progress) -> None:

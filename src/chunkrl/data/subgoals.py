@@ -12,6 +12,7 @@ from chunkrl.data.frames import FrameTable
 from chunkrl.data.label_columns import flag_column, to_action
 from chunkrl.data.large_arrays import by_blocks, zeros
 from chunkrl.data.pick_place import pick_place_events
+from chunkrl.data.regular_files import check_regular
 from chunkrl.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def _rises(table: FrameTable, flags: np.ndarray, given: bool) -> np.ndarray:
 def _from_csv(table: FrameTable, rule: LabelRule) -> np.ndarray:
     """bool [N], the frames that the rule's CSV file lists."""
     path = Path(rule.subgoal_csv).expanduser()
+    check_regular(path, DatasetError, "name a CSV file with --subgoal-csv")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from chunkrl.config import record_of
 from chunkrl.data.atomic import write_text
 from chunkrl.data.checks import check_episode, first_not_finite, not_finite
 from chunkrl.data.episode_rows import (
@@ -27,6 +28,7 @@ from chunkrl.data.episode_rows import (
 )
 from chunkrl.data.formats import DatasetDescription, Episode, Feature, without
 from chunkrl.data.images import BATCH_PICTURES
+from chunkrl.data.json_files import read_json
 from chunkrl.data.parquet import check_footer
 from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
 from chunkrl.data.problems import Collector, Problem
@@ -62,8 +64,11 @@ def examine(
     roles = (description.state_keys, description.action_keys, labels, description.cameras if images else ())
     file = folder / f"problems-{hashlib.sha256(repr(roles).encode()).hexdigest()[:16]}.json"
     if file.is_file():
-        records = json.loads(file.read_text("utf-8"))
-        return tuple(Problem(record["message"], tuple(record["episodes"])) for record in records)
+        cure = "delete it, and the data set is looked through again"
+        return tuple(
+            record_of(Problem, record, str(file), DatasetError, cure)
+            for record in read_json(file, list, DatasetError, cure)
+        )
     survey(description, found, progress, images, labels)
     write_text(file, json.dumps([asdict(problem) for problem in found.problems]))
     return found.problems

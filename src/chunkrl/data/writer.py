@@ -30,6 +30,8 @@ from chunkrl.data import episode_stats as es
 from chunkrl.data import segments as sg
 from chunkrl.data.atomic import remove_temporaries, replace_file, write_text
 from chunkrl.data.episode_columns import FeatureSpec
+from chunkrl.data.json_files import read_json
+from chunkrl.data.metadata import integer
 from chunkrl.data.segments import VideoEncoding
 from chunkrl.data.video_copy import EncodedVideo, VideoFormat, copy_video
 from chunkrl.errors import DatasetError
@@ -202,10 +204,7 @@ class DatasetWriter:
 
     def _append_to(self, path: Path, robot_type: str | None) -> dict[str, Any]:
         """Check that the data set at hand is one of these features, and take up its state."""
-        try:
-            info = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DatasetError(f"{path} is not JSON ({error}): restore it, or pass overwrite=True") from error
+        info = read_json(path, dict, DatasetError, "restore it, or pass overwrite=True")
         cure = "write to another folder, or pass overwrite=True"
         expected = {"codebase_version": "v3.0", "fps": self.fps, "chunks_size": df.CHUNKS_SIZE}
         expected |= {
@@ -216,15 +215,17 @@ class DatasetWriter:
         for key, value in expected.items():
             if info.get(key) != value:
                 raise DatasetError(f"{path}: {key} is {info.get(key)!r}, not {value!r}; {cure}")
-        old = {
-            k: {n: v.get(n) for n in ("dtype", "shape", "names")} for k, v in info.get("features", {}).items()
-        }
+        features = info.get("features")
+        if not isinstance(features, dict) or not all(isinstance(item, dict) for item in features.values()):
+            raise DatasetError(f"{path}: 'features' are damaged: restore it, or pass overwrite=True")
+        old = {k: {n: v.get(n) for n in ("dtype", "shape", "names")} for k, v in features.items()}
         new = {key: spec.to_json() for key, spec in self._all_features.items()}
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 raise DatasetError(f"{path}: feature '{key}' is {old.get(key)}, not {new.get(key)}; {cure}")
-        rows = self._files.recover(info["total_episodes"])
-        self.num_episodes, self.num_frames = info["total_episodes"], info["total_frames"]
+        totals = [integer(info, key, str(path)) for key in ("total_episodes", "total_frames")]
+        rows = self._files.recover(totals[0])
+        self.num_episodes, self.num_frames = totals
         self._info = info
         tasks = self.root / "meta/tasks.parquet"
         if self.num_episodes:

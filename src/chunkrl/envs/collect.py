@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pds
 
 from chunkrl.data.atomic import write_text
+from chunkrl.data.json_files import as_json, read_json
+from chunkrl.data.metadata import integer
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.envs.collect_config import CollectCommand, CollectConfig, CollectPlan, plan
 from chunkrl.envs.collect_episode import CollectedEpisode, EpisodeMaker
@@ -142,10 +144,9 @@ def collect_dataset(
 
 def _is_empty(root: Path) -> bool:
     """Whether a data set was begun at `root` and has no episode: what an error before the first one leaves."""
-    try:
-        return json.loads((root / "meta/info.json").read_text(encoding="utf-8"))["total_episodes"] == 0
-    except (OSError, ValueError, KeyError):
-        return False
+    info = root / "meta/info.json"
+    cure = "restore it, or choose another output_dir"
+    return info.exists() and read_json(info, dict, DatasetError, cure).get("total_episodes") == 0
 
 
 def _record(planned: CollectPlan, progress: Progress) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def _record(planned: CollectPlan, progress: Progress) -> dict[str, Any]:
             )
         record["policy_fingerprint"] = fingerprint((folder,), progress)
         record["device"] = choose_device(config.device).type
-    return json.loads(json.dumps(record))  # tuples as lists, as they are read back
+    return as_json(record)
 
 
 def _write_record(root: Path, record: dict[str, Any]) -> None:
@@ -182,14 +183,11 @@ def _check_same(root: Path, asked: dict[str, Any], num_episodes: int) -> int:
 
     Raises DatasetError unless the data set at `root` is one of the record `asked`.
     """
-    try:
-        known = json.loads((root / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = None
-    if known is None:
+    if not (root / RECORD).exists():
         raise DatasetError(
             f"{root} holds {num_episodes} episodes already, of which {RECORD} says nothing: {_CURE}"
         )
+    known = read_json(root / RECORD, dict, DatasetError, _CURE)
     since = (
         "assets",
         "opengl",
@@ -210,7 +208,8 @@ def _check_same(root: Path, asked: dict[str, Any], num_episodes: int) -> int:
             f"{root} holds {num_episodes} episodes already, collected with another "
             f"{', another '.join(other)}: {_CURE}"
         )
-    return known.get(_LOST, 0)
+    known.setdefault(_LOST, 0)
+    return integer(known, _LOST, str(root / RECORD))
 
 
 def num_successes(root: str | Path) -> int:
@@ -225,6 +224,6 @@ def collect(command: CollectCommand, progress: Progress) -> None:
     """Writes the data set and says what it holds."""
     num_success = collect_dataset(command.output_dir, command, progress)
     told = f"{command.output_dir}: {command.num_episodes} episodes, {num_success} successful"
-    if num_lost := json.loads((Path(command.output_dir) / RECORD).read_text(encoding="utf-8"))[_LOST]:
+    if num_lost := read_json(Path(command.output_dir) / RECORD, dict, DatasetError, "collect again")[_LOST]:
         told += f"; simulators that were lost, and their episodes made anew: {num_lost}"
     print(told)

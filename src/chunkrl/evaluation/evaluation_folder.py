@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -107,12 +107,21 @@ class EvaluationFolder:
         self._lock.release()
 
 
+@dataclass(frozen=True)
+class _Session:
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if self.seconds < 0:
+            raise ChunkRLError(f"seconds is {self.seconds}")
+
+
 class SessionClock:
     """Wall time of a session, noted on the way: what a killed session took is not lost. total: of all sessions."""
 
     def __init__(self, folder: Path) -> None:
         files = sorted(folder.glob("*.json"))
-        self._before = sum(json.loads(file.read_text(encoding="utf-8"))["seconds"] for file in files)
+        self._before = sum(load_config(_Session, file, cure="delete it").seconds for file in files)
         self._file = folder / f"{len(files)}.json"
         self._started = self._noted = time.monotonic()
         self.total = self._before

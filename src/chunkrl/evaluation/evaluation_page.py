@@ -6,6 +6,8 @@ from html import escape
 from pathlib import Path
 
 from chunkrl.data.atomic import write_text
+from chunkrl.data.regular_files import inside, open_regular
+from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation import plots
 from chunkrl.evaluation.evaluation_result import (
     Evaluation,
@@ -84,13 +86,18 @@ def _film_section(folder: Path, evaluation: Evaluation) -> str:
     for film in evaluation.videos:
         title = f"{film.env}, initial state {film.seed}"
         pill = ("good", "success") if film.success else ("bad", "failure")
-        content = (folder / film.file).read_bytes()
+        cure = "delete the file, and evaluate again"
+        path = inside(folder, film.file, f"the film of {title}", ChunkRLError)
+        if path.suffix[1:] not in MIME:
+            raise ChunkRLError(f"{path}: films are {', '.join(MIME)}: {cure}")
+        with open_regular(path, ChunkRLError, cure) as stream:
+            content = stream.read()
         note = (
             ""
             if film.as_evaluated
             else "Ended otherwise when it was counted: something is not deterministic."
         )
-        cards.append(card(title, video(content, MIME[film.file.rpartition(".")[2]], title), note, pill))
+        cards.append(card(title, video(content, MIME[path.suffix[1:]], title), note, pill))
     lead = "Episodes run once more from the same state with the same noise; failures first."
     return section("Films", lead, cards, "grid small")
 

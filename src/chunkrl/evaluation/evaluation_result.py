@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from chunkrl.config import from_dict
+from chunkrl.config import record_of
 from chunkrl.data.atomic import write_text
+from chunkrl.data.json_files import read_json
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.speed import Speed, speed_json
 from chunkrl.evaluation.statistics import Interval, wilson_interval
 
 RESULT_FILE = "result.json"
 _VERSION = 1
+_CURE = "evaluate again (chunkrl evaluate)"
 _NOTED_LATER = ("assets", "opengl", "device")
 
 
@@ -210,6 +212,51 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class _Task:
+    """Of `to_json`; the rates follow from the episodes."""
+
+    episodes: tuple[EpisodeOutcome, ...]
+    success: float
+    interval: tuple[float, float]
+    num_success: int
+    num_episodes: int
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What `to_json` makes and reading needs."""
+
+    settings: EvaluationSettings
+    tasks: dict[str, _Task]
+    seconds: float
+    num_workers: int
+    videos: tuple[Video, ...]
+
+
+def _read_of(cls: type, values: Any) -> Any:
+    """What of `values` is read; the rest follows from it, and is for people."""
+    known = {f.name for f in fields(cls)}
+    return {k: v for k, v in values.items() if k in known} if isinstance(values, dict) else values
+
+
+def _check_stored(stored: _Stored, file: Path) -> None:
+    tasks, settings = stored.tasks, stored.settings
+    if not tasks or sorted(tasks) != sorted(settings.envs):
+        raise ChunkRLError(
+            f"{file} has results of {list(tasks)}, its settings name {list(settings.envs)}: {_CURE}"
+        )
+    for env, task in tasks.items():
+        counted = (sum(e.success for e in task.episodes), len(task.episodes))
+        if counted != (task.num_success, task.num_episodes) or not task.episodes:
+            raise ChunkRLError(
+                f"{file}: {env} has {counted[0]} successes of {counted[1]} episodes, but says {task.num_success} of "
+                f"{task.num_episodes}: {_CURE}"
+            )
+        if any(min(e.seed, e.num_steps, e.num_restarts) < 0 for e in task.episodes):
+            raise ChunkRLError(f"{file}: an episode of {env} has a negative count: {_CURE}")
+
+
 def read_evaluation(path: str | Path) -> Evaluation:
     """Reads `result.json`, or the folder that holds it.
 
@@ -223,21 +270,17 @@ def read_evaluation(path: str | Path) -> Evaluation:
             f"{file} does not exist: give the --output-dir of an evaluation that has finished (run chunkrl evaluate "
             "again to go on with one that was stopped)"
         )
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["version"] != _VERSION:
-            raise ChunkRLError(
-                f"{file} has version {content['version']}, this chunkrl reads {_VERSION}: evaluate again"
-            )
-        return Evaluation(
-            from_dict(EvaluationSettings, content["settings"]),
-            {
-                env: tuple(from_dict(EpisodeOutcome, e) for e in task["episodes"])
-                for env, task in content["tasks"].items()
-            },
-            content["seconds"],
-            content["num_workers"],
-            tuple(from_dict(Video, video) for video in content["videos"]),
+    content = read_json(file, dict, ChunkRLError, _CURE)
+    if "version" not in content:
+        raise ChunkRLError(f"{file} is not a result of chunkrl evaluate: give its --output-dir")
+    if content["version"] != _VERSION:
+        raise ChunkRLError(
+            f"{file} has version {content['version']!r}, this chunkrl reads {_VERSION}: {_CURE}"
         )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ChunkRLError(f"{file} is not a result of chunkrl evaluate: {error!r}") from error
+    tasks = content.get("tasks")
+    if isinstance(tasks, dict):
+        content["tasks"] = {env: _read_of(_Task, task) for env, task in tasks.items()}
+    stored = record_of(_Stored, _read_of(_Stored, content), str(file), ChunkRLError, _CURE)
+    _check_stored(stored, file)
+    episodes = {env: task.episodes for env, task in stored.tasks.items()}
+    return Evaluation(stored.settings, episodes, stored.seconds, stored.num_workers, stored.videos)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,15 +12,15 @@ import numpy as np
 
 from chunkrl.build import open_data
 from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.json_files import read_json
 from chunkrl.data.on_demand import OnDemandCamera
-from chunkrl.data.sidecar import load_sidecar
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.offline import VERSIONS_FILE
 from chunkrl.progress import Progress, silent
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.metrics import METRICS_FILE, Record, read_records
 from chunkrl.training.run_folder import run_config
-from chunkrl.training.values_io import values_file
+from chunkrl.training.values_io import read_values_files, values_file
 
 
 @dataclass(frozen=True)
@@ -131,15 +130,14 @@ def load_data(config: TrainConfig, values_dir: Path, progress: Progress = silent
         raise DatasetError(
             f"{error} (config.json names the data as the run was given it: start the command in the same folder)"
         ) from error
-    found = []
-    for number, dataset in enumerate(data.datasets):
-        path = values_dir / values_file(number)
-        if path.exists():
-            sidecar = load_sidecar(path, dataset.table)
-            found.append(LabelledData(dataset, sidecar.arrays, sidecar.metadata))
-        else:
-            found.append(LabelledData(dataset, {}, {}))
-    return tuple(found)
+    datasets = data.datasets
+    if not any((values_dir / values_file(number)).exists() for number in range(len(datasets))):
+        return tuple(LabelledData(dataset, {}, {}) for dataset in datasets)
+    sidecars = read_values_files(values_dir, [dataset.table for dataset in datasets])
+    return tuple(
+        LabelledData(dataset, sidecar.arrays, sidecar.metadata)
+        for dataset, sidecar in zip(datasets, sidecars, strict=True)
+    )
 
 
 def load_run(folder: str | Path, progress: Progress = silent) -> TrainingRun:
@@ -167,7 +165,8 @@ def load_run(folder: str | Path, progress: Progress = silent) -> TrainingRun:
 def _read_versions(path: Path) -> dict[str, str]:
     if not path.exists():
         return {"versions": "not recorded"}  # by runs of before 2026-11
-    try:
-        return {str(name): str(version) for name, version in json.loads(path.read_text("utf-8")).items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise ChunkRLError(f"{path} is damaged ({error}): delete it, or resume the run") from error
+    cure = "delete it, or resume the run"
+    versions = read_json(path, dict, ChunkRLError, cure)
+    if not all(isinstance(version, str) for version in versions.values()):
+        raise ChunkRLError(f"{path} is damaged (a version is no text): {cure}")
+    return versions

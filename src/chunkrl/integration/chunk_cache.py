@@ -20,7 +20,9 @@ import torch
 from chunkrl.data.atomic import write_text
 from chunkrl.data.cache import create_array, ensure, load_array, sync_array
 from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.json_files import read_json
 from chunkrl.errors import ChunkRLError
+from chunkrl.manifest import MANIFEST_FILE
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.progress import Progress
 from chunkrl.types import Observation
@@ -36,7 +38,7 @@ def fingerprint(paths: tuple[Path, ...], progress: Progress) -> str:
         (file.relative_to(path).as_posix(), file)
         for path in paths
         for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
-        if file.is_file()
+        if file.is_file() and file.name != MANIFEST_FILE  # it follows from the others
     ]
     total, done = sum(file.stat().st_size for _, file in files), 0
     digest = hashlib.blake2b(digest_size=16)
@@ -107,7 +109,14 @@ def _generate(
     policy: PiPolicy, dataset: ChunkDataset, request: ChunkRequest, folder: Path, progress: Progress
 ) -> None:
     file, done_file = folder / _CHUNKS, folder / _DONE
-    done = json.loads(done_file.read_text())["done"] if done_file.is_file() else 0
+    done = 0
+    if done_file.exists():
+        cure = f"delete the folder {folder}: its chunks are made again"
+        done = read_json(done_file, dict, ChunkRLError, cure).get("done")
+        if type(done) is not int or not 0 <= done <= len(dataset):
+            raise ChunkRLError(
+                f"{done_file}: 'done' is {done!r}, expected a number up to {len(dataset)}: {cure}"
+            )
     if done == 0:
         shape = (len(dataset), request.num_samples, request.horizon, dataset.action_dim)
         create_array(file, np.dtype(np.float32), shape)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
+from chunkrl.data.json_files import read_json
 from chunkrl.errors import MissingExtraError
 from chunkrl.integration.remote import RANGE_BYTES, DownloadError, RemoteFile, RemoteTree, read_ranges
 from chunkrl.progress import Progress
@@ -133,13 +134,13 @@ def _record(file: RemoteFile) -> dict[str, Any]:
 def _recorded(folder: Path, url: str) -> dict[str, Any]:
     """name -> record of the listing that filled `folder`; empty without one of this URL."""
     file = folder / MANIFEST
-    if not file.is_file():
+    if not file.exists():
         return {}
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        return data["files"] if data["url"] == url else {}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DownloadError(f"{file} is damaged ({error!r}); delete {folder} and download again") from error
+    cure = f"delete {folder} and download again"
+    data = read_json(file, dict, DownloadError, cure)
+    if not isinstance(data.get("files"), dict) or not isinstance(data.get("url"), str):
+        raise DownloadError(f"{file} is damaged ('url' and 'files' are not a text and an object): {cure}")
+    return data["files"] if data["url"] == url else {}
 
 
 def _fill(tree: RemoteTree, folder: Path, progress: Progress, stage: str) -> None:

@@ -27,7 +27,7 @@ from chunkrl.iterate.plan import ROLLOUTS, TRAIN, Plan
 from chunkrl.iterate.records import ArmRun, IterateResult, Rollouts, RoundResult, Score, write_results
 from chunkrl.iterate.rollouts import check_there, collect, data_fingerprint, label, read_rollouts, record
 from chunkrl.iterate.selection import choose, why_ended
-from chunkrl.iterate.steps import read_json, run_step
+from chunkrl.iterate.steps import read_step, run_step
 from chunkrl.iterate.table import format_result
 from chunkrl.progress import Progress, silent
 
@@ -83,7 +83,7 @@ def _begin(config: IterateConfig, plan: Plan, progress: Progress) -> None:
             "another --output-dir"
         )
     else:
-        known = read_json(root / SOURCES_FILE)
+        known = read_step(root / SOURCES_FILE)
         if changed := [name for name in sources if known.get(name) != sources[name]]:
             raise ChunkRLError(
                 f"{changed[0]} is no longer what {root} began with: put it back, or begin a new run with another "

@@ -18,6 +18,7 @@ import torch
 
 from chunkrl.config import save_config
 from chunkrl.data.atomic import write_text
+from chunkrl.data.json_files import as_json, read_json
 from chunkrl.errors import ChunkRLError
 
 # what may change while a step's results stay the same
@@ -36,13 +37,13 @@ def run_step(folder: Path, name: str, config: Any, act: Callable[[], Mapping[str
     asked, done = folder / f"{name}.json", folder / f"{name}.done.json"
     if done.is_file():
         _check_same(asked, config)
-        return read_json(done)["found"]
+        return read_step(done)["found"]
     save_config(config, asked)
     started = time.monotonic()
     with _own_threads():
         found = dict(act())
     write_text(done, json.dumps({"found": found, "seconds": time.monotonic() - started}, indent=1) + "\n")
-    return json.loads(json.dumps(found))  # as it is read back
+    return as_json(found)  # as it is read back
 
 
 @contextmanager
@@ -58,7 +59,7 @@ def _own_threads() -> Iterator[None]:
 
 def _check_same(file: Path, config: Any) -> None:
     """Raises ChunkRLError where `file` holds another configuration than `config`."""
-    there, here = _leaves(read_json(file)), _leaves(json.loads(json.dumps(asdict(config), default=str)))
+    there, here = _leaves(read_step(file)), _leaves(as_json(asdict(config), default=str))
     differing = [
         f"{name} ({there.get(name)!r} there, {here.get(name)!r} here)"
         for name in sorted(there.keys() | here.keys())
@@ -82,16 +83,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_step(file: Path) -> dict[str, Any]:
     """A JSON object. Raises ChunkRLError where the file is damaged."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ChunkRLError(
-            f"{file} is damaged ({error}): delete the folder of its round and go on with --resume"
-        ) from error
-    if not isinstance(values, dict):
-        raise ChunkRLError(
-            f"{file} holds no JSON object: delete the folder of its round and go on with --resume"
-        )
-    return values
+    cure = "delete the folder of its round and go on with --resume"
+    return read_json(file, dict, ChunkRLError, cure, nan=True)

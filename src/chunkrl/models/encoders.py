@@ -23,6 +23,9 @@ from chunkrl.types import Observation
 
 Prepared = dict[str, Tensor]
 TEXT_ROWS = 8  # of a block of texts where nothing is trained
+MOST_VALUES = 2**16  # of a state or an action
+# larger networks are none of these small ones: a damaged file says so, and building them would not end
+_MOST = {"hidden_dim": 2**14, "num_layers": 256, "text_dim": 2**14, "text_tokens": 2**16}
 STATE_CLIP = 10.0  # standard deviations; a sensor glitch must not dominate the features
 
 
@@ -35,6 +38,11 @@ class ObservationSpec:
     use_task: bool = False
 
     def __post_init__(self) -> None:
+        if not 0 <= self.state_dim <= MOST_VALUES or len(set(self.cameras)) != len(self.cameras):
+            raise ChunkRLError(
+                f"state_dim is {self.state_dim}, cameras are {list(self.cameras)}: give a width from 0 to "
+                f"{MOST_VALUES} and each camera once"
+            )
         if not self.cameras and self.state_dim == 0 and not self.use_task:
             raise ChunkRLError("the networks would see nothing: choose cameras, state or task")
 
@@ -62,17 +70,19 @@ class NetworkConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("hidden_dim", "num_layers", "text_dim", "text_tokens"):
-            if getattr(self, name) < 1:
-                raise ChunkRLError(f"network {name} is {getattr(self, name)}; it must be at least 1")
-        if not self.image_channels or any(width < 8 or width % 8 for width in self.image_channels):
+        for name, most in _MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ChunkRLError(f"network {name} is {getattr(self, name)}; it must lie in 1 to {most}")
+        if not 0 < len(self.image_channels) <= _MOST["num_layers"] or any(
+            width % 8 or not 8 <= width <= _MOST["hidden_dim"] for width in self.image_channels
+        ):
             raise ChunkRLError(
                 f"network image_channels is {self.image_channels}; give multiples of 8 (groups of GroupNorm)"
             )
         if self.image_shift < 0:
             raise ChunkRLError(f"network image_shift is {self.image_shift}; give pixels, or 0 for none")
-        if self.text_buckets < 2 or not 0 <= self.dropout < 1:
-            raise ChunkRLError("network text_buckets must be at least 2 and dropout lie in [0, 1)")
+        if not 2 <= self.text_buckets <= 2**24 or not 0 <= self.dropout < 1:
+            raise ChunkRLError("network text_buckets must lie in 2 to 2**24 and dropout in [0, 1)")
 
 
 def mlp(in_dim: int, out_dim: int, config: NetworkConfig, layer_norm: bool = False, dropout: float = 0.0):

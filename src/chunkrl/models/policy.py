@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from chunkrl.data.normalize import Normalizer
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.encoders import NetworkConfig, ObservationEncoder, Prepared, mlp
+from chunkrl.models.encoders import MOST_VALUES, NetworkConfig, ObservationEncoder, Prepared, mlp
 from chunkrl.types import Observation
 
 PolicyKind = Literal["gaussian", "flow", "pi"]
@@ -42,8 +42,8 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if self.kind not in get_args(PolicyKind) or self.spread not in ("state", "fixed"):
             raise ChunkRLError(f"policy kind {self.kind!r} with spread {self.spread!r}: see PolicyConfig")
-        if self.fixed_std <= 0 or self.flow_steps < 1:
-            raise ChunkRLError("policy fixed_std must be positive and flow_steps at least 1")
+        if not 0 < self.fixed_std < math.inf or not 1 <= self.flow_steps <= 10_000:
+            raise ChunkRLError("policy fixed_std must be positive and flow_steps lie in 1 to 10,000")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,12 @@ class ChunkShape:
 
     horizon: int
     action_dim: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.horizon <= MOST_VALUES or not 1 <= self.action_dim <= MOST_VALUES:
+            raise ChunkRLError(
+                f"a chunk of {self.horizon} actions of {self.action_dim} values: give 1 to {MOST_VALUES} of each"
+            )
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,11 @@ class ValueHead:
     def __post_init__(self) -> None:
         if self.kind not in get_args(ValueKind):
             raise ChunkRLError(f"value head {self.kind!r}: use one of {', '.join(get_args(ValueKind))}")
-        if self.sigma <= 0 or self.num_bins <= 2 * _MARGIN * self.sigma + 2:
+        if (
+            not 0 < self.sigma < math.inf
+            or self.num_bins > 2**16
+            or self.num_bins <= 2 * _MARGIN * self.sigma + 2
+        ):
             raise ChunkRLError(
                 f"a value head of {self.num_bins} bins with sigma {self.sigma} bin widths: sigma must be positive, "
                 f"and there must be more than {2 * _MARGIN * self.sigma + 2:.0f} bins"

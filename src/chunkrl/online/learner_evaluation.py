@@ -15,19 +15,24 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from chunkrl.config import load_config, record_of
 from chunkrl.data.atomic import replace_file, write_text
+from chunkrl.data.json_files import json_lines, read_json
+from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.evaluate_command import EvaluateCommand, evaluate_policy
 from chunkrl.evaluation.evaluation_result import RESULT_FILE
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.online.learner_config import OnlineEvaluation
 from chunkrl.progress import silent
+from chunkrl.tensor_files import read_tensors
 from chunkrl.training.policy_io import load_policy, save_pi_policy
 
 _LOG = logging.getLogger(__name__)
@@ -151,7 +156,7 @@ class Evaluations:
         if code:
             _LOG.error("the evaluation in %s ended with status %d: see %s there", folder, code, _LOG_FILE)
             return
-        result = json.loads((folder / "result" / RESULT_FILE).read_text(encoding="utf-8"))
+        result = read_json(folder / "result" / RESULT_FILE, dict, ChunkRLError, "evaluate the snapshot again")
         steps, update = (int(part) for part in folder.name.split("-"))
         line = {"name": folder.name, "num_steps": steps, "update": update, "success": result["success"]}
         line |= {"interval": result["interval"], "num_episodes": result["num_episodes"]}
@@ -168,9 +173,34 @@ def read_results(run_dir: Path) -> list[dict[str, Any]]:
     """The evaluations of a learner's run: name, num_steps (of actors), update (of the policy), success, interval,
     num_episodes; a last line that a kill cut off is left out."""
     path = run_dir / FOLDER / RESULTS
-    if not path.is_file():
+    if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    cure = "delete the line: its snapshot is evaluated again where it is still there"
+    lines = list(json_lines(path, ChunkRLError, cure, cut_end=True))
+    for where, line in lines:
+        record_of(_Line, line, where, ChunkRLError, cure)
+    return [line for _, line in lines]
+
+
+@dataclass(frozen=True)
+class _Line:
+    """Of `results.jsonl`: what `read_results` gives, as a dict."""
+
+    name: str
+    num_steps: int
+    update: int
+    success: float
+    interval: tuple[float, float]
+    num_episodes: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the process of its own is told: a policy's folder, a device, and how to evaluate."""
+
+    base: str
+    device: str
+    evaluation: OnlineEvaluation
 
 
 def _cut_torn_line(path: Path) -> None:
@@ -187,17 +217,20 @@ def _keep(folder: Path, parameters: Mapping[str, Tensor]) -> None:
 
 def evaluate_snapshot(folder: Path) -> None:
     """In the process of its own: makes a policy's folder of the snapshot and evaluates it."""
-    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    policy = load_policy(job["base"], "cpu")
+    job = load_config(_Job, folder / "job.json", cure="delete it, and start the learner again")
+    policy = load_policy(job.base, "cpu")
     known = dict(policy.policy.named_parameters())
     with torch.no_grad():
-        for name, tensor in load_file(folder / _PARAMETERS).items():
+        cure = "delete its folder: the next snapshot is evaluated"
+        for name, tensor in read_tensors(folder / _PARAMETERS, ChunkRLError, cure).items():
+            if name not in known or known[name].shape != tensor.shape or not tensor.is_floating_point():
+                raise ChunkRLError(f"{folder}: {name} is none of the policy's parameters: {cure}")
             known[name].copy_(tensor)
     if isinstance(policy, PiActor):
         save_pi_policy(policy.policy, folder / "policy")
     else:
         policy.save(folder / "policy")
-    config = OnlineEvaluation(**job["evaluation"] | {"env": tuple(job["evaluation"]["env"])})
+    config = job.evaluation
     command = EvaluateCommand(
         policy=str(folder / "policy"),
         env=config.env,
@@ -208,7 +241,7 @@ def evaluate_snapshot(folder: Path) -> None:
         mode=config.mode,
         num_workers=config.num_workers,
         output_dir=str(folder / "result"),
-        device=job["device"],
+        device=job.device,
     )
     evaluate_policy(command, silent)
 

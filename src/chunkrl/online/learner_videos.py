@@ -11,6 +11,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,8 @@ def write_episode_video(config: TrainConfig, folder: Path) -> Path:
     Raises:
         ChunkRLError: the replay dropped its data set meanwhile; or as `render_episode`.
     """
-    job = json.loads((folder / _JOB).read_text(encoding="utf-8"))
-    shard, settings = Path(job["shard"]), replay_settings(config.chunk_settings())
+    job = load_config(_Job, folder / _JOB)
+    shard, settings = Path(job.shard), replay_settings(config.chunk_settings())
     with tempfile.TemporaryDirectory() as cache:
         # no longer than it takes to decode: no episode is stored meanwhile
         with reading(shard.parent) as shards:
@@ -126,19 +127,41 @@ def write_episode_video(config: TrainConfig, folder: Path) -> Path:
                 )
             dataset = ChunkDataset(open_shard_table(shard, settings, Path(cache)), settings)
             data = LabelledData(dataset, _spread(job, dataset), {})
-            episode = data.episodes[dataset.episode_identities.index(job["episode"])]
+            episode = data.episodes[_position(job, dataset)]
             frames = side_by_side(data, episode)
         return write_video(folder, episode, *render_episode(data, episode, frames))
 
 
-def _spread(job: Mapping[str, Any], dataset: ChunkDataset) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class _Job:
+    """An episode of a shard by its identity, and its labels, [T] each."""
+
+    shard: str
+    episode: str
+    value: tuple[float, ...]
+    advantage: tuple[float, ...]
+
+
+def _position(job: _Job, dataset: ChunkDataset) -> int:
+    if job.episode not in dataset.episode_identities:
+        raise ChunkRLError(
+            f"{job.shard} has no episode {job.episode}: it has changed since the video was asked for"
+        )
+    return dataset.episode_identities.index(job.episode)
+
+
+def _spread(job: _Job, dataset: ChunkDataset) -> dict[str, np.ndarray]:
     """The labels of the job's episode in their places among all frames of its data set, [N] each; elsewhere NaN."""
-    position = dataset.episode_identities.index(job["episode"])
-    begin = int(dataset.table.episode_start[position])
+    position = _position(job, dataset)
+    begin, length = (int(of[position]) for of in (dataset.table.episode_start, dataset.table.episode_length))
     labels = {}
-    for name in ("value", "advantage"):
+    for name, values in (("value", job.value), ("advantage", job.advantage)):
+        if len(values) != length:
+            raise ChunkRLError(
+                f"{job.shard}: {len(values)} values of episode {job.episode}, which has {length} frames"
+            )
         labels[name] = np.full(dataset.num_frames, np.nan)
-        labels[name][begin : begin + len(job[name])] = job[name]
+        labels[name][begin : begin + length] = values
     return labels
 
 

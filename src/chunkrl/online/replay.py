@@ -27,6 +27,8 @@ import pyarrow.parquet as pq
 from chunkrl.data.atomic import write_text
 from chunkrl.data.episode_columns import check_columns
 from chunkrl.data.identity import EPISODE_ID_KEY
+from chunkrl.data.json_files import read_json
+from chunkrl.data.metadata import integer
 from chunkrl.data.writer import DatasetWriter, FeatureSpec
 from chunkrl.errors import DatasetError, RecordError
 from chunkrl.online.records import StepRecord, StreamSpec
@@ -255,13 +257,13 @@ def _forgotten(path: Path) -> dict[str, tuple[int, int]]:
     """Episodes and steps of dropped shards by name."""
     if not path.exists():
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): (int(episodes), int(steps)) for name, (episodes, steps) in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DatasetError(
-            f"{path} is damaged ({error!r}): restore it, or delete it to count anew"
-        ) from error
+    cure = "restore it, or delete it to count anew"
+    found = read_json(path, dict, DatasetError, cure)
+    for name, counts in found.items():
+        whole = isinstance(counts, list) and [type(n) for n in counts] == [int, int]
+        if not whole or not all(0 <= n < 2**62 for n in counts):
+            raise DatasetError(f"{path} is damaged ('{name}' is {counts!r}, expected two counts): {cure}")
+    return {name: (episodes, steps) for name, (episodes, steps) in found.items()}
 
 
 def _delete(folder: Path) -> None:
@@ -299,13 +301,10 @@ def _shard_number(path: Path) -> int:
 
 def _totals(path: Path) -> tuple[int, int]:
     """Episodes and steps of a shard."""
-    try:
-        info = json.loads((path / _INFO).read_text(encoding="utf-8"))
-        return int(info["total_episodes"]), int(info["total_frames"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(
-            f"{path / _INFO} is damaged ({error!r}): restore it, or move the shard away"
-        ) from error
+    info = read_json(path / _INFO, dict, DatasetError, "restore it, or move the shard away")
+    return integer(info, "total_episodes", str(path / _INFO)), integer(
+        info, "total_frames", str(path / _INFO)
+    )
 
 
 def _episode_ids(path: Path) -> set[str]:

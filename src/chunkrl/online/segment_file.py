@@ -10,12 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from chunkrl.data.regular_files import check_regular, open_regular
 from chunkrl.errors import SpoolError
 
 MAGIC = b"CRLSPL\x00\x01"  # the last byte is the format's version
 _HEADER = struct.Struct("<IIQ")  # payload length, CRC-32 of number and payload, number
 MAX_PAYLOAD_BYTES = 60 * 2**20  # fits into one message (`chunkrl.online.wire.MAX_MESSAGE_BYTES`)
 _SUFFIX = ".segment"
+_MOVE_AWAY = "restore it, or move the spool folder away and start a new one"
 
 
 def segment_path(root: Path, first: int) -> Path:
@@ -47,6 +49,7 @@ class SegmentReader:
         self.path = path
         self.first = self.sequence = first  # of the next frame
         self.offset = len(MAGIC)
+        check_regular(path, SpoolError, _MOVE_AWAY)
         # no buffer: it might hold a part of a frame that a full disk then takes back
         self._file = path.open("rb", buffering=0)
         if self._file.read(len(MAGIC)) != MAGIC:
@@ -159,7 +162,7 @@ def recover_tail(path: Path, first: int) -> tuple[int, int, int]:
         SpoolError: whole frames lie behind a damaged one, so this is no torn tail.
     """
     sequence, end = first, len(MAGIC)
-    with path.open("rb") as file:
+    with open_regular(path, SpoolError, _MOVE_AWAY) as file:
         size = os.fstat(file.fileno()).st_size
         magic = file.read(len(MAGIC))
         if len(magic) < len(MAGIC) and MAGIC.startswith(magic):  # killed while it was created

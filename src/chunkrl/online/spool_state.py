@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from chunkrl.data.atomic import write_text
+from chunkrl.data.json_files import read_json
 from chunkrl.errors import RecordError, SpoolError
 from chunkrl.online import segment_file as sf
 from chunkrl.online.records import check_id, new_id
@@ -51,11 +52,8 @@ def write_watermark(root: Path, next_sequence: int) -> None:
 
 
 def _read_json(path: Path, fields: dict[str, type]) -> dict:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SpoolError(f"{path} is not JSON ({error}): restore it") from error
-    right = isinstance(found, dict) and all(type(found.get(name)) is kind for name, kind in fields.items())
-    if not right or any(value < 0 for value in found.values() if type(value) is int):
+    found = read_json(path, dict, SpoolError, "restore it")
+    right = all(type(found.get(name)) is kind for name, kind in fields.items())
+    if not right or any(not 0 <= value < 2**62 for value in found.values() if type(value) is int):
         raise SpoolError(f"{path}: {found!r}, expected {sorted(fields)}: restore it")
     return found

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import filelock
 
+from chunkrl.config import record_of
 from chunkrl.data.atomic import write_text
+from chunkrl.data.json_files import read_json
 from chunkrl.errors import DatasetError, RecordError, SpoolError, TransportError
 from chunkrl.online.records import Hello, StepRecord, StreamSpec
 from chunkrl.online.spool import Spool
@@ -165,17 +167,9 @@ def read_spec(path: Path) -> StreamSpec | None:
     """What a JSON file says of an actor's steps; None where there is none. Raises SpoolError where it is damaged."""
     if not path.exists():
         return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return StreamSpec(
-            found["fps"],
-            tuple(found["state_names"]),
-            tuple(found["action_names"]),
-            {name: tuple(size) for name, size in found["cameras"].items()},
-            found["robot_type"],
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SpoolError(f"{path} is damaged ({error}): restore it") from error
+    found = read_json(path, dict, SpoolError, "restore it")
+    found.pop("actor_id", None)
+    return record_of(StreamSpec, found, str(path), SpoolError, "restore it")
 
 
 def read_actor_stream(path: Path) -> tuple[str, StreamSpec]:
@@ -184,7 +178,8 @@ def read_actor_stream(path: Path) -> tuple[str, StreamSpec]:
     Raises SpoolError where it does not say them.
     """
     spec = read_spec(path)
-    found = json.loads(path.read_text(encoding="utf-8")) if spec else {}
-    if spec is None or not isinstance(found.get("actor_id"), str):
-        raise SpoolError(f"{path} names no actor: delete it if the spool is this actor's")
-    return found["actor_id"], spec
+    cure = "delete it if the spool is this actor's"
+    actor_id = read_json(path, dict, SpoolError, cure).get("actor_id")
+    if spec is None or not isinstance(actor_id, str):
+        raise SpoolError(f"{path} names no actor: {cure}")
+    return actor_id, spec

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from chunkrl.data.atomic import write_text
+from chunkrl.data.json_files import read_json
 from chunkrl.errors import TransportError
 
 
@@ -19,11 +20,8 @@ class VersionCounter:
         self._path = Path(path)
         self._last = 0
         if self._path.exists():
-            try:
-                self._last = json.loads(self._path.read_text(encoding="utf-8"))["version"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise TransportError(f"{self._path} is damaged ({error!r}): restore it") from error
-            if type(self._last) is not int or self._last < 0:
+            self._last = read_json(self._path, dict, TransportError, "restore it").get("version")
+            if type(self._last) is not int or not 0 <= self._last < 2**62:
                 raise TransportError(f"{self._path}: version {self._last!r} is no number from 0: restore it")
 
     def next(self) -> int:

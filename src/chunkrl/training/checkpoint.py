@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file and one JSON file in a folder that appears whole or not at all.
 
 Where tensors are sharded, each process adds a file with its rows of them, and `shards.json` says their shapes. Such a
-checkpoint is read on any number of processes.
+checkpoint is read on any number of processes. A manifest (`chunkrl.manifest`) is written last; reading verifies it.
 """
 
 from __future__ import annotations
@@ -9,27 +9,36 @@ from __future__ import annotations
 import glob
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from chunkrl import ranks
+from chunkrl.config import load_config, save_config
+from chunkrl.data.json_files import read_json
+from chunkrl.data.regular_files import check_regular
 from chunkrl.errors import CheckpointError
+from chunkrl.manifest import MANIFEST_FILE, MARK, FileSums, file_sums, verify, write_manifest
+from chunkrl.tensor_files import check_finite, read_tensors
 from chunkrl.training.shards import is_sharded, shard_rows
 
 _LOG = logging.getLogger(__name__)
 
 TENSORS, VALUES, SHARDS = "state.safetensors", "state.json", "shards.json"
 SEPARATOR = "|"
+_SUMS = ".sums"  # behind a shard's name until the manifest has them
+_USE_ANOTHER = "the folder is not a whole checkpoint; copy it again, or use another one"
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str, tensors: dict[str, torch.Tensor], values: dict) -> None:
@@ -77,6 +86,7 @@ def save_state(folder: Path, tree: Mapping[str, Any]) -> None:
     file = temporary / shards_file(ranks.rank(), ranks.world_size())
     save_file({name: _local_rows(tensor) for name, tensor in sharded.items()}, file)
     _sync(file)
+    save_config(file_sums(file), file.with_name(file.name + _SUMS))
     if ranks.is_main():
         _write(temporary, {name: t for name, t in tensors.items() if name not in sharded}, values)
         shapes = {name: list(tensor.shape) for name, tensor in sharded.items()}
@@ -85,6 +95,7 @@ def save_state(folder: Path, tree: Mapping[str, Any]) -> None:
         _sync(temporary / SHARDS)
     ranks.barrier()
     if ranks.is_main():
+        write_manifest(temporary, known=_take_sums(temporary))
         _put_in_place(temporary, folder)
     ranks.barrier()
 
@@ -144,13 +155,23 @@ def _snapshot(tree: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], str]:
     tensors: dict[str, torch.Tensor] = {}
     values: dict[str, Any] = {}
     _flatten(tree, "", tensors, values)
-    return tensors, json.dumps(values, indent=1) + "\n"
+    return tensors, json.dumps({MARK: MANIFEST_FILE} | values, indent=1) + "\n"
 
 
 def _write_whole(folder: Path, tensors: dict[str, torch.Tensor], values: str) -> None:
     temporary = _fresh_temporary(folder, str(os.getpid()))
     _write(temporary, tensors, values)
+    write_manifest(temporary)
     _put_in_place(temporary, folder)
+
+
+def _take_sums(folder: Path) -> dict[str, FileSums]:
+    """The sums that the processes made of their shards, whose files go."""
+    found = {}
+    for file in sorted(folder.glob(f"*{_SUMS}")):
+        found[file.name.removesuffix(_SUMS)] = load_config(FileSums, file, CheckpointError)
+        file.unlink()
+    return found
 
 
 def shards_file(rank: int, num_ranks: int) -> str:
@@ -185,41 +206,57 @@ def _sync(path: Path) -> None:
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
     if folder.exists():
-        for old in _left_behind(folder, "old"):
+        for old in left_behind(folder, "old"):
             shutil.rmtree(old)
         folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}.old"))
     temporary.rename(folder)
-    for left in (*_left_behind(folder, "old"), *_left_behind(folder, "tmp")):
+    for left in (*left_behind(folder, "old"), *left_behind(folder, "tmp")):
         shutil.rmtree(left)
 
 
-def _left_behind(folder: Path, kind: str) -> list[Path]:
+def left_behind(folder: Path, kind: str) -> list[Path]:
     """Older (`old`) or unfinished (`tmp`) versions of `folder` that a killed writer left."""
     return sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*.{kind}"))
 
 
-def load_state(folder: Path) -> dict[str, Any]:
-    """What `save_state` wrote. Raises CheckpointError when the folder is missing, incomplete or damaged.
+def load_state(folder: Path, finite: bool = True) -> dict[str, Any]:
+    """What `save_state` wrote; all processes call it.
 
     Sharded tensors come whole in one process; on several as `StoredTensor`, of which `shards.shard_like` reads rows.
+
+    finite: every number must be.
+
+    Raises:
+        CheckpointError: the folder is missing, incomplete, damaged or not what was written, or a tensor holds NaN or
+            infinity.
     """
-    if not folder.exists() and (older := _left_behind(folder, "old")):
+    if not folder.exists() and (older := left_behind(folder, "old")):
         folder = older[-1]
-    try:
-        values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError(f"{VALUES} holds no JSON object")
-        tensors: dict[str, Any] = dict(load_file(folder / TENSORS))
-        if (folder / SHARDS).exists():
-            stored = _stored_tensors(folder)
-            alone = ranks.world_size() == 1
-            tensors |= {name: t[: t.shape[0]] for name, t in stored.items()} if alone else stored
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} is not a whole checkpoint ({error}); use another one") from error
+    values = read_values(folder)
+    marked = values.pop(MARK, None) is not None
+    with ranks.all_succeed():
+        share = (ranks.rank(), ranks.world_size())
+        verify(folder, marked, used=(TENSORS, VALUES, SHARDS), share=share)
+    tensors: dict[str, Any] = {**read_tensors(folder / TENSORS, CheckpointError, _USE_ANOTHER, finite)}
+    if (folder / SHARDS).exists():
+        tensors |= _read_shards(folder)
     tree: dict[str, Any] = {}
-    for name, item in {**values, **tensors}.items():
-        _insert(tree, name, item)
+    try:
+        for name, item in {**values, **tensors}.items():
+            _insert(tree, name, item)
+    except (AttributeError, TypeError) as error:  # a|b beside a value a
+        raise CheckpointError(f"{folder / VALUES} contradicts itself ({error}): {_USE_ANOTHER}") from error
     return tree
+
+
+def read_values(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says besides its tensors, by name. Raises CheckpointError where it cannot be read."""
+    values = read_json(folder / VALUES, dict, CheckpointError, _USE_ANOTHER, nan=True)
+    for name, value in values.items():
+        not_finite = isinstance(value, float) and not math.isfinite(value)
+        if not_finite and not name.startswith(f"sums{SEPARATOR}"):  # of metrics, which may be NaN
+            raise CheckpointError(f"{folder / VALUES}: '{name}' is {value}: {_USE_ANOTHER}")
+    return values
 
 
 class StoredTensor:
@@ -242,18 +279,52 @@ class StoredTensor:
                 with safe_open(path, "pt") as file:
                     stored = file.get_slice(self._name)
                     parts.append(stored[max(0, first - held.start) : max(0, last - held.start)])
+                check_finite(self._name, parts[-1], path, CheckpointError, _USE_ANOTHER)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    layout = json.loads((folder / SHARDS).read_text(encoding="utf-8"))
-    num_ranks, shapes = int(layout["num_ranks"]), dict(layout["shapes"])
-    files = [folder / shards_file(rank, num_ranks) for rank in range(num_ranks)]
-    for path in files:
-        with safe_open(path, "pt") as file:
-            if missing := shapes.keys() - set(file.keys()):
-                raise ValueError(f"{path.name} lacks {min(missing)}")
-    return {name: StoredTensor(files, name, tuple(shape)) for name, shape in shapes.items()}
+@dataclass(frozen=True)
+class _Layout:
+    """`shards.json`: number of files, and shapes of the whole tensors by name."""
+
+    num_ranks: int
+    shapes: dict[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_ranks <= 65536:
+            raise CheckpointError(f"num_ranks is {self.num_ranks}")
+        for name, shape in self.shapes.items():
+            if not shape or any(not 0 <= size < 2**48 for size in shape):
+                raise CheckpointError(f"the shape of {name} is {list(shape)}")
+
+
+def _read_shards(folder: Path) -> dict[str, Any]:
+    """The sharded tensors: whole in one process, on several as `StoredTensor`."""
+    layout = load_config(_Layout, folder / SHARDS, CheckpointError, _USE_ANOTHER)
+    stored = _stored_tensors(folder, layout)
+    if ranks.world_size() > 1:
+        return dict(stored)
+    return {name: tensor[: tensor.shape[0]] for name, tensor in stored.items()}
+
+
+def _stored_tensors(folder: Path, layout: _Layout) -> dict[str, StoredTensor]:
+    files = [folder / shards_file(rank, layout.num_ranks) for rank in range(layout.num_ranks)]
+    for rank, path in enumerate(files):
+        check_regular(path, CheckpointError, _USE_ANOTHER)
+        try:
+            with safe_open(path, "pt") as file:
+                if missing := layout.shapes.keys() - set(file.keys()):
+                    raise CheckpointError(f"{path} lacks {min(missing)}: {_USE_ANOTHER}")
+                for name, shape in layout.shapes.items():
+                    rows = shard_rows(shape[0], rank, layout.num_ranks)
+                    found = list(file.get_slice(name).get_shape())
+                    if found != [rows.stop - rows.start, *shape[1:]]:
+                        raise CheckpointError(
+                            f"{path}: {name} is {found}, a part of {list(shape)}: {_USE_ANOTHER}"
+                        )
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}): {_USE_ANOTHER}") from error
+    return {name: StoredTensor(files, name, shape) for name, shape in layout.shapes.items()}
 
 
 def trained_state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -272,4 +343,11 @@ def load_trained_state(module: nn.Module, state: Mapping[str, torch.Tensor]) -> 
             f"the checkpoint trains other parameters ({', '.join(differing[:3])}, ...: {len(differing)} differ); "
             "resume with the settings that it was made with"
         )
+    own = module.state_dict()
+    for (
+        name,
+        tensor,
+    ) in state.items():  # floats of another width may be meant: --init into a run of another dtype
+        if own[name].is_floating_point() != tensor.is_floating_point():
+            raise CheckpointError(f"the checkpoint's {name} is of {tensor.dtype}: use another one")
     module.load_state_dict(dict(state), strict=False)

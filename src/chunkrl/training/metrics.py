@@ -25,6 +25,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from chunkrl.algorithms.base import Histogram
 from chunkrl.data.atomic import write_text
+from chunkrl.data.json_files import json_lines, read_json
 from chunkrl.errors import ChunkRLError, MissingExtraError
 
 METRICS_FILE = "metrics.jsonl"
@@ -83,11 +84,17 @@ class Record:
         }
 
     @staticmethod
-    def from_json(values: Mapping[str, Any]) -> Record:
-        """The inverse of `to_json`; null becomes nan."""
+    def from_json(values: Any, where: str, cure: str) -> Record:
+        """The inverse of `to_json`; null becomes nan.
+
+        Raises:
+            ChunkRLError: the values, which stood at `where`, are no record's.
+        """
+        if wrong := _what_is_wrong(values):
+            raise ChunkRLError(f"{where} is no record ({wrong}): {cure}")
         return Record(
-            int(values["update"]),
-            str(values["phase"]),
+            values["update"],
+            values["phase"],
             float(values["time"]),
             {name: math.nan if v is None else float(v) for name, v in values["scalars"].items()},
             {
@@ -95,6 +102,41 @@ class Record:
                 for name, h in values["histograms"].items()
             },
         )
+
+
+_KEYS = frozenset({"update", "phase", "time", "scalars", "histograms"})
+
+
+def _what_is_wrong(values: Any) -> str:
+    """With what `Record.to_json` made, "" for nothing. By hand: a run has very many of them."""
+    if not isinstance(values, dict) or values.keys() != _KEYS:
+        return f"its keys are not {', '.join(sorted(_KEYS))}"
+    if type(values["update"]) is not int or not 0 <= values["update"] < 2**62:
+        return f"'update' is {values['update']!r}, expected a count from 0"
+    if not isinstance(values["phase"], str) or type(values["time"]) not in (int, float):
+        return f"'phase' is {values['phase']!r} and 'time' {values['time']!r}, expected a text and seconds"
+    scalars, histograms = values["scalars"], values["histograms"]
+    if not isinstance(scalars, dict) or not isinstance(histograms, dict):
+        return "'scalars' and 'histograms' are not both objects"
+    for name, value in scalars.items():
+        if value is not None and type(value) not in (int, float):
+            return f"'{name}' is {value!r:.60}, expected a number"
+    for name, histogram in histograms.items():
+        if not _is_histogram(histogram):
+            return f"'{name}' is no histogram of n counts and n + 1 ascending edges"
+    return ""
+
+
+def _is_histogram(values: Any) -> bool:
+    if not isinstance(values, dict) or values.keys() != {"counts", "edges"}:
+        return False
+    counts, edges = values["counts"], values["edges"]
+    if not isinstance(counts, list) or not isinstance(edges, list) or len(edges) != len(counts) + 1:
+        return False
+    whole = all(type(n) is int and 0 <= n < 2**62 for n in counts)
+    return (
+        whole and all(type(x) in (int, float) for x in edges) and sorted(edges) == edges and len(counts) > 0
+    )
 
 
 def thinned(records: Sequence[Record]) -> list[Record]:
@@ -119,22 +161,13 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         ChunkRLError: there is no such file, or another line is damaged.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise ChunkRLError(
-            f"{path} cannot be read ({error.strerror}); give the folder of a training run"
-        ) from error
-    records = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            records.append(Record.from_json(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ChunkRLError(
-                f"{path}, line {number} is no record ({error!r}): delete the line, or resume the run, which writes "
-                "the file anew from its checkpoint"
-            ) from error
-    return records
+    if not path.exists():
+        raise ChunkRLError(f"{path} is missing: give the folder of a training run")
+    cure = "delete the line, or resume the run, which writes the file anew from its checkpoint"
+    return [
+        Record.from_json(values, where, cure)
+        for where, values in json_lines(path, ChunkRLError, cure, cut_end=True)
+    ]
 
 
 class Sink(Protocol):
@@ -223,7 +256,7 @@ class WandB:
                 group=run_dir.name,
                 name=run_dir.name,
                 mode=config.mode,
-                config=json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {},
+                config=read_json(settings, dict, ChunkRLError, "restore it") if settings.exists() else {},
                 reinit="create_new",
                 settings=wandb.Settings(console="off", silent=True),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.cross_fit import CrossFitted
-from chunkrl.config import from_dict
+from chunkrl.config import from_dict, record_of
 from chunkrl.data.action_encoding import ActionEncoding
 from chunkrl.data.normalize import Normalizer
 from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.manifest import MANIFEST_FILE, check_listed
 from chunkrl.models.encoders import NetworkConfig, ObservationSpec
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.lora import adapted_modules, merge_lora
@@ -26,12 +28,15 @@ from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.pi.weights import WEIGHTS_FILE, WEIGHTS_INDEX
 from chunkrl.models.policy import ChunkShape, PolicyConfig, PolicyNetwork
 from chunkrl.models.value_head import ValueHead
+from chunkrl.tensor_files import load_module
 from chunkrl.training.checkpoint import VALUES, load_state, save_state
 from chunkrl.training.distributed import gather_state
 from chunkrl.types import Observation
 
 ActionMode = Literal["mode", "sample", "best_of_n"]
 Q_FOLDER = "chunkrl_q"  # in a pi policy's folder
+_CURE_Q = "delete it, or copy the whole policy folder again"
+_MOST_NETWORKS = 1024  # of each kind: more are a damaged file
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,14 @@ class QSpec:
     num_critics: int
     network: NetworkConfig
     head: ValueHead = ValueHead("scalar")
+
+    def __post_init__(self) -> None:
+        _check_networks(self.num_folds, self.num_critics)
+
+
+def _check_networks(num_folds: int, num_critics: int) -> None:
+    if not 1 <= num_folds <= _MOST_NETWORKS or not 1 <= num_critics <= _MOST_NETWORKS:
+        raise ChunkRLError(f"{num_folds} folds of {num_critics} networks: give 1 to {_MOST_NETWORKS} of each")
 
 
 @dataclass(frozen=True)
@@ -64,9 +77,21 @@ class PolicySpec:
     encoding: ActionEncoding = ActionEncoding()
     image_sizes: tuple[tuple[int, int], ...] = ()
 
+    def __post_init__(self) -> None:
+        if not 0 < self.fps < math.inf:
+            raise ChunkRLError(f"fps is {self.fps}, expected steps a second")
+        if self.image_sizes and len(self.image_sizes) != len(self.observation.cameras):
+            raise ChunkRLError(
+                f"{len(self.image_sizes)} picture sizes of {len(self.observation.cameras)} cameras"
+            )
+        if self.observation.state_dim:  # else actions may be encoded by a state that the networks do not see
+            self.encoding.check(self.shape.action_dim, self.observation.state_dim)
+
 
 def read_spec(folder: str | Path, state: Mapping[str, Any]) -> PolicySpec:
     """The description in a saved policy's state. Raises CheckpointError where another version wrote it."""
+    if not isinstance(state.get("spec_json"), dict):
+        raise CheckpointError(f"{folder} is not a saved policy (a run's `policy` folder)")
     try:
         return from_dict(PolicySpec, state["spec_json"])
     except ChunkRLError as error:
@@ -162,8 +187,6 @@ class ChunkPolicy:
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> ChunkPolicy:
         """Reads what `save` wrote; strict. Raises CheckpointError when the folder is no whole policy."""
         state = load_state(Path(folder))
-        if "spec_json" not in state:
-            raise CheckpointError(f"{folder} is not a saved policy (a run's `policy` folder)")
         spec = read_spec(folder, state)
         shape = spec.shape
         factory = NetworkFactory(
@@ -182,12 +205,9 @@ class ChunkPolicy:
             q_spec = spec.q
             critic = CrossFitted(lambda: factory.critic(q_spec.num_critics, q_spec.head), q_spec.num_folds)
             q = QEnsemble(critic)
-        try:
-            policy.load_state_dict(state["policy"])
-            if q is not None:
-                q.load_state_dict(state["q"])
-        except (RuntimeError, KeyError) as error:
-            raise CheckpointError(f"{folder} does not fit its own description: {error}") from error
+        load_module(policy, state.get("policy", {}), Path(folder), CheckpointError)
+        if q is not None:
+            load_module(q, state.get("q", {}), Path(folder), CheckpointError)
         return cls(spec, policy.to(device), None if q is None else q.to(device).eval())
 
 
@@ -199,6 +219,9 @@ class PiQSpec:
     num_critics: int
     head: ValueHead
     critic: PiCriticConfig
+
+    def __post_init__(self) -> None:
+        _check_networks(self.num_folds, self.num_critics)
 
 
 def pi_q_state(q: QEnsemble) -> dict[str, Any] | None:
@@ -223,20 +246,18 @@ def save_pi_policy(policy: PiPolicy, folder: str | Path, q_state: dict[str, Any]
     save_pretrained(policy, folder, overwrite=True, beside=beside)
 
 
-def _load_pi_q(folder: Path, policy: PiPolicy) -> QEnsemble | None:
-    if not folder.is_dir():
-        return None
+def _load_pi_q(folder: Path, policy: PiPolicy) -> QEnsemble:
     state = load_state(folder)
     if "spec_json" not in state:
-        raise CheckpointError(f"{folder} is not a saved Q: delete it, or copy the whole policy folder again")
-    spec = from_dict(PiQSpec, state["spec_json"])
+        raise CheckpointError(f"{folder} is not a saved Q: {_CURE_Q}")
+    spec = record_of(PiQSpec, state["spec_json"], f"{folder}, 'spec_json'", CheckpointError, _CURE_Q)
     try:
         critic = CrossFitted(
             lambda: PiCritic(policy, spec.critic, spec.head, spec.num_critics), spec.num_folds
         )
         q = QEnsemble(critic)
-        q.load_state_dict(state["q"])
-    except (ChunkRLError, RuntimeError, KeyError) as error:
+        load_module(q, state.get("q", {}), folder, CheckpointError)
+    except (ChunkRLError, RuntimeError) as error:
         raise CheckpointError(f"the Q in {folder} does not fit the policy beside it: {error}") from error
     return q.to(policy.device).eval().requires_grad_(False)
 
@@ -255,7 +276,10 @@ def load_policy(
     if not (folder / VALUES).is_file():
         if any((folder / name).is_file() for name in (RECIPE_FILE, WEIGHTS_FILE, WEIGHTS_INDEX)):
             policy = load_pretrained(folder, device=device)
-            return PiActor(policy, q=_load_pi_q(folder / Q_FOLDER, policy) if with_q else None)
+            if not with_q or not (folder / Q_FOLDER).is_dir():
+                return PiActor(policy)
+            check_listed(folder, [f"{Q_FOLDER}/{MANIFEST_FILE}"])
+            return PiActor(policy, q=_load_pi_q(folder / Q_FOLDER, policy))
         if (folder / "policy").is_dir():
             raise CheckpointError(f"{folder} is a run, not a policy: give its policy, {folder / 'policy'}")
         raise CheckpointError(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from chunkrl.algorithms.balance import BalanceConfig
 from chunkrl.config import load_config
-from chunkrl.errors import CheckpointError
+from chunkrl.data.json_files import read_json
+from chunkrl.data.regular_files import open_regular
+from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.train_checks import WEIGHTED
 from chunkrl.train_config import TrainConfig
-from chunkrl.training.checkpoint import VALUES, load_state
+from chunkrl.training.checkpoint import VALUES, left_behind, load_state, read_values
 from chunkrl.training.policy_io import PolicySpec, read_spec
 
 
@@ -20,7 +21,7 @@ def run_config(path: Path) -> TrainConfig:
     """The configuration of a run, from its config.json, which has every setting: one that does not say how weights
     were balanced is from before they were."""
     config = load_config(TrainConfig, path)
-    if config.objective in WEIGHTED and "balance" not in json.loads(path.read_text()):
+    if config.objective in WEIGHTED and "balance" not in read_json(path, dict, ChunkRLError, "restore it"):
         return replace(config, balance=BalanceConfig("none"))
     return config
 
@@ -29,12 +30,22 @@ def find_checkpoint(path: Path) -> Path:
     """A checkpoint folder from itself or from its run's folder (its last checkpoint)."""
     for pointer in (path / "checkpoints" / "last", path / "last"):
         if pointer.is_file():
-            return pointer.parent / pointer.read_text().strip()
+            return _pointed_to(pointer)
     if not (path / VALUES).is_file():
         raise CheckpointError(
             f"no checkpoint at {path}; give a run's folder or one of its checkpoints/<update>"
         )
     return path
+
+
+def _pointed_to(pointer: Path) -> Path:
+    cure = "give one of the checkpoints/<update> beside it"
+    with open_regular(pointer, CheckpointError, cure) as file:
+        name = file.read(100).decode("ascii", "replace").strip()
+    folder = pointer.parent / name
+    if not name.isdecimal() or not (folder.is_dir() or left_behind(folder, "old")):
+        raise CheckpointError(f"{pointer} names {name!r}, which is no checkpoint beside it: {cure}")
+    return folder
 
 
 def find_values(folder: Path) -> Path | None:
@@ -44,13 +55,9 @@ def find_values(folder: Path) -> Path | None:
     """
     older = [f for f in folder.parent.iterdir() if f.name.isdecimal() and f.name <= folder.name]
     for candidate in (folder, *sorted(older, reverse=True)):
-        if "values|training" in _inventory(candidate):
+        if any("values|training" in name for name in read_values(candidate)):
             return candidate
     return None
-
-
-def _inventory(checkpoint: Path) -> str:
-    return (checkpoint / VALUES).read_text(encoding="utf-8")
 
 
 def initial_networks(source: Path, spec: PolicySpec | None) -> dict[str, Any]:
@@ -67,16 +74,20 @@ def initial_networks(source: Path, spec: PolicySpec | None) -> dict[str, Any]:
     if "spec_json" in state:
         if spec is not None:
             _check_same_networks(source, read_spec(folder, state), spec)
-        return {"policy": state["policy"]}
-    if "algorithm" not in state:
-        raise CheckpointError(
-            f"{source} is no checkpoint of a run and no saved policy: give a run's folder or its `policy`"
-        )
-    networks = state["algorithm"]
+        return {"policy": state.get("policy", {})}
+    networks = _algorithm_of(folder, state)
     values = find_values(folder)
     if values is not None and values != folder:
-        networks = networks | {"values": load_state(values)["algorithm"]["values"]}
+        networks = networks | {"values": _algorithm_of(values, load_state(values)).get("values", {})}
     return networks
+
+
+def _algorithm_of(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(state.get("algorithm"), dict):
+        raise CheckpointError(
+            f"{folder} is no checkpoint of a run and no saved policy: give a run's folder or its `policy`"
+        )
+    return state["algorithm"]
 
 
 # what equal tensors do not show: names of inputs, and what outputs mean

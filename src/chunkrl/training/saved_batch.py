@@ -41,14 +41,17 @@ def load_batch(folder: str | Path) -> tuple[ChunkTransition, dict[str, Any]]:
     Raises:
         CheckpointError: the folder is no whole batch.
     """
-    state = load_state(Path(folder))
-    if "batch" not in state:
-        raise CheckpointError(f"{folder} is not a saved batch (a run's non_finite_batch)")
-    tree = dict(state["batch"])
-    observation = _observation(tree.pop("observation"))
-    following = tree.pop("next_observation", None)
-    then = observation if following is None else _observation(following)
-    return ChunkTransition(observation=observation, next_observation=then, **tree), state["facts"]
+    state = load_state(Path(folder), finite=False)  # NaN may be what it was saved for
+    try:
+        tree = dict(state["batch"])
+        observation = _observation(tree.pop("observation"))
+        following = tree.pop("next_observation", None)
+        then = observation if following is None else _observation(following)
+        return ChunkTransition(observation=observation, next_observation=then, **tree), state["facts"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} is not a saved batch (a run's non_finite_batch): {error!r}; name another folder"
+        ) from error
 
 
 def _observation_tree(observation: Observation) -> dict[str, Any]:

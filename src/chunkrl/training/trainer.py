@@ -22,6 +22,7 @@ from chunkrl.data.prefetch import Prefetcher
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.progress import Progress, silent
 from chunkrl.training.checkpoint import BackgroundSaver, load_state
+from chunkrl.training.checkpoint_checks import check_like, read_progress
 from chunkrl.training.data_source import DataSource, FixedData
 from chunkrl.training.metrics import MEASURED, MetricWriter, Record, SpeedMeter, TrackingConfig, thinned
 from chunkrl.training.saved_batch import save_batch
@@ -277,25 +278,27 @@ class Trainer:
     def load(self, folder: Path) -> None:
         """Continues from a checkpoint folder, to the same numbers as a run that was never interrupted.
 
-        Raises CheckpointError when it was made on other data.
+        Raises CheckpointError when it was made on other data, is damaged, or stands beyond this run's end.
         """
         state = load_state(folder)
+        progress = read_progress(folder, state, self.num_updates)
         if state["data"] != self.source.digest():
             raise CheckpointError(
                 f"{folder} was made on other data, or other labels of it, than {self.dataset.name}"
             )
-        algorithm = state["algorithm"]
+        algorithm, template = state["algorithm"], self.algorithm.state_dict()
+        check_like(folder, algorithm, template)
         if ranks.world_size() > 1:
-            algorithm = shard_tree_like(algorithm, self.algorithm.state_dict())
+            algorithm = shard_tree_like(algorithm, template)
         self.algorithm.load_state_dict(algorithm)
-        self.update = state["update"]
+        self.update = progress.update
         torch.set_rng_state(state["rng"]["cpu"])
         if "cuda" in state["rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["rng"]["cuda"])
-        self._sums = defaultdict(float, state["sums"])
-        self._num_summed = defaultdict(int, state["num_summed"])
-        for values in state["records"]:
-            self._remember(Record.from_json(values))
+        self._sums = defaultdict(float, progress.sums)
+        self._num_summed = defaultdict(int, progress.num_summed)
+        for record in progress.records:
+            self._remember(record)
 
 
 def _add_to(history: dict[str, list[tuple[int, float]]], record: Record) -> None:

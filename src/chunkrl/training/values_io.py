@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import numpy as np
 from chunkrl.algorithms.advantages import step_rewards
 from chunkrl.algorithms.value_labels import ValueLabels
 from chunkrl.data.collection import ChunkCollection, ChunkData
-from chunkrl.data.sidecar import load_sidecar, save_sidecar
+from chunkrl.data.frames import FrameTable
+from chunkrl.data.sidecar import Sidecar, load_sidecar, save_sidecar
 from chunkrl.errors import ChunkRLError
+from chunkrl.manifest import MANIFEST_FILE, MARK, verify, write_manifest
 
 _NEEDED = ("value", "value_seen", "return", "advantage")
 _NAMES = (*_NEEDED, "weight", "stratum", "advantage_bin_raw", "advantage_bin")
@@ -27,7 +30,7 @@ def values_file(number: int) -> str:
 def save_values(
     run_dir: Path, data: ChunkData, labels: Mapping[str, np.ndarray], rule: Mapping[str, Any]
 ) -> None:
-    """Writes the labels that there are of every frame; rule: what made them."""
+    """Writes the labels that there are of every frame, and a manifest of the files; rule: what made them."""
     collection = ChunkCollection.of(data)
     present = [name for name in _NAMES if name in labels]
     split = {name: collection.split(labels[name]) for name in present}
@@ -37,14 +40,31 @@ def save_values(
             run_dir / values_file(number),
             dataset.table,
             arrays,
-            dict(rule) | {"dataset": dataset.name, "returns": _meaning(collection)},
+            dict(rule) | {"dataset": dataset.name, "returns": _meaning(collection), MARK: MANIFEST_FILE},
         )
+    write_manifest(run_dir, [values_file(number) for number in range(len(collection.datasets))])
 
 
 def _meaning(data: ChunkData) -> dict[str, Any]:
     """What returns are of: values of other ones are other numbers."""
     rewards = zlib.crc32(np.ascontiguousarray(step_rewards(data)).data)
     return {"gamma": data.gamma, "reward": data.reward_kind, "rewards": f"{rewards:08x}"}
+
+
+def read_values_files(run_dir: Path, tables: Sequence[FrameTable]) -> list[Sidecar]:
+    """The files of a run with the labels of its data sets, verified against the manifest.
+
+    Raises:
+        DatasetError: a file is missing or damaged, or belongs to other data.
+        CheckpointError: a file is not what was written.
+    """
+    names = [values_file(number) for number in range(len(tables))]
+    sidecars = [load_sidecar(run_dir / name, table) for name, table in zip(names, tables, strict=True)]
+    verify(run_dir, any(MARK in sidecar.metadata for sidecar in sidecars), only=names)
+    return [
+        replace(sidecar, metadata={key: item for key, item in sidecar.metadata.items() if key != MARK})
+        for sidecar in sidecars
+    ]
 
 
 def load_values(run_dir: Path, data: ChunkData) -> ValueLabels:
@@ -54,10 +74,7 @@ def load_values(run_dir: Path, data: ChunkData) -> ValueLabels:
         DatasetError: a file is missing, or belongs to other data.
         ChunkRLError: the run has no values, or values of other returns.
     """
-    sidecars = [
-        load_sidecar(run_dir / values_file(number), dataset.table)
-        for number, dataset in enumerate(ChunkCollection.of(data).datasets)
-    ]
+    sidecars = read_values_files(run_dir, [dataset.table for dataset in ChunkCollection.of(data).datasets])
     parts = [sidecar.arrays for sidecar in sidecars]
     meaning = _meaning(data)
     if any(sidecar.metadata.get("returns") != meaning for sidecar in sidecars):
@@ -71,5 +88,8 @@ def load_values(run_dir: Path, data: ChunkData) -> ValueLabels:
             f"{run_dir} has no {', '.join(missing)} of the frames: give a run of --objective value, cross_fitted or "
             "advantage_conditioned"
         )
+    for name in _NEEDED:
+        if not all(part[name].dtype.kind == "f" and np.isfinite(part[name]).all() for part in parts):
+            raise ChunkRLError(f"{run_dir}: '{name}' of a frame is no finite number: train the values again")
     value, seen, returns, advantage = (np.concatenate([part[name] for part in parts]) for name in _NEEDED)
     return ValueLabels(value, seen, returns, advantage)

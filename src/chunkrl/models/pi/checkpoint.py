@@ -19,7 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from chunkrl.data.json_files import read_json
 from chunkrl.errors import CheckpointError
+from chunkrl.manifest import MANIFEST_FILE, MARK, verify, write_manifest
 from chunkrl.models.pi import layout, lerobot_format, norm_stats
 from chunkrl.models.pi.config import PiRecipe
 from chunkrl.models.pi.norm_stats import NormStats
@@ -92,7 +94,7 @@ def _find_recipe(folder: _Folder, recipe: PiRecipe | None) -> PiRecipe:
         return recipe
     own = folder.root / RECIPE_FILE
     if own.is_file():
-        return PiRecipe.from_json(own.read_text(encoding="utf-8"), str(own))
+        return PiRecipe.read(own)
     if folder.layout == "LeRobot":
         return lerobot_format.read_recipe(folder.root / lerobot_format.CONFIG_FILE)
     raise CheckpointError(
@@ -174,10 +176,12 @@ def load_pretrained(
         revision: of the Hub repository.
 
     Raises:
-        CheckpointError: names, shapes or values are not a whole model's, or settings are missing or contradict.
+        CheckpointError: names, shapes or values are not a whole model's, settings are missing or contradict, or a
+            file is not what `save_pretrained` wrote.
         MissingExtraError: an optional package is needed and not installed; names the extra.
     """
     folder = _find(_local_folder(path_or_repo, revision))
+    _verify(folder)
     recipe = _find_recipe(folder, recipe)
     _check_openpi_config(folder, recipe)
     if stats is None:
@@ -189,6 +193,24 @@ def load_pretrained(
     model, report = load_model(recipe.config, source, dtype, device)
     _LOG.info("%s; prompt format %s", report.summary(), recipe.settings.prompt_format)
     return PiPolicy(model, recipe, stats, reader, source.unused())
+
+
+def _verify(folder: _Folder) -> None:
+    """What `save_pretrained` wrote is compared with its manifest; of folders that others wrote there is none."""
+    root, recipe = folder.root, folder.root / RECIPE_FILE
+    is_ours = folder.layout == "LeRobot" and recipe.is_file()
+    marked = is_ours and MARK in read_json(recipe, dict, CheckpointError, "copy the checkpoint again")
+    if not is_ours and not (root / MANIFEST_FILE).exists():
+        return
+    used = [
+        RECIPE_FILE,
+        lerobot_format.CONFIG_FILE,
+        norm_stats.LEROBOT_PREPROCESSOR,
+        WEIGHTS_FILE,
+        WEIGHTS_INDEX,
+    ]
+    used += [f.relative_to(root).as_posix() for f in (root / "assets").rglob(norm_stats.OPENPI_FILE)]
+    verify(root, marked, used=used)
 
 
 def _find_tokenizer(
@@ -248,7 +270,7 @@ def save_pretrained(
     overwrite: bool = False,
     beside: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write a LeRobot policy folder that `load_pretrained` reads back bit for bit.
+    """Write a LeRobot policy folder that `load_pretrained` reads back bit for bit, with a manifest of its files.
 
     It is written under a temporary name and renamed whole; an old folder goes only after that.
 
@@ -272,6 +294,7 @@ def save_pretrained(
         for file in (f for f in temporary.rglob("*") if f.is_file()):
             with file.open("rb+") as handle:
                 os.fsync(handle.fileno())
+        write_manifest(temporary)
         _put_in_place(temporary, folder)
     except OSError as error:
         raise CheckpointError(
@@ -308,6 +331,6 @@ def _write(policy: PiPolicy, folder: Path) -> None:
     is_bfloat16 = policy.model.language.dtype == torch.bfloat16
     lerobot_format.write_config(folder, recipe, "bfloat16" if is_bfloat16 else "float32")
     lerobot_format.write_processors(folder, recipe, policy.norm_stats)
-    (folder / RECIPE_FILE).write_text(recipe.to_json(), encoding="utf-8")
+    (folder / RECIPE_FILE).write_text(recipe.to_json({MARK: MANIFEST_FILE}), encoding="utf-8")
     if isinstance(policy.tokenizer, SentencePieceTokenizer):
         shutil.copyfile(policy.tokenizer.path, folder / TOKENIZER_FILE)

@@ -6,9 +6,13 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
+from chunkrl.config import record_of
+from chunkrl.data.json_files import parse_json, read_json
 from chunkrl.errors import CheckpointError
+from chunkrl.manifest import MARK
 
 ModelKind = Literal["pi0", "pi05"]
 PromptFormat = Literal["pi0", "pi05_state", "pi05_padded_state", "pi05_no_state"]
@@ -18,18 +22,34 @@ OverlongPrompt = Literal["error", "cut_task"]
 ConditionPlace = Literal["end", "task"]
 
 
+_CURE = "copy the checkpoint again, or correct it for this version"
+
+
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise CheckpointError(f"{name} is '{value}'; it must be one of {', '.join(choices)}")
 
 
+# Beyond these no model is built; what they say of a damaged file is said before anything is counted up to them.
+_MOST, _MOST_LAYERS, _MOST_STEPS = 2**20, 1024, 2**16
+_MOST_OF = {"depth": _MOST_LAYERS, "horizon": _MOST_STEPS, "max_prompt_tokens": _MOST_STEPS}
+
+
 def _positive(owner: object, *names: str) -> None:
     for name in names:
-        value = getattr(owner, name)
-        if not isinstance(value, int) or value < 1:
+        value, most = getattr(owner, name), _MOST_OF.get(name, _MOST)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
             raise CheckpointError(
-                f"{type(owner).__name__}.{name} is {value!r}; it must be a positive integer"
+                f"{type(owner).__name__}.{name} is {value!r}; it must be a positive integer, at most {most}"
             )
+
+
+def _number(owner: object, name: str, above: float) -> None:
+    value = getattr(owner, name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not above < value < math.inf:
+        raise CheckpointError(
+            f"{type(owner).__name__}.{name} is {value!r}; it must be a finite number above {above}"
+        )
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,9 @@ class PiConfig:
         _one_of("kind", self.kind, get_args(ModelKind))
         skip = {"kind", "vision"} | {f.name for f in fields(self) if f.name.startswith("time_")}
         _positive(self, *(f.name for f in fields(self) if f.name not in skip))
+        for name in ("time_min_period", "time_max_period", "time_beta_alpha", "time_scale"):
+            _number(self, name, above=0)
+        _number(self, "time_offset", above=-1)
         if self.num_heads % self.num_kv_heads or self.head_dim % 2 or self.expert_width % 2:
             raise CheckpointError(
                 f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}; "
@@ -142,7 +165,15 @@ class PiSettings:
         _one_of("condition_place", self.condition_place, get_args(ConditionPlace))
         if not 0 <= self.guidance < math.inf:
             raise CheckpointError(f"guidance is {self.guidance}; it must be finite and not negative")
+        if not 0 <= self.normalization_epsilon < math.inf:
+            raise CheckpointError(
+                f"normalization_epsilon is {self.normalization_epsilon}; it must be finite and not negative"
+            )
         _positive(self, "action_dim")
+        if not isinstance(self.state_dim, int) or not 0 <= self.state_dim <= _MOST:
+            raise CheckpointError(f"state_dim is {self.state_dim!r}; it must be an integer from 0")
+        if isinstance(self.cameras, str) or not all(isinstance(name, str) and name for name in self.cameras):
+            raise CheckpointError(f"cameras is {self.cameras!r}; it must be a list of names")
         object.__setattr__(self, "cameras", tuple(self.cameras))
         object.__setattr__(self, "delta_actions", tuple(self.delta_actions))
         if len(set(self.cameras)) != len(self.cameras):
@@ -151,10 +182,10 @@ class PiSettings:
             raise CheckpointError(
                 "the policy has neither a camera nor a state: name a camera or set state_dim"
             )
-        if self.state_dim < 0 or len(self.delta_actions) > min(self.state_dim, self.action_dim):
+        if len(self.delta_actions) > min(self.state_dim, self.action_dim):
             raise CheckpointError(
-                f"state_dim {self.state_dim} must not be negative, and delta_actions "
-                f"({len(self.delta_actions)} entries) not longer than the state or the action"
+                f"delta_actions ({len(self.delta_actions)} entries) must not be longer than the state "
+                f"({self.state_dim}) or the action ({self.action_dim})"
             )
 
 
@@ -182,9 +213,10 @@ class PiRecipe:
                 "give the state's width (only pi05_no_state runs without)"
             )
 
-    def to_json(self) -> str:
-        """The recipe as JSON text; `from_json` reads it back equal."""
-        return json.dumps({"model": asdict(self.config), "settings": asdict(self.settings)}, indent=2)
+    def to_json(self, beside: Mapping[str, str] | None = None) -> str:
+        """The recipe as JSON text; `from_json` reads it back equal. beside: what else the file says."""
+        record = {"model": asdict(self.config), "settings": asdict(self.settings), **(beside or {})}
+        return json.dumps(record, indent=2)
 
     @classmethod
     def from_json(cls, text: str, source: str) -> PiRecipe:
@@ -193,33 +225,23 @@ class PiRecipe:
         Raises:
             CheckpointError: not JSON, an unknown or a missing key, or a value that is not allowed.
         """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise CheckpointError(
-                f"{source} is not valid JSON ({error}); copy the checkpoint again"
-            ) from error
-        if not isinstance(data, dict) or set(data) != {"model", "settings"}:
-            raise CheckpointError(f"{source} must have exactly the keys 'model' and 'settings'")
-        model = dict(data["model"])
-        vision = _build(VisionConfig, model.pop("vision", {}), f"{source}, model.vision")
-        config = _build(PiConfig, {**model, "vision": vision}, f"{source}, model")
-        return cls(config, _build(PiSettings, data["settings"], f"{source}, settings"))
+        data = parse_json(text.encode(errors="surrogatepass"), dict, source, CheckpointError, _CURE)
+        return cls._from_json(data, source)
 
+    @classmethod
+    def read(cls, file: Path) -> PiRecipe:
+        """As `from_json`, from a file (`RECIPE_FILE`)."""
+        data = read_json(file, dict, CheckpointError, _CURE)
+        data.pop(MARK, None)
+        return cls._from_json(data, str(file))
 
-_T = TypeVar("_T", VisionConfig, PiConfig, PiSettings)
-
-
-def _build(record: type[_T], values: Mapping[str, Any], source: str) -> _T:
-    unknown = set(values) - {f.name for f in fields(record)}
-    if unknown:
-        raise CheckpointError(
-            f"{source} has unknown keys {sorted(unknown)}; it was written by another version"
-        )
-    try:
-        return record(**values)
-    except TypeError as error:
-        raise CheckpointError(f"{source}: {error}") from error
+    @classmethod
+    def _from_json(cls, data: dict[str, Any], source: str) -> PiRecipe:
+        if set(data) != {"model", "settings"}:
+            raise CheckpointError(f"{source} must have exactly the keys 'model' and 'settings': {_CURE}")
+        config = record_of(PiConfig, data["model"], f"{source}, model", CheckpointError, _CURE)
+        settings = record_of(PiSettings, data["settings"], f"{source}, settings", CheckpointError, _CURE)
+        return cls(config, settings)
 
 
 def pi0_config(horizon: int = 50) -> PiConfig:

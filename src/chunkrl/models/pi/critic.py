@@ -52,10 +52,10 @@ class PiCriticConfig:
     """Recompute blocks in the backward pass."""
 
     def __post_init__(self) -> None:
-        if self.depth < 0 or self.num_queries < 1 or self.head_width < 1:
+        if self.depth < 0 or not 1 <= self.num_queries <= 2**16 or not 1 <= self.head_width <= 2**16:
             raise ChunkRLError(
                 f"critic depth {self.depth}, num_queries {self.num_queries}, head_width {self.head_width}: "
-                "depth counts the policy's blocks from 0, the others are at least 1"
+                "depth counts the policy's blocks from 0, the others lie in 1 to 65536"
             )
         if not 0 <= self.dropout < 1 or self.state_noise < 0:
             raise ChunkRLError("critic dropout must lie in [0, 1), and state_noise must not be negative")

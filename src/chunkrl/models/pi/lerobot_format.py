@@ -14,6 +14,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from chunkrl.data.json_files import read_json
 from chunkrl.errors import CheckpointError
 from chunkrl.models.pi.config import (
     ModelKind,
@@ -47,13 +48,7 @@ def read_config(file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is not JSON.
     """
-    try:
-        data = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error}); download it again") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{file} is not a policy configuration; download it again")
-    return data
+    return read_json(file, dict, CheckpointError, "download it again", nan=True)
 
 
 def read_recipe(file: Path) -> PiRecipe:
@@ -64,8 +59,15 @@ def read_recipe(file: Path) -> PiRecipe:
     """
     data = read_config(file)
     kind = data.get("type")
-    if kind not in _PROMPTS:
+    if not isinstance(kind, str) or kind not in _PROMPTS:
         raise CheckpointError(f"{file} is of type '{kind}'; this loads pi0 and pi05")
+    try:
+        return _recipe(data, kind)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def _recipe(data: dict[str, Any], kind: ModelKind) -> PiRecipe:
     try:
         prefix = _VARIANTS[data.get("paligemma_variant", "gemma_2b")]
         expert = _VARIANTS[data.get("action_expert_variant", "gemma_300m")]
@@ -83,17 +85,15 @@ def read_recipe(file: Path) -> PiRecipe:
         height, width = data.get("image_resolution", (224, 224))
         max_dims = {data.get("max_state_dim", 32), data.get("max_action_dim", 32)}
         horizon = data.get("chunk_size", 50)
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise CheckpointError(
-            f"{file}: {error!r} is missing or not known; give the recipe yourself"
-        ) from error
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{error!r} is missing or not known; give the recipe yourself") from error
     if len(modes) != 1 or len(max_dims) != 1 or height != width:
         raise CheckpointError(
-            f"{file}: state and action differ in normalisation or padded width, or images are not square; "
+            "state and action differ in normalisation or padded width, or images are not square; "
             "the pi models have one of each"
         )
     if data.get("time_sampling_beta_beta", 1.0) != 1.0:
-        raise CheckpointError(f"{file}: time_sampling_beta_beta must be 1.0; flow times are Beta(alpha, 1)")
+        raise CheckpointError("time_sampling_beta_beta must be 1.0; flow times are Beta(alpha, 1)")
     mode = modes.pop()
     config = PiConfig(
         kind=kind,

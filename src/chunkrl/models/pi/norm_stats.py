@@ -6,16 +6,18 @@ arithmetic and the statistics it was trained with, to the epsilon.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from chunkrl.data.json_files import numbers, read_json
+from chunkrl.data.regular_files import check_regular, inside
 from chunkrl.errors import CheckpointError
 from chunkrl.models.pi.config import NormalizationMode, PiSettings
 from chunkrl.types import TensorRecord
@@ -27,7 +29,9 @@ OPENPI_FILE = "norm_stats.json"
 _EMPTY_RANGE = 1e-8
 # Narrower than this, a dimension is taken to be constant: rounding alone makes some width.
 _CONSTANT = 1e-6
+_CURE = "copy it again"
 _NEEDED = {"mean_std": ("mean", "std"), "quantiles": ("q01", "q99"), "identity": ()}
+_FLOATS = {name for names in _NEEDED.values() for name in names}
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,15 @@ class NormStats(TensorRecord):
                     )
                 if values is not None and not bool(torch.isfinite(values).all()):
                     raise CheckpointError(f"{source}: {name}.{key} holds NaN or infinity; compute it again")
+            if width and settings.normalization != "identity":
+                low, high = (stats[key][:width] for key in _NEEDED[settings.normalization])
+                spread = high if settings.normalization == "mean_std" else high - low
+                if bool((spread < 0).any()):
+                    dimension, needed = int((spread < 0).nonzero()[0]), _NEEDED[settings.normalization]
+                    wrong = "std is negative" if "std" in needed else "q99 lies below q01"
+                    raise CheckpointError(
+                        f"{source}: {name}, dimension {dimension}: {wrong}; compute it again"
+                    )
 
 
 def normalize(x: Tensor, stats: Mapping[str, Tensor], mode: NormalizationMode, eps: float) -> Tensor:
@@ -112,18 +125,21 @@ def find_openpi(folder: Path, asset_id: str | None) -> NormStats | None:
 
 def read_openpi(file: Path) -> NormStats:
     """openpi's `norm_stats.json`: {"norm_stats": {"state": {...}, "actions": {...}}}."""
-    try:
-        data = json.loads(file.read_text())["norm_stats"]
-        return NormStats(*(_vectors(data[key]) for key in ("state", "actions")))
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    data = read_json(file, dict, CheckpointError, _CURE, nan=True).get("norm_stats")
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file} is not an openpi norm_stats.json (no object 'norm_stats'): {_CURE}")
+    return NormStats(*(_vectors(data.get(key), f"{file}: '{key}'") for key in ("state", "actions")))
+
+
+def _vectors(stats: Any, where: str) -> dict[str, Tensor]:
+    if not isinstance(stats, dict):
         raise CheckpointError(
-            f"{file} is not an openpi norm_stats.json ({error!r}); copy it again"
-        ) from error
-
-
-def _vectors(stats: Mapping[str, list[float] | None]) -> dict[str, Tensor]:
+            f"{where} is {stats!r:.60}, expected an object with mean, std, q01 and q99: {_CURE}"
+        )
     return {
-        key: torch.tensor(value, dtype=torch.float64) for key, value in stats.items() if value is not None
+        key: torch.tensor(numbers(value, f"{where}, '{key}'", CheckpointError, _CURE), dtype=torch.float64)
+        for key, value in stats.items()
+        if value is not None
     }
 
 
@@ -136,29 +152,37 @@ def find_lerobot(folder: Path) -> NormStats | None:
     pipeline = folder / LEROBOT_PREPROCESSOR
     if not pipeline.is_file():
         return None
-    try:
-        steps = json.loads(pipeline.read_text())["steps"]
-        names = [
-            step["state_file"]
-            for step in steps
-            if step.get("registry_name") == LEROBOT_NORMALIZER_STEP and "state_file" in step
-        ]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{pipeline} is not a LeRobot pipeline ({error!r}); copy it again") from error
+    steps = read_json(pipeline, dict, CheckpointError, _CURE, nan=True).get("steps")
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise CheckpointError(
+            f"{pipeline} is not a LeRobot pipeline ('steps' is no list of objects): {_CURE}"
+        )
+    names = [
+        step["state_file"]
+        for step in steps
+        if step.get("registry_name") == LEROBOT_NORMALIZER_STEP and "state_file" in step
+    ]
     if not names:
         return None
-    file = folder / names[0]
+    file = inside(folder, names[0], f"{pipeline}: 'state_file'", CheckpointError)
+    check_regular(file, CheckpointError, _CURE)
     try:
         tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}, named by {pipeline.name}, cannot be read ({error})") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file}, named by {pipeline.name}, cannot be read ({error}): {_CURE}"
+        ) from error
+    return NormStats(state=_pick(tensors, "observation.state", file), action=_pick(tensors, "action", file))
 
-    def pick(feature: str) -> dict[str, Tensor]:
-        prefix = f"{feature}."
-        return {
-            key[len(prefix) :]: value.double().flatten()
-            for key, value in tensors.items()
-            if key.startswith(prefix)
-        }
 
-    return NormStats(state=pick("observation.state"), action=pick("action"))
+def _pick(tensors: Mapping[str, Tensor], feature: str, file: Path) -> dict[str, Tensor]:
+    """The feature's statistics."""
+    prefix, found = f"{feature}.", {}
+    for key, value in tensors.items():
+        if not key.startswith(prefix):
+            continue
+        name = key.removeprefix(prefix)
+        if name in _FLOATS and not value.is_floating_point():
+            raise CheckpointError(f"{file}: {key} has dtype {value.dtype}, expected floats: {_CURE}")
+        found[name] = value.double().flatten()
+    return found

@@ -46,4 +46,4 @@ def choose_recipe(
     if not file.is_file():
         known = ", ".join((*RECIPES, *_BASES))
         raise CheckpointError(f"recipe '{name}' is neither a file nor one of {known}")
-    return PiRecipe.from_json(file.read_text(encoding="utf-8"), str(file))
+    return PiRecipe.read(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -13,14 +12,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from chunkrl.data.json_files import read_json
+from chunkrl.data.regular_files import check_regular, inside
 from chunkrl.errors import CheckpointError, MissingExtraError
 from chunkrl.models.pi import layout
 from chunkrl.models.pi.config import PiConfig
 from chunkrl.models.pi.flow import PiModel
+from chunkrl.tensor_files import check_finite
 
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
-_FINITE_CHUNK = 1 << 24
 _SHOWN = 20
 
 
@@ -86,16 +87,18 @@ def _shards(folder: Path) -> list[Path]:
     single, index = folder / WEIGHTS_FILE, folder / WEIGHTS_INDEX
     if single.is_file():
         return [single]
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (json.JSONDecodeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not a safetensors index ({error}); download it again") from error
-    absent = [name for name in names if not (folder / name).is_file()]
+    cure = "download it again"
+    weight_map = read_json(index, dict, CheckpointError, cure).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} is not a safetensors index ('weight_map' is no object); {cure}")
+    files = {
+        inside(folder, name, f"{index}: the file of '{key}'", CheckpointError)
+        for key, name in weight_map.items()
+    }
+    absent = sorted(file.name for file in files if not file.exists())
     if absent:
-        raise CheckpointError(
-            f"{folder} lacks the shards {absent} that {index.name} names; download it again"
-        )
-    return [folder / name for name in names]
+        raise CheckpointError(f"{folder} lacks the shards {absent} that {index.name} names; {cure}")
+    return sorted(files)
 
 
 def _read_tensor(file: Path, key: str) -> Tensor:
@@ -109,6 +112,7 @@ def _torch_entries(folder: Path) -> dict[str, tuple[Path, str, tuple[int, ...]]]
     """Name without LeRobot's prefix -> (file, key in the file, shape)."""
     entries: dict[str, tuple[Path, str, tuple[int, ...]]] = {}
     for file in _shards(folder):
+        check_regular(file, CheckpointError, "download it again")
         try:
             with safe_open(file, framework="pt") as handle:
                 for key in handle.keys():  # noqa: SIM118 - a safetensors handle is not iterable
@@ -165,6 +169,9 @@ def _open_jax_arrays(folder: Path) -> dict[str, Any]:
         import tensorstore as ts  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtraError("reading a JAX (Orbax) checkpoint", "tensorstore", "pi") from error
+    for path in folder.rglob("*"):
+        if not path.is_dir():
+            check_regular(path, CheckpointError, "download the checkpoint again")
     try:
         keys = {key.decode() for key in ts.KvStore.open(_jax_kvstore(folder)).result().list().result()}
         names = sorted(key.removesuffix("/.zarray") for key in keys if key.endswith("/.zarray"))
@@ -283,10 +290,7 @@ def load_model(
     for name, tensor in source.read():
         if not tensor.is_floating_point():
             raise CheckpointError(f"{source.location}: {name} has dtype {tensor.dtype}; weights are floats")
-        if not all(bool(torch.isfinite(part).all()) for part in tensor.flatten().split(_FINITE_CHUNK)):
-            raise CheckpointError(
-                f"{source.location}: {name} holds NaN or infinity; the checkpoint is damaged"
-            )
+        check_finite(name, tensor, source.location, CheckpointError, "the checkpoint is damaged")
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor.to(device=device, dtype=dtype)))
     model.freeze_unused()
