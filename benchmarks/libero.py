@@ -37,7 +37,17 @@ from chunkrl.envs.scripted import Mixture, MixtureConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.observed import fit_policy, make_pool, renamed
 from chunkrl.evaluation.rollout import Episode, EpisodeResult, RolloutConfig, run_episodes
-from chunkrl.experiment import BC, BEST_OF_16, CHUNK_RL, SHUFFLED, SUCCESS_BC, UNBALANCED, Arm, data_hash
+from chunkrl.experiment import (
+    BC,
+    BEST_OF_16,
+    CHUNK_RL,
+    DISTILLED,
+    SHUFFLED,
+    SUCCESS_BC,
+    UNBALANCED,
+    Arm,
+    data_hash,
+)
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import Progress, ProgressBars, silent
@@ -47,7 +57,7 @@ from chunkrl.training.run_folder import run_config
 
 Variant = Literal["state", "images"]
 _CANDIDATES = [arm for arm in CANDIDATES if arm.values == CHUNK_RL.values]  # they share one value phase
-ARMS = (BC, SUCCESS_BC, CHUNK_RL, UNBALANCED, SHUFFLED, BEST_OF_16, *_CANDIDATES)
+ARMS = (BC, SUCCESS_BC, CHUNK_RL, UNBALANCED, SHUFFLED, BEST_OF_16, DISTILLED, *_CANDIDATES)
 MAIN_ARMS = (BC, SUCCESS_BC, CHUNK_RL, UNBALANCED)
 
 
@@ -218,7 +228,7 @@ def train(place: _Place, arm: Arm, progress: Progress) -> None:
     config = _train_config(place, arm)
     if needs_q or arm.values is not None:
         if not place.values.is_dir():
-            values = replace(arm, objective="value", policy=CHUNK_RL.policy, balance=BalanceConfig())
+            values = replace(CHUNK_RL, objective="value", balance=BalanceConfig())
             _train(replace(_train_config(place, values), num_updates=None), place.values, progress)
         config = replace(config, train_q=needs_q, values=str(place.values))
     _train(config, run, progress)
@@ -261,6 +271,7 @@ def _train_config(place: _Place, arm: Arm) -> TrainConfig:
         value_epochs=recipe.value_epochs,
         fit=replace(arm.fit, lam=recipe.lam, draw=recipe.draw),
         balance=arm.balance,
+        distil=arm.distil,
         objective=arm.objective,
         policy=arm.policy,
         num_folds=recipe.num_folds,

@@ -185,7 +185,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "Q, the expert alone": {"train_q": True, "pi": replace(PI, train="expert")},
     "two critics a fold": {"fit": ValueFit(num_critics=2, aggregate="min")},
-    "best of N, distilled": {"distil": DistilConfig(2), "pi": replace(PI, train="expert")},
+    "best of N, distilled": {
+        "objective": "cross_fitted",
+        "distil": DistilConfig(2),
+        "pi": replace(PI, train="expert"),
+    },
     "LoRA": {"pi": replace(PI, train="lora", lora=LoRAConfig(rank=3))},
     "one fold, a critic without blocks": {
         "num_folds": 1,

@@ -34,7 +34,7 @@ _LEAST_TORCH = "2.13"
 _TIMEOUT = timedelta(hours=24)
 # What is called besides `forward`, and needs the module's parameters.
 _METHODS: dict[type[nn.Module], tuple[str, ...]] = {
-    PiModel: ("embed_prefix", "encode_prefix", "flow_loss"),
+    PiModel: ("embed_images", "embed_prefix", "encode_prefix", "flow_loss", "sample"),
     PiValue: ("outputs",),
     PrefixLayer: ("keys_values",),
     ExpertLayer: ("modulation",),
