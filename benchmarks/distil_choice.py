@@ -21,6 +21,7 @@ from chunkrl.models.value_head import ValueHead
 
 # as many updates as the arm that it is compared with, half of them before
 _ALONE = replace(DISTILLED, name="distilled_alone", distil=DistilConfig(16, share=1.0))
+_WEIGHTED = replace(DISTILLED, name="distilled_from_weighted", distil=DistilConfig(16, first="weighted"))
 _FLOW = replace(DISTILLED, policy=FLOW_RL.policy, updates_factor=FLOW_RL.updates_factor / 2)
 
 
@@ -32,6 +33,7 @@ _GREEDY = (
     CHUNK_RL,
     DISTILLED,
     _ALONE,
+    _WEIGHTED,
     FLOW_RL,
     replace(_FLOW, name="flow_distilled_best_of_16"),
 )

@@ -214,26 +214,55 @@ def test_a_run_distils_what_its_own_policy_drew(data: Path, kind: Any) -> None:
     assert trained.q_ensemble() is None  # nobody asked for Q at action time
 
 
-def test_the_best_chunks_weight_more_where_q_is_high(data: Path) -> None:
-    """One stratum, no floor: weights are exp(3 z) of the winners' held-out Q, in whatever unit."""
+def test_a_weight_is_of_the_recorded_advantage_and_the_gain(data: Path) -> None:
+    """One stratum, no floor: exp(3 z) of A + what the winner gains in Q, in returns; before, the weights of A."""
     dataset = open_chunks(data)
-    trained = learner(dataset, distil=DistilConfig(4, share=1.0))
-    best: list[Any] = []
+    trained = learner(dataset, distil=DistilConfig(4, share=1.0, first="weighted"))
+    seen: dict[str, Any] = {}
     original = trained.start_phase
 
     def start(name: str, progress: Any = silent) -> Any:
         if name == "distil":
             assert trained.critic is not None
-            best.append(
-                best_chunks(trained.policy, trained.critic.networks, dataset, None, 4, 0, CPU, silent)
-            )
+            critics = trained.critic.networks
+            seen["best"] = best_chunks(trained.policy, critics, dataset, None, 4, 0, CPU, silent)
+            seen["attached"] = dataset.labels["weight"]
         return original(name, progress)
 
     trained.start_phase = start  # type: ignore[method-assign]
     Trainer(trained, dataset, TrainerConfig(batch_size=8)).run()
-    q = np.maximum(best[0].q, best[0].q_recorded).astype(np.float64)
-    weight = np.exp(3 * (q - q.mean()) / q.std()).clip(max=100)
-    np.testing.assert_allclose(trained.labels["weight"], weight / weight.mean(), rtol=1e-3)
+    best, advantage = seen["best"], trained.labels["advantage"].astype(np.float64)
+    gain = advantage.std() * np.maximum(best.q - best.q_recorded, 0)
+    for found, expected in ((trained.labels["weight"], advantage + gain), (seen["attached"], advantage)):
+        weight = np.exp(3 * (expected - expected.mean()) / expected.std()).clip(max=100)
+        np.testing.assert_allclose(found, weight / weight.mean(), rtol=1e-3)
+
+
+def test_what_is_distilled_is_drawn_by_a_clone_of_the_data(data: Path) -> None:
+    """Before it, the policy is that of behaviour cloning after the same draws of noise, to the bit."""
+    policies = []
+    for first in ("cloned", "weighted"):
+        dataset = open_chunks(data)
+        trained = learner(dataset, distil=DistilConfig(4, first=first), fit=ValueFit(draw="weight"))  # type: ignore[arg-type]
+        original = trained.start_phase
+
+        def start(name: str, progress: Any = silent, run: Any = trained, call: Any = original) -> Any:
+            if name == "policy":
+                metrics = call(name, progress)
+                assert (run.phases()[-2].subset is None) == (run.config.distil.first == "cloned")
+                assert (run.labels["weight"] != 1).any()
+                return metrics
+            if name == "distil":
+                policies.append([p.detach().clone() for p in run.policy.parameters()])
+            return call(name, progress)
+
+        trained.start_phase = start  # type: ignore[method-assign]
+        Trainer(trained, dataset, TrainerConfig(batch_size=8)).run()
+    uniform = open_chunks(data)
+    cloning = learner(uniform, use="none", train_q=True, distil=DistilConfig())
+    Trainer(cloning, uniform, TrainerConfig(batch_size=8)).run()
+    assert all(torch.equal(a, b) for a, b in zip(policies[0], cloning.policy.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(*policies, strict=True))
 
 
 def test_a_humans_chunk_stays(tmp_path: Path) -> None:
@@ -321,7 +350,9 @@ def test_settings_that_mean_nothing_are_refused() -> None:
             DistilConfig(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ChunkRLError, match="at least 1"):
         DistilConfig(2, updates=0)
-    for alone in ({"share": 1.0}, {"updates": 3}):
+    with pytest.raises(ChunkRLError, match="use cloned or weighted"):
+        DistilConfig(2, first="random")  # type: ignore[arg-type]
+    for alone in ({"share": 1.0}, {"updates": 3}, {"first": "weighted"}):
         with pytest.raises(ChunkRLError, match=r"give --distil\.num-candidates"):
             DistilConfig(**alone)  # type: ignore[arg-type]
 

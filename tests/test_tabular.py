@@ -148,7 +148,7 @@ def test_distilled_best_of_n_prefers_the_best_chunk_everywhere(
     corridor: ChunkDataset, kind: PolicyKind
 ) -> None:
     """The advantage of a chunk here is the exact mean of its Monte-Carlo return minus V, and two steps to the right
-    have the highest at every place: the distilled policy goes there, further than the weighted one does."""
+    have the highest at every place: the distilled policy goes there, further than the clone that drew it."""
     batch = corridor.batch(np.arange(len(corridor)))
     now, _ = places(batch)
     fit = ValueFit(hidden_dim=64, num_layers=1, dropout=0.0, noise=0.0, lam=1.0)

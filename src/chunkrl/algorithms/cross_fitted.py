@@ -320,15 +320,23 @@ class CrossFittedAdvantage:
         self.labels["weight"] = weight
         return metrics
 
+    def _equal_until_distilled(self) -> None:
+        """The policy whose chunks are distilled clones the data: `labels` keep the weights for what comes then."""
+        self._dataset.attach("weight", np.ones(len(self._dataset), np.float32))
+
     def _attach(self) -> None:
+        config = self.config
         self.labels = {key: keep(self._dataset.cache_dir, values) for key, values in self.labels.items()}
         for key, values in self.labels.items():
             self._dataset.attach(key, values)
-        share, highest = self.config.conditioning.positive_share, self.config.conditioning.highest
-        if self.labels and self.config.use == "condition" and share is not None:
+        if self.labels and config.distil.clones_first and "best_chunk" not in self.labels:
+            self._equal_until_distilled()
+            return
+        share, highest = config.conditioning.positive_share, config.conditioning.highest
+        if self.labels and config.use == "condition" and share is not None:
             high = self.labels["advantage_bin"] == highest
             self._subset = starts_by_share(self._dataset, self._trained, high, share, self.seed)
-        if self.labels and self.config.fit.draw == "weight" and self.config.use == "weight":
+        if self.labels and config.fit.draw == "weight" and config.use == "weight":
             self._subset, left = starts_by_weight(
                 self._dataset, self._trained, self.labels["weight"], self.seed
             )
@@ -513,7 +521,8 @@ class CrossFittedAdvantage:
         won = best.q > best.q_recorded
         if human is not None:
             won &= ~human.forced
-        advantage = unit * np.where(won, best.q, best.q_recorded)
+        gain, mean_gain = (unit * (q - best.q_recorded) for q in (best.q, best.q_mean))
+        advantage = labels["advantage"] + np.where(won, gain, 0.0)
         if config.fit.past_advantage:
             advantage = advantage + self._past_advantage(labels["value"])
         forced = None if human is None else human.forced
@@ -521,7 +530,6 @@ class CrossFittedAdvantage:
         self.labels |= mixture(weight, labels["weight"], won, config.distil.share) | {
             "best_chunk": best.chunk
         }
-        gain, mean_gain = (unit * (q - best.q_recorded) for q in (best.q, best.q_mean))
         return metrics | distil_metrics(won, gain, mean_gain, rates)
 
     def _strata(

@@ -5,14 +5,14 @@ for every start of the data, by the critic that never saw the episode (`advantag
 on it. Q is asked of the policy's own chunks alone, which are near the data's, and the recorded chunk stands among the
 candidates, so that a start keeps it unless Q says that another one is better.
 
-A start's weight is that of a recorded chunk (`weights`), with the winner's held-out Q as its advantage and the same
-due of its stratum.
+A start's weight is made as a recorded chunk's (`weights`, with the same due of its stratum), of its advantage plus
+what the winner gains on the recorded chunk in held-out Q: where none gains it is the weight of before.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from chunkrl.types import ChunkTransition
 _NOISE = 0xBE57  # the stream of random numbers of candidates
 
 
+First = Literal["cloned", "weighted"]
+
+
 @dataclass(frozen=True)
 class DistilConfig:
     """Best of N chunks of the policy, distilled into it."""
@@ -40,6 +43,8 @@ class DistilConfig:
     prefers of them and the recorded one (0: off; objective cross_fitted)."""
     updates: int | None = None
     """Updates on them; default: as many as before."""
+    first: First = "cloned"
+    """What the policy clones before: all chunks alike (near them Q knows most), or by their weights."""
     share: float = 0.5
     """Part of the loss that is of these chunks; the rest is of the recorded ones, as before."""
 
@@ -53,11 +58,20 @@ class DistilConfig:
                 f"distil.num_candidates is {self.num_candidates}, distil.updates {self.updates} and distil.share "
                 f"{self.share}: they are not negative, at least 1, and in (0, 1]"
             )
-        if not self.num_candidates and (self.updates is not None or self.share != type(self).share):
+        if self.first not in get_args(First):
+            raise ChunkRLError(f"distil.first is {self.first!r}; use cloned or weighted")
+        kind = type(self)
+        given = self.updates is not None or (self.first, self.share) != (kind.first, kind.share)
+        if not self.num_candidates and given:
             raise ChunkRLError(
-                "distil.updates and distil.share are of a policy that learns the best of N chunks: give "
-                "--distil.num-candidates, for example 16"
+                "distil.updates, distil.first and distil.share are of a policy that learns the best of N chunks: "
+                "give --distil.num-candidates, for example 16"
             )
+
+    @property
+    def clones_first(self) -> bool:
+        """Whether the weights wait for distillation."""
+        return self.num_candidates > 0 and self.first == "cloned"
 
     def num_updates(self, policy_updates: int) -> int:
         """Of the phase. Raises ChunkRLError where nothing says how many."""
