@@ -19,7 +19,8 @@ import numpy as np
 import tyro
 
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.labels import LabelRule, label_frames
+from chunkrl.data.label_rules import LabelRule
+from chunkrl.data.labels import label_frames
 from chunkrl.data.onsets import match_onsets
 from chunkrl.data.pick_place import PickPlaceRule, pick_place_events
 from chunkrl.envs.collect_config import SUBGOAL_KINDS

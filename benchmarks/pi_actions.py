@@ -23,7 +23,7 @@ import tyro
 from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
 from chunkrl.build import build_factory
 from chunkrl.data import ChunkDataset, ChunkSettings
-from chunkrl.data.labels import LabelRule
+from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.writer import DatasetWriter, FeatureSpec
 from chunkrl.integration.chunk_cache import ChunkRequest, cached_chunks
 from chunkrl.models.encoders import NetworkConfig

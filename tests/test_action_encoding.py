@@ -16,7 +16,7 @@ from chunkrl.data import chunk_statistics, normalize
 from chunkrl.data.action_encoding import ActionEncoding, EncodingKind
 from chunkrl.data.chunk_semantics import HoldAction
 from chunkrl.data.formats import ColumnMapping
-from chunkrl.data.labels import LabelRule
+from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.normalize import compute_statistics
 from chunkrl.errors import DatasetError
 

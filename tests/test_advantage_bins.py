@@ -18,7 +18,7 @@ from chunkrl.algorithms.cross_fitted import CrossFittedConfig
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.draws import MOST_TIMES, starts_by_share
-from chunkrl.data.labels import LabelRule
+from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import ChunkRLError, LabelError
 

@@ -39,7 +39,7 @@ from chunkrl.algorithms.weights import (
 from chunkrl.data.chunk_semantics import Segments
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
-from chunkrl.data.labels import LabelRule
+from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.weight_cards import LEVELS, TIMES, place_chart
 from chunkrl.models.policy import PolicyConfig

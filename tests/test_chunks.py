@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from chunkrl.data.chunk_semantics import HoldAction, chunk_reward, chunk_steps, cut_segments
-from chunkrl.data.labels import LabelRule
+from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import DatasetError
 from chunkrl.types import ChunkTransition, Observation

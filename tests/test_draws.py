@@ -23,7 +23,7 @@ from chunkrl.algorithms.weights import WeightRule, to_weights
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.draws import draw_rates, starts_by_weight, trained_starts
-from chunkrl.data.labels import LabelRule
+from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.value_head import ValueHead

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from chunkrl.data.formats import Feature
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.labels import LabelRule, label_frames
+from chunkrl.data.label_rules import LabelRule
+from chunkrl.data.labels import label_frames
 from chunkrl.data.sidecar import load_sidecar, save_sidecar
 from chunkrl.errors import DatasetError
 
@@ -28,7 +30,8 @@ class _Table:
 
     @property
     def description(self) -> Any:
-        return SimpleNamespace(root=Path("set"), fingerprint=self.fingerprint)
+        features = {name: Feature(name, values.dtype.name, (1,)) for name, values in self.columns.items()}
+        return SimpleNamespace(root=Path("set"), fingerprint=self.fingerprint, features=features)
 
     @property
     def num_frames(self) -> int:
@@ -123,7 +126,7 @@ def test_a_dense_reward_is_no_success_flag():
 
 def test_subgoal_last_needs_the_flag_on_the_last_frame():
     labels = label_frames(_table(3, 3, subgoal=[0, 1, 1, 1, 1, 0]))
-    assert labels.rule == LabelRule(success="subgoal_last", subgoal="column")
+    assert labels.rule == LabelRule(success="subgoal_last", subgoal="column", human_key="none")
     assert labels.success.tolist() == [True, False]
     assert _rows(labels.terminated) == [2]
     assert _rows(labels.subgoal) == [1, 3]

@@ -24,7 +24,7 @@ from chunkrl.algorithms.growth import EpisodeRows, carry, extend_folds
 from chunkrl.config import load_config
 from chunkrl.data import ChunkDataset, ChunkSettings, images
 from chunkrl.data.collection import ChunkCollection
-from chunkrl.data.labels import LabelRule
+from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.models.encoders import NetworkConfig

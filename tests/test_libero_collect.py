@@ -13,7 +13,8 @@ from test_libero import pytestmark  # noqa: F401  # mark and reasons to skip
 from chunkrl.cli import main
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.label_command import LabelCommand, label_dataset
-from chunkrl.data.labels import LabelRule, label_frames
+from chunkrl.data.label_rules import LabelRule
+from chunkrl.data.labels import label_frames
 from chunkrl.envs.collect import RECORD, CollectConfig, collect_dataset
 from chunkrl.envs.collect_config import CONTROLLER, SUBGOAL_KINDS, plan
 from chunkrl.envs.collect_episode import EpisodeMaker

@@ -17,7 +17,7 @@ from chunkrl import ChunkLevelOfflineRL
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.frames import FrameSettings
-from chunkrl.data.labels import LabelRule
+from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.loader import ChunkLoader, source_counts
 from chunkrl.data.sidecar import load_sidecar
 from chunkrl.errors import ChunkRLError, DatasetError

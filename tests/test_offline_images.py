@@ -14,7 +14,7 @@ from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.cross_fit import labelling_batch_size
 from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.labels import LabelRule
+from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.encoders import ImageEncoder, NetworkConfig, shift_images
 

@@ -16,7 +16,7 @@ from pi_tiny import ACTION_DIM, STATE_DIM, TOKENIZER, tiny_policy
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.algorithms.conditioning import ConditioningConfig, condition_text
 from chunkrl.algorithms.value_learner import ValueFit
-from chunkrl.data.labels import LabelRule
+from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration.pi_training import PiTrainingConfig
 from chunkrl.models.lora import LoRAConfig

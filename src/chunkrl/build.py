@@ -17,6 +17,7 @@ from chunkrl.config import load_config
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.normalize import Normalizer
+from chunkrl.data.roles import describe_columns
 from chunkrl.data.sample_weights import read_sample_weights
 from chunkrl.errors import ChunkRLError
 from chunkrl.integration.pi_training import FROZEN, pi_networks
@@ -92,6 +93,13 @@ def reads_task(config: TrainConfig, dataset: ChunkData) -> bool:
 def build_factory(config: TrainConfig, dataset: ChunkData) -> NetworkFactory:
     """The factory of small networks: inputs from the data, statistics of its states and actions."""
     use_state = config.use_state and dataset.state_dim > 0
+    if not (dataset.cameras or use_state or reads_task(config, dataset)):
+        description = ChunkCollection.of(dataset).datasets[0].table.description
+        raise ChunkRLError(
+            f"{description.root}: the networks would see nothing: of its columns no state and no camera is read "
+            f"({describe_columns(description.features.values())}): name them, or let the networks read the "
+            "task's text with --use-task"
+        )
     spec = ObservationSpec(
         dataset.cameras, dataset.state_dim if use_state else 0, reads_task(config, dataset)
     )

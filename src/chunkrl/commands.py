@@ -8,6 +8,7 @@ from pathlib import Path
 
 from chunkrl import ranks
 from chunkrl.build import choose_device
+from chunkrl.data.notes import data_notes
 from chunkrl.evaluation.value_quality import quality_warnings
 from chunkrl.models.pi.learner import PiLearner
 from chunkrl.offline import ChunkLevelOfflineRL
@@ -35,6 +36,8 @@ def _train(config: TrainConfig, progress: Progress) -> None:
     for dataset in run.dataset.datasets:
         for problem in dataset.table.problems:
             print(f"  set aside: {problem.message}")
+    for note in data_notes(run.dataset.datasets):
+        print(f"  note: {note}")
     if isinstance(run.policy, PiLearner) and config.objective != "value":
         print(f"what trains of {config.pi0_config}:\n{count_trainable(run.policy.policy.model)}")
     run.train()

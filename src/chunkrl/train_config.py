@@ -17,7 +17,7 @@ from chunkrl.data.chunk_semantics import ChunkReward, HoldAction
 from chunkrl.data.chunk_settings import ChunkSettings
 from chunkrl.data.formats import ColumnMapping
 from chunkrl.data.frames import FrameSettings
-from chunkrl.data.labels import LabelRule, SuccessRule
+from chunkrl.data.label_rules import LabelRule, SuccessRule
 from chunkrl.integration.pi_chunks import PiChunkConfig
 from chunkrl.integration.pi_training import PiTrainingConfig
 from chunkrl.models.encoders import NetworkConfig

@@ -9,7 +9,7 @@ from chunkrl.data.action_encoding import ActionEncoding
 from chunkrl.data.chunk_semantics import ChunkReward, HoldAction
 from chunkrl.data.formats import ColumnMapping
 from chunkrl.data.frames import FrameSettings
-from chunkrl.data.labels import LabelRule
+from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import DatasetError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from chunkrl.data.chunk_settings import ChunkSettings
 from chunkrl.data.chunk_statistics import encoded_action_statistics
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.identity import episode_identities
+from chunkrl.data.label_rules import columns_read
 from chunkrl.data.labels import label_frames
 from chunkrl.data.large_arrays import by_blocks, keep, zeros
 from chunkrl.data.normalize import Statistics
@@ -58,7 +59,13 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
     ) -> None:
         if not isinstance(dataset_dir, FrameTable):
             dataset_dir = FrameTable.open(
-                dataset_dir, settings.mapping, settings.revision, cache_dir, progress, settings.frames
+                dataset_dir,
+                settings.mapping,
+                settings.revision,
+                cache_dir,
+                progress,
+                settings.frames,
+                partial(columns_read, settings.labels),
             )
         self.table = dataset_dir
         self.settings = settings

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chunkrl.data.alike import check_alike, check_names
 from chunkrl.data.chunk_semantics import Segments
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.labels import FrameLabels
@@ -64,7 +65,9 @@ class ChunkCollection:
                     f"{dataset.name} is there twice: cross-fitting would train on the episodes that it holds out; "
                     "name it once, with a larger weight (--dataset-weights)"
                 )
-            _check_alike(datasets[0], dataset)
+            check_alike(datasets[0], dataset)
+            for other in datasets[:number]:
+                check_names(other, dataset)
         self.datasets = tuple(datasets)
         self.weights = None if weights is None else np.array(weights, np.float64)
         self._offsets = _offsets(len(dataset) for dataset in datasets)
@@ -278,31 +281,3 @@ def _concatenate(values: Sequence[Any], order: np.ndarray) -> Any:
         return tuple(joined[row] for row in order) if joined else ()
     assert first is None
     return None
-
-
-def _check_alike(a: ChunkDataset, b: ChunkDataset) -> None:
-    """Raises DatasetError where chunks of the two cannot stand in one batch."""
-
-    def shape(dataset: ChunkDataset) -> dict[str, Any]:
-        """What must be equal, by its name in the message."""
-        return {
-            "actions a chunk": dataset.action_horizon,
-            "steps of the critic": dataset.critic_horizon,
-            "values an action": dataset.action_dim,
-            "values a state": dataset.state_dim,
-            "cameras (height, width)": {
-                name: dataset.table.camera(name).size for name in sorted(dataset.cameras)
-            },
-            "frames a second": float(dataset.fps),
-            "discount": dataset.gamma,
-            "reward": dataset.reward_kind,
-            "action encoding": dataset.encoding,
-        }
-
-    ours, theirs = shape(a), shape(b)
-    for name, value in ours.items():
-        if theirs[name] != value:
-            raise DatasetError(
-                f"{b.name}: {name}: {theirs[name]}, but {a.name} has {value}: "
-                "name columns and cameras alike, resize pictures, or leave the data set out"
-            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,21 @@ class FeatureSpec:
         return {"dtype": self.dtype, "shape": list(self.shape), "names": names}
 
 
+@dataclass(frozen=True)
+class RawFeature:
+    """A column that is copied as it is, without statistics.
+
+    record: its entry in `meta/info.json`. kind: its type in the data file; None for a video.
+    """
+
+    record: Mapping[str, Any]
+    kind: pa.DataType | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The feature's entry in `meta/info.json`."""
+        return dict(self.record)
+
+
 def default_features() -> dict[str, FeatureSpec]:
     """The columns that every v3.0 data set has; the writer fills them."""
     integers = ("frame_index", "episode_index", "index", "task_index")
@@ -75,7 +90,7 @@ def default_features() -> dict[str, FeatureSpec]:
     }
 
 
-def check_features(features: Mapping[str, FeatureSpec]) -> None:
+def check_features(features: Iterable[str]) -> None:
     """Raise DatasetError where a feature's name is not allowed."""
     if not features:
         raise DatasetError("a data set needs at least one feature")
@@ -108,6 +123,25 @@ def check_columns(
     if num_frames == 0:
         raise DatasetError(f"{where} has no frames: leave it out")
     return arrays, num_frames
+
+
+def raw_columns(
+    raw: Mapping[str, RawFeature], columns: Mapping[str, Any], num_frames: int, episode: int
+) -> list[pa.Array]:
+    """Those of the raw columns that stand in the data file, each [T], in its order.
+
+    Raises:
+        DatasetError: one is missing, or has another length.
+    """
+    found = []
+    for key, spec in raw.items():
+        values = columns.get(key)
+        if spec.kind is None:
+            continue
+        if values is None or len(values) != num_frames:
+            raise DatasetError(f"episode {episode}: '{key}' has not {num_frames} rows; give one a frame")
+        found.append(values.cast(spec.kind))
+    return found
 
 
 def _check_column(spec: FeatureSpec, values: Any, where: str) -> np.ndarray:
@@ -190,11 +224,13 @@ def _huggingface_type(spec: FeatureSpec) -> dict[str, Any]:
     return {"shape": list(spec.shape), "dtype": spec.dtype, "_type": f"Array{len(spec.shape)}D"}
 
 
-def table_schema(features: Mapping[str, FeatureSpec]) -> pa.Schema:
-    """Arrow schema of a data file (cameras of dtype "video" are not in it), with `datasets`' metadata."""
+def table_schema(features: Mapping[str, FeatureSpec], raw: Mapping[str, RawFeature]) -> pa.Schema:
+    """Arrow schema of a data file (cameras of dtype "video" are not in it), with `datasets`' metadata, which says
+    nothing of raw columns, the last ones."""
     stored = {key: spec for key, spec in features.items() if spec.dtype != "video"}
     metadata = {"info": {"features": {key: _huggingface_type(spec) for key, spec in stored.items()}}}
     fields = [pa.field(key, _arrow_type(spec)) for key, spec in stored.items()]
+    fields += [pa.field(key, spec.kind) for key, spec in raw.items() if spec.kind is not None]
     return pa.schema(fields, metadata={"huggingface": json.dumps(metadata)})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,53 +11,74 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from chunkrl.data.episode_columns import FeatureSpec, default_features
 from chunkrl.data.episode_rows import by_data_file, whole_episodes
-from chunkrl.data.formats import DatasetDescription, image_size
+from chunkrl.data.export_plan import LABEL_FEATURES, ExportPlan, Others, plan_export
+from chunkrl.data.formats import DatasetDescription, Episode
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import FrameLabels
-from chunkrl.data.video_copy import EncodedVideo, VideoFormat, common_format
+from chunkrl.data.video_copy import EncodedVideo
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress
 
-LABEL_FEATURES = {
-    "next.reward": FeatureSpec("float32", (1,)),
-    "next.done": FeatureSpec("bool", (1,)),
-    "next.success": FeatureSpec("bool", (1,)),
-    "next.truncated": FeatureSpec("bool", (1,)),
-    "next.subgoal": FeatureSpec("bool", (1,)),
-}
 
-
-def export_labels(table: FrameTable, labels: FrameLabels, root: Path, progress: Progress) -> None:
+def export_labels(
+    table: FrameTable, labels: FrameLabels, root: Path, progress: Progress, others: Others = "copy"
+) -> None:
     """Writes a new data set: every column, text, picture and task of `table`, and its labels as `next.*` columns.
 
     Columns of those names are replaced. LeRobot allows no `/` in names: `observation/image` becomes
     `observation.image`. Videos are copied packet by packet where a key frame begins each episode, as LeRobot's own do
-    (`video_copy.common_format`); else they are encoded again and lose a little, which is said.
+    (`video_copy.common_format`); else they are encoded again and lose a little, which is said. The data set appears
+    under its name when it is whole.
+
+    others: what becomes of columns that are not understood (`plan_export`).
 
     Raises:
-        DatasetError: `root` is not empty, two columns get the same name, a text is missing, or the writer's.
+        DatasetError: `root` is not empty, or what `plan_export` and the writer raise; nothing is left of it then.
     """
-    description = table.description
-    if root.exists() and any(root.iterdir()):
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DatasetError(f"{root} is not empty: export into a new folder")
-    names = _new_names(description)
-    features = {new: _spec(description, old) for old, new in names.items()} | LABEL_FEATURES
-    copied = _copied_videos(table, names)
+    plan = plan_export(table, others)
+    for name in plan.encoded:
+        print(f"camera {name}: not every episode begins with a key frame, so its videos are encoded again")
+    for old, new in plan.names.items():
+        if new in plan.raw:
+            print(f"{old}: copied as it is, without statistics")
+    for name in plan.left_out:
+        print(f"{name}: left out")
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        folder = root.with_name(f".{root.name}.partial-{os.getpid()}")
+        folder.mkdir()
+    except OSError as error:
+        raise DatasetError(f"cannot write {root}: {error.strerror}; use a writable folder") from error
+    try:
+        _write(table, labels, plan, folder, progress)
+        folder.replace(root)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write(
+    table: FrameTable, labels: FrameLabels, plan: ExportPlan, folder: Path, progress: Progress
+) -> None:
+    description = table.description
     with DatasetWriter(
-        root, fps=description.fps, features=features, robot_type=description.robot_type, copied=copied
+        folder,
+        fps=description.fps,
+        features=plan.features,
+        robot_type=description.robot_type,
+        copied=plan.copied,
+        raw=plan.raw,
     ) as writer:
-        texts = _texts(description, names)
-        for number, (episode, columns) in enumerate(zip(description.episodes, texts, strict=True)):
+        stored = _stored_columns(description, plan)
+        for number, (episode, columns) in enumerate(zip(description.episodes, stored, strict=True)):
             rows = np.arange(episode.start, episode.start + episode.length)
-            others = {old: new for old, new in names.items() if new not in columns}
-            columns |= {new: _values(table, old, rows) for old, new in others.items()}
-            for old, new in names.items():
-                if new in copied:
-                    span = episode.videos[old]
-                    columns[new] = EncodedVideo(columns[new], span.file, span.from_timestamp)
+            for old, new in plan.names.items():
+                if new not in columns:
+                    columns[new] = _values(table, plan, episode, old, new, rows)
             last = rows == rows[-1]
             columns |= {
                 "next.reward": labels.reward[rows],
@@ -64,69 +87,42 @@ def export_labels(table: FrameTable, labels: FrameLabels, root: Path, progress: 
                 "next.truncated": labels.truncated[rows],
                 "next.subgoal": labels.subgoal[rows],
             }
+            assert columns.keys() >= LABEL_FEATURES.keys()
             writer.add_episode(columns, [table.task_text(int(row)) for row in rows])
             progress("writing episodes", number + 1, table.num_episodes)
 
 
-def _new_names(description: DatasetDescription) -> dict[str, str]:
-    """Column to copy -> its name in the new data set."""
-    made = set(default_features()) | set(LABEL_FEATURES)
-    names: dict[str, str] = {}
-    for name, feature in description.features.items():
-        if name in made:
-            continue
-        if feature.is_camera and name not in description.cameras:
-            raise DatasetError(
-                f"{description.root}: camera '{name}' is in no role; name all cameras with --image-keys"
-            )
-        names[name] = name.replace("/", ".")
-    if len(set(names.values())) < len(names):
-        raise DatasetError(
-            f"{description.root}: two of {sorted(names)} differ in '/' and '.' alone: rename one"
-        )
-    return names
-
-
-def _copied_videos(table: FrameTable, names: dict[str, str]) -> dict[str, VideoFormat]:
-    """Cameras, by new name, whose packets can be copied; says which cannot."""
-    description = table.description
-    copied: dict[str, VideoFormat] = {}
-    for old, new in names.items():
-        if description.features[old].dtype != "video":
-            continue
-        found = common_format(description, old, table.timestamp)
-        if found is None:
-            print(f"camera {old}: not every episode begins with a key frame, so its videos are encoded again")
-        else:
-            copied[new] = found
-    return copied
-
-
-def _texts(description: DatasetDescription, names: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """The columns of texts of each episode, by new name; FrameTable has numbers alone."""
-    texts = {old: new for old, new in names.items() if description.features[old].dtype == "string"}
-    if not texts:
+def _stored_columns(description: DatasetDescription, plan: ExportPlan) -> Iterator[dict[str, Any]]:
+    """What FrameTable does not have, of each episode by new name: texts, and raw columns as they stand there."""
+    texts = {
+        old
+        for old, new in plan.names.items()
+        if new in plan.features and plan.features[new].dtype == "string"
+    }
+    raw = {old for old, new in plan.names.items() if new in plan.raw and plan.raw[new].kind is not None}
+    if not texts and not raw:
         yield from ({} for _ in description.episodes)
         return
     for file, episodes in by_data_file(description.episodes):
-        for episode, parts in whole_episodes(file, episodes, list(texts)):
+        for _, parts in whole_episodes(file, episodes, sorted(texts | raw)):
             read = pa.Table.from_batches(parts)
-            columns = {new: read.column(old).to_pylist() for old, new in texts.items()}
-            for name, values in columns.items():
-                if not all(isinstance(value, str) for value in values):
-                    raise DatasetError(
-                        f"{file}, column '{name}', episode {episode.index}: a text is missing: write the file again"
-                    )
-            yield {name: np.array(values, dtype=object) for name, values in columns.items()}
+            yield {plan.names[old]: _column(read.column(old), old in texts) for old in texts | raw}
 
 
-def _spec(description: DatasetDescription, name: str) -> FeatureSpec:
-    feature = description.features[name]
-    size = image_size(feature) if feature.is_camera else None
-    return FeatureSpec(feature.dtype, feature.shape if size is None else (*size, 3), feature.names)
+def _column(values: pa.ChunkedArray, is_text: bool) -> Any:
+    return np.array(values.to_pylist(), dtype=object) if is_text else values.combine_chunks()
 
 
-def _values(table: FrameTable, name: str, rows: np.ndarray) -> Any:
-    if name in table.description.cameras:
-        return table.images(name, rows).transpose(0, 2, 3, 1)
-    return np.asarray(table.column(name)[rows])
+def _values(
+    table: FrameTable, plan: ExportPlan, episode: Episode, old: str, new: str, rows: np.ndarray
+) -> Any:
+    if new in plan.raw:
+        span = episode.videos[old]
+        return EncodedVideo(episode.length, span.file, span.from_timestamp)
+    if old not in table.description.cameras:
+        return np.asarray(table.column(old)[rows])
+    pictures = table.images(old, rows).transpose(0, 2, 3, 1)
+    if new not in plan.copied:
+        return pictures
+    span = episode.videos[old]
+    return EncodedVideo(pictures, span.file, span.from_timestamp)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,6 +89,7 @@ class FrameTable:
         cache_dir: Path | None = None,
         progress: Progress | None = None,
         settings: FrameSettings = FrameSettings(),
+        label_columns: Callable[[Collection[str]], Collection[str]] = lambda _: (),
     ) -> FrameTable:
         """Opens a data set; the first time its numeric columns are read and checked.
 
@@ -97,6 +98,8 @@ class FrameTable:
             cache_dir: where to keep what was read, instead of `$CHUNKRL_CACHE` or `~/.cache/chunkrl`.
             progress: shows reading and decoding, instead of bars on the terminal.
             settings: how frames are kept; `skip_bad_episodes` reads and decodes everything once beforehand.
+            label_columns: of the columns that are declared, those whose faults make an episode bad, beside those
+                with a role.
 
         Raises:
             DatasetError: the data set is absent, incomplete, damaged or inconsistent.
@@ -108,7 +111,8 @@ class FrameTable:
         problems: tuple[Problem, ...] = ()
         folder = cache_folder(description.fingerprint, cache_dir)
         if settings.skip_bad_episodes:
-            problems = examine(description, found, folder, progress, images=True)
+            labels = label_columns(description.features)
+            problems = examine(description, found, folder, progress, images=True, label_columns=labels)
             description = set_aside(description, problems)
             folder = cache_folder(description.fingerprint, cache_dir)
         return cls(description, folder, progress, settings, problems)
@@ -147,6 +151,10 @@ class FrameTable:
     def column_faults(self) -> dict[str, str]:
         """Numeric columns that cannot be used as they are -> why; `column` raises it."""
         return self._columns.faults
+
+    def is_finite(self, name: str) -> bool:
+        """Whether the numeric column can be used, and holds no NaN or infinite value."""
+        return self._columns.is_finite(name)
 
     def column(self, name: str) -> np.ndarray:
         """A numeric or boolean column in its own type: [N], or [N, ...] where a frame has several; read-only.

@@ -19,8 +19,12 @@ from chunkrl.data.chunk_semantics import chunk_reward, chunk_steps, cut_segments
 from chunkrl.data.formats import ColumnMapping, DatasetDescription, describe, without
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.images import store_bytes
-from chunkrl.data.labels import LabelRule, label_frames
-from chunkrl.data.problems import Collector, Problem
+from chunkrl.data.label_rules import LabelRule, columns_read
+from chunkrl.data.labels import FrameLabels, label_frames
+from chunkrl.data.notes import column_notes, label_notes
+from chunkrl.data.outliers import outliers
+from chunkrl.data.problems import Collector, Problem, name_indices
+from chunkrl.data.recorded_statistics import compare_with_recorded
 from chunkrl.data.survey import examine
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.progress import Progress
@@ -83,6 +87,7 @@ class DatasetReport:
         the others. tasks: text -> episodes that begin with it.
     length_histogram: (shortest, longest, episodes) of each bin, frames.
     rewards: None where the data does not say who succeeded.
+    notes: what to know that is no problem, such as columns that are left out.
     """
 
     root: str
@@ -98,6 +103,7 @@ class DatasetReport:
     cameras: tuple[CameraReport, ...]
     length_histogram: tuple[tuple[int, int, int], ...]
     rewards: RewardReport | None
+    notes: tuple[str, ...]
     problems: tuple[Problem, ...]
 
 
@@ -122,27 +128,32 @@ def make_report(command: InspectCommand, progress: Progress, cache_dir: Path | N
     found = Collector()
     description = describe(command.dataset, command.mapping, command.revision, found)
     folder = cache_folder(description.fingerprint, cache_dir)
-    problems = list(examine(description, found, folder, progress, command.images))
+    read = columns_read(command.labels, description.features)
+    problems = list(examine(description, found, folder, progress, command.images, read))
     bad = frozenset(index for problem in problems for index in problem.episodes)
-    tasks, histogram, rewards = {}, (), None
+    tasks, histogram, rewards, notes = {}, (), None, []
     if not all(episode.index in bad for episode in description.episodes):
         good = without(description, bad) if bad else description
         try:
             table = FrameTable(good, cache_folder(good.fingerprint, cache_dir), progress)
+            notes += column_notes(table)
+            problems += [*compare_with_recorded(table), *outliers(table)]
             tasks = dict(Counter(table.task_text(int(row)) for row in table.episode_start).most_common())
             histogram = length_histogram(table.episode_length)
-            rewards = _rewards(table, command)
+            labels = label_frames(table, command.labels)
+            notes += label_notes(table, labels)
+            rewards = _rewards(table, labels, command.horizon)
         except DatasetError as error:
             problems.append(Problem(str(error), ()))
-    return _report(description, bad, tasks, histogram, rewards, problems)
+    return _report(description, tasks, histogram, rewards, notes, problems)
 
 
 def _report(
     description: DatasetDescription,
-    bad: frozenset[int],
     tasks: dict[str, int],
     histogram: tuple[tuple[int, int, int], ...],
     rewards: RewardReport | None,
+    notes: list[str],
     problems: list[Problem],
 ) -> DatasetReport:
     from chunkrl.data.pictures import Camera
@@ -150,6 +161,8 @@ def _report(
     def size(names: Sequence[str]) -> tuple[str, int]:
         return " + ".join(names), sum(description.features[name].shape[0] for name in names)
 
+    bad = frozenset(index for problem in problems for index in problem.episodes)
+    known = frozenset(episode.index for episode in description.episodes)
     cameras = []
     for name in description.cameras:
         camera = Camera(description, name, np.empty(0))
@@ -160,7 +173,7 @@ def _report(
         version=description.version,
         fps=description.fps,
         robot_type=description.robot_type,
-        num_episodes=len(description.episodes),
+        num_episodes=len(known | bad),
         num_frames=description.num_frames,
         num_bad_episodes=len(bad),
         tasks=tasks,
@@ -169,6 +182,7 @@ def _report(
         cameras=tuple(cameras),
         length_histogram=histogram,
         rewards=rewards,
+        notes=tuple(notes),
         problems=tuple(problems),
     )
 
@@ -183,20 +197,19 @@ def length_histogram(lengths: np.ndarray) -> tuple[tuple[int, int, int], ...]:
     )
 
 
-def _rewards(table: FrameTable, command: InspectCommand) -> RewardReport:
-    labels = label_frames(table, command.labels)
+def _rewards(table: FrameTable, labels: FrameLabels, horizon: int) -> RewardReport:
     segments = cut_segments(labels.terminated, table.episode_start, table.episode_length)
     rewarded = 0
     for begin in range(0, table.num_frames, BATCH_STARTS):
         starts = np.arange(begin, min(begin + BATCH_STARTS, table.num_frames))
-        steps = chunk_steps(starts, command.horizon, segments)
+        steps = chunk_steps(starts, horizon, segments)
         rewarded += int(chunk_reward("any", steps, labels.reward, labels.subgoal, 1.0).sum())
     return RewardReport(
         rules=(labels.rule.success, labels.rule.subgoal),
         success_rate=float(labels.success.mean()),
         subgoal_density=float(labels.subgoal.mean()),
         reward_density=np.count_nonzero(labels.reward) / table.num_frames,
-        horizon=command.horizon,
+        horizon=horizon,
         num_chunks=table.num_frames,
         num_rewarded_chunks=rewarded,
     )
@@ -234,5 +247,15 @@ def to_text(report: DatasetReport) -> str:
             f"chunks     {rewards.num_rewarded_chunks} of {rewards.num_chunks} reach a sub-goal within "
             f"{rewards.horizon} actions",
         ]
-    rows += [f"problem    {problem.message}" for problem in report.problems] or ["problems   none found"]
+    rows += [f"note       {note}" for note in report.notes]
+    rows += [f"problem    {_with_episodes(problem)}" for problem in report.problems] or [
+        "problems   none found"
+    ]
     return "\n".join(rows)
+
+
+def _with_episodes(problem: Problem) -> str:
+    """The message, with the episodes before it where they are several."""
+    if len(problem.episodes) < 2:
+        return problem.message
+    return f"episodes {name_indices(problem.episodes)}: {problem.message}"

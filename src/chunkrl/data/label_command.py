@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +15,12 @@ import tyro
 
 from chunkrl.data.chunk_semantics import cut_segments
 from chunkrl.data.export import export_labels
+from chunkrl.data.export_plan import Others
 from chunkrl.data.formats import ColumnMapping
 from chunkrl.data.frames import FrameSettings, FrameTable
-from chunkrl.data.labels import FrameLabels, LabelRule, label_frames
+from chunkrl.data.label_rules import LabelRule, columns_read
+from chunkrl.data.labels import FrameLabels, label_frames
+from chunkrl.data.notes import column_notes, label_notes
 from chunkrl.data.regular_files import open_regular
 from chunkrl.data.returns import TimeOut, lambda_returns, n_step_returns, normalize_per_task
 from chunkrl.data.sidecar import load_sidecar, save_sidecar
@@ -65,6 +69,8 @@ class LabelCommand:
     """The file; default: labels/<digest of the rule>.parquet in the data set's folder."""
     export: str | None = None
     """Also write a new LeRobot v3.0 data set with the labels as `next.*` columns, into this folder."""
+    export_others: Others = "copy"
+    """What becomes of columns and cameras that are not understood: copied as they are, or left out."""
     mapping: Annotated[ColumnMapping, tyro.conf.OmitArgPrefixes] = field(default_factory=ColumnMapping)
     """Columns with other names than LeRobot's, openpi's or the document's."""
     revision: str | None = None
@@ -79,15 +85,24 @@ def label_dataset(command: LabelCommand, progress: Progress) -> tuple[FrameTable
         raise ChunkRLError("name a data set: chunkrl label FOLDER, or owner/name on the Hub")
     settings = FrameSettings(cache=False, skip_bad_episodes=command.skip_bad_episodes)
     table = FrameTable.open(
-        command.dataset, command.mapping, command.revision, progress=progress, settings=settings
+        command.dataset,
+        command.mapping,
+        command.revision,
+        progress=progress,
+        settings=settings,
+        label_columns=partial(columns_read, command.rule),
     )
     for problem in table.problems:
         print(f"set aside  episodes {list(problem.episodes)}: {problem.message}")
     labels = label_frames(table, _with_replays(table, command, progress))
+    for note in (*column_notes(table), *label_notes(table, labels)):
+        print(f"note: {note}")
     arrays = label_arrays(table, labels, command.returns)
     rule = rule_record(labels.rule, command.returns)
     digest = hashlib.sha256(json.dumps(rule, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(command.output or table.description.root / "labels" / f"{digest}.parquet")
+    if command.export:  # first: where it fails, nothing was written
+        export_labels(table, labels, Path(command.export).expanduser(), progress, command.export_others)
     save_sidecar(path, table, arrays, rule)
     print(
         f"{path}: {labels.success.mean():.1%} of {table.num_episodes} episodes succeed (by {labels.rule.success}), "
@@ -95,7 +110,6 @@ def label_dataset(command: LabelCommand, progress: Progress) -> tuple[FrameTable
         f"{arrays['return'].min():.4g} to {arrays['return'].max():.4g}"
     )
     if command.export:
-        export_labels(table, labels, Path(command.export), progress)
         print(f"{command.export}: {table.num_episodes} episodes with next.* columns")
     return table, labels
 

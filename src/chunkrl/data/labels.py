@@ -14,13 +14,12 @@ Conventions, all decided here:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 import numpy as np
 
 from chunkrl.data.frames import FrameTable
+from chunkrl.data.interventions import human_frames
 from chunkrl.data.label_columns import (
-    FlagAt,
     check_values,
     first_row,
     flag_column,
@@ -28,78 +27,10 @@ from chunkrl.data.label_columns import (
     place_of,
     to_action,
 )
+from chunkrl.data.label_rules import AUTO, REWARDS, LabelRule, success_column
 from chunkrl.data.large_arrays import blocks, by_blocks, zeros
-from chunkrl.data.pick_place import PickPlaceRule
 from chunkrl.data.subgoals import subgoal_frames
 from chunkrl.errors import DatasetError
-
-SuccessRule = Literal["auto", "next.success", "next.reward", "reward", "subgoal_last", "all", "episodes"]
-SubgoalRule = Literal["auto", "column", "success", "episode_end", "gripper", "pick_place", "csv"]
-RewardRule = Literal["auto", "success", "cost"]
-
-
-@dataclass(frozen=True)
-class LabelRule:
-    """How a data set's columns are read. The command line's flags have the same names (`--success`, ...).
-
-    success: which episodes succeed, and at which action.
-        auto: next.success if there is one, else next.reward, else reward, else subgoal_last.
-        next.success: at its first True.
-        next.reward, reward: at the first reward of 1 (rewards 0 and 1), or the first 0 (rewards -1 and 0).
-        subgoal_last: the last frame of an episode whose last frame has the sub-goal flag.
-        all: the last frame of every episode. episodes: the last frame of `success_episodes`.
-    success_episodes: episode indices for success="episodes".
-    subgoal: auto: the column `subgoal_key` if there is one, else success.
-        column: where the flag rises. success: where the episode succeeds. episode_end: the last frame of a
-        successful episode. gripper: where the gripper's command crosses the middle of its range.
-        pick_place: grasps, lifts and placements by rules on command and state (`pick_place`; LIBERO).
-        csv: at the frames that the file `subgoal_csv` lists (columns episode_index, frame_index).
-    subgoal_key: the column with the sub-goal flags. gripper_index: the action's dimension of the gripper.
-    pick_place: settings of subgoal="pick_place".
-    step_reward: auto: next.reward if there is one, else reward, else success. success: 1 at success, else 0.
-        cost: -1 a step, 0 at success, -`failure_penalty` at the last action of an unsuccessful episode, and 0
-        after a success: the return says how long success takes (the advantage-conditioned document's reward).
-    failure_terminal: the last action of every unsuccessful episode ended the task (no bootstrap), for example
-        because the recording was stopped at a failure and not for lack of time; else that of those which
-        `next.terminated` says it of.
-    flag_at: what a flag outside `next.*` belongs to: its frame's action, or its frame's observation.
-    human_key: the column that is true where a human acted in place of the policy; auto: LeRobot's
-        complementary_info.is_intervention where there is one, else no frame is a human's.
-    """
-
-    success: SuccessRule = "auto"
-    success_episodes: tuple[int, ...] = ()
-    subgoal: SubgoalRule = "auto"
-    subgoal_key: str = "subgoal"
-    gripper_index: int = -1
-    pick_place: PickPlaceRule = PickPlaceRule()
-    subgoal_csv: str = ""
-    step_reward: RewardRule = "auto"
-    failure_penalty: float = 100.0
-    failure_terminal: bool = False
-    flag_at: FlagAt = "action"
-    human_key: str = "auto"
-
-    def __post_init__(self) -> None:
-        allowed = {
-            "success": SuccessRule,
-            "subgoal": SubgoalRule,
-            "step_reward": RewardRule,
-            "flag_at": FlagAt,
-        }
-        for name, values in ((name, get_args(kind)) for name, kind in allowed.items()):
-            if getattr(self, name) not in values:
-                raise DatasetError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: use one of {', '.join(values)}"
-                )
-        if bool(self.success_episodes) != (self.success == "episodes"):
-            raise DatasetError(
-                "--success episodes and --success-episodes 0 3 ... go together: give both or neither"
-            )
-        if bool(self.subgoal_csv) != (self.subgoal == "csv"):
-            raise DatasetError("--subgoal csv and --subgoal-csv FILE go together: give both or neither")
-        if not 0 <= self.failure_penalty < np.inf:
-            raise DatasetError(f"--failure-penalty {self.failure_penalty}: a finite number, at least 0")
 
 
 @dataclass(frozen=True)
@@ -131,13 +62,16 @@ def label_frames(table: FrameTable, rule: LabelRule = LabelRule()) -> FrameLabel
 
     Raises:
         DatasetError: no column says who succeeded and no rule does; the rule's column is missing; a flag is
-        not
-            0 or 1; an episode is successful before its first action; unknown episodes.
+        not 0 or 1; an episode is successful before its first action, or all that succeed do so at their first;
+        unknown episodes.
     """
     rule = _resolve(table, rule)
     last = table.episode_start + table.episode_length - 1
-    first_success = _first_in_episodes(table, _success(table, rule))
+    fired = _success(table, rule)
+    first_success = _first_in_episodes(table, fired)
     success = first_success < table.num_frames
+    _check_not_repeated(table, rule, fired, first_success)
+    human_key, human = human_frames(table, rule.human_key)
     terminated, truncated, after_success = (zeros(table.cache_dir, table.num_frames, bool) for _ in range(3))
     terminated[first_success[success]] = True
     for begin, end in zip(first_success[success] + 1, last[success] + 1, strict=True):
@@ -155,9 +89,9 @@ def label_frames(table: FrameTable, rule: LabelRule = LabelRule()) -> FrameLabel
         terminated=terminated,
         truncated=truncated,
         after_success=after_success,
-        human=_human(table, rule.human_key),
+        human=human,
         success=success,
-        rule=rule,
+        rule=replace(rule, human_key=human_key),
     )
 
 
@@ -183,33 +117,43 @@ def _resolve(table: FrameTable, rule: LabelRule) -> LabelRule:
     """The rule without "auto"."""
     success, subgoal = rule.success, rule.subgoal
     if success == "auto":
-        columns: tuple[tuple[str, SuccessRule], ...] = (
-            ("next.success", "next.success"),
-            ("next.reward", "next.reward"),
-            ("reward", "reward"),
-            (rule.subgoal_key, "subgoal_last"),
-        )
-        found = [name for column, name in columns if table.has_column(column)]
-        if not found:
+        found = success_column(rule, [name for name in table.description.features if table.has_column(name)])
+        if found is None:
+            outcomes = [name for name in table.description.features if "succe" in name.lower()]
             raise DatasetError(
                 f"{table.description.root} does not say which episodes succeeded: none of the columns "
-                f"{', '.join(column for column, _ in columns)}. Say it with --success all (all of them), "
-                "--success episodes --success-episodes 0 3 ... (those) or --subgoal-key NAME (a flag column)"
+                f"{', '.join((*AUTO[:3], rule.subgoal_key))}. Say it with --success all (all of them), "
+                "--success episodes --success-episodes 0 3 ... (those), --subgoal-key NAME (a flag column) or "
+                "--success episode_flag --success-key NAME (a column with an episode's outcome"
+                f"{': ' * bool(outcomes) + ', '.join(outcomes)})"
             )
-        success = found[0]
+        success = found[1]
     if subgoal == "auto":
         subgoal = "column" if table.has_column(rule.subgoal_key) else "success"
     return replace(rule, success=success, subgoal=subgoal)
 
 
-_INTERVENTION = "complementary_info.is_intervention"  # LeRobot's name
+def _check_not_repeated(
+    table: FrameTable, rule: LabelRule, fired: np.ndarray, first_success: np.ndarray
+) -> None:
+    """Refuses a column that gives an episode's outcome at each of its frames: no frame would lead to success.
 
-
-def _human(table: FrameTable, key: str) -> np.ndarray:
-    """bool [N], actions of a human."""
-    if key == "auto" and not table.has_column(_INTERVENTION):
-        return zeros(table.cache_dir, table.num_frames, bool)
-    return flag_column(table, _INTERVENTION if key == "auto" else key, "--human-key")
+    fired: bool [N], what the column says.
+    """
+    several = table.episode_length > 1
+    at_first = several & (first_success == table.episode_start)
+    repeated = at_first & fired[table.episode_start + table.episode_length - 1]
+    others = (first_success < table.num_frames) & several & ~repeated
+    if rule.success not in ("next.success", "next.reward", "reward") or not repeated.any() or others.any():
+        return
+    cure = "--success episode_flag"
+    if rule.success != "next.success":
+        cure += f" --success-key {rule.success} --step-reward success"
+    raise DatasetError(
+        f"{table.description.root}: by '{rule.success}' all {int(repeated.sum())} successful episodes of "
+        f"several frames succeed at their first frame already: is it the outcome, repeated at every frame? "
+        f"Then use {cure} (success at the last action); else correct the column"
+    )
 
 
 def _success(table: FrameTable, rule: LabelRule) -> np.ndarray:
@@ -229,6 +173,9 @@ def _success(table: FrameTable, rule: LabelRule) -> np.ndarray:
         return fired
     if rule.success == "next.success":
         return flag_column(table, "next.success", "--success")
+    if rule.success == "episode_flag":
+        fired[last] = _success_rewards(table, rule.success_key)[last]
+        return fired
     if rule.success == "subgoal_last":
         name = rule.subgoal_key
         fired[last] = flag_column(table, name, "--subgoal-key")[last]
@@ -265,7 +212,7 @@ def _reward(
         reward = by_blocks(folder, num_frames, np.float32, cost)
         reward[failed_end] = -rule.failure_penalty
         return reward
-    recorded = [name for name in ("next.reward", "reward") if table.has_column(name)]
+    recorded = [name for name in REWARDS if table.has_column(name)]
     if rule.step_reward == "success" or not recorded:
         return by_blocks(folder, num_frames, np.float32, lambda rows: success[rows])
     values = label_column(table, recorded[0], "column")

@@ -107,6 +107,16 @@ def vector_names(features: Sequence[Feature]) -> tuple[str, ...] | None:
     )
 
 
+def state_choices(features: Iterable[Feature]) -> list[str]:
+    """Columns that are no action by their name, and could be a state."""
+    others = re.compile(r"action|reward|done|success|goal|return|value|info", re.IGNORECASE)
+    return [
+        f.name
+        for f in features
+        if _is_choice(f) and f.dtype.startswith("float") and not others.search(f.name)
+    ]
+
+
 def describe_columns(features: Iterable[Feature]) -> str:
     """What there is to choose from, with the flags that choose it."""
     vectors = [f"{f.name} [{f.shape[0]}]" for f in features if _is_choice(f)]

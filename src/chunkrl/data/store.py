@@ -56,6 +56,13 @@ class Columns:
         """Columns that were read and cannot be used -> why."""
         return {name: entry.fault for name, entry in self._entries.items() if entry.fault is not None}
 
+    def is_finite(self, name: str) -> bool:
+        """Whether the column can be read, and holds no NaN or infinite value."""
+        try:
+            return self._find(name)[1].not_finite is None
+        except DatasetError:
+            return False
+
     def read(self, name: str, dtype: type[np.generic] | None = None) -> np.ndarray:
         """The column, read-only; as `dtype` where given (converted once, into the cache).
 

@@ -16,7 +16,7 @@ from chunkrl.data.regular_files import check_regular
 from chunkrl.errors import DatasetError
 
 if TYPE_CHECKING:
-    from chunkrl.data.labels import LabelRule
+    from chunkrl.data.label_rules import LabelRule
 
 _CSV_COLUMNS = ("episode_index", "frame_index")
 

@@ -39,12 +39,18 @@ class VideoFormat:
 class EncodedVideo:
     """An episode's pictures with the packets that they were decoded from.
 
-    pictures: uint8 RGB [T, height, width, 3]. file, start: the mp4, and the time of the first of them in it, seconds.
+    pictures: uint8 RGB [T, height, width, 3], or how many they are where nobody looks at them. file, start: the mp4,
+    and the time of the first of them in it, seconds.
     """
 
-    pictures: np.ndarray
+    pictures: np.ndarray | int
     file: Path
     start: float
+
+    @property
+    def num_frames(self) -> int:
+        """T."""
+        return self.pictures if isinstance(self.pictures, int) else len(self.pictures)
 
 
 def common_format(description: DatasetDescription, camera: str, timestamps: np.ndarray) -> VideoFormat | None:
@@ -74,7 +80,7 @@ def copy_video(video: EncodedVideo, target: Path, fps: float) -> None:
     Raises:
         DatasetError: the file is missing or damaged, or cannot be copied from (see `common_format`).
     """
-    num_frames = len(video.pictures)
+    num_frames = video.num_frames
     with reading(video.file, FFmpegError), av.open(str(video.file)) as source:
         template = source.streams.video[0]
         packets = _select(source, template, video.start, num_frames, fps)

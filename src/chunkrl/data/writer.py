@@ -49,6 +49,7 @@ class DatasetWriter:
     overwrite: delete the data set at `root` first.
     video: encoder settings of cameras of dtype "video".
     copied: cameras of dtype "video" whose episodes are given as `EncodedVideo` of this format: not encoded anew.
+    raw: further columns, which are written as they are given; videos among them are in `copied`.
 
     Attributes:
         num_episodes, num_frames: what the data set holds.
@@ -67,8 +68,10 @@ class DatasetWriter:
         overwrite: bool = False,
         video: VideoEncoding | None = None,
         copied: Mapping[str, VideoFormat] | None = None,
+        raw: Mapping[str, ec.RawFeature] | None = None,
     ) -> None:
-        ec.check_features(features)
+        self._raw = dict(raw or {})
+        ec.check_features([*features, *self._raw])
         self.root = Path(root)
         self.fps = fps
         self.features = dict(features)
@@ -81,6 +84,8 @@ class DatasetWriter:
         self._statistics: dict[str, es.FeatureStatistics] = {}
         videos = [key for key, spec in features.items() if spec.dtype == "video"]
         images = [key for key, spec in features.items() if spec.dtype == "image"]
+        videos += [key for key, spec in self._raw.items() if spec.kind is None]
+        images += [key for key, spec in self._raw.items() if spec.record.get("dtype") == "image"]
         if not fps > 0 or (videos and abs(float(sg.file_rate(fps)) / fps - 1) > 1e-9):
             raise DatasetError(f"fps {fps}: a positive number, for videos a ratio such as 30 or 30000 / 1001")
         self._files = df.DatasetFiles(self.root, fps, images, videos, self._video, self._copied)
@@ -95,7 +100,7 @@ class DatasetWriter:
         """Append one episode and return its index; when this returns, the episode is on the disk.
 
         columns: feature -> [T, *shape]; [T] serves for shape (1,). Cameras: uint8 [T, height, width, 3], or an
-            `EncodedVideo` for those of `copied`.
+            `EncodedVideo` for those of `copied`. Raw columns: arrow arrays [T].
         task: the episode's text, or one text a frame.
 
         Raises:
@@ -111,11 +116,13 @@ class DatasetWriter:
                 f"{sorted(self._copied)}: give those as EncodedVideo"
             )
         decoded = {key: video.pictures for key, video in encoded.items()}
-        arrays, num_frames = ec.check_columns(self.features, {**columns, **decoded}, episode)
+        given = {key: values for key, values in {**columns, **decoded}.items() if key not in self._raw}
+        arrays, num_frames = ec.check_columns(self.features, given, episode)
+        raw = ec.raw_columns(self._raw, columns, num_frames, episode)
         texts = ec.frame_tasks(task, num_frames, episode)
         tasks = {text: i for i, text in enumerate(dict.fromkeys([*self._tasks, *texts]))}
         arrays |= self._default_columns(num_frames, np.array([tasks[text] for text in texts]))
-        statistics = self._write_frames(arrays, encoded)
+        statistics = self._write_frames(arrays, encoded, raw)
         if len(tasks) > len(self._tasks):
             with replace_file(self.root / "meta/tasks.parquet") as path:
                 pq.write_table(ec.tasks_table(list(tasks)), path)
@@ -194,9 +201,11 @@ class DatasetWriter:
             "splits": {},
             "data_path": df.DATA_PATH,
             "video_path": df.VIDEO_PATH if self._files.video_keys else None,
-            "features": {key: spec.to_json() for key, spec in self._all_features.items()},
+            "features": {key: spec.to_json() for key, spec in (self._all_features | self._raw).items()},
         }
         for key in self._files.video_keys:
+            if key in self._raw:
+                continue
             made = self._copied.get(key, self._video)
             self._info["features"][key]["info"] = made.describe(self.features[key].shape, self._info["fps"])
         self._write_info(0, 0)
@@ -219,7 +228,10 @@ class DatasetWriter:
         if not isinstance(features, dict) or not all(isinstance(item, dict) for item in features.values()):
             raise DatasetError(f"{path}: 'features' are damaged: restore it, or pass overwrite=True")
         old = {k: {n: v.get(n) for n in ("dtype", "shape", "names")} for k, v in features.items()}
-        new = {key: spec.to_json() for key, spec in self._all_features.items()}
+        new = {
+            key: {n: spec.to_json().get(n) for n in ("dtype", "shape", "names")}
+            for key, spec in (self._all_features | self._raw).items()
+        }
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 raise DatasetError(f"{path}: feature '{key}' is {old.get(key)}, not {new.get(key)}; {cure}")
@@ -263,7 +275,10 @@ class DatasetWriter:
         return {key: values[:, None] for key, values in columns.items()}
 
     def _write_frames(
-        self, arrays: Mapping[str, np.ndarray], encoded: Mapping[str, EncodedVideo]
+        self,
+        arrays: Mapping[str, np.ndarray],
+        encoded: Mapping[str, EncodedVideo],
+        raw: list[pa.Array],
     ) -> dict[str, es.FeatureStatistics]:
         """Write data file and videos of the next segment; the episode's statistics."""
         index = self._files.next_index
@@ -285,7 +300,11 @@ class DatasetWriter:
                     copy_video(encoded[key], path, self.fps)
                 else:
                     sg.encode_video(frames, path, self.fps, self._video)
-        table = pa.Table.from_arrays(stored, schema=ec.table_schema(self._all_features))
+        for key in self._raw.keys() & encoded.keys():
+            with replace_file(self._files.video_path(index, key)) as path:
+                copy_video(encoded[key], path, self.fps)
+        schema = ec.table_schema(self._all_features, self._raw)
+        table = pa.Table.from_arrays([*stored, *raw], schema=schema)
         with replace_file(self._files.data_path(index)) as path:
             options = sg.parquet_options(table.schema, self._files.image_keys)
             pq.write_table(table, path, row_group_size=len(table), **options)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from chunkrl.config import load_config
 from chunkrl.data.label_command import LabelCommand
-from chunkrl.data.labels import SuccessRule
+from chunkrl.data.label_rules import SuccessRule
 from chunkrl.envs.collect import CollectCommand
 from chunkrl.envs.collect_config import CollectConfig
 from chunkrl.envs.registry import is_libero

@@ -21,6 +21,7 @@ from chunkrl import ranks
 from chunkrl.build import open_datasets
 from chunkrl.config import save_config
 from chunkrl.data.collection import ChunkCollection
+from chunkrl.data.notes import data_notes
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.online.data_worker import DataWorker
@@ -92,6 +93,8 @@ class _Session:
         """All of it."""
         config, train, changed = self._config, self._train, threading.Condition()
         offline = open_datasets(train, progress) if train.dataset_dir else []
+        for note in data_notes(offline):
+            print(f"note: {note}", flush=True)
         data = LearnerData(
             offline,
             train.dataset_weights,

@@ -1,0 +1,120 @@
+"""How success, rewards and sub-goals are read: the settings, and the columns that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from chunkrl.data.label_columns import FlagAt
+from chunkrl.data.pick_place import PickPlaceRule
+from chunkrl.errors import DatasetError
+
+SuccessRule = Literal[
+    "auto", "next.success", "next.reward", "reward", "subgoal_last", "episode_flag", "all", "episodes"
+]
+SubgoalRule = Literal["auto", "column", "success", "episode_end", "gripper", "pick_place", "csv"]
+RewardRule = Literal["auto", "success", "cost"]
+AUTO = ("next.success", "next.reward", "reward", "subgoal_last")
+NO_COLUMN = "none"  # of human_key
+REWARDS = ("next.reward", "reward")
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """How a data set's columns are read. The command line's flags have the same names (`--success`, ...).
+
+    success: which episodes succeed, and at which action.
+        auto: next.success if there is one, else next.reward, else reward, else subgoal_last.
+        next.success: at its first True.
+        next.reward, reward: at the first reward of 1 (rewards 0 and 1), or the first 0 (rewards -1 and 0).
+        subgoal_last: the last frame of an episode whose last frame has the sub-goal flag.
+        episode_flag: the last frame of an episode whose last frame has the flag or reward `success_key`: for columns
+        that repeat an episode's outcome at all of its frames.
+        all: the last frame of every episode. episodes: the last frame of `success_episodes`.
+    success_episodes: episode indices for success="episodes". success_key: the column of success="episode_flag".
+    subgoal: auto: the column `subgoal_key` if there is one, else success.
+        column: where the flag rises. success: where the episode succeeds. episode_end: the last frame of a
+        successful episode. gripper: where the gripper's command crosses the middle of its range.
+        pick_place: grasps, lifts and placements by rules on command and state (`pick_place`; LIBERO).
+        csv: at the frames that the file `subgoal_csv` lists (columns episode_index, frame_index).
+    subgoal_key: the column with the sub-goal flags. gripper_index: the action's dimension of the gripper.
+    pick_place: settings of subgoal="pick_place".
+    step_reward: auto: next.reward if there is one, else reward, else success. success: 1 at success, else 0.
+        cost: -1 a step, 0 at success, -`failure_penalty` at the last action of an unsuccessful episode, and 0
+        after a success: the return says how long success takes (the advantage-conditioned document's reward).
+    failure_terminal: the last action of every unsuccessful episode ended the task (no bootstrap), for example
+        because the recording was stopped at a failure and not for lack of time; else that of those which
+        `next.terminated` says it of.
+    flag_at: what a flag outside `next.*` belongs to: its frame's action, or its frame's observation.
+    human_key: the column that is true where a human acted in place of the policy; auto: LeRobot's
+        complementary_info.is_intervention where there is one, else a flag called `intervention` or `is_intervention`
+        (`chunkrl.data.interventions`); none: no frame is a human's.
+    """
+
+    success: SuccessRule = "auto"
+    success_episodes: tuple[int, ...] = ()
+    success_key: str = "next.success"
+    subgoal: SubgoalRule = "auto"
+    subgoal_key: str = "subgoal"
+    gripper_index: int = -1
+    pick_place: PickPlaceRule = PickPlaceRule()
+    subgoal_csv: str = ""
+    step_reward: RewardRule = "auto"
+    failure_penalty: float = 100.0
+    failure_terminal: bool = False
+    flag_at: FlagAt = "action"
+    human_key: str = "auto"
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "success": SuccessRule,
+            "subgoal": SubgoalRule,
+            "step_reward": RewardRule,
+            "flag_at": FlagAt,
+        }
+        for name, values in ((name, get_args(kind)) for name, kind in allowed.items()):
+            if getattr(self, name) not in values:
+                raise DatasetError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: use one of {', '.join(values)}"
+                )
+        if bool(self.success_episodes) != (self.success == "episodes"):
+            raise DatasetError(
+                "--success episodes and --success-episodes 0 3 ... go together: give both or neither"
+            )
+        if bool(self.subgoal_csv) != (self.subgoal == "csv"):
+            raise DatasetError("--subgoal csv and --subgoal-csv FILE go together: give both or neither")
+        if not 0 <= self.failure_penalty < np.inf:
+            raise DatasetError(f"--failure-penalty {self.failure_penalty}: a finite number, at least 0")
+
+
+def success_column(rule: LabelRule, declared: Collection[str]) -> tuple[str, SuccessRule] | None:
+    """The column that says who succeeded, and the rule without "auto"; None where "auto" finds none."""
+    columns: dict[str, tuple[tuple[str, SuccessRule], ...]] = {
+        "next.success": (("next.success", "next.success"),),
+        "next.reward": (("next.reward", "next.reward"),),
+        "reward": (("reward", "reward"),),
+        "subgoal_last": ((rule.subgoal_key, "subgoal_last"),),
+        "episode_flag": ((rule.success_key, "episode_flag"),),
+    }
+    if rule.success != "auto":
+        return next(iter(columns.get(rule.success, ())), None)
+    known = [pair for name in AUTO for pair in columns[name]]
+    return next((pair for pair in known if pair[0] in declared), None)
+
+
+def columns_read(rule: LabelRule, declared: Collection[str]) -> list[str]:
+    """The columns that `label_frames` reads by this rule, of a data set that declares these."""
+    success = success_column(rule, declared)
+    names = [] if success is None else [success[0]]
+    if rule.subgoal in ("auto", "column"):
+        names.append(rule.subgoal_key)
+    if rule.step_reward == "auto":
+        names += [name for name in REWARDS if name in declared][:1]
+    if not rule.failure_terminal:
+        names.append("next.terminated")
+    if rule.human_key not in ("auto", NO_COLUMN):
+        names.append(rule.human_key)
+    return [name for name in dict.fromkeys(names) if name in declared]
