@@ -119,7 +119,7 @@ def write_lerobot_folder(
     return folder
 
 
-def write_video(file: Path, pictures: np.ndarray, fps: int) -> None:
+def write_video(file: Path, pictures: np.ndarray, fps: int | Fraction) -> None:
     """A lossless H.264 video of uint8 RGB [n, height, width, 3], with a key frame every 4 frames."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(file), "w") as container:

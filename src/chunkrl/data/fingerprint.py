@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chunkrl.data.metadata import Episode, Info, metadata_files
-from chunkrl.data.parquet import check_is_file
 from chunkrl.data.problems import Report
+from chunkrl.data.regular_files import check_regular
 from chunkrl.errors import DatasetError
 
 BLOCK = 4096
@@ -43,7 +43,8 @@ def dataset_fingerprint(
     for file, indices in needed.items():
         name = file.relative_to(root).as_posix()
         try:
-            check_is_file(file)
+            if file.exists():
+                check_regular(file, DatasetError, "fetch the data set again")
             content = _content_digest(file, whole=file in metadata)
         except DatasetError as error:
             report(error, indices)

@@ -20,16 +20,10 @@ from chunkrl.errors import DatasetError
 MORE_ROWS = 1000
 
 
-def check_is_file(file: Path) -> None:
-    """Refuses what is there and no file, before it is opened: a pipe would be waited for, a device never ends."""
-    if file.exists():
-        check_regular(file, DatasetError, "fetch the data set again")
-
-
 @contextmanager
 def reading(file: Path, *also: type[Exception]) -> Iterator[None]:
     """Turns what pyarrow, the file system and `also` raise about `file` into a DatasetError; it must be a file."""
-    check_is_file(file)
+    check_regular(file, DatasetError, "fetch the data set again")
     try:
         yield
     except DatasetError:

@@ -11,7 +11,8 @@ import numpy as np
 
 from chunkrl.data.formats import DatasetDescription
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.metadata import json_lines, json_object, metadata_files
+from chunkrl.data.json_files import json_lines, read_json
+from chunkrl.data.metadata import CURE, integer, metadata_files
 from chunkrl.data.parquet import open_parquet, reading
 from chunkrl.data.problems import Problem
 from chunkrl.errors import DatasetError
@@ -78,9 +79,14 @@ def _compare(
 ) -> None:
     """Adds to `outside` what of values [N, D] is: of the episode, or of all."""
     room = 1e-4 * (high - low) + 1e-5 * np.maximum(np.abs(low), np.abs(high)) + 1e-9
-    for number, episode in enumerate(table.episode_ids.tolist()):
-        if recorded.episode not in (None, episode):
-            continue
+    ids = table.episode_ids
+    if recorded.episode is None:
+        numbers = range(len(ids))
+    else:  # they stand in order
+        number = int(np.searchsorted(ids, recorded.episode))
+        numbers = [number] if number < len(ids) and ids[number] == recorded.episode else []
+    for number in numbers:
+        episode = int(ids[number])
         first = int(table.episode_start[number])
         own = np.asarray(values[first : first + int(table.episode_length[number])], np.float64)
         excess = np.maximum(low - own, own - high)
@@ -109,26 +115,38 @@ def _range(recorded: _Recorded, width: int) -> tuple[np.ndarray, np.ndarray] | N
 
 
 def _recorded(description: DatasetDescription, keys: tuple[str, ...]) -> Iterator[_Recorded]:
-    meta = description.root / "meta"
-    if (meta / "stats.json").exists():
-        yield from _of_record(meta / "stats.json", None, json_object(meta / "stats.json"), keys)
-    if (meta / "episodes_stats.jsonl").exists():
-        for _, row in json_lines(meta / "episodes_stats.jsonl"):
-            yield from _of_record(
-                meta / "episodes_stats.jsonl", row.get("episode_index"), row.get("stats"), keys
-            )
+    """Of the episodes; of the columns that have none, those of the whole data set, which a killed writer leaves as
+    they were before the last episode."""
+    of_episodes: set[str] = set()
+    for recorded in _of_episodes(description, keys):
+        of_episodes.add(recorded.key)
+        yield recorded
+    file = description.root / "meta" / "stats.json"
+    if file.exists():
+        yield from _of_record(
+            file,
+            None,
+            read_json(file, dict, DatasetError, CURE, nan=True),
+            tuple(key for key in keys if key not in of_episodes),
+        )
+
+
+def _of_episodes(description: DatasetDescription, keys: tuple[str, ...]) -> Iterator[_Recorded]:
+    lines = description.root / "meta" / "episodes_stats.jsonl"
+    if lines.exists():
+        for where, row in json_lines(lines, DatasetError, CURE):
+            yield from _of_record(lines, integer(row, "episode_index", where), row.get("stats"), keys)
     for file in metadata_files(description.root, description.version)[2:] if description.shares_files else ():
-        wanted = [f"stats/{key}/{side}" for key in keys for side in ("min", "max")]
+        wanted = {f"stats/{key}/{side}": (key, side) for key in keys for side in ("min", "max")}
         with reading(file), open_parquet(file) as parquet:
             names = [name for name in parquet.schema_arrow.names if name in wanted]
             rows = parquet.read(["episode_index", *names]).to_pylist()
         for row in rows:
-            sides = {
-                key: {side: row.get(f"stats/{key}/{side}") for side in ("min", "max")}
-                for key in keys
-                if f"stats/{key}/min" in names
-            }
-            yield from _of_record(file, row["episode_index"], sides, keys)
+            sides: dict[str, dict[str, Any]] = {}
+            for name in names:
+                key, side = wanted[name]
+                sides.setdefault(key, {})[side] = row[name]
+            yield from _of_record(file, integer(row, "episode_index", str(file)), sides, keys)
 
 
 def _of_record(file: Path, episode: Any, statistics: Any, keys: tuple[str, ...]) -> Iterator[_Recorded]:

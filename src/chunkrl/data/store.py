@@ -168,7 +168,7 @@ def _build(description: DatasetDescription, names: Sequence[str], folder: Path, 
         arrays[name] = create_array(file, np.dtype(features[name].dtype), (description.num_frames, *shape))
     entries = {name: _Entry() for name in names}
     done = 0
-    for file, episodes in by_data_file(description.episodes):
+    for file, episodes in list(by_data_file(description.episodes)):
         check_footer(file, description.total_frames)
         wanted = {name: f for name, f in features.items() if name not in entries or not entries[name].fault}
         found, faults = readable(file, wanted, REQUIRED_NAMES)

@@ -7,7 +7,7 @@ import json
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -39,6 +39,8 @@ from chunkrl.data.video_ends import check_ends
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress
 
+_ROOT = "{the data set}"  # in messages that are kept: a copy of the data set stands elsewhere
+
 Found = list[tuple[DatasetError, tuple[int, ...]]]
 
 
@@ -63,14 +65,18 @@ def examine(
     labels = sorted(name for name in label_columns if name in description.features)
     roles = (description.state_keys, description.action_keys, labels, description.cameras if images else ())
     file = folder / f"problems-{hashlib.sha256(repr(roles).encode()).hexdigest()[:16]}.json"
+    root = str(description.root)
     if file.is_file():
         cure = "delete it, and the data set is looked through again"
-        return tuple(
-            record_of(Problem, record, str(file), DatasetError, cure)
-            for record in read_json(file, list, DatasetError, cure)
-        )
+        for record in read_json(file, list, DatasetError, cure):
+            kept = record_of(Problem, record, str(file), DatasetError, cure)
+            found(DatasetError(kept.message.replace(_ROOT, root)), kept.episodes)
+        return found.problems
+    before = found.problems
     survey(description, found, progress, images, labels)
-    write_text(file, json.dumps([asdict(problem) for problem in found.problems]))
+    new = [problem for problem in found.problems if problem not in before]
+    kept = [asdict(replace(problem, message=problem.message.replace(root, _ROOT))) for problem in new]
+    write_text(file, json.dumps(kept))
     return found.problems
 
 
