@@ -114,6 +114,13 @@ def test_templates_have_known_fields_and_short_integers(tmp_path: Path, template
     refused(root, "info.json", "'video_path'", "correct it")
 
 
+@pytest.mark.parametrize("field", ["{episode_index:200000000d}", "{episode_chunk.bit_length}", "{chunk_index}"])
+def test_templates_of_one_file_an_episode(tmp_path: Path, field: str) -> None:
+    root = write_lerobot_folder(tmp_path / "set", "v2.1").root
+    edit_json(root / "meta/info.json", data_path=f"data/{field}.parquet")
+    refused(root, "info.json", "'data_path'", "correct it")
+
+
 @pytest.mark.parametrize("form", ["", ":d", ":03d", ":3", ":06"])
 def test_short_integer_formats_are_taken(tmp_path: Path, form: str) -> None:
     folder = write_lerobot_folder(tmp_path / "set", lengths=(5, 3), episodes_per_file=9)

@@ -181,6 +181,7 @@ def test_videos_of_the_datas_rate_are_right(tmp_path: Path, rate: float) -> None
         (1.7e9, "float64", ("timestamps must begin at 0", "1.7e+09")),
         (1.7e9, "float32", ("timestamps must begin at 0",)),
         (100.0, "float32", ("timestamps must begin at 0", "begin at 100 s")),
+        (1.7e18, "int64", ("timestamps must begin at 0", "1.7e+18")),
     ],
 )
 def test_times_of_a_wall_clock_are_named(

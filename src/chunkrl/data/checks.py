@@ -51,7 +51,7 @@ def check_episode(
     if episode.length > 1 and not 0.95 < step * description.fps < 1.05:
         raise DatasetError(
             f"{where}: frames are {step:.4g} s apart, but meta/info.json says {description.fps:g} a second: "
-            "correct one"
+            f"correct one{late_start(times, description.fps)}"
         )
     texts = _check_tasks(description, columns["task_index"], where)
     if episode.tasks and not texts <= set(episode.tasks):

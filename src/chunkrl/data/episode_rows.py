@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from chunkrl.data.metadata import Episode, Feature
 from chunkrl.data.parquet import (
+    check_footer,
     column_count,
-    count_columns,
     group_starts,
     numeric_values,
     reading,
@@ -114,14 +114,14 @@ def unreadable_groups(
 
 
 def readable(
-    file: Path, features: Mapping[str, Feature], needed: Collection[str]
+    file: Path, features: Mapping[str, Feature], needed: Collection[str], total_frames: int
 ) -> tuple[dict[str, Feature], dict[str, str]]:
     """Those of the columns that a parquet file has, and what is wrong with the others.
 
     Raises:
-        DatasetError: a needed one is not there once; the file is missing or damaged.
+        DatasetError: a needed one is not there once; the file is missing or damaged (see `check_footer`).
     """
-    names = count_columns(file)
+    names = check_footer(file, total_frames)
     faults = {name: column_count(file, name, names) for name in features if names[name] != 1}
     for name in needed:
         if name in faults:

@@ -52,18 +52,26 @@ def group_starts(file: Path) -> np.ndarray:
     return np.cumsum([0, *sizes], dtype=np.int64)
 
 
-def count_columns(file: Path) -> Counter[str]:
-    """How often a parquet file has each column.
+def check_footer(file: Path, total_frames: int) -> Counter[str]:
+    """How often a parquet file has each column, by its footer, which must not count far more rows than the data set
+    has frames (as info.json says). A few more than its episodes have may stand there, of a writer that was killed.
 
     Raises:
-        DatasetError: the file is missing, or its footer is damaged.
+        DatasetError: too many rows, the file is missing, or its footer is damaged.
     """
     with reading(file), open_parquet(file) as parquet:
-        return Counter(parquet.schema_arrow.names)
+        metadata, names = parquet.metadata, Counter(parquet.schema_arrow.names)
+        num_rows = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    if num_rows > 2 * total_frames + MORE_ROWS:
+        raise DatasetError(
+            f"{file} is damaged (its footer counts {num_rows} rows, the data set has {total_frames} frames in all): "
+            "fetch or write it again"
+        )
+    return names
 
 
 def column_count(file: Path, column: str, names: Counter[str]) -> DatasetError:
-    """The error for a column that a file does not have once. names: of `count_columns`."""
+    """The error for a column that a file does not have once. names: of `check_footer`."""
     return DatasetError(
         f"{file}: has {names[column]} columns '{column}', meta/info.json declares one: "
         f"write the file again; columns: {', '.join(names)}"
@@ -168,19 +176,3 @@ def _converted(values: np.ndarray, dtype: np.dtype, where: str) -> np.ndarray:
             f"{where}: holds {first} ({values.dtype}), meta/info.json says {dtype}: correct one"
         )
     return converted
-
-
-def check_footer(file: Path, total_frames: int) -> None:
-    """Refuses a parquet file whose footer counts far more rows than the data set has frames (as info.json says).
-
-    A few more than its episodes have may stand there, of a writer that was killed.
-
-    Raises:
-        DatasetError: too many rows, the file is missing, or its footer is damaged.
-    """
-    num_rows = int(group_starts(file)[-1])
-    if num_rows > 2 * total_frames + MORE_ROWS:
-        raise DatasetError(
-            f"{file} is damaged (its footer counts {num_rows} rows, the data set has {total_frames} frames in all): "
-            "fetch or write it again"
-        )

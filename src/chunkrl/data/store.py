@@ -17,7 +17,6 @@ from chunkrl.data.checks import check_episode, first_not_finite, not_finite
 from chunkrl.data.episode_rows import BATCH_ROWS, by_data_file, read_episode, readable, whole_episodes
 from chunkrl.data.formats import DatasetDescription, Feature
 from chunkrl.data.json_files import read_json
-from chunkrl.data.parquet import check_footer
 from chunkrl.data.roles import REQUIRED_NAMES
 from chunkrl.data.row_checks import MisplacedRowsError, check_rows, explain
 from chunkrl.errors import DatasetError
@@ -169,9 +168,8 @@ def _build(description: DatasetDescription, names: Sequence[str], folder: Path, 
     entries = {name: _Entry() for name in names}
     done = 0
     for file, episodes in list(by_data_file(description.episodes)):
-        check_footer(file, description.total_frames)
         wanted = {name: f for name, f in features.items() if name not in entries or not entries[name].fault}
-        found, faults = readable(file, wanted, REQUIRED_NAMES)
+        found, faults = readable(file, wanted, REQUIRED_NAMES, description.total_frames)
         entries |= {name: _Entry(fault=fault) for name, fault in faults.items()}
         try:
             # Where the file is too short or too long, the first episode that fails says where.

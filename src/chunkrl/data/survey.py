@@ -29,7 +29,6 @@ from chunkrl.data.episode_rows import (
 from chunkrl.data.formats import DatasetDescription, Episode, Feature, without
 from chunkrl.data.images import BATCH_PICTURES
 from chunkrl.data.json_files import read_json
-from chunkrl.data.parquet import check_footer
 from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
 from chunkrl.data.problems import Collector, Problem
 from chunkrl.data.roles import REQUIRED_NAMES
@@ -151,8 +150,8 @@ class _ColumnSurvey:
             return
         columns = list(self._used)
         try:
-            check_footer(file, self._description.total_frames)
-            features, _ = readable(file, self._features, self._used)
+            total = self._description.total_frames
+            features, _ = readable(file, self._features, self._used, total)
             columns = list(features)
             for episode, parts in whole_episodes(file, run, columns):
                 self._check(episode, parts, features)
