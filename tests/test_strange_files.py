@@ -114,7 +114,9 @@ def test_templates_have_known_fields_and_short_integers(tmp_path: Path, template
     refused(root, "info.json", "'video_path'", "correct it")
 
 
-@pytest.mark.parametrize("field", ["{episode_index:200000000d}", "{episode_chunk.bit_length}", "{chunk_index}"])
+@pytest.mark.parametrize(
+    "field", ["{episode_index:200000000d}", "{episode_chunk.bit_length}", "{chunk_index}"]
+)
 def test_templates_of_one_file_an_episode(tmp_path: Path, field: str) -> None:
     root = write_lerobot_folder(tmp_path / "set", "v2.1").root
     edit_json(root / "meta/info.json", data_path=f"data/{field}.parquet")
