@@ -59,13 +59,12 @@ class Statistics:
             raise DatasetError(f"{file}: damaged statistics ({sorted(record)}, expected {names}): {cure}")
         count = integer(record, "count", str(file), 1)
         columns = [
-            np.asarray(numbers(record[name], f"{file}: '{name}'", DatasetError, cure), np.float32)
-            for name in names[:-1]
+            np.asarray(numbers(record[name], f"{file}: '{name}'", DatasetError, cure)) for name in names[:-1]
         ]
-        finite = all(np.isfinite(column).all() for column in columns)
-        if not finite or any(column.shape != columns[0].shape for column in columns):
+        fits = all((np.abs(column) <= np.finfo(np.float32).max).all() for column in columns)
+        if not fits or any(column.shape != columns[0].shape for column in columns):
             raise DatasetError(f"{file}: damaged statistics (lengths differ, or too large numbers): {cure}")
-        return cls(*columns, count=count)
+        return cls(*(column.astype(np.float32) for column in columns), count=count)
 
 
 def saved_statistics(file: Path, compute: Callable[[], Statistics]) -> Statistics:

@@ -246,6 +246,8 @@ def _check_stored(stored: _Stored, file: Path) -> None:
         raise ChunkRLError(
             f"{file} has results of {list(tasks)}, its settings name {list(settings.envs)}: {_CURE}"
         )
+    if stored.seconds < 0 or stored.num_workers < 0:
+        raise ChunkRLError(f"{file}: 'seconds' or 'num_workers' is negative: {_CURE}")
     for env, task in tasks.items():
         counted = (sum(e.success for e in task.episodes), len(task.episodes))
         if counted != (task.num_success, task.num_episodes) or not task.episodes:
@@ -273,7 +275,7 @@ def read_evaluation(path: str | Path) -> Evaluation:
     content = read_json(file, dict, ChunkRLError, _CURE)
     if "version" not in content:
         raise ChunkRLError(f"{file} is not a result of chunkrl evaluate: give its --output-dir")
-    if content["version"] != _VERSION:
+    if content["version"] != _VERSION or content["version"] is True:
         raise ChunkRLError(
             f"{file} has version {content['version']!r}, this chunkrl reads {_VERSION}: {_CURE}"
         )

@@ -20,9 +20,10 @@ class VersionCounter:
         self._path = Path(path)
         self._last = 0
         if self._path.exists():
-            self._last = read_json(self._path, dict, TransportError, "restore it").get("version")
-            if type(self._last) is not int or not 0 <= self._last < 2**62:
-                raise TransportError(f"{self._path}: version {self._last!r} is no number from 0: restore it")
+            last = read_json(self._path, dict, TransportError, "restore it").get("version")
+            if type(last) is not int or not 0 <= last < 2**62:
+                raise TransportError(f"{self._path}: version {last!r} is no number from 0: restore it")
+            self._last = last
 
     def next(self) -> int:
         """A version that no push had before; on the disk before it is returned."""

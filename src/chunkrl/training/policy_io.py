@@ -18,7 +18,7 @@ from chunkrl.data.action_encoding import ActionEncoding
 from chunkrl.data.normalize import Normalizer
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.manifest import MANIFEST_FILE, check_listed
-from chunkrl.models.encoders import NetworkConfig, ObservationSpec
+from chunkrl.models.encoders import MOST_VALUES, NetworkConfig, ObservationSpec
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.lora import adapted_modules, merge_lora
 from chunkrl.models.pi.actor import PiActor
@@ -80,10 +80,8 @@ class PolicySpec:
     def __post_init__(self) -> None:
         if not 0 < self.fps < math.inf:
             raise ChunkRLError(f"fps is {self.fps}, expected steps a second")
-        if self.image_sizes and len(self.image_sizes) != len(self.observation.cameras):
-            raise ChunkRLError(
-                f"{len(self.image_sizes)} picture sizes of {len(self.observation.cameras)} cameras"
-            )
+        if any(not 0 < size <= MOST_VALUES for sizes in self.image_sizes for size in sizes):
+            raise ChunkRLError(f"image_sizes are {self.image_sizes}, expected pixels")
         if self.observation.state_dim:  # else actions may be encoded by a state that the networks do not see
             self.encoding.check(self.shape.action_dim, self.observation.state_dim)
 
