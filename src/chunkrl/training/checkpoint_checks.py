@@ -73,7 +73,9 @@ def _records(folder: Path, values: Any, update: int) -> tuple[Record, ...]:
     if not isinstance(values, list):
         raise CheckpointError(f"{folder}: 'records' is no list: {_CURE}")
     records = tuple(
-        Record.from_json(item, f"{folder}, record {number}", _CURE) for number, item in enumerate(values)
+        Record.from_json(item, f"{folder}, record {number}", CheckpointError, _CURE)
+        for number, item in enumerate(values)
+        for number, item in enumerate(values)
     )
     updates = [record.update for record in records]
     if updates != sorted(updates) or (updates and updates[-1] > update):

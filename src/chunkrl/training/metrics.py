@@ -84,14 +84,14 @@ class Record:
         }
 
     @staticmethod
-    def from_json(values: Any, where: str, cure: str) -> Record:
+    def from_json(values: Any, where: str, error: type[ChunkRLError], cure: str) -> Record:
         """The inverse of `to_json`; null becomes nan.
 
         Raises:
-            ChunkRLError: the values, which stood at `where`, are no record's.
+            error: the values, which stood at `where`, are no record's.
         """
         if wrong := _what_is_wrong(values):
-            raise ChunkRLError(f"{where} is no record ({wrong}): {cure}")
+            raise error(f"{where} is no record ({wrong}): {cure}")
         return Record(
             values["update"],
             values["phase"],
@@ -165,7 +165,7 @@ def read_records(path: Path) -> list[Record]:
         raise ChunkRLError(f"{path} is missing: give the folder of a training run")
     cure = "delete the line, or resume the run, which writes the file anew from its checkpoint"
     return [
-        Record.from_json(values, where, cure)
+        Record.from_json(values, where, ChunkRLError, cure)
         for where, values in json_lines(path, ChunkRLError, cure, cut_end=True)
     ]
 

@@ -241,7 +241,10 @@ class PiRecipe:
             raise CheckpointError(f"{source} must have exactly the keys 'model' and 'settings': {_CURE}")
         config = record_of(PiConfig, data["model"], f"{source}, model", CheckpointError, _CURE)
         settings = record_of(PiSettings, data["settings"], f"{source}, settings", CheckpointError, _CURE)
-        return cls(config, settings)
+        try:
+            return cls(config, settings)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}: {_CURE}") from error
 
 
 def pi0_config(horizon: int = 50) -> PiConfig:
