@@ -75,7 +75,6 @@ def _records(folder: Path, values: Any, update: int) -> tuple[Record, ...]:
     records = tuple(
         Record.from_json(item, f"{folder}, record {number}", CheckpointError, _CURE)
         for number, item in enumerate(values)
-        for number, item in enumerate(values)
     )
     updates = [record.update for record in records]
     if updates != sorted(updates) or (updates and updates[-1] > update):
