@@ -166,15 +166,19 @@ def test_lists_of_numbers() -> None:
             numbers(wrong, "x", ChunkRLError, CURE)
 
 
+READERS = {"load", "loads", "JSONDecoder"}
+
+
 def test_no_other_module_reads_json() -> None:
     """`json.load` and `json.loads` stand in the reader alone: what a file holds is checked in one place."""
     calls = []
     for file in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            loads = isinstance(node, ast.Attribute) and node.attr in ("load", "loads", "JSONDecoder")
-            if loads and isinstance(node.value, ast.Name) and node.value.id in ("json", "orjson", "ujson"):
-                calls.append(file.name)
-            imported = isinstance(node, ast.ImportFrom) and node.module == "json"
-            if imported and {"load", "loads", "JSONDecoder"} & {alias.name for alias in node.names}:
-                calls.append(file.name)
+            match node:
+                case ast.Attribute(value=ast.Name(id="json" | "orjson" | "ujson"), attr=name) if (
+                    name in READERS
+                ):
+                    calls.append(file.name)
+                case ast.ImportFrom(module="json", names=names) if READERS & {alias.name for alias in names}:
+                    calls.append(file.name)
     assert set(calls) == {"json_files.py"}
