@@ -30,10 +30,11 @@ from chunkrl.models.lora import LoRAConfig
 from chunkrl.models.pi import load_pretrained, save_pretrained
 from chunkrl.models.pi.critic import PiCriticConfig
 from chunkrl.models.policy import PolicyConfig
-from chunkrl.training.checkpoint import SHARDS, StoredTensor, load_state, save_state, shards_file
+from chunkrl.training.checkpoint import load_state, save_state
 from chunkrl.training.metrics import MEASURED, METRICS_FILE
 from chunkrl.training.policy_io import Q_FOLDER
 from chunkrl.training.saved_batch import load_batch
+from chunkrl.training.shard_files import SHARDS, StoredTensor, shards_file
 from chunkrl.training.shards import shard_rows
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")

@@ -14,28 +14,26 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from chunkrl import ranks
 from chunkrl.config import load_config, save_config
 from chunkrl.data.json_files import read_json
-from chunkrl.data.regular_files import check_regular
 from chunkrl.errors import CheckpointError
 from chunkrl.manifest import MANIFEST_FILE, MARK, FileSums, file_sums, verify, write_manifest
-from chunkrl.tensor_files import check_finite, read_tensors
-from chunkrl.training.shards import is_sharded, shard_rows
+from chunkrl.tensor_files import read_tensors
+from chunkrl.training.shard_files import SHARDS, read_shards, shards_file
+from chunkrl.training.shards import is_sharded
 
 _LOG = logging.getLogger(__name__)
 
-TENSORS, VALUES, SHARDS = "state.safetensors", "state.json", "shards.json"
+TENSORS, VALUES = "state.safetensors", "state.json"
 SEPARATOR = "|"
 _SUMS = ".sums"  # behind a shard's name until the manifest has them
 _USE_ANOTHER = "the folder is not a whole checkpoint; copy it again, or use another one"
@@ -174,11 +172,6 @@ def _take_sums(folder: Path) -> dict[str, FileSums]:
     return found
 
 
-def shards_file(rank: int, num_ranks: int) -> str:
-    """The file with the rows of one process."""
-    return f"state-rank{rank}-of-{num_ranks}.safetensors"
-
-
 def _local_rows(tensor: Any) -> torch.Tensor:
     return tensor.to_local().cpu().contiguous().clone()
 
@@ -232,14 +225,14 @@ def load_state(folder: Path, finite: bool = True) -> dict[str, Any]:
     """
     if not folder.exists() and (older := left_behind(folder, "old")):
         folder = older[-1]
-    values = read_values(folder)
+    values = _read_values(folder)
     marked = values.pop(MARK, None) is not None
     with ranks.all_succeed():
         share = (ranks.rank(), ranks.world_size())
         verify(folder, marked, used=(TENSORS, VALUES, SHARDS), share=share)
     tensors: dict[str, Any] = {**read_tensors(folder / TENSORS, CheckpointError, _USE_ANOTHER, finite)}
     if (folder / SHARDS).exists():
-        tensors |= _read_shards(folder)
+        tensors |= read_shards(folder, _USE_ANOTHER)
     tree: dict[str, Any] = {}
     try:
         for name, item in {**values, **tensors}.items():
@@ -249,7 +242,7 @@ def load_state(folder: Path, finite: bool = True) -> dict[str, Any]:
     return tree
 
 
-def read_values(folder: Path) -> dict[str, Any]:
+def _read_values(folder: Path) -> dict[str, Any]:
     """What a checkpoint says besides its tensors, by name. Raises CheckpointError where it cannot be read."""
     values = read_json(folder / VALUES, dict, CheckpointError, _USE_ANOTHER, nan=True)
     for name, value in values.items():
@@ -257,74 +250,6 @@ def read_values(folder: Path) -> dict[str, Any]:
         if not_finite and not name.startswith(f"sums{SEPARATOR}"):  # of metrics, which may be NaN
             raise CheckpointError(f"{folder / VALUES}: '{name}' is {value}: {_USE_ANOTHER}")
     return values
-
-
-class StoredTensor:
-    """A tensor whose rows lie in the files of the processes that wrote it.
-
-    shape: of the whole. Indexed with a slice of rows it reads those.
-    """
-
-    def __init__(self, files: list[Path], name: str, shape: tuple[int, ...]) -> None:
-        self._files, self._name, self.shape = files, name, shape
-
-    def __getitem__(self, rows: slice) -> torch.Tensor:
-        begin, end, _ = rows.indices(self.shape[0])
-        parts: list[torch.Tensor] = []
-        for rank, path in enumerate(self._files):
-            held = shard_rows(self.shape[0], rank, len(self._files))
-            first, last = max(begin, held.start), min(end, held.stop)
-            # of a process without rows, one file is asked for an empty part: it knows the dtype
-            if first < last or (begin >= end and not parts):
-                with safe_open(path, "pt") as file:
-                    stored = file.get_slice(self._name)
-                    parts.append(stored[max(0, first - held.start) : max(0, last - held.start)])
-                check_finite(self._name, parts[-1], path, CheckpointError, _USE_ANOTHER)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """`shards.json`: number of files, and shapes of the whole tensors by name."""
-
-    num_ranks: int
-    shapes: dict[str, tuple[int, ...]]
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.num_ranks <= 65536:
-            raise CheckpointError(f"num_ranks is {self.num_ranks}")
-        for name, shape in self.shapes.items():
-            if not shape or any(not 0 <= size < 2**48 for size in shape):
-                raise CheckpointError(f"the shape of {name} is {list(shape)}")
-
-
-def _read_shards(folder: Path) -> dict[str, Any]:
-    """The sharded tensors: whole in one process, on several as `StoredTensor`."""
-    layout = load_config(_Layout, folder / SHARDS, CheckpointError, _USE_ANOTHER)
-    stored = _stored_tensors(folder, layout)
-    if ranks.world_size() > 1:
-        return dict(stored)
-    return {name: tensor[: tensor.shape[0]] for name, tensor in stored.items()}
-
-
-def _stored_tensors(folder: Path, layout: _Layout) -> dict[str, StoredTensor]:
-    files = [folder / shards_file(rank, layout.num_ranks) for rank in range(layout.num_ranks)]
-    for rank, path in enumerate(files):
-        check_regular(path, CheckpointError, _USE_ANOTHER)
-        try:
-            with safe_open(path, "pt") as file:
-                if missing := layout.shapes.keys() - set(file.keys()):
-                    raise CheckpointError(f"{path} lacks {min(missing)}: {_USE_ANOTHER}")
-                for name, shape in layout.shapes.items():
-                    rows = shard_rows(shape[0], rank, layout.num_ranks)
-                    found = list(file.get_slice(name).get_shape())
-                    if found != [rows.stop - rows.start, *shape[1:]]:
-                        raise CheckpointError(
-                            f"{path}: {name} is {found}, a part of {list(shape)}: {_USE_ANOTHER}"
-                        )
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}): {_USE_ANOTHER}") from error
-    return {name: StoredTensor(files, name, shape) for name, shape in layout.shapes.items()}
 
 
 def trained_state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from chunkrl.data.regular_files import open_regular
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.train_checks import WEIGHTED
 from chunkrl.train_config import TrainConfig
-from chunkrl.training.checkpoint import VALUES, left_behind, load_state, read_values
+from chunkrl.training.checkpoint import VALUES, left_behind, load_state
 from chunkrl.training.policy_io import PolicySpec, read_spec
 
 
@@ -55,8 +55,9 @@ def find_values(folder: Path) -> Path | None:
     """
     older = [f for f in folder.parent.iterdir() if f.name.isdecimal() and f.name <= folder.name]
     for candidate in (folder, *sorted(older, reverse=True)):
-        if any("values|training" in name for name in read_values(candidate)):
-            return candidate
+        with open_regular(candidate / VALUES, CheckpointError, "use another checkpoint") as file:
+            if b"values|training" in file.read():  # a state of many records takes long to be parsed
+                return candidate
     return None
 
 
