@@ -9,7 +9,8 @@ LEROBOT_PIP ?=
 LIBERO_VENV ?= .venv-libero
 PIP := install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: proto demo test test-slow test-gpu test-tracking test-lerobot test-libero lint typecheck check benchmark clean
+.PHONY: proto demo test test-slow test-gpu test-robustness test-tracking test-lerobot test-libero lint typecheck check benchmark
+.PHONY: clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "chunkrl needs Python 3.10 or newer")'
@@ -39,6 +40,11 @@ test-slow: $(DEV)
 
 test-gpu: $(DEV)
 	$(BIN)/pytest -m "gpu"
+
+# Thousands of damaged folders (docs/reliability.md); with the same sources it goes on where it was stopped.
+RESULTS ?= build/robustness.jsonl
+test-robustness: $(DEV)
+	PYTHONPATH=tests:$(PYTHONPATH) OMP_NUM_THREADS=1 $(BIN)/python -m robustness --seeds 0 1 2 --variants 1100 --results $(RESULTS)
 
 # Weights & Biases is large and few need it, so `make test` skips its test; here it is installed into .venv, and stays.
 test-tracking: $(DEV)

@@ -1,0 +1,110 @@
+"""What the commands make of a damaged data set: inspect, open and read every frame, train two updates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from chunk_data import settings
+
+from chunkrl import ChunkLevelOfflineRL
+from chunkrl.data.frames import FrameSettings, FrameTable
+from chunkrl.data.inspect import InspectCommand, make_report
+from chunkrl.progress import silent
+
+from .outcomes import Found, Outcome, Probe, difference, names_a_file, probe
+from .plain import Content, read_plain
+
+
+def read(root: Path, cache: Path, skip: bool = False) -> Content:
+    """Every frame, as our reader gives it."""
+    table = FrameTable.open(
+        root, cache_dir=cache, progress=silent, settings=FrameSettings(skip_bad_episodes=skip)
+    )
+    rows = np.arange(table.num_frames)
+    names = [name for name, feature in table.description.features.items() if feature.is_numeric]
+    return Content(
+        table.description.fps,
+        table.episode_ids.tolist(),
+        table.episode_length.tolist(),
+        [table.task_text(int(row)) for row in rows],
+        {name: np.array(table.column(name)) for name in names if table.has_column(name)},
+        {name: table.images(name, rows) for name in table.description.cameras},
+    )
+
+
+def train(root: Path, scratch: Path) -> dict[str, Any]:
+    """The policy after two updates, and what was recorded."""
+    run = ChunkLevelOfflineRL(
+        **settings(root, scratch / "run", objective="behaviour_cloning", num_updates=2, log_interval=1)
+    )
+    run.train()
+    assert run.trainer is not None
+    records = {
+        name: points for name, points in run.trainer.history.items() if name.startswith(("loss", "grad"))
+    }
+    return {"policy": run.policy.state_dict(), "records": records}
+
+
+def truth(name: str, root: Path, scratch: Path) -> dict[str, Any]:
+    """What a whole folder gives; also that `inspect` finds no fault in it, and that both readers agree."""
+    report = make_report(InspectCommand(str(root)), silent, scratch / "cache")
+    assert not report.problems, report.problems
+    content = read(root, scratch / "cache")
+    assert difference(content, read_plain(root)) is None, difference(content, read_plain(root))
+    return {"content": content, "trained": train(root, scratch)}
+
+
+def judge(root: Path, whole: dict[str, Any], scratch: Path) -> Found:
+    """What becomes of a damaged copy. whole: `truth` of the undamaged one."""
+    inspected = probe(lambda: make_report(InspectCommand(str(root)), silent, scratch / "inspect").problems)
+    opened = probe(lambda: read(root, scratch / "open"))
+    trained = probe(lambda: train(root, scratch))
+    for found in (inspected, opened, trained):
+        if found.error is not None and not names_a_file(found.error, root):
+            return Found(Outcome.UNCLEAR, found.error)
+    told = inspected.error or "; ".join(problem.message for problem in inspected.value)
+    if opened.error is not None:
+        if not told:
+            return Found(Outcome.UNLISTED, opened.error)
+        return _with_training(_without_bad(root, whole, inspected, opened, scratch), trained, whole)
+    differs = difference(opened.value, whole["content"])
+    if differs is None:
+        return _with_training(Found(Outcome.LISTED if told else Outcome.RIGHT, told), trained, whole)
+    if told:
+        return Found(Outcome.LISTED, told)
+    return _could_be_known(root, opened.value, differs)
+
+
+def _with_training(found: Found, trained: Probe, whole: dict[str, Any]) -> Found:
+    """Training that goes through gives the right policy, whatever else was refused: it may not read the fault."""
+    differs = None if trained.error is not None else difference(trained.value, whole["trained"])
+    return found if differs is None else Found(Outcome.SILENT, f"trained: {differs} ({found.detail})")
+
+
+def _without_bad(root: Path, whole: dict[str, Any], inspected: Probe, opened: Probe, scratch: Path) -> Found:
+    """Where bad episodes can be set aside the others are right, and the bad ones are those that were listed."""
+    rest = probe(lambda: read(root, scratch / "rest", skip=True))
+    if rest.error is not None:
+        named = names_a_file(rest.error, root)
+        return Found(Outcome.REFUSED, str(opened.error)) if named else Found(Outcome.UNCLEAR, rest.error)
+    content: Content = whole["content"]
+    strangers = [i for i in rest.value.ids if i not in content.ids]
+    differs = (
+        f"episodes {strangers}" if strangers else difference(rest.value, content.episodes(rest.value.ids))
+    )
+    if differs is None:
+        return Found(Outcome.LISTED, str(opened.error))
+    return _could_be_known(root, rest.value, f"what is left: {differs}")
+
+
+def _could_be_known(root: Path, ours: Content, differs: str) -> Found:
+    try:
+        again = read_plain(root)
+    except Exception as error:
+        return Found(Outcome.SILENT, f"{differs}; plainly: {type(error).__name__}: {str(error)[:200]}")
+    other = difference(ours, again)
+    if other is None:
+        return Found(Outcome.UNDETECTABLE, differs)
+    return Found(Outcome.SILENT, f"{differs}; plainly: {other}")
