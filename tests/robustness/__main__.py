@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--families", nargs="*", default=[], help="of folders; default: all")
     parser.add_argument("--results", type=Path, default=Path("build/robustness.jsonl"))
     chosen = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # some damage is to text
     jobs = [v for seed in chosen.seeds for v in variants(seed, chosen.variants, chosen.kinds)]
     jobs = [job for job in jobs if not chosen.families or job.family in chosen.families]
     digest = sources()

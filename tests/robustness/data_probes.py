@@ -10,7 +10,8 @@ from chunk_data import settings
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.data.frames import FrameSettings, FrameTable
-from chunkrl.data.inspect import InspectCommand, make_report
+from chunkrl.data.inspect import InspectCommand, make_report, to_text
+from chunkrl.data.problems import Problem
 from chunkrl.progress import silent
 
 from .outcomes import Found, Outcome, Probe, difference, names_a_file, probe
@@ -34,6 +35,13 @@ def read(root: Path, cache: Path, skip: bool = False) -> Content:
     )
 
 
+def inspect(root: Path, cache: Path) -> tuple[Problem, ...]:
+    """The problems that `inspect` lists; and that its text can be printed."""
+    report = make_report(InspectCommand(str(root)), silent, cache)
+    to_text(report).encode()
+    return report.problems
+
+
 def train(root: Path, scratch: Path) -> dict[str, Any]:
     """The policy after two updates, and what was recorded."""
     run = ChunkLevelOfflineRL(
@@ -49,8 +57,8 @@ def train(root: Path, scratch: Path) -> dict[str, Any]:
 
 def truth(name: str, root: Path, scratch: Path) -> dict[str, Any]:
     """What a whole folder gives; also that `inspect` finds no fault in it, and that both readers agree."""
-    report = make_report(InspectCommand(str(root)), silent, scratch / "cache")
-    assert not report.problems, report.problems
+    problems = inspect(root, scratch / "cache")
+    assert not problems, problems
     content = read(root, scratch / "cache")
     assert difference(content, read_plain(root)) is None, difference(content, read_plain(root))
     return {"content": content, "trained": train(root, scratch)}
@@ -58,7 +66,7 @@ def truth(name: str, root: Path, scratch: Path) -> dict[str, Any]:
 
 def judge(root: Path, whole: dict[str, Any], scratch: Path) -> Found:
     """What becomes of a damaged copy. whole: `truth` of the undamaged one."""
-    inspected = probe(lambda: make_report(InspectCommand(str(root)), silent, scratch / "inspect").problems)
+    inspected = probe(lambda: inspect(root, scratch / "inspect"))
     opened = probe(lambda: read(root, scratch / "open"))
     trained = probe(lambda: train(root, scratch))
     for found in (inspected, opened, trained):

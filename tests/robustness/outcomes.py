@@ -65,7 +65,11 @@ def probe(function: Callable[[], Any]) -> Probe:
 
 
 def names_a_file(message: str, root: Path) -> bool:
-    """Whether an error says where in the folder."""
+    """Whether an error says where in the folder, in text that a terminal or a file takes."""
+    try:
+        message.encode()
+    except UnicodeEncodeError:
+        return False
     return str(root) in message or str(root.resolve()) in message
 
 

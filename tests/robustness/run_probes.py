@@ -43,7 +43,7 @@ READERS = {
 def report(root: Path, scratch: Path) -> dict[str, Any]:
     """What the page is made of, and that it can be made."""
     run = load_run(root)
-    render_run(run)
+    render_run(run).encode()
     return {
         "config": asdict(run.config),
         "versions": VERSIONS if "versions" in run.versions else dict(run.versions),
