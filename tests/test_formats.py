@@ -241,6 +241,9 @@ def test_refuses_bad_tasks(tmp_path: Path):
     refuses(root, "tasks.parquet", "index 1", "twice")
     edit_parquet(root / "meta/tasks.parquet", task_index=[0, 1], __index_level_0__=None)
     refuses(root, "tasks.parquet", "no text")
+    table = pa.table({"task_index": [0, 1], "task": ["a", "b"]})
+    pq.write_table(table.append_column("task", table["task"]), root / "meta/tasks.parquet")
+    refuses(root, "tasks.parquet", "several columns 'task'")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/lerobot, data that LeRobot wrote")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from chunkrl.data import json_files
 from chunkrl.data.json_files import json_lines, numbers, read_json
-from chunkrl.data.regular_files import check_regular, inside, open_regular
+from chunkrl.data.regular_files import check_regular, inside, is_there, open_regular
 from chunkrl.errors import ChunkRLError, DatasetError
 
 SOURCE = Path(json_files.__file__).parents[1]
@@ -79,6 +79,10 @@ def test_lines_and_an_end_that_a_kill_left(tmp_path: Path) -> None:
     with pytest.raises(ChunkRLError, match="line 4 is damaged"):
         list(json_lines(file, ChunkRLError, CURE))
     lines = list(json_lines(file, ChunkRLError, CURE, cut_end=True))
+    for end in (b"\0" * 8, b"end", b'{"a":\0'):
+        (tmp_path / "y.jsonl").write_bytes(b'{"a": 1}\n' + end)
+        with pytest.raises(ChunkRLError, match="line 2 is damaged"):
+            list(json_lines(tmp_path / "y.jsonl", ChunkRLError, CURE, cut_end=True))
     assert lines == [(f"{file}, line 1", {"a": 1}), (f"{file}, line 3", {"a": "\u2028 \u2028"})]
 
 
@@ -144,7 +148,13 @@ def test_what_is_no_file_is_not_opened(tmp_path_factory: pytest.TempPathFactory,
             list(json_lines(path, DatasetError, CURE))
         with pytest.raises(DatasetError, match=rf"{what}.*: {CURE}$"):
             check_regular(path, DatasetError, CURE)
+        if os.path.lexists(path):
+            with pytest.raises(DatasetError, match=rf"{what}.*: {CURE}$"):
+                is_there(path, DatasetError, CURE)
+        else:
+            assert not is_there(path, DatasetError, CURE)
     (tmp_path / "x").write_bytes(b"abc")
+    assert is_there(tmp_path / "x", DatasetError, CURE)
     (tmp_path / "l").symlink_to(tmp_path / "x")  # as in the Hub's cache
     check_regular(tmp_path / "l", DatasetError, CURE)
     with open_regular(tmp_path / "l", DatasetError, CURE) as file:

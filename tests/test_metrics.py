@@ -64,6 +64,12 @@ def test_a_line_that_a_kill_cut_off_is_left_out_and_a_damaged_one_named(tmp_path
     path.write_text("{}\n" + whole)
     with pytest.raises(ChunkRLError, match=r"metrics.jsonl, line 1 is no record"):
         read_records(path)
+    path.write_text("".join(reversed(whole.splitlines(keepends=True))))
+    with pytest.raises(ChunkRLError, match="line 2: update 1 stands behind update 2"):
+        read_records(path)
+    path.write_bytes(whole.encode()[:-9] + bytes(9))  # what a lost block leaves is no cut line
+    with pytest.raises(ChunkRLError, match="line 2 is damaged"):
+        read_records(path)
     with pytest.raises(ChunkRLError, match="give the folder of a training run"):
         read_records(tmp_path / "absent.jsonl")
 

@@ -31,7 +31,7 @@ from pi_tiny import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from chunkrl.errors import CheckpointError, MissingExtraError
+from chunkrl.errors import CheckpointError, ChunkRLError, MissingExtraError
 from chunkrl.models.pi import (
     PiConfig,
     PiPolicy,
@@ -395,6 +395,19 @@ def test_openpi_folder_needs_a_recipe_and_finds_norm_stats(tmp_path: Path) -> No
         load_pretrained(folder, recipe=tiny_recipe("pi05"), asset_id="arm")
     policy = load_pretrained(folder, recipe=tiny_recipe("pi05"), asset_id="lab/arm")
     assert policy.norm_stats is not None and policy.norm_stats.state["q99"].tolist() == [1.5] * 8
+
+
+def test_a_policy_that_cannot_act_says_where_it_is_from(tmp_path: Path) -> None:
+    folder = write_weights(tmp_path / "x", openpi_tensors("pi05"))
+    policy = load_pretrained(folder, recipe=tiny_recipe("pi05"), tokenizer=TOKENIZER)
+    with pytest.raises(ChunkRLError, match=f"{folder} has no norm stats"):
+        policy.sample(observation(), 1, 1)
+    policy = load_pretrained(folder, recipe=tiny_recipe("pi05"), stats=tiny_stats())
+    with pytest.raises(ChunkRLError, match=f"{folder} has no tokenizer"):
+        policy.sample(observation(), 1, 1)
+    (folder / "policy_preprocessor.json").symlink_to("nowhere")
+    with pytest.raises(CheckpointError, match=r"policy_preprocessor\.json is missing"):
+        load_pretrained(folder, recipe=tiny_recipe("pi05"))
 
 
 def test_norm_stats_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -176,6 +176,11 @@ def test_quality_is_that_of_the_log(plain: Path) -> None:
     assert histogram == Histogram.of(run.column("advantage"))
 
 
+def link_to_nothing(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    file.symlink_to("nowhere")
+
+
 def name_absent_data(folder: Path) -> None:
     config = load_config(TrainConfig, folder / "config.json")
     save_config(replace(config, dataset_dir=str(folder / "absent")), folder / "config.json")
@@ -188,6 +193,8 @@ def name_absent_data(folder: Path) -> None:
         (lambda run: (run / METRICS_FILE).write_text("{}\n"), "line 1 is no record"),
         (name_absent_data, "start the command in the same folder"),
         (lambda run: (run / "values.parquet").write_bytes(b"x"), "cannot be read"),
+        (lambda run: link_to_nothing(run / "values.parquet"), "values.parquet is missing"),
+        (lambda run: link_to_nothing(run / "versions.json"), "versions.json is missing"),
     ],
 )
 def test_damaged_runs_are_named(plain: Path, tmp_path: Path, spoil: Any, message: str) -> None:

@@ -19,6 +19,7 @@ from chunkrl.build import build_algorithm, choose_device, open_data, reads_task
 from chunkrl.config import save_config
 from chunkrl.data.atomic import write_text
 from chunkrl.data.collection import ChunkCollection
+from chunkrl.data.regular_files import is_there
 from chunkrl.errors import CheckpointError, ChunkRLError, LabelError
 from chunkrl.integration.pi_chunks import use_pi_chunks
 from chunkrl.models.pi.actor import PiActor
@@ -279,7 +280,7 @@ class ChunkLevelOfflineRL:
     def _find_resumable(self, path: Path) -> Path:
         folder = find_checkpoint(path)
         saved_config = folder.parent.parent / "config.json"
-        if saved_config.exists():
+        if is_there(saved_config, CheckpointError, "restore it, or give the checkpoint outside its run"):
             saved = run_config(saved_config)
             if self._grows:
                 open_ones = (name for name in _DECIDED if getattr(self.config, name) is None)

@@ -100,11 +100,17 @@ def act(name: str, root: Path, scratch: Path) -> dict[str, Any]:
     else:
         stats = tiny_stats() if name == "openpi-jax" else None
         policy = load_pretrained(root, recipe=tiny_recipe("pi05"), tokenizer=TOKENIZER, stats=stats)
+    needed = {"mean_std": ("mean", "std"), "quantiles": ("q01", "q99"), "identity": ()}
+    stats = policy.stats()
     return {
         "chunks": policy.sample(observation(), 2, 2, generator=torch.Generator().manual_seed(0)),
         "weights": policy.model.state_dict(),
         "recipe": policy.recipe,
-        "stats": policy.norm_stats,
+        "stats": {
+            f"{name}.{key}": getattr(stats, name)[key]
+            for name in ("state", "action")
+            for key in needed[policy.recipe.settings.normalization]
+        },
     }
 
 

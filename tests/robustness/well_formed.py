@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -90,6 +91,27 @@ def same_tensors(path: Path, truth: Path) -> bool:
     )
 
 
+def same_arrays(folder: Path, truth: Path) -> bool:
+    """Orbax folders whose arrays have the same names, dtypes and shapes, all finite, as tensorstore reads them."""
+    ours, whole = _arrays(folder), _arrays(truth)
+    return ours.keys() == whole.keys() and all(
+        ours[name].dtype == array.dtype
+        and ours[name].shape == array.shape
+        and bool(np.isfinite(ours[name].astype(np.float64)).all())
+        for name, array in whole.items()
+    )
+
+
+def _arrays(folder: Path) -> dict[str, np.ndarray]:
+    import tensorstore as ts  # type: ignore[import-not-found]
+
+    store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
+    keys = [key.decode() for key in ts.KvStore.open(store).result().list().result()]
+    names = [key.removesuffix("/.zarray") for key in keys if key.endswith("/.zarray")]
+    specs = {name: {"driver": "zarr", "kvstore": {**store, "path": f"{name}/"}} for name in names}
+    return {name: ts.open(spec, open=True).result().read().result() for name, spec in specs.items()}
+
+
 def only_other_values(
     root: Path, truth: Path, covered: Callable[[Path], bool], free_text: Iterable[str] = ()
 ) -> str | None:
@@ -127,4 +149,12 @@ def _has_form(ours: Path, whole: Path, free_text: Iterable[str]) -> bool:
     if ours.suffix == ".json":
         value, truth = (json.loads(path.read_text(encoding="utf-8")) for path in (ours, whole))
         return same_form(value, truth, free_text)
-    return ours.suffix == ".safetensors" and same_tensors(ours, whole)
+    if ours.suffix == ".safetensors":
+        return same_tensors(ours, whole)
+    orbax = [folder for folder in ours.parents if (folder / "manifest.ocdbt").exists()]
+    # processes write into folders of their own, which the outermost one's names
+    return bool(orbax) and same_arrays(orbax[-1], _counterpart(orbax[-1], ours, whole))
+
+
+def _counterpart(folder: Path, ours: Path, whole: Path) -> Path:
+    return whole.parents[list(ours.parents).index(folder)]

@@ -46,16 +46,22 @@ def json_lines(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where it stands, and the record, of every line that is not empty.
 
-    cut_end: a last line without a line break is what a kill left, and is left out.
+    cut_end: a last line without a line break that begins as a record does is what a kill left, and is left out.
 
     Raises:
         error: as `read_json`; names the line.
     """
     with open_regular(path, error, cure) as file:
         for number, line in enumerate(_lines(file, path, error, cure), start=1):
-            if line.strip() and not (cut_end and not line.endswith(b"\n")):
+            if line.strip() and not (cut_end and _is_cut(line)):
                 where = f"{path}, line {number}"
                 yield where, parse_json(line, dict, where, error, cure)
+
+
+def _is_cut(line: bytes) -> bool:
+    return (
+        line.startswith(b"{") and not line.endswith(b"\n") and line.decode("utf-8", "replace").isprintable()
+    )
 
 
 def parse_json(

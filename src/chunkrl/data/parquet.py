@@ -104,6 +104,9 @@ def all_rows(file: Path, skip_prefix: str | None = None) -> list[dict[str, Any]]
     with reading(file), open_parquet(file) as parquet:
         names = parquet.schema_arrow.names
         names = [name for name in names if not (skip_prefix and name.startswith(skip_prefix))]
+        if len(set(names)) < len(names):
+            twice = next(name for name, count in Counter(names).items() if count > 1)
+            raise DatasetError(f"{file}: has several columns '{twice}': write the file again")
         return parquet.read(columns=names, use_threads=False).select(names).to_pylist()
 
 

@@ -31,6 +31,15 @@ def check_regular(path: Path, error: type[ChunkRLError], cure: str) -> None:
     _check_mode(path, mode, error, cure)
 
 
+def is_there(path: Path, error: type[ChunkRLError], cure: str) -> bool:
+    """Whether a file that need not be there is. Raises `error` as `check_regular` where something else is in its
+    place, such as a link to nothing."""
+    if not os.path.lexists(path):
+        return False
+    check_regular(path, error, cure)
+    return True
+
+
 def open_regular(path: Path, error: type[ChunkRLError], cure: str) -> BinaryIO:
     """The file, open for reading. Raises `error` as `check_regular`, or where it may not be read."""
     try:

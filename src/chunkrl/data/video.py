@@ -49,6 +49,11 @@ class VideoFile:
         return None if duration is None or base is None else float((start + duration) * base)
 
     @property
+    def num_frames(self) -> int:
+        """Frames, as the file counts them; 0 where it does not."""
+        return self._stream.frames
+
+    @property
     def rate(self) -> float:
         """Frames a second, as the file says; NaN where it does not."""
         return float(self._stream.average_rate or math.nan)

@@ -31,13 +31,21 @@ def check_ends(camera: Camera, episodes: Sequence[Episode], report: Report) -> N
             continue
         indices = [episode.index for episode in own]
         try:
+            expected = round(ends[file] * fps)
             with VideoFile(file) as video:
-                video.check_rate(fps, round(ends[file] * fps))
+                video.check_rate(fps, expected)
                 excess = 0.0 if video.end is None else (video.end - ends[file]) * fps
+                # one whose last frame's duration is not said has all frames; one with a gap ends where it should
+                lost = expected - video.num_frames if video.num_frames and excess < -0.5 else 0
             if excess > 0.75 and abs(excess - _rows_behind(own[-1], episodes)) > 0.75:
                 raise DatasetError(
                     f"{file}: goes on for {excess:.4g} frames behind its last episode, which ends at "
                     f"{ends[file]:.4g} s: {SPANS_CURE}"
+                )
+            if lost > 0:
+                raise DatasetError(
+                    f"{file}: has {video.num_frames} frames, its episodes {expected}, and nothing says which are "
+                    f"missing: {SPANS_CURE}"
                 )
             if excess < -1.5:
                 raise DatasetError(

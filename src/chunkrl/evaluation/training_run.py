@@ -14,6 +14,7 @@ from chunkrl.build import open_data
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.json_files import read_json
 from chunkrl.data.on_demand import OnDemandCamera
+from chunkrl.data.regular_files import is_there
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.offline import VERSIONS_FILE
 from chunkrl.progress import Progress, silent
@@ -131,7 +132,9 @@ def load_data(config: TrainConfig, values_dir: Path, progress: Progress = silent
             f"{error} (config.json names the data as the run was given it: start the command in the same folder)"
         ) from error
     datasets = data.datasets
-    if not any((values_dir / values_file(number)).exists() for number in range(len(datasets))):
+    cure = "copy the folder again, whole, or delete what stands there"
+    files = [values_dir / values_file(number) for number in range(len(datasets))]
+    if not any(is_there(file, DatasetError, cure) for file in files):
         return tuple(LabelledData(dataset, {}, {}) for dataset in datasets)
     sidecars = read_values_files(values_dir, [dataset.table for dataset in datasets])
     return tuple(
@@ -163,9 +166,9 @@ def load_run(folder: str | Path, progress: Progress = silent) -> TrainingRun:
 
 
 def _read_versions(path: Path) -> dict[str, str]:
-    if not path.exists():
-        return {"versions": "not recorded"}  # by runs of before 2026-11
     cure = "delete it, or resume the run"
+    if not is_there(path, ChunkRLError, cure):
+        return {"versions": "not recorded"}  # by runs of before 2026-11
     versions = read_json(path, dict, ChunkRLError, cure)
     if not all(isinstance(version, str) for version in versions.values()):
         raise ChunkRLError(f"{path} is damaged (a version is no text): {cure}")

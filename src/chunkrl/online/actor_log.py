@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from chunkrl.data.regular_files import is_there
+from chunkrl.errors import ChunkRLError
 from chunkrl.online.recorder import StepSink
 from chunkrl.online.records import EpisodeSummary, Item, StepRecord
 from chunkrl.training.metrics import METRICS_FILE, MetricWriter, Record, read_records
@@ -32,7 +34,7 @@ class ActorLog:
     ) -> None:
         """facts: more numbers for an episode's record. Raises ChunkRLError where the metrics there are damaged."""
         path = run_dir / METRICS_FILE
-        past = read_records(path) if path.exists() else []
+        past = read_records(path) if is_there(path, ChunkRLError, "move it away") else []
         self._sink, self._facts = sink, facts
         last = past[-1].scalars if past else {}
         self.num_steps, self.num_episodes = int(last.get(_STEPS, 0)), int(last.get(_EPISODES, 0))

@@ -26,6 +26,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from chunkrl.algorithms.base import Histogram
 from chunkrl.data.atomic import write_text
 from chunkrl.data.json_files import json_lines, read_json
+from chunkrl.data.regular_files import is_there
 from chunkrl.errors import ChunkRLError, MissingExtraError
 
 METRICS_FILE = "metrics.jsonl"
@@ -159,15 +160,20 @@ def read_records(path: Path) -> list[Record]:
     """The records of a run's metrics.jsonl; a last line that a kill cut off is left out.
 
     Raises:
-        ChunkRLError: there is no such file, or another line is damaged.
+        ChunkRLError: there is no such file, another line is damaged, or lines stand in another order.
     """
-    if not path.exists():
+    if not is_there(path, ChunkRLError, "give the folder of a training run"):
         raise ChunkRLError(f"{path} is missing: give the folder of a training run")
     cure = "delete the line, or resume the run, which writes the file anew from its checkpoint"
-    return [
-        Record.from_json(values, where, ChunkRLError, cure)
-        for where, values in json_lines(path, ChunkRLError, cure, cut_end=True)
-    ]
+    records: list[Record] = []
+    for where, values in json_lines(path, ChunkRLError, cure, cut_end=True):
+        record = Record.from_json(values, where, ChunkRLError, cure)
+        if records and record.update < records[-1].update:
+            raise ChunkRLError(
+                f"{where}: update {record.update} stands behind update {records[-1].update}: {cure}"
+            )
+        records.append(record)
+    return records
 
 
 class Sink(Protocol):

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from chunkrl.data.json_files import read_json
+from chunkrl.data.regular_files import is_there
 from chunkrl.errors import CheckpointError
 from chunkrl.manifest import MANIFEST_FILE, MARK, verify, write_manifest
 from chunkrl.models.pi import layout, lerobot_format, norm_stats
@@ -41,6 +42,7 @@ from chunkrl.models.pi.weights import (
 _LOG = logging.getLogger(__name__)
 
 RECIPE_FILE = "chunkrl_pi.json"
+_COPY = "copy the checkpoint again"
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -75,7 +77,7 @@ def _local_folder(path_or_repo: str | Path, revision: str | None) -> Path:
 def _find(root: Path) -> _Folder:
     if (root / WEIGHTS_FILE).is_file() or (root / WEIGHTS_INDEX).is_file():
         config = root / lerobot_format.CONFIG_FILE
-        is_lerobot = config.is_file() and "type" in lerobot_format.read_config(config)
+        is_lerobot = is_there(config, CheckpointError, _COPY) and "type" in lerobot_format.read_config(config)
         return _Folder("LeRobot" if is_lerobot else "openpi PyTorch", root, root)
     for weights, parent in ((root / "params", root), (root, root.parent)):
         if (weights / "_METADATA").is_file() or (weights / "manifest.ocdbt").is_file():
@@ -93,7 +95,7 @@ def _find_recipe(folder: _Folder, recipe: PiRecipe | None) -> PiRecipe:
     if recipe is not None:
         return recipe
     own = folder.root / RECIPE_FILE
-    if own.is_file():
+    if is_there(own, CheckpointError, _COPY):
         return PiRecipe.read(own)
     if folder.layout == "LeRobot":
         return lerobot_format.read_recipe(folder.root / lerobot_format.CONFIG_FILE)
@@ -106,7 +108,7 @@ def _find_recipe(folder: _Folder, recipe: PiRecipe | None) -> PiRecipe:
 def _check_openpi_config(folder: _Folder, recipe: PiRecipe) -> None:
     """openpi's converter writes horizon and action width beside the weights; a recipe must not contradict them."""
     file = folder.root / lerobot_format.CONFIG_FILE
-    if folder.layout != "openpi PyTorch" or not file.is_file():
+    if folder.layout != "openpi PyTorch" or not is_there(file, CheckpointError, _COPY):
         return
     written = lerobot_format.read_config(file)
     for key, value in (("action_horizon", recipe.config.horizon), ("action_dim", recipe.config.action_dim)):
@@ -192,15 +194,15 @@ def load_pretrained(
     source = _source(folder, recipe)
     model, report = load_model(recipe.config, source, dtype, device)
     _LOG.info("%s; prompt format %s", report.summary(), recipe.settings.prompt_format)
-    return PiPolicy(model, recipe, stats, reader, source.unused())
+    return PiPolicy(model, recipe, stats, reader, source.unused(), str(folder.root))
 
 
 def _verify(folder: _Folder) -> None:
     """What `save_pretrained` wrote is compared with its manifest; of folders that others wrote there is none."""
     root, recipe = folder.root, folder.root / RECIPE_FILE
-    is_ours = folder.layout == "LeRobot" and recipe.is_file()
-    marked = is_ours and MARK in read_json(recipe, dict, CheckpointError, "copy the checkpoint again")
-    if not is_ours and not (root / MANIFEST_FILE).exists():
+    is_ours = folder.layout == "LeRobot" and is_there(recipe, CheckpointError, _COPY)
+    marked = is_ours and MARK in read_json(recipe, dict, CheckpointError, _COPY)
+    if not is_ours and not is_there(root / MANIFEST_FILE, CheckpointError, _COPY):
         return
     used = [
         RECIPE_FILE,

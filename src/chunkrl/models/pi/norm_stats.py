@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from chunkrl.data.json_files import numbers, read_json
-from chunkrl.data.regular_files import check_regular, inside
+from chunkrl.data.regular_files import check_regular, inside, is_there
 from chunkrl.errors import CheckpointError
 from chunkrl.models.pi.config import NormalizationMode, PiSettings
 from chunkrl.types import TensorRecord
@@ -150,7 +150,7 @@ def find_lerobot(folder: Path) -> NormStats | None:
         CheckpointError: the preprocessor names a file that is not there or cannot be read.
     """
     pipeline = folder / LEROBOT_PREPROCESSOR
-    if not pipeline.is_file():
+    if not is_there(pipeline, CheckpointError, _CURE):
         return None
     steps = read_json(pipeline, dict, CheckpointError, _CURE, nan=True).get("steps")
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):

@@ -30,6 +30,7 @@ class PiPolicy(nn.Module):
     model: the network. recipe: sizes and settings. norm_stats: statistics of the data it was trained on, or
     None. tokenizer: or None. A policy without one of these can be converted and saved, but not run.
     unused_tensors: tensors of the published layout that nothing reads, kept so that saving gives them back.
+    source: where it was loaded from, for messages.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class PiPolicy(nn.Module):
         norm_stats: NormStats | None = None,
         tokenizer: Tokenizer | None = None,
         unused_tensors: dict[str, Tensor] | None = None,
+        source: str = "the policy",
     ) -> None:
         super().__init__()
         self.model = model
@@ -46,6 +48,7 @@ class PiPolicy(nn.Module):
         self.norm_stats = norm_stats
         self.tokenizer = tokenizer
         self.unused_tensors = unused_tensors or {}
+        self.source = source
         self._sample_chunks: Callable[..., Tensor] = self._eager_sample
         self._pad_to: int | None = None
         if norm_stats is not None:
@@ -64,14 +67,17 @@ class PiPolicy(nn.Module):
             model = PiModel(self.model.config)
             lora.copy_lora_layers(self.model, model)
         model.load_state_dict(state, assign=True)
-        return PiPolicy(model, self.recipe, self.norm_stats, self.tokenizer, self.unused_tensors)
+        return PiPolicy(model, self.recipe, self.norm_stats, self.tokenizer, self.unused_tensors, self.source)
 
     def stats(self) -> NormStats:
         """The norm stats. Raises ChunkRLError where the settings need them and there are none."""
         if self.norm_stats is None:
             if self.recipe.settings.normalization == "identity":
                 return NormStats()
-            raise ChunkRLError("the policy has no norm stats; give them when loading (norm_stats=...)")
+            raise ChunkRLError(
+                f"{self.source} has no norm stats (LeRobot's policy_preprocessor.json, openpi's assets/): copy it "
+                "again, whole, or give them when loading (stats=...)"
+            )
         return self.norm_stats
 
     def normalize_state(self, observation: Observation) -> Tensor | None:
@@ -206,7 +212,7 @@ class PiPolicy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         settings, config = self.recipe.settings, self.recipe.config
         if self.tokenizer is None:
-            raise ChunkRLError("the policy has no tokenizer; give its path when loading (tokenizer=...)")
+            raise ChunkRLError(f"{self.source} has no tokenizer; give its path when loading (tokenizer=...)")
         batch = observation.batch_size
         tasks = (observation.task,) * batch if isinstance(observation.task, str) else observation.task
         if condition is None:
