@@ -8,7 +8,7 @@ from pathlib import Path
 from chunkrl.data.metadata import Episode
 from chunkrl.data.parquet import group_starts
 from chunkrl.data.pictures import Camera
-from chunkrl.data.problems import Report
+from chunkrl.data.problems import Report, name_indices
 from chunkrl.data.video import VideoFile
 from chunkrl.data.video_spans import SPANS_CURE
 from chunkrl.errors import DatasetError
@@ -44,8 +44,8 @@ def check_ends(camera: Camera, episodes: Sequence[Episode], report: Report) -> N
                 )
             if lost > 0:
                 raise DatasetError(
-                    f"{file}: has {video.num_frames} frames, its episodes {expected}, and nothing says which are "
-                    f"missing: {SPANS_CURE}"
+                    f"{file}: has {video.num_frames} frames, its episodes {name_indices(indices)} have {expected}, "
+                    f"and nothing says which are missing: {SPANS_CURE}"
                 )
             if excess < -1.5:
                 raise DatasetError(
