@@ -245,4 +245,4 @@ def test_shared_video_needs_all_its_episodes(tmp_path: Path, cached: Path):
     folder = write_lerobot_folder(tmp_path / "set", "v3.0", camera="video", lengths=(5, 3, 4))
     file = folder.root / f"videos/{FRONT}/chunk-000/file-000.mp4"
     write_video(file, folder.images[FRONT][:7], 10)
-    refuses(folder.root, "file-000.mp4", "7 frames", "episodes 0, 1 have 8", decode=True)
+    refuses(folder.root, "file-000.mp4", "7 frames", "episodes 0 to 1 have 8", decode=True)

@@ -21,7 +21,7 @@ def test_a_lost_frame_spoils_every_episode_of_its_file(tmp_path: Path, missing: 
     folder = write_lerobot_folder(tmp_path / "d", "v3.0", camera="video", lengths=(5, 3, 4))
     pictures = np.delete(folder.images[CAMERA][:8], missing, axis=0)
     write_video(tmp_path / f"d/videos/{CAMERA}/chunk-000/file-000.mp4", pictures, folder.fps)
-    with pytest.raises(DatasetError, match=r"file-000.mp4: has 7 frames, its episodes 0, 1 have 8"):
+    with pytest.raises(DatasetError, match=r"file-000.mp4: has 7 frames, its episodes 0 to 1 have 8"):
         FrameTable.open(folder.root, cache_dir=tmp_path / "a", progress=silent).open_cameras([CAMERA])
     skipping = FrameSettings(skip_bad_episodes=True)
     table = FrameTable.open(folder.root, cache_dir=tmp_path / "b", progress=silent, settings=skipping)
