@@ -25,6 +25,7 @@ from chunkrl.evaluation.run_report import render_run
 from chunkrl.evaluation.sections import percent
 from chunkrl.evaluation.training_run import TrainingRun, load_run
 from chunkrl.evaluation.value_quality import calibration, value_quality
+from chunkrl.manifest import write_manifest
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.metrics import METRICS_FILE
 
@@ -181,6 +182,11 @@ def link_to_nothing(file: Path) -> None:
     file.symlink_to("nowhere")
 
 
+def lose_values(run: Path) -> None:
+    write_manifest(run, ["values.parquet"])
+    (run / "values.parquet").unlink()
+
+
 def name_absent_data(folder: Path) -> None:
     config = load_config(TrainConfig, folder / "config.json")
     save_config(replace(config, dataset_dir=str(folder / "absent")), folder / "config.json")
@@ -193,8 +199,9 @@ def name_absent_data(folder: Path) -> None:
         (lambda run: (run / METRICS_FILE).write_text("{}\n"), "line 1 is no record"),
         (name_absent_data, "start the command in the same folder"),
         (lambda run: (run / "values.parquet").write_bytes(b"x"), "cannot be read"),
-        (lambda run: link_to_nothing(run / "values.parquet"), "values.parquet is missing"),
-        (lambda run: link_to_nothing(run / "versions.json"), "versions.json is missing"),
+        (lambda run: link_to_nothing(run / "values.parquet"), r"values\.parquet is missing"),
+        (lose_values, r"values\.parquet is missing"),
+        (lambda run: link_to_nothing(run / "versions.json"), r"versions\.json is missing"),
     ],
 )
 def test_damaged_runs_are_named(plain: Path, tmp_path: Path, spoil: Any, message: str) -> None:

@@ -42,14 +42,14 @@ def check_ends(camera: Camera, episodes: Sequence[Episode], report: Report) -> N
                     f"{file}: goes on for {excess:.4g} frames behind its last episode, which ends at "
                     f"{ends[file]:.4g} s: {SPANS_CURE}"
                 )
+            if excess < -1.5:
+                raise DatasetError(
+                    f"{file}: ends {-excess:.4g} frames before its last episode does: {SPANS_CURE}"
+                )
             if lost > 0:
                 raise DatasetError(
                     f"{file}: has {video.num_frames} frames, its episodes {name_indices(indices)} have {expected}, "
                     f"and nothing says which are missing: {SPANS_CURE}"
-                )
-            if excess < -1.5:
-                raise DatasetError(
-                    f"{file}: ends {-excess:.4g} frames before its last episode does: {SPANS_CURE}"
                 )
         except DatasetError as error:
             report(error, indices)

@@ -16,6 +16,7 @@ from chunkrl.data.json_files import read_json
 from chunkrl.data.on_demand import OnDemandCamera
 from chunkrl.data.regular_files import is_there
 from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.manifest import MANIFEST_FILE
 from chunkrl.offline import VERSIONS_FILE
 from chunkrl.progress import Progress, silent
 from chunkrl.train_config import TrainConfig
@@ -133,7 +134,7 @@ def load_data(config: TrainConfig, values_dir: Path, progress: Progress = silent
         ) from error
     datasets = data.datasets
     cure = "copy the folder again, whole, or delete what stands there"
-    files = [values_dir / values_file(number) for number in range(len(datasets))]
+    files = [values_dir / name for name in (MANIFEST_FILE, *map(values_file, range(len(datasets))))]
     if not any(is_there(file, DatasetError, cure) for file in files):
         return tuple(LabelledData(dataset, {}, {}) for dataset in datasets)
     sidecars = read_values_files(values_dir, [dataset.table for dataset in datasets])
