@@ -120,6 +120,8 @@ def refuses(
 
 def test_refuses_what_is_no_data_set(tmp_path: Path):
     refuses(tmp_path / "absent", "absent", "no such folder")
+    refuses("", "no data set is named")
+    refuses("a" * 5000, "is no name of a folder")
     refuses(str(tmp_path / "absent"), "no such folder")
     refuses(tmp_path, str(tmp_path), "no meta/info.json")
     (tmp_path / "file").write_text("")

@@ -22,7 +22,7 @@ from chunkrl.cli import main
 from chunkrl.errors import CheckpointError
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.manifest import MANIFEST_FILE, MARK, file_sums, read_manifest, verify, write_manifest
-from chunkrl.models.pi import load_pretrained, save_pretrained
+from chunkrl.models.pi import find_recipe, load_pretrained, save_pretrained
 from chunkrl.progress import silent
 from chunkrl.training.checkpoint import TENSORS, VALUES, load_state, save_state
 from chunkrl.training.policy_io import load_policy
@@ -322,6 +322,19 @@ def test_a_run_is_looked_through_as_a_whole(tmp_path: Path, capsys: pytest.Captu
     for folder in ("", str(tmp_path), str(tmp_path / "none")):
         with pytest.raises(SystemExit):
             main(["manifest", *([folder] if folder else [])])
+
+
+def test_settings_that_are_asked_for_alone_are_verified(tmp_path: Path) -> None:
+    save_pretrained(tiny_policy("pi05"), tmp_path / "f")
+    recipe = find_recipe(tmp_path / "f")
+    file = tmp_path / "f" / "chunkrl_pi.json"
+    text = file.read_text()
+    file.write_text(text.replace('"depth": 3', '"depth": 2', 1))
+    assert file.read_text() != text
+    with pytest.raises(CheckpointError, match=r"chunkrl_pi\.json has changed"):
+        find_recipe(tmp_path / "f")
+    file.write_text(text)
+    assert find_recipe(tmp_path / "f") == recipe
 
 
 def test_q_of_another_policy_is_refused(tmp_path: Path) -> None:

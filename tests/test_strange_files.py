@@ -101,6 +101,8 @@ TEMPLATES = [
     "{chunk_index}/../../x.parquet",
     "/etc/{chunk_index}",
     "data/\0{chunk_index}",
+    f"data/{'a' * 256}",
+    "a/" * 3000 + "{chunk_index}",
 ]
 
 

@@ -54,6 +54,15 @@ def _place(value: Any, rng: random.Random) -> tuple[Any, Any] | None:
     return found
 
 
+def _all_places(value: Any) -> list[tuple[Any, Any]]:
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    return [place for key in keys for place in ((value, key), *_all_places(value[key]))]
+
+
+def _shuffled(places: list[tuple[Any, Any]], rng: random.Random) -> list[tuple[Any, Any]]:
+    return rng.sample(places, len(places))
+
+
 def _on_value(name: str, other: Callable[[Any, random.Random], Any]) -> None:
     """Puts `other(value)` in the place of a value in a JSON file; a ValueError of it says that there is none."""
 
@@ -63,11 +72,8 @@ def _on_value(name: str, other: Callable[[Any, random.Random], Any]) -> None:
         if path is None or loaded is None:
             return None
         value, put = loaded
-        for _ in range(20):
-            place = _place(value, rng)
-            if place is None:
-                return None
-            holder, key = place
+        near = [place for place in (_place(value, rng) for _ in range(20)) if place is not None]
+        for holder, key in [*near, *_shuffled(_all_places(value), rng)]:
             try:
                 new = other(holder[key], rng)
             except ValueError:

@@ -40,11 +40,12 @@ def same_form(value: Any, truth: Any, free_text: Iterable[str] = ()) -> bool:
 
 
 def is_records(text: str) -> bool:
-    """Lines of metrics.jsonl as they are written: objects of the five keys, numbers finite, updates never falling."""
+    """Lines of metrics.jsonl as they are written: objects of the five keys, numbers finite, updates never falling,
+    none twice."""
     *lines, cut = text.split("\n")
     if not cut.isprintable():  # of the last line a kill leaves a part
         return False
-    last = 0
+    last, seen = 0, set()
     for line in lines:
         record = json.loads(line, parse_constant=lambda name: math.nan)
         if not isinstance(record, dict) or set(record) != {
@@ -56,6 +57,10 @@ def is_records(text: str) -> bool:
         }:
             return False
         update, scalars = record["update"], record["scalars"]
+        identity = (update, record["phase"], record["time"], *scalars)
+        if identity in seen:
+            return False
+        seen.add(identity)
         if type(update) is not int or update < last or not isinstance(record["phase"], str):
             return False
         if not isinstance(scalars, dict) or not all(v is None or _finite(v) for v in scalars.values()):
@@ -81,10 +86,10 @@ def _finite(value: Any) -> bool:
 
 
 def same_tensors(path: Path, truth: Path) -> bool:
-    """Safetensors of the same names, dtypes and shapes, all finite."""
+    """Safetensors of the same names and shapes, all finite; floats may be of another width."""
     ours, whole = load_file(path), load_file(truth)
     return ours.keys() == whole.keys() and all(
-        ours[name].dtype == tensor.dtype
+        (ours[name].dtype == tensor.dtype or (ours[name].is_floating_point() and tensor.is_floating_point()))
         and ours[name].shape == tensor.shape
         and (not tensor.is_floating_point() or bool(torch.isfinite(ours[name]).all()))
         for name, tensor in whole.items()

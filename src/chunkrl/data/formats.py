@@ -127,8 +127,20 @@ def describe(
     )
 
 
+def _is_a_path(path: Path) -> bool:
+    try:
+        path.exists()
+    except OSError:  # too long
+        return False
+    return True
+
+
 def _resolve(dataset: str | Path, revision: str | None) -> Path:
+    if not str(dataset):
+        raise DatasetError("no data set is named: name a LeRobot folder, or a Hub repository as owner/name")
     path = Path(dataset).expanduser()
+    if not _is_a_path(path):
+        raise DatasetError(f"{str(path)[:80]!r}... is no name of a folder: name a LeRobot folder")
     if path.is_dir():
         if revision is not None:
             raise DatasetError(f"{path} is a local folder, which has no revision {revision!r}: leave it out")

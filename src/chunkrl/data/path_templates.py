@@ -10,6 +10,7 @@ from chunkrl.data.metadata import Info
 from chunkrl.errors import DatasetError
 
 _INTEGERS = ("episode_chunk", "episode_index", "chunk_index", "file_index")
+_LONGEST_NAME, _MOST_PARTS = 255, 12  # bytes of a name; names of a path
 _WIDTH = re.compile(r"(0?[1-9]\d?)?d?", re.ASCII)  # at most 99 digits: a width of 10**8 would fill the memory
 
 
@@ -29,6 +30,11 @@ def fill(root: Path, info: Info, what: str, values: dict[str, int | str]) -> Pat
     # A data set from elsewhere must not make us read files outside it.
     if not fault and (relative.is_absolute() or ".." in relative.parts or "\0" in str(relative)):
         fault = "leaves the data set's folder"
+    elif (
+        any(len(part.encode()) > _LONGEST_NAME for part in relative.parts)
+        or len(relative.parts) > _MOST_PARTS
+    ):
+        fault = "names a file that no file system has"
     if fault:
         raise DatasetError(f"{info.file}: '{what}' is {template!r}, which {fault}: correct it")
     return root / relative

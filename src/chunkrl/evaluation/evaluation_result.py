@@ -242,6 +242,11 @@ def _read_of(cls: type, values: Any) -> Any:
 
 def _check_stored(stored: _Stored, file: Path) -> None:
     tasks, settings = stored.tasks, stored.settings
+    if stored.seconds < 0 or stored.num_workers < 0:
+        raise ChunkRLError(
+            f"{file}: 'seconds' is {stored.seconds:g} and 'num_workers' {stored.num_workers}, expected no negative "
+            f"numbers: {_CURE}"
+        )
     if not tasks or sorted(tasks) != sorted(settings.envs):
         raise ChunkRLError(
             f"{file} has results of {list(tasks)}, its settings name {list(settings.envs)}: {_CURE}"

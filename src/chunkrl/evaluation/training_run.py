@@ -130,7 +130,8 @@ def load_data(config: TrainConfig, values_dir: Path, progress: Progress = silent
         data = open_data(config, progress)
     except DatasetError as error:
         raise DatasetError(
-            f"{error} (config.json names the data as the run was given it: start the command in the same folder)"
+            f"{error} ({values_dir / 'config.json'} names the data as the run was given it: start the command in the "
+            "same folder)"
         ) from error
     datasets = data.datasets
     cure = "copy the folder again, whole, or delete what stands there"

@@ -166,12 +166,17 @@ def read_records(path: Path) -> list[Record]:
         raise ChunkRLError(f"{path} is missing: give the folder of a training run")
     cure = "delete the line, or resume the run, which writes the file anew from its checkpoint"
     records: list[Record] = []
+    seen: set[tuple[Any, ...]] = set()
     for where, values in json_lines(path, ChunkRLError, cure, cut_end=True):
         record = Record.from_json(values, where, ChunkRLError, cure)
         if records and record.update < records[-1].update:
             raise ChunkRLError(
                 f"{where}: update {record.update} stands behind update {records[-1].update}: {cure}"
             )
+        identity = (record.update, record.phase, record.time, *record.scalars)
+        if identity in seen:
+            raise ChunkRLError(f"{where}: the same record of update {record.update} stands before it: {cure}")
+        seen.add(identity)
         records.append(record)
     return records
 

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +132,10 @@ def find_recipe(path_or_repo: str | Path, revision: str | None = None) -> PiReci
     Raises:
         CheckpointError: the folder does not say (openpi's folders).
     """
-    return _find_recipe(_find(_local_folder(path_or_repo, revision)), None)
+    folder = _find(_local_folder(path_or_repo, revision))
+    recipe = _find_recipe(folder, None)
+    _verify(folder, only=(RECIPE_FILE, lerobot_format.CONFIG_FILE))
+    return recipe
 
 
 def find_layout(folder: str | Path) -> str:
@@ -197,8 +200,11 @@ def load_pretrained(
     return PiPolicy(model, recipe, stats, reader, source.unused(), str(folder.root))
 
 
-def _verify(folder: _Folder) -> None:
-    """What `save_pretrained` wrote is compared with its manifest; of folders that others wrote there is none."""
+def _verify(folder: _Folder, only: Collection[str] | None = None) -> None:
+    """What `save_pretrained` wrote is compared with its manifest; of folders that others wrote there is none.
+
+    only: the files to compare; None: all.
+    """
     root, recipe = folder.root, folder.root / RECIPE_FILE
     is_ours = folder.layout == "LeRobot" and is_there(recipe, CheckpointError, _COPY)
     marked = is_ours and MARK in read_json(recipe, dict, CheckpointError, _COPY)
@@ -212,7 +218,7 @@ def _verify(folder: _Folder) -> None:
         WEIGHTS_INDEX,
     ]
     used += [f.relative_to(root).as_posix() for f in (root / "assets").rglob(norm_stats.OPENPI_FILE)]
-    verify(root, marked, used=used)
+    verify(root, marked, only=only, used=used)
 
 
 def _find_tokenizer(
