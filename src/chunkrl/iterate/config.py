@@ -72,7 +72,7 @@ class StopRule:
 
 
 def _train_defaults() -> TrainConfig:
-    return TrainConfig(output_dir="runs/iterate")
+    return TrainConfig(output_dir="runs/iterate", keep_checkpoints=1)  # rounds are many, and kept
 
 
 def _no_tasks() -> EvaluateConfig:
