@@ -50,7 +50,7 @@ class BenchmarkConfig:
 
     output_dir: str = "runs/benchmark"
     """Data, runs and one JSON a job."""
-    results: str = "benchmarks/results/metaworld.json"
+    results: str = "benchmarks/results/metaworld_balanced.json"
     """The summary."""
     tasks: tuple[str, ...] = ("push-v3", "pick-place-v3")
     mixtures: tuple[str, ...] = ("within", "episodes")
