@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from chunkrl.algorithms.advantage_bins import Shuffle, label_bins, strata_bins
 from chunkrl.algorithms.balance import Strata
 from chunkrl.algorithms.conditioning import ConditioningConfig, trained_texts
-from chunkrl.algorithms.cross_fitted import CrossFittedConfig
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
-from chunkrl.data.draws import MOST_TIMES, starts_by_share
+from chunkrl.data.draws import MOST_TIMES, share_weights, starts_by_share
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.loader import ChunkLoader
-from chunkrl.errors import ChunkRLError, LabelError
+from chunkrl.errors import LabelError
 
 
 def strata_of(index: list[int], credit: list[float], uniform: list[bool] | None = None) -> Strata:
@@ -198,12 +197,13 @@ def test_only_what_may_be_drawn_is(datasets: list[ChunkDataset]) -> None:
     assert sorted(starts_by_share(datasets[0], may, chosen, 1 / 3, seed=1)) == may.tolist()
 
 
-def test_labels_that_move_are_not_drawn_by() -> None:
-    conditioning = ConditioningConfig(positive_share=0.5)
-    with pytest.raises(ChunkRLError, match="positive-share"):
-        CrossFittedConfig(
-            1, 1, use="condition", conditioning=conditioning, critic_updates=1, relabel_interval=2
-        )
+def test_weights_of_labels_that_move_are_the_draws_of_those_that_stay(datasets: list[ChunkDataset]) -> None:
+    chosen = np.zeros(17, bool)
+    chosen[[0, 3, 7]] = True
+    weight = share_weights(ChunkCollection(datasets), None, chosen, 0.75)
+    np.testing.assert_allclose(weight[chosen], 3.0)
+    np.testing.assert_allclose(weight[:12][~chosen[:12]], 1 / 3)
+    np.testing.assert_allclose(weight[12:], 1.0)
 
 
 # ---- what stands in the prompt

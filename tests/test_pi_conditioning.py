@@ -85,6 +85,23 @@ def test_positives_have_their_share_of_what_is_drawn(
         assert np.mean(bins[rows] == 1) == pytest.approx(0.8, abs=0.05)
 
 
+def test_positives_have_their_share_of_the_loss_where_labels_move(
+    root: Path,  # noqa: F811
+    checkpoints: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    labels = ConditioningConfig(edges="quantiles", success="free", positive_share=0.8)
+    settings = config(
+        root, checkpoints, tmp_path, "advantage_conditioned", conditioning=labels, num_updates=4
+    )
+    run = ChunkLevelOfflineRL(replace(settings, critic_updates=2, relabel_interval=2, batch_size=4))
+    run.train()
+    weight = run.dataset.labels_at(np.arange(30))["weight"].numpy()
+    high = run.algorithm.labels["advantage_bin"] == 1
+    assert weight[high].sum() == pytest.approx(0.8 * 30, rel=1e-5) and weight.mean() == pytest.approx(1)
+    assert run.algorithm.phases()[-1].subset is None
+
+
 def test_strata_of_labels_are_those_of_balance(
     root: Path,  # noqa: F811
     checkpoints: Path,  # noqa: F811

@@ -128,7 +128,7 @@ def strata_bins(
     for rows in _groups(group):
         values, own, credit = advantage[rows].astype(np.float64), rate[rows], strata.credit[rows]
         may = credit > 0 if config.success == "mask" else np.ones(len(rows), bool)
-        due, mass = config.highest_part * float(own @ credit), float(own @ may)
+        due, mass = config.part * float(own @ credit), float(own @ may)
         # where nothing is known of the task, its chunks are cloned, all alike
         high = strata.uniform[rows] & (credit > 0)
         if due > 0:

@@ -26,6 +26,7 @@ NO_LABEL = -1  # the label of a chunk that is trained without the advantage in i
 
 _NAMES = {2: ("negative", "positive"), 3: ("negative", "neutral", "positive")}
 _QUANTILES = {2: (0.65,), 3: (0.35, 0.65), 5: (0.2, 0.4, 0.6, 0.8)}
+_PART = 0.7
 _FIXED = {2: (0.0,), 3: (-0.5, 0.5), 5: (-0.6, -0.2, 0.2, 0.6)}
 
 
@@ -42,8 +43,8 @@ class ConditioningConfig:
     cuts: tuple[float, ...] = ()
     """Quantiles in (0, 1), or fixed edges, between the bins; default: the top 35 % are positive; 5 equal shares; the
     document's -.6 -.2 .2 .6 where edges are fixed. Strata have none."""
-    highest_part: float = 1.0
-    """Strata: the part of that number of chunks, in (0, 1]."""
+    highest_part: float | None = None
+    """Strata: the part of that number of chunks, in (0, 1]; default: 0.7."""
     success: SuccessRule = "mask"
     """mask: no chunk of a failed episode gets the highest label; force: all chunks of successful episodes do; free:
     the advantage alone decides."""
@@ -51,11 +52,11 @@ class ConditioningConfig:
     """Where edges are taken, of what no rule forces high: over all data sets together, or in each data set apart."""
     force_high: tuple[int, ...] = ()
     """Data sets (0: --dataset-dir, 1: the first additional one, ...) whose chunks are all labelled high."""
-    positive_share: float | None = None
+    positive_share: float | None = 0.8
     """Share of a batch's rows with the highest label, in each data set that has others too; None: as they come."""
     negatives: Negatives = "labelled"
     """labelled: chunks below the highest label are trained with theirs; unconditional: without any."""
-    dropout: float = 0.3
+    dropout: float = 0.1
     """Share of chunks trained without the advantage: what guidance compares with."""
     guidance: float = 1.0
     """Of classifier-free guidance, saved as the policy's default."""
@@ -74,7 +75,7 @@ class ConditioningConfig:
         if self.guidance != 1 and self.dropout == 0 and self.negatives == "labelled":
             raise ChunkRLError(
                 "guidance compares with the policy without the label, which conditioning.dropout 0 never trains: "
-                "set it to about 0.3"
+                "set it to about 0.1"
             )
         if self.positive_share is not None and not 0 < self.positive_share < 1:
             raise ChunkRLError(
@@ -84,7 +85,7 @@ class ConditioningConfig:
         self._check_edges()
 
     def _check_edges(self) -> None:
-        if not 0 < self.highest_part <= 1:
+        if self.highest_part is not None and not 0 < self.highest_part <= 1:
             raise ChunkRLError(f"conditioning.highest_part is {self.highest_part}; it must lie in (0, 1]")
         if self.edges == "strata":
             if self.cuts:
@@ -93,7 +94,7 @@ class ConditioningConfig:
                     "or say --conditioning.edges"
                 )
             return
-        if self.highest_part != 1:
+        if self.highest_part is not None:
             raise ChunkRLError(
                 f"conditioning.highest_part is of --conditioning.edges strata; with {self.edges} give "
                 "conditioning.cuts"
@@ -113,6 +114,11 @@ class ConditioningConfig:
         if self.cuts:
             return self.cuts
         return (_QUANTILES if self.edges == "quantiles" else _FIXED)[self.num_bins]
+
+    @property
+    def part(self) -> float:
+        """`highest_part`, or its default."""
+        return _PART if self.highest_part is None else self.highest_part
 
     @property
     def highest(self) -> int:

@@ -55,7 +55,7 @@ from chunkrl.algorithms.weights import (
     to_weights,
 )
 from chunkrl.data.collection import ChunkData
-from chunkrl.data.draws import draw_rates, starts_by_share, starts_by_weight, trained_starts
+from chunkrl.data.draws import draw_rates, share_weights, starts_by_share, starts_by_weight, trained_starts
 from chunkrl.data.large_arrays import keep
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
@@ -120,10 +120,6 @@ class CrossFittedConfig:
             raise ChunkRLError(
                 "--fit.draw weight is of weights that stay: use uniform with advantage_conditioned and with "
                 "--relabel-interval"
-            )
-        if self.conditioning.positive_share is not None and self.relabel_interval:
-            raise ChunkRLError(
-                "--conditioning.positive-share draws by labels that stay: leave it or --relabel-interval out"
             )
         if self.use == "condition" and self.conditioning.edges == "strata" and self.balance.kind != "strata":
             raise ChunkRLError(
@@ -332,15 +328,24 @@ class CrossFittedAdvantage:
         if self.labels and config.distil.clones_first and "best_chunk" not in self.labels:
             self._equal_until_distilled()
             return
-        share, highest = config.conditioning.positive_share, config.conditioning.highest
-        if self.labels and config.use == "condition" and share is not None:
-            high = self.labels["advantage_bin"] == highest
-            self._subset = starts_by_share(self._dataset, self._trained, high, share, self.seed)
+        if self.labels and config.use == "condition":
+            self._share_out()
         if self.labels and config.fit.draw == "weight" and config.use == "weight":
             self._subset, left = starts_by_weight(
                 self._dataset, self._trained, self.labels["weight"], self.seed
             )
             self._dataset.attach("weight", left)
+
+    def _share_out(self) -> None:
+        """Gives positives their share of what is drawn; of the loss, where labels change while the policy trains."""
+        conditioning, data = self.config.conditioning, self._dataset
+        if conditioning.positive_share is None:
+            return
+        high = self.labels["advantage_bin"] == conditioning.highest
+        if self.config.relabel_interval:
+            data.attach("weight", share_weights(data, self._trained, high, conditioning.positive_share))
+        else:
+            self._subset = starts_by_share(data, self._trained, high, conditioning.positive_share, self.seed)
 
     def update(self, name: str, batch: ChunkTransition) -> Metrics:
         """One update of phase `name`; batch [B]."""

@@ -54,30 +54,36 @@ def draw_rates(data: ChunkData, drawn: np.ndarray | None) -> np.ndarray | None:
 MOST_TIMES = 8  # so many positions a start, so that rare ones are not all left out
 
 
-def starts_by_share(
-    data: ChunkData, drawn: np.ndarray | None, chosen: np.ndarray, share: float, seed: int
-) -> np.ndarray:
-    """What to draw from, all alike, in place of `drawn`, so that `share` of what is drawn is `chosen`: in each data
-    set that has both kinds. One with a single kind is drawn as it is, and how often each is drawn from stays.
-
-    Returns positions int64, of `starts_by_weight`, up to `MOST_TIMES` as many as there are starts: enough that
-    those which are drawn less often are all among them.
+def share_weights(data: ChunkData, drawn: np.ndarray | None, chosen: np.ndarray, share: float) -> np.ndarray:
+    """Weights float32 [len] that give `share` of the weight to what is `chosen`, in a data set that has both kinds.
+    One with a single kind has weights of 1, as has every data set on average.
 
     drawn: positions int [n] that may be drawn, None all. chosen: bool [len]. share: in (0, 1).
     """
     collection = ChunkCollection.of(data)
     positions = np.arange(len(collection)) if drawn is None else np.asarray(drawn)
     weight = np.ones(len(collection), np.float32)
-    times = 1.0
     for first, last in collection.spans:
         own = positions[(first <= positions) & (positions < last)]
-        high = chosen[own]
-        part = float(high.mean()) if len(own) else 0.0
+        part = float(chosen[own].mean()) if len(own) else 0.0
         if 0 < part < 1:
-            above, below = share / part, (1 - share) / (1 - part)
-            weight[own] = np.where(high, above, below)
-            times = max(times, 1 / min(above, below))
-    return starts_by_weight(data, drawn, weight, seed, min(MOST_TIMES, math.ceil(times - 1e-6)))[0]
+            weight[own] = np.where(chosen[own], share / part, (1 - share) / (1 - part))
+    return weight
+
+
+def starts_by_share(
+    data: ChunkData, drawn: np.ndarray | None, chosen: np.ndarray, share: float, seed: int
+) -> np.ndarray:
+    """What to draw from, all alike, in place of `drawn`, so that starts come as often as `share_weights` says; how
+    often each data set is drawn from stays.
+
+    Returns positions int64, of `starts_by_weight`, up to `MOST_TIMES` as many as there are starts: enough that
+    those which are drawn less often are all among them.
+    """
+    weight = share_weights(data, drawn, chosen, share)
+    least = float(weight.min() if drawn is None else weight[drawn].min())
+    times = min(MOST_TIMES, math.ceil(1 / least - 1e-6))
+    return starts_by_weight(data, drawn, weight, seed, times)[0]
 
 
 def starts_by_weight(
