@@ -39,8 +39,8 @@ class Arm:
 
 PLAIN = {"": ("", 1.0)}
 TWICE = {" high": (HIGH, 1.0), " high, guidance 2": (HIGH, 2.0)}
-# RECAP as published: two labels, the top 30 % of roll-outs positive, and all of successful episodes
-RECAP = {"edges": "quantiles", "cuts": (0.7,), "success": "force"}
+# RECAP as published: two labels, the top 30 % of roll-outs and all successes positive, rows as they come
+RECAP = {"edges": "quantiles", "cuts": (0.7,), "success": "force", "positive_share": None}
 
 ARMS: dict[str, Arm] = {
     "success_cloning": Arm("success_cloning", PLAIN),

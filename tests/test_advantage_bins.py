@@ -21,6 +21,8 @@ from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import LabelError
 
+ALL_OF_THEM = ConditioningConfig(highest_part=1.0)  # as many as succeed
+
 
 def strata_of(index: list[int], credit: list[float], uniform: list[bool] | None = None) -> Strata:
     """Strata with these starts; what is due is not read by labels."""
@@ -35,9 +37,9 @@ def test_a_stratum_has_as_many_positives_as_successes_and_the_advantage_says_whi
     # two of four starts succeed in stratum 0, one of four in stratum 1
     advantage = np.array([0.1, 0.9, 0.5, 0.7, 3.0, 1.0, 2.0, 4.0])
     strata = strata_of([0, 0, 0, 0, 1, 1, 1, 1], [1, 1, 0, 0, 1, 0, 0, 0])
-    free = ConditioningConfig(success="free")
+    free = ConditioningConfig(success="free", highest_part=1.0)
     assert strata_bins(advantage, strata.index, strata, free).tolist() == [0, 1, 0, 1, 0, 0, 0, 1]
-    mask = ConditioningConfig()
+    mask = ALL_OF_THEM
     assert strata_bins(advantage, strata.index, strata, mask).tolist() == [1, 1, 0, 0, 1, 0, 0, 0]
     half = ConditioningConfig(highest_part=0.5)
     assert strata_bins(advantage, strata.index, strata, half).tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
@@ -46,21 +48,21 @@ def test_a_stratum_has_as_many_positives_as_successes_and_the_advantage_says_whi
 def test_the_rest_is_cut_into_equal_shares_of_the_lower_labels() -> None:
     advantage = np.arange(10.0)
     strata = strata_of([0] * 10, [1.0] * 2 + [0.0] * 8)
-    config = ConditioningConfig(num_bins=5, success="free")
+    config = ConditioningConfig(num_bins=5, success="free", highest_part=1.0)
     assert strata_bins(advantage, strata.index, strata, config).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
 def test_graded_returns_are_shares_of_positives() -> None:
     strata = strata_of([0] * 4, [0.0, 0.25, 0.75, 1.0])  # two of four
-    assert strata_bins(np.arange(4.0), strata.index, strata, ConditioningConfig()).tolist() == [0, 0, 1, 1]
+    assert strata_bins(np.arange(4.0), strata.index, strata, ALL_OF_THEM).tolist() == [0, 0, 1, 1]
 
 
 def test_a_task_that_shows_nothing_is_cloned_or_left_out() -> None:
     advantage, index, unknown = np.arange(4.0), [0, 0, 1, 1], [False, False, True, True]
     cloned = strata_of(index, [1, 0, 0.5, 0.5], unknown)
-    assert strata_bins(advantage, cloned.index, cloned, ConditioningConfig()).tolist() == [1, 0, 1, 1]
+    assert strata_bins(advantage, cloned.index, cloned, ALL_OF_THEM).tolist() == [1, 0, 1, 1]
     left_out = strata_of(index, [1, 0, 0, 0], unknown)
-    assert strata_bins(advantage, left_out.index, left_out, ConditioningConfig()).tolist() == [1, 0, 0, 0]
+    assert strata_bins(advantage, left_out.index, left_out, ALL_OF_THEM).tolist() == [1, 0, 0, 0]
 
 
 @given(
@@ -155,7 +157,7 @@ def test_the_control_permutes_labels_and_not_what_is_forced(datasets: list[Chunk
     human = np.zeros(12, bool)
     human[11] = True
     plain, control = (
-        labels_of(data, advantage, ConditioningConfig(), strata=strata, human=human, shuffle=shuffle)
+        labels_of(data, advantage, ALL_OF_THEM, strata=strata, human=human, shuffle=shuffle)
         for shuffle in (None, Shuffle(0))
     )
     np.testing.assert_array_equal(plain, np.asarray(data.success) | human)

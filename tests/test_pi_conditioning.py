@@ -113,7 +113,9 @@ def test_strata_of_labels_are_those_of_balance(
     labels = run.algorithm.labels
     success, task = np.asarray(run.dataset.success), np.asarray(run.dataset.task)
     assert labels["stratum"].shape == (30,)
-    # one task succeeds always, the other never, and is cloned
-    assert set(task[success]) == {0} and labels["advantage_bin"].all()
+    # one task succeeds always: .7 of its 15 chunks, the best; the other never, and is cloned
+    assert set(task[success]) == {0} and labels["advantage_bin"][task == 1].all()
+    advantage, high = labels["advantage"][task == 0], labels["advantage_bin"][task == 0] == 1
+    assert high.sum() == 10 and advantage[high].min() > advantage[~high].max()
     with pytest.raises(ChunkRLError, match=r"--balance\.kind strata"):
         ChunkLevelOfflineRL(replace(settings, balance=replace(settings.balance, kind="none")))
