@@ -358,6 +358,11 @@ def test_results_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps(to_json(evaluation((1,), (0,))) | {"version": 0}))
     with pytest.raises(ChunkRLError, match=r"version 0.*evaluate again"):
         read_evaluation(tmp_path)
+    content = to_json(evaluation((1,), (0,)))
+    content["settings"]["mode"] = "moody"
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    with pytest.raises(ChunkRLError, match=r"result\.json.*mode"):
+        read_evaluation(tmp_path)
     for change in ({"seconds": -1.0}, {"num_workers": -1}):
         (tmp_path / "result.json").write_text(json.dumps(to_json(evaluation((1,), (0,))) | change))
         with pytest.raises(ChunkRLError, match="expected no negative numbers"):

@@ -26,7 +26,16 @@ from .run_folders import NUM_UPDATES, run_config
 from .well_formed import only_other_values
 
 Probes = Mapping[str, Callable[[Path, Path], Any]]
-FREE_TEXT = ("project", "policy", "fingerprint", "output_dir", "pi0_checkpoints_dir")
+FREE_TEXT = (
+    "project",
+    "policy",
+    "fingerprint",
+    "output_dir",
+    "pi0_checkpoints_dir",
+    "state",
+    "device",
+    "opengl",
+)
 CHECKED = ("checkpoints", "policy", "values.parquet")  # in a run: what a manifest covers
 VERSIONS = {"chunkrl": __version__, "torch": torch.__version__, "numpy": np.__version__}
 """What stands in versions.json, and for the page's word that none are recorded."""

@@ -13,6 +13,9 @@ import numpy as np
 from chunkrl.config import record_of
 from chunkrl.data.atomic import write_text
 from chunkrl.data.json_files import read_json
+from chunkrl.envs.collect_config import PolicyMode
+from chunkrl.envs.libero_tasks import InitialStates
+from chunkrl.envs.offscreen import Rendering
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.speed import Speed, speed_json
 from chunkrl.evaluation.statistics import Interval, wilson_interval
@@ -46,20 +49,20 @@ class EvaluationSettings:
     max_steps: tuple[int, ...]
     exec_steps: int
     horizon: int
-    mode: str
+    mode: PolicyMode
     num_candidates: int
     condition: str | None
     guidance: float | None
     num_steps: int | None
     state: str
     camera_size: int
-    rendering: str
+    rendering: Rendering
     rename: tuple[tuple[str, str], ...]
     batch_size: int
     assets: str = ""
     opengl: str = ""
     device: str = ""
-    initial: str = "official"
+    initial: InitialStates = "official"
 
     def differences(self, other: EvaluationSettings) -> tuple[str, ...]:
         """Names of the settings in which another evaluation differs; the folder's name alone is no difference, nor
