@@ -225,6 +225,22 @@ def test_labels_of_other_types_are_refused(
         load_sidecar(file, table)
 
 
+def test_any_bit_of_a_file_of_labels(tmp_path: Path) -> None:
+    """Wherever it stands, the labels are there or the file is named."""
+    table = open_chunks(write_dataset(tmp_path / "d", random_episodes(1))).table
+    file = tmp_path / "l.parquet"
+    save_sidecar(file, table, {"value": np.arange(table.num_frames, dtype=np.float32)}, {})
+    whole = file.read_bytes()
+    for position in range(0, len(whole), 3):
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 0x80]) + whole[position + 1 :])
+        try:
+            assert all(
+                len(values) == table.num_frames for values in load_sidecar(file, table).arrays.values()
+            )
+        except DatasetError as error:
+            assert "l.parquet" in str(error)
+
+
 SETTINGS = EvaluationSettings(
     policy="p",
     fingerprint="f",

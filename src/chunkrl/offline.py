@@ -37,7 +37,7 @@ from chunkrl.training.values_io import save_values
 
 VERSIONS_FILE = "versions.json"  # in a run's folder: what it was last started with
 # what loading a state raises that other settings, or another version, wrote
-_NOT_OF_THIS_RUN = (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError)
+_NOT_OF_THIS_RUN = (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError, AssertionError)
 VIDEO_PATIENCE_SECONDS = 600.0  # at the end of a run
 
 

@@ -77,7 +77,9 @@ def load_sidecar(path: str | Path, table: FrameTable) -> Sidecar:
             if file.metadata.num_rows != table.num_frames:
                 raise DatasetError(_rows_differ(path))
             stored = file.read(use_threads=False)
-    except (pa.ArrowException, OSError, MemoryError) as error:
+    except DatasetError:
+        raise
+    except (pa.ArrowException, OSError, MemoryError, ValueError, OverflowError) as error:
         raise DatasetError(f"{path} cannot be read ({error}): {_CURE}") from error
     if missing := [name for name in stored.schema.names if stored[name].null_count]:
         raise DatasetError(f"{path}, column '{missing[0]}' has missing values: {_CURE}")

@@ -16,7 +16,7 @@ from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.sidecar import Sidecar, load_sidecar, save_sidecar
 from chunkrl.errors import ChunkRLError
-from chunkrl.manifest import MANIFEST_FILE, MARK, verify, write_manifest
+from chunkrl.manifest import MANIFEST_FILE, MARK, read_manifest, verify, write_manifest
 
 _NEEDED = ("value", "value_seen", "return", "advantage")
 _NAMES = (*_NEEDED, "weight", "stratum", "advantage_bin_raw", "advantage_bin")
@@ -59,8 +59,12 @@ def read_values_files(run_dir: Path, tables: Sequence[FrameTable]) -> list[Sidec
         CheckpointError: a file is not what was written.
     """
     names = [values_file(number) for number in range(len(tables))]
+    listed = read_manifest(run_dir) is not None
+    if listed:
+        verify(run_dir, marked=True, only=names)
     sidecars = [load_sidecar(run_dir / name, table) for name, table in zip(names, tables, strict=True)]
-    verify(run_dir, any(MARK in sidecar.metadata for sidecar in sidecars), only=names)
+    if not listed:
+        verify(run_dir, any(MARK in sidecar.metadata for sidecar in sidecars), only=names)
     return [
         replace(sidecar, metadata={key: item for key, item in sidecar.metadata.items() if key != MARK})
         for sidecar in sidecars
