@@ -257,7 +257,7 @@ SETTINGS = EvaluationSettings(
     num_steps=None,
     state="",
     camera_size=0,
-    rendering="",
+    rendering="default",
     rename=(),
     batch_size=1,
 )
