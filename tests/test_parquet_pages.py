@@ -69,6 +69,19 @@ def test_other_layouts_are_left_to_pyarrow(tmp_path):
     assert BinaryPages(tmp_path / "v2.parquet").read(0, "camera.nothing", [0]) is None
 
 
+@given(
+    st.lists(st.sampled_from([None, *range(9)]), min_size=1, max_size=60), st.booleans(), st.integers(1, 20)
+)
+def test_where_values_are_missing_the_others_stay_in_their_rows(tmp_path_factory, numbers, dictionary, batch):
+    """Pages hold only what is there, and a dictionary's indices are padded: a gap would move all behind it."""
+    values = [None if number is None else bytes([number]) * 9 for number in numbers]
+    file = tmp_path_factory.mktemp("pages") / "file.parquet"
+    write(file, values, use_dictionary=dictionary, write_batch_size=batch, data_page_size=30)
+    rows = list(range(len(values)))
+    found = BinaryPages(file).read(0, "camera.bytes", rows)
+    assert (found is None) == (None in values) and (found is None or found == values)
+
+
 def test_a_page_with_another_checksum_is_refused(tmp_path):
     file = tmp_path / "file.parquet"
     values = [bytes([i]) * 50 for i in range(40)]

@@ -46,11 +46,14 @@ class _Page:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A column of a row group: its pages, the dictionary first where there is one, and how they are packed."""
+    """A column of a row group: its pages, the dictionary first where there is one, and how they are packed.
+
+    present: the definition level of a value that is there; 0: none is missing, and no levels are stored.
+    """
 
     pages: Sequence[_Page]
     codec: str
-    has_levels: bool
+    present: int
 
 
 _first_row = attrgetter("first_row")
@@ -128,7 +131,7 @@ class BinaryPages:
                 raise _UnsupportedError
             pages.append(_Page(header, begin, at, row if is_data else -1))
             row += header.get(5, {}).get(1, 0) if is_data else 0
-        return _Chunk(pages, chunk.compression, column.max_definition_level > 0)
+        return _Chunk(pages, chunk.compression, column.max_definition_level)
 
     def _values(self, chunk: _Chunk, rows: Sequence[int]) -> list[memoryview]:
         pages = chunk.pages
@@ -140,8 +143,8 @@ class BinaryPages:
             if wanted != number:
                 number, page = wanted, pages[wanted]
                 header, data = page.header[5], self._content(page, chunk.codec)
-                if chunk.has_levels:
-                    data = data[4 + int.from_bytes(data[:4], "little") :]
+                if chunk.present:
+                    data = _behind_levels(data, chunk.present, header[1])
                 if header.get(2) in _DICTIONARY and pages[0].first_row == -1:
                     if dictionary is None:
                         dictionary = _plain(
@@ -214,6 +217,16 @@ def _struct(data: memoryview, at: int, end: int) -> tuple[dict[int, Any], int]:
         else:
             raise _UnsupportedError
     raise _UnsupportedError
+
+
+def _behind_levels(data: memoryview, present: int, count: int) -> memoryview:
+    """A page without its `count` definition levels, which must all say that there is a value."""
+    end = 4 + int.from_bytes(data[:4], "little")
+    levels = _hybrid(data[4:end], present.bit_length(), count)
+    # a page that lacks some holds fewer values, and those behind the first gap would be others
+    if len(levels) < count or set(levels) != {present}:
+        raise _UnsupportedError
+    return data[end:]
 
 
 def _plain(data: memoryview, count: int) -> list[memoryview]:
