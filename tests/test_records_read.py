@@ -292,6 +292,8 @@ def test_results_of_evaluations_are_records(tmp_path: Path) -> None:
             right_ones = {"seconds": (1.5, 10**30), "num_workers": (10**30,), "videos": ([],)}
             if value is True or value not in right_ones.get(key, ()):
                 refused(right | {key: value})
+    for wrong in ({"seconds": 0.0}, {"seconds": -1.0}, {"num_workers": -1}):
+        refused(right | wrong)
     for changes in ({"success": "yes"}, {"seed": True}, {"num_steps": -1}, {"more": 1}, {"success": False}):
         task = right["tasks"]["push"]
         episodes = [task["episodes"][0] | changes, *task["episodes"][1:]]

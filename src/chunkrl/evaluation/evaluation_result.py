@@ -245,17 +245,15 @@ def _read_of(cls: type, values: Any) -> Any:
 
 def _check_stored(stored: _Stored, file: Path) -> None:
     tasks, settings = stored.tasks, stored.settings
-    if stored.seconds < 0 or stored.num_workers < 0:
+    if stored.seconds <= 0 or stored.num_workers < 0:
         raise ChunkRLError(
-            f"{file}: 'seconds' is {stored.seconds:g} and 'num_workers' {stored.num_workers}, expected no negative "
-            f"numbers: {_CURE}"
+            f"{file}: 'seconds' is {stored.seconds:g} and 'num_workers' {stored.num_workers}, expected a time above 0 "
+            f"and no negative number: {_CURE}"
         )
     if not tasks or sorted(tasks) != sorted(settings.envs):
         raise ChunkRLError(
             f"{file} has results of {list(tasks)}, its settings name {list(settings.envs)}: {_CURE}"
         )
-    if stored.seconds < 0 or stored.num_workers < 0:
-        raise ChunkRLError(f"{file}: 'seconds' or 'num_workers' is negative: {_CURE}")
     for env, task in tasks.items():
         counted = (sum(e.success for e in task.episodes), len(task.episodes))
         if counted != (task.num_success, task.num_episodes) or not task.episodes:
