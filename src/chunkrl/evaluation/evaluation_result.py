@@ -247,8 +247,8 @@ def _check_stored(stored: _Stored, file: Path) -> None:
     tasks, settings = stored.tasks, stored.settings
     if stored.seconds <= 0 or stored.num_workers < 0:
         raise ChunkRLError(
-            f"{file}: 'seconds' is {stored.seconds:g} and 'num_workers' {stored.num_workers}, expected a time above 0 "
-            f"and no negative number: {_CURE}"
+            f"{file}: 'seconds' is {stored.seconds:g} and 'num_workers' {stored.num_workers}, expected no negative "
+            f"numbers, and a time above 0: {_CURE}"
         )
     if not tasks or sorted(tasks) != sorted(settings.envs):
         raise ChunkRLError(
