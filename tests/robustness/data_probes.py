@@ -10,6 +10,7 @@ import numpy as np
 from chunk_data import settings
 
 from chunkrl import ChunkLevelOfflineRL
+from chunkrl.data.export_plan import plan_export
 from chunkrl.data.frames import FrameSettings, FrameTable
 from chunkrl.data.inspect import InspectCommand, make_report, to_text
 from chunkrl.data.label_command import LabelCommand, label_dataset
@@ -70,17 +71,17 @@ def train(root: Path, scratch: Path) -> dict[str, Any]:
 
 
 def export(root: Path, scratch: Path) -> Content:
-    """The data set that `label --export` makes of it."""
+    """The data set that `label --export` makes of it, without pictures that it had to encode again."""
     target = scratch / "exported"
     command = LabelCommand(str(root), output=str(scratch / "labels.parquet"), export=str(target))
     try:
-        label_dataset(command, silent)
+        table, _ = label_dataset(command, silent)
     except ChunkRLError:
-        assert not target.exists() and not list(scratch.glob(".exported*")), (
-            "what failed left something behind"
-        )
+        assert not target.exists() and not list(scratch.glob(".exported*")), "what failed is still there"
         raise
-    return read(target, scratch / "export")
+    exported = read(target, scratch / "export")
+    again = {name.replace("/", ".") for name in plan_export(table, "copy").encoded}
+    return replace(exported, images={name: v for name, v in exported.images.items() if name not in again})
 
 
 def _as_exported(content: Content) -> Content:
@@ -101,7 +102,7 @@ def truth(name: str, root: Path, scratch: Path) -> dict[str, Any]:
     content = read(root, scratch / "cache")
     assert difference(content, _plain(root)) is None, difference(content, _plain(root))
     exported = export(root, scratch)
-    differs = difference(_as_exported(exported), _as_exported(content))
+    differs = difference(_as_exported(exported), _beside(_as_exported(content), exported))
     assert differs is None, differs
     return {"content": content, "trained": train(root, scratch)}
 
@@ -120,13 +121,21 @@ def judge(root: Path, whole: dict[str, Any], scratch: Path) -> Found:
     if found.outcome.is_fault:
         return found
     # what goes through reads what was opened, or none of the fault
-    content = whole["content"] if opened.error is not None else opened.value
-    differs = None if exported.error else difference(_as_exported(exported.value), _as_exported(content))
+    content = _as_exported(whole["content"] if opened.error is not None else opened.value)
+    differs = None
+    if exported.error is None:
+        differs = difference(_as_exported(exported.value), _beside(content, exported.value))
     if differs is not None:
         return Found(Outcome.SILENT, f"exported: {differs} ({found.detail})")
     if trained.error is None and found.outcome is not Outcome.UNDETECTABLE and not _differs(opened, whole):
         differs = difference(trained.value, whole["trained"])
     return found if differs is None else Found(Outcome.SILENT, f"trained: {differs} ({found.detail})")
+
+
+def _beside(content: Content, exported: Content) -> Content:
+    """Without the cameras that were encoded again."""
+    images = {name: v for name, v in content.images.items() if name in exported.images}
+    return replace(content, images=images)
 
 
 def _differs(opened: Probe, whole: dict[str, Any]) -> bool:

@@ -95,7 +95,8 @@ def video_frames(
     """Pictures of an episode as recorded, uint8 RGB [height, width, 3].
 
     Args:
-        frames: int [n], which ones, increasing; None: all, and that there are no more is checked.
+        frames: int [n], which ones, increasing; None: all. That a file of this episode alone has no more, and no
+            fewer, is checked: by decoding all, or by what the file says.
         video: the episode's file, already open.
 
     Raises:
@@ -119,6 +120,8 @@ def video_frames(
                     f"{rates if abs(opened.rate / fps - 1) > 1e-4 else ''}: correct the timestamps or the metadata, "
                     "or fetch it again"
                 )
+            if frames is not None and span.to_timestamp is None:
+                opened.check_whole(times, half_frame)
             yield from opened.frames_at(chosen, half_frame, camera.recorded_size, alone)
     except DatasetError as error:
         raise DatasetError(f"{where}: {error}{late_start(own, fps)}") from error

@@ -78,6 +78,23 @@ class VideoFile:
                 "'fps', or encode the video again"
             )
 
+    def check_whole(self, times: np.ndarray, tolerance: float) -> None:
+        """Refuses a file that, by its own index, has not the frames of these times, or goes on behind them.
+
+        times, tolerance: as `frames_at` takes them, of all that the file holds.
+
+        Raises:
+            DatasetError: what follows a frame that is lost stands too early, and nothing in the pictures says so.
+        """
+        many = self.rate > 1.5 / (2 * tolerance)  # more frames a second than the data set
+        fewer = 0 < self.num_frames < len(times)
+        longer = self.end is not None and self.end > times[-1] + 3.9 * tolerance
+        if fewer or longer or (self.num_frames > len(times) and not many):
+            raise DatasetError(
+                f"{self.file}: has {self.num_frames} frames and ends at {self.end or math.nan:.6g} s, the episode has "
+                f"{len(times)}: fetch or record it again, or correct the episode's length"
+            )
+
     def close(self) -> None:
         """Closes the file."""
         self._container.close()
