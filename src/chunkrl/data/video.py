@@ -91,8 +91,8 @@ class VideoFile:
         longer = self.end is not None and self.end > times[-1] + 3.9 * tolerance
         if fewer or longer or (self.num_frames > len(times) and not many):
             raise DatasetError(
-                f"{self.file}: has {self.num_frames} frames and ends at {self.end or math.nan:.6g} s, the episode has "
-                f"{len(times)}: fetch or record it again, or correct the episode's length"
+                f"{self.file}: has {self.num_frames} frames and ends at {self.end or math.nan:.6g} s, the episode "
+                f"has {len(times)}: fetch or record it again, or correct the episode's length"
             )
 
     def close(self) -> None:
