@@ -30,8 +30,9 @@ from chunkrl.envs.robot import RobotEnvironment
 from chunkrl.online.action_guard import ActionSpace
 from chunkrl.online.actor import Actor, ActorConfig, ActorSummary
 from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig
+from chunkrl.online.config import SwapAt
 from chunkrl.online.control import ControlRate
-from chunkrl.online.policy_runner import PolicyRunner, SwapAt
+from chunkrl.online.policy_runner import PolicyRunner
 from chunkrl.types import Observation
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import tyro
 
 from benchmarks.metaworld import BenchmarkConfig, run
-from chunkrl.algorithms.balance import BalanceConfig
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.config import BalanceConfig
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.experiment import CHUNK_RL, SHUFFLED, SUCCESS_BC, UNBALANCED, Arm
 
 

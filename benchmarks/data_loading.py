@@ -35,7 +35,7 @@ from PIL import Image
 from benchmarks.loading_data import CAMERAS, FPS, HORIZON, SIZE, TASK, episode, features, write_set
 from chunkrl.data import ChunkDataset, ChunkSettings
 from chunkrl.data.atomic import write_text
-from chunkrl.data.frames import FrameSettings
+from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.data.pictures import decode_picture
 from chunkrl.data.segments import VideoEncoding, encode_video

@@ -21,8 +21,9 @@ import numpy as np
 import tyro
 
 from chunkrl.data import ChunkDataset
+from chunkrl.data.feature_spec import FeatureSpec
 from chunkrl.data.loader import ChunkLoader
-from chunkrl.data.writer import DatasetWriter, FeatureSpec
+from chunkrl.data.writer import DatasetWriter
 from chunkrl.progress import silent
 
 

@@ -14,8 +14,8 @@ import tyro
 
 from benchmarks.balance_choice import ChoiceConfig
 from benchmarks.metaworld import run
-from chunkrl.algorithms.distil import DistilConfig
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.config import DistilConfig
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.experiment import CHUNK_RL, DISTILLED, FLOW_RL, Arm
 from chunkrl.models.value_head import ValueHead
 

@@ -33,14 +33,15 @@ from chunkrl.envs.libero_tasks import InitialStates
 from chunkrl.envs.registry import asset_fingerprint, expand
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.evaluate_command import EvaluateCommand, EvaluateConfig, evaluate_policy
+from chunkrl.evaluation.config import EvaluateCommand, EvaluateConfig
+from chunkrl.evaluation.evaluate_command import evaluate_policy
 from chunkrl.evaluation.evaluation_result import Evaluation, read_evaluation
 from chunkrl.iterate.command import CONFIG_FILE, iterate
 from chunkrl.iterate.config import ArmName, IterateConfig, SelectionRule, StopRule
 from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import silent
 from chunkrl.train_config import TrainConfig
-from chunkrl.training.policy_io import ActionMode
+from chunkrl.training.config import ActionMode
 
 EVALUATION_SEED = 20261205  # MetaWorld's reported states
 ROUNDS = 3

@@ -29,9 +29,9 @@ import numpy as np
 import tyro
 
 from chunkrl.data.atomic import write_text
+from chunkrl.online.config import ConnectConfig
 from chunkrl.online.item_spool import ItemSpool
 from chunkrl.online.records import EpisodeSummary, Hello, StepRecord, StreamSpec, new_id
-from chunkrl.online.security import ConnectConfig
 from chunkrl.online.sender import LearnerClient, SpoolSender, UnreachableError
 from chunkrl.online.spool import Spool
 from chunkrl.training.metrics import METRICS_FILE, read_records

@@ -27,8 +27,8 @@ import tyro
 from benchmarks.balance_choice import CANDIDATES
 from benchmarks.libero_tables import add_intervals, markdown
 from benchmarks.metaworld import summarize
-from chunkrl.algorithms.balance import BalanceConfig
-from chunkrl.algorithms.value_learner import Draw
+from chunkrl.algorithms.config import BalanceConfig
+from chunkrl.algorithms.value_config import Draw
 from chunkrl.data.atomic import write_text
 from chunkrl.data.frames import FrameTable
 from chunkrl.envs.collect import CollectConfig, collect_dataset
@@ -48,7 +48,7 @@ from chunkrl.experiment import (
     Arm,
     data_hash,
 )
-from chunkrl.models.encoders import NetworkConfig
+from chunkrl.models.config import NetworkConfig
 from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import Progress, ProgressBars, silent
 from chunkrl.train_config import TrainConfig

@@ -25,8 +25,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import tyro
 
-from chunkrl.data.label_command import LabelCommand, label_dataset
-from chunkrl.data.writer import DatasetWriter, FeatureSpec
+from chunkrl.data.feature_spec import FeatureSpec
+from chunkrl.data.label_command import label_dataset
+from chunkrl.data.label_config import LabelCommand
+from chunkrl.data.writer import DatasetWriter
 from chunkrl.envs.collect_config import SUBGOAL_KINDS
 from chunkrl.envs.libero import ACTION_DIM, FPS, STATE_DIM, LiberoEnv
 from chunkrl.envs.libero_expert import LiberoExpert

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from chunkrl.data.writer import DatasetWriter, FeatureSpec
+from chunkrl.data.feature_spec import FeatureSpec
+from chunkrl.data.writer import DatasetWriter
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")
 FPS, HORIZON, SIZE = 10, 10, 256

@@ -39,8 +39,8 @@ import tyro
 
 from benchmarks.success_curves import SuccessCurve, picture, table
 from chunkrl.data.atomic import write_text
+from chunkrl.online.config import CorrectionRule
 from chunkrl.online.learner_evaluation import FOLDER, read_results
-from chunkrl.online.scripted_corrector import CorrectionRule
 
 ARMS = ("corrected", "online", "offline")
 _NAMES = {

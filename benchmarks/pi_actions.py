@@ -23,14 +23,15 @@ import tyro
 from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
 from chunkrl.build import build_factory
 from chunkrl.data import ChunkDataset, ChunkSettings
+from chunkrl.data.feature_spec import FeatureSpec
 from chunkrl.data.label_rules import LabelRule
-from chunkrl.data.writer import DatasetWriter, FeatureSpec
+from chunkrl.data.writer import DatasetWriter
 from chunkrl.integration.chunk_cache import ChunkRequest, cached_chunks
-from chunkrl.models.encoders import NetworkConfig
+from chunkrl.models.config import NetworkConfig
 from chunkrl.models.pi import PiConfig, PiModel, PiPolicy, PiRecipe, PiSettings, VisionConfig
 from chunkrl.progress import silent
 from chunkrl.train_config import TrainConfig
-from chunkrl.training.optim import OptimConfig
+from chunkrl.training.config import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.types import Observation
 

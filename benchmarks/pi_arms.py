@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from chunkrl.algorithms.conditioning import ConditioningConfig
-from chunkrl.algorithms.value_learner import Draw
+from chunkrl.algorithms.config import ConditioningConfig
+from chunkrl.algorithms.value_config import Draw
 from chunkrl.train_config import Objective
 
 HIGH, LOW = "Advantage: positive", "Advantage: negative"

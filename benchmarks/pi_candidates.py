@@ -28,7 +28,7 @@ from chunkrl.envs.metaworld import ACTION_DIM, MetaWorldEnv
 from chunkrl.evaluation.rollout import evaluate, initial_seeds
 from chunkrl.evaluation.statistics import auc, bootstrap_over_tasks
 from chunkrl.experiment import NUM_ENVS
-from chunkrl.integration.pi_chunks import PiChunkConfig
+from chunkrl.integration.config import PiChunkConfig
 
 ARMS: dict[str, PiChunkConfig | None] = {
     "recorded chunks": None,

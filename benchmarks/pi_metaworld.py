@@ -30,7 +30,7 @@ import tyro
 from benchmarks.pi_arms import ARMS, PRETRAINED, Arm, by_question
 from benchmarks.pi_tables import markdown, summarize
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.data.atomic import write_text
 from chunkrl.data.chunk_settings import ChunkSettings
 from chunkrl.data.chunks import ChunkDataset
@@ -41,14 +41,14 @@ from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.evaluation.rollout import evaluate, initial_seeds
 from chunkrl.evaluation.statistics import auc, spearman
 from chunkrl.experiment import NUM_ENVS, data_hash
-from chunkrl.integration.pi_training import PiTrainingConfig
+from chunkrl.integration.config import PiTrainingConfig
+from chunkrl.models.config import PolicyConfig
 from chunkrl.models.pi import load_pretrained, save_pretrained
 from chunkrl.models.pi.actor import PiActor
-from chunkrl.models.pi.critic import PiCriticConfig
+from chunkrl.models.pi.config import PiCriticConfig
 from chunkrl.models.pi.tiny import tiny_policy, tiny_recipe
-from chunkrl.models.policy import PolicyConfig
 from chunkrl.models.value_head import ValueHead
-from chunkrl.training.policy_io import ActionMode
+from chunkrl.training.config import ActionMode
 from chunkrl.training.run_folder import find_checkpoint
 from chunkrl.training.values_io import load_values
 

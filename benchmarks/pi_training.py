@@ -29,14 +29,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.pi_inference import CAMERAS, random_inputs, random_model, tiny_config
 from chunkrl.build import choose_device
 from chunkrl.data.atomic import write_text
-from chunkrl.integration.pi_training import PiTrainingConfig, choose_trained
-from chunkrl.models.lora import LoRAConfig
+from chunkrl.integration.config import PiTrainingConfig
+from chunkrl.integration.pi_training import choose_trained
+from chunkrl.models.config import LoRAConfig
 from chunkrl.models.pi import PiPolicy, PiRecipe, PiSettings
-from chunkrl.models.pi.config import pi05_config
-from chunkrl.models.pi.critic import CriticInputs, PiCriticConfig, PiValue
+from chunkrl.models.pi.config import PiCriticConfig, pi05_config
+from chunkrl.models.pi.critic import CriticInputs, PiValue
 from chunkrl.models.pi.flow import PrefixInputs
 from chunkrl.models.value_head import ValueHead
-from chunkrl.training.optim import OptimConfig, Optimizer, OptimizerKind, autocast
+from chunkrl.training.config import OptimConfig, OptimizerKind
+from chunkrl.training.optim import Optimizer, autocast
 from chunkrl.types import Observation
 
 Trained = Literal["full", "language_and_expert", "expert", "lora", "value"]

@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from chunkrl import ChunkLevelOfflineRL
-from chunkrl.data.frames import FrameSettings
+from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.envs.metaworld import ACTION_DIM
 from chunkrl.training import trainer
 

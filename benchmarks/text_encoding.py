@@ -21,7 +21,8 @@ import tyro
 from torch import Tensor
 
 from chunkrl.data.normalize import Normalizer
-from chunkrl.models.encoders import NetworkConfig, ObservationEncoder, ObservationSpec, word_ids
+from chunkrl.models.config import NetworkConfig
+from chunkrl.models.encoders import ObservationEncoder, ObservationSpec, word_ids
 from chunkrl.types import Observation
 
 CONFIG = NetworkConfig()

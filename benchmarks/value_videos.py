@@ -20,7 +20,8 @@ import tyro
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.data.sidecar import save_sidecar
-from chunkrl.training.value_videos import ValueVideoConfig, ValueVideos
+from chunkrl.training.config import ValueVideoConfig
+from chunkrl.training.value_videos import ValueVideos
 
 
 @dataclass(frozen=True)

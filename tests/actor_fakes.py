@@ -12,9 +12,10 @@ from chunkrl.envs.fake_robot import FakeRobot
 from chunkrl.envs.metaworld import ACTION_DIM, STATE_DIM
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.envs.robot import RobotEnvironment
-from chunkrl.models.encoders import NetworkConfig, ObservationSpec
+from chunkrl.models.config import NetworkConfig, PolicyConfig
+from chunkrl.models.encoders import ObservationSpec
 from chunkrl.models.factory import NetworkFactory
-from chunkrl.models.policy import ChunkShape, PolicyConfig
+from chunkrl.models.policy import ChunkShape
 from chunkrl.online.action_guard import ActionSpace
 from chunkrl.online.control import ControlRate
 from chunkrl.online.policy_runner import PolicyChunk

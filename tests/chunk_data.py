@@ -11,11 +11,13 @@ import torch
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.data import ChunkDataset, ChunkSettings
+from chunkrl.data.feature_spec import FeatureSpec
 from chunkrl.data.normalize import Normalizer
-from chunkrl.data.writer import DatasetWriter, FeatureSpec
-from chunkrl.models.encoders import NetworkConfig, ObservationSpec
+from chunkrl.data.writer import DatasetWriter
+from chunkrl.models.config import NetworkConfig, PolicyConfig
+from chunkrl.models.encoders import ObservationSpec
 from chunkrl.models.factory import NetworkFactory
-from chunkrl.models.policy import ChunkShape, PolicyConfig
+from chunkrl.models.policy import ChunkShape
 from chunkrl.progress import silent
 
 FPS = 10.0

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from chunkrl import ChunkLevelOfflineRL
-from chunkrl.data.writer import DatasetWriter, FeatureSpec
+from chunkrl.data.feature_spec import FeatureSpec
+from chunkrl.data.writer import DatasetWriter
 from chunkrl.envs import metaworld
 from chunkrl.envs.metaworld import ACTION_DIM, FPS, STATE_NAMES, State
 from chunkrl.envs.protocol import EnvStep
-from chunkrl.models.encoders import NetworkConfig
+from chunkrl.models.config import NetworkConfig
 
 HORIZON, MAX_STEPS = 3, 9
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from online_records import SPEC, episode, episode_id
 
+from chunkrl.online.config import ReplayConfig
 from chunkrl.online.intake import EpisodeIntake
 from chunkrl.online.records import Hello, Item
-from chunkrl.online.replay import Replay, ReplayConfig
+from chunkrl.online.replay import Replay
 from chunkrl.online.streams import ReceivedStreams
 from chunkrl.online.wire import Batch, encode_item
 

@@ -18,11 +18,11 @@ from online_peers import SMALL
 from online_records import SPEC, step
 
 from chunkrl.errors import ChunkRLError, SpoolError
+from chunkrl.online.config import ConnectConfig, ListenConfig, ReplayConfig
 from chunkrl.online.intake import EpisodeIntake
 from chunkrl.online.item_spool import ItemSpool
 from chunkrl.online.records import EpisodeSummary, Hello, Item, TensorData, WeightPush, new_id
-from chunkrl.online.replay import Replay, ReplayConfig
-from chunkrl.online.security import ConnectConfig, ListenConfig
+from chunkrl.online.replay import Replay
 from chunkrl.online.sender import LearnerClient, SpoolSender, UnreachableError
 from chunkrl.online.spool import Spool
 from chunkrl.online.streams import ReceivedStreams

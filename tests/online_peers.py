@@ -15,8 +15,8 @@ from pathlib import Path
 
 from online_records import SPEC, step
 
+from chunkrl.online.config import ConnectConfig, ListenConfig
 from chunkrl.online.records import Hello
-from chunkrl.online.security import ConnectConfig, ListenConfig
 from chunkrl.online.sender import LearnerClient, SenderConfig, SpoolSender
 from chunkrl.online.spool import Spool
 from chunkrl.online.streams import ReceivedStreams

@@ -13,9 +13,11 @@ import pytest
 from chunk_data import settings
 
 from chunkrl.commands import train
-from chunkrl.data.formats import RECOGNISE, ColumnMapping
-from chunkrl.data.frames import FrameSettings, FrameTable
-from chunkrl.data.inspect import DatasetReport, InspectCommand, make_report
+from chunkrl.data.chunk_settings import ColumnMapping, FrameSettings
+from chunkrl.data.formats import RECOGNISE
+from chunkrl.data.frames import FrameTable
+from chunkrl.data.inspect import DatasetReport, make_report
+from chunkrl.data.inspect_config import InspectCommand
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import silent

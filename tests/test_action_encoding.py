@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from chunkrl.data import chunk_statistics, normalize
 from chunkrl.data.action_encoding import ActionEncoding, EncodingKind
-from chunkrl.data.chunk_semantics import HoldAction
-from chunkrl.data.formats import ColumnMapping
+from chunkrl.data.chunk_settings import ColumnMapping
+from chunkrl.data.hold_action import HoldAction
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.normalize import compute_statistics
 from chunkrl.errors import DatasetError

@@ -10,7 +10,7 @@ import torch
 from actor_fakes import CountingSource
 from torch import nn
 
-from chunkrl.data.chunk_semantics import HoldAction
+from chunkrl.data.hold_action import HoldAction
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.online.action_guard import ActionGuard, ActionSpace

@@ -25,11 +25,10 @@ from chunkrl.errors import ChunkRLError, SpoolError, TransportError
 from chunkrl.online import actor_session
 from chunkrl.online.actor_command import ActorCommand
 from chunkrl.online.actor_session import run_actor
+from chunkrl.online.config import ConnectConfig, CorrectionRule, ListenConfig
 from chunkrl.online.live_view import LiveView
 from chunkrl.online.records import EpisodeSummary, Item, StepRecord
 from chunkrl.online.robot_file import RobotFile
-from chunkrl.online.scripted_corrector import CorrectionRule
-from chunkrl.online.security import ConnectConfig, ListenConfig
 from chunkrl.online.spool import Spool
 from chunkrl.online.status import WARNING, ActorStatus
 from chunkrl.online.streams import ReceivedStreams

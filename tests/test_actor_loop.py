@@ -16,6 +16,7 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.online.action_guard import ActionSpace
 from chunkrl.online.actor import Actor, ActorConfig, Human
 from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig
+from chunkrl.online.config import CorrectionRule
 from chunkrl.online.intervention import Corrector
 from chunkrl.online.item_spool import ItemSpool
 from chunkrl.online.keys import ScriptedKeys
@@ -23,7 +24,7 @@ from chunkrl.online.leader_arm import Handover, LeaderArm
 from chunkrl.online.policy_runner import PolicyChunk
 from chunkrl.online.recorder import stream_spec
 from chunkrl.online.records import EpisodeSummary, Item, StepRecord
-from chunkrl.online.scripted_corrector import CorrectionRule, ScriptedCorrector
+from chunkrl.online.scripted_corrector import ScriptedCorrector
 from chunkrl.online.spool import Spool
 from chunkrl.online.status import ActorStatus, StatusLine
 from chunkrl.online.wire import decode_item

@@ -12,9 +12,10 @@ from chunkrl.models.pi.actor import PiActor
 from chunkrl.online.action_guard import ActionSpace
 from chunkrl.online.actor import Actor, ActorConfig, Human
 from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig
+from chunkrl.online.config import CorrectionRule
 from chunkrl.online.policy_runner import PolicyRunner
 from chunkrl.online.records import Item, StepRecord
-from chunkrl.online.scripted_corrector import CorrectionRule, ScriptedCorrector
+from chunkrl.online.scripted_corrector import ScriptedCorrector
 
 
 def test_a_small_policy_runs_on_metaworld_and_changes_its_weights_on_the_way():

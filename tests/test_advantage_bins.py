@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from chunkrl.algorithms.advantage_bins import Shuffle, label_bins, strata_bins
 from chunkrl.algorithms.balance import Strata
-from chunkrl.algorithms.conditioning import ConditioningConfig, trained_texts
+from chunkrl.algorithms.conditioning import trained_texts
+from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.draws import MOST_TIMES, share_weights, starts_by_share

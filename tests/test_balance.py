@@ -16,18 +16,11 @@ from hypothesis import strategies as st
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.advantages import step_rewards
-from chunkrl.algorithms.balance import (
-    BalanceConfig,
-    RunningBalance,
-    Strata,
-    equal_count_bins,
-    make_strata,
-    stratify,
-)
+from chunkrl.algorithms.balance import RunningBalance, Strata, equal_count_bins, make_strata, stratify
 from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
-from chunkrl.algorithms.conditioning import ConditioningConfig
+from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.algorithms.weights import (
     Spread,
     WeightRule,
@@ -42,8 +35,8 @@ from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.weight_cards import LEVELS, TIMES, place_chart
-from chunkrl.models.policy import PolicyConfig
-from chunkrl.training.optim import OptimConfig
+from chunkrl.models.config import PolicyConfig
+from chunkrl.training.config import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 
 CPU = torch.device("cpu")

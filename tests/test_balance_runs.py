@@ -21,7 +21,7 @@ from benchmarks.metaworld import (
     results_records,
 )
 from chunkrl import ChunkLevelOfflineRL
-from chunkrl.algorithms.balance import BalanceConfig
+from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.data.frames import FrameTable
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.evaluation.run_report import render_run

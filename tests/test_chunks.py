@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from chunkrl.data.chunk_semantics import HoldAction, chunk_reward, chunk_steps, cut_segments
+from chunkrl.data.chunk_semantics import chunk_reward, chunk_steps, cut_segments
+from chunkrl.data.hold_action import HoldAction
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import DatasetError

@@ -9,14 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chunkrl.algorithms.advantage_bins import advantage_bins, forced_high
-from chunkrl.algorithms.conditioning import (
-    NO_LABEL,
-    ConditioningConfig,
-    check_prompts,
-    condition_text,
-    drop_labels,
-    texts,
-)
+from chunkrl.algorithms.conditioning import NO_LABEL, check_prompts, condition_text, drop_labels, texts
+from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.errors import ChunkRLError
 
 QUANTILES = ConditioningConfig(edges="quantiles")

@@ -16,11 +16,11 @@ from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.algorithms.value_labels import ValueLabels
-from chunkrl.algorithms.value_learner import ValueFit
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.encoders import NetworkConfig
-from chunkrl.training.optim import OptimConfig
+from chunkrl.models.config import NetworkConfig
+from chunkrl.training.config import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 
 CPU = torch.device("cpu")

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lerobot_folder import LeRobotFolder, Version, write_lerobot_folder
 
-from chunkrl.data.frames import FrameSettings, FrameTable
+from chunkrl.data.chunk_settings import FrameSettings
+from chunkrl.data.frames import FrameTable
 from chunkrl.errors import DatasetError
 from chunkrl.progress import silent
 

@@ -12,8 +12,9 @@ import torch
 from chunk_data import random_episodes, write_dataset
 
 from chunkrl.data import ChunkCollection, ChunkDataset, large_arrays
+from chunkrl.data.feature_spec import FeatureSpec
 from chunkrl.data.loader import ChunkLoader
-from chunkrl.data.writer import DatasetWriter, FeatureSpec
+from chunkrl.data.writer import DatasetWriter
 from chunkrl.progress import silent
 
 NAMES = ("actions", "action_mask", "reward", "discount", "num_steps", "episode_index", "frame_index", "index")

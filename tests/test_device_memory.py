@@ -9,8 +9,9 @@ from pi_tiny import tiny_policy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from chunkrl.integration import pi_training
-from chunkrl.integration.pi_training import PiTrainingConfig, choose_trained
-from chunkrl.models.lora import LoRAConfig
+from chunkrl.integration.config import PiTrainingConfig
+from chunkrl.integration.pi_training import choose_trained
+from chunkrl.models.config import LoRAConfig
 from chunkrl.models.pi import PiPolicy, load_pretrained
 from chunkrl.training.optim import Ema
 from chunkrl.training.policy_io import save_pi_policy

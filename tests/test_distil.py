@@ -14,17 +14,18 @@ from hypothesis.extra.numpy import arrays
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.advantage_critic import AdvantageCritic
 from chunkrl.algorithms.base import Histogram
+from chunkrl.algorithms.config import DistilConfig
 from chunkrl.algorithms.cross_fit import CrossFitted
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
-from chunkrl.algorithms.distil import DistilConfig, best_chunks, distil_metrics, mixture, with_best_chunks
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.distil import best_chunks, distil_metrics, mixture, with_best_chunks
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.policy import PolicyConfig
+from chunkrl.models.config import PolicyConfig
 from chunkrl.models.value_head import ValueHead
 from chunkrl.progress import silent
 from chunkrl.training.checkpoint import load_state
-from chunkrl.training.optim import OptimConfig
+from chunkrl.training.config import OptimConfig
 from chunkrl.training.policy_io import ChunkPolicy
 from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.training.values_io import load_values

@@ -19,17 +19,16 @@ from pi_tiny import ACTION_DIM, STATE_DIM, TOKENIZER, tiny_policy
 from safetensors.torch import load_file, save_file
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig, offline, ranks
-from chunkrl.algorithms.distil import DistilConfig
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.config import DistilConfig
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.config import save_config
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration import pi_training
-from chunkrl.integration.pi_training import PiTrainingConfig
+from chunkrl.integration.config import PiTrainingConfig
 from chunkrl.manifest import MANIFEST_FILE, write_manifest
-from chunkrl.models.lora import LoRAConfig
+from chunkrl.models.config import LoRAConfig, PolicyConfig
 from chunkrl.models.pi import load_pretrained, save_pretrained
-from chunkrl.models.pi.critic import PiCriticConfig
-from chunkrl.models.policy import PolicyConfig
+from chunkrl.models.pi.config import PiCriticConfig
 from chunkrl.training.checkpoint import load_state, save_state
 from chunkrl.training.metrics import MEASURED, METRICS_FILE
 from chunkrl.training.policy_io import Q_FOLDER

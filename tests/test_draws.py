@@ -16,9 +16,9 @@ from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms.advantage_bins import advantage_bins
 from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
-from chunkrl.algorithms.conditioning import ConditioningConfig
+from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.algorithms.weights import WeightRule, to_weights
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
@@ -27,7 +27,7 @@ from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.value_head import ValueHead
-from chunkrl.training.optim import OptimConfig
+from chunkrl.training.config import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 
 CPU = torch.device("cpu")

@@ -15,10 +15,10 @@ from hypothesis.extra.numpy import arrays
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.cross_fit import CrossFitted
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.value_head import ValueHead
-from chunkrl.training.optim import OptimConfig
+from chunkrl.training.config import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 
 CPU = torch.device("cpu")

@@ -14,11 +14,11 @@ from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms import cross_fit
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
 from chunkrl.algorithms.fold_training import FoldTraining
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.encoders import NetworkConfig
+from chunkrl.models.config import NetworkConfig
 from chunkrl.training.checkpoint import load_state
-from chunkrl.training.optim import OptimConfig
+from chunkrl.training.config import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 
 CPU = torch.device("cpu")

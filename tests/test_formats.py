@@ -12,7 +12,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from lerobot_folder import NAMING, Version, edit_json, edit_parquet, write_lerobot_folder
 
 from chunkrl.data import formats
-from chunkrl.data.formats import RECOGNISE, ColumnMapping, Feature, describe, image_size
+from chunkrl.data.chunk_settings import ColumnMapping
+from chunkrl.data.formats import RECOGNISE, Feature, describe, image_size
 from chunkrl.errors import DatasetError
 
 VERSIONS: tuple[Version, ...] = ("v2.0", "v2.1", "v3.0")

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from lerobot_folder import TASKS, LeRobotFolder, Version, edit_json, edit_parquet, write_lerobot_folder
 
 from chunkrl.data import images, on_demand
-from chunkrl.data.frames import FrameSettings, FrameTable
+from chunkrl.data.chunk_settings import FrameSettings
+from chunkrl.data.frames import FrameTable
 from chunkrl.data.resize import Resize
 from chunkrl.errors import DatasetError
 from chunkrl.models.pi.images import prepare_images

@@ -17,7 +17,8 @@ import pytest
 from lerobot_folder import NAMING, Version, edit_json, edit_parquet, write_lerobot_folder, write_video
 
 from chunkrl.data import cache, episode_rows, images
-from chunkrl.data.formats import RECOGNISE, ColumnMapping
+from chunkrl.data.chunk_settings import ColumnMapping
+from chunkrl.data.formats import RECOGNISE
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.observations import read_observations
 from chunkrl.errors import ChunkRLError

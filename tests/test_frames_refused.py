@@ -12,7 +12,8 @@ import pytest
 from lerobot_folder import Version, edit_parquet, write_lerobot_folder, write_video
 from PIL import Image
 
-from chunkrl.data.formats import RECOGNISE, ColumnMapping
+from chunkrl.data.chunk_settings import ColumnMapping
+from chunkrl.data.formats import RECOGNISE
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import label_frames
 from chunkrl.errors import DatasetError

@@ -12,9 +12,9 @@ from chunk_data import policy_of_one_update, random_episodes, settings, write_da
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.data.action_encoding import ActionEncoding
-from chunkrl.data.chunk_semantics import HoldAction
+from chunkrl.data.hold_action import HoldAction
 from chunkrl.errors import CheckpointError
-from chunkrl.models.encoders import NetworkConfig
+from chunkrl.models.config import NetworkConfig
 from chunkrl.training.policy_io import ChunkPolicy
 
 

@@ -11,7 +11,8 @@ from chunk_data import episode, write_dataset
 from lerobot_folder import edit_parquet, write_lerobot_folder
 
 from chunkrl.cli import main
-from chunkrl.data.inspect import InspectCommand, length_histogram, make_report, to_text
+from chunkrl.data.inspect import length_histogram, make_report, to_text
+from chunkrl.data.inspect_config import InspectCommand
 from chunkrl.progress import silent
 
 

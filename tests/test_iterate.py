@@ -24,7 +24,7 @@ from chunkrl.config import load_config, save_config
 from chunkrl.envs import metaworld
 from chunkrl.envs.collect_config import CollectCommand, CollectConfig
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.evaluate_command import EvaluateCommand, EvaluateConfig
+from chunkrl.evaluation.config import EvaluateCommand, EvaluateConfig
 from chunkrl.evaluation.evaluation_result import read_evaluation
 from chunkrl.iterate import steps
 from chunkrl.iterate.command import iterate

@@ -15,11 +15,10 @@ from iterate_fakes import WalkEnv
 from test_iterate import COLLECT, EVALUATION, results, settings
 from test_report import Page
 
-from chunkrl.algorithms.balance import BalanceConfig
-from chunkrl.algorithms.distil import DistilConfig
+from chunkrl.algorithms.config import BalanceConfig, DistilConfig
 from chunkrl.cli import main
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.label_command import LabelCommand
+from chunkrl.data.label_config import LabelCommand
 from chunkrl.envs import metaworld
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError
@@ -33,8 +32,7 @@ from chunkrl.iterate.plan import Plan
 from chunkrl.iterate.records import Rollouts
 from chunkrl.iterate.rollouts import label, read_rollouts
 from chunkrl.iterate.selection import choose, why_ended
-from chunkrl.models.encoders import NetworkConfig
-from chunkrl.models.policy import PolicyConfig
+from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.progress import silent
 from chunkrl.train_config import TrainConfig
 
@@ -260,7 +258,7 @@ def test_a_pi_policy_is_trained_from_its_checkpoint_each_round(tmp_path: Path, w
     pytest.importorskip("sentencepiece", reason="needs the extra chunkrl[pi]")
     from chunkrl.models.pi import tiny
     from chunkrl.models.pi.checkpoint import load_pretrained
-    from chunkrl.models.pi.critic import PiCriticConfig
+    from chunkrl.models.pi.config import PiCriticConfig
 
     data = iterate_fakes.write_walks(tmp_path / "walks", 12, state="compact")
     checkpoint = tmp_path / "checkpoints" / "tiny"

@@ -13,11 +13,13 @@ from lerobot_folder import NAMING, edit_parquet, write_lerobot_folder
 from PIL import Image
 
 from chunkrl.cli import main
-from chunkrl.data.frames import FrameSettings, FrameTable
+from chunkrl.data.chunk_settings import FrameSettings
+from chunkrl.data.feature_spec import FeatureSpec
+from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import label_frames
 from chunkrl.data.segments import encode_video
 from chunkrl.data.sidecar import load_sidecar, save_sidecar
-from chunkrl.data.writer import DatasetWriter, FeatureSpec, VideoEncoding
+from chunkrl.data.writer import DatasetWriter, VideoEncoding
 from chunkrl.progress import silent
 
 

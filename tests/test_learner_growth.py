@@ -19,7 +19,7 @@ from chunk_data import random_episodes, write_dataset
 from online_records import SPEC, episode, episode_id
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
-from chunkrl.algorithms.distil import DistilConfig
+from chunkrl.algorithms.config import DistilConfig
 from chunkrl.algorithms.growth import EpisodeRows, carry, extend_folds
 from chunkrl.config import load_config
 from chunkrl.data import ChunkDataset, ChunkSettings, images
@@ -27,13 +27,13 @@ from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import CheckpointError, ChunkRLError
-from chunkrl.models.encoders import NetworkConfig
-from chunkrl.models.policy import PolicyConfig
+from chunkrl.models.config import NetworkConfig, PolicyConfig
+from chunkrl.online.config import ReplayConfig
 from chunkrl.online.learner_config import LearnerConfig, OnlineConfig
 from chunkrl.online.learner_data import Generation, LearnerData, replay_settings
 from chunkrl.online.learner_source import OnlineSource
 from chunkrl.online.records import StepRecord
-from chunkrl.online.replay import Replay, ReplayConfig
+from chunkrl.online.replay import Replay
 from chunkrl.progress import silent
 from chunkrl.training.data_source import FixedData
 

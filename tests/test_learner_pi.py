@@ -20,7 +20,7 @@ from test_pi_training import CAMERAS, HUMAN, checkpoints, config, root  # noqa: 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.data import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
-from chunkrl.models.lora import LoRAConfig
+from chunkrl.models.config import LoRAConfig
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.online.policy_runner import PolicyRunner
 from chunkrl.online.publisher import snapshot

@@ -21,14 +21,16 @@ from waiting import until
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.value_video import HUMAN
+from chunkrl.online.config import ReplayConfig
 from chunkrl.online.learner_config import LearnerConfig
 from chunkrl.online.learner_data import Generation, LearnerData
 from chunkrl.online.learner_videos import EpisodeVideos, write_episode_video
 from chunkrl.online.records import StepRecord
-from chunkrl.online.replay import Replay, ReplayConfig
+from chunkrl.online.replay import Replay
 from chunkrl.train_checks import check_config
 from chunkrl.train_config import TrainConfig
-from chunkrl.training.value_videos import FOLDER, ValueVideoConfig
+from chunkrl.training.config import ValueVideoConfig
+from chunkrl.training.value_videos import FOLDER
 
 EVERY_TWO = ValueVideoConfig(every_episodes=2)
 CONFIG = TrainConfig(action_horizon=HORIZON, action_dim=2)

@@ -19,13 +19,14 @@ from pi_tiny import TOKENIZER, tiny_policy
 from test_pi_training import config
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
-from chunkrl.algorithms.conditioning import ConditioningConfig
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.config import ConditioningConfig
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.data.chunk_settings import ChunkSettings
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.sidecar import load_sidecar
 from chunkrl.errors import ChunkRLError
-from chunkrl.integration.pi_training import PiTrainingConfig, check_conditioning
+from chunkrl.integration.config import PiTrainingConfig
+from chunkrl.integration.pi_training import check_conditioning
 from chunkrl.models.pi import PiPolicy, load_pretrained, save_pretrained
 from chunkrl.models.pi.flow import PiModel
 

@@ -12,7 +12,8 @@ from test_libero import pytestmark  # noqa: F401  # mark and reasons to skip
 
 from chunkrl.cli import main
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.label_command import LabelCommand, label_dataset
+from chunkrl.data.label_command import label_dataset
+from chunkrl.data.label_config import LabelCommand
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.labels import label_frames
 from chunkrl.envs.collect import RECORD, CollectConfig, collect_dataset

@@ -11,11 +11,10 @@ from chunk_data import identity_factory, open_chunks, random_episodes, write_dat
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms import losses
-from chunkrl.data.chunk_semantics import HoldAction
 from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.hold_action import HoldAction
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.encoders import NetworkConfig
-from chunkrl.models.policy import PolicyConfig, PolicyKind
+from chunkrl.models.config import NetworkConfig, PolicyConfig, PolicyKind
 from chunkrl.models.value_head import ValueHead
 
 

@@ -10,13 +10,15 @@ from pi_tiny import random_inputs, random_model, tiny_config, tiny_policy
 from test_optim import needs_torchao
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from chunkrl.models.lora import LoRAConfig, apply_lora
+from chunkrl.models.config import LoRAConfig
+from chunkrl.models.lora import apply_lora
 from chunkrl.models.pi import PiModel
-from chunkrl.models.pi.config import pi0_config, pi05_config
-from chunkrl.models.pi.critic import PiCriticConfig, PiValue
+from chunkrl.models.pi.config import PiCriticConfig, pi0_config, pi05_config
+from chunkrl.models.pi.critic import PiValue
 from chunkrl.models.value_head import ValueHead
+from chunkrl.training.config import OptimConfig, OptimizerKind
 from chunkrl.training.memory import MemoryPlan, memory_plan, meta_model
-from chunkrl.training.optim import Ema, OptimConfig, Optimizer, OptimizerKind, prepare_precision
+from chunkrl.training.optim import Ema, Optimizer, prepare_precision
 from chunkrl.training.trainable import ALL, PI_PRESETS, count_trainable, select_trainable
 
 LANGUAGE_LORA = LoRAConfig(rank=4, targets=("language.layers.*.self_attn.*", "language.layers.*.mlp.*"))

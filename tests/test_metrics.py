@@ -18,16 +18,15 @@ from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
 from chunkrl.errors import ChunkRLError, MissingExtraError
 from chunkrl.training import trainer
+from chunkrl.training.config import OptimConfig, TrackingConfig
 from chunkrl.training.metrics import (
     METRICS_FILE,
     MetricWriter,
     Record,
     SpeedMeter,
-    TrackingConfig,
     peak_resident_bytes,
     read_records,
 )
-from chunkrl.training.optim import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 
 HISTOGRAM = Histogram((1, 0, 2), (-1.0, 0.0, 1.0, 2.0))

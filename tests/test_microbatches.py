@@ -9,7 +9,7 @@ import pytest
 from chunk_data import random_episodes, settings, write_dataset
 
 from chunkrl import ChunkLevelOfflineRL
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.value_config import ValueFit
 
 
 @pytest.mark.parametrize("objective", ["cross_fitted", "behaviour_cloning"])

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chunkrl import ChunkLevelOfflineRL
+from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
-from chunkrl.data.frames import FrameSettings
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.loader import ChunkLoader, source_counts
 from chunkrl.data.sidecar import load_sidecar
 from chunkrl.errors import ChunkRLError, DatasetError
-from chunkrl.models.encoders import NetworkConfig
+from chunkrl.models.config import NetworkConfig
 from chunkrl.types import ChunkTransition
 
 

@@ -12,11 +12,12 @@ from lerobot_folder import write_lerobot_folder
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.cross_fit import labelling_batch_size
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.encoders import ImageEncoder, NetworkConfig, shift_images
+from chunkrl.models.config import NetworkConfig
+from chunkrl.models.encoders import ImageEncoder, shift_images
 
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 SMALL = NetworkConfig(hidden_dim=16, num_layers=1, image_channels=(8, 8), text_dim=8)

@@ -12,13 +12,13 @@ from chunkrl.data import ChunkDataset, ChunkSettings
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.online.actor import Actor, ActorConfig, Human
 from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig
+from chunkrl.online.config import ConnectConfig, ListenConfig, ReplayConfig
 from chunkrl.online.intake import EpisodeIntake
 from chunkrl.online.item_spool import ItemSpool
 from chunkrl.online.keys import ScriptedKeys
 from chunkrl.online.recorder import stream_spec
 from chunkrl.online.records import Hello
-from chunkrl.online.replay import Replay, ReplayConfig, reading
-from chunkrl.online.security import ConnectConfig, ListenConfig
+from chunkrl.online.replay import Replay, reading
 from chunkrl.online.sender import LearnerClient, SpoolSender
 from chunkrl.online.spool import Spool
 from chunkrl.online.streams import ReceivedStreams

@@ -29,12 +29,12 @@ from waiting import until
 from chunkrl.cli import main
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import CheckpointError, ChunkRLError, TransportError
+from chunkrl.online.config import ConnectConfig
 from chunkrl.online.item_spool import ItemSpool
 from chunkrl.online.learner import CONFIG_FILE
 from chunkrl.online.policy_runner import PolicyRunner
 from chunkrl.online.publisher import policy_features
 from chunkrl.online.records import Hello, StepRecord
-from chunkrl.online.security import ConnectConfig
 from chunkrl.online.sender import LearnerClient, SpoolSender
 from chunkrl.online.spool import Spool
 from chunkrl.online.weights import WeightFetcher
@@ -285,7 +285,8 @@ def test_a_folder_with_an_older_run_is_refused_unless_it_is_resumed(tmp_path, ca
 
 def test_jump_start_offline_online_offline(tmp_path):
     """Each step begins with the networks of the last one, and the last one has all data."""
-    from chunkrl.online.replay import Replay, ReplayConfig
+    from chunkrl.online.config import ReplayConfig
+    from chunkrl.online.replay import Replay
 
     replay = Replay(tmp_path / "first", SPEC, ReplayConfig(cameras="image"))
     for number in range(6):

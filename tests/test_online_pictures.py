@@ -13,10 +13,10 @@ from online_records import episode, same, step
 from waiting import until
 
 from chunkrl.errors import RecordError
+from chunkrl.online.config import ListenConfig
 from chunkrl.online.pictures import FEATURE, MAX_UNPACKED_BYTES, pack, pack_item, unpack
 from chunkrl.online.proto import online_pb2 as pb
 from chunkrl.online.records import Welcome
-from chunkrl.online.security import ListenConfig
 from chunkrl.online.spool import Spool
 from chunkrl.online.streams import ReceivedStreams
 from chunkrl.online.transport import SpoolReceiver

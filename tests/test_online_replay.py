@@ -19,14 +19,16 @@ from online_records import SPEC, episode, episode_id, full_disk, same, step
 
 from chunkrl.data import ChunkDataset, ChunkSettings
 from chunkrl.data.collection import ChunkCollection
-from chunkrl.data.inspect import InspectCommand, make_report
+from chunkrl.data.inspect import make_report
+from chunkrl.data.inspect_config import InspectCommand
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.errors import ChunkRLError, DatasetError, RecordError
 from chunkrl.online import replay as rp
+from chunkrl.online.config import ReplayConfig
 from chunkrl.online.intake import EpisodeIntake, read_set_aside
 from chunkrl.online.item_spool import ItemSpool
 from chunkrl.online.records import EpisodeSummary, Hello, Item, StepRecord
-from chunkrl.online.replay import EPISODE_KEY, Replay, ReplayConfig, reading
+from chunkrl.online.replay import EPISODE_KEY, Replay, reading
 from chunkrl.online.spool import Spool
 from chunkrl.online.streams import ReceivedStreams
 from chunkrl.online.wire import Batch, decode_item, encode_item

@@ -17,14 +17,8 @@ from torch import Tensor, nn
 from chunkrl.errors import CheckpointError, ChunkRLError, MissingExtraError
 from chunkrl.models.pi.config import ModelKind
 from chunkrl.training.checkpoint import load_state, save_state
-from chunkrl.training.optim import (
-    Ema,
-    OptimConfig,
-    Optimizer,
-    learning_rate,
-    prepare_precision,
-    update_ema,
-)
+from chunkrl.training.config import OptimConfig
+from chunkrl.training.optim import Ema, Optimizer, learning_rate, prepare_precision, update_ema
 
 COSINE = OptimConfig(lr=1e-2, schedule="cosine", warmup_updates=3, weight_decay=0.1, grad_clip=0.5)
 needs_torchao = pytest.mark.skipif(

@@ -21,10 +21,11 @@ from chunkrl.data.chunks import ChunkDataset
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration import pi_chunks
 from chunkrl.integration.chunk_cache import ChunkRequest, cached_chunks, fingerprint
-from chunkrl.integration.pi_chunks import PiChunkConfig, check_fits, use_pi_chunks
+from chunkrl.integration.config import PiChunkConfig, PiUse
+from chunkrl.integration.pi_chunks import check_fits, use_pi_chunks
 from chunkrl.models.pi import PiPolicy, load_pretrained, save_pretrained
 from chunkrl.progress import silent
-from chunkrl.training.optim import OptimConfig
+from chunkrl.training.config import OptimConfig
 from chunkrl.types import Observation
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")
@@ -319,7 +320,7 @@ def config(root: Path, checkpoints: Path, pi0: PiChunkConfig, **settings: object
 
 @pytest.mark.parametrize("use", ["replace", "candidates"])
 def test_training_on_a_policys_chunks(
-    root: Path, checkpoints: Path, use: pi_chunks.PiUse, monkeypatch: pytest.MonkeyPatch
+    root: Path, checkpoints: Path, use: PiUse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pi0 = PiChunkConfig(use, num_candidates=2, cameras=CAMERAS, num_steps=2)
     settings = config(root, checkpoints, pi0, objective="iql")

@@ -17,7 +17,7 @@ from test_learner_pi import corrected
 from test_pi_training import checkpoints, config, root  # noqa: F401  # fixtures
 
 from chunkrl import ChunkLevelOfflineRL
-from chunkrl.algorithms.conditioning import ConditioningConfig
+from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.errors import ChunkRLError, LabelError

@@ -10,8 +10,8 @@ from pi_tiny import ACTION_DIM, KINDS, observation, tiny_policy, tiny_recipe
 from torch import Tensor
 
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.pi.config import PiSettings
-from chunkrl.models.pi.critic import PiCritic, PiCriticConfig, PiValue
+from chunkrl.models.pi.config import PiCriticConfig, PiSettings
+from chunkrl.models.pi.critic import PiCritic, PiValue
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.value_head import ValueHead
 

@@ -16,11 +16,11 @@ from test_pi_training import config
 from torch import Tensor
 
 from chunkrl import ChunkLevelOfflineRL
-from chunkrl.algorithms.distil import DistilConfig
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.config import DistilConfig
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.cli import main
 from chunkrl.errors import CheckpointError, ChunkRLError
-from chunkrl.integration.pi_training import PiTrainingConfig
+from chunkrl.integration.config import PiTrainingConfig
 from chunkrl.manifest import MANIFEST_FILE, write_manifest
 from chunkrl.models.pi import load_pretrained, save_pretrained
 from chunkrl.models.pi.actor import PiActor

@@ -14,17 +14,17 @@ from chunk_data import write_dataset
 from pi_tiny import ACTION_DIM, STATE_DIM, TOKENIZER, tiny_policy
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
-from chunkrl.algorithms.conditioning import ConditioningConfig, condition_text
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.conditioning import condition_text
+from chunkrl.algorithms.config import ConditioningConfig
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import CheckpointError, ChunkRLError
-from chunkrl.integration.pi_training import PiTrainingConfig
-from chunkrl.models.lora import LoRAConfig
+from chunkrl.integration.config import PiTrainingConfig
+from chunkrl.models.config import LoRAConfig, PolicyConfig
 from chunkrl.models.pi import load_pretrained, save_pretrained
 from chunkrl.models.pi import policy as policy_module
 from chunkrl.models.pi.actor import PiActor
-from chunkrl.models.pi.critic import PiCriticConfig
-from chunkrl.models.policy import PolicyConfig
+from chunkrl.models.pi.config import PiCriticConfig
 from chunkrl.models.value_head import ValueHead
 from chunkrl.training.policy_io import load_policy
 from chunkrl.training.trainer import Trainer

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from chunkrl.data.label_rules import PickPlaceRule
 from chunkrl.data.onsets import first_onset, match_onsets
-from chunkrl.data.pick_place import PickPlaceRule, pick_place_events
+from chunkrl.data.pick_place import pick_place_events
 from chunkrl.envs.libero_expert import LiberoExpert, PickPlace, grasp_candidates, pick_place_goal
 from chunkrl.envs.libero_goals import KINDS, onset_kinds
 from chunkrl.envs.libero_objects import PrivilegedState

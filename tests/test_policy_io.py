@@ -9,12 +9,11 @@ import torch
 from chunk_data import image_episodes, random_episodes, write_dataset
 
 from chunkrl import ChunkLevelOfflineRL
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.data.action_encoding import ActionEncoding, EncodingKind
-from chunkrl.data.chunk_semantics import HoldAction
+from chunkrl.data.hold_action import HoldAction
 from chunkrl.errors import CheckpointError, ChunkRLError, DatasetError
-from chunkrl.models.encoders import NetworkConfig
-from chunkrl.models.policy import PolicyConfig
+from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.models.value_head import ValueHead
 from chunkrl.training.checkpoint import TENSORS, VALUES, load_state, save_state
 from chunkrl.training.policy_io import ChunkPolicy

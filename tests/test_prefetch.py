@@ -10,12 +10,12 @@ import torch
 from chunk_data import identity_factory, image_episodes, open_chunks, random_episodes, write_dataset
 
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
+from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.collection import ChunkCollection
-from chunkrl.data.frames import FrameSettings
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.data.prefetch import Prefetcher
 from chunkrl.errors import DatasetError
-from chunkrl.training.optim import OptimConfig
+from chunkrl.training.config import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.types import ChunkTransition
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chunkrl.data.chunk_semantics import cut_segments
-from chunkrl.data.returns import TimeOut, lambda_returns, n_step_returns, normalize_per_task
+from chunkrl.data.label_rules import TimeOut
+from chunkrl.data.returns import lambda_returns, n_step_returns, normalize_per_task
 
 # rows 0 to 2: the task ends; rows 3 to 5: time runs out
 STARTS, LENGTHS = np.array([0, 3]), np.array([3, 3])

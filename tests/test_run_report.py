@@ -14,7 +14,7 @@ from chunk_data import image_episodes, random_episodes, settings, write_dataset
 import chunkrl
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.base import Histogram
-from chunkrl.algorithms.conditioning import ConditioningConfig
+from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.cli import main
 from chunkrl.config import load_config, save_config
 from chunkrl.data.sidecar import save_sidecar

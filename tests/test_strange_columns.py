@@ -27,7 +27,8 @@ from strange_sets import (
 
 from chunkrl.cli import main
 from chunkrl.config import from_dict
-from chunkrl.data.formats import ColumnMapping, describe
+from chunkrl.data.chunk_settings import ColumnMapping
+from chunkrl.data.formats import describe
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.training.policy_io import ChunkPolicy, load_policy
 

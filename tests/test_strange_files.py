@@ -16,8 +16,9 @@ from strange_sets import FRONT, data_files, edit_episodes, inspected, opened, pr
 from waiting import at_most
 
 from chunkrl.data import episode_rows
+from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.formats import describe
-from chunkrl.data.frames import FrameSettings, FrameTable
+from chunkrl.data.frames import FrameTable
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.progress import silent
 

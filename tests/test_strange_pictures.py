@@ -25,7 +25,8 @@ from strange_sets import (
 )
 
 from chunkrl.cli import main
-from chunkrl.data.formats import ColumnMapping, describe
+from chunkrl.data.chunk_settings import ColumnMapping
+from chunkrl.data.formats import describe
 from chunkrl.errors import DatasetError
 
 N = 12

@@ -14,8 +14,9 @@ import pytest
 from lerobot_folder import LeRobotFolder, edit_json, edit_parquet, write_lerobot_folder, write_video
 from strange_sets import FRONT, decoded, edit_episodes, edit_info, opened, problems, refused_everywhere, says
 
-from chunkrl.data.formats import ColumnMapping, describe
-from chunkrl.data.frames import FrameSettings, FrameTable
+from chunkrl.data.chunk_settings import ColumnMapping, FrameSettings
+from chunkrl.data.formats import describe
+from chunkrl.data.frames import FrameTable
 from chunkrl.errors import DatasetError
 from chunkrl.progress import silent
 

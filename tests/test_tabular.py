@@ -17,15 +17,14 @@ from chunk_data import identity_factory, open_chunks, write_dataset
 from chunkrl.algorithms import losses
 from chunkrl.algorithms.base import Metrics
 from chunkrl.algorithms.chunk_awr import ChunkAWR, document, iql
+from chunkrl.algorithms.config import DistilConfig
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
-from chunkrl.algorithms.distil import DistilConfig
-from chunkrl.algorithms.value_learner import ValueFit
-from chunkrl.data.chunk_semantics import HoldAction
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.data.chunks import ChunkDataset
-from chunkrl.models.encoders import NetworkConfig
-from chunkrl.models.policy import PolicyConfig, PolicyKind
+from chunkrl.data.hold_action import HoldAction
+from chunkrl.models.config import NetworkConfig, PolicyConfig, PolicyKind
 from chunkrl.progress import Progress, silent
-from chunkrl.training.optim import OptimConfig
+from chunkrl.training.config import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.types import ChunkTransition
 

@@ -7,14 +7,8 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from chunkrl.data.normalize import Normalizer
-from chunkrl.models.encoders import (
-    TEXT_ROWS,
-    NetworkConfig,
-    ObservationEncoder,
-    ObservationSpec,
-    text_blocks,
-    word_ids,
-)
+from chunkrl.models.config import NetworkConfig
+from chunkrl.models.encoders import TEXT_ROWS, ObservationEncoder, ObservationSpec, text_blocks, word_ids
 from chunkrl.types import Observation
 
 CONFIG = NetworkConfig(text_dim=16, text_buckets=64, text_tokens=6)

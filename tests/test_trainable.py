@@ -7,7 +7,8 @@ from pi_tiny import KINDS, random_model
 from torch import nn
 
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.lora import LoRAConfig, apply_lora
+from chunkrl.models.config import LoRAConfig
+from chunkrl.models.lora import apply_lora
 from chunkrl.models.name_patterns import match_names
 from chunkrl.models.pi.config import ModelKind
 from chunkrl.training.trainable import (

@@ -17,16 +17,15 @@ from chunk_data import settings as training_settings
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.base import Metrics
+from chunkrl.algorithms.config import DistilConfig
 from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
-from chunkrl.algorithms.distil import DistilConfig
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.manifest import MANIFEST_FILE
-from chunkrl.models.encoders import NetworkConfig
-from chunkrl.models.policy import PolicyConfig
+from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.training import checkpoint
 from chunkrl.training.checkpoint import load_state, save_state
-from chunkrl.training.optim import OptimConfig
+from chunkrl.training.config import OptimConfig
 from chunkrl.training.saved_batch import load_batch, save_batch
 from chunkrl.training.trainer import NonFiniteLossError, Trainer, TrainerConfig
 from chunkrl.types import TensorRecord

@@ -21,7 +21,7 @@ from chunkrl.evaluation.value_quality import (
     quality_warnings,
     value_quality,
 )
-from chunkrl.training.optim import OptimConfig
+from chunkrl.training.config import OptimConfig
 
 
 def test_calibration_of_two_bins() -> None:

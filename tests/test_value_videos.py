@@ -16,8 +16,9 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation import video
 from chunkrl.evaluation.svg import Range
 from chunkrl.evaluation.value_video import value_ranges, value_video, write_value_videos
-from chunkrl.models.encoders import NetworkConfig
-from chunkrl.training.value_videos import FOLDER, ValueVideoConfig, ValueVideos
+from chunkrl.models.config import NetworkConfig
+from chunkrl.training.config import ValueVideoConfig
+from chunkrl.training.value_videos import FOLDER, ValueVideos
 
 T = 6
 

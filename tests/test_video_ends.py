@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from lerobot_folder import write_lerobot_folder, write_video
 
-from chunkrl.data.frames import FrameSettings, FrameTable
+from chunkrl.data.chunk_settings import FrameSettings
+from chunkrl.data.frames import FrameTable
 from chunkrl.errors import DatasetError
 from chunkrl.progress import silent
 

@@ -21,7 +21,8 @@ from chunkrl.data.roles import describe_columns
 from chunkrl.data.sample_weights import read_sample_weights
 from chunkrl.errors import ChunkRLError
 from chunkrl.integration.pi_training import FROZEN, pi_networks
-from chunkrl.models.encoders import NetworkConfig, ObservationSpec
+from chunkrl.models.config import NetworkConfig
+from chunkrl.models.encoders import ObservationSpec
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.policy import ChunkShape
 from chunkrl.progress import Progress, silent

@@ -48,25 +48,29 @@ def _parse(cls: type, name: str, arguments: Sequence[str]) -> Any:
 
 
 def _demo(arguments: Sequence[str]) -> None:
-    from chunkrl.demo import DemoConfig, run_demo
+    from chunkrl.demo import run_demo
+    from chunkrl.options import DemoConfig
 
     run_demo(_parse(DemoConfig, "demo", arguments))
 
 
 def _collect(arguments: Sequence[str]) -> None:
-    from chunkrl.envs.collect import CollectCommand, collect
+    from chunkrl.envs.collect import collect
+    from chunkrl.envs.collect_config import CollectCommand
 
     collect(_parse(CollectCommand, "collect", arguments), ProgressBars())
 
 
 def _inspect(arguments: Sequence[str]) -> None:
-    from chunkrl.data.inspect import InspectCommand, inspect_dataset
+    from chunkrl.data.inspect import inspect_dataset
+    from chunkrl.data.inspect_config import InspectCommand
 
     inspect_dataset(_parse(InspectCommand, "inspect", arguments), ProgressBars())
 
 
 def _label(arguments: Sequence[str]) -> None:
-    from chunkrl.data.label_command import LabelCommand, label_dataset
+    from chunkrl.data.label_command import label_dataset
+    from chunkrl.data.label_config import LabelCommand
 
     label_dataset(_parse(LabelCommand, "label", arguments), ProgressBars())
 
@@ -79,7 +83,8 @@ def _train(arguments: Sequence[str]) -> None:
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
-    from chunkrl.evaluation.evaluate_command import EvaluateCommand, evaluate_policy
+    from chunkrl.evaluation.config import EvaluateCommand
+    from chunkrl.evaluation.evaluate_command import evaluate_policy
 
     evaluate_policy(_parse(EvaluateCommand, "evaluate", arguments), ProgressBars())
 
@@ -106,19 +111,22 @@ def _actor(arguments: Sequence[str]) -> None:
 
 
 def _compare(arguments: Sequence[str]) -> None:
-    from chunkrl.evaluation.compare_command import CompareCommand, compare
+    from chunkrl.evaluation.compare_command import compare
+    from chunkrl.evaluation.config import CompareCommand
 
     compare(_parse(CompareCommand, "compare", arguments))
 
 
 def _report(arguments: Sequence[str]) -> None:
-    from chunkrl.evaluation.run_report import ReportCommand, report
+    from chunkrl.evaluation.config import ReportCommand
+    from chunkrl.evaluation.run_report import report
 
     report(_parse(ReportCommand, "report", arguments), ProgressBars())
 
 
 def _download(arguments: Sequence[str]) -> None:
-    from chunkrl.integration.download import DownloadCommand, download
+    from chunkrl.integration.config import DownloadCommand
+    from chunkrl.integration.download import download
 
     download(_parse(DownloadCommand, "download", arguments), ProgressBars())
 
@@ -130,13 +138,15 @@ def _convert(arguments: Sequence[str]) -> None:
 
 
 def _manifest(arguments: Sequence[str]) -> None:
-    from chunkrl.manifest_command import ManifestCommand, check_manifests
+    from chunkrl.manifest_command import check_manifests
+    from chunkrl.options import ManifestCommand
 
     check_manifests(_parse(ManifestCommand, "manifest", arguments))
 
 
 def _doctor(arguments: Sequence[str]) -> None:
-    from chunkrl.doctor import DoctorConfig, run_doctor
+    from chunkrl.doctor import run_doctor
+    from chunkrl.options import DoctorConfig
 
     run_doctor(_parse(DoctorConfig, "doctor", arguments))
 

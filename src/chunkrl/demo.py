@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -32,31 +31,10 @@ from chunkrl.evaluation.report import (
 from chunkrl.evaluation.rollout import initial_seeds
 from chunkrl.evaluation.video import side_by_side
 from chunkrl.experiment import BC, CHUNK_RL, SUCCESS_BC, Job, JobResult, load_policy, run_jobs
+from chunkrl.options import DemoConfig
 from chunkrl.training.values_io import read_values_files
 
 RECORD_EVERY, VIDEO_FPS = 4, 10.0  # every 4th of 80 steps a second, shown at half speed
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """The main job, small enough for two cores without a GPU."""
-
-    output_dir: str = "runs/demo"
-    """Data sets, runs, results.json and report.html."""
-    tasks: tuple[str, ...] = ("push-v3", "pick-place-v3")
-    """MetaWorld tasks."""
-    mixtures: tuple[str, ...] = ("within", "episodes")
-    """within: quality changes inside episodes; episodes: good or bad as a whole."""
-    num_collect: int = 150
-    """Episodes a data set."""
-    num_eval: int = 100
-    """Fresh initial states, the same for every policy."""
-    policy_updates: int = 4000
-    """Updates of every policy."""
-    seed: int = 0
-    """Of collection and training."""
-    num_workers: int = 2
-    """Processes, one task each."""
 
 
 def demo_jobs(config: DemoConfig) -> list[Job]:

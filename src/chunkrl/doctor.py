@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import sys
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -16,16 +15,7 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 
 from chunkrl.errors import CheckpointError, ChunkRLError
-
-
-@dataclass(frozen=True)
-class DoctorConfig:
-    """What is installed, and what is missing."""
-
-    output_dir: str = "."
-    """Folder whose free disk space is shown."""
-    pi0_checkpoints_dir: str = "checkpoints/pi0"
-    """Folder of the pi checkpoints (chunkrl download fills it)."""
+from chunkrl.options import DoctorConfig
 
 
 def _installed(requirement: Requirement) -> str:

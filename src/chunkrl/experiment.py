@@ -25,9 +25,8 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from chunkrl.algorithms.balance import BalanceConfig
-from chunkrl.algorithms.distil import DistilConfig
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.config import BalanceConfig, DistilConfig
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.algorithms.weights import THIRDS
 from chunkrl.data.atomic import replace_file
 from chunkrl.data.chunks import ChunkDataset
@@ -37,11 +36,12 @@ from chunkrl.envs.metaworld import ACTION_DIM, MetaWorldEnv
 from chunkrl.envs.scripted import CONTROLLERS, Mixture, MixtureConfig
 from chunkrl.evaluation.rollout import evaluate, initial_seeds
 from chunkrl.evaluation.statistics import auc
-from chunkrl.models.policy import PolicyConfig
+from chunkrl.models.config import PolicyConfig
 from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import Progress, silent
 from chunkrl.train_config import Objective, TrainConfig
-from chunkrl.training.policy_io import ActionMode, ChunkPolicy
+from chunkrl.training.config import ActionMode
+from chunkrl.training.policy_io import ChunkPolicy
 from chunkrl.training.trainer import NonFiniteLossError
 from chunkrl.training.values_io import values_file
 

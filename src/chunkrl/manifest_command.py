@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from chunkrl.data.json_files import read_json
 from chunkrl.data.parquet import open_parquet, reading
 from chunkrl.errors import CheckpointError
 from chunkrl.manifest import MANIFEST_FILE, read_manifest, verify, write_manifest
 from chunkrl.models.pi.checkpoint import RECIPE_FILE, inspect_pretrained
+from chunkrl.options import ManifestCommand
 from chunkrl.tensor_files import read_tensors
 from chunkrl.training.checkpoint import VALUES
 from chunkrl.training.policy_io import Q_FOLDER
 from chunkrl.training.values_io import values_file
 
 _OURS = (".json", ".safetensors", ".model")  # what else lies in such a folder, somebody added
-
-
-@dataclass(frozen=True)
-class ManifestCommand:
-    """Compares a policy, a checkpoint, or a whole run with its manifests, and writes those that are missing."""
-
-    folder: Annotated[str, tyro.conf.Positional] = ""
-    """A run's folder (its policy, checkpoints and values), or one of these."""
-    renew: bool = False
-    """Accept what has changed since: look the files through, and write their sums anew."""
 
 
 def check_manifests(command: ManifestCommand) -> None:

@@ -7,8 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
-from chunkrl.algorithms.balance import BalanceConfig
-from chunkrl.algorithms.human_chunks import HumanRule
+from chunkrl.algorithms.config import BalanceConfig, HumanRule
 from chunkrl.errors import ChunkRLError
 from chunkrl.train_config import Objective, TrainConfig
 from chunkrl.training.values_io import values_file

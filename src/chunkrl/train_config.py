@@ -7,24 +7,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from chunkrl.algorithms.balance import BalanceConfig
-from chunkrl.algorithms.conditioning import ConditioningConfig
-from chunkrl.algorithms.distil import DistilConfig
-from chunkrl.algorithms.human_chunks import HumanRule
-from chunkrl.algorithms.value_learner import ValueFit
+from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig, DistilConfig, HumanRule
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.data.action_encoding import ActionEncoding
-from chunkrl.data.chunk_semantics import ChunkReward, HoldAction
-from chunkrl.data.chunk_settings import ChunkSettings
-from chunkrl.data.formats import ColumnMapping
-from chunkrl.data.frames import FrameSettings
+from chunkrl.data.chunk_settings import ChunkReward, ChunkSettings, ColumnMapping, FrameSettings
+from chunkrl.data.hold_action import HoldAction
 from chunkrl.data.label_rules import LabelRule, SuccessRule
-from chunkrl.integration.pi_chunks import PiChunkConfig
-from chunkrl.integration.pi_training import PiTrainingConfig
-from chunkrl.models.encoders import NetworkConfig
-from chunkrl.models.policy import PolicyConfig
-from chunkrl.training.metrics import TrackingConfig
-from chunkrl.training.optim import OptimConfig, OptimizerKind, Schedule
-from chunkrl.training.value_videos import ValueVideoConfig
+from chunkrl.integration.config import PiChunkConfig, PiTrainingConfig
+from chunkrl.models.config import NetworkConfig, PolicyConfig
+from chunkrl.training.config import OptimConfig, OptimizerKind, Schedule, TrackingConfig, ValueVideoConfig
 
 Objective = Literal[
     "cross_fitted",

@@ -10,8 +10,10 @@ import numpy as np
 from chunk_data import settings
 
 from chunkrl import ChunkLevelOfflineRL
-from chunkrl.data.frames import FrameSettings, FrameTable
-from chunkrl.data.inspect import InspectCommand, make_report, to_text
+from chunkrl.data.chunk_settings import FrameSettings
+from chunkrl.data.frames import FrameTable
+from chunkrl.data.inspect import make_report, to_text
+from chunkrl.data.inspect_config import InspectCommand
 from chunkrl.data.problems import Problem
 from chunkrl.progress import silent
 

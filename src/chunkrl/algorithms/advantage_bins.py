@@ -16,7 +16,8 @@ import numpy as np
 
 from chunkrl.algorithms.advantages import return_range, shuffle_between
 from chunkrl.algorithms.balance import Strata
-from chunkrl.algorithms.conditioning import ConditioningConfig, condition_text
+from chunkrl.algorithms.conditioning import condition_text
+from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.algorithms.human_chunks import forced_metrics
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.errors import LabelError

@@ -21,8 +21,9 @@ from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.cross_fit import CrossFitted
 from chunkrl.algorithms.value_learner import microbatches
 from chunkrl.models.value_head import ValueHead
+from chunkrl.training.config import OptimConfig
 from chunkrl.training.distributed import shard
-from chunkrl.training.optim import OptimConfig, Optimizer, autocast
+from chunkrl.training.optim import Optimizer, autocast
 from chunkrl.types import ChunkTransition
 
 LABEL = "scaled_advantage"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from chunkrl.data.collection import ChunkData
+from chunkrl.data.label_rules import TimeOut
 from chunkrl.data.large_arrays import by_blocks
-from chunkrl.data.returns import TimeOut
 from chunkrl.errors import ChunkRLError
 
 _LOG = logging.getLogger(__name__)

@@ -23,64 +23,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
 
 _LOG = logging.getLogger(__name__)
-
-BalanceKind = Literal["strata", "none"]
-Share = Literal["auto", "success", "returns"]
-WithoutSuccess = Literal["clone", "leave_out"]
-
-
-@dataclass(frozen=True)
-class BalanceConfig:
-    """How the weights of chunks are shared out over the data."""
-
-    kind: BalanceKind = "strata"
-    """strata: each stratum of time and held-out value gets the share of the weight that the improved policy spends
-    there; none: weights are what the advantages make them."""
-    time_bins: int = 8
-    """Strata by step within the episode, of equally many starts."""
-    value_bins: int = 4
-    """Strata of each of those by held-out value, of equally many starts (iql, whose values move, uses time alone)."""
-    min_starts: int = 64
-    """Mean number of starts a stratum has at least: small data have fewer strata of value, then of time."""
-    floor: float = 0.001
-    """Share of its starts that a stratum gets beside its successes."""
-    share: Share = "auto"
-    """What the improved policy's share follows. success: episodes that succeed; returns: the episode's return, from
-    the task's lowest (0) to its highest (1); auto: success, and returns in a task where no episode succeeds."""
-    without_success: WithoutSuccess = "clone"
-    """A task with neither success nor returns that tell better from worse: clone, all alike, as much of it as of
-    other tasks; or leave_out."""
-    success_mix: float = 0.0
-    """Part of the weight that is that of plain cloning of the successes, in [0, 1]."""
-
-    def __post_init__(self) -> None:
-        kinds = {"kind": BalanceKind, "share": Share, "without_success": WithoutSuccess}
-        for name, allowed in kinds.items():
-            if getattr(self, name) not in get_args(allowed):
-                raise ChunkRLError(
-                    f"balance.{name} is {getattr(self, name)!r}; use one of {', '.join(get_args(allowed))}"
-                )
-        if min(self.time_bins, self.value_bins, self.min_starts) < 1:
-            raise ChunkRLError("balance.time_bins, balance.value_bins and balance.min_starts are at least 1")
-        if not 0 <= self.success_mix <= 1 or not 0 <= self.floor <= 1:
-            raise ChunkRLError("balance.success_mix and balance.floor lie in [0, 1]")
-        unread = [f.name for f in fields(self)[1:] if getattr(self, f.name) != f.default]
-        if self.kind == "none" and unread:
-            raise ChunkRLError(
-                f"balance.{', balance.'.join(unread)}: of balanced weights, and --balance.kind none balances none: "
-                "use --balance.kind strata, or leave them out"
-            )
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,10 @@ import torch
 
 from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms import losses
-from chunkrl.algorithms.balance import BalanceConfig, RunningBalance, make_strata
+from chunkrl.algorithms.balance import RunningBalance, make_strata
 from chunkrl.algorithms.base import Histogram, Metrics, Networks, Phase, only_finite
 from chunkrl.algorithms.best_of_n import QEnsemble, least_q
+from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
 from chunkrl.algorithms.value_labels import (
     ValueLabels,
@@ -43,14 +44,15 @@ from chunkrl.algorithms.value_labels import (
 )
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.draws import draw_rates, trained_starts
+from chunkrl.data.label_rules import TimeOut
 from chunkrl.data.large_arrays import keep
-from chunkrl.data.returns import TimeOut
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.policy import ImitationLoss
 from chunkrl.models.value_head import ValueHead
 from chunkrl.progress import Progress, silent
 from chunkrl.training.checkpoint import load_trained_state, trained_state
-from chunkrl.training.optim import Ema, OptimConfig, Optimizer, autocast, update_ema
+from chunkrl.training.config import OptimConfig
+from chunkrl.training.optim import Ema, Optimizer, autocast, update_ema
 from chunkrl.types import ChunkTransition
 
 

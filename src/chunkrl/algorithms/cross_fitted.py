@@ -39,14 +39,16 @@ from chunkrl.algorithms import losses
 from chunkrl.algorithms.advantage_bins import Shuffle, label_bins
 from chunkrl.algorithms.advantage_critic import LABEL as Q_LABEL
 from chunkrl.algorithms.advantage_critic import AdvantageCritic
-from chunkrl.algorithms.balance import BalanceConfig, Strata, first_rows, make_strata
+from chunkrl.algorithms.balance import Strata, first_rows, make_strata
 from chunkrl.algorithms.base import Metrics, Networks, Phase, only_finite
 from chunkrl.algorithms.best_of_n import QEnsemble
-from chunkrl.algorithms.conditioning import ConditioningConfig, condition_text, trained_texts
-from chunkrl.algorithms.distil import DistilConfig, best_chunks, distil_metrics, mixture, with_best_chunks
-from chunkrl.algorithms.human_chunks import HumanRule, forced_metrics, human_chunks
+from chunkrl.algorithms.conditioning import condition_text, trained_texts
+from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig, DistilConfig, HumanRule
+from chunkrl.algorithms.distil import best_chunks, distil_metrics, mixture, with_best_chunks
+from chunkrl.algorithms.human_chunks import forced_metrics, human_chunks
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.algorithms.value_labels import ValueLabels, label_metrics
-from chunkrl.algorithms.value_learner import ValueFit, ValueLearner, microbatches
+from chunkrl.algorithms.value_learner import ValueLearner, microbatches
 from chunkrl.algorithms.weights import (
     WeightRule,
     normalized,
@@ -60,8 +62,9 @@ from chunkrl.data.large_arrays import keep
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
 from chunkrl.training.checkpoint import load_trained_state, trained_state
+from chunkrl.training.config import OptimConfig
 from chunkrl.training.distributed import shard
-from chunkrl.training.optim import Ema, OptimConfig, Optimizer, autocast
+from chunkrl.training.optim import Ema, Optimizer, autocast
 from chunkrl.types import ChunkTransition
 
 _LOG = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ what the winner gains on the recorded chunk in held-out Q: where none gains it i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,65 +23,11 @@ from chunkrl.algorithms.best_of_n import least_q
 from chunkrl.algorithms.cross_fit import CrossFitted, labelling_batch_size, labelling_batches
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.large_arrays import zeros
-from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress
 from chunkrl.training.optim import autocast
 from chunkrl.types import ChunkTransition
 
 _NOISE = 0xBE57  # the stream of random numbers of candidates
-
-
-First = Literal["cloned", "weighted"]
-
-
-@dataclass(frozen=True)
-class DistilConfig:
-    """Best of N chunks of the policy, distilled into it."""
-
-    num_candidates: int = 0
-    """N: after its training the policy draws N chunks at every start, and is trained on the one that the held-out Q
-    prefers of them and the recorded one (0: off; objective cross_fitted)."""
-    updates: int | None = None
-    """Updates on them; default: as many as before."""
-    first: First = "cloned"
-    """What the policy clones before: all chunks alike (near them Q knows most), or by their weights."""
-    share: float = 0.5
-    """Part of the loss that is of these chunks; the rest is of the recorded ones, as before."""
-
-    def __post_init__(self) -> None:
-        if (
-            self.num_candidates < 0
-            or not 0 < self.share <= 1
-            or (self.updates is not None and self.updates < 1)
-        ):
-            raise ChunkRLError(
-                f"distil.num_candidates is {self.num_candidates}, distil.updates {self.updates} and distil.share "
-                f"{self.share}: they are not negative, at least 1, and in (0, 1]"
-            )
-        if self.first not in get_args(First):
-            raise ChunkRLError(f"distil.first is {self.first!r}; use cloned or weighted")
-        kind = type(self)
-        given = self.updates is not None or (self.first, self.share) != (kind.first, kind.share)
-        if not self.num_candidates and given:
-            raise ChunkRLError(
-                "distil.updates, distil.first and distil.share are of a policy that learns the best of N chunks: "
-                "give --distil.num-candidates, for example 16"
-            )
-
-    @property
-    def clones_first(self) -> bool:
-        """Whether the weights wait for distillation."""
-        return self.num_candidates > 0 and self.first == "cloned"
-
-    def num_updates(self, policy_updates: int) -> int:
-        """Of the phase. Raises ChunkRLError where nothing says how many."""
-        if not self.num_candidates:
-            return 0
-        if self.updates is None and policy_updates == 0:
-            raise ChunkRLError(
-                "without updates before it (--num-updates 0) distillation needs --distil.updates"
-            )
-        return self.updates or policy_updates
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from chunkrl import ranks
 from chunkrl.algorithms.cross_fit import CrossFitted
+from chunkrl.algorithms.value_config import FoldOrder
 from chunkrl.errors import ChunkRLError
+from chunkrl.training.config import OptimConfig
 from chunkrl.training.distributed import shard
-from chunkrl.training.optim import OptimConfig, Optimizer, update_ema
-
-FoldOrder = Literal["together", "one_by_one"]
+from chunkrl.training.optim import Optimizer, update_ema
 
 
 class FoldTraining:

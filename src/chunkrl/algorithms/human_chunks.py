@@ -7,14 +7,12 @@ that is the highest label, of weights the weight of the highest advantage.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from chunkrl.algorithms.config import HumanRule
 from chunkrl.data.chunk_semantics import chunk_steps
 from chunkrl.data.collection import ChunkData
-
-HumanRule = Literal["high", "high_and_mask", "critic"]
 
 
 @dataclass(frozen=True)

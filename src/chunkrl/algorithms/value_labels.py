@@ -11,8 +11,9 @@ import numpy as np
 from chunkrl.algorithms.base import Histogram, Metrics
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.draws import trained_starts
+from chunkrl.data.label_rules import TimeOut
 from chunkrl.data.large_arrays import by_blocks, keep
-from chunkrl.data.returns import TimeOut, lambda_returns
+from chunkrl.data.returns import lambda_returns
 from chunkrl.evaluation.value_quality import value_quality
 
 _LOG = logging.getLogger(__name__)

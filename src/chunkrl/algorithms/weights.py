@@ -9,7 +9,8 @@ import torch
 
 from chunkrl.algorithms import losses
 from chunkrl.algorithms.advantages import standardize
-from chunkrl.algorithms.balance import BalanceConfig, Strata, episode_steps
+from chunkrl.algorithms.balance import Strata, episode_steps
+from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
 

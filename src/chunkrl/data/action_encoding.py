@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, get_args
 
 from chunkrl.errors import DatasetError
+
+if TYPE_CHECKING:  # its fields are settings, which are read without torch
+    from torch import Tensor
 
 EncodingKind = Literal["absolute", "delta", "relative"]
 
@@ -62,6 +62,8 @@ class ActionEncoding:
         """Recorded actions [..., H, A] and the first state [..., S] to encoded actions [..., H, A]."""
         if self.kind == "absolute":
             return actions
+        import torch
+
         chosen, start = self._start(actions, state)
         values = actions[..., chosen]
         before = torch.cat([start, values[..., :-1, :]], dim=-2) if self.kind == "delta" else start

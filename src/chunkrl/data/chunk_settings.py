@@ -3,14 +3,50 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from chunkrl.data.action_encoding import ActionEncoding
-from chunkrl.data.chunk_semantics import ChunkReward, HoldAction
-from chunkrl.data.formats import ColumnMapping
-from chunkrl.data.frames import FrameSettings
+from chunkrl.data.hold_action import HoldAction
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import DatasetError
+
+ChunkReward = Literal["any", "sum"]
+
+
+@dataclass(frozen=True)
+class ColumnMapping:
+    """Which columns are the state, the action and the cameras; None recognises the usual names, one text is one
+    name."""
+
+    state_key: tuple[str, ...] | None = None
+    """Column of the state, or several, joined in this order (no name: no state); default: the names of LeRobot,
+    openpi and the chunk-level document."""
+    action_key: tuple[str, ...] | None = None
+    """Column of the actions, or several, joined in this order; default: the same."""
+    image_keys: tuple[str, ...] | None = None
+    """Columns of the cameras (no name: none is used); default: the same."""
+
+    def __post_init__(self) -> None:
+        for name in ("state_key", "action_key", "image_keys"):
+            keys = getattr(self, name)
+            if isinstance(keys, str):
+                object.__setattr__(self, name, (keys,))
+            elif keys is not None and len(set(keys)) < len(keys):
+                raise DatasetError(f"--{name.replace('_', '-')} {' '.join(keys)}: names a column twice")
+
+
+@dataclass(frozen=True)
+class FrameSettings:
+    """How frames are kept and given."""
+
+    cache: bool = True
+    """Keep decoded pictures on disk; --no-cache decodes them whenever they are asked for."""
+    resize: tuple[int, int] | None = None
+    """Height and width of pictures, in shape, with black bars; default: as recorded."""
+    antialias: bool = True
+    """Resize as Pillow's bilinear filter does (openpi's data); else without antialiasing (LeRobot's)."""
+    skip_bad_episodes: bool = False
+    """Set episodes with a problem aside and list them, rather than stop at the first."""
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,8 @@ import torch
 from torch import Tensor
 
 from chunkrl.data.action_encoding import ActionEncoding
-from chunkrl.data.chunk_semantics import (
-    ChunkReward,
-    ChunkSteps,
-    chunk_reward,
-    chunk_steps,
-    cut_segments,
-)
-from chunkrl.data.chunk_settings import ChunkSettings
+from chunkrl.data.chunk_semantics import ChunkSteps, chunk_reward, chunk_steps, cut_segments
+from chunkrl.data.chunk_settings import ChunkReward, ChunkSettings
 from chunkrl.data.chunk_statistics import encoded_action_statistics
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.identity import episode_identities

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from chunkrl.data.episode_rows import by_data_file, whole_episodes
-from chunkrl.data.export_plan import LABEL_FEATURES, ExportPlan, Others, plan_export
+from chunkrl.data.export_plan import LABEL_FEATURES, ExportPlan, plan_export
 from chunkrl.data.formats import DatasetDescription, Episode
 from chunkrl.data.frames import FrameTable
+from chunkrl.data.label_config import Others
 from chunkrl.data.labels import FrameLabels
 from chunkrl.data.video_copy import EncodedVideo
 from chunkrl.data.writer import DatasetWriter

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
-from chunkrl.data.episode_columns import FeatureSpec, RawFeature, default_features
+from chunkrl.data.episode_columns import RawFeature, default_features
 from chunkrl.data.episode_rows import by_data_file, whole_episodes
+from chunkrl.data.feature_spec import FeatureSpec
 from chunkrl.data.formats import DatasetDescription, Feature, image_size
 from chunkrl.data.frames import FrameTable
+from chunkrl.data.label_config import Others
 from chunkrl.data.parquet import open_parquet, reading
 from chunkrl.data.problems import refuse
 from chunkrl.data.video_copy import VideoFormat, common_format
 from chunkrl.data.video_spans import check_spans
 from chunkrl.errors import DatasetError
 
-Others = Literal["copy", "leave_out"]
 LABEL_FEATURES = {
     "next.reward": FeatureSpec("float32", (1,)),
     "next.done": FeatureSpec("bool", (1,)),

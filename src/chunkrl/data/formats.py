@@ -11,6 +11,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
+from chunkrl.data.chunk_settings import ColumnMapping
 from chunkrl.data.episode_metadata import read_episodes
 from chunkrl.data.fingerprint import dataset_fingerprint
 from chunkrl.data.metadata import (
@@ -22,11 +23,11 @@ from chunkrl.data.metadata import (
     read_tasks,
 )
 from chunkrl.data.problems import Report, refuse
-from chunkrl.data.roles import ColumnMapping, find_roles, image_size, vector_names
+from chunkrl.data.roles import find_roles, image_size, vector_names
 from chunkrl.data.video_spans import check_spans
 from chunkrl.errors import DatasetError
 
-__all__ = ["RECOGNISE", "ColumnMapping", "DatasetDescription", "Episode", "Feature", "VideoSpan"]
+__all__ = ["RECOGNISE", "DatasetDescription", "Episode", "Feature", "VideoSpan"]
 __all__ += ["describe", "image_size", "without"]
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from chunkrl.data.cache import cache_folder, file_name
-from chunkrl.data.formats import RECOGNISE, ColumnMapping, DatasetDescription, describe
+from chunkrl.data.chunk_settings import ColumnMapping, FrameSettings
+from chunkrl.data.formats import RECOGNISE, DatasetDescription, describe
 from chunkrl.data.images import check_space, open_camera
 from chunkrl.data.on_demand import DataFiles, OnDemandCamera
 from chunkrl.data.pictures import Camera
@@ -24,20 +24,6 @@ from chunkrl.progress import Progress, ProgressBars
 
 if TYPE_CHECKING:
     from chunkrl.data.normalize import Statistics
-
-
-@dataclass(frozen=True)
-class FrameSettings:
-    """How frames are kept and given."""
-
-    cache: bool = True
-    """Keep decoded pictures on disk; --no-cache decodes them whenever they are asked for."""
-    resize: tuple[int, int] | None = None
-    """Height and width of pictures, in shape, with black bars; default: as recorded."""
-    antialias: bool = True
-    """Resize as Pillow's bilinear filter does (openpi's data); else without antialiasing (LeRobot's)."""
-    skip_bad_episodes: bool = False
-    """Set episodes with a problem aside and list them, rather than stop at the first."""
 
 
 class FrameTable:

@@ -7,19 +7,18 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import tyro
 
 from chunkrl.data.cache import cache_folder
 from chunkrl.data.chunk_semantics import chunk_reward, chunk_steps, cut_segments
-from chunkrl.data.formats import ColumnMapping, DatasetDescription, describe, without
+from chunkrl.data.formats import DatasetDescription, describe, without
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.images import store_bytes
-from chunkrl.data.label_rules import LabelRule, columns_read
+from chunkrl.data.inspect_config import InspectCommand
+from chunkrl.data.label_rules import columns_read
 from chunkrl.data.labels import FrameLabels, label_frames
 from chunkrl.data.notes import column_notes, label_notes
 from chunkrl.data.outliers import outliers
@@ -31,26 +30,6 @@ from chunkrl.progress import Progress
 
 NUM_BINS = 10
 BATCH_STARTS = 65536
-
-
-@dataclass(frozen=True)
-class InspectCommand:
-    """What a LeRobot data set holds, and every problem in it. Exit status 1 where there is a problem."""
-
-    dataset: Annotated[str, tyro.conf.Positional] = ""
-    """Folder or Hub repository id."""
-    json: bool = False
-    """Print JSON instead of text."""
-    images: bool = True
-    """Decode every picture, to find those that are damaged."""
-    horizon: int = 10
-    """Actions a chunk, for the number of chunks that carry reward."""
-    labels: Annotated[LabelRule, tyro.conf.OmitArgPrefixes] = field(default_factory=LabelRule)
-    """How success, reward and sub-goals are read from the data."""
-    mapping: Annotated[ColumnMapping, tyro.conf.OmitArgPrefixes] = field(default_factory=ColumnMapping)
-    """Columns with other names than LeRobot's, openpi's or the document's."""
-    revision: str | None = None
-    """Hub revision of the data set."""
 
 
 @dataclass(frozen=True)

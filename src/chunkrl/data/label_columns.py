@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 
 from chunkrl.data.frames import FrameTable
+from chunkrl.data.label_rules import FlagAt
 from chunkrl.data.large_arrays import blocks, by_blocks, zeros
 from chunkrl.errors import DatasetError
-
-FlagAt = Literal["action", "observation"]
 
 
 def label_column(table: FrameTable, name: str, flag: str) -> np.ndarray:

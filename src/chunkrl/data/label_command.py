@@ -5,78 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 
 from chunkrl.data.chunk_semantics import cut_segments
+from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.export import export_labels
-from chunkrl.data.export_plan import Others
-from chunkrl.data.formats import ColumnMapping
-from chunkrl.data.frames import FrameSettings, FrameTable
+from chunkrl.data.frames import FrameTable
+from chunkrl.data.label_config import LabelCommand, ReturnRule
 from chunkrl.data.label_rules import LabelRule, columns_read
 from chunkrl.data.labels import FrameLabels, label_frames
 from chunkrl.data.notes import column_notes, label_notes
 from chunkrl.data.regular_files import open_regular
-from chunkrl.data.returns import TimeOut, lambda_returns, n_step_returns, normalize_per_task
+from chunkrl.data.returns import lambda_returns, n_step_returns, normalize_per_task
 from chunkrl.data.sidecar import load_sidecar, save_sidecar
-from chunkrl.envs.libero_replay import ReplayConfig
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.progress import Progress
 
 LABELS_VERSION = 1  # of the meaning of the columns
-
-
-@dataclass(frozen=True)
-class ReturnRule:
-    """How rewards become returns."""
-
-    gamma: float = 0.99
-    """Discount factor a step."""
-    time_out: TimeOut = "failure"
-    """What follows an unfinished recording: nothing (not succeeding in time is failing), or its last value."""
-    n_step: int | None = None
-    """Also N-step returns, on the values of --values."""
-    values: str | None = None
-    """File of labels with a `value` a frame, as `chunkrl train` writes (values.parquet)."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.gamma <= 1:
-            raise DatasetError(f"--gamma {self.gamma}: a discount lies between 0 and 1")
-        if self.n_step is not None and self.n_step < 1:
-            raise DatasetError(f"--n-step {self.n_step}: at least 1")
-        if self.values is None and (self.n_step is not None or self.time_out == "bootstrap"):
-            raise DatasetError("--n-step and --time-out bootstrap need values: give --values FILE")
-
-
-@dataclass(frozen=True)
-class LabelCommand:
-    """Labels of a LeRobot data set by rule, into a file beside the data, which stays as it is."""
-
-    dataset: Annotated[str, tyro.conf.Positional] = ""
-    """Folder or Hub repository id."""
-    rule: Annotated[LabelRule, tyro.conf.OmitArgPrefixes] = field(default_factory=LabelRule)
-    """Success, sub-goals and rewards."""
-    returns: Annotated[ReturnRule, tyro.conf.OmitArgPrefixes] = field(default_factory=ReturnRule)
-    """Returns."""
-    replay: ReplayConfig = field(default_factory=ReplayConfig)
-    """Sub-goals by replaying LIBERO episodes in the simulator."""
-    output: str | None = None
-    """The file; default: labels/<digest of the rule>.parquet in the data set's folder."""
-    export: str | None = None
-    """Also write a new LeRobot v3.0 data set with the labels as `next.*` columns, into this folder."""
-    export_others: Others = "copy"
-    """What becomes of columns and cameras that are not understood: copied as they are, or left out."""
-    mapping: Annotated[ColumnMapping, tyro.conf.OmitArgPrefixes] = field(default_factory=ColumnMapping)
-    """Columns with other names than LeRobot's, openpi's or the document's."""
-    revision: str | None = None
-    """Hub revision of the data set."""
-    skip_bad_episodes: bool = False
-    """Set episodes with a problem aside and list them, rather than stop at the first."""
 
 
 def label_dataset(command: LabelCommand, progress: Progress) -> tuple[FrameTable, FrameLabels]:

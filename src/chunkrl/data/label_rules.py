@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
-
-from chunkrl.data.label_columns import FlagAt
-from chunkrl.data.pick_place import PickPlaceRule
 from chunkrl.errors import DatasetError
 
 SuccessRule = Literal[
@@ -20,6 +17,41 @@ RewardRule = Literal["auto", "success", "cost"]
 AUTO = ("next.success", "next.reward", "reward", "subgoal_last")
 NO_COLUMN = "none"  # of human_key
 REWARDS = ("next.reward", "reward")
+
+
+FlagAt = Literal["action", "observation"]
+PickPlaceEvent = Literal["goal", "grasp", "lift"]
+TimeOut = Literal["failure", "bootstrap"]
+
+
+@dataclass(frozen=True)
+class PickPlaceRule:
+    """Settings of `--subgoal pick_place`; defaults fit LIBERO's 8-D state (metres).
+
+    subgoal_events: which events are sub-goals: goal (a placement), grasp, lift.
+    subgoal_objects: objects of the task: its first grasps and lifts and last placements count, others are retries.
+    finger_entries: entries of the state with the finger joints. height_entry: entry with the hand's height.
+    finger_still_m: fingers that close by less than this in a step have met something.
+    finger_width_m: and what they hold is wider than this, else they closed on nothing.
+    lift_m: a lift is so much above the height of the grasp.
+    """
+
+    subgoal_events: tuple[PickPlaceEvent, ...] = ("goal",)
+    subgoal_objects: int = 1
+    finger_entries: tuple[int, int] = (6, 7)
+    height_entry: int = 2
+    finger_still_m: float = 0.0015
+    finger_width_m: float = 0.002
+    lift_m: float = 0.03
+
+    def __post_init__(self) -> None:
+        unknown = set(self.subgoal_events) - set(get_args(PickPlaceEvent))
+        if unknown or not self.subgoal_events:
+            raise DatasetError(
+                f"--subgoal-events {list(self.subgoal_events)}: choose of {', '.join(get_args(PickPlaceEvent))}"
+            )
+        if self.subgoal_objects < 1:
+            raise DatasetError(f"--subgoal-objects {self.subgoal_objects}: at least 1")
 
 
 @dataclass(frozen=True)
@@ -86,7 +118,7 @@ class LabelRule:
             )
         if bool(self.subgoal_csv) != (self.subgoal == "csv"):
             raise DatasetError("--subgoal csv and --subgoal-csv FILE go together: give both or neither")
-        if not 0 <= self.failure_penalty < np.inf:
+        if not 0 <= self.failure_penalty < math.inf:
             raise DatasetError(f"--failure-penalty {self.failure_penalty}: a finite number, at least 0")
 
 

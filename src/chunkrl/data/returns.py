@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
 from chunkrl.data.chunk_semantics import Segments
+from chunkrl.data.label_rules import TimeOut
 from chunkrl.data.large_arrays import blocks
-
-TimeOut = Literal["failure", "bootstrap"]
 
 
 def lambda_returns(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from chunkrl.data.chunk_settings import ColumnMapping
 from chunkrl.data.metadata import Feature, Info
 from chunkrl.errors import DatasetError
 
@@ -14,28 +15,6 @@ ACTION_NAMES = ("action", "actions")
 REQUIRED_NAMES = ("timestamp", "frame_index", "episode_index", "task_index")
 MOST_PIXELS, LONGEST_SIDE, LONGEST_VECTOR = 10**8, 16384, 2**16  # no camera and no robot has more
 _CAMERA = re.compile(r"observation\.images\..+|observation\.image|observation/.*image.*|image|wrist_image")
-
-
-@dataclass(frozen=True)
-class ColumnMapping:
-    """Which columns are the state, the action and the cameras; None recognises the usual names, one text is one
-    name."""
-
-    state_key: tuple[str, ...] | None = None
-    """Column of the state, or several, joined in this order (no name: no state); default: the names of LeRobot,
-    openpi and the chunk-level document."""
-    action_key: tuple[str, ...] | None = None
-    """Column of the actions, or several, joined in this order; default: the same."""
-    image_keys: tuple[str, ...] | None = None
-    """Columns of the cameras (no name: none is used); default: the same."""
-
-    def __post_init__(self) -> None:
-        for name in ("state_key", "action_key", "image_keys"):
-            keys = getattr(self, name)
-            if isinstance(keys, str):
-                object.__setattr__(self, name, (keys,))
-            elif keys is not None and len(set(keys)) < len(keys):
-                raise DatasetError(f"--{name.replace('_', '-')} {' '.join(keys)}: names a column twice")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from chunkrl.data import episode_columns as ec
 from chunkrl.data import episode_stats as es
 from chunkrl.data import segments as sg
 from chunkrl.data.atomic import remove_temporaries, replace_file, write_text
-from chunkrl.data.episode_columns import FeatureSpec
+from chunkrl.data.feature_spec import FeatureSpec
 from chunkrl.data.json_files import read_json
 from chunkrl.data.metadata import integer
 from chunkrl.data.segments import VideoEncoding

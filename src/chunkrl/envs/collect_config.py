@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from chunkrl.data.episode_columns import FeatureSpec
+from chunkrl.data.feature_spec import FeatureSpec
 from chunkrl.envs.libero_goals import SubgoalKind, check_kinds
 from chunkrl.envs.offscreen import Rendering
 from chunkrl.envs.registry import EnvInfo, EnvOptions, check_rendering, describe, expand, is_libero

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from chunkrl.data.chunk_semantics import HoldAction
+from chunkrl.data.hold_action import HoldAction
 from chunkrl.envs.offscreen import check_picture, choose_backend
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import ChunkRLError, MissingExtraError

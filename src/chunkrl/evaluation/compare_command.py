@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import tyro
 
 from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.aggregates import Aggregates, Estimate, aggregate
+from chunkrl.evaluation.config import CompareCommand
 from chunkrl.evaluation.evaluation_result import Evaluation, read_evaluation
 from chunkrl.evaluation.report import render_report
 from chunkrl.evaluation.results import (
@@ -30,20 +30,6 @@ from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
 _Key = TypeVar("_Key")
 # Settings that make two evaluations answer the same question; the rest is the policies' own business.
 _SAME = ("envs", "num_episodes", "seed", "max_steps", "exec_steps")
-
-
-@dataclass(frozen=True)
-class CompareCommand:
-    """Evaluations of policies on the same tasks and initial states: chunkrl compare NEW OLD, or
-    NEW=FOLDER NEW=FOLDER OLD=FOLDER OLD=FOLDER for methods with several training seeds each."""
-
-    evaluations: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Output folders of chunkrl evaluate, the method to judge first; NAME=FOLDER names it, a name given again is
-    another training seed of that method, in the same order for every method."""
-    output_dir: str | None = None
-    """Folder for comparison.json and comparison.html."""
-    aggregates: bool = True
-    """Interquartile mean, optimality gap and probability of improvement, where there are several seeds (rliable)."""
 
 
 def group(evaluations: Sequence[str]) -> dict[str, list[Evaluation]]:

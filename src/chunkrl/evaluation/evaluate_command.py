@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from chunkrl.build import choose_device
-from chunkrl.envs.libero_tasks import InitialStates
-from chunkrl.envs.offscreen import Rendering
 from chunkrl.envs.pool import EnvPool
 from chunkrl.envs.registry import asset_fingerprint, opengl_library
 from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation.config import EvaluateCommand
 from chunkrl.evaluation.evaluation_folder import EvaluationFolder
 from chunkrl.evaluation.evaluation_page import write_page
 from chunkrl.evaluation.evaluation_result import (
@@ -35,93 +34,7 @@ from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.progress import Progress
 from chunkrl.training.asking import ask_for
-from chunkrl.training.policy_io import ActionMode, ChunkPolicy, load_policy
-
-_LEAST = {
-    **{"num_episodes": 1, "num_workers": 0, "max_steps": 1, "num_candidates": 1, "seed": 0, "camera_size": 1},
-    **{"exec_steps": 1, "batch_size": 1, "videos": 0, "hang_s": 1},
-}
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """How a policy is evaluated, whichever it is."""
-
-    env: tuple[str, ...] = ("push-v3",)
-    """Tasks: MetaWorld's (push-v3), LIBERO's (libero_spatial/3), or a whole suite (libero_spatial)."""
-    num_episodes: int | None = None
-    """Initial states a task; default: 100 in MetaWorld, all 50 official ones in LIBERO."""
-    seed: int = 0
-    """Determines MetaWorld's initial states and all noise: equal seeds compare policies on equal states."""
-    initial: InitialStates = "official"
-    """LIBERO: the official initial states, or sampled, placements that --seed determines, as chunkrl collect draws
-    them: to choose between policies without a look at the official ones."""
-    max_steps: int | None = None
-    """Time limit, steps; default: 150 in MetaWorld, the suite's own in LIBERO."""
-    exec_steps: int | None = None
-    """Actions executed of each chunk; default: the whole chunk."""
-    mode: ActionMode = "mode"
-    """mode (most likely chunk; a flow from zero noise), sample (drawn noise, as openpi and LeRobot evaluate pi
-    policies), or best_of_n (needs training with --train-q or --objective iql)."""
-    num_candidates: int = 16
-    """N of best_of_n."""
-    condition: str | None = None
-    """What a pi policy is asked for, e.g. "Advantage: negative"; "" for nothing; default: what it was saved with."""
-    guidance: float | None = None
-    """Classifier-free guidance of a pi policy towards the condition; default: what it was saved with."""
-    num_steps: int | None = None
-    """Euler steps of a pi policy; default 10."""
-    camera_size: int | None = None
-    """Side of the cameras' pictures, pixels; default: that of the policy's data; of a pi policy: 256 in LIBERO, as
-    its public data sets have it, else the policy's input."""
-    rendering: Rendering = "default"
-    """LIBERO: default, as robosuite draws; fast, without shadows, reflections and multisampling. As the data were."""
-    rename: tuple[str, ...] = ()
-    """Cameras that the policy knows by another name: ENVIRONMENT'S=POLICY'S."""
-    num_workers: int | None = None
-    """Simulator processes; default: one a core; 0: in this process. Results do not depend on it."""
-    batch_size: int = 4
-    """Observations a policy call (1, or 4 and more); fewer are filled up: rounding must not depend on timing."""
-    hang_s: float = 300.0
-    """Seconds after which a silent simulator process is taken for hung and replaced."""
-    videos: int = 0
-    """Episodes to repeat and film, failures first; needs --output-dir."""
-    device: str = "auto"
-    """cpu, cuda, or auto."""
-
-    def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ChunkRLError(f"{name} is {value}; it must be at least {least}")
-        if self.batch_size in (
-            2,
-            3,
-        ):  # measured: with so few rows a product's rounding depends on the row's place
-            raise ChunkRLError(
-                f"batch_size is {self.batch_size}; results would depend on which simulators are ready first: "
-                "use 1, or 4 and more"
-            )
-        for name, choices in (("mode", ActionMode), ("initial", InitialStates)):
-            if getattr(self, name) not in get_args(choices):
-                raise ChunkRLError(
-                    f"{name} is {getattr(self, name)!r}; use one of {', '.join(get_args(choices))}"
-                )
-
-
-@dataclass(frozen=True)
-class EvaluateCommand(EvaluateConfig):
-    """A trained policy on MetaWorld or LIBERO, from fixed initial states."""
-
-    policy: str = "runs/train/policy"
-    """A saved policy's folder: a run's `policy`, or any pi folder that says its settings."""
-    output_dir: str | None = None
-    """Folder for results, page and videos, and for going on after a stop; default: only the rates are printed."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.videos and self.output_dir is None:
-            raise ChunkRLError("--videos needs a folder to put them in: give --output-dir")
+from chunkrl.training.policy_io import ChunkPolicy, load_policy
 
 
 def evaluate_policy(command: EvaluateCommand, progress: Progress) -> None:

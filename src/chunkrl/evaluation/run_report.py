@@ -7,13 +7,10 @@ advantages, and where along the episodes and in which frames they are highest an
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import tyro
 
 from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.conditioning import condition_text
@@ -22,6 +19,7 @@ from chunkrl.algorithms.weights import starved_warnings
 from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation import distribution_plots as distributions
+from chunkrl.evaluation.config import ReportCommand
 from chunkrl.evaluation.frame_cards import extreme_frames_section
 from chunkrl.evaluation.page import card, document, section
 from chunkrl.evaluation.results import EpisodeTrace
@@ -42,18 +40,6 @@ from chunkrl.evaluation.weight_cards import run_spread, trained_column, weight_c
 from chunkrl.progress import Progress
 
 NUM_TRACES = 6
-
-
-@dataclass(frozen=True)
-class ReportCommand:
-    """One HTML page of a training run: data, curves, values, advantages, frames."""
-
-    run: Annotated[str, tyro.conf.Positional] = ""
-    """The run's folder (--output-dir of chunkrl train)."""
-    output: str | None = None
-    """The page; default: report.html in the run's folder."""
-    videos: int = 0
-    """Episodes of --dataset-dir to show as videos with their value, successes and failures in turn."""
 
 
 def report(command: ReportCommand, progress: Progress) -> None:

@@ -13,39 +13,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
-import tyro
-
+from chunkrl.integration.config import DownloadCommand
 from chunkrl.integration.remote import DownloadError, RemoteTree, list_tree
 from chunkrl.integration.transfer import check_free_space, fetch_tree, missing_bytes
 from chunkrl.progress import Progress
 
-Name = Literal["pi0_libero", "pi0_base", "pi05_libero", "pi05_base", "all", "tokenizer"]
 CHECKPOINTS = ("pi0_libero", "pi0_base", "pi05_libero", "pi05_base")
 DEFAULT_FOLDER = Path("checkpoints/pi0")
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-@dataclass(frozen=True)
-class DownloadCommand:
-    """The published pi checkpoints, whole or not at all; the same command goes on after an interruption."""
-
-    names: Annotated[tuple[Name, ...], tyro.conf.Positional] = ()
-    """What to fetch."""
-    checkpoints: tuple[Name, ...] = ()
-    """The same, as a flag."""
-    repo_id: str | None = None
-    """A Hub repository, owner/name."""
-    revision: str | None = None
-    """Branch, tag or commit of the Hub repository."""
-    download_dir: str | None = None
-    """For names: the folder that gets one folder each (default checkpoints/pi0). For --repo-id: the folder itself
-    (default checkpoints/pi0/NAME)."""
-    source: str = "gs://openpi-assets/checkpoints"
-    """Where the named checkpoints are: any fsspec URL, for a mirror."""
-    tokenizer_source: str | None = None
-    """Where the tokenizer is; default: Google's bucket."""
 
 
 @dataclass(frozen=True)

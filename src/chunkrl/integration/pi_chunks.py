@@ -12,68 +12,22 @@ from __future__ import annotations
 
 import functools
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration.chunk_cache import ChunkRequest, cached_chunks, fingerprint
+from chunkrl.integration.config import PiChunkConfig
 from chunkrl.models.pi.checkpoint import RECIPE_FILE, find_layout, find_recipe, load_pretrained
 from chunkrl.models.pi.config import PiRecipe
-from chunkrl.models.pi.policy import DEFAULT_NUM_STEPS, PiPolicy
+from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.pi.recipes import choose_recipe
 from chunkrl.models.pi.tokenizer import find_tokenizer
 from chunkrl.progress import Progress
 
 _LOG = logging.getLogger(__name__)
-
-PiUse = Literal["replace", "candidates"]
-PiDtype = Literal["auto", "float32", "bfloat16"]
-
-
-@dataclass(frozen=True)
-class PiChunkConfig:
-    """How a pi policy's chunks are made and used."""
-
-    use: PiUse = "replace"
-    """replace: in place of the data's chunks (the document's); candidates: beside them (objective iql)."""
-    num_candidates: int = 4
-    """Chunks a start, where they are candidates."""
-    recipe: str | None = None
-    """pi0_libero, pi05_libero, pi0_base, pi05_base or a JSON file; default: as the folder or its name says."""
-    cameras: tuple[str, ...] | None = None
-    """The data set's cameras in the policy's order; default: the same names."""
-    tokenizer: str | None = None
-    """SentencePiece file; default: the checkpoint's or the cache's."""
-    asset_id: str | None = None
-    """Which norm stats, where an openpi folder has several."""
-    num_steps: int = DEFAULT_NUM_STEPS
-    """Euler steps of the flow."""
-    batch_size: int = 16
-    """Starts at once."""
-    dtype: PiDtype = "auto"
-    """Of the weights; auto: bfloat16 on a GPU, float32 on a CPU."""
-    seed: int = 0
-    """Determines the noise."""
-
-    def __post_init__(self) -> None:
-        if self.use not in get_args(PiUse) or self.dtype not in get_args(PiDtype):
-            raise ChunkRLError(
-                f"pi0.use is {self.use!r} and pi0.dtype {self.dtype!r}: see chunkrl train --help"
-            )
-        for name in ("num_candidates", "num_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ChunkRLError(f"pi0.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.seed < 0:
-            raise ChunkRLError(f"pi0.seed is {self.seed}; it must not be negative")
-
-    @property
-    def num_samples(self) -> int:
-        """N, chunks a start."""
-        return self.num_candidates if self.use == "candidates" else 1
 
 
 def use_pi_chunks(

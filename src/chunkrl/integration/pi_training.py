@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 
-from chunkrl.algorithms.conditioning import ConditioningConfig, check_prompts, condition_text
+from chunkrl.algorithms.conditioning import check_prompts, condition_text
+from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.normalize import Statistics
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration.chunk_cache import fingerprint
-from chunkrl.integration.pi_chunks import PiChunkConfig, check_fits, find_pi_recipe
-from chunkrl.models.lora import LoRAConfig, apply_lora
+from chunkrl.integration.config import PiChunkConfig, PiTrainingConfig
+from chunkrl.integration.pi_chunks import check_fits, find_pi_recipe
+from chunkrl.models.config import LoRAConfig
+from chunkrl.models.lora import apply_lora
 from chunkrl.models.pi.checkpoint import load_pretrained
-from chunkrl.models.pi.config import ConditionPlace, PiRecipe
-from chunkrl.models.pi.critic import PiCriticConfig
+from chunkrl.models.pi.config import PiRecipe
 from chunkrl.models.pi.factory import PiNetworks
 from chunkrl.models.pi.norm_stats import NormStats
 from chunkrl.models.pi.policy import PiPolicy
@@ -31,45 +32,6 @@ _LOG = logging.getLogger(__name__)
 
 FROZEN = ("-*",)
 """`PiTrainingConfig.trainable` of a run that trains nothing of the policy: values alone."""
-
-NormStatsFrom = Literal["checkpoint", "data"]
-
-
-@dataclass(frozen=True)
-class PiTrainingConfig:
-    """How a pi policy is trained."""
-
-    train: str = "full"
-    """What trains: full, language_and_expert, expert, expert_and_last_layers:N, lora, lora_and_expert."""
-    trainable: tuple[str, ...] = ()
-    """Glob patterns of parameter names in place of `train`; a leading - excludes."""
-    lora: LoRAConfig = field(default_factory=LoRAConfig)
-    """Rank, scale and targets of LoRA, where `train` says lora or lora_and_expert."""
-    num_noise: int = 4
-    """Noise samples a prefix pass: nearly free."""
-    state_noise: float = 0.0
-    """Noise on the state while the policy trains; 1 is about the data's own deviation."""
-    gradient_checkpointing: bool = False
-    """Recompute layers in the backward pass."""
-    norm_stats: NormStatsFrom = "checkpoint"
-    """What normalises states and actions: the checkpoint's statistics, or this data's (a new robot)."""
-    condition_place: ConditionPlace = "end"
-    """Where the advantage stands in the prompt: behind the state, or behind the task (for stock LeRobot)."""
-    critic: PiCriticConfig = field(default_factory=PiCriticConfig)
-    """V and Q on the policy's features."""
-
-    def __post_init__(self) -> None:
-        if self.num_noise < 1 or self.state_noise < 0:
-            raise ChunkRLError(
-                f"pi.num_noise is {self.num_noise} and state_noise {self.state_noise}: at least 1, and not negative"
-            )
-        if self.norm_stats not in get_args(NormStatsFrom):
-            raise ChunkRLError(f"pi.norm_stats is {self.norm_stats!r}; use checkpoint or data")
-
-    @property
-    def uses_lora(self) -> bool:
-        """Whether `train` asks for LoRA."""
-        return self.train in ("lora", "lora_and_expert")
 
 
 def pi_networks(

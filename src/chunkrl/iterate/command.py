@@ -17,7 +17,8 @@ from chunkrl.commands import train
 from chunkrl.config import save_config
 from chunkrl.data.atomic import remove_temporaries, write_text
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.evaluate_command import EvaluateCommand, evaluate_policy
+from chunkrl.evaluation.config import EvaluateCommand
+from chunkrl.evaluation.evaluate_command import evaluate_policy
 from chunkrl.evaluation.evaluation_result import read_evaluation
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.iterate.checks import make_plan

@@ -9,7 +9,7 @@ import tyro
 
 from chunkrl.envs.collect_config import CollectConfig
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.evaluate_command import EvaluateConfig
+from chunkrl.evaluation.config import EvaluateConfig
 from chunkrl.train_config import TrainConfig
 
 ArmName = Literal["default", "success_cloning", "behaviour_cloning", "no_new_data"]

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chunkrl.config import load_config
-from chunkrl.data.label_command import LabelCommand
+from chunkrl.data.label_config import LabelCommand
 from chunkrl.data.label_rules import SuccessRule
 from chunkrl.envs.collect import CollectCommand
 from chunkrl.envs.collect_config import CollectConfig
 from chunkrl.envs.registry import is_libero
-from chunkrl.evaluation.evaluate_command import EvaluateCommand, EvaluateConfig
+from chunkrl.evaluation.config import EvaluateCommand, EvaluateConfig
 from chunkrl.iterate.config import ArmName, IterateConfig
 from chunkrl.iterate.records import Rollouts
 from chunkrl.train_config import TrainConfig

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chunkrl.data.formats import ColumnMapping, describe
-from chunkrl.data.label_command import LabelCommand, label_dataset
+from chunkrl.data.chunk_settings import ColumnMapping
+from chunkrl.data.formats import describe
+from chunkrl.data.label_command import label_dataset
+from chunkrl.data.label_config import LabelCommand
 from chunkrl.data.metadata import read_info
 from chunkrl.data.problems import Collector
 from chunkrl.envs.collect import collect_dataset

@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from chunkrl.data.normalize import Normalizer
 from chunkrl.errors import ChunkRLError
+from chunkrl.models.config import NetworkConfig
 from chunkrl.types import Observation
 
 Prepared = dict[str, Tensor]
 TEXT_ROWS = 8  # of a block of texts where nothing is trained
 MOST_VALUES = 2**16  # of a state or an action
-# larger networks are none of these small ones: a damaged file says so, and building them would not end
-_MOST = {"hidden_dim": 2**14, "num_layers": 256, "text_dim": 2**14, "text_tokens": 2**16}
 STATE_CLIP = 10.0  # standard deviations; a sensor glitch must not dominate the features
 
 
@@ -45,44 +44,6 @@ class ObservationSpec:
             )
         if not self.cameras and self.state_dim == 0 and not self.use_task:
             raise ChunkRLError("the networks would see nothing: choose cameras, state or task")
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """Sizes shared by all small networks.
-
-    hidden_dim: width of every hidden layer. num_layers: hidden layers of each head.
-    image_channels: of the convolutions, multiples of 8; the first makes a quarter of the picture's size, each other
-    halves it, and the last are keypoints (`ImageEncoder`). image_shift: training moves each picture by up to so many
-    pixels in rows and columns (`shift_images`). text_dim: features a text gives. text_buckets, text_tokens: hash
-    vocabulary and longest text in words.
-    layer_norm: in critics (it keeps Q from exploding off the data). dropout: in critics' heads.
-    """
-
-    hidden_dim: int = 256
-    num_layers: int = 3
-    image_channels: tuple[int, ...] = (32, 64, 64)
-    image_shift: int = 0
-    text_dim: int = 64
-    text_buckets: int = 4096
-    text_tokens: int = 32
-    layer_norm: bool = True
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, most in _MOST.items():
-            if not 1 <= getattr(self, name) <= most:
-                raise ChunkRLError(f"network {name} is {getattr(self, name)}; it must lie in 1 to {most}")
-        if not 0 < len(self.image_channels) <= _MOST["num_layers"] or any(
-            width % 8 or not 8 <= width <= _MOST["hidden_dim"] for width in self.image_channels
-        ):
-            raise ChunkRLError(
-                f"network image_channels is {self.image_channels}; give multiples of 8 (groups of GroupNorm)"
-            )
-        if self.image_shift < 0:
-            raise ChunkRLError(f"network image_shift is {self.image_shift}; give pixels, or 0 for none")
-        if not 2 <= self.text_buckets <= 2**24 or not 0 <= self.dropout < 1:
-            raise ChunkRLError("network text_buckets must lie in 2 to 2**24 and dropout in [0, 1)")
 
 
 def mlp(in_dim: int, out_dim: int, config: NetworkConfig, layer_norm: bool = False, dropout: float = 0.0):

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from chunkrl.data.normalize import Normalizer
+from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.models.critic import Critic
-from chunkrl.models.encoders import ActionEncoder, NetworkConfig, ObservationEncoder, ObservationSpec
-from chunkrl.models.policy import ChunkShape, PolicyConfig, PolicyNetwork
+from chunkrl.models.encoders import ActionEncoder, ObservationEncoder, ObservationSpec
+from chunkrl.models.policy import ChunkShape, PolicyNetwork
 from chunkrl.models.value import ValueNetwork
 from chunkrl.models.value_head import ValueHead
 

@@ -8,40 +8,18 @@ name, so a plain checkpoint's names are a subset of the adapted model's.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.models.config import LoRAConfig
 from chunkrl.models.name_patterns import match_names
 from chunkrl.models.pi.layers import Linear
 
 # Subclasses with a forward of their own are not ours to replace.
 _ADAPTABLE = (nn.Linear, Linear)
-
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """Size and place of LoRA."""
-
-    rank: int = 16
-    """Of the update."""
-    alpha: float = 16.0
-    """The update's scale is alpha / rank."""
-    targets: tuple[str, ...] = (
-        "language.layers.*.self_attn.*",
-        "language.layers.*.mlp.*",
-        "expert.layers.*.self_attn.*",
-        "expert.layers.*.mlp.*",
-    )
-    """Globs on the names of linear modules, a leading - excludes; default: attention and MLPs of a `PiModel`'s prefix
-    language model and action expert."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not self.targets:
-            raise ChunkRLError("LoRA needs a rank of at least 1, a positive alpha and at least one target")
 
 
 class LoRALinear(Linear):

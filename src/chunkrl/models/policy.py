@@ -12,38 +12,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from chunkrl.data.normalize import Normalizer
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.encoders import MOST_VALUES, NetworkConfig, ObservationEncoder, Prepared, mlp
+from chunkrl.models.config import NetworkConfig, PolicyConfig
+from chunkrl.models.encoders import MOST_VALUES, ObservationEncoder, Prepared, mlp
 from chunkrl.types import Observation
 
-PolicyKind = Literal["gaussian", "flow", "pi"]
 LOG_STD_MIN, LOG_STD_MAX = (
     -4.0,
     0.5,
 )  # normalised action units; bounds keep one pixel-perfect frame from ruling
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """kind: `gaussian`, `flow`, or `pi`, the pretrained checkpoint of --pi0-config. spread: of the Gaussian, `state`
-    (a network output) or `fixed` (`fixed_std`, normalised units). flow_steps: Euler steps when sampling."""
-
-    kind: PolicyKind = "gaussian"
-    spread: Literal["state", "fixed"] = "state"
-    fixed_std: float = 0.3
-    flow_steps: int = 10
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(PolicyKind) or self.spread not in ("state", "fixed"):
-            raise ChunkRLError(f"policy kind {self.kind!r} with spread {self.spread!r}: see PolicyConfig")
-        if not 0 < self.fixed_std < math.inf or not 1 <= self.flow_steps <= 10_000:
-            raise ChunkRLError("policy fixed_std must be positive and flow_steps lie in 1 to 10,000")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from chunkrl.models.encoders import NetworkConfig, ObservationEncoder, Prepared, mlp
+from chunkrl.models.config import NetworkConfig
+from chunkrl.models.encoders import ObservationEncoder, Prepared, mlp
 from chunkrl.models.value_head import ValueHead
 from chunkrl.types import Observation
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, get_args
 
 from chunkrl.errors import ChunkRLError
+
+if TYPE_CHECKING:  # its fields are settings, which are read without torch
+    import torch
+    from torch import Tensor
 
 ValueKind = Literal["scalar", "sigmoid", "hl_gauss"]
 _MARGIN = 4.0  # deviations of the smoothing that lie beyond the range of targets
@@ -49,6 +49,8 @@ class ValueHead:
         return self.num_bins if self.kind == "hl_gauss" else 1
 
     def _edges(self, device: torch.device) -> Tensor:
+        import torch
+
         width = 1.0 / (self.num_bins - 2 * _MARGIN * self.sigma)
         margin = _MARGIN * self.sigma * width
         return torch.linspace(-margin, 1 + margin, self.num_bins + 1, device=device)
@@ -59,7 +61,7 @@ class ValueHead:
         if self.kind == "scalar":
             return outputs.squeeze(-1)
         if self.kind == "sigmoid":
-            return torch.sigmoid(outputs.squeeze(-1))
+            return outputs.squeeze(-1).sigmoid()
         edges = self._edges(outputs.device)
         return (outputs.softmax(-1) * (edges[1:] + edges[:-1]) / 2).sum(-1)
 
@@ -75,6 +77,8 @@ class ValueHead:
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Per-row loss float32 [..., B]. outputs: [..., B, O]; target: [B] or [..., B], in [0, 1] but for scalar."""
+        import torch.nn.functional as F
+
         outputs, target = outputs.float(), target.detach().float().expand(outputs.shape[:-1])
         if self.kind == "scalar":
             return (outputs.squeeze(-1) - target).square()
@@ -86,6 +90,6 @@ class ValueHead:
         """Targets [...] -> probabilities [..., O]: the Gaussian's mass in every bin."""
         edges = self._edges(target.device)
         scale = self.sigma * (edges[1] - edges[0]) * math.sqrt(2.0)
-        cdf = torch.erf((edges - target[..., None]) / scale)
+        cdf = ((edges - target[..., None]) / scale).erf()
         mass = cdf[..., 1:] - cdf[..., :-1]
         return mass / (cdf[..., -1:] - cdf[..., :1])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chunkrl.data.chunk_semantics import HoldAction
+from chunkrl.data.hold_action import HoldAction
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import ChunkRLError
 

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from chunkrl.errors import ChunkRLError
+from chunkrl.online.config import ConnectConfig, CorrectionRule, SwapAt
 from chunkrl.online.keys import KeySourceName
-from chunkrl.online.policy_runner import SwapAt
-from chunkrl.online.scripted_corrector import CorrectionRule
-from chunkrl.online.security import ConnectConfig
-from chunkrl.training.policy_io import ActionMode
+from chunkrl.training.config import ActionMode
 
 CorrectorName = Literal["none", "scripted", "leader", "keyboard"]
 _LEAST = {

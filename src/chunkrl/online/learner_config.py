@@ -9,11 +9,9 @@ from typing import Annotated
 import tyro
 
 from chunkrl.errors import ChunkRLError, DatasetError
-from chunkrl.online.replay import ReplayConfig
-from chunkrl.online.security import ListenConfig
-from chunkrl.train_checks import check_config
+from chunkrl.online.config import ListenConfig, ReplayConfig
 from chunkrl.train_config import TrainConfig
-from chunkrl.training.policy_io import ActionMode
+from chunkrl.training.config import ActionMode
 
 OBJECTIVES = ("cross_fitted", "advantage_conditioned", "behaviour_cloning", "success_cloning")
 
@@ -134,6 +132,8 @@ class LearnerConfig:
 
     def check(self) -> None:
         """Raises ChunkRLError where settings exclude each other."""
+        from chunkrl.train_checks import check_config  # late: it reads files of runs
+
         train = self.train
         check_config(train, has_data=True)
         if train.objective not in OBJECTIVES:

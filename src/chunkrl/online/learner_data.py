@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from chunkrl.data.chunk_settings import ChunkSettings
+from chunkrl.data.chunk_settings import ChunkSettings, ColumnMapping
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
-from chunkrl.data.formats import ColumnMapping
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.images import continue_store
 from chunkrl.online.replay import Replay, reading

@@ -27,7 +27,8 @@ from chunkrl.config import load_config, record_of
 from chunkrl.data.atomic import replace_file, write_text
 from chunkrl.data.json_files import json_lines, read_json
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.evaluate_command import EvaluateCommand, evaluate_policy
+from chunkrl.evaluation.config import EvaluateCommand
+from chunkrl.evaluation.evaluate_command import evaluate_policy
 from chunkrl.evaluation.evaluation_result import RESULT_FILE
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.online.learner_config import OnlineEvaluation

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from chunkrl.online.config import ConnectConfig
 from chunkrl.online.records import Hello
-from chunkrl.online.security import ConnectConfig
 from chunkrl.online.sender import LearnerClient, SpoolSender, UnreachableError
 from chunkrl.online.spool import Spool
 from chunkrl.online.weights import WeightFetcher

@@ -25,7 +25,8 @@ from chunkrl.evaluation.value_video import render_beside_training, render_episod
 from chunkrl.online.learner_data import Generation, open_shard_table, replay_settings
 from chunkrl.online.replay import reading
 from chunkrl.train_config import TrainConfig
-from chunkrl.training.value_videos import FOLDER, Renderer, ValueVideoConfig
+from chunkrl.training.config import ValueVideoConfig
+from chunkrl.training.value_videos import FOLDER, Renderer
 
 _LOG = logging.getLogger(__name__)
 _JOB = "episode.json"

@@ -6,7 +6,7 @@ import copy
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import torch
@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.evaluation.rollout import batch_observation
-from chunkrl.training.policy_io import ActionMode
+from chunkrl.online.config import SwapAt
+from chunkrl.training.config import ActionMode
 from chunkrl.types import Observation
-
-SwapAt = Literal["chunk", "episode"]
 
 
 class ActingPolicy(Protocol):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from chunkrl.online.config import ReplayConfig
 from chunkrl.online.intake import EpisodeIntake
-from chunkrl.online.replay import Replay, ReplayConfig
+from chunkrl.online.replay import Replay
 from chunkrl.online.spool import Spool
 from chunkrl.online.streams import STREAM_FILE, read_actor_stream
 

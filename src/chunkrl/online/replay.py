@@ -26,11 +26,13 @@ import pyarrow.parquet as pq
 
 from chunkrl.data.atomic import write_text
 from chunkrl.data.episode_columns import check_columns
+from chunkrl.data.feature_spec import FeatureSpec
 from chunkrl.data.identity import EPISODE_ID_KEY
 from chunkrl.data.json_files import read_json
 from chunkrl.data.metadata import integer
-from chunkrl.data.writer import DatasetWriter, FeatureSpec
+from chunkrl.data.writer import DatasetWriter
 from chunkrl.errors import DatasetError, RecordError
+from chunkrl.online.config import ReplayConfig
 from chunkrl.online.records import StepRecord, StreamSpec
 
 EPISODE_KEY = EPISODE_ID_KEY
@@ -39,26 +41,6 @@ _SHARD = "shard-"
 _EVICTED = ".evicted-"
 _READING_LOCK = ".reading.lock"
 _FORGOTTEN = "evicted.json"
-
-
-@dataclass(frozen=True)
-class ReplayConfig:
-    """How much is kept, and how."""
-
-    shard_episodes: int = 50
-    """Episodes a data set; whole data sets are dropped, oldest first."""
-    capacity_steps: int = 0
-    """The oldest data set is dropped when the others hold at least so many steps (0: nothing is dropped)."""
-    cameras: Literal["video", "image"] = "video"
-    """video: mp4, small, with LeRobot's loss; image: PNG, without loss, many times larger."""
-
-    def __post_init__(self) -> None:
-        if self.shard_episodes < 1 or self.capacity_steps < 0:
-            raise DatasetError(
-                f"shard_episodes {self.shard_episodes}, capacity_steps {self.capacity_steps}: at least 1 and 0"
-            )
-        if self.cameras not in ("video", "image"):
-            raise DatasetError(f"cameras {self.cameras!r}: use video or image")
 
 
 @dataclass(frozen=True)

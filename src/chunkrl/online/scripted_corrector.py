@@ -11,42 +11,16 @@ the open gripper: MetaWorld's experts never open one that the policy closed, and
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from chunkrl.envs.metaworld import FULL_STATE, GOAL, MetaWorldEnv, make_expert
 from chunkrl.envs.protocol import EnvStep
-from chunkrl.errors import ChunkRLError
+from chunkrl.online.config import CorrectionRule
 
 _HAND = slice(FULL_STATE.index("hand_x"), FULL_STATE.index("hand_z") + 1)
 _LET_GO = np.array([0.0, 0.0, 1.0, -1.0], np.float32)  # up, gripper open
 _OBJECT = slice(FULL_STATE.index("object_x"), FULL_STATE.index("object_z") + 1)
-
-
-@dataclass(frozen=True)
-class CorrectionRule:
-    """When a scripted corrector takes over, and for how long. See the module's docstring."""
-
-    budget: int = 50
-    """Interventions in a session."""
-    stall_steps: int = 30
-    """Steps without progress until it takes over."""
-    progress_m: float = 0.01
-    """What counts as progress, metres."""
-    deviation_m: float = 0.05
-    """Growth of the distance at which it takes over, metres."""
-    correction_steps: int = 25
-    """Steps of an intervention."""
-    let_go_steps: int = 15
-    """First of them, which lift the open gripper."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("budget", 0), ("stall_steps", 1), ("correction_steps", 1), ("let_go_steps", 0)):
-            if getattr(self, name) < least:
-                raise ChunkRLError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.progress_m <= 0 or self.deviation_m <= 0:
-            raise ChunkRLError("progress_m and deviation_m are lengths above 0, metres")
 
 
 def task_distance(full_state: np.ndarray) -> float:

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 
 from chunkrl.errors import ChunkRLError, RecordError, SpoolError, SpoolWriteError, TransportError
 from chunkrl.online import wire
+from chunkrl.online.config import ConnectConfig
 from chunkrl.online.pictures import FEATURE, pack_item
 from chunkrl.online.records import Hello, WeightPush, Welcome
-from chunkrl.online.security import ConnectConfig, grpc, read_token, token_metadata
+from chunkrl.online.security import grpc, open_channel, read_token, token_metadata
 from chunkrl.online.spool import Spool
 from chunkrl.online.transport import FEATURES, MESSAGE_OPTIONS, OUR_PROTOCOLS, SERVICE
 
@@ -90,7 +91,7 @@ class LearnerClient:
             ("grpc.keepalive_timeout_ms", int(config.keepalive_s * 1000)),
             ("grpc.http2.max_pings_without_data", 0),
         ]
-        self._channel = connect.channel([*MESSAGE_OPTIONS, *pause, *alive])
+        self._channel = open_channel(connect, [*MESSAGE_OPTIONS, *pause, *alive])
         self._greet_call = self._channel.unary_unary(f"/{SERVICE}/Greet")
         self._append_call = self._channel.stream_stream(f"/{SERVICE}/Append")
         self._weights_call = self._channel.unary_stream(f"/{SERVICE}/FetchWeights")

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 from chunkrl.errors import ChunkRLError, RecordError, SpoolError, TransportError
 from chunkrl.online import wire
+from chunkrl.online.config import ListenConfig
 from chunkrl.online.pictures import FEATURE
 from chunkrl.online.records import MIN_PROTOCOL_VERSION, PROTOCOL_VERSION, Hello, WeightPush, Welcome
-from chunkrl.online.security import ListenConfig, admitted, grpc, read_token
+from chunkrl.online.security import admitted, bind, grpc, read_token
 from chunkrl.online.streams import ReceivedStreams
 
 SERVICE = "chunkrl.online.v1.SpoolReceiver"
@@ -104,7 +105,7 @@ class SpoolReceiver:
             for name, method in methods.items()
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        self.port = self._listen.bind(server)
+        self.port = bind(self._listen, server)
         server.start()
         self._server = server
         self._watchdog.start()

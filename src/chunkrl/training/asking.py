@@ -7,8 +7,9 @@ from typing import Any, Protocol
 from chunkrl.algorithms.conditioning import conditions_beside
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.pi.actor import NO_Q, PiActor
-from chunkrl.models.pi.policy import DEFAULT_NUM_STEPS
-from chunkrl.training.policy_io import ActionMode, ChunkPolicy
+from chunkrl.models.pi.config import DEFAULT_NUM_STEPS
+from chunkrl.training.config import ActionMode
+from chunkrl.training.policy_io import ChunkPolicy
 
 _FLAGS = ("condition", "guidance", "num_steps")
 

@@ -12,11 +12,13 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
-from chunkrl.models.lora import LoRAConfig, apply_lora
+from chunkrl.models.config import LoRAConfig
+from chunkrl.models.lora import apply_lora
 from chunkrl.models.pi.config import PiConfig
 from chunkrl.models.pi.flow import PiModel
+from chunkrl.training.config import OptimizerKind
 from chunkrl.training.eight_bit import moment_bytes
-from chunkrl.training.optim import OptimizerKind, prepare_precision
+from chunkrl.training.optim import prepare_precision
 from chunkrl.training.trainable import select_trainable
 
 _CAST_BYTES = torch.bfloat16.itemsize

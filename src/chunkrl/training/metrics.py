@@ -6,7 +6,6 @@ killed run recorded beyond its checkpoint is gone, and no curve has a point twic
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import torch
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -27,7 +26,8 @@ from chunkrl.algorithms.base import Histogram
 from chunkrl.data.atomic import write_text
 from chunkrl.data.json_files import json_lines, read_json
 from chunkrl.data.regular_files import is_there
-from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.errors import ChunkRLError
+from chunkrl.training.config import TrackingConfig
 
 METRICS_FILE = "metrics.jsonl"
 MEASURED = (
@@ -35,30 +35,6 @@ MEASURED = (
     "memory/",
     "online/",
 )  # of a machine and a moment; all else is a function of seed and data
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """Where metrics go besides TensorBoard and metrics.jsonl."""
-
-    wandb: bool = False
-    """Also to Weights & Biases (extra `tracking`)."""
-    project: str = "chunkrl"
-    """Its project."""
-    mode: Literal["online", "offline"] = "online"
-    """offline: into the run folder, without network and account; `wandb sync` uploads it later."""
-
-    def __post_init__(self) -> None:
-        if self.mode not in get_args(Literal["online", "offline"]) or not self.project:
-            raise ChunkRLError(
-                f"tracking.mode is {self.mode!r} and tracking.project {self.project!r}; use online or offline, and a "
-                "name"
-            )
-
-    def check(self) -> None:
-        """Raises MissingExtraError where Weights & Biases is asked for and not installed."""
-        if self.wandb and importlib.util.find_spec("wandb") is None:
-            raise MissingExtraError("--tracking.wandb", "wandb", "tracking")
 
 
 @dataclass(frozen=True)

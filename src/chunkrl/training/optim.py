@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.training.config import OptimConfig
 from chunkrl.training.eight_bit import (
     eight_bit_adamw,
     is_packed,
@@ -21,46 +21,9 @@ from chunkrl.training.eight_bit import (
 )
 from chunkrl.training.shards import is_sharded, shard_like
 
-Schedule = Literal["constant", "cosine"]
-OptimizerKind = Literal["adamw", "adamw_8bit"]
-
 # Devices on which PyTorch has a fused AdamW kernel for floating-point parameters.
 _FUSED_DEVICES = ("cuda", "cpu", "mps", "xpu")
 _MASTER_DTYPES = (torch.float32, torch.float64)
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Settings of `Optimizer`; a learning-rate schedule counts updates, not batches of an accumulation.
-
-    lr: AdamW's learning rate, the schedule's peak. weight_decay, betas: AdamW's.
-    grad_clip: largest gradient norm of a clip group.
-    schedule: `constant`, or `cosine` from lr to final_lr_ratio * lr over all updates.
-    warmup_updates: the rate grows linearly from 0 over that many updates, with either schedule.
-    kind: `adamw`, 8 bytes of moments a parameter, or `adamw_8bit`, 2 (block-wise quantised, arXiv 2110.02861).
-    """
-
-    lr: float = 3e-4
-    weight_decay: float = 0.0
-    grad_clip: float = 10.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    schedule: Schedule = "constant"
-    warmup_updates: int = 0
-    final_lr_ratio: float = 0.1
-    kind: OptimizerKind = "adamw"
-
-    def __post_init__(self) -> None:
-        if self.lr <= 0 or self.grad_clip <= 0 or self.weight_decay < 0:
-            raise ChunkRLError("lr and grad_clip must be positive and weight_decay not negative")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ChunkRLError(f"betas is {self.betas}; AdamW needs two numbers in [0, 1)")
-        for name, choices in (("schedule", get_args(Schedule)), ("kind", get_args(OptimizerKind))):
-            if getattr(self, name) not in choices:
-                raise ChunkRLError(
-                    f"optimiser {name} is {getattr(self, name)!r}; use one of {', '.join(choices)}"
-                )
-        if self.warmup_updates < 0 or not 0 <= self.final_lr_ratio <= 1:
-            raise ChunkRLError("warmup_updates must not be negative, and final_lr_ratio lies in [0, 1]")
 
 
 def learning_rate(config: OptimConfig, update: int, num_updates: int | None = None) -> float:

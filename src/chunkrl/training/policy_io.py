@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,22 +18,24 @@ from chunkrl.data.action_encoding import ActionEncoding
 from chunkrl.data.normalize import Normalizer
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.manifest import MANIFEST_FILE, check_listed
-from chunkrl.models.encoders import MOST_VALUES, NetworkConfig, ObservationSpec
+from chunkrl.models.config import NetworkConfig, PolicyConfig
+from chunkrl.models.encoders import MOST_VALUES, ObservationSpec
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.lora import adapted_modules, merge_lora
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.checkpoint import RECIPE_FILE, load_pretrained, save_pretrained
-from chunkrl.models.pi.critic import PiCritic, PiCriticConfig
+from chunkrl.models.pi.config import PiCriticConfig
+from chunkrl.models.pi.critic import PiCritic
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.pi.weights import WEIGHTS_FILE, WEIGHTS_INDEX
-from chunkrl.models.policy import ChunkShape, PolicyConfig, PolicyNetwork
+from chunkrl.models.policy import ChunkShape, PolicyNetwork
 from chunkrl.models.value_head import ValueHead
 from chunkrl.tensor_files import load_module
 from chunkrl.training.checkpoint import VALUES, load_state, save_state
+from chunkrl.training.config import ActionMode
 from chunkrl.training.distributed import gather_state
 from chunkrl.types import Observation
 
-ActionMode = Literal["mode", "sample", "best_of_n"]
 Q_FOLDER = "chunkrl_q"  # in a pi policy's folder
 _CURE_Q = "delete it, or copy the whole policy folder again"
 _MOST_NETWORKS = 1024  # of each kind: more are a damaged file

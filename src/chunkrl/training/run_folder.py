@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chunkrl.algorithms.balance import BalanceConfig
+from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.config import load_config
 from chunkrl.data.json_files import read_json
 from chunkrl.data.regular_files import open_regular

@@ -23,8 +23,9 @@ from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.progress import Progress, silent
 from chunkrl.training.checkpoint import BackgroundSaver, load_state
 from chunkrl.training.checkpoint_checks import check_like, read_progress
+from chunkrl.training.config import TrackingConfig
 from chunkrl.training.data_source import DataSource, FixedData
-from chunkrl.training.metrics import MEASURED, MetricWriter, Record, SpeedMeter, TrackingConfig, thinned
+from chunkrl.training.metrics import MEASURED, MetricWriter, Record, SpeedMeter, thinned
 from chunkrl.training.saved_batch import save_batch
 from chunkrl.training.shards import shard_tree_like
 from chunkrl.types import ChunkTransition

@@ -6,34 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from chunkrl.errors import ChunkRLError
+from chunkrl.training.config import ValueVideoConfig
 
 FOLDER = "value_videos"
 _LOG = "log.txt"
-
-
-@dataclass(frozen=True)
-class ValueVideoConfig:
-    """Videos of episodes with their values, rendered beside training."""
-
-    num_episodes: int = 0
-    """Of --dataset-dir, successes and failures in turn (0: no videos)."""
-    every_saves: int = 1
-    """Checkpoints between two times; where the values are still the same, there are no new videos."""
-    every_episodes: int = 0
-    """chunkrl learner: episodes of actors between two videos, each of the newest episode (0: no videos)."""
-
-    def __post_init__(self) -> None:
-        if self.num_episodes < 0 or self.every_saves < 1 or self.every_episodes < 0:
-            raise ChunkRLError(
-                "value_videos.num_episodes and value_videos.every_episodes must be at least 0, "
-                "value_videos.every_saves at least 1"
-            )
 
 
 class Renderer:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.pi.policy import DEFAULT_NUM_STEPS, PiPolicy
+from chunkrl.models.pi.config import DEFAULT_NUM_STEPS
+from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.types import Observation
 
 NO_Q = (

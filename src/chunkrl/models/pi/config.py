@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from chunkrl.config import record_of
 from chunkrl.data.json_files import parse_json, read_json
-from chunkrl.errors import CheckpointError
+from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.manifest import MARK
 
 ModelKind = Literal["pi0", "pi05"]
@@ -294,3 +294,33 @@ def pi0_base(cameras: tuple[str, ...], state_dim: int, action_dim: int) -> PiRec
 def pi05_base(cameras: tuple[str, ...], state_dim: int, action_dim: int) -> PiRecipe:
     """openpi's `pi05_base` for a robot with these cameras and widths (unpadded state in the prompt)."""
     return PiRecipe(pi05_config(), PiSettings("pi05_state", cameras, state_dim, action_dim, "quantiles"))
+
+
+@dataclass(frozen=True)
+class PiCriticConfig:
+    """Size and regularisation of a critic."""
+
+    depth: int = 6
+    """N, blocks copied from the policy's prefix language model; 0: a small head on frozen features, the baseline."""
+    num_queries: int = 32
+    """Value queries."""
+    head_width: int = 512
+    """Hidden width of the readout."""
+    dropout: float = 0.0
+    """In the readout, while training."""
+    state_noise: float = 0.0
+    """Deviation of the noise on the state while training; 1 is about the data's own deviation."""
+    gradient_checkpointing: bool = False
+    """Recompute blocks in the backward pass."""
+
+    def __post_init__(self) -> None:
+        if self.depth < 0 or not 1 <= self.num_queries <= 2**16 or not 1 <= self.head_width <= 2**16:
+            raise ChunkRLError(
+                f"critic depth {self.depth}, num_queries {self.num_queries}, head_width {self.head_width}: "
+                "depth counts the policy's blocks from 0, the others lie in 1 to 65536"
+            )
+        if not 0 <= self.dropout < 1 or self.state_noise < 0:
+            raise ChunkRLError("critic dropout must lie in [0, 1), and state_noise must not be negative")
+
+
+DEFAULT_NUM_STEPS = 10

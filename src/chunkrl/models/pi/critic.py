@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.lora import merge_lora
+from chunkrl.models.pi.config import PiCriticConfig
 from chunkrl.models.pi.flow import attention_mask, token_positions
 from chunkrl.models.pi.language import KeyValues, PrefixLayer, rotary_angles
 from chunkrl.models.pi.layers import Linear, RMSNorm
@@ -32,33 +33,6 @@ from chunkrl.models.value_head import ValueHead
 from chunkrl.types import Observation, TensorRecord
 
 NO_CONDITION = ""
-
-
-@dataclass(frozen=True)
-class PiCriticConfig:
-    """Size and regularisation of a critic."""
-
-    depth: int = 6
-    """N, blocks copied from the policy's prefix language model; 0: a small head on frozen features, the baseline."""
-    num_queries: int = 32
-    """Value queries."""
-    head_width: int = 512
-    """Hidden width of the readout."""
-    dropout: float = 0.0
-    """In the readout, while training."""
-    state_noise: float = 0.0
-    """Deviation of the noise on the state while training; 1 is about the data's own deviation."""
-    gradient_checkpointing: bool = False
-    """Recompute blocks in the backward pass."""
-
-    def __post_init__(self) -> None:
-        if self.depth < 0 or not 1 <= self.num_queries <= 2**16 or not 1 <= self.head_width <= 2**16:
-            raise ChunkRLError(
-                f"critic depth {self.depth}, num_queries {self.num_queries}, head_width {self.head_width}: "
-                "depth counts the policy's blocks from 0, the others lie in 1 to 65536"
-            )
-        if not 0 <= self.dropout < 1 or self.state_noise < 0:
-            raise ChunkRLError("critic dropout must lie in [0, 1), and state_noise must not be negative")
 
 
 @dataclass(frozen=True)

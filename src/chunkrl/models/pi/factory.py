@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from chunkrl.models.pi.critic import PiCritic, PiCriticConfig, PiValue
+from chunkrl.models.pi.config import PiCriticConfig
+from chunkrl.models.pi.critic import PiCritic, PiValue
 from chunkrl.models.pi.learner import PiLearner
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.value_head import ValueHead

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.models import lora  # as a module: it imports layers of this package
-from chunkrl.models.pi.config import PiRecipe
+from chunkrl.models.pi.config import DEFAULT_NUM_STEPS, PiRecipe
 from chunkrl.models.pi.flow import PiModel, Prefix, PrefixInputs, euler_times
 from chunkrl.models.pi.images import prepare_images
 from chunkrl.models.pi.norm_stats import NormStats, is_constant, normalize, unnormalize
@@ -20,8 +20,6 @@ from chunkrl.models.pi.prompt import build_prompt, encode_prompt, pad_tokens
 from chunkrl.models.pi.tokenizer import Tokenizer
 from chunkrl.ranks import draw_rows
 from chunkrl.types import Observation
-
-DEFAULT_NUM_STEPS = 10
 
 
 class PiPolicy(nn.Module):
