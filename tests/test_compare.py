@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import Page
 from test_evaluate import SETTINGS, evaluation
-from test_report import Page
 
 from chunkrl.cli import main
 from chunkrl.errors import ChunkRLError, MissingExtraError

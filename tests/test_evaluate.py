@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_report import Page
+from pages import Page
 
 pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
 
@@ -181,6 +181,7 @@ def test_worker_processes_and_this_process_agree(policy: Path, tmp_path: Path) -
     main([*arguments(policy, tmp_path / "there"), "--num-workers", "1"])
     here, there = (read_evaluation(tmp_path / name) for name in ("here", "there"))
     assert here.settings == there.settings and here.episodes == there.episodes
+    assert (here.num_workers, there.num_workers) == (0, 1)
 
 
 def test_a_folder_of_another_evaluation_is_refused(
@@ -244,6 +245,8 @@ def test_films_show_failures_first_and_are_made_once(
     few = ("--videos", "3", "--batch-size", "5")
     main(arguments(policy, tmp_path / "e", *few))
     videos = read_evaluation(tmp_path / "e").videos
+    # one of five observations a policy call: the simulators are in this process
+    assert read_evaluation(tmp_path / "e").num_workers == 0
     assert [(v.env, v.success, v.as_evaluated) for v in videos] == [
         ("push-v3", False, True),
         ("reach-v3", False, True),
@@ -252,6 +255,8 @@ def test_films_show_failures_first_and_are_made_once(
     assert all((tmp_path / "e" / v.file).stat().st_size > 1000 for v in videos)
     page = (tmp_path / "e" / "report.html").read_text()
     assert page.count("<video") == 3
+    assert "simulator processes none: all in the policy's own" in Page(page).text
+    assert list(Page(page).targets().values()) == ["div"] * 5  # two tasks and three films
     monkeypatch.setattr("chunkrl.evaluation.evaluation_videos.episode_video", None)  # would fail if called
     main(arguments(policy, tmp_path / "e", *few))
     assert read_evaluation(tmp_path / "e").videos == videos
@@ -325,10 +330,6 @@ def test_result_and_page_say_the_numbers(tmp_path: Path) -> None:
         "3/4 · 75 %",
         "1.0 minutes",
         "1/4 · 25 %",
-        # a row of the table: interval, success, successes, episodes, median steps, successes per 1,000, restarts
-        "task 95 % interval success successes episodes median steps to success successes per 1,000 steps simulators",
-        "push-v3 30.1 to 95.4 % 75 % 3 4 11 69.8 0",
-        "all tasks 21.5 to 78.5 % 50 % 4 8 11 47.6 0",
     ):
         assert said in page.text
     assert "cut short" in page.text and "meshes and textures" not in page.text

@@ -16,7 +16,7 @@ import iterate_fakes
 import pytest
 import torch
 from iterate_fakes import MAX_STEPS, WalkEnv
-from test_report import Page
+from pages import Page
 
 import chunkrl
 from chunkrl.cli import main

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from chunk_data import episode, policy_of_one_update, write_dataset
 from iterate_fakes import WalkEnv
+from pages import Page
 from test_iterate import COLLECT, EVALUATION, results, settings
-from test_report import Page
 
 from chunkrl.algorithms.config import BalanceConfig, DistilConfig
 from chunkrl.cli import main

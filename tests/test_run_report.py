@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from chunk_data import image_episodes, random_episodes, settings, write_dataset
+from pages import Page, check_loads_nothing
 
 import chunkrl
 from chunkrl import ChunkLevelOfflineRL
@@ -49,9 +50,8 @@ def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check_page(page: str) -> None:
-    """It loads nothing, holds no script, and its charts are well formed."""
-    assert "<script" not in page and not re.search(r"(src|href)=\"(?!data:)", page)
-    assert "url(" not in page and "@import" not in page
+    """It loads nothing, and its charts are well formed."""
+    check_loads_nothing(page)
     charts = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert charts
     for chart in charts:
@@ -95,6 +95,11 @@ def test_a_run_on_pictures(pictured: Path, tmp_path: Path) -> None:
         page.count('<img src="data:image/jpeg;base64,') == 2 * 4 * 2
     )  # two ends, four episodes, two cameras
     assert page.count("<video ") == 1 and "Episodes with their values" in page
+    # the trace of the episode and its frames among the extreme ones lead to its film
+    assert Page(page).targets() == {"#film-0": "div"} and page.count('href="#film-0"') == 3
+    assert "A title leads to" in page
+    unfilmed = render_run(load_run(pictured))
+    assert Page(unfilmed).targets() == {} and "chunkrl report --videos N" in unfilmed
 
 
 def test_videos_need_cameras(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,11 @@ class EnvPool(Protocol):
     num_slots: int
 
     @property
+    def num_processes(self) -> int:
+        """Simulator processes; 0: all environments are in this one."""
+        ...
+
+    @property
     def num_restarts(self) -> int:
         """Simulators that were lost."""
         ...
@@ -124,7 +129,7 @@ class SlotEnvironment:
 class LocalPool:
     """Environments of this process, one after the other: no start-up, and errors come as they are."""
 
-    num_restarts = 0
+    num_processes = num_restarts = 0
 
     def __init__(self, num_slots: int, make: Callable[[int, str], Environment]) -> None:
         """make: (slot, name) -> the environment."""

@@ -204,7 +204,7 @@ class WorkerPool:
             make: name -> environment; runs in the processes, and must be importable there.
             hang_s: seconds for any one order, the making of the environment included.
         """
-        self.num_slots = num_slots
+        self.num_slots = self.num_processes = num_slots
         self._workers = Workers(num_slots, partial(SlotEnvironment, make), hang_s)
 
     @property

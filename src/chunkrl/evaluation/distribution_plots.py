@@ -20,6 +20,7 @@ from chunkrl.evaluation.svg import (
     shorten,
     span,
     text,
+    tick_labels,
     y_axis,
 )
 from chunkrl.evaluation.value_quality import Calibration
@@ -40,7 +41,7 @@ def histogram_chart(histogram: Histogram, x_label: str, summary: str, by_sign: b
     edges = histogram.edges
     x_range = Range(edges[0], edges[-1])
     counts = Range(0, max(1, *histogram.counts) * 1.04)
-    parts = [y_axis(counts, top, bottom, right)]
+    parts = [y_axis(counts, top, bottom, right, whole=True)]
     for count, low, high in zip(histogram.counts, edges, edges[1:], strict=False):
         if not count:
             continue
@@ -120,8 +121,9 @@ def share_chart(shares: Sequence[Share], summary: str) -> str:
 
 
 def _x_axis(axis: Range, bottom: float, height: float, right: float, label: str) -> str:
+    numbers = nice_ticks(axis, 6)
     ticks = "".join(
-        text(axis.scale(tick, LEFT, right), bottom + 16, compact(tick), class_="tick", text_anchor="middle")
-        for tick in nice_ticks(axis, 6)
+        text(axis.scale(tick, LEFT, right), bottom + 16, label, class_="tick", text_anchor="middle")
+        for tick, label in zip(numbers, tick_labels(numbers), strict=True)
     )
     return ticks + text((LEFT + right) / 2, height - 3, label, class_="tick", text_anchor="middle")

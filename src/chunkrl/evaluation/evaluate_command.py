@@ -59,7 +59,7 @@ def evaluate_policy(command: EvaluateCommand, progress: Progress) -> None:
         outcomes: dict[int, EpisodeOutcome] = {}
         with closing(_pool(request, command, len(episodes))) as pool:
             _run(actor, pool, episodes, settings, outcomes, outcomes.__setitem__, progress)
-        print(format_evaluation(_evaluation(settings, episodes, outcomes, 0.0, pool.num_slots)))
+        print(format_evaluation(_evaluation(settings, episodes, outcomes, 0.0, pool.num_processes)))
         return
     with closing(EvaluationFolder(command.output_dir, settings)) as folder:
         _evaluate_in(folder, actor, settings, request, command, progress)
@@ -88,7 +88,7 @@ def _evaluate_in(
     with closing(_pool(request, command, max(num_missing, command.videos, 1))) as pool:
         _run(actor, pool, episodes, settings, outcomes, keep, progress)
         clock.stop()
-        evaluation = _evaluation(settings, episodes, outcomes, clock.total, pool.num_slots)
+        evaluation = _evaluation(settings, episodes, outcomes, clock.total, pool.num_processes)
         chosen = [episodes[number] for number in choose_episodes(evaluation, episodes, command.videos)]
         evaluation = replace(evaluation, videos=films_there(folder, chosen))
         print(format_evaluation(evaluation))

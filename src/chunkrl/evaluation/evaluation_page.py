@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
@@ -19,9 +20,9 @@ from chunkrl.evaluation.evaluation_result import (
 )
 from chunkrl.evaluation.evaluation_videos import MIME
 from chunkrl.evaluation.page import card, document, section
-from chunkrl.evaluation.sections import facts_card, notes_card, percent, table, video
-from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
+from chunkrl.evaluation.sections import facts_card, notes_card, percent, video
 from chunkrl.evaluation.svg import WIDTH, chart, element
+from chunkrl.evaluation.tables import Cell, Row, count_cell, interval_cell, rate_cell, speed_columns, table
 
 PAGE_FILE = "report.html"
 _CELLS_A_ROW = 25
@@ -70,19 +71,36 @@ def _headline(evaluation: Evaluation) -> str:
     )
 
 
+def _films(evaluation: Evaluation) -> dict[tuple[str, int], str]:
+    """(env, seed) of every film -> its name on the page."""
+    number = {env: i for i, env in enumerate(evaluation.settings.envs)}
+    return {film.episode: f"film-{number[film.env]}-{film.seed}" for film in evaluation.videos}
+
+
+def _states(evaluation: Evaluation) -> dict[str, str]:
+    """Every task -> the name of its states on the page."""
+    return {env: f"states-{i}" for i, env in enumerate(evaluation.settings.envs)}
+
+
 def _task_section(evaluation: Evaluation) -> str:
     rates = {env: task_rate(evaluation, env) for env in evaluation.settings.envs}
-    rows = [plots.Row(env, rate.rate, rate.interval, _numbers(rate)) for env, rate in rates.items()]
+    names = _states(evaluation)
+    rows = [
+        plots.Row(env, rate.rate, rate.interval, _numbers(rate), link=f"#{names[env]}")
+        for env, rate in rates.items()
+    ]
     if len(rows) > 1:
         rate = suite_rate(evaluation)
         rows.insert(0, plots.Row("all tasks", rate.rate, rate.interval, _numbers(rate), emphasised=True))
     summary = "Success. " + "; ".join(f"{row.label} {row.text}" for row in rows)
-    lead = "Episodes that succeed. Whiskers: 95 % Wilson intervals."
+    lead = (
+        "Episodes that succeed. Whiskers: 95 % Wilson intervals. A task's name leads to its initial states."
+    )
     return section("Success", lead, [card("Tasks", plots.bar_chart(rows, summary))])
 
 
 def _film_section(folder: Path, evaluation: Evaluation) -> str:
-    cards = []
+    cards, names = [], _films(evaluation)
     for film in evaluation.videos:
         title = f"{film.env}, initial state {film.seed}"
         pill = ("good", "success") if film.success else ("bad", "failure")
@@ -97,26 +115,31 @@ def _film_section(folder: Path, evaluation: Evaluation) -> str:
             if film.as_evaluated
             else "Ended otherwise when it was counted: something is not deterministic."
         )
-        cards.append(card(title, video(content, MIME[path.suffix[1:]], title), note, pill))
+        shown = video(content, MIME[path.suffix[1:]], title)
+        cards.append(card(title, shown, note, pill, name=names[film.episode]))
     lead = "Episodes run once more from the same state with the same noise; failures first."
     return section("Films", lead, cards, "grid small")
 
 
 def _state_section(evaluation: Evaluation) -> str:
-    cards = []
+    cards, names, films = [], _states(evaluation), _films(evaluation)
     for env in evaluation.settings.envs:
         rate = task_rate(evaluation, env)
-        cards.append(
-            card(env, _state_grid(evaluation, env), f"{rate.num_success} of {rate.num_episodes} succeed.")
-        )
+        told = f"{rate.num_success} of {rate.num_episodes} succeed."
+        cards.append(card(env, _state_grid(evaluation, env, films), told, name=names[env]))
     lead = (
         "Every initial state, in order: green where the episode succeeded. The same square is the same state in "
-        "every evaluation with these tasks and this seed. The pointer shows which one it is."
+        "every evaluation with these tasks and this seed. The pointer shows which one it is. "
+    )
+    lead += (
+        "A click on a framed square leads to its film."
+        if films
+        else "chunkrl evaluate --videos N films N of them, which a click here then leads to."
     )
     return section("Initial states", lead, cards, "grid small")
 
 
-def _state_grid(evaluation: Evaluation, env: str) -> str:
+def _state_grid(evaluation: Evaluation, env: str, films: Mapping[tuple[str, int], str]) -> str:
     episodes = evaluation.episodes[env]
     pitch = WIDTH / _CELLS_A_ROW
     cells = []
@@ -124,52 +147,53 @@ def _state_grid(evaluation: Evaluation, env: str) -> str:
         outcome = "success" if episode.success else "failure"
         told = f"initial state {episode.seed}: {outcome}, {episode.num_steps} steps"
         told += f", {episode.num_restarts} simulators lost" if episode.num_restarts else ""
-        cells.append(
-            element(
-                "rect",
-                f"<title>{escape(told)}</title>",
-                x=i % _CELLS_A_ROW * pitch + 1.5,
-                y=i // _CELLS_A_ROW * pitch + 1.5,
-                width=pitch - 3,
-                height=pitch - 3,
-                rx=3,
-                class_="bar good" if episode.success else "bar bad",
-            )
+        film = films.get((env, episode.seed))
+        square = element(
+            "rect",
+            f"<title>{escape(told + (', filmed' if film else ''))}</title>",
+            x=i % _CELLS_A_ROW * pitch + 1.5,
+            y=i // _CELLS_A_ROW * pitch + 1.5,
+            width=pitch - 3,
+            height=pitch - 3,
+            rx=3,
+            class_=("bar good" if episode.success else "bar bad") + (" filmed" if film else ""),
         )
+        cells.append(element("a", square, href=f"#{film}") if film else square)
     rate = task_rate(evaluation, env)
     summary = f"{env}: {rate.num_success} of {rate.num_episodes} initial states end in success"
     return chart(-(-len(episodes) // _CELLS_A_ROW) * pitch, "".join(cells), summary)
 
 
 def _number_section(evaluation: Evaluation) -> str:
-    envs = evaluation.settings.envs
-    rates = {env: task_rate(evaluation, env) for env in envs}
-    num_restarts = {env: sum(e.num_restarts for e in evaluation.episodes[env]) for env in envs}
-    if len(envs) > 1:
-        rates["all tasks"], num_restarts["all tasks"] = suite_rate(evaluation), evaluation.num_restarts
+    names = _states(evaluation)
     rows = [
-        (
-            name,
-            f"{100 * rate.interval.low:.1f} to {100 * rate.interval.high:.1f} %",
-            percent(rate.rate),
-            str(rate.num_success),
-            str(rate.num_episodes),
-            *speed_cells(rate.speed),
-            str(num_restarts[name]),
+        _number_row(
+            Cell(env, link=f"#{names[env]}"),
+            task_rate(evaluation, env),
+            sum(e.num_restarts for e in evaluation.episodes[env]),
         )
-        for name, rate in rates.items()
+        for env in names
     ]
-    head = (
-        *("task", "95 % interval", "success", "successes", "episodes"),
-        *(MEDIAN, PER_1000, "simulators lost"),
-    )
+    suite = [_number_row(Cell("all tasks"), suite_rate(evaluation), evaluation.num_restarts)]
     cards = [
-        card("All numbers", table(head, rows), wide=True),
+        card("All numbers", table(rows, suite if len(rows) > 1 else ()), wide=True),
         facts_card("What was run", _facts(evaluation), wide=True),
     ]
     if notes := _notes(evaluation):
         cards.append(notes_card(notes, wide=True))
     return section("Numbers and settings", "", cards)
+
+
+def _number_row(task: Cell, rate: Rate, num_restarts: int) -> Row:
+    return {
+        "task": task,
+        "successes": count_cell(rate.num_success),
+        "episodes": count_cell(rate.num_episodes),
+        "success": rate_cell(rate.rate),
+        "95 % interval": interval_cell(rate.interval),
+        **speed_columns(rate.speed),
+        "simulators lost": count_cell(num_restarts),
+    }
 
 
 def _facts(evaluation: Evaluation) -> dict[str, str]:
@@ -187,7 +211,7 @@ def _facts(evaluation: Evaluation) -> dict[str, str]:
         "pictures": _pictures(settings),
         "observations a policy call": str(settings.batch_size),
         "wall time": f"{evaluation.seconds / 60:.1f} minutes",
-        "simulator processes": str(evaluation.num_workers),
+        "simulator processes": str(evaluation.num_workers or "none: all in the policy's own"),
         "simulators lost": str(evaluation.num_restarts),
     }
     if settings.num_steps is not None:

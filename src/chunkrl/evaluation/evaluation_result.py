@@ -112,7 +112,7 @@ class Evaluation:
     """A finished evaluation.
 
     episodes: by environment, in the order of the initial states. seconds: of all sessions that worked on it;
-    num_workers: of the last one. videos: failures first.
+    num_workers: simulator processes of the last one, 0 where all were in the policy's. videos: failures first.
     """
 
     settings: EvaluationSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from chunkrl.evaluation.page import card, section
-from chunkrl.evaluation.sections import signed, table
+from chunkrl.evaluation.sections import signed
+from chunkrl.evaluation.tables import Cell, count_cell, table
 from chunkrl.evaluation.training_run import Episode, LabelledData
 
 NUM_FRAMES = 8
@@ -51,34 +52,41 @@ def extreme_frames(data: Sequence[LabelledData], num: int, highest: bool) -> lis
     return best[:num]
 
 
-def extreme_frames_section(data: Sequence[LabelledData], num: int = NUM_FRAMES) -> str:
-    """Both ends, one frame an episode."""
+FilmOf = Callable[[LabelledData, Episode], str]
+"""Where an episode's film is on the page; "" where there is none."""
+
+
+def extreme_frames_section(data: Sequence[LabelledData], film_of: FilmOf, num: int = NUM_FRAMES) -> str:
+    """Both ends, one frame an episode, which leads to the episode's film."""
     cards = []
     for highest, title in ((True, "Highest advantages"), (False, "Lowest advantages")):
         found = extreme_frames(data, num, highest)
         pictured = all(part.cameras for part in data)
-        cards.append(card(title, _pictures(found) if pictured else _rows(found), wide=True))
+        cards.append(card(title, _pictures(found, film_of) if pictured else _rows(found, film_of), wide=True))
     lead = (
         "One frame an episode. The chunk that begins here led to more, or less, than its situation promised."
     )
     return section("Frames with the highest and lowest advantages", lead, cards)
 
 
-def _rows(found: Sequence[ExtremeFrame]) -> str:
+def _rows(found: Sequence[ExtremeFrame], film_of: FilmOf) -> str:
     rows = [
-        (
-            f"episode {one.episode.index}, frame {one.frame}",
-            one.episode.task,
-            "success" if one.episode.success else "failure",
-            f"{one.value:.3f}",
-            signed(one.advantage),
-        )
+        {
+            "episode": Cell(
+                f"episode {one.episode.index}", one.episode.index, film_of(one.data, one.episode)
+            ),
+            "frame": count_cell(one.frame),
+            "task": one.episode.task,
+            "outcome": "success" if one.episode.success else "failure",
+            "value": Cell(f"{one.value:.3f}", one.value),
+            "advantage": Cell(signed(one.advantage), one.advantage),
+        }
         for one in found
     ]
-    return table(("frame", "task", "outcome", "value", "advantage"), rows)
+    return table(rows)
 
 
-def _pictures(found: Sequence[ExtremeFrame]) -> str:
+def _pictures(found: Sequence[ExtremeFrame], film_of: FilmOf) -> str:
     figures = []
     for one in found:
         where = f"episode {one.episode.index}, frame {one.frame}"
@@ -89,9 +97,11 @@ def _pictures(found: Sequence[ExtremeFrame]) -> str:
         )
         kind = "good" if one.episode.success else "bad"
         outcome = "success" if one.episode.success else "failure"
+        film = film_of(one.data, one.episode)
+        link = f'<a href="{escape(film)}">{where}</a>' if film else where
         figures.append(
             f'<figure><div class="shots">{images}</div><figcaption><b>advantage {signed(one.advantage)}</b>, value '
-            f'{one.value:.3f}<br>{where} <span class="pill {kind}">{outcome}</span></figcaption></figure>'
+            f'{one.value:.3f}<br>{link} <span class="pill {kind}">{outcome}</span></figcaption></figure>'
         )
     return f'<div class="frames">{"".join(figures)}</div>'
 

@@ -1,7 +1,12 @@
-"""The frame of the report: one HTML document that loads nothing, and its style sheet for light and dark."""
+"""The frame of the report: one HTML document that loads nothing, its style sheet for light and dark, and its script.
+
+Without the script everything is there to read; with it, tables can be sorted.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from html import escape
 
 _STYLE = """
@@ -92,11 +97,27 @@ video { display: block; width: 100%; border-radius: 8px; background: #181c22; }
 dl { display: grid; gap: 12px 24px; margin: 0;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 210px), 1fr)); }
 dt { color: var(--muted); font-size: .8rem; } dd { margin: 0; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+.scroll { overflow-x: auto; max-width: 100%; background: no-repeat right/48px 100% local
+  linear-gradient(to left, var(--card) 40%, transparent), no-repeat right/12px 100% scroll
+  linear-gradient(to left, var(--line), transparent); } /* a shadow where there is more to the right */
+.scroll:focus-visible { outline: 2px solid var(--accent); }
+table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .9rem; }
 th, td { text-align: right; padding: 6px 10px; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums; white-space: nowrap; }
-th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
-thead th { color: var(--muted); font-weight: 600; } tbody tr:last-child td { border-bottom: 0; }
+th.words, td.words { text-align: left; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--card); padding-left: 0;
+  min-width: min(9em, 30vw); max-width: 40vw; white-space: normal; overflow-wrap: anywhere; }
+thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-space: normal; min-width: 6.5em; }
+tbody tr:last-child td { border-bottom: 0; }
+tfoot td { font-weight: 600; border-top: 1px solid var(--line); border-bottom: 0; }
+th button { all: unset; cursor: pointer; } th button:hover { color: var(--ink); }
+th button:focus-visible { outline: 2px solid var(--accent); }
+th button::after { content: "\\2195"; opacity: .45; margin-left: .35em; }
+th[aria-sort=ascending] button::after { content: "\\2191"; opacity: 1; }
+th[aria-sort=descending] button::after { content: "\\2193"; opacity: 1; }
+a { color: var(--accent); } svg a text { fill: var(--accent); text-decoration: underline; }
+.filmed { stroke: var(--ink); stroke-width: 2; } a:hover .filmed, a:focus-visible .filmed { stroke-width: 4; }
+.card { scroll-margin-top: 12px; } .card:target { outline: 3px solid var(--accent); }
 ul.notes { margin: 0; padding-left: 1.2em; } ul.notes li + li { margin-top: 6px; }
 @media (max-width: 560px) { main { padding: 20px 12px 32px; } .card { padding: 14px; }
   .figure { font-size: 2.8rem; }
@@ -105,8 +126,40 @@ ul.notes { margin: 0; padding-left: 1.2em; } ul.notes li + li { margin-top: 6px;
 @media print { body { background: #fff; } .card { break-inside: avoid; } }
 """
 
-# Nothing may be fetched: a page that asked for something else would show a hole, here and offline alike.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:; img-src data:"
+# Heads become buttons that sort the rows by what their cells' data-order says, else by text; what says nothing stays
+# last. What stands in a foot is no row.
+_SCRIPT = """
+for (const table of document.querySelectorAll("table")) {
+  const body = table.tBodies[0];
+  table.querySelectorAll("thead th").forEach((head, column) => {
+    const button = document.createElement("button");
+    button.append(...head.childNodes);
+    head.append(button);
+    button.onclick = () => {
+      const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+      for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+      const isNumber = head.className === "number";
+      const key = (row) => isNumber ? row.cells[column].dataset.order : row.cells[column].textContent || undefined;
+      body.append(...[...body.rows].sort((one, two) => {
+        const [a, b] = [key(one), key(two)];
+        if (a === undefined || b === undefined) return (a === undefined) - (b === undefined);
+        return sign * (isNumber ? a - b : a.localeCompare(b, "en", {numeric: true}));
+      }));
+    };
+  });
+}
+"""
+
+# Nothing may be fetched: a page that asked for something else would show a hole, here and offline alike. And no other
+# script may run: a task's name is from outside.
+_DIGEST = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode("ascii")
+_POLICY = "; ".join(
+    [
+        *("default-src 'none'", "style-src 'unsafe-inline'", "media-src data:", "img-src data:"),
+        f"script-src 'sha256-{_DIGEST}'",
+    ]
+)
 
 
 def document(title: str, body: str) -> str:
@@ -117,7 +170,7 @@ def document(title: str, body: str) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n<h1>{escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<body>\n<main>\n<h1>{escape(title)}</h1>\n{body}\n</main>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
@@ -132,13 +185,22 @@ def section(title: str, lead: str, cards: list[str], grid: str = "grid") -> str:
 
 
 def card(
-    title: str, content: str, note: str = "", pill: tuple[str, str] | None = None, wide: bool = False
+    title: str,
+    content: str,
+    note: str = "",
+    pill: tuple[str, str] | None = None,
+    wide: bool = False,
+    name: str = "",
+    link: str = "",
 ) -> str:
     """A card with a title, markup and an optional note.
 
-    `pill` is (class, text) beside the title; a wide card takes the whole row.
+    `pill` is (class, text) beside the title; a wide card takes the whole row; links lead to `#name`; the title
+    leads to `link`, an address within the page.
     """
     badge = f' <span class="pill {pill[0]}">{escape(pill[1])}</span>' if pill else ""
     foot = f'<p class="note">{escape(note)}</p>' if note else ""
     kind = "card wide" if wide else "card"
-    return f'<div class="{kind}"><h3>{escape(title)}{badge}</h3>{content}{foot}</div>'
+    anchor = f' id="{escape(name)}"' if name else ""
+    head = f'<a href="{escape(link)}">{escape(title)}</a>' if link else escape(title)
+    return f'<div class="{kind}"{anchor}><h3>{head}{badge}</h3>{content}{foot}</div>'

@@ -24,7 +24,6 @@ from chunkrl.evaluation.svg import (
     WIDTH,
     Range,
     chart,
-    compact,
     element,
     nice_ticks,
     polyline,
@@ -33,6 +32,7 @@ from chunkrl.evaluation.svg import (
     signed_points,
     span,
     text,
+    tick_labels,
     whisker,
     y_axis,
 )
@@ -46,7 +46,8 @@ NUM_SHADES = 4  # likewise (shade0 to shade3)
 class Row:
     """One row of a bar or difference chart; `value` and `interval` are fractions.
 
-    `text` are its numbers in short, `detail` (of a difference) what stands beside them.
+    `text` are its numbers in short, `detail` (of a difference) what stands beside them. `link` (of a bar): where its
+    name leads within the page.
     """
 
     label: str
@@ -55,6 +56,7 @@ class Row:
     text: str
     emphasised: bool = False
     detail: str = ""
+    link: str = ""
 
 
 def bar_chart(rows: Sequence[Row], summary: str) -> str:
@@ -67,8 +69,9 @@ def bar_chart(rows: Sequence[Row], summary: str) -> str:
         low, high = (axis.scale(end, 0, WIDTH) for end in (row.interval.low, row.interval.high))
         middle = y + 20 + bar / 2
         kind = "strong" if row.emphasised else "plain"
+        label = text(0, y + 13, shorten(row.label, 40), class_=f"label {kind}")
         marks = (
-            text(0, y + 13, shorten(row.label, 40), class_=f"label {kind}")
+            (element("a", label, href=row.link) if row.link else label)
             + text(WIDTH, y + 13, row.text, class_=f"number {kind}", text_anchor="end")
             + element("rect", x=0, y=y + 20, width=WIDTH, height=bar, rx=4, class_="track")
             + element(
@@ -124,15 +127,10 @@ def difference_chart(rows: Sequence[Row], axis: Range, summary: str) -> str:
                 ),
             )
         )
+    numbers = nice_ticks(axis, 5)
     ticks = "".join(
-        text(
-            axis.scale(tick, left, right),
-            bottom + 12,
-            signed_points(tick),
-            class_="tick",
-            text_anchor="middle",
-        )
-        for tick in nice_ticks(axis, 5)
+        text(axis.scale(tick, left, right), bottom + 12, label, class_="tick", text_anchor="middle")
+        for tick, label in zip(numbers, tick_labels(numbers, signed_points), strict=True)
         if left + 14 < axis.scale(tick, left, right) < right - 14
     )
     return chart(bottom + 16, "".join(parts) + ticks, summary, NARROW)
@@ -145,10 +143,11 @@ def curve_chart(curves: Sequence[Curve], summary: str) -> str:
     x_axis = span([float(x) for xs, _ in drawn for x in xs], pad=0)
     y_range = span([float(y) for _, ys in drawn for y in ys if math.isfinite(y)], pad=0.06)
     parts = [y_axis(y_range, top, bottom, right)]
-    for tick in nice_ticks(x_axis, 4):
+    ticks = nice_ticks(x_axis, 4)
+    for tick, label in zip(ticks, tick_labels(ticks), strict=True):
         x = x_axis.scale(tick, LEFT, right)
         anchor = "end" if x > right - 14 else "middle"
-        parts.append(text(x, bottom + 16, compact(tick), class_="tick", text_anchor=anchor))
+        parts.append(text(x, bottom + 16, label, class_="tick", text_anchor=anchor))
     parts.append(text((LEFT + right) / 2, height - 3, curves[0].x_label, class_="tick", text_anchor="middle"))
     for i, (curve, (xs, ys)) in enumerate(zip(curves, drawn, strict=True)):
         colour = f"s{i % NUM_SERIES_COLOURS}"
@@ -199,8 +198,9 @@ def trace_chart(trace: EpisodeTrace, num_frames: int, values: Range, advantages:
     if trace.segments:
         parts.append(_segment_band(trace, step, y))
         y += 18
-    for tick in nice_ticks(Range(0, num_frames), 5):
-        parts.append(text(LEFT + tick * step, y + 10, compact(tick), class_="tick", text_anchor="middle"))
+    ticks = nice_ticks(Range(0, num_frames), 5, whole=True)
+    for tick, label in zip(ticks, tick_labels(ticks), strict=True):
+        parts.append(text(LEFT + tick * step, y + 10, label, class_="tick", text_anchor="middle"))
     parts.append(text(LEFT - 8, y + 10, "frame", class_="tick", text_anchor="end"))
     parts.append(_frame_hints(trace, step, value_top, adv_bottom))
     return chart(y + 14, "".join(parts), summary)

@@ -30,14 +30,13 @@ from chunkrl.evaluation.sections import (
     facts_card,
     notes_card,
     percent,
-    table,
     trace_section,
     video,
     words,
 )
-from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
 from chunkrl.evaluation.statistics import Interval
 from chunkrl.evaluation.svg import sign_class, signed_points, span
+from chunkrl.evaluation.tables import Cell, Row, count_cell, interval_cell, rate_cell, speed_columns, table
 
 __all__ = [
     "ALL_TASKS",
@@ -66,7 +65,7 @@ def render_report(
     facts: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
 ) -> None:
-    """Write the page to `path`, whole or not at all. It loads nothing and needs no script.
+    """Write the page to `path`, whole or not at all. It loads nothing, and without its script all is there to read.
 
     Args:
         arms: every policy's result on every task.
@@ -186,24 +185,17 @@ def _number_section(
     facts: Mapping[str, str],
     notes: Sequence[str],
 ) -> str:
-    rows = [
-        (
-            task,
-            words(name),
-            str(result.num_success),
-            str(result.num_episodes),
-            percent(result.rate),
-            f"{100 * result.interval.low:.1f} to {100 * result.interval.high:.1f} %",
-            _training_seed(result),
-            *speed_cells(result.speed),
-        )
-        for task, row in _with_mean(tasks).items()
-        for name, result in row.items()
-    ]
-    head = ("task", "policy", "successes", "episodes", "success", "95 % interval", "training seed")
-    head += (MEDIAN, PER_1000)
+    means, rows = (
+        [
+            _number_row(task, result)
+            for task, row in _with_mean(tasks).items()
+            for result in row.values()
+            if (task == ALL_TASKS) == of_all
+        ]
+        for of_all in (True, False)
+    )
     cards = [
-        card("All numbers", table(head, rows), wide=True),
+        card("All numbers", table(rows, means), wide=True),
         card("All differences", _difference_table(differences), wide=True),
     ]
     if facts:
@@ -213,38 +205,45 @@ def _number_section(
     return section("Numbers and settings", "", cards)
 
 
+def _number_row(task: str, result: ArmResult) -> Row:
+    return {
+        "task": task,
+        "policy": words(result.arm),
+        "successes": count_cell(result.num_success),
+        "episodes": count_cell(result.num_episodes),
+        "success": rate_cell(result.rate),
+        "95 % interval": interval_cell(result.interval),
+        "training seed": _training_seed(result),
+        **speed_columns(result.speed),
+    }
+
+
 def _difference_table(differences: Sequence[ArmDifference]) -> str:
-    arm = words(differences[0].arm)
-    head = (
-        "task",
-        f"{arm} over",
-        "points",
-        "95 % interval",
-        "states",
-        "it alone",
-        "the other alone",
-        "McNemar",
+    means, rows = (
+        [_difference_row(d) for d in differences if (d.task == ALL_TASKS) == of_all]
+        for of_all in (True, False)
     )
-    rows = [
-        (
-            d.task,
-            words(d.baseline),
-            signed_points(d.difference),
-            _points_interval(d.interval),
-            str(d.num_pairs),
-            *("" if number is None else str(number) for number in (d.only_a, d.only_b)),
-            "" if d.p_value is None else _p_value(d.p_value),
-        )
-        for d in sorted(differences, key=lambda d: d.task != ALL_TASKS)
-    ]
-    return table(head, rows)
+    return table(rows, means)
 
 
-def _training_seed(result: ArmResult) -> str:
+def _difference_row(d: ArmDifference) -> Row:
+    return {
+        "task": d.task,
+        f"{words(d.arm)} over": words(d.baseline),
+        "points": Cell(signed_points(d.difference), d.difference),
+        "95 % interval": Cell(_points_interval(d.interval), d.interval.low),
+        "states": count_cell(d.num_pairs),
+        "it alone": count_cell(d.only_a),
+        "the other alone": count_cell(d.only_b),
+        "McNemar": "" if d.p_value is None else Cell(_p_value(d.p_value), d.p_value),
+    }
+
+
+def _training_seed(result: ArmResult) -> Cell:
     """One policy's seed, or how many there are."""
     if len(result.by_seed) > 1:
-        return f"{len(result.by_seed)} seeds"
-    return "" if result.seed is None else str(result.seed)
+        return Cell(f"{len(result.by_seed)} seeds")
+    return count_cell(result.seed)
 
 
 def _points_interval(interval: Interval) -> str:

@@ -150,7 +150,7 @@ class EpisodeTrace:
 
     value, advantage: float [T]; a frame without one holds nan and is left out of the picture.
     segments: optional stretches to mark under the traces (the controller that acted, a human's correction).
-    notes: optional sentence under the picture.
+    notes: optional sentence under the picture. link: where its title leads within the page, or "".
     """
 
     task: str
@@ -160,6 +160,7 @@ class EpisodeTrace:
     advantage: NDArray[Any]
     segments: tuple[Segment, ...] = field(default=())
     notes: str = ""
+    link: str = ""
 
     def __post_init__(self) -> None:
         name = f"trace '{self.title}' of task '{self.task}'"

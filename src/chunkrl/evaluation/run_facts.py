@@ -6,8 +6,9 @@ from datetime import datetime, timezone
 
 from chunkrl.evaluation.page import card, section
 from chunkrl.evaluation.results import Curve
-from chunkrl.evaluation.sections import facts_card, percent, table, words
+from chunkrl.evaluation.sections import facts_card, words
 from chunkrl.evaluation.svg import compact
+from chunkrl.evaluation.tables import Cell, count_cell, rate_cell, table
 from chunkrl.evaluation.training_run import TrainingRun
 
 # Metrics that are comparable share a panel; every other one has its own.
@@ -54,23 +55,20 @@ def curves(run: TrainingRun) -> list[Curve]:
 
 def settings_section(run: TrainingRun) -> str:
     """The data sets, and what was trained with which settings and versions."""
-    head = ("data set", "task", "episodes", "successful", "frames", "frames a second", "made by a human")
-    rows = []
-    for part in run.data:
-        data = part.dataset
-        rows.append(
-            (
-                data.name,
-                ", ".join(data.tasks),
-                str(data.num_episodes),
-                percent(round(float(data.frame_labels.success.mean()), 3)),
-                str(data.num_frames),
-                f"{data.fps:g}",
-                percent(round(float(data.frame_labels.human.mean()), 3)),
-            )
-        )
+    rows = [
+        {
+            "data set": data.name,
+            "task": ", ".join(data.tasks),
+            "episodes": count_cell(data.num_episodes),
+            "successful": rate_cell(round(float(data.frame_labels.success.mean()), 3)),
+            "frames": count_cell(data.num_frames),
+            "frames a second": Cell(f"{data.fps:g}", data.fps),
+            "made by a human": rate_cell(round(float(data.frame_labels.human.mean()), 3)),
+        }
+        for data in (part.dataset for part in run.data)
+    ]
     cards = [
-        card("Data", table(head, rows), wide=True),
+        card("Data", table(rows), wide=True),
         facts_card("What was trained", _facts(run), wide=True),
     ]
     lead = f"All settings: {run.folder / 'config.json'}; continue or repeat with chunkrl train --config."

@@ -20,7 +20,7 @@ from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation import distribution_plots as distributions
 from chunkrl.evaluation.config import ReportCommand
-from chunkrl.evaluation.frame_cards import extreme_frames_section
+from chunkrl.evaluation.frame_cards import FilmOf, extreme_frames_section
 from chunkrl.evaluation.page import card, document, section
 from chunkrl.evaluation.results import EpisodeTrace
 from chunkrl.evaluation.run_facts import curves, settings_section
@@ -33,7 +33,7 @@ from chunkrl.evaluation.sections import (
     trace_section,
     video,
 )
-from chunkrl.evaluation.training_run import TrainingRun, load_run
+from chunkrl.evaluation.training_run import Episode, LabelledData, TrainingRun, load_run
 from chunkrl.evaluation.value_quality import ValueQuality, quality_warnings, value_quality
 from chunkrl.evaluation.value_video import render_episodes
 from chunkrl.evaluation.weight_cards import run_spread, trained_column, weight_cards
@@ -67,8 +67,16 @@ def render_run(run: TrainingRun, num_videos: int = 0) -> str:
     quality = _quality(run)
     body = [_headline(run, quality), _quality_section(run, quality), _advantage_section(run)]
     if run.has_values:
-        body += [trace_section(_traces(run)), _video_section(run, num_videos)]
-        body += [extreme_frames_section(run.data)]
+        filmed = run.data[0].choose_episodes(num_videos)
+
+        def film_of(data: LabelledData, episode: Episode) -> str:
+            return f"#{_film(episode)}" if data is run.data[0] and episode in filmed else ""
+
+        hint = "A title leads to the episode's film." if filmed else ""
+        if not filmed and run.data[0].cameras:
+            hint = "chunkrl report --videos N shows N of them as films."
+        body += [trace_section(_traces(run, film_of), hint), _video_section(run, num_videos)]
+        body += [extreme_frames_section(run.data, film_of)]
     elif num_videos:
         _video_section(run, num_videos)  # says why there are none
     body += [curve_section(curves(run)), settings_section(run)]
@@ -207,7 +215,12 @@ def _bins_card(run: TrainingRun) -> str:
     return card("Bins in the prompt", distributions.share_chart(shares, summary), note)
 
 
-def _traces(run: TrainingRun) -> list[EpisodeTrace]:
+def _film(episode: Episode) -> str:
+    """The name of an episode's film on the page."""
+    return f"film-{episode.index}"
+
+
+def _traces(run: TrainingRun, film_of: FilmOf) -> list[EpisodeTrace]:
     per_set = max(2, NUM_TRACES // len(run.data))
     traces = []
     for part in run.data:
@@ -216,7 +229,12 @@ def _traces(run: TrainingRun) -> list[EpisodeTrace]:
             task = episode.task if len(run.data) == 1 else f"{Path(part.dataset.name).name}, {episode.task}"
             traces.append(
                 EpisodeTrace(
-                    task or "episodes", f"episode {episode.index}", episode.success, value, advantage
+                    task or "episodes",
+                    f"episode {episode.index}",
+                    episode.success,
+                    value,
+                    advantage,
+                    link=film_of(part, episode),
                 )
             )
     return traces
@@ -229,6 +247,8 @@ def _video_section(run: TrainingRun, num_videos: int) -> str:
     cards = []
     for episode, content, mime in render_episodes(part, part.choose_episodes(num_videos)):
         label = f"{episode.name}, with value and advantage below"
-        cards.append(card(f"{episode.task}: {episode.name}", video(content, mime, label)))
+        pill = ("good", "success") if episode.success else ("bad", "failure")
+        title = f"{episode.task}: episode {episode.index}"
+        cards.append(card(title, video(content, mime, label), pill=pill, name=_film(episode)))
     lead = "Recorded episodes over the values of networks that never saw them."
     return section("Episodes with their values", lead, cards)

@@ -15,8 +15,8 @@ from chunkrl.evaluation.results import Curve, EpisodeTrace
 from chunkrl.evaluation.svg import compact, span
 
 
-def trace_section(traces: Sequence[EpisodeTrace]) -> str:
-    """Value and advantage along episodes; those of one task share their axes."""
+def trace_section(traces: Sequence[EpisodeTrace], hint: str = "") -> str:
+    """Value and advantage along episodes; those of one task share their axes. hint: more to say above them."""
     cards = []
     for task in dict.fromkeys(trace.task for trace in traces):
         group = [trace for trace in traces if trace.task == task]
@@ -37,12 +37,12 @@ def trace_section(traces: Sequence[EpisodeTrace]) -> str:
                     for i, label in enumerate(plots.segment_labels(trace))
                 ]
             )
-            cards.append(card(f"{task}: {trace.title}", chart, trace.notes, outcome))
+            cards.append(card(f"{task}: {trace.title}", chart, trace.notes, outcome, link=trace.link))
     lead = (
         "Value and advantage along recorded episodes, from networks that never saw them; one task's episodes "
         "share their axes. Bars above 0 (green): better than expected from here; below (red): worse."
     )
-    return section("What the critic sees", lead, cards)
+    return section("What the critic sees", f"{lead} {hint}".rstrip(), cards)
 
 
 def curve_section(curves: Sequence[Curve]) -> str:
@@ -81,13 +81,6 @@ def notes_card(notes: Sequence[str], wide: bool = False) -> str:
     """Sentences a reader needs to judge the numbers."""
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return card("Read with care", f'<ul class="notes">{items}</ul>', wide=wide)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of texts; the first two columns are words, the others numbers."""
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def video(content: bytes, mime: str, label: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -55,29 +55,52 @@ def span(values: Sequence[float], pad: float = 0.05, include: float | None = Non
     return Range(low - pad * (high - low), high + pad * (high - low))
 
 
-def nice_ticks(axis: Range, num: int) -> list[float]:
-    """About `num` round numbers within `axis` (steps of 1, 2 or 5 times a power of ten)."""
+def nice_ticks(axis: Range, num: int, whole: bool = False) -> list[float]:
+    """About `num` round numbers within `axis` (steps of 1, 2 or 5 times a power of ten), all different.
+
+    whole: of what is counted, no fractions.
+    """
     raw = (axis.high - axis.low) / num
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    if whole:
+        step = max(1, round(step))
     first = math.ceil(axis.low / step - 1e-9)
-    return [round(i * step, 12) + 0.0 for i in range(first, math.floor(axis.high / step + 1e-9) + 1)]
+    decimals = 2 - math.floor(math.log10(step))  # of a multiple of the step: the rest is rounding
+    ticks = [round(i * step, decimals) + 0.0 for i in range(first, math.floor(axis.high / step + 1e-9) + 1)]
+    return list(dict.fromkeys(ticks))  # where the axis is shorter than numbers of its size can tell apart
 
 
-def compact(value: float) -> str:
-    """A short number for a tick: 0.25, 12, 3.5k, 2M, 1e+09."""
+def tick_labels(ticks: Sequence[float], form: Callable[[float, int], str] | None = None) -> list[str]:
+    """A short text for each of different numbers, no two the same: as many digits as that takes.
+
+    form: (number, digits) -> text, `compact` by default.
+    """
+    form = form or compact
+    for digits in range(3, 20):
+        labels = [form(tick, digits) for tick in ticks]
+        if len(set(labels)) == len(ticks):
+            return labels
+    raise ValueError(f"ticks are not different: {list(ticks)}")
+
+
+def compact(value: float, digits: int = 3) -> str:
+    """A short number of at least `digits` digits where it has as many: 0.25, 12, 3.5k, 2M; 1e+09 with two less."""
     if abs(value) >= 1e9 or 0 < abs(value) < 1e-3:
-        return f"{value:.0e}"
+        return f"{value:.{digits - 3}e}".replace("-", "−", 1 if value < 0 else 0)
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
-            return f"{value / size:g}{unit}".replace("-", "−")
-    return f"{value:.3g}".replace("-", "−")
+            return f"{value / size:.{digits + 3}g}{unit}".replace("-", "−")
+    rounded = f"{value:.{digits}g}"
+    if "e" in rounded:  # 999.9 is 1k
+        return compact(float(rounded), digits)
+    return rounded.replace("-", "−")
 
 
-def signed_points(fraction: float) -> str:
-    """A difference in percentage points with its sign, to a tenth: +12, 0, −3.5."""
-    points = round(100 * fraction, 1)
-    return f"{points:+.1f}".removesuffix(".0").replace("-", "−") if points else "0"
+def signed_points(fraction: float, digits: int = 3) -> str:
+    """A difference in percentage points with its sign, to a tenth (`digits` - 2 decimals): +12, 0, −3.5."""
+    points = round(100 * fraction, digits - 2)
+    return f"{points:+.{digits - 2}f}".removesuffix(".0").replace("-", "−") if points else "0"
 
 
 def shorten(label: str, max_characters: int) -> str:
@@ -109,16 +132,20 @@ def sign_class(interval: Interval) -> str:
     return "good" if interval.low > 0 else "bad" if interval.high < 0 else "open"
 
 
-def y_axis(axis: Range, top: float, bottom: float, right: float, num_ticks: int = 4) -> str:
-    """Grid lines across to `right` and their numbers, for an upright axis from `bottom` to `top`."""
+def y_axis(
+    axis: Range, top: float, bottom: float, right: float, num_ticks: int = 4, whole: bool = False
+) -> str:
+    """Grid lines across to `right` and their numbers, from `bottom` up to `top`; whole: of counts."""
     parts = []
-    for tick in nice_ticks(axis, num_ticks):
+    ticks = nice_ticks(axis, num_ticks, whole)
+    for tick, label in zip(ticks, tick_labels(ticks), strict=True):
         y = axis.scale(tick, bottom, top)
         parts.append(element("path", d=f"M{LEFT} {y:.1f}H{right}", class_="grid-line"))
-        parts.append(text(LEFT - 6, y + 4, compact(tick), class_="tick", text_anchor="end"))
+        parts.append(text(LEFT - 6, y + 4, label, class_="tick", text_anchor="end"))
     return "".join(parts)
 
 
 def chart(height: float, content: str, summary: str, width: float = WIDTH) -> str:
-    """The whole picture, with its spoken summary; `content` is markup."""
-    return element("svg", content, viewBox=f"0 0 {width} {height:g}", role="img", aria_label=summary)
+    """The whole picture, with its spoken summary; `content` is markup. One with links is no image to a reader."""
+    role = "group" if "<a " in content else "img"
+    return element("svg", content, viewBox=f"0 0 {width} {height:g}", role=role, aria_label=summary)

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from chunkrl.config import load_config
 from chunkrl.data.atomic import replace_file
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.svg import Range, compact, nice_ticks, span
+from chunkrl.evaluation.svg import Range, nice_ticks, span, tick_labels
 from chunkrl.evaluation.training_run import Episode, LabelledData, load_data
 from chunkrl.evaluation.video import (
     BACKGROUND,
@@ -56,7 +56,8 @@ def value_video(
     Args:
         frames: uint8 RGB [T, H, W, 3]; several cameras stand side by side in one picture.
         value, advantage: float [T].
-        title: above the pictures. success: shown, with a border, on the last frame, which stays for 1.5 s.
+        title: above the pictures. success: the outcome, beside the title throughout, and with a
+            border on the last frame, which stays for 1.5 s.
         ranges: of value and advantage, to compare videos; default: the episode's own.
         human: bool [T], steps that a human chose: marked between the curves; default: none.
 
@@ -84,7 +85,9 @@ def value_video(
         ranges = value_ranges([value], [advantage])
     width = frames.shape[2] * factor
     strip = _curves(value, advantage, human, ranges, width)
-    headers = [header(title, width, ended, success) for ended in (False, True)]
+    headers = [
+        header(title, width, True, success)
+    ] * 2  # values are judged by the outcome: it stands from the first
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
         for t in range(num + hold_last(fps)):
@@ -123,10 +126,11 @@ def _curves(
     image = Image.new("RGB", (width, _STRIP), BACKGROUND)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=11)
     for band, axis in zip((_VALUE_BAND, _ADVANTAGE_BAND), ranges, strict=True):
-        for tick in nice_ticks(axis, 3):
+        ticks = nice_ticks(axis, 3)
+        for tick, label in zip(ticks, tick_labels(ticks), strict=True):
             y = axis.scale(tick, band[1], band[0])
             draw.line([(_LEFT, y), (width - _RIGHT, y)], fill=_LINE)
-            draw.text((_LEFT - 5, y), compact(tick).replace("−", "-"), fill=_MUTED, font=font, anchor="rm")
+            draw.text((_LEFT - 5, y), label.replace("−", "-"), fill=_MUTED, font=font, anchor="rm")
     num, (top, bottom), axis = len(value), _ADVANTAGE_BAND, ranges[1]
     column = max((width - _LEFT - _RIGHT) / num * 0.8, 1)
     zero = axis.scale(0, bottom, top)

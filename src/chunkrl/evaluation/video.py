@@ -112,13 +112,17 @@ def header(label: str, width: int, ended: bool, success: bool) -> NDArray[np.uin
     image = Image.new("RGB", (width, _HEADER), BACKGROUND)
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=16)
-    outcome = _OUTCOMES[success] if ended else ""
     room = width - 2 * _BORDER - max(draw.textlength(word, font=font) for word in _OUTCOMES) - 10
+    colour = SUCCESS if success else FAILURE
+    outcome = _OUTCOMES[success] if ended else ""
+    draw.text((width - _BORDER, _HEADER / 2), outcome, fill=colour, font=font, anchor="rm")
+    for size in (16, 14, 12):  # a smaller label before a shorter one
+        font = ImageFont.load_default(size=size)
+        if draw.textlength(label, font=font) <= room:
+            break
     while len(label) > 1 and draw.textlength(label, font=font) > room:
         label = label.rstrip("…")[:-1] + "…"
     draw.text((_BORDER, _HEADER / 2), label, fill=INK, font=font, anchor="lm")
-    colour = SUCCESS if success else FAILURE
-    draw.text((width - _BORDER, _HEADER / 2), outcome, fill=colour, font=font, anchor="rm")
     return np.asarray(image)
 
 

@@ -10,10 +10,11 @@ from chunkrl.data.atomic import write_text
 from chunkrl.evaluation import plots
 from chunkrl.evaluation.evaluation_result import Rate
 from chunkrl.evaluation.page import card, document, section
-from chunkrl.evaluation.sections import facts_card, legend, notes_card, percent, table, words
+from chunkrl.evaluation.sections import facts_card, legend, notes_card, percent, words
+from chunkrl.evaluation.tables import Cell, count_cell, table
 from chunkrl.iterate.plan import Plan
 from chunkrl.iterate.records import ArmRun, IterateResult, RoundResult
-from chunkrl.iterate.table import HEAD, rows
+from chunkrl.iterate.table import rows
 
 _RateOf = Callable[[RoundResult], Rate | None]
 
@@ -104,23 +105,23 @@ def _tasks(result: IterateResult) -> str:
     if not found or len(found[0][2]) < 2:
         return ""
     names = list(found[0][2])
-    body = [
-        (
-            words(arm),
-            str(number),
-            *(f"{tasks[name].num_success}/{tasks[name].num_episodes}" for name in names),
-        )
+    by_task = [
+        {"arm": words(arm), "round": count_cell(number), **{name: _share(tasks[name]) for name in names}}
         for arm, number, tasks in found
     ]
     return section(
         "Tasks",
         "Successes of the reported states.",
-        [card("By task", table(("arm", "round", *names), body), wide=True)],
+        [card("By task", table(by_task), wide=True)],
     )
 
 
+def _share(rate: Rate) -> Cell:
+    return Cell(f"{rate.num_success}/{rate.num_episodes}", rate.rate)
+
+
 def _numbers(result: IterateResult, plan: Plan) -> str:
-    cards = [card("All numbers", table(HEAD, rows(result)), wide=True)]
+    cards = [card("All numbers", table(rows(result)), wide=True)]
     cards.append(facts_card("What was run", _facts(result, plan), wide=True))
     notes = list(result.notes)
     notes.append(

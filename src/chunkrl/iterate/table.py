@@ -6,17 +6,12 @@ from collections.abc import Sequence
 
 from chunkrl.evaluation.evaluation_result import Rate
 from chunkrl.evaluation.sections import words
-from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
+from chunkrl.evaluation.tables import Cell, speed_columns
 from chunkrl.iterate.records import IterateResult, RoundResult
 
-HEAD = (
-    *("arm", "round", "success", "95 % interval", MEDIAN, PER_1000),
-    *("selection", "own roll-outs", "trained on"),
-)
 
-
-def rows(result: IterateResult) -> list[tuple[str, ...]]:
-    """One row a policy, as `HEAD` names them; the chosen policy of each arm is marked."""
+def rows(result: IterateResult) -> list[dict[str, Cell]]:
+    """One row a policy, by column; the chosen policy of each arm is marked."""
     return [
         _row(run.arm, found, is_chosen=found.round == run.chosen)
         for run in result.arms
@@ -24,33 +19,38 @@ def rows(result: IterateResult) -> list[tuple[str, ...]]:
     ]
 
 
-def _row(arm: str, found: RoundResult, is_chosen: bool) -> tuple[str, ...]:
+def _row(arm: str, found: RoundResult, is_chosen: bool) -> dict[str, Cell]:
     evaluation, rollouts = found.evaluation, found.rollouts
     marks = [str(found.round), *["pretrained"] * (found.round == 0), *["chosen"] * is_chosen]
-    return (
-        words(arm),
-        ", ".join(marks),
-        _told(None if evaluation is None else evaluation.rate),
-        "" if evaluation is None else _interval(evaluation.rate),
-        *speed_cells(None if evaluation is None else evaluation.rate.speed),
-        _told(found.selection),
-        _told(None if rollouts is None else rollouts.rate),
-        f"{found.num_episodes} roll-outs" if found.num_episodes else "",
-    )
+    trained_on = f"{found.num_episodes} roll-outs" if found.num_episodes else ""
+    return {
+        "arm": Cell(words(arm)),
+        "round": Cell(", ".join(marks), found.round),
+        "success": _told(None if evaluation is None else evaluation.rate),
+        "95 % interval": Cell("") if evaluation is None else _interval(evaluation.rate),
+        **speed_columns(None if evaluation is None else evaluation.rate.speed),
+        "selection": _told(found.selection),
+        "own roll-outs": _told(None if rollouts is None else rollouts.rate),
+        "trained on": Cell(trained_on, found.num_episodes or None),
+    }
 
 
-def _told(rate: Rate | None) -> str:
-    return "" if rate is None else f"{rate.rate:.2f} ({rate.num_success}/{rate.num_episodes})"
+def _told(rate: Rate | None) -> Cell:
+    if rate is None:
+        return Cell("")
+    return Cell(f"{rate.rate:.2f} ({rate.num_success}/{rate.num_episodes})", rate.rate)
 
 
-def _interval(rate: Rate) -> str:
-    return f"[{rate.interval.low:.2f}, {rate.interval.high:.2f}]"
+def _interval(rate: Rate) -> Cell:
+    return Cell(f"[{rate.interval.low:.2f}, {rate.interval.high:.2f}]", rate.interval.low)
 
 
 def format_result(result: IterateResult) -> str:
     """The table, then why each arm ended."""
-    lines = [HEAD, *rows(result)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD))]
+    found = rows(result)
+    columns = list(found[0]) if found else []
+    lines = [columns, *([row[column].text for column in columns] for row in found)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     told = [_joined(line, widths) for line in lines]
     return "\n".join([*told, *(f"{words(run.arm)}: {run.ended}" for run in result.arms if run.ended)])
 
