@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -213,3 +214,48 @@ def test_a_video_that_ends_early_leaves_nothing_behind(
     folder = write_lerobot_folder(tmp_path / "set", "v2.1", camera="video")
     write_video(folder.root / f"videos/chunk-000/{FRONT}/episode_000002.mp4", folder.images[FRONT][8:11], 10)
     refused_and_gone(folder, tmp_path / "new", capsys, "episode 2", FRONT)
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_videos_of_several_codecs_are_copied_too(tmp_path: Path, version: Any) -> None:
+    """Recordings of several LeRobot versions in one data set: no picture changes, and an mp4 has one codec."""
+    folder = write_lerobot_folder(
+        tmp_path / "set", version, camera="video", lengths=(5,) * 20, episodes_per_file=1
+    )
+    for number in (1, 4, 5):
+        file = sorted(folder.root.glob(f"videos/**/*{WRIST}*/**/*.mp4"))[number]
+        with av.open(str(file)) as container:
+            pictures = [frame.to_image() for frame in container.decode(video=0)]
+        encode_video(pictures, file, 10, VideoEncoding("libx264", gop=1 if number == 1 else 2))
+    before = opened(folder.root)
+    export(folder, tmp_path / "new")
+    after = opened(tmp_path / "new")
+    for camera in (FRONT, WRIST):
+        rows = np.arange(before.num_frames)
+        np.testing.assert_array_equal(after.images(camera, rows), before.images(camera, rows))
+    files = sorted((tmp_path / "new").glob(f"videos/{WRIST}/*/*.mp4"))
+    assert 2 <= len(files) < 20
+    assert {codec(file) for file in files} == {
+        codec(f) for f in folder.root.glob(f"videos/**/*{WRIST}*/**/*.mp4")
+    }
+    assert inspected(tmp_path / "new").problems == ()
+
+
+def codec(file: Path) -> str:
+    with av.open(str(file)) as container:
+        return container.streams.video[0].codec_context.codec.canonical_name
+
+
+def test_times_that_move_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An export writes frame / fps, as LeRobot does; its tolerance is 1e-4 s."""
+    folder = write_lerobot_folder(tmp_path / "set", "v2.1")
+    times = folder.columns["timestamp"].copy()
+    times[3] += 0.00005
+    for moved, said in ((0.0, False), (0.01, True)):
+        times[4] += moved
+        for file, (start, end) in zip(data_files(folder.root), ((0, 5), (5, 8), (8, 12)), strict=True):
+            edit_parquet(file, timestamp=times[start:end].tolist())
+        export(folder, tmp_path / f"new{said}")
+        assert ("moves times by up to 0.01 s" in capsys.readouterr().out) == said
+        even = (folder.columns["frame_index"] / 10).astype(np.float32)
+        np.testing.assert_array_equal(opened(tmp_path / f"new{said}").timestamp, even)

@@ -193,17 +193,17 @@ def test_merging_copies_each_byte_a_logarithm_of_times(sizes):
     segments: list[Segment] = []
     copied = 0.0
     for i, size in enumerate(sizes):
-        segments.append(Segment(i, 1, 1, size, True))
+        segments.append(Segment(i, 1, 1, size, b""))
         first = merge_range(segments, everything=False)
         run = segments[first:]
         if len(run) > 1:
             total = sum(s.size for s in run)
             assert total <= 1
             copied += total
-            segments[first:] = [Segment(run[0].index, sum(s.num_episodes for s in run), 1, total, True)]
+            segments[first:] = [Segment(run[0].index, sum(s.num_episodes for s in run), 1, total, b"")]
         assert sum(s.num_episodes for s in segments) == i + 1
     assert copied <= sum(sizes) * (2 + np.log2(1 / min(sizes)))
-    equal = [Segment(i, 1, 1, 0.001, True) for i in range(LEAVES - 1)]
+    equal = [Segment(i, 1, 1, 0.001, b"") for i in range(LEAVES - 1)]
     assert merge_range(equal, everything=False) >= len(equal) - 1
     assert merge_range(equal, everything=True) == 0
 

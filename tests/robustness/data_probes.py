@@ -1,4 +1,4 @@
-"""What the commands make of a damaged data set: inspect, open and read every frame, train two updates."""
+"""What the commands make of a damaged data set: inspect, read every frame, train two updates, label and export."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.inspect import make_report, to_text
 from chunkrl.data.inspect_config import InspectCommand
+from chunkrl.data.label_command import label_dataset
+from chunkrl.data.label_config import LabelCommand
 from chunkrl.data.problems import Problem
+from chunkrl.errors import ChunkRLError
 from chunkrl.progress import silent
 
 from .outcomes import Found, Outcome, Probe, difference, names_a_file, probe
 from .plain import Content, read_plain
 
+EXPORTED_ANEW = ("episode_index", "task_index")
 UNUSED = ("index", "next.done")
 """Columns that nothing reads: what stands in them is nobody's value."""
 
@@ -68,12 +72,42 @@ def train(root: Path, scratch: Path) -> dict[str, Any]:
     return {"policy": run.policy.state_dict(), "records": records}
 
 
+def export(root: Path, scratch: Path) -> Content:
+    """The data set that `label --export` makes of it."""
+    target = scratch / "exported"
+    command = LabelCommand(str(root), output=str(scratch / "labels.parquet"), export=str(target))
+    try:
+        label_dataset(command, silent)
+    except ChunkRLError:
+        assert not target.exists() and not list(scratch.glob(".exported*")), (
+            "what failed left something behind"
+        )
+        raise
+    return read(target, scratch / "export")
+
+
+def _as_exported(content: Content) -> Content:
+    """What an exported data set has of its source: episodes counted anew, times as LeRobot writes them, no '/' in
+    names, labels of its own."""
+    kept = {name: values for name, values in content.columns.items() if name not in EXPORTED_ANEW}
+    kept["timestamp"] = (kept["frame_index"] / content.fps).astype(np.float32)
+    return replace(
+        content,
+        ids=list(range(len(content.ids))),
+        columns={name.replace("/", "."): v for name, v in kept.items() if not name.startswith("next.")},
+        images={name.replace("/", "."): v for name, v in content.images.items()},
+    )
+
+
 def truth(name: str, root: Path, scratch: Path) -> dict[str, Any]:
     """What a whole folder gives; also that `inspect` finds no fault in it, and that both readers agree."""
     problems = inspect(root, scratch / "cache")
     assert not problems, problems
     content = read(root, scratch / "cache")
     assert difference(content, _plain(root)) is None, difference(content, _plain(root))
+    exported = export(root, scratch)
+    differs = difference(_as_exported(exported), _as_exported(content))
+    assert differs is None, differs
     return {"content": content, "trained": train(root, scratch)}
 
 
@@ -82,29 +116,41 @@ def judge(root: Path, whole: dict[str, Any], scratch: Path) -> Found:
     inspected = probe(lambda: inspect(root, scratch / "inspect"))
     opened = probe(lambda: read(root, scratch / "open"))
     trained = probe(lambda: train(root, scratch))
-    for found in (inspected, opened, trained):
+    exported = probe(lambda: export(root, scratch))
+    for found in (inspected, opened, trained, exported):
         if found.error is not None and not names_a_file(found.error, root):
             return Found(Outcome.UNCLEAR, found.error)
     told = inspected.error or "; ".join(problem.message for problem in inspected.value)
-    if opened.error is not None:
-        if not told:
-            return Found(Outcome.UNLISTED, opened.error)
-        return _with_training(_without_bad(root, whole, inspected, opened, scratch), trained, whole)
-    differs = difference(opened.value, whole["content"])
-    if differs is None:
-        return _with_training(Found(Outcome.LISTED if told else Outcome.RIGHT, told), trained, whole)
-    if told:
-        return Found(Outcome.LISTED, told)
-    return _could_be_known(root, opened.value, differs)
-
-
-def _with_training(found: Found, trained: Probe, whole: dict[str, Any]) -> Found:
-    """Training that goes through gives the right policy, whatever else was refused: it may not read the fault."""
-    differs = None if trained.error is not None else difference(trained.value, whole["trained"])
+    found = _opened(root, whole, told, opened, scratch)
+    if found.outcome.is_fault:
+        return found
+    # what goes through reads what was opened, or none of the fault
+    content = whole["content"] if opened.error is not None else opened.value
+    differs = None if exported.error else difference(_as_exported(exported.value), _as_exported(content))
+    if differs is not None:
+        return Found(Outcome.SILENT, f"exported: {differs} ({found.detail})")
+    if trained.error is None and found.outcome is not Outcome.UNDETECTABLE and not _differs(opened, whole):
+        differs = difference(trained.value, whole["trained"])
     return found if differs is None else Found(Outcome.SILENT, f"trained: {differs} ({found.detail})")
 
 
-def _without_bad(root: Path, whole: dict[str, Any], inspected: Probe, opened: Probe, scratch: Path) -> Found:
+def _differs(opened: Probe, whole: dict[str, Any]) -> bool:
+    return opened.error is None and difference(opened.value, whole["content"]) is not None
+
+
+def _opened(root: Path, whole: dict[str, Any], told: str, opened: Probe, scratch: Path) -> Found:
+    """By what `inspect` told and what opening gave."""
+    if opened.error is not None:
+        if not told:
+            return Found(Outcome.UNLISTED, opened.error)
+        return _without_bad(root, whole, opened, scratch)
+    differs = difference(opened.value, whole["content"])
+    if told:
+        return Found(Outcome.LISTED, told)
+    return Found(Outcome.RIGHT) if differs is None else _could_be_known(root, opened.value, differs)
+
+
+def _without_bad(root: Path, whole: dict[str, Any], opened: Probe, scratch: Path) -> Found:
     """Where bad episodes can be set aside the others are right, and the bad ones are those that were listed."""
     rest = probe(lambda: read(root, scratch / "rest", skip=True))
     if rest.error is not None:

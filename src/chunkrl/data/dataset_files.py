@@ -33,7 +33,7 @@ class DatasetFiles:
     """Where the segments of the data set at `root` lie.
 
     image_keys: cameras in the data file. video_keys: cameras with an mp4 of their own, encoded as `video` says or
-    `copied`.
+    copied (`new_row`).
 
     Attributes:
         segments: in the order of their episodes.
@@ -46,18 +46,14 @@ class DatasetFiles:
         image_keys: Sequence[str],
         video_keys: Sequence[str],
         video: VideoEncoding,
-        copied: Mapping[str, VideoFormat],
     ) -> None:
         self.root = root
         self.segments: list[Segment] = []
         self.image_keys = tuple(image_keys)
         self.video_keys = tuple(video_keys)
         self._fps = fps
-        # Packets of another encoder build or other settings must not share a file: they need other headers.
         settings = {"video": asdict(video), "libav": av.library_versions} if video_keys else {}
-        if copied:
-            settings["copied"] = {key: asdict(format_) for key, format_ in copied.items()}
-        self._mark = json.dumps({"segment": 1} | settings).encode()
+        self._settings: dict[str, Any] = {"segment": 1} | settings
 
     @property
     def next_index(self) -> int:
@@ -80,10 +76,11 @@ class DatasetFiles:
         """The file of `meta/episodes` of segment `index`."""
         return self._path(EPISODES_PATH, index)
 
-    def new_row(self, row: Mapping[str, Any]) -> pa.Table:
+    def new_row(self, row: Mapping[str, Any], copied: Mapping[str, VideoFormat]) -> pa.Table:
         """A row of `meta/episodes` for the next segment: `row` with the places of its files put in.
 
-        row: episode_index, tasks, length, dataset_from_index, dataset_to_index, then the statistics.
+        row: episode_index, tasks, length, dataset_from_index, dataset_to_index, then the statistics. copied: the
+        formats of the cameras whose packets were copied.
         """
         places: dict[str, Any] = {"data/chunk_index": 0, "data/file_index": 0}
         for key in self.video_keys:
@@ -98,7 +95,10 @@ class DatasetFiles:
                 for name, value in (plain | places | statistics | ends).items()
             }
         )
-        table = table.replace_schema_metadata({_MARK: self._mark})
+        # Packets of another encoder build, format or settings must not share a file: they need other headers.
+        formats = {key: asdict(format_) for key, format_ in copied.items()}
+        mark = json.dumps(self._settings | ({"copied": formats} if formats else {})).encode()
+        table = table.replace_schema_metadata({_MARK: mark})
         return sg.join_episode_rows([table], self.next_index, CHUNKS_SIZE, self._fps)
 
     def write_rows(self, index: int, table: pa.Table) -> None:
@@ -109,7 +109,8 @@ class DatasetFiles:
     def add(self, num_frames: int) -> None:
         """Count the next segment, whose files are there, as a committed episode."""
         index = self.next_index
-        self.segments.append(Segment(index, 1, num_frames, self._size(index), True))
+        mark = pq.read_schema(self.episodes_path(index)).metadata[_MARK]
+        self.segments.append(Segment(index, 1, num_frames, self._size(index), mark))
 
     def _size(self, index: int) -> float:
         """The fullest file of a segment as a fraction of its limit."""
@@ -134,7 +135,7 @@ class DatasetFiles:
         rows = [pq.read_table(self.episodes_path(s.index)).slice(0, s.num_episodes) for s in run]
         self.write_rows(target, sg.join_episode_rows(rows, target, CHUNKS_SIZE, self._fps))
         episodes, frames = sum(s.num_episodes for s in run), sum(s.num_frames for s in run)
-        self.segments[first:] = [Segment(target, episodes, frames, self._size(target), True)]
+        self.segments[first:] = [Segment(target, episodes, frames, self._size(target), run[0].mark)]
         for segment in run[1:]:
             self._delete(segment.index)
 
@@ -185,12 +186,12 @@ class DatasetFiles:
         return pa.concat_tables(kept, promote_options="permissive") if kept else pa.table({})
 
     def _segment(self, index: int, table: pa.Table) -> Segment:
-        """A segment found on disk; it may be merged only if it is a whole one of these settings."""
+        """A segment found on disk; it may be merged only if it is a whole one of this project's."""
         frames = int(table["length"].to_numpy().sum())
-        own = (table.schema.metadata or {}).get(_MARK) == self._mark and _indices(table) == {index}
-        if not own:
-            return Segment(max(_indices(table) | {index}), table.num_rows, frames, 1.0, False)
-        return Segment(index, table.num_rows, frames, self._size(index), True)
+        mark = (table.schema.metadata or {}).get(_MARK)
+        if mark is None or _indices(table) != {index}:
+            return Segment(max(_indices(table) | {index}), table.num_rows, frames, 1.0, None)
+        return Segment(index, table.num_rows, frames, self._size(index), mark)
 
 
 _SCALARS = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}

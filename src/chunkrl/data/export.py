@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from chunkrl.data.episode_rows import by_data_file, whole_episodes
 from chunkrl.data.export_plan import LABEL_FEATURES, ExportPlan, plan_export
-from chunkrl.data.formats import DatasetDescription, Episode
+from chunkrl.data.formats import DatasetDescription
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.label_config import Others
 from chunkrl.data.labels import FrameLabels
@@ -21,6 +21,8 @@ from chunkrl.data.video_copy import EncodedVideo
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress
+
+TIME_TOLERANCE = 1e-4  # seconds, LeRobot's
 
 
 def export_labels(
@@ -30,8 +32,9 @@ def export_labels(
 
     Columns of those names are replaced. LeRobot allows no `/` in names: `observation/image` becomes
     `observation.image`. Videos are copied packet by packet where a key frame begins each episode, as LeRobot's own do
-    (`video_copy.common_format`); else they are encoded again and lose a little, which is said. The data set appears
-    under its name when it is whole.
+    (`video_copy.packet_formats`); else they are encoded again and lose a little, which is said. Times are written as
+    LeRobot writes them, frame / fps; where that moves one by more than LeRobot's tolerance it is said. The data set
+    appears under its name when it is whole.
 
     others: what becomes of columns that are not understood (`plan_export`).
 
@@ -48,6 +51,8 @@ def export_labels(
             print(f"{old}: copied as it is, without statistics")
     for name in plan.left_out:
         print(f"{name}: left out")
+    if (moved := _moved(table)) > TIME_TOLERANCE:
+        print(f"timestamp: written as frame / fps, which moves times by up to {moved:.2g} s")
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         folder = root.with_name(f".{root.name}.partial-{os.getpid()}")
@@ -71,7 +76,7 @@ def _write(
         fps=description.fps,
         features=plan.features,
         robot_type=description.robot_type,
-        copied=plan.copied,
+        copied={name: formats[0] for name, formats in plan.copied.items()},
         raw=plan.raw,
     ) as writer:
         stored = _stored_columns(description, plan)
@@ -79,7 +84,7 @@ def _write(
             rows = np.arange(episode.start, episode.start + episode.length)
             for old, new in plan.names.items():
                 if new not in columns:
-                    columns[new] = _values(table, plan, episode, old, new, rows)
+                    columns[new] = _values(table, plan, number, old, new, rows)
             last = rows == rows[-1]
             columns |= {
                 "next.reward": labels.reward[rows],
@@ -114,16 +119,22 @@ def _column(values: pa.ChunkedArray, is_text: bool) -> Any:
     return np.array(values.to_pylist(), dtype=object) if is_text else values.combine_chunks()
 
 
-def _values(
-    table: FrameTable, plan: ExportPlan, episode: Episode, old: str, new: str, rows: np.ndarray
-) -> Any:
+def _moved(table: FrameTable) -> float:
+    """By how many seconds at most the times differ from frame / fps."""
+    own = np.arange(table.num_frames) - np.repeat(table.episode_start, table.episode_length)
+    return float(np.abs(table.timestamp - own / table.description.fps).max(initial=0.0))
+
+
+def _values(table: FrameTable, plan: ExportPlan, number: int, old: str, new: str, rows: np.ndarray) -> Any:
+    """A column of the episode that is `number` in the table's order."""
+    episode = table.description.episodes[number]
     if new in plan.raw:
         span = episode.videos[old]
-        return EncodedVideo(episode.length, span.file, span.from_timestamp)
+        return EncodedVideo(episode.length, span.file, span.from_timestamp, plan.copied[new][number])
     if old not in table.description.cameras:
         return np.asarray(table.column(old)[rows])
     pictures = table.images(old, rows).transpose(0, 2, 3, 1)
     if new not in plan.copied:
         return pictures
     span = episode.videos[old]
-    return EncodedVideo(pictures, span.file, span.from_timestamp)
+    return EncodedVideo(pictures, span.file, span.from_timestamp, plan.copied[new][number])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from chunkrl.data.frames import FrameTable
 from chunkrl.data.label_config import Others
 from chunkrl.data.parquet import open_parquet, reading
 from chunkrl.data.problems import refuse
-from chunkrl.data.video_copy import VideoFormat, common_format
+from chunkrl.data.video_copy import VideoFormat, packet_formats
 from chunkrl.data.video_spans import check_spans
 from chunkrl.errors import DatasetError
 
@@ -34,14 +34,14 @@ _LEAVE_OUT = "leave such columns out with --export-others leave_out"
 class ExportPlan:
     """names: column -> its name in the new data set, of those that are understood and of raw ones.
 
-    features, raw: by new name. copied: cameras, by new name, whose packets are copied. encoded: cameras, by old name,
-    that are encoded again. left_out: columns that are not written.
+    features, raw: by new name. copied: cameras, by new name, whose packets are copied, with their format an episode.
+    encoded: cameras, by old name, that are encoded again. left_out: columns that are not written.
     """
 
     names: Mapping[str, str]
     features: Mapping[str, FeatureSpec]
     raw: Mapping[str, RawFeature]
-    copied: Mapping[str, VideoFormat]
+    copied: Mapping[str, Sequence[VideoFormat]]
     encoded: tuple[str, ...]
     left_out: tuple[str, ...]
 
@@ -69,12 +69,12 @@ def plan_export(table: FrameTable, others: Others) -> ExportPlan:
         )
     features = {new: _spec(description, old) for old, new in names.items() if old not in strange}
     raw = {new: _raw(description, old) for old, new in names.items() if old in strange}
-    copied: dict[str, VideoFormat] = {}
+    copied: dict[str, Sequence[VideoFormat]] = {}
     encoded = []
     for old, new in names.items():
         if description.features[old].dtype != "video":
             continue
-        found = _common_format(table, old, is_raw=old in strange)
+        found = _packet_formats(table, old, is_raw=old in strange)
         if found is None:
             encoded.append(old)
         else:
@@ -144,17 +144,17 @@ def _raw(description: DatasetDescription, name: str) -> RawFeature:
     return RawFeature(feature.record, kinds.pop())
 
 
-def _common_format(table: FrameTable, name: str, is_raw: bool) -> VideoFormat | None:
-    """The format of a camera's packets, None where they cannot be copied; raw ones must be."""
+def _packet_formats(table: FrameTable, name: str, is_raw: bool) -> Sequence[VideoFormat] | None:
+    """The format of a camera's packets, an episode; None where they cannot be copied; raw ones must be."""
     description = table.description
     if not is_raw:
-        return common_format(description, name, table.timestamp)
+        return packet_formats(description, name, table.timestamp)
     try:
         lost = [episode.index for episode in description.episodes if name not in episode.videos]
         if lost:
             raise DatasetError(f"{description.root}: episode {lost[0]} has no video of it")
         check_spans(description.episodes, [name], description.fps, False, refuse)
-        found = common_format(description, name, table.timestamp)
+        found = packet_formats(description, name, table.timestamp)
         if found is None:
             raise DatasetError(f"{description.root}: not every episode begins with a key frame")
     except DatasetError as error:

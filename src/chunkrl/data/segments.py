@@ -32,14 +32,15 @@ VIDEO_CODECS = {"libsvtav1": "av1", "libx264": "h264", "libx265": "hevc"}
 class Segment:
     """index: chunk index * chunks_size + file index. size: its fullest file as a fraction of the limit.
 
-    mergeable: written by this project with the present settings (others' files are never rewritten).
+    mark: how its files are encoded, as this project wrote it beside them; files of one mark may share one. None:
+    written by others, whose files are never rewritten.
     """
 
     index: int
     num_episodes: int
     num_frames: int
     size: float
-    mergeable: bool
+    mark: bytes | None
 
 
 def merge_range(segments: Sequence[Segment], everything: bool) -> int:
@@ -53,7 +54,7 @@ def merge_range(segments: Sequence[Segment], everything: bool) -> int:
     if not segments or (leaves < LEAVES and not everything):
         return len(segments)
     first, total = len(segments) - 1, segments[-1].size
-    while first > 0 and segments[first].mergeable and segments[first - 1].mergeable:
+    while first > 0 and segments[first].mark is not None and segments[first - 1].mark == segments[first].mark:
         previous = segments[first - 1].size
         is_leaf = len(segments) - first < leaves
         if total + previous > 1 or not (everything or is_leaf or previous <= total):

@@ -40,12 +40,13 @@ class EncodedVideo:
     """An episode's pictures with the packets that they were decoded from.
 
     pictures: uint8 RGB [T, height, width, 3], or how many they are where nobody looks at them. file, start: the mp4,
-    and the time of the first of them in it, seconds.
+    and the time of the first of them in it, seconds. format: of the packets.
     """
 
     pictures: np.ndarray | int
     file: Path
     start: float
+    format: VideoFormat
 
     @property
     def num_frames(self) -> int:
@@ -53,11 +54,13 @@ class EncodedVideo:
         return self.pictures if isinstance(self.pictures, int) else len(self.pictures)
 
 
-def common_format(description: DatasetDescription, camera: str, timestamps: np.ndarray) -> VideoFormat | None:
-    """The format of a video camera's packets; None where not every episode can be copied (then encode anew).
+def packet_formats(
+    description: DatasetDescription, camera: str, timestamps: np.ndarray
+) -> list[VideoFormat] | None:
+    """The format of a video camera's packets, an episode; None where not every one can be copied (then encode anew).
 
-    They can where all files have one format, an episode begins with a key frame, its packets are its frames alone,
-    and these are as far apart as `fps` says. timestamps: [N], seconds from the episode's start.
+    They can where pictures have one size, an episode begins with a key frame, its packets are its frames alone, and
+    these are as far apart as `fps` says. timestamps: [N], seconds from the episode's start.
 
     Raises:
         DatasetError: a file is missing or damaged.
@@ -71,14 +74,15 @@ def common_format(description: DatasetDescription, camera: str, timestamps: np.n
         even = np.abs(own - np.arange(episode.length) / description.fps).max() < 0.25 / description.fps
         if not even or _packets_of(span.file, episode, span.from_timestamp, description.fps) is None:
             return None
-    return next(iter(formats.values())) if len(set(formats.values())) == 1 else None
+    found = [formats[episode.videos[camera].file] for episode in description.episodes]
+    return found if len({format_.size for format_ in found}) == 1 else None
 
 
 def copy_video(video: EncodedVideo, target: Path, fps: float) -> None:
     """Writes the packets of the video's frames to `target`, the first at 0 seconds.
 
     Raises:
-        DatasetError: the file is missing or damaged, or cannot be copied from (see `common_format`).
+        DatasetError: the file is missing or damaged, or cannot be copied from (see `packet_formats`).
     """
     num_frames = video.num_frames
     with reading(video.file, FFmpegError), av.open(str(video.file)) as source:

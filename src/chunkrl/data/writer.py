@@ -48,7 +48,8 @@ class DatasetWriter:
         task_index), which are made here.
     overwrite: delete the data set at `root` first.
     video: encoder settings of cameras of dtype "video".
-    copied: cameras of dtype "video" whose episodes are given as `EncodedVideo` of this format: not encoded anew.
+    copied: cameras of dtype "video" whose episodes are given as `EncodedVideo`, not encoded anew; `meta/info.json`
+        tells of the format given here. An mp4 holds episodes of one format.
     raw: further columns, which are written as they are given; videos among them are in `copied`.
 
     Attributes:
@@ -88,7 +89,7 @@ class DatasetWriter:
         images += [key for key, spec in self._raw.items() if spec.record.get("dtype") == "image"]
         if not fps > 0 or (videos and abs(float(sg.file_rate(fps)) / fps - 1) > 1e-9):
             raise DatasetError(f"fps {fps}: a positive number, for videos a ratio such as 30 or 30000 / 1001")
-        self._files = df.DatasetFiles(self.root, fps, images, videos, self._video, self._copied)
+        self._files = df.DatasetFiles(self.root, fps, images, videos, self._video)
         self._lock = self._acquire()
         try:
             self._info = self._open(robot_type, overwrite)
@@ -135,7 +136,8 @@ class DatasetWriter:
         row |= {"dataset_from_index": self.num_frames, "dataset_to_index": self.num_frames + num_frames}
         for key, value in statistics.items():
             row |= {f"stats/{key}/{name}": entry for name, entry in value.as_dict().items()}
-        self._files.write_rows(self._files.next_index, self._files.new_row(row))
+        formats = {key: video.format for key, video in encoded.items()}
+        self._files.write_rows(self._files.next_index, self._files.new_row(row, formats))
         self._write_info(episode + 1, self.num_frames + num_frames)
         self._files.add(num_frames)
         for key, value in statistics.items():
