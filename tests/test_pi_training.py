@@ -36,6 +36,10 @@ HUMAN = "complementary_info.is_intervention"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_root(tmp_path_factory.mktemp("data") / "d")
+
+
+def write_root(folder: Path) -> Path:
     """Six episodes of five frames, two tasks; episode 1 is a human's, episode 2 from its third frame on."""
     rng = np.random.default_rng(0)
     episodes = [
@@ -48,14 +52,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for number in range(6)
     ]
-    return write_dataset(tmp_path_factory.mktemp("data") / "d", episodes, ("push", "pull"))
+    return write_dataset(folder, episodes, ("push", "pull"))
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tiny pi0 and pi0.5 checkpoints, statistics and tokenizer included."""
+    return write_checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+def write_checkpoints(folder: Path) -> Path:
+    """Tiny pi0 and pi0.5 checkpoints, statistics and tokenizer included."""
     pytest.importorskip("sentencepiece", reason="the tokenizer needs chunkrl[pi]")
-    folder = tmp_path_factory.mktemp("checkpoints")
     for kind in ("pi0", "pi05"):
         save_pretrained(tiny_policy(kind), folder / "bare" / kind)
         save_pretrained(load_pretrained(folder / "bare" / kind, tokenizer=TOKENIZER), folder / kind)
