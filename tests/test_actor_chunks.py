@@ -133,7 +133,7 @@ class _Constant(nn.Module):
 class _ConstantPolicy:
     """Chunks of what `value` is; may be stopped while it acts."""
 
-    action_horizon, action_dim = 4, 2
+    action_horizon, action_dim, cameras = 4, 2, ()
 
     def __init__(self) -> None:
         self.policy = _Constant()

@@ -109,7 +109,13 @@ def test_a_policys_cameras_may_have_other_names(tmp_path: Path, monkeypatch: pyt
         assert set(observation.images) == {"front"} and observation.images["front"].shape == (1, 3, 16, 16)
         return torch.full((1, 2, 4), 0.25)
 
-    looking = {"cameras": ("front",), "image_sizes": ((16, 16),), "state_dim": 0, "action_dim": 4}
+    looking = {
+        "cameras": ("front",),
+        "image_sizes": ((16, 16),),
+        "recorded_sizes": (),
+        "state_dim": 0,
+        "action_dim": 4,
+    }
     policy = SimpleNamespace(**looking, action_horizon=2, act=act)
     monkeypatch.setattr(learned, "load_policy", lambda *_: policy)
     asked = config(tmp_path, camera_size=16)

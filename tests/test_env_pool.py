@@ -144,7 +144,7 @@ def test_a_policy_that_gives_nan_is_told_and_no_simulator_is_lost(in_processes: 
         return chunks
 
     pool = WorkerPool(1, CountEnv) if in_processes else LocalPool(1, lambda slot, name: CountEnv(name))
-    told = "^the policy gives actions that are NaN or infinite in a from initial state 1, after 3 steps; its weights"
+    told = "^a from initial state 1, after 3 steps: the policy gives actions that are NaN or infinite: its weights"
     with closing(pool), pytest.raises(ChunkRLError, match=told):
         run_episodes(poisoned, pool, EPISODES[1:], RolloutConfig(3, 1), lambda number, result: None)
     assert pool.num_restarts == 0
@@ -158,7 +158,7 @@ def test_a_simulation_that_diverged_is_not_the_policys_fault() -> None:
     pool = LocalPool(1, lambda slot, name: Diverged(name))
     actor = lambda observation, generators: observation.state[:, None, :1].expand(-1, 3, -1)  # noqa: E731
     with pytest.raises(
-        ChunkRLError, match=r"after 0 steps; the state that it was given .* simulation diverged"
+        ChunkRLError, match=r"after 0 steps: the state that the policy is given .* simulation diverged"
     ):
         run_episodes(actor, pool, EPISODES, RolloutConfig(3, 1), lambda number, result: None)
 

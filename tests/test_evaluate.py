@@ -375,9 +375,11 @@ def fitted(
     state_dim: int = 39,
     action_dim: int = 4,
     image_sizes: tuple[tuple[int, int], ...] = (),
+    recorded_sizes: tuple[tuple[tuple[int, int], ...], ...] = (),
     **more: Any,
 ):
-    known = {"cameras": cameras, "state_dim": state_dim, "action_dim": action_dim, "image_sizes": image_sizes}
+    known = {"cameras": cameras, "state_dim": state_dim, "action_dim": action_dim}
+    known |= {"image_sizes": image_sizes, "recorded_sizes": recorded_sizes}
     policy: Any = SimpleNamespace(**known)
     asked = {"names": ("push-v3",), "max_steps": None, "camera_size": None, "rename": ()} | more
     return fit_policy(policy, **asked)
@@ -389,6 +391,12 @@ def test_policies_that_do_not_fit_are_told_what_does_not() -> None:
     assert fitted((CAMERA,), 0, camera_size=32).rename == ((CAMERA, CAMERA),)
     assert fitted(("wrist",), camera_size=8, rename=(f"{CAMERA}=wrist",)).rename == ((CAMERA, "wrist"),)
     assert fitted((CAMERA,), image_sizes=((32, 32),)).options.camera_size == 32
+    resized = {
+        "image_sizes": ((32, 32),),
+        "recorded_sizes": (((96, 96),),),
+    }  # pictures as its data were recorded
+    assert fitted((CAMERA,), **resized).options.camera_size == 96
+    assert fitted((CAMERA,), **resized, camera_size=32).options.camera_size == 32
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"action_dim": 7}, "7 action and 39 state values, MetaWorld has 4 and 39"),
         ({"state_dim": 8}, "8 state values, MetaWorld has 4 and 39"),

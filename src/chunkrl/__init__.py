@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chunkrl.offline import ChunkLevelOfflineRL
     from chunkrl.train_config import TrainConfig
+    from chunkrl.training.policy_io import load_policy
+    from chunkrl.types import Observation
 
 __version__ = "0.1.0"
-__all__ = ["ChunkLevelOfflineRL", "TrainConfig", "__version__"]
+__all__ = ["ChunkLevelOfflineRL", "Observation", "TrainConfig", "__version__", "load_policy"]
+_PLACES = {
+    "ChunkLevelOfflineRL": "chunkrl.offline",
+    "Observation": "chunkrl.types",
+    "TrainConfig": "chunkrl.train_config",
+    "load_policy": "chunkrl.training.policy_io",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Late, because torch takes seconds to import: simulator and reader processes need none of it.
-    if name in ("ChunkLevelOfflineRL", "TrainConfig"):
-        from chunkrl import offline
-
-        return getattr(offline, name)
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

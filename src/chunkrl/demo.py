@@ -30,7 +30,7 @@ from chunkrl.evaluation.report import (
 )
 from chunkrl.evaluation.rollout import initial_seeds
 from chunkrl.evaluation.video import side_by_side
-from chunkrl.experiment import BC, CHUNK_RL, SUCCESS_BC, Job, JobResult, load_policy, run_jobs
+from chunkrl.experiment import BC, CHUNK_RL, SUCCESS_BC, Job, JobResult, run_jobs, saved_policy
 from chunkrl.options import DemoConfig
 from chunkrl.training.values_io import read_values_files
 
@@ -195,7 +195,7 @@ def _clips(result: JobResult) -> list[ClipPair]:
     seed = initial_seeds(job.eval_seed, job.num_eval)[number]
     env = MetaWorldEnv(job.env, job.max_steps)
     clips = [
-        record(partial(load_policy(job, arm).act, mode=arm.mode), env, seed, job.horizon, RECORD_EVERY)
+        record(partial(saved_policy(job, arm).act, mode=arm.mode), env, seed, job.horizon, RECORD_EVERY)
         for arm in (BC, CHUNK_RL)
     ]
     env.close()

@@ -17,6 +17,10 @@ class CheckpointError(ChunkRLError):
     """A checkpoint that is incomplete or made for another configuration."""
 
 
+class ObservationError(ChunkRLError):
+    """What a policy is given to act on is not what it learned from: names the camera, the state or the task."""
+
+
 class MissingExtraError(ChunkRLError):
     """A feature whose optional packages are not installed."""
 

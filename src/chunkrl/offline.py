@@ -222,6 +222,8 @@ class ChunkLevelOfflineRL:
             dataset_fingerprint=self.dataset.fingerprint,
             encoding=self.dataset.encoding,
             image_sizes=self.dataset.image_sizes,
+            resize=self.dataset.resize,
+            recorded_sizes=self.dataset.recorded_sizes,
         )
 
     def save(self, folder: str | Path) -> None:

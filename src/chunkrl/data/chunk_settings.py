@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from chunkrl.data.action_encoding import ActionEncoding
 from chunkrl.data.hold_action import HoldAction
 from chunkrl.data.label_rules import LabelRule
+from chunkrl.data.resize import Resize
 from chunkrl.errors import DatasetError
 
 ChunkReward = Literal["any", "sum"]
@@ -47,6 +48,11 @@ class FrameSettings:
     """Resize as Pillow's bilinear filter does (openpi's data); else without antialiasing (LeRobot's)."""
     skip_bad_episodes: bool = False
     """Set episodes with a problem aside and list them, rather than stop at the first."""
+
+    @property
+    def picture_resize(self) -> Resize | None:
+        """What makes pictures of the recorded ones; None: nothing."""
+        return None if self.resize is None else Resize(*self.resize, antialias=self.antialias)
 
 
 @dataclass(frozen=True)

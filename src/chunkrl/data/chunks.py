@@ -24,6 +24,7 @@ from chunkrl.data.labels import label_frames
 from chunkrl.data.large_arrays import by_blocks, keep, zeros
 from chunkrl.data.normalize import Statistics
 from chunkrl.data.observations import read_observations
+from chunkrl.data.resize import Resize
 from chunkrl.errors import DatasetError
 from chunkrl.progress import Progress
 from chunkrl.types import ChunkTransition, Observation
@@ -142,6 +143,16 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
     def image_sizes(self) -> tuple[tuple[int, int], ...]:
         """(height, width) of each camera's pictures, in the order of `cameras`."""
         return tuple(self.table.camera(name).size for name in self.cameras)
+
+    @property
+    def recorded_sizes(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """(height, width) of each camera's pictures in the files, in the order of `cameras`."""
+        return tuple((self.table.camera(name).recorded_size,) for name in self.cameras)
+
+    @property
+    def resize(self) -> Resize | None:
+        """What makes the pictures of the recorded ones; None: they are as recorded."""
+        return self.table.settings.picture_resize
 
     @property
     def state_dim(self) -> int:

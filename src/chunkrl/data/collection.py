@@ -87,6 +87,11 @@ class ChunkCollection:
         self.gamma, self.reward_kind = first.gamma, first.reward_kind
         self.action_dim, self.state_dim, self.cameras = first.action_dim, first.state_dim, first.cameras
         self.image_sizes, self.encoding, self.fps = first.image_sizes, first.encoding, first.fps
+        self.resize = first.resize
+        of_cameras = zip(*(dataset.recorded_sizes for dataset in datasets), strict=True)
+        self.recorded_sizes = tuple(
+            tuple(dict.fromkeys(size for sizes in camera for size in sizes)) for camera in of_cameras
+        )
 
     def __len__(self) -> int:
         return int(self._offsets[-1])

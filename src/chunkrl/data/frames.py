@@ -15,7 +15,6 @@ from chunkrl.data.images import check_space, open_camera
 from chunkrl.data.on_demand import DataFiles, OnDemandCamera
 from chunkrl.data.pictures import Camera
 from chunkrl.data.problems import Collector, Problem, refuse
-from chunkrl.data.resize import Resize
 from chunkrl.data.store import open_columns
 from chunkrl.data.survey import examine, set_aside
 from chunkrl.data.video_ends import check_ends
@@ -213,9 +212,7 @@ class FrameTable:
         Raises:
             DatasetError: the description has no such camera.
         """
-        size, settings = self.settings.resize, self.settings
-        resize = None if size is None else Resize(*size, antialias=settings.antialias)
-        return Camera(self.description, name, self._columns.read("timestamp"), resize)
+        return Camera(self.description, name, self._columns.read("timestamp"), self.settings.picture_resize)
 
     def decoder(self, name: str) -> OnDemandCamera:
         """Decodes single pictures of the camera, whatever the settings say of the cache.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import numpy as np
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from chunkrl.errors import DatasetError
+
+if TYPE_CHECKING:  # settings hold a Resize, and help texts need no more of it than its fields
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Resize:
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
         """uint8 RGB [h, w, 3] -> uint8 RGB [height, width, 3]."""
+        import numpy as np
+
         height, width = picture.shape[:2]
         if (height, width) == (self.height, self.width):
             return picture
@@ -43,10 +46,14 @@ class Resize:
 
 
 def _antialiased(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    import numpy as np
+    from PIL import Image
+
     return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def _bilinear(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    import numpy as np
     import torch  # late: torch takes seconds to import, and this is its only use here
 
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()

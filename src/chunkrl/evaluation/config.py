@@ -47,8 +47,8 @@ class EvaluateConfig:
     num_steps: int | None = None
     """Euler steps of a pi policy; default 10."""
     camera_size: int | None = None
-    """Side of the cameras' pictures, pixels; default: that of the policy's data; of a pi policy: 256 in LIBERO, as
-    its public data sets have it, else the policy's input."""
+    """Side of the cameras' pictures, pixels; default: as the policy's data were recorded; of a pi policy: 256 in
+    LIBERO, as its public data sets have it, else the policy's input."""
     rendering: Rendering = "default"
     """LIBERO: default, as robosuite draws; fast, without shadows, reflections and multisampling. As the data were."""
     rename: tuple[str, ...] = ()

@@ -58,8 +58,8 @@ def fit_policy(
 
     Args:
         names: tasks or suites. max_steps: time limit; None: each task's own.
-        camera_size: side of the pictures; None: that of a small policy's data; for a pi policy the public data sets',
-            or else its input.
+        camera_size: side of the pictures; None: as a small policy's data were recorded, which it resizes; for a pi
+            policy the public data sets', or else its input.
         rename: "ENVIRONMENT'S=POLICY'S" camera names. rendering, initial: of LIBERO.
 
     Raises:
@@ -133,23 +133,29 @@ def _camera_size(policy: ChunkPolicy | PiActor, info: EnvInfo, camera_size: int 
         return 0
     if isinstance(policy, PiActor):  # it scales pictures itself
         return camera_size or info.public_camera_size or policy.policy.recipe.config.vision.image_size
-    sides = {side for size in policy.image_sizes for side in size}
+    seen, recorded = _side(policy.image_sizes), _side([s for sizes in policy.recorded_sizes for s in sizes])
     told = " and ".join(f"{height} x {width}" for height, width in policy.image_sizes)
-    if len(sides) > 1:
+    if seen is None and policy.image_sizes:
         raise ChunkRLError(
             f"the policy was trained on pictures of {told} pixels, and {info.kind} draws squares of one size: train "
             "with --resize SIDE SIDE"
         )
-    if camera_size and sides - {camera_size}:
+    if camera_size and policy.image_sizes and camera_size not in (seen, recorded):
         raise ChunkRLError(
             f"--camera-size {camera_size}: the policy was trained on pictures of {told} pixels, leave it out"
         )
-    if camera_size or sides:
-        return camera_size or sides.pop()
+    if size := camera_size or recorded or seen:
+        return size
     raise ChunkRLError(
         f"the policy sees {', '.join(repr(camera) for camera in policy.cameras)}: say with --camera-size how large "
         "the pictures of its data were, as in chunkrl collect"
     )
+
+
+def _side(sizes: Sequence[tuple[int, int]]) -> int | None:
+    """The side of pictures that are all squares of one size."""
+    sides = {side for size in sizes for side in size}
+    return sides.pop() if len(sides) == 1 else None
 
 
 def renamed(actor: Actor, rename: Sequence[tuple[str, str]]) -> Actor:

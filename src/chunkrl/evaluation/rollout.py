@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -83,12 +83,18 @@ def initial_seeds(seed: int, num_episodes: int) -> tuple[int, ...]:
     return tuple(int(s) for s in np.random.default_rng([seed, 0xE7A1]).integers(2**31, size=num_episodes))
 
 
-def batch_observation(steps: Sequence[EnvStep], tasks: Sequence[str]) -> Observation:
-    """The observations of several environments as one batch; `tasks` are their texts."""
-    cameras = steps[0].images
+def batch_observation(
+    steps: Sequence[EnvStep], tasks: Sequence[str], cameras: Mapping[str, str] | None = None
+) -> Observation:
+    """The observations of several environments as one batch; `tasks` are their texts.
+
+    cameras: the observation's name of a camera -> the environment's; None: all, by the environment's names.
+    """
+    if cameras is None:
+        cameras = {name: name for name in steps[0].images}
     images = {
-        name: torch.from_numpy(np.stack([s.images[name].transpose(2, 0, 1) for s in steps]))
-        for name in cameras
+        name: torch.from_numpy(np.stack([s.images[theirs].transpose(2, 0, 1) for s in steps]))
+        for name, theirs in cameras.items()
     }
     state = torch.from_numpy(np.stack([s.state for s in steps]).astype(np.float32))
     return Observation(images=images, state=state, task=tuple(tasks))
@@ -248,6 +254,8 @@ class _Runner:
         if not slots:
             return
         chosen = [self._running[slot] for slot in slots]
+        for running in chosen:
+            self._check_state(running)
         num_filled = self._execution.batch_size - len(slots)
         rows = chosen + [chosen[0]] * num_filled
         generators = [r.generator for r in chosen] + [torch.Generator() for _ in range(num_filled)]
@@ -261,16 +269,23 @@ class _Runner:
             self._check_finite(running, chunk)
             self._pool.execute(slot, chunk[:exec_steps])
 
+    def _check_state(self, running: _Running) -> None:
+        """Here, where the episode is known; the policy refuses such states too."""
+        assert running.step is not None
+        if not np.isfinite(running.step.state).all():
+            raise ChunkRLError(
+                f"{self._told(running)}the state that the policy is given holds NaN or infinity: the simulation "
+                "diverged"
+            )
+
     def _check_finite(self, running: _Running, chunk: np.ndarray) -> None:
         """Here, as a simulator that refuses such actions would be taken for lost."""
-        if np.isfinite(chunk).all():
-            return
-        assert running.step is not None
+        if not np.isfinite(chunk).all():
+            raise ChunkRLError(
+                f"{self._told(running)}the policy gives actions that are NaN or infinite: its weights or statistics "
+                "are damaged, or its training diverged: evaluate an earlier or another policy"
+            )
+
+    def _told(self, running: _Running) -> str:
         episode = self._episodes[running.number]
-        why = "its weights or statistics are damaged, or its training diverged: evaluate an earlier or another policy"
-        if not np.isfinite(running.step.state).all():
-            why = "the state that it was given holds such numbers too: the simulation diverged"
-        raise ChunkRLError(
-            f"the policy gives actions that are NaN or infinite in {episode.env} from initial state {episode.seed}, "
-            f"after {running.num_steps} steps; {why}"
-        )
+        return f"{episode.env} from initial state {episode.seed}, after {running.num_steps} steps: "

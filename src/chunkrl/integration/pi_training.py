@@ -99,6 +99,7 @@ def _for_data(
         condition_place=config.condition_place,
         condition="",
         guidance=1.0,
+        data_resize=data.resize,
     )
     if conditioning is not None:
         asked = condition_text(conditioning.highest, conditioning.num_bins)

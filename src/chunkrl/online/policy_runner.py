@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from chunkrl.envs.protocol import EnvStep
+from chunkrl.envs.robot import CAMERA_PREFIX
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.evaluation.rollout import batch_observation
 from chunkrl.online.config import SwapAt
@@ -36,6 +37,11 @@ class ActingPolicy(Protocol):
     @property
     def action_dim(self) -> int:
         """A."""
+        ...
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """What it sees, of all that there is."""
         ...
 
     def act(self, observation: Observation, generators: Sequence[torch.Generator], mode: Any) -> Tensor:
@@ -92,6 +98,17 @@ def _shared(policy: ActingPolicy, trained: set[str]) -> Iterator[Tensor | nn.Mod
     for part in vars(policy).values():
         if isinstance(part, nn.Module) and part is not policy.policy:
             yield part
+
+
+def _camera_of(name: str, images: Mapping[str, np.ndarray]) -> str:
+    """What the environment calls the policy's camera. Raises ChunkRLError where it has none."""
+    found = next((theirs for theirs in (name, CAMERA_PREFIX + name) if theirs in images), None)
+    if found is None:
+        raise ChunkRLError(
+            f"the policy needs the camera {name!r}, and there are {sorted(images) or 'none'}: name the cameras "
+            "as the policy's data does"
+        )
+    return found
 
 
 class PolicyRunner:
@@ -159,7 +176,8 @@ class PolicyRunner:
             self._swap()
         acting = self._active
         with acting.lock, torch.no_grad():
-            observation = batch_observation([step], [self._task])
+            cameras = {name: _camera_of(name, step.images) for name in acting.policy.cameras}
+            observation = batch_observation([step], [self._task], cameras)
             chunk = acting.policy.act(observation, [generator], self._mode)[0]
             return PolicyChunk(chunk.float().cpu().numpy(), acting.version)
 

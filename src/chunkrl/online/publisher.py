@@ -38,16 +38,16 @@ def acting_parameters(policy: nn.Module, dtype: torch.dtype) -> dict[str, Tensor
     return {name: p.detach().to("cpu", dtype, copy=True) for name, p in trained.items()}
 
 
+# what a policy says of the data it comes from, which weights do not depend on
+_OF_THE_DATA = ("q", "fps", "objective", "dataset_fingerprint", "image_sizes", "recorded_sizes")
+
+
 def policy_features(policy: ChunkPolicy | PiActor) -> tuple[str, ...]:
     """What an actor says in its greeting of the policy that it acts with: a digest of what no push carries, its
     statistics, limits and sizes. () for pi policies, whose folders hold them."""
     if isinstance(policy, PiActor):
         return ()
-    spec = {
-        name: value
-        for name, value in asdict(policy.spec).items()
-        if name not in ("q", "fps", "objective", "dataset_fingerprint", "image_sizes")
-    }
+    spec = {name: value for name, value in asdict(policy.spec).items() if name not in _OF_THE_DATA}
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True, default=str).encode())
     for name, buffer in sorted(policy.policy.named_buffers()):
         digest.update(name.encode() + buffer.detach().cpu().contiguous().numpy().tobytes())

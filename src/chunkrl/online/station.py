@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -151,9 +151,13 @@ def _on_clock(station: Station, rate_hz: float | None) -> Station:
 
 
 def _check_fit(
-    policy: ChunkPolicy | PiActor, name: str, action_dim: int, state_dim: int, cameras: Collection[str]
+    policy: ChunkPolicy | PiActor,
+    name: str,
+    action_dim: int,
+    state_dim: int,
+    cameras: Mapping[str, tuple[int, int]],
 ) -> None:
-    """Raises ChunkRLError unless the policy may act there. cameras: names without prefix."""
+    """Raises ChunkRLError unless the policy may act there. cameras: names without prefix -> (height, width)."""
     if policy.action_dim != action_dim or policy.state_dim not in (0, state_dim):
         raise ChunkRLError(
             f"the policy has {policy.action_dim} action and {policy.state_dim} state values, {name} has {action_dim} "
@@ -165,3 +169,5 @@ def _check_fit(
             f"the policy needs the camera {missing[0]!r}, and {name} has {sorted(cameras) or 'none'}: name the "
             "cameras as the policy's data does"
         )
+    for camera in policy.takes.cameras:
+        policy.takes.check_size(camera, cameras[camera.name.removeprefix(CAMERA_PREFIX)])

@@ -16,8 +16,10 @@ from chunkrl.algorithms.cross_fit import CrossFitted
 from chunkrl.config import from_dict, record_of
 from chunkrl.data.action_encoding import ActionEncoding
 from chunkrl.data.normalize import Normalizer
+from chunkrl.data.resize import Resize
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.manifest import MANIFEST_FILE, check_listed
+from chunkrl.models.acting import CameraInput, ObservationInput, check_request
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.models.encoders import MOST_VALUES, ObservationSpec
 from chunkrl.models.factory import NetworkFactory
@@ -65,7 +67,8 @@ class PolicySpec:
 
     fps: of the data, steps/s. objective, dataset_fingerprint: where the policy comes from. encoding: how the
     networks write actions. image_sizes: (height, width) of each camera's pictures; () in policies of before they were
-    noted.
+    noted. resize: what made these of the recorded ones, None: nothing. recorded_sizes: (height, width) of each
+    camera's pictures in the files, of every data set; () in policies of before they were noted.
     """
 
     observation: ObservationSpec
@@ -78,12 +81,20 @@ class PolicySpec:
     dataset_fingerprint: str
     encoding: ActionEncoding = ActionEncoding()
     image_sizes: tuple[tuple[int, int], ...] = ()
+    resize: Resize | None = None
+    recorded_sizes: tuple[tuple[tuple[int, int], ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.fps < math.inf:
             raise ChunkRLError(f"fps is {self.fps}, expected steps a second")
-        if any(not 0 < size <= MOST_VALUES for sizes in self.image_sizes for size in sizes):
-            raise ChunkRLError(f"image_sizes are {self.image_sizes}, expected pixels")
+        sizes = [*self.image_sizes, *(size for sizes in self.recorded_sizes for size in sizes)]
+        if any(not 0 < side <= MOST_VALUES for size in sizes for side in size):
+            raise ChunkRLError(
+                f"image_sizes are {self.image_sizes}, recorded {self.recorded_sizes}: expected pixels"
+            )
+        for of_cameras in (self.image_sizes, self.recorded_sizes):
+            if of_cameras and len(of_cameras) != len(self.observation.cameras):
+                raise ChunkRLError(f"sizes {of_cameras}: expected one for each of {self.observation.cameras}")
         if self.observation.state_dim:  # else actions may be encoded by a state that the networks do not see
             self.encoding.check(self.shape.action_dim, self.observation.state_dim)
 
@@ -101,11 +112,27 @@ def read_spec(folder: str | Path, state: Mapping[str, Any]) -> PolicySpec:
         ) from error
 
 
+def _input_of(spec: PolicySpec) -> ObservationInput:
+    """What a small policy takes; of one that does not say the sizes of its pictures, any."""
+    names, sizes, recorded = spec.observation.cameras, spec.image_sizes, spec.recorded_sizes
+    cameras = (
+        CameraInput(name, sizes[i] if sizes else None, (recorded[i] if recorded else ()) if sizes else None)
+        for i, name in enumerate(names)
+    )
+    return ObservationInput(
+        tuple(cameras), spec.observation.state_dim, spec.observation.use_task, spec.resize
+    )
+
+
 class ChunkPolicy:
-    """A trained policy that acts: chunks [B, H, A] in the data's units from batched observations."""
+    """A trained policy that acts: chunks [B, H, A] in the data's units from batched observations.
+
+    takes: what it takes.
+    """
 
     def __init__(self, spec: PolicySpec, policy: PolicyNetwork, q: QEnsemble | None) -> None:
         self.spec, self.policy, self.q = spec, policy.eval(), q
+        self.takes = _input_of(spec)
 
     @property
     def action_horizon(self) -> int:
@@ -129,25 +156,36 @@ class ChunkPolicy:
 
     @property
     def image_sizes(self) -> tuple[tuple[int, int], ...]:
-        """(height, width) of each camera's pictures in the data; () where the policy does not say."""
+        """(height, width) of each camera's pictures as the networks see them; () where the policy does not say."""
         return self.spec.image_sizes
+
+    @property
+    def recorded_sizes(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """(height, width) of each camera's pictures in the data's files; () where the policy does not say."""
+        return self.spec.recorded_sizes
 
     @torch.no_grad()
     def act(
         self,
         observation: Observation,
-        generators: Sequence[torch.Generator],
+        generators: Sequence[torch.Generator] = (),
         mode: ActionMode = "mode",
         num_candidates: int = 16,
     ) -> Tensor:
-        """One chunk for each of B observations, [B, H, A]; row b's noise comes from generators[b] alone.
+        """A chunk [H, A] for one observation, or chunks [B, H, A] for a batch; row b's noise comes from
+        generators[b] alone.
 
-        Mode `mode` draws no noise, and takes any generators, or none. Raises DatasetError where actions are
-        encoded by the state and the observation has none.
+        observation: as `ObservationInput.take` takes it, numpy or torch. Mode `mode` draws no noise, and takes any
+        generators, or none. Raises ObservationError for what the policy did not learn from, DatasetError where
+        actions are encoded by the state and the observation has none, ChunkRLError for another mode.
         """
+        taken = self.takes.take(observation)
+        observation = taken.observation
+        check_request(mode, generators, observation.batch_size, num_candidates)
         actions = self._encoded(observation, generators, mode, num_candidates)
         state = observation.state
-        return self.spec.encoding.decode(actions, None if state is None else state.to(actions.device))
+        actions = self.spec.encoding.decode(actions, None if state is None else state.to(actions.device))
+        return actions[0] if taken.single else actions
 
     def _encoded(
         self,
@@ -159,11 +197,6 @@ class ChunkPolicy:
         """The chunks as the networks write them; Q was trained on such ones."""
         if mode == "mode":
             return self.policy(observation)
-        if len(generators) != observation.batch_size:
-            raise ChunkRLError(
-                f"mode {mode!r} needs a generator for each of {observation.batch_size} observations, "
-                f"got {len(generators)}"
-            )
         num_samples = num_candidates if mode == "best_of_n" else 1
         shape = (num_samples, self.spec.shape.horizon, self.spec.shape.action_dim)
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from chunkrl.errors import ChunkRLError
+from chunkrl.models.acting import CameraInput, ObservationInput, check_request
 from chunkrl.models.pi.config import DEFAULT_NUM_STEPS
 from chunkrl.models.pi.policy import PiPolicy
+from chunkrl.training.config import ActionMode
 from chunkrl.types import Observation
 
 NO_Q = (
@@ -28,7 +30,7 @@ class ChunkScorer(Protocol):
 
 
 class PiActor:
-    """Chunks [B, H, A] in the data's units from batched observations.
+    """Chunks [B, H, A] in the data's units from batched observations. takes: what it takes.
 
     num_steps: Euler steps. condition, guidance: what is asked for; None: the policy's settings. q: for best-of-N.
     """
@@ -43,6 +45,11 @@ class PiActor:
     ) -> None:
         self.policy, self.q = policy.eval(), q
         self.num_steps, self.condition, self.guidance = num_steps, condition, guidance
+        settings = policy.recipe.settings
+        cameras = tuple(CameraInput(name) for name in settings.cameras)  # the model makes its own size of any
+        self.takes = ObservationInput(
+            cameras, settings.state_dim, reads_task=True, resize=settings.data_resize
+        )
 
     @property
     def action_horizon(self) -> int:
@@ -68,16 +75,20 @@ class PiActor:
     def act(
         self,
         observation: Observation,
-        generators: Sequence[torch.Generator],
-        mode: str = "mode",
+        generators: Sequence[torch.Generator] = (),
+        mode: ActionMode = "mode",
         num_candidates: int = 16,
     ) -> Tensor:
-        """One chunk for each of B observations; row b's noise comes from generators[b] alone.
+        """A chunk [H, A] for one observation, or chunks [B, H, A] for a batch; row b's noise comes from
+        generators[b] alone. observation: as `ObservationInput.take` takes it, numpy or torch.
 
         Mode `mode` starts the flow from zero noise, `sample` from drawn noise; `best_of_n` samples `num_candidates`
         chunks in one batch and takes the one that Q prefers, with one pass of the vision tower for both. Raises
-        ChunkRLError for best-of-N without Q.
+        ObservationError for what the policy did not learn from, ChunkRLError for best-of-N without Q.
         """
+        taken = self.takes.take(observation)
+        observation = taken.observation
+        check_request(mode, generators, observation.batch_size, num_candidates)
         config = self.policy.recipe.config
         shape = (num_candidates if mode == "best_of_n" else 1, config.horizon, config.action_dim)
         if mode == "mode":
@@ -98,5 +109,7 @@ class PiActor:
         )
         if mode == "best_of_n":
             assert self.q is not None
-            return self.q.best(observation, chunks)
-        return chunks[:, 0]
+            chosen = self.q.best(observation, chunks)
+        else:
+            chosen = chunks[:, 0]
+        return chosen[0] if taken.single else chosen

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from chunkrl.config import record_of
 from chunkrl.data.json_files import parse_json, read_json
+from chunkrl.data.resize import Resize
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.manifest import MARK
 
@@ -135,6 +136,7 @@ class PiSettings:
         (x - q01) / (q99 - q01 + eps) * 2 - 1. openpi's eps is 1e-6, LeRobot's quantiles have none.
     resize: "antialias" (openpi's data pipeline), "bilinear" without antialiasing (openpi's PyTorch code, newer
         LeRobot), or "lerobot_0.4": the same, but what fills a non-square image up is -3 and not black (-1).
+    data_resize: what the training data's pictures were resized with before the model's own resizing; None: nothing.
     delta_actions: per action dimension, whether the model's action is relative to the state at the chunk's
         start (openpi's `pi0_libero`); empty for none.
     overlong_prompt: "error", or "cut_task": the task's last words go, the state and the condition never.
@@ -156,6 +158,7 @@ class PiSettings:
     condition: str = ""
     condition_place: ConditionPlace = "end"
     guidance: float = 1.0
+    data_resize: Resize | None = None
 
     def __post_init__(self) -> None:
         _one_of("prompt_format", self.prompt_format, get_args(PromptFormat))

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from chunkrl.data.json_files import read_json
+from chunkrl.data.resize import Resize
 from chunkrl.errors import CheckpointError
 from chunkrl.models.pi.config import (
     ModelKind,
@@ -175,6 +176,12 @@ def write_config(folder: Path, recipe: PiRecipe, dtype: str) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(data, indent=2))
 
 
+def _own_resize(recipe: PiRecipe) -> str:
+    """The name of the `Resize` that does what the model does to a picture of any size."""
+    size = recipe.config.vision.image_size
+    return Resize(size, size, antialias=recipe.settings.resize == "antialias").name
+
+
 def differences(recipe: PiRecipe) -> list[str]:
     """What stock LeRobot would do otherwise than the recipe says, in words; empty where it runs it as it is."""
     settings, kind = recipe.settings, recipe.config.kind
@@ -183,6 +190,8 @@ def differences(recipe: PiRecipe) -> list[str]:
         found.append("takes no policy without a camera")
     if settings.prompt_format != _PROMPTS[kind]:
         found.append(f"writes '{_PROMPTS[kind]}' prompts and not '{settings.prompt_format}'")
+    if (resize := settings.data_resize) is not None and resize.name != _own_resize(recipe):
+        found.append(f"does not resize pictures to {resize.name} first, as they were in training")
     if any(settings.delta_actions):
         found.append("takes the actions for absolute ones, but they are relative to the state")
     if settings.condition and (settings.condition_place == "task" or kind == "pi0"):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.models import lora  # as a module: it imports layers of this package
+from chunkrl.models.acting import check_cameras
 from chunkrl.models.pi.config import DEFAULT_NUM_STEPS, PiRecipe
 from chunkrl.models.pi.flow import PiModel, Prefix, PrefixInputs, euler_times
 from chunkrl.models.pi.images import prepare_images
@@ -154,14 +155,8 @@ class PiPolicy(nn.Module):
         )
 
     def _check_cameras(self, observation: Observation) -> None:
-        settings = self.recipe.settings
-        found, known = set(observation.images), set(settings.cameras)
-        if found != known:
-            raise ChunkRLError(
-                f"the observation has the cameras {sorted(found)} and the policy takes {list(settings.cameras)}: "
-                f"missing {sorted(known - found)}, unknown {sorted(found - known)}; rename them in the data or "
-                "set 'cameras' in the recipe"
-            )
+        cure = "rename them in the data or set 'cameras' in the recipe"
+        check_cameras(observation.images, self.recipe.settings.cameras, cure)
 
     def _prepare_images(self, observation: Observation) -> dict[str, Tensor]:
         """Camera -> float32 [B, 3, S, S] on the model's device, in the settings' order."""
