@@ -217,6 +217,7 @@ def pretrain(part: Part) -> None:
         device="cpu",
         save_interval=0,
         output_dir=str(run),
+        overwrite=True,  # it has no policy
     )
     ChunkLevelOfflineRL(settings).train()
 

@@ -68,6 +68,7 @@ def run_arm(config: BenchmarkConfig, root: Path, seed: int, name: str) -> dict[s
         device="cpu",
         save_interval=0,
         output_dir=str(folder),
+        overwrite=True,  # it has no result
     )
     if chunks is not None:
         pi = {

@@ -221,7 +221,7 @@ def _train(settings: TrainConfig) -> None:
         find_checkpoint(run_dir)
         settings = replace(settings, resume=str(run_dir))
     except CheckpointError:
-        pass  # nothing to take up: a fresh run
+        settings = replace(settings, overwrite=True)  # nothing to take up: a fresh run
     started = time.process_time()
     ChunkLevelOfflineRL(settings).train()
     write_text(run_dir / "done", f"{time.process_time() - started:.1f} CPU seconds since the last start\n")

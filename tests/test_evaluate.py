@@ -203,7 +203,10 @@ def test_a_folder_of_another_evaluation_is_refused(
     main(arguments(other, folder, "--env", "push-v3"))  # a copy is the same policy
     (other / "more.txt").write_text("x")
     assert "fingerprint" in refused(capsys, arguments(other, folder, "--env", "push-v3"))
-    assert "holds no evaluation" in refused(capsys, arguments(policy, policy))
+    assert "would mix its own files into it" in refused(capsys, arguments(policy, policy))
+    before = (folder / "result.json").read_bytes()
+    main(arguments(policy, folder, "--env", "push-v3", "--seed", "1", "--overwrite"))
+    assert (tmp_path / "e.replaced-001" / "result.json").read_bytes() == before
     holder = EvaluationFolder(tmp_path / "held", SETTINGS)
     with pytest.raises(ChunkRLError, match="in use"):
         EvaluationFolder(tmp_path / "held", SETTINGS)

@@ -320,14 +320,13 @@ def refused(config: IterateConfig) -> str:
 
 def test_a_folder_of_another_run_is_refused(whole: Path, pretrained: Path, tmp_path: Path) -> None:
     config = settings(pretrained, whole, arms=("default", "no_new_data"))
-    assert f"--resume {whole}, or use another --output-dir" in refused(config)
+    assert f"--resume {whole}, use another --output-dir" in refused(config)
     before = results(whole)
     other = resumed(replace(config, collect=replace(COLLECT, seed=4)))
     assert "round-000/collect.json is of another configuration: seed (3 there, 4 here)" in refused(other)
     assert results(whole) == before
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.txt").touch()
-    assert "is not empty and holds no run" in refused(settings(pretrained, tmp_path / "other"))
+    (tmp_path / "other" / "checkpoints" / "0000004").mkdir(parents=True)
+    assert "would mix its own files into it" in refused(settings(pretrained, tmp_path / "other"))
     assert "no run of chunkrl iterate to go on with" in refused(
         resumed(settings(pretrained, tmp_path / "new"))
     )

@@ -265,7 +265,8 @@ def test_a_learner_killed_before_it_trained_begins_again_and_one_at_work_keeps_i
 
 
 def test_a_folder_with_an_older_run_is_refused_unless_it_is_resumed(tmp_path, capsys):
-    from chunkrl.online.learner import _refuse_older_run
+    from chunkrl.online.learner import _begin_folder
+    from chunkrl.online.learner_config import LearnerConfig
     from chunkrl.train_config import TrainConfig
 
     (tmp_path / CONFIG_FILE).write_text("{}")
@@ -273,14 +274,21 @@ def test_a_folder_with_an_older_run_is_refused_unless_it_is_resumed(tmp_path, ca
     with pytest.raises(SystemExit):
         main(learner_arguments(tmp_path, free_address()))
     message = " ".join(capsys.readouterr().err.split())
-    assert "holds an older learner's run" in message
+    assert "holds a run of chunkrl learner" in message
     assert "use another --output-dir" in message and "--resume" in message
     assert (tmp_path / CONFIG_FILE).read_text() == "{}"
-    with pytest.raises(ChunkRLError, match="older learner's run"):
-        _refuse_older_run(TrainConfig(resume=str(tmp_path.parent)), tmp_path)
+
+    def begin(folder, **settings):
+        return _begin_folder(LearnerConfig(TrainConfig(output_dir=str(folder), **settings)))
+
+    with pytest.raises(ChunkRLError, match="never written over"):
+        begin(tmp_path, resume=str(tmp_path.parent))
     for resume in (tmp_path, tmp_path / "checkpoints" / "3"):
-        _refuse_older_run(TrainConfig(resume=str(resume)), tmp_path)
-    _refuse_older_run(TrainConfig(), tmp_path / "new")
+        assert begin(tmp_path, resume=str(resume)) == begin("", resume=str(resume)) == tmp_path
+    begin(tmp_path / "new")
+    kept = tmp_path.with_name(f"{tmp_path.name}.replaced-001")
+    begin(tmp_path, overwrite=True)
+    assert (kept / CONFIG_FILE).read_text() == "{}" and not list(tmp_path.iterdir())
 
 
 def test_jump_start_offline_online_offline(tmp_path):

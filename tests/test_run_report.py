@@ -29,6 +29,7 @@ from chunkrl.evaluation.value_quality import calibration, value_quality
 from chunkrl.manifest import write_manifest
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.metrics import METRICS_FILE
+from chunkrl.training.run_parts import SETTINGS, settings_of
 
 EVIL = "push <script>alert('&')</script>"
 
@@ -122,7 +123,8 @@ def labelled(run: TrainingRun, folder: Path, config: TrainConfig, **labels: np.n
     save_config(config, folder / "config.json")
     (folder / METRICS_FILE).write_bytes((run.folder / METRICS_FILE).read_bytes())
     part = run.data[0]
-    save_sidecar(folder / "values.parquet", part.dataset.table, {**part.labels, **labels}, part.rule)
+    rule = {**part.rule, SETTINGS: settings_of(config)}
+    save_sidecar(folder / "values.parquet", part.dataset.table, {**part.labels, **labels}, rule)
     return load_run(folder)
 
 

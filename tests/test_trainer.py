@@ -173,14 +173,15 @@ def test_more_epochs_continue_a_finished_run(data: Path, tmp_path: Path) -> None
     assert_equal(long, explicit)
 
 
-def test_a_fresh_run_does_not_resume_from_an_older_one_in_its_folder(data: Path, tmp_path: Path) -> None:
+def test_a_fresh_run_goes_into_a_folder_where_nothing_was_saved_yet(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
+    for gamma in (0.9, 0.5):  # the second with other settings: nothing of the first is lost
+        fresh = ChunkLevelOfflineRL(**settings(data, output, gamma=gamma, save_interval=0))
+        with pytest.raises(KilledError):
+            die_without_saving(fresh)
+        with pytest.raises(CheckpointError, match="no checkpoint at"):
+            ChunkLevelOfflineRL(**settings(data, output, gamma=gamma, resume=str(output)))
     ChunkLevelOfflineRL(**settings(data, output)).train()
-    fresh = ChunkLevelOfflineRL(**settings(data, output, gamma=0.5, save_interval=0))
-    with pytest.raises(KilledError):
-        die_without_saving(fresh)
-    with pytest.raises(CheckpointError, match="no checkpoint at"):
-        ChunkLevelOfflineRL(**settings(data, output, gamma=0.5, resume=str(output)))
 
 
 def test_checkpoint_of_another_configuration_is_refused(data: Path, tmp_path: Path) -> None:
@@ -214,6 +215,7 @@ def test_checkpoints_are_safetensors_and_json_alone(data: Path, tmp_path: Path) 
     files = [p for p in (tmp_path / "run").rglob("*") if p.is_file() and p.parent.name != "tensorboard"]
     assert {p.name for p in files} == {
         "config.json",
+        "run.json",
         "versions.json",
         "last",
         "metrics.jsonl",

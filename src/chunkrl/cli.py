@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -34,8 +35,13 @@ USAGE = """usage: chunkrl COMMAND [options]
 chunkrl COMMAND --help shows the options; every command takes --config FILE.json."""
 
 
-def _parse(cls: type, name: str, arguments: Sequence[str]) -> Any:
-    """A configuration from flags, on top of `--config FILE` where given."""
+def _parse(
+    cls: type, name: str, arguments: Sequence[str], resumed: Callable[[Path, set[str]], Any] | None = None
+) -> Any:
+    """A configuration from flags, on top of `--config FILE` where given, or else of the run that `--resume` names.
+
+    resumed: (run, names of the flags) -> the run's configuration.
+    """
     arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     default = cls()
     if "--config" in arguments:
@@ -44,7 +50,20 @@ def _parse(cls: type, name: str, arguments: Sequence[str]) -> Any:
             raise ChunkRLError("--config needs a file")
         default = load_config(cls, arguments[position + 1])
         del arguments[position : position + 2]
+    elif resumed is not None and (run := _value_of("--resume", arguments)) is not None:
+        given = {a[2:].split("=")[0].replace("-", "_") for a in arguments if a.startswith("--")}
+        default = resumed(Path(run), given)
     return tyro.cli(cls, prog=f"chunkrl {name}", args=arguments, default=default)
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """What follows the flag, None where it is not given or says None."""
+    for position, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            return argument.removeprefix(f"{flag}=")
+        if argument == flag and position + 1 < len(arguments) and arguments[position + 1] != "None":
+            return arguments[position + 1]
+    return None
 
 
 def _demo(arguments: Sequence[str]) -> None:
@@ -79,7 +98,13 @@ def _train(arguments: Sequence[str]) -> None:
     from chunkrl.commands import train
     from chunkrl.train_config import TrainConfig
 
-    train(_parse(TrainConfig, "train", arguments), ProgressBars())
+    train(_parse(TrainConfig, "train", arguments, _resumed_run), ProgressBars())
+
+
+def _resumed_run(run: Path, given: set[str]) -> Any:
+    from chunkrl.training.run_folder import resumed_config
+
+    return resumed_config(run, given)
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
@@ -91,16 +116,16 @@ def _evaluate(arguments: Sequence[str]) -> None:
 
 def _iterate(arguments: Sequence[str]) -> None:
     from chunkrl.iterate.command import iterate
-    from chunkrl.iterate.config import IterateConfig
+    from chunkrl.iterate.config import IterateConfig, resumed_iteration
 
-    iterate(_parse(IterateConfig, "iterate", arguments), ProgressBars())
+    iterate(_parse(IterateConfig, "iterate", arguments, resumed_iteration), ProgressBars())
 
 
 def _learner(arguments: Sequence[str]) -> None:
     from chunkrl.online.learner import run_learner
-    from chunkrl.online.learner_config import LearnerConfig
+    from chunkrl.online.learner_config import LearnerConfig, resumed_learner
 
-    run_learner(_parse(LearnerConfig, "learner", arguments), ProgressBars())
+    run_learner(_parse(LearnerConfig, "learner", arguments, resumed_learner), ProgressBars())
 
 
 def _actor(arguments: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from chunkrl.data.notes import data_notes
 from chunkrl.evaluation.value_quality import quality_warnings
 from chunkrl.models.pi.learner import PiLearner
 from chunkrl.offline import ChunkLevelOfflineRL
+from chunkrl.output_folder import check_folder
 from chunkrl.progress import Progress
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.distributed import process_group
@@ -20,6 +21,8 @@ from chunkrl.training.trainable import count_trainable
 
 def train(config: TrainConfig, progress: Progress) -> None:
     """Trains a policy and says where it is."""
+    if config.output_dir and not config.resume:  # before minutes of reading
+        check_folder(Path(config.output_dir), "train", overwrite=config.overwrite)
     with process_group(choose_device(config.device)):
         if ranks.is_main():
             _train(config, progress)
@@ -41,17 +44,17 @@ def _train(config: TrainConfig, progress: Progress) -> None:
     if isinstance(run.policy, PiLearner) and config.objective != "value":
         print(f"what trains of {config.pi0_config}:\n{count_trainable(run.policy.policy.model)}")
     run.train()
-    assert run.trainer is not None
+    assert run.trainer is not None and run.run_dir is not None
     for name, points in run.trainer.history.items():
         if points and name.startswith(("value/", "advantage/", "weight/", "loss/")):
             print(f"  {name:<36} {points[-1][1]:.4g}")
     for warning in value_warnings(run.trainer.history):
         print(f"warning: {warning}", file=sys.stderr)
     if config.objective == "value":
-        print(f"values: {config.output_dir}; other objectives use them with --values {config.output_dir}")
+        print(f"values: {run.run_dir}; other objectives use them with --values {run.run_dir}")
     else:
-        print(f"policy: {Path(config.output_dir) / 'policy'}")
-    print(f"report: chunkrl report {config.output_dir}")
+        print(f"policy: {run.run_dir / 'policy'}")
+    print(f"report: chunkrl report {run.run_dir}")
 
 
 def value_warnings(history: Mapping[str, Sequence[tuple[int, float]]]) -> list[str]:

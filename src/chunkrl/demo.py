@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import fields, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -11,11 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from chunkrl import __version__
+from chunkrl.config import load_config, save_config
 from chunkrl.data.atomic import write_text
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import label_frames
 from chunkrl.envs.metaworld import MetaWorldEnv
 from chunkrl.envs.scripted import CONTROLLERS
+from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.compare_command import format_comparison
 from chunkrl.evaluation.record import record
 from chunkrl.evaluation.report import (
@@ -32,18 +35,20 @@ from chunkrl.evaluation.rollout import initial_seeds
 from chunkrl.evaluation.video import side_by_side
 from chunkrl.experiment import BC, CHUNK_RL, SUCCESS_BC, Job, JobResult, run_jobs, saved_policy
 from chunkrl.options import DemoConfig
+from chunkrl.output_folder import begin_folder, begin_numbered
 from chunkrl.training.values_io import read_values_files
 
 RECORD_EVERY, VIDEO_FPS = 4, 10.0  # every 4th of 80 steps a second, shown at half speed
 
 
-def demo_jobs(config: DemoConfig) -> list[Job]:
-    """One job a task and mixture."""
+def demo_jobs(config: DemoConfig, root: Path) -> list[Job]:
+    """One job a task and mixture, in the folder `root`."""
     return [
         Job(
             env=task,
             mixture=mixture,  # type: ignore[arg-type]  # checked by MixtureConfig
-            root=Path(config.output_dir),
+            root=root,
+            resume=config.resume,
             data_seed=config.seed,
             train_seed=config.seed,
             num_collect=config.num_collect,
@@ -57,12 +62,23 @@ def demo_jobs(config: DemoConfig) -> list[Job]:
 
 def run_demo(config: DemoConfig) -> Path:
     """Runs the jobs, prints the table, writes results.json and report.html; returns the report's path."""
+    if ((config.resume or config.overwrite) and not config.output_dir) or (
+        config.resume and config.overwrite
+    ):
+        raise ChunkRLError(
+            "--resume and --overwrite are of the demo in --output-dir: name it, and give one of them"
+        )
     started = time.monotonic()
+    if config.output_dir:
+        output = Path(config.output_dir)
+        begin_folder(output, "demo", resumes=config.resume, overwrite=config.overwrite)
+    else:
+        output = begin_numbered("demo")
+    _begin(output, config)
     results: list[JobResult] = []
-    run_jobs(demo_jobs(config), config.num_workers, results.append)
+    run_jobs(demo_jobs(config, output), config.num_workers, results.append)
     arms = arm_results(results)
     differences = compare_arms(arms, CHUNK_RL.name, (BC.name, SUCCESS_BC.name))
-    output = Path(config.output_dir)
     content = results_json(arms, differences)
     content["diagnostics"] = {r.job.task: _diagnostics(r) | r.dataset for r in results}
     content["seconds"] = time.monotonic() - started
@@ -90,6 +106,23 @@ def run_demo(config: DemoConfig) -> Path:
     )
     print(f"\nresults: {output / 'results.json'}\nreport:  {report}")
     return report
+
+
+def _begin(output: Path, config: DemoConfig) -> None:
+    """Notes what the folder's demo is. Raises ChunkRLError where it goes on with another one."""
+    file, asked = output / "demo.json", replace(config, output_dir="", resume=False, overwrite=False)
+    if config.resume and file.is_file():
+        there = load_config(DemoConfig, file)
+        free = {"num_workers": config.num_workers}
+        differing = [
+            f.name for f in fields(asked) if getattr(replace(there, **free), f.name) != getattr(asked, f.name)
+        ]
+        if differing:
+            raise ChunkRLError(
+                f"{output} holds a demo of other settings ({', '.join(differing)}): give the same, or another "
+                "--output-dir"
+            )
+    save_config(asked, file)
 
 
 def arm_results(results: list[JobResult]) -> list[ArmResult]:

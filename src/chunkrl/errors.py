@@ -21,6 +21,10 @@ class ObservationError(ChunkRLError):
     """What a policy is given to act on is not what it learned from: names the camera, the state or the task."""
 
 
+class OutputFolderError(ChunkRLError):
+    """A folder or file that holds what another run left, which is never written over."""
+
+
 class MissingExtraError(ChunkRLError):
     """A feature whose optional packages are not installed."""
 

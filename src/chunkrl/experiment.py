@@ -140,6 +140,7 @@ class Job:
     batch_size: int = 256
     policy_updates: int = 4000
     share_values: bool = False
+    resume: bool = False
 
     @property
     def task(self) -> str:
@@ -231,8 +232,15 @@ def _train_values(job: Job, arm: Arm, progress: Progress) -> Path | None:
         plain = {"balance": BalanceConfig(), "policy": PolicyConfig(), "distil": DistilConfig()}
         values = replace(arm, objective="value", **plain)
         config = replace(_train_config(job, values), num_updates=None, output_dir=str(folder))
-        ChunkLevelOfflineRL(config, _named(progress, f"values of {arm.name}")).train()
+        ChunkLevelOfflineRL(_continued(config, job), _named(progress, f"values of {arm.name}")).train()
     return folder
+
+
+def _continued(config: TrainConfig, job: Job) -> TrainConfig:
+    """Going on with the training in its folder, or in its place."""
+    if job.resume and (Path(config.output_dir) / "checkpoints" / "last").is_file():
+        return replace(config, resume=config.output_dir)
+    return replace(config, overwrite=True)
 
 
 def _short_hash(key: tuple[Any, ...]) -> str:
@@ -252,7 +260,7 @@ def _train(job: Job, arm: Arm, progress: Progress) -> ChunkLevelOfflineRL | str:
         config = replace(config, sample_weights=(str(_write_weights(job, arm, values)),))
     elif values is not None:
         config = replace(config, values=str(values))
-    run = ChunkLevelOfflineRL(config, _named(progress, arm.name))
+    run = ChunkLevelOfflineRL(_continued(config, job), _named(progress, arm.name))
     try:
         run.train()
     except NonFiniteLossError as error:

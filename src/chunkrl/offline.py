@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from chunkrl import __version__, ranks
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.build import build_algorithm, choose_device, open_data, reads_task
-from chunkrl.config import save_config
 from chunkrl.data.atomic import write_text
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.regular_files import is_there
@@ -24,13 +23,24 @@ from chunkrl.errors import CheckpointError, ChunkRLError, LabelError
 from chunkrl.integration.pi_chunks import use_pi_chunks
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.learner import PiLearner
+from chunkrl.output_folder import RUNS, begin_folder, begin_numbered, stem_of
 from chunkrl.progress import Progress, silent
 from chunkrl.train_checks import check_config
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.data_source import DataSource, FixedData
 from chunkrl.training.distributed import gather_policy
 from chunkrl.training.policy_io import ChunkPolicy, PolicySpec, QSpec, pi_q_state, save_pi_policy
-from chunkrl.training.run_folder import find_checkpoint, initial_networks, run_config
+from chunkrl.training.run_folder import (
+    DECIDED,
+    check_same_run,
+    find_checkpoint,
+    initial_networks,
+    resumed_config,
+    run_config,
+    run_of,
+    save_run,
+)
+from chunkrl.training.run_parts import SETTINGS, check_one_run, settings_of
 from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.training.value_videos import ValueVideos
 from chunkrl.training.values_io import save_values
@@ -45,13 +55,14 @@ class ChunkLevelOfflineRL:
     """A better chunk policy from recorded episodes.
 
     `ChunkLevelOfflineRL(dataset_dir=..., action_horizon=10, action_dim=7)` then `.train(num_epochs=100)`.
-    Takes the fields of `TrainConfig` as keywords, or a whole `config`. Everything that can be wrong with
-    data and settings is found here, before any training.
+    Takes the fields of `TrainConfig` as keywords, or a whole `config`; with `resume` the others are that run's unless
+    they are given. Everything that can be wrong with data and settings is found here, before any training.
 
     source: where data come from that are not fixed, in place of those that `config` names.
+    run_dir: a folder that the caller has begun, and looks after, in place of `config.output_dir`.
 
-    Attributes: config, dataset, algorithm, policy (the networks), trainer (after `train` began), before_training
-    (called when all is ready and, where it resumes, loaded).
+    Attributes: config, dataset, algorithm, policy (the networks), trainer and run_dir (after `train` began),
+    before_training (called when all is ready and, where it resumes, loaded).
     Raises ChunkRLError with the cure for every fault of data or settings.
     """
 
@@ -63,18 +74,21 @@ class ChunkLevelOfflineRL:
         config: TrainConfig | None = None,
         progress: Progress = silent,
         source: DataSource | None = None,
+        run_dir: Path | None = None,
         **settings: Any,
     ) -> None:
         if config is None:
             unknown = set(settings) - {f.name for f in fields(TrainConfig)}
             if unknown:
                 raise ChunkRLError(f"unknown setting {sorted(unknown)}; TrainConfig lists all settings")
-            config = TrainConfig(**settings)
+            resume = settings.get("resume")
+            config = replace(resumed_config(Path(resume), settings) if resume else TrainConfig(), **settings)
         elif settings:
             raise ChunkRLError("give either a TrainConfig or single settings, not both")
         check_config(config, has_data=source is not None)
         check_ranks(config)
         self.config, self.progress = config, progress
+        self.run_dir, self._begun = run_dir, run_dir is not None
         self.device = choose_device(config.device)
         if source is None:
             with ranks.main_first():
@@ -122,7 +136,7 @@ class ChunkLevelOfflineRL:
             value_updates = math.ceil(config.value_epochs * self.updates_per_epoch)
         if self._grows:  # the same when it resumes with more data
             decided = {"value_updates": value_updates, "use_task": reads_task(config, dataset)}
-            assert set(decided) == set(_DECIDED)
+            assert set(decided) == set(DECIDED)
             config = self.config = replace(config, **decided)
         self.algorithm = build_algorithm(
             config, dataset, num_updates, value_updates, self.device, self.progress, self._grows
@@ -137,9 +151,12 @@ class ChunkLevelOfflineRL:
 
         num_epochs given here stands in place of the configuration's num_epochs and num_updates.
 
-        Starts from the seed, or from the checkpoint of `config.resume` or `load`. The run folder gets config.json,
-        versions.json, tensorboard/, checkpoints/, policy/ and values.parquet (value, advantage and weight of every
-        frame, where the objective has them; values-1.parquet and so on of the additional data sets).
+        Starts from the seed, or from the checkpoint of `config.resume` or `load`. The run folder (`run_dir`, begun
+        here: `chunkrl.output_folder`) gets config.json, run.json, versions.json, tensorboard/, checkpoints/, policy/
+        and values.parquet (value, advantage and weight of every frame, where the objective has them;
+        values-1.parquet and so on of the additional data sets).
+
+        Raises OutputFolderError where `config.output_dir` holds a run that is not resumed.
         """
         if num_epochs is not None:
             self.config = replace(self.config, num_epochs=num_epochs, num_updates=None)
@@ -150,12 +167,10 @@ class ChunkLevelOfflineRL:
         # what was drawn since the networks were built must not change the run
         torch.set_rng_state(self._fresh)
         self._fresh = None
-        run_dir = Path(self.config.output_dir)
+        run_dir = self.run_dir = self._begin_folder()
         if ranks.is_main():
-            if self._resume is None:
-                # an older run's checkpoints must not be taken for those of the configuration written below
-                (run_dir / "checkpoints" / "last").unlink(missing_ok=True)
-            save_config(self.config, run_dir / "config.json")
+            # of a learner, whose folder goes on also where it has no checkpoint yet
+            save_run(self.config, run_dir, "learner" if self._begun else "train", self._resume is not None)
             write_text(run_dir / VERSIONS_FILE, json.dumps(_versions(), indent=1) + "\n")
         self._start_trainer(run_dir)
         assert self.trainer is not None
@@ -168,7 +183,8 @@ class ChunkLevelOfflineRL:
         except LabelError as error:  # the values took the time, and other settings can use them
             self._save_labels(run_dir)
             raise LabelError(
-                f"{error}. The values are kept: use them again with --values {run_dir}"
+                f"{error}. The values are kept, and serve again: chunkrl train --config {run_dir / 'config.json'} "
+                f"--values {run_dir}, with the settings changed, in a new folder"
             ) from error
         if self.config.objective != "value":
             self.save(run_dir / "policy")
@@ -176,6 +192,28 @@ class ChunkLevelOfflineRL:
         for problem in () if self._videos is None else self._videos.finish(VIDEO_PATIENCE_SECONDS):
             warnings.warn(problem, RuntimeWarning, stacklevel=2)
         return self.chunk_policy()
+
+    def _begin_folder(self) -> Path:
+        """The run's folder, ready to be written into; all processes call it."""
+        config = self.config
+        if self._begun:
+            assert self.run_dir is not None
+            return self.run_dir
+        resumed = None if self._resume is None else run_of(self._resume)
+        if resumed is not None:
+            check_one_run(resumed)
+        if not config.output_dir and resumed is None:
+            stem, number = stem_of(config.dataset_dir, config.objective), 0
+            with ranks.main_first():
+                if ranks.is_main():
+                    number = int(begin_numbered(stem).name.removeprefix(f"{stem}-"))
+            return RUNS / f"{stem}-{ranks.from_main(number):03d}"
+        folder = Path(config.output_dir or str(resumed))
+        resumes = resumed is not None and resumed.resolve() == folder.resolve()
+        with ranks.main_first():
+            if ranks.is_main():
+                begin_folder(folder, "train", resumes=resumes, overwrite=config.overwrite)
+        return folder
 
     def _start_trainer(self, run_dir: Path | None) -> None:
         config = self.config
@@ -285,9 +323,9 @@ class ChunkLevelOfflineRL:
         if is_there(saved_config, CheckpointError, "restore it, or give the checkpoint outside its run"):
             saved = run_config(saved_config)
             if self._grows:
-                open_ones = (name for name in _DECIDED if getattr(self.config, name) is None)
+                open_ones = (name for name in DECIDED if getattr(self.config, name) is None)
                 self.config = replace(self.config, **{name: getattr(saved, name) for name in open_ones})
-            _check_same_run(saved, self.config, folder)
+            check_same_run(saved, self.config, folder)
         return folder
 
     def _load(self, folder: Path) -> None:
@@ -306,7 +344,12 @@ class ChunkLevelOfflineRL:
         labels, config = getattr(self.algorithm, "labels", {}), self.config
         if "value" not in labels or not ranks.is_main():
             return
-        rule = {"objective": config.objective, "seed": config.seed, **_versions()}
+        rule = {
+            "objective": config.objective,
+            "seed": config.seed,
+            **_versions(),
+            SETTINGS: settings_of(config),
+        }
         save_values(run_dir, self.dataset, labels, rule)
 
 
@@ -341,47 +384,3 @@ def check_ranks(config: TrainConfig) -> None:
             f"--batch-size {config.batch_size} is that of all processes together: make it a multiple of "
             f"{ranks.world_size()}"
         )
-
-
-# settings that the first data decide where they grow; a resumption has other data
-_DECIDED = ("value_updates", "use_task")
-
-# what may differ between a run and its resumption
-_FREE = {
-    "resume",
-    "init",
-    "output_dir",
-    "device",
-    "save_interval",
-    "save_updates",
-    "keep_checkpoints",
-    "log_interval",
-    "num_epochs",
-    "num_updates",
-    "tracking",
-    "value_videos",
-}
-_FREE |= {
-    "dataset_dir",
-    "additional_offline_dataset_paths",
-    "pi0_checkpoints_dir",
-}  # the checkpoint's contents count, through the data set's digest
-
-
-def _check_same_run(saved: TrainConfig, now: TrainConfig, folder: Path) -> None:
-    differing = [
-        difference
-        for f in fields(TrainConfig)
-        if f.name not in _FREE
-        for difference in _differences(f.name, getattr(saved, f.name), getattr(now, f.name))
-    ]
-    if differing:
-        raise CheckpointError(f"{folder} was made with another configuration: {'; '.join(differing)}")
-
-
-def _differences(name: str, then: Any, now: Any) -> list[str]:
-    """The settings that differ, by their own names: `balance.kind`."""
-    if is_dataclass(then) and type(then) is type(now):
-        parts = [(f.name, getattr(then, f.name), getattr(now, f.name)) for f in fields(then)]
-        return [found for part, *values in parts for found in _differences(f"{name}.{part}", *values)]
-    return [] if then == now else [f"{name} ({then} then, {now} now)"]

@@ -12,8 +12,13 @@ import tyro
 class DemoConfig:
     """The main job, small enough for two cores without a GPU."""
 
-    output_dir: str = "runs/demo"
-    """Data sets, runs, results.json and report.html."""
+    output_dir: str = ""
+    """Data sets, runs, results.json and report.html; default: runs/demo-001, the next free number. A folder that
+    holds a demo is refused."""
+    resume: bool = False
+    """The demo in --output-dir goes on: data and trainings that are there are kept."""
+    overwrite: bool = False
+    """The demo in --output-dir makes place: its folder is kept as NAME.replaced-001."""
     tasks: tuple[str, ...] = ("push-v3", "pick-place-v3")
     """MetaWorld tasks."""
     mixtures: tuple[str, ...] = ("within", "episodes")

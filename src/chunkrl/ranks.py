@@ -110,6 +110,11 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
+def from_main(value: int) -> int:
+    """The main process's value, in all of them."""
+    return int(sum_over_ranks(torch.tensor(value if is_main() else 0)))
+
+
 def mean_over_ranks(value: float) -> float:
     """The mean of a number over the processes."""
     if world_size() == 1:

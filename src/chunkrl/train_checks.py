@@ -149,18 +149,21 @@ def _check_names_and_numbers(config: TrainConfig) -> None:
     ):
         if not 0 <= getattr(config, name) < math.inf:
             raise ChunkRLError(f"{name} is {getattr(config, name)}; it must be finite and not negative")
-    if Path(config.output_dir).exists() and not Path(config.output_dir).is_dir():
-        raise ChunkRLError(f"output_dir {config.output_dir} is a file; name a folder")
+    if config.overwrite and (config.resume or not config.output_dir):
+        raise ChunkRLError(
+            "--overwrite replaces the run in --output-dir by a new one: name that folder, and leave --resume out"
+        )
     if config.objective not in get_args(Objective):
         raise ChunkRLError(f"objective is {config.objective!r}; it must be one of {get_args(Objective)}")
     if config.human_chunks not in get_args(HumanRule):
         raise ChunkRLError(f"human_chunks is {config.human_chunks!r}; use one of {get_args(HumanRule)}")
-    if config.value_updates is not None and config.value_updates < (0 if config.init else 1):
+    if config.value_updates is not None and config.value_updates < (0 if config.init or config.resume else 1):
         raise ChunkRLError(
             f"value_updates is {config.value_updates}; it must be at least 1, or 0 with --init, whose values "
             "label the data"
         )
-    trained_before = config.distil.num_candidates and (config.init or config.policy.kind == "pi")
+    begun_with = config.init or config.resume or config.policy.kind == "pi"
+    trained_before = config.distil.num_candidates and begun_with
     if config.num_updates is not None and config.num_updates < (0 if trained_before else 1):
         raise ChunkRLError(
             f"num_updates is {config.num_updates}; it must be at least 1, or 0 with --distil.num-candidates and a "

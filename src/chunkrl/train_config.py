@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -57,11 +59,12 @@ class TrainConfig:
     device: str = "auto"
     """cpu, cuda, or auto."""
     save_interval: int = 10
-    """Epochs between checkpoints (0: only at the end of a phase)."""
+    """Epochs between checkpoints that stay (0: none, but at the end of a phase)."""
     log_interval: int = 100
     """Updates between metric records."""
     resume: str | None = None
-    """Checkpoint folder, or a run's folder for its last checkpoint; the other settings must be that run's."""
+    """A run's folder, whose last checkpoint is gone on with, or one of its checkpoints. All settings are that run's;
+    those that are given besides must be too, but for more epochs or updates, the device and what is written."""
     init: str | None = None
     """What a new run begins with, on any data: a run's folder or checkpoint (policy, values, optimiser moments), or
     a saved policy's folder (its networks and statistics alone; values are trained anew)."""
@@ -76,8 +79,11 @@ class TrainConfig:
     """Updates between checkpoints, in place of save_interval."""
     keep_checkpoints: int = 0
     """Newest checkpoints that are kept; older ones are deleted once a newer is whole (0: all are kept)."""
-    output_dir: str = "runs/train"
-    """Where config, metrics, checkpoints, values and the policy go."""
+    output_dir: str = ""
+    """Where config, metrics, checkpoints, values and the policy go; default: runs/<data>-<objective>-001, the next
+    free number, or the folder of the run that is resumed. A folder that holds a run is refused."""
+    overwrite: bool = False
+    """A run in --output-dir makes place: its folder is kept as NAME.replaced-001."""
     num_updates: int | None = None
     """Policy updates; overrides num_epochs. 0 trains no policy before distillation (with --init, or a pi policy)."""
     seed: int = 0
@@ -197,3 +203,19 @@ class TrainConfig:
         """The settings that `cls` has under the same names."""
         own = {f.name for f in fields(self)}
         return {f.name: getattr(self, f.name) for f in fields(cls) if f.name in own}
+
+
+def as_fresh(config: TrainConfig) -> TrainConfig:
+    """The settings of a new run like this one: from where it began and where it went are its own."""
+    return replace(config, resume=None, init=None, output_dir="", overwrite=False)
+
+
+def going_on(config: TrainConfig, resume: Path, run: Path, given: Collection[str] = ()) -> TrainConfig:
+    """The settings of the run in `run` that goes on from `resume`.
+
+    given: names of settings that are given besides; the ones that would overrule them are left out.
+    """
+    rivals = {"num_epochs": "num_updates", "save_interval": "save_updates"}
+    overruling = {rival: None for name, rival in rivals.items() if name in given and rival not in given}
+    own = {"resume": str(resume), "init": None, "output_dir": str(run), "overwrite": False}
+    return replace(config, **own | overruling)

@@ -20,13 +20,19 @@ from chunkrl.data.labels import FrameLabels
 from chunkrl.data.video_copy import EncodedVideo
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.errors import DatasetError
+from chunkrl.output_folder import kind_of, set_aside
 from chunkrl.progress import Progress
 
 TIME_TOLERANCE = 1e-4  # seconds, LeRobot's
 
 
 def export_labels(
-    table: FrameTable, labels: FrameLabels, root: Path, progress: Progress, others: Others = "copy"
+    table: FrameTable,
+    labels: FrameLabels,
+    root: Path,
+    progress: Progress,
+    others: Others = "copy",
+    overwrite: bool = False,
 ) -> None:
     """Writes a new data set: every column, text, picture and task of `table`, and its labels as `next.*` columns.
 
@@ -37,12 +43,18 @@ def export_labels(
     appears under its name when it is whole.
 
     others: what becomes of columns that are not understood (`plan_export`).
+    overwrite: another data set at `root` makes place once this one is whole (`output_folder.set_aside`).
 
     Raises:
         DatasetError: `root` is not empty, or what `plan_export` and the writer raise; nothing is left of it then.
     """
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise DatasetError(f"{root} is not empty: export into a new folder")
+    is_taken = root.exists() and (not root.is_dir() or any(root.iterdir()))
+    replaces = overwrite and kind_of(root) == "collect" and root.resolve() != table.description.root.resolve()
+    if is_taken and not replaces:
+        raise DatasetError(
+            f"{root} is not empty: export into a new folder, or put the new data set in the place of another one "
+            "with --overwrite"
+        )
     plan = plan_export(table, others)
     for name in plan.encoded:
         print(f"camera {name}: not every episode begins with a key frame, so its videos are encoded again")
@@ -61,6 +73,8 @@ def export_labels(
         raise DatasetError(f"cannot write {root}: {error.strerror}; use a writable folder") from error
     try:
         _write(table, labels, plan, folder, progress)
+        if is_taken:
+            set_aside(root)
         folder.replace(root)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -91,6 +91,17 @@ def numbers(value: Any, where: str, error: type[ChunkRLError], cure: str) -> lis
 def as_json(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
     """`value` as it is read back from JSON: tuples are lists. default: as `json.dumps`."""
     return json.loads(json.dumps(value, default=default))
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted name."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def _read(file: BinaryIO, path: Path, error: type[ChunkRLError], cure: str) -> bytes:

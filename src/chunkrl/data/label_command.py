@@ -16,14 +16,16 @@ from chunkrl.data.chunk_semantics import cut_segments
 from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.export import export_labels
 from chunkrl.data.frames import FrameTable
+from chunkrl.data.json_files import as_json
 from chunkrl.data.label_config import LabelCommand, ReturnRule
 from chunkrl.data.label_rules import LabelRule, columns_read
 from chunkrl.data.labels import FrameLabels, label_frames
 from chunkrl.data.notes import column_notes, label_notes
 from chunkrl.data.regular_files import open_regular
 from chunkrl.data.returns import lambda_returns, n_step_returns, normalize_per_task
-from chunkrl.data.sidecar import load_sidecar, save_sidecar
+from chunkrl.data.sidecar import load_sidecar, read_metadata, save_sidecar
 from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.output_folder import check_file
 from chunkrl.progress import Progress
 
 LABELS_VERSION = 1  # of the meaning of the columns
@@ -51,8 +53,10 @@ def label_dataset(command: LabelCommand, progress: Progress) -> tuple[FrameTable
     rule = rule_record(labels.rule, command.returns)
     digest = hashlib.sha256(json.dumps(rule, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(command.output or table.description.root / "labels" / f"{digest}.parquet")
+    check_file(path, command.overwrite, lambda file: read_metadata(file) == as_json(rule))
     if command.export:  # first: where it fails, nothing was written
-        export_labels(table, labels, Path(command.export).expanduser(), progress, command.export_others)
+        export = Path(command.export).expanduser()
+        export_labels(table, labels, export, progress, command.export_others, command.overwrite)
     save_sidecar(path, table, arrays, rule)
     print(
         f"{path}: {labels.success.mean():.1%} of {table.num_episodes} episodes succeed (by {labels.rule.success}), "

@@ -52,7 +52,9 @@ class LabelCommand:
     output: str | None = None
     """The file; default: labels/<digest of the rule>.parquet in the data set's folder."""
     export: str | None = None
-    """Also write a new LeRobot v3.0 data set with the labels as `next.*` columns, into this folder."""
+    """Also write a new LeRobot v3.0 data set with the labels as `next.*` columns, into this new folder."""
+    overwrite: bool = False
+    """Labels by another rule in --output are replaced, and a data set at --export is kept as NAME.replaced-001."""
     export_others: Others = "copy"
     """What becomes of columns and cameras that are not understood: copied as they are, or left out."""
     mapping: Annotated[ColumnMapping, tyro.conf.OmitArgPrefixes] = field(default_factory=ColumnMapping)

@@ -100,6 +100,24 @@ def load_sidecar(path: str | Path, table: FrameTable) -> Sidecar:
     return Sidecar({name: values[source] for name, values in columns.items()}, metadata)
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What the maker of a file of labels said of them, whichever data they are of.
+
+    Raises:
+        DatasetError: the file is missing, damaged, or no file of labels.
+    """
+    check_regular(path, DatasetError, _CURE)
+    try:
+        with open_parquet(path) as file:
+            raw = (file.schema_arrow.metadata or {}).get(_KEY)
+    except (pa.ArrowException, OSError, MemoryError, ValueError, OverflowError) as error:
+        raise DatasetError(f"{path} cannot be read ({error}): {_CURE}") from error
+    if raw is None:
+        raise DatasetError(f"{path} is no file of labels of this project: make the labels with chunkrl label")
+    metadata = parse_json(raw, dict, f"{path}, its header", DatasetError, _CURE).get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
 def _rows_differ(path: Path) -> str:
     return f"{path} does not have exactly one row for each frame: {_CURE}"
 

@@ -26,16 +26,17 @@ from chunkrl.envs.collect_episode import CollectedEpisode, EpisodeMaker
 from chunkrl.envs.registry import asset_fingerprint, opengl_library, prepare
 from chunkrl.envs.workers import Lost, Workers
 from chunkrl.errors import CheckpointError, ChunkRLError, DatasetError
+from chunkrl.output_folder import begin_folder
 from chunkrl.progress import Progress, silent
 
 __all__ = ["CollectCommand", "CollectConfig", "collect", "collect_dataset", "collect_episodes"]
 
 RECORD = "meta/collection.json"
-_NOT_OF_THE_DATA = ("num_episodes", "num_workers", "hang_s", "device", "output_dir")
+_NOT_OF_THE_DATA = ("num_episodes", "num_workers", "hang_s", "device", "output_dir", "overwrite")
 _LOST = "simulators_lost"  # in the record, of all sessions: their episodes were made anew
 _TOLD = (_LOST, "policy")  # for people: a policy is known by its contents, wherever it lies
 _MOST_LOSSES = 3  # of one episode's simulator
-_CURE = "delete it or choose another output_dir"
+_CURE = "choose another --output-dir, or put the new one in its place with --overwrite"
 
 
 def collect_episodes(
@@ -222,8 +223,12 @@ def num_successes(root: str | Path) -> int:
 
 def collect(command: CollectCommand, progress: Progress) -> None:
     """Writes the data set and says what it holds."""
-    num_success = collect_dataset(command.output_dir, command, progress)
-    told = f"{command.output_dir}: {command.num_episodes} episodes, {num_success} successful"
-    if num_lost := read_json(Path(command.output_dir) / RECORD, dict, DatasetError, "collect again")[_LOST]:
+    plan(command)  # what is wrong with it is said before anything makes place
+    folder = begin_folder(
+        Path(command.folder), "collect", resumes=not command.overwrite, overwrite=command.overwrite
+    )
+    num_success = collect_dataset(folder, command, progress)
+    told = f"{folder}: {command.num_episodes} episodes, {num_success} successful"
+    if num_lost := read_json(folder / RECORD, dict, DatasetError, "collect again")[_LOST]:
         told += f"; simulators that were lost, and their episodes made anew: {num_lost}"
     print(told)

@@ -85,8 +85,15 @@ class CollectConfig:
 class CollectCommand(CollectConfig):
     """Mixed-quality episodes of scripted and learned policies in a simulator, as a LeRobot v3.0 data set."""
 
-    output_dir: str = "data/push-v3"
-    """The data set's folder; what a kill left there is gone on with."""
+    output_dir: str = ""
+    """The data set's folder; default: data/<env>. What a kill left there is gone on with; another set is refused."""
+    overwrite: bool = False
+    """Another data set in --output-dir makes place: its folder is kept as NAME.replaced-001."""
+
+    @property
+    def folder(self) -> str:
+        """`output_dir`, or its default."""
+        return self.output_dir or f"data/{self.env.replace('/', '-')}"
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from chunkrl.data.atomic import write_text
+from chunkrl.data.json_files import as_json, read_json
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.aggregates import Aggregates, Estimate, aggregate
 from chunkrl.evaluation.config import CompareCommand
@@ -26,7 +27,9 @@ from chunkrl.evaluation.results import (
 )
 from chunkrl.evaluation.results_file import results_json
 from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
+from chunkrl.output_folder import check_file
 
+COMPARISON_FILE = "comparison.json"
 _Key = TypeVar("_Key")
 # Settings that make two evaluations answer the same question; the rest is the policies' own business.
 _SAME = ("envs", "num_episodes", "seed", "max_steps", "exec_steps")
@@ -147,6 +150,14 @@ def arm_results(methods: Mapping[str, Sequence[Evaluation]]) -> list[ArmResult]:
 def compare(command: CompareCommand) -> None:
     """Prints the comparison, and writes it where asked."""
     methods = group(command.evaluations)
+    if command.output_dir is not None:
+        check_file(
+            Path(command.output_dir) / COMPARISON_FILE,
+            command.overwrite,
+            lambda file: (
+                read_json(file, dict, ChunkRLError, "delete it").get("evaluations") == _settings(methods)
+            ),
+        )
     arms = arm_results(methods)
     method, *baselines = methods
     differences = compare_arms(arms, method, baselines)
@@ -165,12 +176,10 @@ def compare(command: CompareCommand) -> None:
     settings = methods[method][0].settings
     content = results_json(arms, differences)
     content["exec_steps"] = settings.exec_steps
-    content["evaluations"] = {
-        name: [asdict(e.settings) for e in evaluations] for name, evaluations in methods.items()
-    }
+    content["evaluations"] = _settings(methods)
     if aggregates is not None:
         content["aggregates"] = asdict(aggregates)
-    write_text(folder / "comparison.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(folder / COMPARISON_FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
     facts = {
         "tasks": ", ".join(settings.envs),
         "initial states": f"{settings.num_episodes} a task, seed {settings.seed}",
@@ -196,6 +205,11 @@ def compare(command: CompareCommand) -> None:
         notes=notes,
     )
     print(f"\n{folder / 'comparison.json'}\n{folder / 'comparison.html'}")
+
+
+def _settings(methods: Mapping[str, Sequence[Evaluation]]) -> dict[str, Any]:
+    """What was compared, as JSON."""
+    return as_json({name: [asdict(e.settings) for e in evaluations] for name, evaluations in methods.items()})
 
 
 def _aggregates(arms: Sequence[ArmResult], method: str) -> Aggregates:

@@ -88,10 +88,13 @@ class EvaluateConfig:
 class EvaluateCommand(EvaluateConfig):
     """A trained policy on MetaWorld or LIBERO, from fixed initial states."""
 
-    policy: str = "runs/train/policy"
-    """A saved policy's folder: a run's `policy`, or any pi folder that says its settings."""
+    policy: str = ""
+    """A saved policy's folder (required): a run's `policy`, or any pi folder that says its settings."""
     output_dir: str | None = None
-    """Folder for results, page and videos, and for going on after a stop; default: only the rates are printed."""
+    """Folder for results, page and videos; default: only the rates are printed. An evaluation with the same settings
+    that lies there is gone on with, any other is refused."""
+    overwrite: bool = False
+    """Another evaluation in --output-dir makes place: its folder is kept as NAME.replaced-001."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,7 +111,9 @@ class CompareCommand:
     """Output folders of chunkrl evaluate, the method to judge first; NAME=FOLDER names it, a name given again is
     another training seed of that method, in the same order for every method."""
     output_dir: str | None = None
-    """Folder for comparison.json and comparison.html."""
+    """Folder for comparison.json and comparison.html; another comparison there is refused."""
+    overwrite: bool = False
+    """Another comparison in --output-dir is replaced."""
     aggregates: bool = True
     """Interquartile mean, optimality gap and probability of improvement, where there are several seeds (rliable)."""
 
@@ -120,6 +125,8 @@ class ReportCommand:
     run: Annotated[str, tyro.conf.Positional] = ""
     """The run's folder (--output-dir of chunkrl train)."""
     output: str | None = None
-    """The page; default: report.html in the run's folder."""
+    """The page; default: report.html in the run's folder, which is made anew. Another file is not written over."""
+    overwrite: bool = False
+    """A file that --output names is replaced."""
     videos: int = 0
     """Episodes of --dataset-dir to show as videos with their value, successes and failures in turn."""

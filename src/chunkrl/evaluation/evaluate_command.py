@@ -35,11 +35,15 @@ from chunkrl.models.pi.actor import PiActor
 from chunkrl.progress import Progress
 from chunkrl.training.asking import ask_for
 from chunkrl.training.policy_io import ChunkPolicy, load_policy
+from chunkrl.training.run_parts import check_one_run_of
 
 
 def evaluate_policy(command: EvaluateCommand, progress: Progress) -> None:
     """Prints success rates with Wilson intervals; with `output_dir`, keeps every episode and writes the page."""
+    if not command.policy:
+        raise ChunkRLError("name the policy: chunkrl evaluate --policy RUN/policy")
     device, needs_q = choose_device(command.device), command.mode == "best_of_n"
+    check_one_run_of(Path(command.policy))
     policy = load_policy(command.policy, device, needs_q)
     asked = ask_for(policy, command)
     request = fit_policy(
@@ -61,7 +65,7 @@ def evaluate_policy(command: EvaluateCommand, progress: Progress) -> None:
             _run(actor, pool, episodes, settings, outcomes, outcomes.__setitem__, progress)
         print(format_evaluation(_evaluation(settings, episodes, outcomes, 0.0, pool.num_processes)))
         return
-    with closing(EvaluationFolder(command.output_dir, settings)) as folder:
+    with closing(EvaluationFolder(command.output_dir, settings, command.overwrite)) as folder:
         _evaluate_in(folder, actor, settings, request, command, progress)
 
 

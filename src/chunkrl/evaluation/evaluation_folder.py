@@ -15,6 +15,7 @@ from chunkrl.data.atomic import remove_temporaries, write_text
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.evaluation_result import EpisodeOutcome, EvaluationSettings, Video
 from chunkrl.evaluation.rollout import Episode
+from chunkrl.output_folder import begin_folder, kind_of, set_aside
 
 _SETTINGS, _EPISODES, _SESSIONS, _VIDEOS, _LOCK = "settings.json", "episodes", "sessions", "videos", ".lock"
 _INTERVAL = 10.0  # seconds between notes of the time that a session has taken
@@ -26,36 +27,37 @@ class EvaluationFolder:
     One process at a time holds the folder.
     """
 
-    def __init__(self, root: str | Path, settings: EvaluationSettings) -> None:
+    def __init__(self, root: str | Path, settings: EvaluationSettings, overwrite: bool = False) -> None:
         """
+        overwrite: an evaluation that is there makes place (`chunkrl.output_folder`).
+
         Raises:
             ChunkRLError: the folder belongs to an evaluation with other settings or of another policy, holds
                 something else, or is in use.
         """
-        self.root = Path(root)
-        started = (self.root / _SETTINGS).is_file()
-        if (
-            not started
-            and self.root.is_dir()
-            and any(not p.name.startswith(".") for p in self.root.iterdir())
-        ):
-            raise ChunkRLError(
-                f"{root} is not empty and holds no evaluation: give another --output-dir, or empty it"
-            )
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.root / _LOCK)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ChunkRLError(
-                f"{root} is in use by another chunkrl evaluate: wait for it, or give another --output-dir"
-            ) from error
+        self.root = begin_folder(Path(root), "evaluate", resumes=True)
+        self._lock = self._acquire()
+        if overwrite and kind_of(self.root) is not None:
+            self._lock.release()
+            set_aside(self.root)
+            self.root.mkdir()
+            self._lock = self._acquire()
         remove_temporaries(self.root)
         try:
             self._keep(settings)
         except ChunkRLError:
             self._lock.release()
             raise
+
+    def _acquire(self) -> FileLock:
+        lock = FileLock(self.root / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ChunkRLError(
+                f"{self.root} is in use by another chunkrl evaluate: wait for it, or give another --output-dir"
+            ) from error
+        return lock
 
     def _keep(self, settings: EvaluationSettings) -> None:
         file = self.root / _SETTINGS
@@ -69,8 +71,8 @@ class EvaluationFolder:
                 for name in different
             )
             raise ChunkRLError(
-                f"{self.root} holds an evaluation of other settings ({told}): give another --output-dir, or the "
-                "same settings to go on with it"
+                f"{self.root} holds an evaluation of other settings ({told}): give another --output-dir, the same "
+                "settings to go on with it, or --overwrite to put the new one in its place"
             )
 
     def _episode_file(self, episode: Episode) -> Path:

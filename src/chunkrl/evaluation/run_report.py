@@ -37,6 +37,7 @@ from chunkrl.evaluation.training_run import Episode, LabelledData, TrainingRun, 
 from chunkrl.evaluation.value_quality import ValueQuality, quality_warnings, value_quality
 from chunkrl.evaluation.value_video import render_episodes
 from chunkrl.evaluation.weight_cards import run_spread, trained_column, weight_cards
+from chunkrl.output_folder import check_file
 from chunkrl.progress import Progress
 
 NUM_TRACES = 6
@@ -45,11 +46,13 @@ NUM_TRACES = 6
 def report(command: ReportCommand, progress: Progress) -> None:
     """Writes the page and says where it is; warnings about the values go to stderr as well."""
     if not command.run:
-        raise ChunkRLError("name the run's folder: chunkrl report runs/train")
+        raise ChunkRLError("name the run's folder: chunkrl report runs/NAME")
     if command.videos < 0:
         raise ChunkRLError(f"videos is {command.videos}; it must not be negative")
+    own = Path(command.run) / "report.html"
+    output = own if command.output is None else Path(command.output)
+    check_file(output, command.overwrite or output.resolve() == own.resolve())
     run = load_run(command.run, progress)
-    output = Path(command.output or run.folder / "report.html")
     write_text(output, render_run(run, command.videos))
     for warning in _warnings(run, _quality(run)):
         print(f"warning: {warning}", file=sys.stderr)

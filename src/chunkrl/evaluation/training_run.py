@@ -22,6 +22,7 @@ from chunkrl.progress import Progress, silent
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.metrics import METRICS_FILE, Record, read_records
 from chunkrl.training.run_folder import run_config
+from chunkrl.training.run_parts import check_one_run
 from chunkrl.training.values_io import read_values_files, values_file
 
 
@@ -149,7 +150,8 @@ def load_run(folder: str | Path, progress: Progress = silent) -> TrainingRun:
     """What `chunkrl train` left in `folder`.
 
     Raises:
-        ChunkRLError: it is no folder of a run, or a file of it is damaged. DatasetError: as `load_data`.
+        ChunkRLError: it is no folder of a run, holds parts of two, or a file of it is damaged. DatasetError: as
+            `load_data`.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not (folder / METRICS_FILE).is_file():
@@ -157,6 +159,7 @@ def load_run(folder: str | Path, progress: Progress = silent) -> TrainingRun:
             f"{folder} is no folder of a training run: it needs config.json and {METRICS_FILE}, which chunkrl train "
             "writes to --output-dir"
         )
+    check_one_run(folder)
     config = run_config(folder / "config.json")
     return TrainingRun(
         folder,

@@ -22,7 +22,7 @@ from chunkrl.evaluation.evaluate_command import evaluate_policy
 from chunkrl.evaluation.evaluation_result import read_evaluation
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.iterate.checks import make_plan
-from chunkrl.iterate.config import ArmName, IterateConfig
+from chunkrl.iterate.config import CONFIG_FILE, ArmName, IterateConfig
 from chunkrl.iterate.page import write_page
 from chunkrl.iterate.plan import ROLLOUTS, TRAIN, Plan
 from chunkrl.iterate.records import ArmRun, IterateResult, Rollouts, RoundResult, Score, write_results
@@ -30,9 +30,10 @@ from chunkrl.iterate.rollouts import check_there, collect, data_fingerprint, lab
 from chunkrl.iterate.selection import choose, why_ended
 from chunkrl.iterate.steps import read_step, run_step
 from chunkrl.iterate.table import format_result
+from chunkrl.output_folder import begin_folder, check_folder, numbered
 from chunkrl.progress import Progress, silent
 
-CONFIG_FILE, SOURCES_FILE, LOCK = "iterate.json", "sources.json", ".lock"
+SOURCES_FILE, LOCK = "sources.json", ".lock"
 
 
 def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult:
@@ -41,9 +42,20 @@ def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult
     Raises ChunkRLError: settings, data or policies that do not fit, a folder of another run, a round without
     episodes, nothing that succeeded.
     """
+    train = config.train
+    if not train.output_dir:
+        folder = train.resume or str(numbered("iterate"))
+        config = replace(config, train=replace(train, output_dir=folder))
     plan = make_plan(config)
+    resumes = train.resume is not None
+    check_folder(plan.root, "iterate", resumes=resumes, overwrite=train.overwrite)
+    if resumes and not (plan.root / CONFIG_FILE).is_file():
+        raise ChunkRLError(f"--resume {train.resume}: there is no run of chunkrl iterate to go on with")
     plan.root.mkdir(parents=True, exist_ok=True)
     try:
+        with FileLock(plan.root / LOCK, timeout=0):
+            pass  # whether nobody works there, before it makes place
+        begin_folder(plan.root, "iterate", resumes=resumes, overwrite=train.overwrite)
         with FileLock(plan.root / LOCK, timeout=0):
             _begin(config, plan, progress)
             run = _Iteration(plan, progress)
@@ -60,29 +72,11 @@ def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult
 
 
 def _begin(config: IterateConfig, plan: Plan, progress: Progress) -> None:
-    """Opens the run's folder. Raises ChunkRLError where it is of another run, or is not resumed."""
+    """Opens the run's folder. Raises ChunkRLError where it began with other data or another policy."""
     root, file = plan.root, plan.root / CONFIG_FILE
     sources = _sources(plan, progress)
     if not file.is_file():
-        others = [
-            path.name
-            for path in root.iterdir()
-            if not path.name.startswith(".") and path.name != SOURCES_FILE
-        ]
-        if others:
-            raise ChunkRLError(
-                f"{root} is not empty and holds no run of chunkrl iterate ({min(others)}): use another --output-dir"
-            )
-        if config.train.resume is not None:
-            raise ChunkRLError(
-                f"--resume {config.train.resume}: there is no run of chunkrl iterate to go on with"
-            )
         write_text(root / SOURCES_FILE, json.dumps(sources, indent=1) + "\n")
-    elif config.train.resume is None:
-        raise ChunkRLError(
-            f"{root} holds a run of chunkrl iterate: go on with it by --config {file} --resume {root}, or use "
-            "another --output-dir"
-        )
     else:
         known = read_step(root / SOURCES_FILE)
         if changed := [name for name in sources if known.get(name) != sources[name]]:
@@ -91,7 +85,8 @@ def _begin(config: IterateConfig, plan: Plan, progress: Progress) -> None:
                 "--output-dir"
             )
     remove_temporaries(root)
-    save_config(config, file)
+    fresh = replace(config.train, resume=None, output_dir="", overwrite=False)
+    save_config(replace(config, train=fresh), file)
 
 
 def _sources(plan: Plan, progress: Progress) -> dict[str, str]:
@@ -216,7 +211,7 @@ class _Iteration:
                         "folders of its round and of those behind it"
                     )
             resume = config.output_dir if checkpoints.is_file() else None
-            train(replace(config, resume=resume), progress)
+            train(replace(config, resume=resume, overwrite=resume is None), progress)
             return {"policy": str(plan.policy(arm, number))}
 
         self._step(arm, number, "train", config, act)

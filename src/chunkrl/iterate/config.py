@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import tyro
 
+from chunkrl.config import load_config
 from chunkrl.envs.collect_config import CollectConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.config import EvaluateConfig
-from chunkrl.train_config import TrainConfig
+from chunkrl.train_config import TrainConfig, going_on
 
+CONFIG_FILE = "iterate.json"
 ArmName = Literal["default", "success_cloning", "behaviour_cloning", "no_new_data"]
 SelectBy = Literal["states", "rollouts"]
 
@@ -72,7 +76,7 @@ class StopRule:
 
 
 def _train_defaults() -> TrainConfig:
-    return TrainConfig(output_dir="runs/iterate", keep_checkpoints=1)  # rounds are many, and kept
+    return TrainConfig(keep_checkpoints=1)  # rounds are many, and kept
 
 
 def _no_tasks() -> EvaluateConfig:
@@ -86,7 +90,7 @@ class IterateConfig:
 
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=_train_defaults)
     """Those of `chunkrl train`: data beside the roll-outs (none: the roll-outs alone), objective, updates a round;
-    --output-dir is the run's folder, --resume the same folder where its run goes on."""
+    --output-dir is the run's folder (default: runs/iterate-001, the next free number), --resume RUN alone goes on."""
     rounds: int = 3
     """Policies that are trained, one a round."""
     arms: tuple[ArmName, ...] = ("default",)
@@ -109,3 +113,12 @@ class IterateConfig:
     def trains_pi(self) -> bool:
         """Whether the policy is a pi policy."""
         return self.train.policy.kind == "pi"
+
+
+def resumed_iteration(run: Path, given: Collection[str] = ()) -> IterateConfig:
+    """All settings of the run in the folder `run`, to go on with it; given: as `run_folder.resumed_config`.
+
+    Raises ChunkRLError where it is no folder of an iteration."""
+    config = load_config(IterateConfig, run / CONFIG_FILE, cure="name the folder of a run of chunkrl iterate")
+    init = config.train.init  # the pretrained policy, which every round begins with
+    return replace(config, train=replace(going_on(config.train, run, run, given), init=init))

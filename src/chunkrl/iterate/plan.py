@@ -128,7 +128,11 @@ class Plan:
         """A round's training, on its data sets and the roll-outs `rollouts`, from the pretrained policy."""
         train = self.config.train
         paths = [r.data for r in rollouts]
-        changes: dict[str, Any] = {"output_dir": str(self.folder(arm, number) / TRAIN), "resume": None}
+        changes: dict[str, Any] = {
+            "output_dir": str(self.folder(arm, number) / TRAIN),
+            "resume": None,
+            "overwrite": False,
+        }
         if train.dataset_dir:
             changes["additional_offline_dataset_paths"] = (*train.additional_offline_dataset_paths, *paths)
             changes["dataset_weights"] = self._weights(rollouts)

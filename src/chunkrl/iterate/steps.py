@@ -18,12 +18,21 @@ import torch
 
 from chunkrl.config import save_config
 from chunkrl.data.atomic import write_text
-from chunkrl.data.json_files import as_json, read_json
+from chunkrl.data.json_files import as_json, leaves, read_json
 from chunkrl.errors import ChunkRLError
 
 # what may change while a step's results stay the same
 _FREE = {"num_workers", "hang_s", "videos", "live", "device", "resume", "connect"}
-_FREE |= {"save_interval", "save_updates", "keep_checkpoints", "log_interval", "tracking", "value_videos"}
+_FREE |= {
+    "overwrite",
+    "save_minutes",
+    "save_interval",
+    "save_updates",
+    "keep_checkpoints",
+    "log_interval",
+    "tracking",
+    "value_videos",
+}
 
 
 def run_step(folder: Path, name: str, config: Any, act: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
@@ -59,7 +68,7 @@ def _own_threads() -> Iterator[None]:
 
 def _check_same(file: Path, config: Any) -> None:
     """Raises ChunkRLError where `file` holds another configuration than `config`."""
-    there, here = _leaves(read_step(file)), _leaves(as_json(asdict(config), default=str))
+    there, here = leaves(read_step(file)), leaves(as_json(asdict(config), default=str))
     differing = [
         f"{name} ({there.get(name)!r} there, {here.get(name)!r} here)"
         for name in sorted(there.keys() | here.keys())
@@ -70,17 +79,6 @@ def _check_same(file: Path, config: Any) -> None:
             f"{file} is of another configuration: {'; '.join(differing)}. Go on with that one, or use another "
             "--output-dir"
         )
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= _leaves(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def read_step(file: Path) -> dict[str, Any]:

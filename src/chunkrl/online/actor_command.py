@@ -21,9 +21,9 @@ _LEAST = {
 class ActorCommand:
     """A policy acts on a robot or in a simulator, a human corrects it, every step goes to the learner."""
 
-    policy: str = "runs/train/policy"
-    """A saved policy's folder: a run's `policy`, or any pi folder that says its settings. It acts until the learner
-    sends newer weights, and must be the one that the learner began with."""
+    policy: str = ""
+    """A saved policy's folder (required, but for --send-only): a run's `policy`, or any pi folder that says its
+    settings. It acts until the learner sends newer weights, and must be the one that the learner began with."""
     env: str | None = None
     """A simulator's task, e.g. push-v3, libero_spatial/0 or gym_hil/PandaPickCube. Or give --robot."""
     robot: str | None = None

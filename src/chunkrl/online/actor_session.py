@@ -33,6 +33,7 @@ from chunkrl.online.spool import Spool
 from chunkrl.online.station import Station, open_station
 from chunkrl.online.status import WARNING, StatusLine
 from chunkrl.online.streams import STREAM_FILE, read_actor_stream
+from chunkrl.output_folder import begin_folder
 from chunkrl.training.asking import ask_for
 from chunkrl.training.policy_io import load_policy
 
@@ -47,7 +48,9 @@ _WAITED_FOR_S = 0.1  # between two questions for weights that an episode waits f
 def run_actor(command: ActorCommand) -> None:
     """Records episodes until there are enough or somebody quits, sends them, and says what came of it."""
     command.check()
-    run_dir = Path(command.output_dir)
+    if not command.policy and not command.send_only:
+        raise ChunkRLError("name the policy that acts: chunkrl actor --policy RUN/policy")
+    run_dir = begin_folder(Path(command.output_dir), "actor", resumes=True)
     spool_dir = Path(command.spool) if command.spool else run_dir / "spool"
     with contextlib.ExitStack() as resources:
         warnings = resources.enter_context(session_log(run_dir, LOG_FILE))

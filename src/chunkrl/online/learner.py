@@ -25,7 +25,7 @@ from chunkrl.data.notes import data_notes
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.online.data_worker import DataWorker
-from chunkrl.online.learner_config import LearnerConfig
+from chunkrl.online.learner_config import CONFIG_FILE, LearnerConfig, learner_folder
 from chunkrl.online.learner_data import LearnerData, replay_settings
 from chunkrl.online.learner_evaluation import Evaluations
 from chunkrl.online.learner_source import OnlineSource
@@ -38,12 +38,13 @@ from chunkrl.online.status import WARNING
 from chunkrl.online.streams import ReceivedStreams
 from chunkrl.online.transport import SpoolReceiver
 from chunkrl.online.versions import VersionCounter
+from chunkrl.output_folder import begin_folder, begin_numbered, stem_of
 from chunkrl.progress import Progress, silent
-from chunkrl.train_config import TrainConfig
-from chunkrl.training.run_folder import find_checkpoint
+from chunkrl.train_config import TrainConfig, as_fresh
+from chunkrl.training.run_folder import beginning, find_checkpoint, note_beginning
 
 _LOG = logging.getLogger(__name__)
-CONFIG_FILE, LOG_FILE = "learner.json", "learner.log"
+LOG_FILE = "learner.log"
 CACHE_FOLDER = ".learner-cache"
 """Emptied at each start: a name that nobody gives to a folder of his own."""
 UNLIMITED = 10**9
@@ -56,11 +57,13 @@ def run_learner(config: LearnerConfig, progress: Progress = silent) -> None:
     config.check()
     if ranks.world_size() > 1:
         raise ChunkRLError("the learner is one process: start it without torchrun")
-    run_dir = Path(config.train.output_dir)
+    run_dir = _begin_folder(config)
     with contextlib.ExitStack() as resources:
         warnings = resources.enter_context(session_log(run_dir, LOG_FILE))
         session = _Session(config, run_dir, warnings, resources)
-        save_config(config, run_dir / CONFIG_FILE)  # not that of a learner which has the folder open
+        # not that of a learner which has the folder open
+        note_beginning(config.train, run_dir, "learner", goes_on=True)
+        save_config(replace(config, train=as_fresh(config.train)), run_dir / CONFIG_FILE)
         session.run(progress)
 
 
@@ -78,10 +81,9 @@ class _Session:
         self._looked_at: ChunkCollection | None = None
         self._told_of_tasks = False
         self._speed = (0, time.monotonic(), 0.0)
-        root = Path(config.replay.root) if config.replay.root else run_dir / "replay"
+        root = _replay_root(config, run_dir)
         self._streams = ReceivedStreams(root / "incoming")
         resources.callback(self._streams.close)
-        _refuse_older_run(config.train, run_dir)
         self._receiver = SpoolReceiver(config.listen, self._streams)
         self._receiver.start()
         resources.callback(self._receiver.stop)
@@ -117,7 +119,7 @@ class _Session:
 
     def _learn(self) -> None:
         config, source = self._config, self._source
-        run = ChunkLevelOfflineRL(self._train, source=source)
+        run = ChunkLevelOfflineRL(self._train, source=source, run_dir=self._run_dir)
         self._run = run
         policy_dir = self._run_dir / "policy"
         self._videos = EpisodeVideos(self._train.value_videos, self._run_dir, source.generation)
@@ -247,19 +249,27 @@ class _Session:
             f"{run.trainer.update} updates; {state.num_episodes} episodes, {state.num_steps} steps stored, "
             f"{state.num_set_aside} set aside, {state.num_discarded} discarded since the start",
             f"policy: {self._run_dir / 'policy'}; data: {self._root}",
-            f"go on with: chunkrl learner --config {self._run_dir / CONFIG_FILE} --resume {self._run_dir}",
+            f"go on with: chunkrl learner --resume {self._run_dir}",
         ]
 
 
-def _refuse_older_run(train: TrainConfig, run_dir: Path) -> None:
-    """Raise ChunkRLError where the folder holds a run that is not resumed: results of two would be mixed."""
-    resumed = None if train.resume is None else Path(train.resume).resolve()
-    run = run_dir.resolve()
-    if (run / CONFIG_FILE).exists() and (resumed is None or run not in (resumed, *resumed.parents)):
-        raise ChunkRLError(
-            f"{run_dir} holds an older learner's run ({CONFIG_FILE}), whose evaluations and metrics would be mixed "
-            f"with this one's: go on with it by --resume {run_dir}, or use another --output-dir"
-        )
+def _begin_folder(config: LearnerConfig) -> Path:
+    """The run's folder, ready to be written into. Raises ChunkRLError where it holds a run that is not resumed."""
+    train = config.train
+    resumed = None if train.resume is None else Path(train.resume)
+    if not train.output_dir and resumed is None:
+        return begin_numbered(stem_of(train.dataset_dir, "learner"))
+    folder = Path(train.output_dir or str(learner_folder(Path(train.resume or ""))))
+    resumes = resumed is not None and folder.resolve() in (resumed.resolve(), *resumed.resolve().parents)
+    if train.overwrite and (folder / CONFIG_FILE).is_file():
+        ReceivedStreams(
+            _replay_root(config, folder) / "incoming"
+        ).close()  # a learner that has it open refuses
+    return begin_folder(folder, "learner", resumes=resumes, overwrite=train.overwrite)
+
+
+def _replay_root(config: LearnerConfig, run_dir: Path) -> Path:
+    return Path(config.replay.root) if config.replay.root else run_dir / "replay"
 
 
 def _resolved(config: LearnerConfig, run_dir: Path) -> TrainConfig:
@@ -273,6 +283,9 @@ def _resolved(config: LearnerConfig, run_dir: Path) -> TrainConfig:
             if not (Path(resume) / CONFIG_FILE).exists():
                 raise
             _LOG.warning("%s was ended before its first checkpoint: networks begin anew, data stay", resume)
+            began = beginning(Path(resume))
+            if began is not None and train.init is None:
+                train = replace(train, init=began.init)
             resume = None
     if train.value_updates is None and train.init is not None and resume is None:
         train = replace(train, value_updates=0)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from chunkrl.config import load_config
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.online.config import ListenConfig, ReplayConfig
-from chunkrl.train_config import TrainConfig
+from chunkrl.train_config import TrainConfig, going_on
 from chunkrl.training.config import ActionMode
 
+CONFIG_FILE = "learner.json"
 OBJECTIVES = ("cross_fitted", "advantage_conditioned", "behaviour_cloning", "success_cloning")
 
 
@@ -109,7 +113,7 @@ class OnlineEvaluation:
 
 
 def _train_defaults() -> TrainConfig:
-    return TrainConfig(output_dir="runs/learner", save_updates=1000, keep_checkpoints=3)
+    return TrainConfig(save_updates=1000, keep_checkpoints=3)
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class LearnerConfig:
 
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=_train_defaults)
     """Those of `chunkrl train`; without --dataset-dir the actors' episodes are the only data, without --num-updates
-    training goes on until it is stopped."""
+    training goes on until it is stopped, without --output-dir it goes into runs/<data>-learner-001."""
     listen: ListenConfig = field(default_factory=ListenConfig)
     """Where actors connect."""
     replay: LearnerReplay = field(default_factory=LearnerReplay)
@@ -181,3 +185,18 @@ class LearnerConfig:
                 "--value-videos.num-episodes and --value-videos.every-saves film data that stay: use "
                 "--value-videos.every-episodes, which films the newest episode of the actors"
             )
+
+
+def learner_folder(path: Path) -> Path:
+    """A learner's folder, from itself or from a checkpoint in it."""
+    return next((f for f in (path, path.parent.parent) if (f / CONFIG_FILE).is_file()), path)
+
+
+def resumed_learner(path: Path, given: Collection[str] = ()) -> LearnerConfig:
+    """All settings of the learner whose folder or checkpoint `path` is, to go on with it; given: as
+    `run_folder.resumed_config`. Raises ChunkRLError where it is none."""
+    folder = learner_folder(path)
+    config = load_config(
+        LearnerConfig, folder / CONFIG_FILE, cure="name the folder of a run of chunkrl learner"
+    )
+    return replace(config, train=going_on(config.train, path, folder, given))

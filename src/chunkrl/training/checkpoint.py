@@ -242,6 +242,14 @@ def load_state(folder: Path, finite: bool = True) -> dict[str, Any]:
     return tree
 
 
+def read_plain(folder: Path) -> dict[str, Any]:
+    """What `save_state` wrote besides tensors. Raises CheckpointError where it cannot be read."""
+    tree: dict[str, Any] = {}
+    for name, item in _read_values(folder).items():
+        _insert(tree, name, item)
+    return tree
+
+
 def _read_values(folder: Path) -> dict[str, Any]:
     """What a checkpoint says besides its tensors, by name. Raises CheckpointError where it cannot be read."""
     values = read_json(folder / VALUES, dict, CheckpointError, _USE_ANOTHER, nan=True)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from chunkrl.algorithms.config import BalanceConfig
-from chunkrl.config import load_config
+from chunkrl.config import load_config, save_config
 from chunkrl.data.json_files import read_json
-from chunkrl.data.regular_files import open_regular
+from chunkrl.data.regular_files import is_there, open_regular
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.train_checks import WEIGHTED
-from chunkrl.train_config import TrainConfig
+from chunkrl.train_config import TrainConfig, as_fresh, going_on
 from chunkrl.training.checkpoint import VALUES, left_behind, load_state
 from chunkrl.training.policy_io import PolicySpec, read_spec
+
+RUN_FILE = "run.json"
 
 
 def run_config(path: Path) -> TrainConfig:
@@ -24,6 +28,57 @@ def run_config(path: Path) -> TrainConfig:
     if config.objective in WEIGHTED and "balance" not in read_json(path, dict, ChunkRLError, "restore it"):
         return replace(config, balance=BalanceConfig("none"))
     return config
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """How a run began. command: of chunkrl. init, resumed: where its networks came from, else None."""
+
+    command: str
+    init: str | None = None
+    resumed: str | None = None
+
+
+def save_run(config: TrainConfig, run_dir: Path, command: str, goes_on: bool) -> None:
+    """Writes config.json, with which a fresh run begins (`--config`), and how this one began, unless it goes on."""
+    note_beginning(config, run_dir, command, goes_on)
+    save_config(as_fresh(config), run_dir / "config.json")
+
+
+def note_beginning(config: TrainConfig, run_dir: Path, command: str, goes_on: bool) -> None:
+    """Writes how a run began, unless it goes on."""
+    if not (goes_on and (run_dir / RUN_FILE).is_file()):
+        save_config(RunRecord(command, config.init, config.resume), run_dir / RUN_FILE)
+
+
+def beginning(run_dir: Path) -> RunRecord | None:
+    """How a run began; None where it is of a release that did not note it."""
+    file = run_dir / RUN_FILE
+    cure = "restore it, or delete it"
+    return (
+        load_config(RunRecord, file, CheckpointError, cure) if is_there(file, CheckpointError, cure) else None
+    )
+
+
+def run_of(path: Path) -> Path | None:
+    """The run's folder of a checkpoint, or of itself; None for a checkpoint that lies elsewhere."""
+    folder = find_checkpoint(path)
+    run = folder.parent.parent
+    is_in_run = folder.parent.name == "checkpoints" and os.path.lexists(run / "config.json")
+    return run if is_in_run else None
+
+
+def resumed_config(path: Path, given: Collection[str] = ()) -> TrainConfig:
+    """All settings of the run whose folder or checkpoint `path` is, to go on with it in its folder.
+
+    given: names of settings that are given besides; the ones that would overrule them are left out.
+
+    Raises CheckpointError where there is no checkpoint, ChunkRLError where its config.json is damaged.
+    """
+    run = run_of(path)
+    if run is None:
+        return TrainConfig(resume=str(path))
+    return going_on(run_config(run / "config.json"), path, run, given)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -106,3 +161,49 @@ def _check_same_networks(source: Path, saved: PolicySpec, built: PolicySpec) -> 
             f"--init {source}: another policy than these settings build: {'; '.join(differing)}. Give the settings "
             "of the run that made it (its config.json), and --use-task as its data decided it"
         )
+
+
+# settings that the first data decide where they grow; a resumption has other data
+DECIDED = ("value_updates", "use_task")
+
+FREE = {
+    "resume",
+    "init",
+    "output_dir",
+    "overwrite",
+    "device",
+    "save_interval",
+    "save_updates",
+    "keep_checkpoints",
+    "log_interval",
+    "num_epochs",
+    "num_updates",
+    "tracking",
+    "value_videos",
+}
+FREE |= {
+    "dataset_dir",
+    "additional_offline_dataset_paths",
+    "pi0_checkpoints_dir",
+}  # the checkpoint's contents count, through the data set's digest
+"""What may differ between a run and its resumption."""
+
+
+def check_same_run(saved: TrainConfig, now: TrainConfig, folder: Path) -> None:
+    """Raises CheckpointError where a run of the settings `now` would not be the one that left `folder`."""
+    differing = [
+        difference
+        for f in fields(TrainConfig)
+        if f.name not in FREE
+        for difference in _differences(f.name, getattr(saved, f.name), getattr(now, f.name))
+    ]
+    if differing:
+        raise CheckpointError(f"{folder} was made with another configuration: {'; '.join(differing)}")
+
+
+def _differences(name: str, then: Any, now: Any) -> list[str]:
+    """The settings that differ, by their own names: `balance.kind`."""
+    if is_dataclass(then) and type(then) is type(now):
+        parts = [(f.name, getattr(then, f.name), getattr(now, f.name)) for f in fields(then)]
+        return [found for part, *values in parts for found in _differences(f"{name}.{part}", *values)]
+    return [] if then == now else [f"{name} ({then} then, {now} now)"]
