@@ -41,7 +41,11 @@ LIBERO_BENCHMARKS = ("--suites", "--num-states", "--datasets")
     ("guide", "commands", "others"),
     [
         # --horizon: of chunkrl.models.pi.tiny
-        ("training", ("train", "evaluate", "collect", "manifest"), ("--config", "--horizon", *TORCHRUN)),
+        (
+            "training",
+            ("train", "evaluate", "collect", "manifest", "label", "report"),
+            ("--config", "--horizon", *TORCHRUN),
+        ),
         ("evaluation", ("evaluate", "compare"), ("--no-aggregates", "--tasks")),  # the last: of the benchmark
         (
             "libero",
