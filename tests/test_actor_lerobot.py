@@ -173,7 +173,7 @@ def test_the_actor_runs_a_follower_and_a_leader_of_lerobot():
         items,
         ActorConfig(num_episodes=1),
         Human(
-            ScriptedKeys(["2", "", "5", "", "1", "2"]),
+            ScriptedKeys(["2", "", "", "5", "", "1", "2"]),
             LeaderArm(LeRobotLeader(leader), [0, 1, 2], 0.5, 0.2),
             Handover(0.5, 0.2),
         ),

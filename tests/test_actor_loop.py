@@ -29,9 +29,12 @@ from chunkrl.online.spool import Spool
 from chunkrl.online.status import ActorStatus, StatusLine
 from chunkrl.online.wire import decode_item
 
+START = ("2", "")
+
 
 class _Session:
-    """An actor on a fake robot of 3 joints whose policy goes up by 0.1 a step; `keys`: one entry a poll."""
+    """An actor on a fake robot of 3 joints whose policy goes up by 0.1 a step; `keys`: one entry a poll. There is
+    a poll after the world was reset (`*START`), and one a step."""
 
     def __init__(
         self, keys, leader: FakeLeader | None = None, source=None, limit=np.inf, confirm=True, **config
@@ -86,7 +89,7 @@ class _Keys(ScriptedKeys):
 
 
 def test_an_episode_of_the_policy_is_recorded_step_by_step():
-    session = _Session(["2", "", "", "1", "2", "q"], num_episodes=1)
+    session = _Session([*START, "", "", "1", "2", "q"], num_episodes=1)
     summary = session.actor.run()
     [(steps, end)] = session.episodes()
     assert (end.outcome, end.num_steps, end.total_reward, end.num_interventions) == ("success", 3, 1.0, 0)
@@ -108,9 +111,9 @@ def test_an_episode_of_the_policy_is_recorded_step_by_step():
 
 def test_the_time_limit_truncates_and_a_human_may_still_say_what_it_was():
     for keys, outcome, flags in (
-        ([*("2" + " " * 6), "2"], "timeout", (0.0, False, False, True)),
-        ([*("2" + " " * 6), "1", "2"], "success", (1.0, True, True, False)),
-        ([*("2" + " " * 6), "1", "0", "2"], "failure", (0.0, False, True, False)),
+        ([*START, *" " * 6, "2"], "timeout", (0.0, False, False, True)),
+        ([*START, *" " * 6, "1", "2"], "success", (1.0, True, True, False)),
+        ([*START, *" " * 6, "1", "0", "2"], "failure", (0.0, False, True, False)),
     ):
         session = _Session(keys, num_episodes=1)
         session.actor.run()
@@ -127,7 +130,7 @@ def test_an_own_time_limit_truncates_too():
 
 
 def test_an_episode_recorded_again_is_discarded_and_starts_from_the_same_seed():
-    session = _Session(["2", "", "r", "2", "", "1", "r", "2", "1", "2"], num_episodes=1)
+    session = _Session([*START, "", "r", *START, "", "1", "r", *START, "1", "2"], num_episodes=1)
     summary = session.actor.run()
     assert [end.outcome for _, end in session.episodes()] == ["discarded", "discarded", "success"]
     assert (summary.num_episodes, summary.num_discarded, summary.num_steps) == (1, 2, 1)
@@ -135,8 +138,63 @@ def test_an_episode_recorded_again_is_discarded_and_starts_from_the_same_seed():
     assert len(firsts) == 3 and len(set(firsts)) == 1
 
 
+def shown(session: _Session) -> list[tuple[str, str]]:
+    """Phase and keys as they were shown, without repetitions."""
+    found = [(status.phase, status.hint) for status in session.statuses]
+    return [one for i, one in enumerate(found) if i == 0 or one != found[i - 1]]
+
+
+def test_phase_and_keys_agree_also_after_an_episode_that_is_recorded_again():
+    acting = ("policy", "1 success, 0 failure, r again, q quit")  # nobody is there to take over
+    again = ("ended: discarded", "2 record again, 1 keep as success, 0 keep as failure, q quit without it")
+    resetting = ("resetting", "q quit")
+    session = _Session([*START, "", "r", "", *START, "", "1", "", "2"], num_episodes=1)
+    session.actor.run()
+    ended = ("ended: success", "2 keep and next, 1 success, 0 failure, r again, q keep and quit")
+    assert shown(session) == [
+        ("waiting", "2 start, q quit"),
+        resetting,
+        acting,
+        again,
+        resetting,
+        acting,
+        ended,
+    ]
+    # an episode that ended keeps the number of its steps while its verdict may change
+    assert {status.step for status in session.statuses if status.phase.startswith("ended")} == {2}
+
+
+def test_with_somebody_to_take_over_the_keys_say_so():
+    session = _Session([*START, "5", "5", "1", "2"], FakeLeader(3), num_episodes=1)
+    session.actor.run()
+    told = dict(shown(session))
+    assert told["policy"].startswith("5 take over,") and told["human"].startswith("5 give back,")
+
+
+def test_quitting_without_an_episode_that_was_to_be_recorded_again():
+    session = _Session([*START, "", "r", "q"], num_episodes=3)
+    summary = session.actor.run()
+    assert (summary.num_episodes, summary.num_discarded) == (0, 1)
+
+
+def test_what_is_pressed_while_the_world_is_reset_is_no_verdict():
+    session = _Session(["2", "r15", "", "1", "2"], num_episodes=1)  # pressed before anything was seen
+    summary = session.actor.run()
+    assert [end.outcome for _, end in session.episodes()] == ["success"] and summary.num_discarded == 0
+    gone = _Session(["2", "q"], num_episodes=1)
+    assert gone.actor.run().num_episodes == 0 and gone.items == []
+
+
+def test_while_the_learner_is_waited_for_no_key_starts_an_episode():
+    session = _Session(["2", "2", "", *START, "1", "2"], num_episodes=1)
+    answers = iter([False, False, True])
+    session.actor._ready = lambda: next(answers)
+    session.actor.run()
+    assert shown(session)[:3] == [("waiting", "2 start, q quit"), ("held", "q quit"), ("resetting", "q quit")]
+
+
 def test_quitting_keeps_the_running_episode_as_truncated():
-    session = _Session(["2", "", "q"])
+    session = _Session([*START, "", "q"])
     summary = session.actor.run()
     [(steps, end)] = session.episodes()
     assert (end.outcome, len(steps), summary.num_episodes) == ("timeout", 2, 1)
@@ -157,7 +215,7 @@ def test_a_leader_arm_takes_over_and_gives_back_without_a_jump():
             return super().poll()
 
     session = _Session([], leader, num_episodes=1)
-    session.actor._keys = Hand(["2", "5", "", "", "", "5", "1", "2"])
+    session.actor._keys = Hand([*START, "5", "", "", "", "5", "1", "2"])
     summary = session.actor.run()
     [(steps, end)] = session.episodes()
     assert [step.human for step in steps] == [False] + [True] * 4 + [False]
@@ -265,7 +323,7 @@ def test_actors_that_could_jump_or_do_not_fit_are_refused():
 
 
 def test_what_the_actor_records_is_what_its_spool_takes(tmp_path):
-    session = _Session(["2", "", "r", "2", "", "", "1", "2"], num_episodes=1)
+    session = _Session([*START, "", "r", *START, "", "", "1", "2"], num_episodes=1)
     step = session.env.reset(seed=0)
     spec = stream_spec(session.env, step, session.env.state_names, session.env.action_names)
     with Spool(tmp_path / "spool") as spool:

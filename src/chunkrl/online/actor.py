@@ -22,13 +22,6 @@ from chunkrl.online.recorder import EpisodeRecorder, Executed, StepSink
 from chunkrl.online.signals import handled
 from chunkrl.online.status import ActorStatus, silent
 
-_HINTS = {
-    Phase.WAITING: "2 start, q quit",
-    Phase.POLICY: "5 take over, 1 success, 0 failure, r again, q quit",
-    Phase.HUMAN: "5 give back, 1 success, 0 failure, r again, q quit",
-    Phase.ENDED: "2 keep and next, 1 success, 0 failure, r again, q keep and quit",
-}
-
 
 @dataclass(frozen=True)
 class ActorConfig:
@@ -164,19 +157,31 @@ class Actor:
 
     def _run_episodes(self) -> None:
         wanted = self._config.num_episodes
-        go_on = self._wait_for_next(None)
+        go_on = self._wait_for_next(None, 0)
         while go_on and (wanted is None or self._counts["episodes"] < wanted) and self._wait_until_ready():
             number = self._config.first_episode + self._counts["episodes"]
             # an episode recorded again keeps its number, and so its initial state
             seed = int(np.random.default_rng([self._config.seed, number]).integers(2**31))
+            step = self._reset(seed)
+            if self._phases.quit:
+                return
             recorder = EpisodeRecorder(self._sink, self._config.actor_id, self._env.task)
-            last, confirmed = self._run_episode(seed, recorder)
-            go_on = confirmed or self._wait_for_next(last)
+            last, confirmed = self._run_episode(step, seed, recorder)
+            go_on = confirmed or self._wait_for_next(last, recorder.num_steps)
             self._finish(recorder)
 
-    def _run_episode(self, seed: int, recorder: EpisodeRecorder) -> tuple[EnvStep, bool]:
-        """One episode up to its end. The world then, and whether a human has asked for the next one already."""
+    def _reset(self, seed: int) -> EnvStep:
+        """The world at the beginning of an episode; on a robot that takes seconds. What is pressed meanwhile is no
+        verdict on an episode that nobody has seen: it ends the session, or means nothing."""
+        self._phases.prepare()
+        self._report(0)
         step = self._env.reset(seed)
+        self._obey_keys()
+        return step
+
+    def _run_episode(self, step: EnvStep, seed: int, recorder: EpisodeRecorder) -> tuple[EnvStep, bool]:
+        """One episode from `step` up to its end. The world then, and whether a human has asked for the next one
+        already."""
         self._phases.begin()
         self._guard.reset(step)
         self._human_acts = False
@@ -261,13 +266,14 @@ class Actor:
         keys = self._keys.poll() + ("q" if self._stop.is_set() else "")
         return self._phases.apply(keys)
 
-    def _wait_for_next(self, last: EnvStep | None) -> bool:
-        """Waits for `2`, while outcomes may change; False: somebody quit. last: the world, None at the start."""
+    def _wait_for_next(self, last: EnvStep | None, num_steps: int) -> bool:
+        """Waits for `2`, while outcomes may change; False: somebody quit. last, num_steps: the world and the episode
+        that ended, None and 0 at the start."""
         if not self._config.confirm:
             self._obey_keys()
             return not self._phases.quit
         while not self._phases.quit:
-            self._report(0)
+            self._report(num_steps)
             if self._obey_keys():
                 return True
             if last is not None and self._corrector is not None:
@@ -280,6 +286,7 @@ class Actor:
     def _wait_until_ready(self) -> bool:
         """False: somebody quit."""
         while not self._phases.quit and not self._ready():
+            self._phases.hold()
             self._report(0)
             self._obey_keys()
             time.sleep(1.0 / self._env.fps)
@@ -315,7 +322,7 @@ class Actor:
                 policy_version=self._executor.version,
                 num_interventions=phases.num_interventions,
                 queue_length=self._executor.queue_length,
-                hint="" if isinstance(self._keys, NoKeys) else _HINTS[phases.phase],
+                hint="" if isinstance(self._keys, NoKeys) else phases.hint,
                 num_done=self._counts["episodes"],
                 num_success=self._counts["success"],
             )

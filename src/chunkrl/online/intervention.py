@@ -5,9 +5,11 @@
 | `5` | the human takes over, or gives back | |
 | `1` | the episode ends as a success | it was a success |
 | `0` | the episode ends as a failure | it was a failure |
-| `2` | | the next episode starts; what is recorded now counts |
+| `2` | | what was recorded counts, and the next episode starts; after `r` the same one starts again |
 | `r` | the episode ends and is recorded again | it is recorded again |
-| `q` | the episode ends without a verdict, and the session too | the session ends |
+| `q` | the episode ends without a verdict, and the session too | the session ends; after `r` without the episode |
+
+While the world is reset, or the learner waited for, `q` alone means something.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ from chunkrl.online.records import Outcome
 
 
 class Phase(Enum):
-    """waiting: for the first or next episode. policy, human: who acts. ended: the episode is over and its outcome
-    may still be changed."""
+    """waiting: for a person to start. held: an episode is asked for, and the learner waited for. resetting: it is
+    about to begin. policy, human: who acts. ended: the episode is over and its outcome may still be changed."""
 
     WAITING = "waiting"
+    HELD = "held"
+    RESETTING = "resetting"
     POLICY = "policy"
     HUMAN = "human"
     ENDED = "ended"
@@ -72,6 +76,27 @@ class EpisodePhases:
     def running(self) -> bool:
         """An episode is under way."""
         return self.phase in (Phase.POLICY, Phase.HUMAN)
+
+    @property
+    def hint(self) -> str:
+        """The keys that mean something now, and what."""
+        if self.running:
+            take = "5 take over, " if self.phase is Phase.POLICY else "5 give back, "
+            return (take if self._can_intervene else "") + "1 success, 0 failure, r again, q quit"
+        if self.phase is Phase.ENDED:
+            if self.outcome == "discarded":
+                return "2 record again, 1 keep as success, 0 keep as failure, q quit without it"
+            return "2 keep and next, 1 success, 0 failure, r again, q keep and quit"
+        return "2 start, q quit" if self.phase is Phase.WAITING else "q quit"
+
+    def hold(self) -> None:
+        """An episode is asked for, and cannot begin yet."""
+        self.phase = Phase.HELD
+
+    def prepare(self) -> None:
+        """The world is made ready for an episode."""
+        assert not self.running, "the episode before is still under way"
+        self.phase, self.outcome, self.num_interventions = Phase.RESETTING, None, 0
 
     def begin(self) -> None:
         """An episode starts, with the policy."""
