@@ -53,3 +53,13 @@ class ManifestCommand:
     """A run's folder (its policy, checkpoints and values), or one of these."""
     renew: bool = False
     """Accept what has changed since: look the files through, and write their sums anew."""
+
+
+@dataclass(frozen=True)
+class CompletionCommand:
+    """A script for your shell, which completes commands, flags and their choices: put
+    eval "$(chunkrl completion bash)" into ~/.bashrc, the same with zsh into ~/.zshrc; for fish run
+    chunkrl completion fish > ~/.config/fish/completions/chunkrl.fish"""
+
+    shell: Annotated[str, tyro.conf.Positional] = ""
+    """bash, zsh or fish."""

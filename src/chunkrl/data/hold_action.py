@@ -16,6 +16,7 @@ class HoldAction:
     """The action that keeps the robot where it is, which pads chunks beyond an episode's end.
 
     control: `delta` (zero motion, `gripper_dims` keep their last value) or `absolute` (the last action).
+    gripper_dims: of the action, which say where the gripper is and not how it moves.
     """
 
     control: Literal["delta", "absolute"] = "delta"

@@ -72,6 +72,7 @@ class LabelRule:
         successful episode. gripper: where the gripper's command crosses the middle of its range.
         pick_place: grasps, lifts and placements by rules on command and state (`pick_place`; LIBERO).
         csv: at the frames that the file `subgoal_csv` lists (columns episode_index, frame_index).
+    subgoal_csv: the file of subgoal="csv". failure_penalty: what a failure costs with step_reward="cost".
     subgoal_key: the column with the sub-goal flags. gripper_index: the action's dimension of the gripper.
     pick_place: settings of subgoal="pick_place".
     step_reward: auto: next.reward if there is one, else reward, else success. success: 1 at success, else 0.

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.suggest import did_you_mean
 
 # Time limits in environment steps, as openpi's LIBERO evaluation has them (libero_90: 400).
 MAX_STEPS = {
@@ -95,7 +96,9 @@ def suite_tasks(suite: str) -> tuple[LiberoTask, ...]:
         MissingExtraError: LIBERO is not installed.
     """
     if suite not in SUITES:
-        raise ChunkRLError(f"LIBERO has no suite {suite!r}; choose one of {', '.join(SUITES)}")
+        raise ChunkRLError(
+            f"LIBERO has no suite {suite!r}{did_you_mean(suite, SUITES)}; it has {', '.join(SUITES)}"
+        )
     return tuple(LiberoTask(suite, number, name) for number, name in enumerate(_task_files()[suite]))
 
 

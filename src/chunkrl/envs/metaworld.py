@@ -15,6 +15,7 @@ from chunkrl.envs.metaworld_states import InitialStates, touches
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.envs.software_render import SoftwareRenderer, metaworld_camera
 from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.suggest import did_you_mean
 
 State = Literal["full", "compact"]
 _XYZ = ("x", "y", "z")
@@ -62,7 +63,10 @@ def task_names() -> tuple[str, ...]:
 def check_task(name: str) -> None:
     """Raises ChunkRLError unless MetaWorld has a task `name`."""
     if name not in task_names():
-        raise ChunkRLError(f"MetaWorld has no task {name!r}; choose one of {', '.join(task_names())}")
+        raise ChunkRLError(
+            f"MetaWorld has no task {name!r}{did_you_mean(name, task_names())}; it has "
+            f"{', '.join(task_names())}"
+        )
 
 
 def task_text(name: str) -> str:

@@ -56,7 +56,8 @@ PolicyKind = Literal["gaussian", "flow", "pi"]
 @dataclass(frozen=True)
 class PolicyConfig:
     """kind: `gaussian`, `flow`, or `pi`, the pretrained checkpoint of --pi0-config. spread: of the Gaussian, `state`
-    (a network output) or `fixed` (`fixed_std`, normalised units). flow_steps: Euler steps when sampling."""
+    (a network output) or `fixed`. fixed_std: its deviation where it is fixed, normalised
+    units. flow_steps: Euler steps when sampling."""
 
     kind: PolicyKind = "gaussian"
     spread: Literal["state", "fixed"] = "state"

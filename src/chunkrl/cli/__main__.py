@@ -1,0 +1,5 @@
+"""`python -m chunkrl.cli` is `chunkrl`."""
+
+from chunkrl.cli import main
+
+main()

@@ -1,0 +1,117 @@
+"""A command's options from flags, on top of those of `--config FILE`: every name that `chunkrl.settings` knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from chunkrl.data.json_files import read_json
+from chunkrl.errors import ChunkRLError
+from chunkrl.settings import Setting, Settings
+from chunkrl.suggest import did_you_mean
+
+T = TypeVar("T")
+_CURE = "give another file, or correct it"
+_SPELT = {"true", "false", "yes", "no", "on", "off", "1", "0"}
+
+
+def parse(cls: type[T], command: str, arguments: Sequence[str]) -> T:
+    """The options of a command.
+
+    Raises:
+        ChunkRLError: an unknown or ambiguous name, a switch with a value, or a file that is none of such options.
+        SystemExit: a value that its setting cannot have; the reason is printed.
+    """
+    import tyro
+
+    given, file = _take_config(arguments)
+    default = cls()
+    if file is not None:
+        default = read_options(Settings(default), file)
+    flags = as_flags(Settings(default), command, given)
+    return tyro.cli(cls, prog=f"chunkrl {command}", args=flags, default=default, add_help=False)
+
+
+def read_options(settings: Settings, file: Path) -> Any:
+    """The record with what a JSON or YAML file says. Raises ChunkRLError naming the file and the key."""
+    if file.suffix.lower() in (".yaml", ".yml"):
+        from chunkrl.data.yaml_files import read_yaml
+
+        values = read_yaml(file, ChunkRLError, _CURE)
+    else:
+        values = read_json(file, dict, ChunkRLError, _CURE)
+    try:
+        return settings.of_values(values)
+    except ChunkRLError as reason:
+        raise ChunkRLError(f"{file}: {reason}: {_CURE}") from reason
+
+
+def as_flags(settings: Settings, command: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments as tyro spells them: each name as its flag, each switch as its flag or its opposite."""
+    flags: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--":
+            return [*flags, argument, *rest]
+        if not argument.startswith("--"):
+            flags.append(argument)
+            continue
+        name, equals, value = argument.partition("=")
+        setting, is_on = _find(settings, command, name)
+        if not setting.is_switch:
+            flags += [setting.flag, value] if equals else [setting.flag]
+            continue
+        spelt = value if equals else rest[0] if rest and rest[0].lower() in _SPELT else None
+        if spelt is not None:
+            raise ChunkRLError(
+                f"{name} {spelt}: a switch has no value; write {setting.flag} or {setting.off_flag}"
+            )
+        if setting.is_optional:
+            flags += [setting.flag, str(is_on)]
+        else:
+            flags.append(setting.flag if is_on else setting.off_flag)
+    return flags
+
+
+def _take_config(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
+    given = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
+    if "--config" not in given:
+        return given, None
+    position = given.index("--config")
+    if position + 1 == len(given):
+        raise ChunkRLError("--config needs a file")
+    file = Path(given[position + 1])
+    del given[position : position + 2]
+    if "--config" in given:
+        raise ChunkRLError("--config is given twice: give one file")
+    return given, file
+
+
+def _find(settings: Settings, command: str, name: str) -> tuple[Setting, bool]:
+    """The setting of a flag, and for a switch whether it is on."""
+    plain = name.removeprefix("--").replace("-", "_")
+    section, dot, last = plain.rpartition(".")
+    for wanted, is_on in ((plain, True), (f"{section}{dot}{last.removeprefix('no_')}", False)):
+        found = [s for s in settings.matches(wanted) if is_on or (s.is_switch and wanted != plain)]
+        if len(found) > 1:
+            flags = " or ".join(s.flag if is_on else s.off_flag for s in found)
+            raise ChunkRLError(f"{name} is the name of several options: write {flags}")
+        if found and found[0].is_positional:
+            raise ChunkRLError(f"{name} has no flag: chunkrl {command} {found[0].name.upper()}")
+        if found:
+            return found[0], is_on
+    switch = [s for s in settings.matches(plain.removeprefix("no_")) if s.is_switch]
+    if plain.startswith("no_") and switch:
+        raise ChunkRLError(f"{name} is written {switch[0].off_flag}")
+    raise ChunkRLError(
+        f"unknown option {name}{_nearest(settings, name)}; chunkrl {command} --help-all lists all"
+    )
+
+
+def _nearest(settings: Settings, name: str) -> str:
+    flags = [s.flag for s in settings.all if s.flag] + [
+        s.off_flag for s in settings.all if s.is_switch and s.flag
+    ]
+    return did_you_mean(name.replace("_", "-"), flags)

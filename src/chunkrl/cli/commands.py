@@ -1,0 +1,229 @@
+"""The commands: where the options of each stand, what runs them, and which options its short help shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    options: MODULE:CLASS of its options, a module that imports quickly. run: MODULE:FUNCTION that takes them, and a
+    `Progress` where `shows_progress`. common: the options of its short help, by flag without hyphens; (): all.
+    """
+
+    name: str
+    summary: str
+    options: str
+    run: str
+    shows_progress: bool = True
+    common: tuple[str, ...] = ()
+
+    def options_class(self) -> type:
+        """The record of its options."""
+        return _load(self.options)
+
+    def __call__(self, options: Any) -> None:
+        """Runs it."""
+        run = _load(self.run)
+        if self.shows_progress:
+            from chunkrl.progress import ProgressBars
+
+            run(options, ProgressBars())
+        else:
+            run(options)
+
+
+def _load(place: str) -> Any:
+    module, name = place.split(":")
+    return getattr(import_module(module), name)
+
+
+_DATA = ("dataset-dir", "success", "success-episodes", "cameras", "resize")
+_POLICY = ("objective", "policy.kind", "pi0-config", "pi.train")
+_RUN = ("output-dir", "batch-size", "lr", "seed", "device", "init", "resume")
+
+_COMMANDS = (
+    Command(
+        "demo",
+        "the main job on MetaWorld: collect, train, compare, report",
+        "chunkrl.options:DemoConfig",
+        "chunkrl.demo:run_demo",
+        shows_progress=False,
+    ),
+    Command(
+        "collect",
+        "mixed-quality episodes of scripts and policies in a simulator, as a LeRobot data set",
+        "chunkrl.envs.collect_config:CollectCommand",
+        "chunkrl.envs.collect:collect",
+    ),
+    Command(
+        "inspect",
+        "what a LeRobot data set holds, and every problem in it",
+        "chunkrl.data.inspect_config:InspectCommand",
+        "chunkrl.data.inspect:inspect_dataset",
+        common=(
+            "json",
+            "images",
+            "horizon",
+            "success",
+            "success-episodes",
+            "state-key",
+            "action-key",
+            "image-keys",
+        ),
+    ),
+    Command(
+        "label",
+        "success, rewards, sub-goals and returns by rule, beside the data",
+        "chunkrl.data.label_config:LabelCommand",
+        "chunkrl.data.label_command:label_dataset",
+        common=(
+            *("success", "success-episodes", "success-key", "subgoal", "subgoal-key", "step-reward", "gamma"),
+            *("output", "export", "replay.suite", "state-key", "action-key", "skip-bad-episodes"),
+        ),
+    ),
+    Command(
+        "train",
+        "a better chunk policy from a LeRobot data set",
+        "chunkrl.train_config:TrainConfig",
+        "chunkrl.commands:train",
+        common=(
+            *_DATA,
+            *("action-horizon", "action-dim", "gamma"),
+            *_POLICY,
+            *("beta", "num-folds", "value-epochs", "num-epochs", "num-updates"),
+            *_RUN,
+        ),
+    ),
+    Command(
+        "evaluate",
+        "a trained policy in simulators, from fixed initial states",
+        "chunkrl.evaluation.config:EvaluateCommand",
+        "chunkrl.evaluation.evaluate_command:evaluate_policy",
+    ),
+    Command(
+        "compare",
+        "finished evaluations against each other, state by state",
+        "chunkrl.evaluation.config:CompareCommand",
+        "chunkrl.evaluation.compare_command:compare",
+        shows_progress=False,
+    ),
+    Command(
+        "iterate",
+        "rounds of roll-outs and training on them, each again from the pretrained policy",
+        "chunkrl.iterate.config:IterateConfig",
+        "chunkrl.iterate.command:iterate",
+        common=(
+            *(
+                "init",
+                "pi0-config",
+                "rounds",
+                "arms",
+                "collect.env",
+                "collect.num-episodes",
+                "rollouts.actor",
+            ),
+            *(
+                "rollouts.folder",
+                "rollouts.share",
+                "evaluation.env",
+                "evaluation.num-episodes",
+                "selection.by",
+            ),
+            *(
+                "dataset-dir",
+                "objective",
+                "policy.kind",
+                "num-updates",
+                "output-dir",
+                "seed",
+                "device",
+                "resume",
+            ),
+        ),
+    ),
+    Command(
+        "learner",
+        "trains while actors send episodes, and sends them newer weights",
+        "chunkrl.online.learner_config:LearnerConfig",
+        "chunkrl.online.learner:run_learner",
+        common=(
+            *("dataset-dir", "init", "objective", "policy.kind", "pi0-config", "listen.address"),
+            *(
+                "listen.token-file",
+                "replay.root",
+                "replay.capacity-steps",
+                "online.share",
+                "online.start-episodes",
+            ),
+            *("online.updates-per-step", "online.push-s", "evaluation.env", "num-updates"),
+            *("output-dir", "batch-size", "lr", "device", "resume"),
+        ),
+    ),
+    Command(
+        "actor",
+        "a policy acts online, a human corrects, every step goes to the learner",
+        "chunkrl.online.actor_command:ActorCommand",
+        "chunkrl.online.actor_session:run_actor",
+        shows_progress=False,
+        common=(
+            *("policy", "env", "robot", "output-dir", "actor-id", "connect.address", "connect.token-file"),
+            *(
+                "offline",
+                "send-only",
+                "num-episodes",
+                "seed",
+                "max-steps",
+                "rate-hz",
+                "n-action-steps",
+                "mode",
+            ),
+            *("keys", "confirm", "corrector", "camera-size", "device"),
+        ),
+    ),
+    Command(
+        "report",
+        "one HTML page of a training run: data, curves, values, advantages, frames",
+        "chunkrl.evaluation.config:ReportCommand",
+        "chunkrl.evaluation.run_report:report",
+    ),
+    Command(
+        "download",
+        "pretrained pi0 and pi0.5 checkpoints",
+        "chunkrl.integration.config:DownloadCommand",
+        "chunkrl.integration.download:download",
+    ),
+    Command(
+        "convert",
+        "a pi checkpoint of any layout to a LeRobot folder",
+        "chunkrl.integration.convert:ConvertCommand",
+        "chunkrl.integration.convert:convert",
+        shows_progress=False,
+    ),
+    Command(
+        "manifest",
+        "whether a policy, checkpoint or run is still what was written",
+        "chunkrl.options:ManifestCommand",
+        "chunkrl.manifest_command:check_manifests",
+        shows_progress=False,
+    ),
+    Command(
+        "doctor",
+        "what is installed, and what is missing",
+        "chunkrl.options:DoctorConfig",
+        "chunkrl.doctor:run_doctor",
+        shows_progress=False,
+    ),
+    Command(
+        "completion",
+        "commands and flags for the Tab key of bash, zsh or fish",
+        "chunkrl.options:CompletionCommand",
+        "chunkrl.cli.completion:print_completion",
+        shows_progress=False,
+    ),
+)
+COMMANDS = {command.name: command for command in _COMMANDS}
