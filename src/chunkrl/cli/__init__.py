@@ -50,4 +50,4 @@ def _run(command: Command, arguments: Sequence[str]) -> None:
         return
     from chunkrl.cli.arguments import parse
 
-    command(parse(command.options_class(), command.name, arguments))
+    command(parse(command, arguments))

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from chunkrl.cli.commands import Command
 from chunkrl.data.json_files import read_json
 from chunkrl.errors import ChunkRLError
 from chunkrl.settings import Setting, Settings
 from chunkrl.suggest import did_you_mean
 
-T = TypeVar("T")
 _CURE = "give another file, or correct it"
 _SPELT = {"true", "false", "yes", "no", "on", "off", "1", "0"}
 
 
-def parse(cls: type[T], command: str, arguments: Sequence[str]) -> T:
-    """The options of a command.
+def parse(command: Command, arguments: Sequence[str]) -> Any:
+    """The options of a command: from flags, on top of `--config FILE` or else of the run that `--resume` names.
 
     Raises:
         ChunkRLError: an unknown or ambiguous name, a switch with a value, or a file that is none of such options.
@@ -26,11 +26,22 @@ def parse(cls: type[T], command: str, arguments: Sequence[str]) -> T:
     import tyro
 
     given, file = _take_config(arguments)
-    default = cls()
+    cls = command.options_class()
+    settings = Settings(cls())
+    flags = as_flags(settings, command.name, given)
+    default = settings.default
     if file is not None:
-        default = read_options(Settings(default), file)
-    flags = as_flags(Settings(default), command, given)
-    return tyro.cli(cls, prog=f"chunkrl {command}", args=flags, default=default, add_help=False)
+        default = read_options(settings, file)
+    elif command.resumed and (run := _value_of("--resume", flags)) is not None:
+        names = {flag[2:].replace("-", "_") for flag in flags if flag.startswith("--")}
+        default = command.resumed_options(Path(run), names)
+    return tyro.cli(cls, prog=f"chunkrl {command.name}", args=flags, default=default, add_help=False)
+
+
+def _value_of(flag: str, flags: Sequence[str]) -> str | None:
+    """What follows the flag; None where it is not given or says None."""
+    following = flags[flags.index(flag) + 1 :] if flag in flags else []
+    return following[0] if following and following[0] != "None" else None
 
 
 def read_options(settings: Settings, file: Path) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 
@@ -13,6 +15,8 @@ class Command:
 
     options: MODULE:CLASS of its options, a module that imports quickly. run: MODULE:FUNCTION that takes them, and a
     `Progress` where `shows_progress`. common: the options of its short help, by flag without hyphens; (): all.
+    resumed: MODULE:FUNCTION that takes the folder that --resume names, and the names of the options that are given
+    besides, and returns the options of the run there; "": it has no such option.
     """
 
     name: str
@@ -21,10 +25,15 @@ class Command:
     run: str
     shows_progress: bool = True
     common: tuple[str, ...] = ()
+    resumed: str = ""
 
     def options_class(self) -> type:
         """The record of its options."""
         return _load(self.options)
+
+    def resumed_options(self, run: Path, given: Collection[str]) -> Any:
+        """The options of the run in the folder `run`, to go on with it. given: names of options that are given."""
+        return _load(self.resumed)(run, given)
 
     def __call__(self, options: Any) -> None:
         """Runs it."""
@@ -44,7 +53,7 @@ def _load(place: str) -> Any:
 
 _DATA = ("dataset-dir", "success", "success-episodes", "cameras", "resize")
 _POLICY = ("objective", "policy.kind", "pi0-config", "pi.train")
-_RUN = ("output-dir", "batch-size", "lr", "seed", "device", "init", "resume")
+_RUN = ("output-dir", "batch-size", "lr", "seed", "device", "init", "resume", "overwrite")
 
 _COMMANDS = (
     Command(
@@ -98,6 +107,7 @@ _COMMANDS = (
             *("beta", "num-folds", "value-epochs", "num-epochs", "num-updates"),
             *_RUN,
         ),
+        resumed="chunkrl.training.run_folder:resumed_config",
     ),
     Command(
         "evaluate",
@@ -145,6 +155,7 @@ _COMMANDS = (
                 "resume",
             ),
         ),
+        resumed="chunkrl.iterate.config:resumed_iteration",
     ),
     Command(
         "learner",
@@ -163,6 +174,7 @@ _COMMANDS = (
             *("online.updates-per-step", "online.push-s", "evaluation.env", "num-updates"),
             *("output-dir", "batch-size", "lr", "device", "resume"),
         ),
+        resumed="chunkrl.online.learner_config:resumed_learner",
     ),
     Command(
         "actor",
