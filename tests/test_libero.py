@@ -34,7 +34,7 @@ HAS_LIBERO = (
 HAS_ASSETS = HAS_LIBERO and installed_assets() is not None
 pytestmark = [
     pytest.mark.libero,
-    pytest.mark.skipif(not HAS_LIBERO, reason="LIBERO is not installed: pip install 'chunkrl[libero]'"),
+    pytest.mark.skipif(not HAS_LIBERO, reason="LIBERO is not installed: pip install '.[libero]'"),
     pytest.mark.skipif(not HAS_ASSETS, reason="no LIBERO assets here: export LIBERO_ASSETS=FOLDER"),
 ]
 DRAWER = "libero_spatial/4"  # the bowl lies in a drawer: fixtures, joints and contacts from the first step

@@ -169,7 +169,7 @@ def test_wandb_that_is_missing_is_said_before_training(
 ) -> None:
     data = write_dataset(tmp_path / "d", random_episodes(4))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"wandb.*pip install 'chunkrl\[tracking\]'"):
+    with pytest.raises(MissingExtraError, match=r"wandb.*pip install .*\[tracking\]'"):
         ChunkLevelOfflineRL(**settings(data, tmp_path / "run", tracking=TrackingConfig(wandb=True)))
     with pytest.raises(ChunkRLError, match=r"tracking\.mode is 'off'"):
         TrackingConfig(mode="off")  # type: ignore[arg-type]

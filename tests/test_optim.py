@@ -22,7 +22,7 @@ from chunkrl.training.optim import Ema, Optimizer, learning_rate, prepare_precis
 
 COSINE = OptimConfig(lr=1e-2, schedule="cosine", warmup_updates=3, weight_decay=0.1, grad_clip=0.5)
 needs_torchao = pytest.mark.skipif(
-    find_spec("torchao") is None, reason="torchao is not installed: pip install 'chunkrl[eightbit]'"
+    find_spec("torchao") is None, reason="torchao is not installed: pip install '.[eightbit]'"
 )
 
 

@@ -7,26 +7,47 @@ import os
 import platform
 import shutil
 import sys
+import textwrap
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import torch
 from packaging.markers import Marker
 from packaging.requirements import Requirement
+from packaging.version import Version
 
+from chunkrl import __version__
 from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.install import install_command
 from chunkrl.options import DoctorConfig
 
+_WIDTH = 80
+PURPOSES = {
+    "dev": "tests, linter, types",
+    "eightbit": "AdamW with moments of 8 bits",
+    "evaluation": "comparisons of several training seeds",
+    "gcs": "pi checkpoints from Google Cloud Storage",
+    "hil": "gym-hil's scene, by keyboard",
+    "keyboard": "an actor's keys beside a display",
+    "lerobot": "LeRobot's robots and leader arms",
+    "libero": "the LIBERO simulator",
+    "online": "actor and learner",
+    "pi": "pi0 and pi0.5",
+    "sim": "MetaWorld, the demo",
+    "tracking": "Weights & Biases",
+}
 
-def _installed(requirement: Requirement) -> str:
-    """`name version`, marked where it is missing or outside the range that chunkrl supports."""
+
+def _lacking(requirement: Requirement) -> str:
+    """What is missing, or outside the range that chunkrl supports; "" for nothing."""
     try:
         found = version(requirement.name)
     except PackageNotFoundError:
-        return f"{requirement.name} MISSING (needs {requirement.specifier or 'any version'})"
+        return f"{requirement.name}{requirement.specifier}"
     if not requirement.specifier.contains(found, prereleases=True):
-        return f"{requirement.name} {found} OUTSIDE {requirement.specifier}"
-    return f"{requirement.name} {found}"
+        return f"{requirement.name}{requirement.specifier} (not {found})"
+    return ""
 
 
 def requirements() -> dict[str, list[Requirement]]:
@@ -121,46 +142,87 @@ def _libero() -> str:
     return f"{package}; assets {assets_fingerprint(assets)}: {assets}"
 
 
+def _has_display() -> bool:
+    return bool(os.environ.get("DISPLAY")) or sys.platform in ("darwin", "win32")
+
+
 def _keys() -> str:
     """Where the keys of `chunkrl actor` can come from here."""
     terminal = "terminal (this one)" if sys.stdin is not None and sys.stdin.isatty() else "terminal (ssh -t)"
-    display = bool(os.environ.get("DISPLAY")) or sys.platform in ("darwin", "win32")
     if importlib.util.find_spec("pynput") is None:
         return f"{terminal}; pynput: not installed (extra keyboard)"
-    return f"{terminal}; pynput: {'a display is there' if display else 'no display (DISPLAY is unset)'}"
+    return (
+        f"{terminal}; pynput: {'a display is there' if _has_display() else 'no display (DISPLAY is unset)'}"
+    )
 
 
 def run_doctor(config: DoctorConfig) -> None:
-    """Prints the findings, one a line."""
-    print(f"python      {platform.python_version()} ({sys.executable})")
-    print(f"platform    {platform.platform()}, {os.cpu_count()} cores")
-    print(f"memory      {_memory()}")
-    free = shutil.disk_usage(Path(config.output_dir).resolve()).free / 2**30
-    print(f"disk        {free:.1f} GiB free at {Path(config.output_dir).resolve()}")
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(index)
-            free, total = (size / 2**30 for size in torch.cuda.mem_get_info(index))
-            memory = f"{total:.0f} GiB, {free:.0f} GiB free"
-            print(f"gpu {index}       {properties.name}, {memory}, CUDA {torch.version.cuda}")
-    else:
-        built = "without CUDA" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}"
-        print(f"gpu         none found by this PyTorch (built {built})")
-    print(f"tokenizer   {_tokenizer()}")
-    for line in _checkpoints(Path(config.pi0_checkpoints_dir)):
-        print(f"checkpoint  {line}")
-    print(f"keys        {_keys()}")
-    missing = []
-    for extra, group in sorted(requirements().items()):
-        lines = [_installed(requirement) for requirement in group]
-        bad = [line for line in lines if "MISSING" in line or "OUTSIDE" in line]
-        name = f"extra {extra}" if extra else "core"
-        print(f"{name:<12}{'; '.join(lines)}")
-        if bad:
-            missing.append(f"chunkrl[{extra}]" if extra else "chunkrl")
-    for name in missing:
-        print(f"to complete: pip install '{name}'")
+    """Prints a table of what is there: the machine, pi checkpoints, and the extras that can be completed here."""
+    rows = [*_machine(Path(config.output_dir).resolve()), ("tokenizer", _tokenizer())]
+    rows += [("checkpoint", line) for line in _checkpoints(Path(config.pi0_checkpoints_dir))]
+    rows.append(("keys", _keys()))
     if importlib.util.find_spec("mujoco") is not None:
-        print(f"opengl      {_opengl()}")
+        rows.append(("opengl", _opengl()))
     if importlib.util.find_spec("libero") is not None:
-        print(f"libero      {_libero()}")
+        rows.append(("libero", _libero()))
+    groups = requirements()
+    rows.append(("chunkrl", f"{__version__}: {_core(groups.pop('', []))}"))
+    left_out = []
+    for extra, group in sorted(groups.items()):
+        lacking = [text for requirement in group if (text := _lacking(requirement))]
+        if lacking and (reason := _obstacle(extra)):
+            left_out.append(f"{extra} ({reason})")
+        else:
+            state = f"lacks {', '.join(lacking)}" if lacking else "installed"
+            rows.append((extra, f"{PURPOSES.get(extra, '')}: {state}"))
+    if left_out:
+        rows.append(("not here", "; ".join(left_out)))
+    for name, text in rows:
+        print(_wrapped(name, text))
+    print(f"To complete one: {install_command('EXTRA')}")  # not wrapped: to be copied
+
+
+def _machine(folder: Path) -> Iterator[tuple[str, str]]:
+    yield "python", f"{platform.python_version()} ({sys.executable})"
+    yield "platform", f"{platform.platform()}, {os.cpu_count()} cores"
+    yield "memory", _memory()
+    yield "disk", f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB free at {folder}"
+    if not torch.cuda.is_available():
+        built = "without CUDA" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}"
+        yield "gpu", f"none found by this PyTorch (built {built})"
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(index))
+        memory = f"{total:.0f} GiB, {free:.0f} GiB free"
+        yield f"gpu {index}", f"{properties.name}, {memory}, CUDA {torch.version.cuda}"
+
+
+def _core(group: list[Requirement]) -> str:
+    lacking = [text for requirement in group if (text := _lacking(requirement))]
+    if lacking:
+        return f"MISSING {', '.join(lacking)}: {install_command('')}"
+    return ", ".join(f"{requirement.name} {version(requirement.name)}" for requirement in group)
+
+
+def _obstacle(extra: str) -> str:
+    """Why this machine cannot complete an extra; "" where it can."""
+    if extra == "lerobot" and Version(torch.__version__) >= Version("2.11"):
+        return "needs torch below 2.11, an environment of its own: make test-lerobot"
+    if extra == "libero" and shutil.which("cmake") is None:
+        return "needs cmake to build"
+    if extra == "keyboard" and not _has_display():
+        return "no display; a terminal's keys need nothing"
+    if extra == "hil" and _opengl().startswith("MISSING"):
+        return "no OpenGL"
+    return ""
+
+
+def _wrapped(name: str, text: str) -> str:
+    return textwrap.fill(
+        text,
+        _WIDTH,
+        initial_indent=f"{name:<12}",
+        subsequent_indent=" " * 12,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

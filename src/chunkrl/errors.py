@@ -29,9 +29,9 @@ class MissingExtraError(ChunkRLError):
     """A feature whose optional packages are not installed."""
 
     def __init__(self, feature: str, package: str, extra: str) -> None:
-        super().__init__(
-            f"{feature} needs '{package}', which is not installed: pip install 'chunkrl[{extra}]'"
-        )
+        from chunkrl.install import install_command
+
+        super().__init__(f"{feature} needs '{package}', which is not installed: {install_command(extra)}")
 
 
 class RecordError(ChunkRLError):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from chunkrl.errors import ChunkRLError, MissingExtraError
 from chunkrl.evaluation.statistics import Interval
+from chunkrl.install import install_command
 
 NUM_RESAMPLES = 2000
 
@@ -52,7 +53,7 @@ def _import_rliable() -> tuple[Any, Any]:
         raise MissingExtraError("--aggregates", error.name or "rliable", "evaluation") from error
     except TypeError as error:  # arch 7, which rliable 1.2 needs, does not import beside pandas 3
         raise ChunkRLError(
-            f"rliable cannot be imported ({error}): pip install 'chunkrl[evaluation]' gives versions that fit"
+            f"rliable cannot be imported ({error}): {install_command('evaluation')} gives versions that fit"
         ) from error
     return library, metrics
 
