@@ -2,6 +2,7 @@
 
 `--frozen-bfloat16`: frozen parameters in bfloat16, as on a GPU. `--kill RANK SAVE`: that process dies by SIGKILL
 while it writes its part of that checkpoint (counted from 1). `--nan RANK UPDATE`: its loss is not a number there.
+`--stop RANK UPDATE`: it alone is asked to stop during the first run's update.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig, ranks
 from chunkrl.config import load_config
+from chunkrl.errors import TrainingStopped
 from chunkrl.integration import pi_training
 from chunkrl.models.pi.learner import PiLearner
 from chunkrl.training import checkpoint
@@ -47,12 +49,25 @@ def has_no_number(rank: int, update: int) -> None:
     PiLearner.imitation_loss = damaged  # type: ignore[method-assign]
 
 
+def is_asked_to_stop(run: ChunkLevelOfflineRL, rank: int, update: int) -> None:
+    original = run.algorithm.update
+
+    def asked(*arguments: Any) -> Any:
+        assert run.trainer is not None
+        if ranks.rank() == rank and run.trainer.update + 1 == update:
+            run.stop()
+        return original(*arguments)
+
+    run.algorithm.update = asked
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("configs", nargs="+")
     parser.add_argument("--frozen-bfloat16", action="store_true")
     parser.add_argument("--kill", type=int, nargs=2)
     parser.add_argument("--nan", type=int, nargs=2)
+    parser.add_argument("--stop", type=int, nargs=2)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.frozen_bfloat16:
@@ -62,8 +77,14 @@ def main() -> None:
     if arguments.nan:
         has_no_number(*arguments.nan)
     with process_group(torch.device("cpu")):
-        for path in arguments.configs:
-            ChunkLevelOfflineRL(load_config(TrainConfig, path)).train()
+        for number, path in enumerate(arguments.configs):
+            run = ChunkLevelOfflineRL(load_config(TrainConfig, path))
+            if arguments.stop and number == 0:
+                is_asked_to_stop(run, *arguments.stop)
+            try:
+                run.train()
+            except TrainingStopped as stopped:
+                print(f"rank {ranks.rank()}: {stopped}")
 
 
 if __name__ == "__main__":

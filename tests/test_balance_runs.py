@@ -51,8 +51,8 @@ def test_a_run_of_before_goes_on_without_balance_or_not_at_all(tmp_path: Path, o
     with pytest.raises(
         CheckpointError, match=r"another configuration: balance\.kind \(none then, strata now\)$"
     ):
-        ChunkLevelOfflineRL(**settings(data, tmp_path / "new", **changes))
-    run = ChunkLevelOfflineRL(**settings(data, tmp_path / "new", balance=BalanceConfig("none"), **changes))
+        ChunkLevelOfflineRL(**settings(data, tmp_path / "new", balance=BalanceConfig(), **changes))
+    run = ChunkLevelOfflineRL(**settings(data, tmp_path / "new", **changes))  # as the run was
     run.train()
     assert "stratum" not in run.dataset.label_names
 

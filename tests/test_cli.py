@@ -45,6 +45,7 @@ OURS = {
     *("value_updates", "init", "human_chunks", "balance", "sample_weights", "distil"),
     *(
         "save_updates",
+        "save_minutes",
         "keep_checkpoints",
         "schedule",
         "warmup_updates",

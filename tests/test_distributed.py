@@ -162,6 +162,23 @@ def test_two_processes_equal_one_and_either_resumes_the_other(base: TrainConfig,
     assert abs(first - second) < 0.01 * first and whole < 0.02 * first  # each has half of all that is large
 
 
+def test_all_processes_stop_where_one_is_asked_to(base: TrainConfig, tmp_path: Path) -> None:
+    """After the same update, with one checkpoint, from which the run goes on to the numbers of one that did not."""
+    config = replace(base, objective="behaviour_cloning", num_updates=4, save_interval=0)
+    whole = replace(config, output_dir=str(tmp_path / "whole"))
+    stopped = replace(config, output_dir=str(tmp_path / "stopped"))
+    resumed = replace(stopped, resume=stopped.output_dir)
+    done = on_two([stopped, resumed, whole], tmp_path, "--stop", "1", "2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in (0, 1):
+        assert (
+            f"rank {rank}: stopped after update 2 of 4; checkpoint: {stopped.output_dir}/checkpoints/0000002"
+            in (done.stdout)
+        )
+    assert "torchrun, as before, with -m chunkrl.cli train --resume" in done.stdout
+    assert_equal(whole, stopped)
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "weights, V from V, moving average": {
         "objective": "cross_fitted",

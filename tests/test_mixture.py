@@ -306,7 +306,7 @@ def test_training_on_several_data_sets_resumes(
     for ours, theirs in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     with pytest.raises(ChunkRLError, match="dataset_weights"):
-        offline(root, tmp_path / "half", objective=objective, resume=str(tmp_path / "half"))
+        offline(root, tmp_path / "half", dataset_weights=(), resume=str(tmp_path / "half"))
     if objective == "cross_fitted":
         for name, dataset in zip(("values", "values-1", "values-2"), whole.dataset.datasets, strict=True):
             found = load_sidecar(tmp_path / "whole" / f"{name}.parquet", dataset.table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +15,13 @@ from chunkrl.models.pi.learner import PiLearner
 from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.output_folder import check_folder
 from chunkrl.progress import Progress
+from chunkrl.signals import handled
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.distributed import process_group
 from chunkrl.training.trainable import count_trainable
+
+SAME_SIGNAL_S = 0.5
+"""A terminal and torchrun both pass a Control-C on."""
 
 
 def train(config: TrainConfig, progress: Progress) -> None:
@@ -27,7 +32,7 @@ def train(config: TrainConfig, progress: Progress) -> None:
         if ranks.is_main():
             _train(config, progress)
         else:
-            ChunkLevelOfflineRL(config).train()
+            train_until_stopped(ChunkLevelOfflineRL(config))
 
 
 def _train(config: TrainConfig, progress: Progress) -> None:
@@ -43,7 +48,8 @@ def _train(config: TrainConfig, progress: Progress) -> None:
         print(f"  note: {note}")
     if isinstance(run.policy, PiLearner) and config.objective != "value":
         print(f"what trains of {config.pi0_config}:\n{count_trainable(run.policy.policy.model)}")
-    run.train()
+    run.before_training = lambda: _say_where(run)
+    train_until_stopped(run)
     assert run.trainer is not None and run.run_dir is not None
     for name, points in run.trainer.history.items():
         if points and name.startswith(("value/", "advantage/", "weight/", "loss/")):
@@ -55,6 +61,31 @@ def _train(config: TrainConfig, progress: Progress) -> None:
     else:
         print(f"policy: {run.run_dir / 'policy'}")
     print(f"report: chunkrl report {run.run_dir}")
+
+
+def train_until_stopped(run: ChunkLevelOfflineRL) -> None:
+    """Trains to the end, or until SIGINT or SIGTERM; a second one ends the process at once, without a checkpoint.
+
+    Raises TrainingStopped.
+    """
+
+    def stop() -> None:
+        run.stop()
+        # not through sys.stderr, which the signal may have interrupted
+        os.write(2, b"\nstopping after this update, with a checkpoint (again: at once, without one)\n")
+
+    with handled(stop, kill=True, same_s=SAME_SIGNAL_S):
+        run.train()
+
+
+def _say_where(run: ChunkLevelOfflineRL) -> None:
+    trainer = run.trainer
+    assert trainer is not None
+    if run.resumed_from is not None:
+        print(
+            f"going on from update {trainer.update} of {trainer.num_updates}, with {run.resumed_from}",
+            flush=True,
+        )
 
 
 def value_warnings(history: Mapping[str, Sequence[tuple[int, float]]]) -> list[str]:

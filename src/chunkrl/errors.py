@@ -25,6 +25,23 @@ class OutputFolderError(ChunkRLError):
     """A folder or file that holds what another run left, which is never written over."""
 
 
+class TrainingStopped(KeyboardInterrupt):
+    """Training that was asked to stop has stopped, with a checkpoint: what a Control-C is to who called it.
+
+    update, num_updates: of all phases together, done and in all. checkpoint: its folder. cure: how it goes on.
+    """
+
+    def __init__(self, update: int, num_updates: int, checkpoint: str, cure: str) -> None:
+        super().__init__(update, num_updates, checkpoint, cure)
+        self.update, self.num_updates, self.checkpoint, self.cure = update, num_updates, checkpoint, cure
+
+    def __str__(self) -> str:
+        return (
+            f"stopped after update {self.update} of {self.num_updates}; checkpoint: {self.checkpoint}\n"
+            f"go on with: {self.cure}"
+        )
+
+
 class MissingExtraError(ChunkRLError):
     """A feature whose optional packages are not installed."""
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from chunkrl.algorithms.config import BalanceConfig, DistilConfig
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.algorithms.weights import THIRDS
+from chunkrl.commands import train_until_stopped
 from chunkrl.data.atomic import replace_file
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.frames import FrameTable
@@ -232,7 +233,9 @@ def _train_values(job: Job, arm: Arm, progress: Progress) -> Path | None:
         plain = {"balance": BalanceConfig(), "policy": PolicyConfig(), "distil": DistilConfig()}
         values = replace(arm, objective="value", **plain)
         config = replace(_train_config(job, values), num_updates=None, output_dir=str(folder))
-        ChunkLevelOfflineRL(_continued(config, job), _named(progress, f"values of {arm.name}")).train()
+        train_until_stopped(
+            ChunkLevelOfflineRL(_continued(config, job), _named(progress, f"values of {arm.name}"))
+        )
     return folder
 
 
@@ -262,7 +265,7 @@ def _train(job: Job, arm: Arm, progress: Progress) -> ChunkLevelOfflineRL | str:
         config = replace(config, values=str(values))
     run = ChunkLevelOfflineRL(_continued(config, job), _named(progress, arm.name))
     try:
-        run.train()
+        train_until_stopped(run)
     except NonFiniteLossError as error:
         return str(error)
     return run

@@ -19,7 +19,7 @@ from chunkrl.build import build_algorithm, choose_device, open_data, reads_task
 from chunkrl.data.atomic import write_text
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.regular_files import is_there
-from chunkrl.errors import CheckpointError, ChunkRLError, LabelError
+from chunkrl.errors import CheckpointError, ChunkRLError, LabelError, TrainingStopped
 from chunkrl.integration.pi_chunks import use_pi_chunks
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.learner import PiLearner
@@ -111,11 +111,17 @@ class ChunkLevelOfflineRL:
             with ranks.main_first():
                 use_pi_chunks(self.dataset, checkpoint, config.pi0, self.device, progress)
         self.trainer: Trainer | None = None
+        self._is_asked_to_stop = False
         self.before_training: Callable[[], None] | None = None
         self._resume: Path | None = None
         if config.resume:
             self._resume = self._find_resumable(Path(config.resume))
         self._build()
+
+    @property
+    def resumed_from(self) -> Path | None:
+        """The checkpoint that training goes on from."""
+        return self._resume
 
     @property
     def dataset(self) -> ChunkCollection:
@@ -156,7 +162,8 @@ class ChunkLevelOfflineRL:
         and values.parquet (value, advantage and weight of every frame, where the objective has them;
         values-1.parquet and so on of the additional data sets).
 
-        Raises OutputFolderError where `config.output_dir` holds a run that is not resumed.
+        Raises TrainingStopped where `stop` was called, OutputFolderError where `config.output_dir` holds a run that
+        is not resumed.
         """
         if num_epochs is not None:
             self.config = replace(self.config, num_epochs=num_epochs, num_updates=None)
@@ -186,12 +193,30 @@ class ChunkLevelOfflineRL:
                 f"{error}. The values are kept, and serve again: chunkrl train --config {run_dir / 'config.json'} "
                 f"--values {run_dir}, with the settings changed, in a new folder"
             ) from error
+        if self.trainer.stopped and self.trainer.update < self.trainer.num_updates:
+            if self._videos is not None:
+                self._videos.finish(0)
+            raise self._stopped(run_dir)
         if self.config.objective != "value":
             self.save(run_dir / "policy")
         self._save_labels(run_dir)
         for problem in () if self._videos is None else self._videos.finish(VIDEO_PATIENCE_SECONDS):
             warnings.warn(problem, RuntimeWarning, stacklevel=2)
         return self.chunk_policy()
+
+    def stop(self) -> None:
+        """Training ends after the current update with a checkpoint, and `train` raises TrainingStopped; from any
+        thread or a signal handler."""
+        self._is_asked_to_stop = True
+
+    def _stopped(self, run_dir: Path) -> TrainingStopped:
+        assert self.trainer is not None
+        update, checkpoint = self.trainer.update, run_dir / "checkpoints" / f"{self.trainer.update:07d}"
+        cure = f"chunkrl train --resume {run_dir}"
+        if ranks.world_size() > 1:
+            cure = f"torchrun, as before, with -m chunkrl.cli train --resume {run_dir}"
+        self._is_asked_to_stop = False
+        return TrainingStopped(update, self.trainer.num_updates, str(checkpoint), cure)
 
     def _begin_folder(self) -> Path:
         """The run's folder, ready to be written into; all processes call it."""
@@ -230,6 +255,7 @@ class ChunkLevelOfflineRL:
                 batch_size=config.batch_size,
                 seed=config.seed,
                 save_interval=config.save_updates or config.save_interval * self.updates_per_epoch,
+                save_minutes=config.save_minutes,
                 keep_checkpoints=config.keep_checkpoints,
                 log_interval=config.log_interval,
                 tracking=config.tracking,
@@ -237,6 +263,7 @@ class ChunkLevelOfflineRL:
             run_dir,
             self.progress,
             after_save=None if self._videos is None else self._videos.after_save,
+            is_asked_to_stop=lambda: self._is_asked_to_stop,
         )
 
     def chunk_policy(self) -> ChunkPolicy | PiActor:

@@ -141,6 +141,7 @@ def _check_names_and_numbers(config: TrainConfig) -> None:
     for name in (
         "seed",
         "save_interval",
+        "save_minutes",
         "keep_checkpoints",
         "beta",
         "lambda_v",

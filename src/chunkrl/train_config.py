@@ -77,6 +77,8 @@ class TrainConfig:
 
     save_updates: int | None = None
     """Updates between checkpoints, in place of save_interval."""
+    save_minutes: float = 10.0
+    """Minutes without a checkpoint after which one is made (the first after 2); the newest such is kept. 0: none."""
     keep_checkpoints: int = 0
     """Newest checkpoints that are kept; older ones are deleted once a newer is whole (0: all are kept)."""
     output_dir: str = ""

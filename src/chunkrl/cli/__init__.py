@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from chunkrl.cli.commands import COMMANDS, Command
-from chunkrl.errors import ChunkRLError
+from chunkrl.errors import ChunkRLError, TrainingStopped
 from chunkrl.suggest import did_you_mean
 
 __all__ = ["COMMANDS", "main"]
@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ChunkRLError as error:
         print(f"chunkrl {arguments[0]}: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except TrainingStopped as stopped:
+        print(f"chunkrl {arguments[0]}: {stopped}", file=sys.stderr)
+        sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

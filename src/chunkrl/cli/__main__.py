@@ -1,5 +1,5 @@
 """`python -m chunkrl.cli` is `chunkrl`."""
 
-from chunkrl.cli import main
+from chunkrl.__main__ import main
 
 main()

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from chunkrl.commands import train
 from chunkrl.config import save_config
 from chunkrl.data.atomic import remove_temporaries, write_text
-from chunkrl.errors import ChunkRLError
+from chunkrl.errors import ChunkRLError, TrainingStopped
 from chunkrl.evaluation.config import EvaluateCommand
 from chunkrl.evaluation.evaluate_command import evaluate_policy
 from chunkrl.evaluation.evaluation_result import read_evaluation
@@ -63,6 +63,9 @@ def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult
             for arm in config.arms:
                 run.make(arm)
             run.write()
+    except TrainingStopped as stopped:
+        stopped.cure = f"chunkrl iterate --resume {plan.root}"
+        raise
     except Timeout as error:
         raise ChunkRLError(
             f"{plan.root} is in use by another chunkrl iterate: wait for it, or use another --output-dir"

@@ -19,8 +19,8 @@ from chunkrl.online.intervention import Corrector, EpisodePhases, Phase
 from chunkrl.online.keys import KeySource, NoKeys
 from chunkrl.online.leader_arm import Handover
 from chunkrl.online.recorder import EpisodeRecorder, Executed, StepSink
-from chunkrl.online.signals import handled
 from chunkrl.online.status import ActorStatus, silent
+from chunkrl.signals import handled
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,12 @@ from chunkrl.online.policy_runner import PolicyRunner
 from chunkrl.online.publisher import policy_features
 from chunkrl.online.records import Hello, StreamSpec
 from chunkrl.online.session_log import LastWarning, session_log
-from chunkrl.online.signals import handled
 from chunkrl.online.spool import Spool
 from chunkrl.online.station import Station, open_station
 from chunkrl.online.status import WARNING, StatusLine
 from chunkrl.online.streams import STREAM_FILE, read_actor_stream
 from chunkrl.output_folder import begin_folder
+from chunkrl.signals import handled
 from chunkrl.training.asking import ask_for
 from chunkrl.training.policy_io import load_policy
 

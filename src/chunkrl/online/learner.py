@@ -33,13 +33,13 @@ from chunkrl.online.learner_videos import EpisodeVideos
 from chunkrl.online.learner_view import LearnerView
 from chunkrl.online.publisher import WeightPublisher, policy_features, snapshot
 from chunkrl.online.session_log import LastWarning, session_log
-from chunkrl.online.signals import handled
 from chunkrl.online.status import WARNING
 from chunkrl.online.streams import ReceivedStreams
 from chunkrl.online.transport import SpoolReceiver
 from chunkrl.online.versions import VersionCounter
 from chunkrl.output_folder import begin_folder, begin_numbered, stem_of
 from chunkrl.progress import Progress, silent
+from chunkrl.signals import handled
 from chunkrl.train_config import TrainConfig, as_fresh
 from chunkrl.training.run_folder import beginning, find_checkpoint, note_beginning
 

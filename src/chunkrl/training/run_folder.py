@@ -174,6 +174,7 @@ FREE = {
     "device",
     "save_interval",
     "save_updates",
+    "save_minutes",
     "keep_checkpoints",
     "log_interval",
     "num_epochs",

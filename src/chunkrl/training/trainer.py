@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from chunkrl.training.checkpoint_checks import check_like, read_progress
 from chunkrl.training.config import TrackingConfig
 from chunkrl.training.data_source import DataSource, FixedData
 from chunkrl.training.metrics import MEASURED, MetricWriter, Record, SpeedMeter, thinned
+from chunkrl.training.save_clock import SaveClock
 from chunkrl.training.saved_batch import save_batch
 from chunkrl.training.shards import shard_tree_like
 from chunkrl.types import ChunkTransition
@@ -41,6 +43,7 @@ class NonFiniteLossError(ChunkRLError):
 @dataclass(frozen=True)
 class TrainerConfig:
     """batch_size: B. seed: of the batches. save_interval: updates between checkpoints (0: only at a phase's end).
+    save_minutes: between checkpoints that are due by time (`SaveClock`), of which the newest is kept; 0: none.
     keep_checkpoints: newest ones that are kept, 0 all. log_interval: updates between metric records (each is the mean
     over the interval). tracking: where they go."""
 
@@ -50,6 +53,7 @@ class TrainerConfig:
     log_interval: int = 100
     tracking: TrackingConfig = TrackingConfig()
     keep_checkpoints: int = 0
+    save_minutes: float = 0.0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.log_interval < 1 or self.save_interval < 0:
@@ -63,8 +67,10 @@ class Trainer:
         dataset: what is trained on, or where it comes from while it grows.
         run_dir: gets `checkpoints/<update>/`, `metrics.jsonl`, `tensorboard/`; None writes nothing.
         after_save: called with a checkpoint's folder when its state is copied, while it is written; its time is
-            the training loop's.
+            the training loop's. Not of those that are due by time.
+        is_asked_to_stop: whether training ends after the current update, with a checkpoint.
     Attributes:
+        stopped: whether it did.
         records: everything recorded, in order; of more than MAX_RECORDS the older ones more sparsely (`thinned`).
         history: the algorithm's scalars of `records`, metric name -> list of (update, value).
     """
@@ -77,12 +83,16 @@ class Trainer:
         run_dir: Path | None = None,
         progress: Progress = silent,
         after_save: Callable[[Path], None] | None = None,
+        is_asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.algorithm, self.config = algorithm, config
         fixed = isinstance(dataset, ChunkDataset | ChunkCollection)
         self.source: DataSource = FixedData(dataset) if fixed else dataset
         self.run_dir, self.progress, self._after_save = run_dir, progress, after_save
-        self.update = 0
+        self.update, self.stopped, self._is_asked_to_stop = 0, False, is_asked_to_stop
+        self._clock = SaveClock(config.save_minutes)
+        self._by_time: Path | None = None  # the newest checkpoint that was due by time
+        self._saved_at = -1
         self.records: list[Record] = []
         self.history: dict[str, list[tuple[int, float]]] = defaultdict(list)
         self._writer: MetricWriter | None = None
@@ -108,10 +118,11 @@ class Trainer:
         """
         if self.run_dir and ranks.is_main():
             self._writer = MetricWriter(self.run_dir, self.config.tracking, self.records)
+        self._clock = SaveClock(self.config.save_minutes)
         try:
             with self._saver:
                 self._run_phases()
-                if self.run_dir:
+                if self.run_dir and not (self.stopped and self._saved_at == self.update):
                     self.save()
         finally:
             if self._writer:
@@ -124,11 +135,15 @@ class Trainer:
             last = first + phase.num_updates
             if self.update < last or phase.num_updates == 0:
                 self._run_phase(number, first)
-                if self.source.stopped:
+                if self._ends:
                     return
                 if self.run_dir and number + 1 < len(phases):
                     self.save()  # what the phase learned, before the next one labels the data with it
             first = last
+
+    @property
+    def _ends(self) -> bool:
+        return self.stopped or self.source.stopped
 
     def _run_phase(self, number: int, first: int) -> None:
         """Phase `number`, whose first update is the run's `first`, from wherever `update` stands."""
@@ -137,7 +152,7 @@ class Trainer:
         if self.update == first:
             self._record(phase.name, self.algorithm.start_phase(phase.name, self.progress))
             phase = self.algorithm.phases()[number]  # what is drawn may follow from the labels
-        while self.update < first + phase.num_updates and not source.stopped:
+        while self.update < first + phase.num_updates and not self._ends:
             done = self.update - first
             if source.is_due(done, is_last):
                 self._run_updates(phase, number, first, is_last)
@@ -169,11 +184,23 @@ class Trainer:
                 if self.update % config.log_interval == 0 or done == phase.num_updates:
                     self._flush(phase.name)
                 self.progress(phase.name, done, phase.num_updates)
-                is_due = config.save_interval and self.update % config.save_interval == 0
-                if self.run_dir and is_due and done < phase.num_updates:  # the end of a phase is always saved
-                    self.save()
-                if source.stopped or not source.is_due(done, is_last):
+                self.stopped, by_time = self._agreed()
+                is_due = bool(config.save_interval) and self.update % config.save_interval == 0
+                if self.run_dir and done < phase.num_updates:  # the end of a phase is always saved
+                    if is_due:
+                        self.save()
+                    elif by_time and not self.stopped:
+                        self.save(by_time=True)
+                if self._ends or not source.is_due(done, is_last):
                     return
+
+    def _agreed(self) -> tuple[bool, bool]:
+        """Whether any process was asked to stop, and whether a checkpoint is due by the main one's clock."""
+        wishes = (self._is_asked_to_stop(), ranks.is_main() and self._clock.is_due)
+        if ranks.world_size() == 1:
+            return wishes
+        stop, save = ranks.sum_over_ranks(torch.tensor(wishes, dtype=torch.int64)).tolist()
+        return stop > 0, save > 0
 
     def _train_on(self, batch: ChunkTransition, phase: str) -> None:
         """One update; raises NonFiniteLossError where its metrics are not finite."""
@@ -233,13 +260,16 @@ class Trainer:
             "--beta, or use the default objective, whose values are bounded"
         )
 
-    def save(self) -> Path:
+    def save(self, by_time: bool = False) -> Path:
         """Copies the state, and writes it beside training: `checkpoints/<update>`, to which `checkpoints/last` points
         once it is whole. Returns the folder; `wait_for_save` waits for it.
+
+        by_time: it goes when a newer one is whole.
 
         Raises what went wrong with the checkpoint before, which is waited for.
         """
         assert self.run_dir is not None
+        began = time.monotonic()
         folder = self.run_dir / "checkpoints" / f"{self.update:07d}"
         rng: dict[str, torch.Tensor] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
@@ -254,22 +284,28 @@ class Trainer:
                 "num_summed": dict(self._num_summed),
                 "data": self.source.digest(),
                 "records": [record.to_json() for record in self.records],
+                "by_time": by_time,
             },
-            lambda: self._put_last(folder),
+            partial(self._put_last, folder, self._by_time),
         )
-        if ranks.is_main() and self._after_save is not None:
+        self._by_time, self._saved_at = folder if by_time else None, self.update
+        if ranks.is_main() and self._after_save is not None and not by_time:
             self._after_save(folder)
+        self._clock.saved(began)
         return folder
 
     def wait_for_save(self) -> None:
         """Returns when the last checkpoint is whole; raises what went wrong with it."""
         self._saver.wait()
 
-    def _put_last(self, newest: Path) -> None:
-        """Points to `newest`, which is whole, and deletes all but the newest `keep_checkpoints`."""
+    def _put_last(self, newest: Path, by_time: Path | None) -> None:
+        """Points to `newest`, which is whole, and deletes the one before that was due by time, and all but the newest
+        `keep_checkpoints`."""
         if not ranks.is_main():
             return
         write_text(newest.with_name("last"), newest.name + "\n")
+        if by_time is not None and by_time != newest:
+            shutil.rmtree(by_time, ignore_errors=True)
         if self.config.keep_checkpoints == 0:
             return
         older = sorted(f for f in newest.parent.iterdir() if f.name.isdecimal() and f.name <= newest.name)
@@ -293,6 +329,9 @@ class Trainer:
             algorithm = shard_tree_like(algorithm, template)
         self.algorithm.load_state_dict(algorithm)
         self.update = progress.update
+        own = None if self.run_dir is None else self.run_dir / "checkpoints" / folder.name
+        if state.get("by_time") and own is not None and own.resolve() == folder.resolve():
+            self._by_time = own
         torch.set_rng_state(state["rng"]["cpu"])
         if "cuda" in state["rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["rng"]["cuda"])
