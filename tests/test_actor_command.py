@@ -258,7 +258,10 @@ def test_an_actor_waits_for_a_learner_that_owes_updates(folder, tmp_path, port):
     def learn() -> None:
         for version in range(1, 4):
             until(lambda: len(learner.episodes()) == version - 1 or ended.is_set())  # noqa: B023
-            learner.receiver.offer(make_push(version, weights, num_steps=10 * (version - 1)))
+            owed = 10 * (version - 1)
+            learner.receiver.offer(
+                make_push(version, weights, num_steps=owed + 7), {"actor": owed, "other": 7}
+            )
 
     thread = threading.Thread(target=learn)
     thread.start()
@@ -280,7 +283,7 @@ def test_an_actor_says_what_it_waits_for(folder, tmp_path, port, monkeypatch):
 
     def learn() -> None:
         until(lambda: "none came yet" in log.read_text())
-        learner.receiver.offer(make_push(1, weights, num_steps=10))
+        learner.receiver.offer(make_push(1, weights, num_steps=10), {"actor": 10})
 
     thread = threading.Thread(target=learn)
     thread.start()

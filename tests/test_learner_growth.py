@@ -8,7 +8,7 @@ import pickle
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -29,6 +29,7 @@ from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.online.config import ReplayConfig
+from chunkrl.online.data_worker import DataState
 from chunkrl.online.learner_config import LearnerConfig, OnlineConfig
 from chunkrl.online.learner_data import Generation, LearnerData, replay_settings
 from chunkrl.online.learner_source import OnlineSource
@@ -414,17 +415,21 @@ class Worker:
 
 def test_updates_wait_for_steps_and_weights_go_out_before(tmp_path):
     data = collections(tmp_path)["few"]
-    worker, changed = Worker(Generation(data, 8, 48)), threading.Condition()
+    of = {"arm": 30, "other": 18}
+    worker, changed = Worker(Generation(data, 8, 48, steps_by_actor=of)), threading.Condition()
     source = OnlineSource(worker, OnlineConfig(updates_per_step=0.5, push_s=1000), changed, "")  # type: ignore[arg-type]
     pushed = []
-    source.push = pushed.append
+    source.push = lambda num_steps, own: pushed.append((num_steps, own))
     assert source.wait_for_first(True, print)
     assert source.is_due(0, False) and source.is_due(1000, False)  # the value phase owes nothing
     for done in range(24):
         assert source.is_due(done, True)
         source.updated(done + 1)
+        if done == 11:  # 24 steps of 48: whosever the others are, at least 6 of arm's 30 are among these
+            source.push_now()
+            assert pushed[-1] == (24, {"arm": 6, "other": 0})
     assert not source.is_due(24, True)
-    grown = Generation(data, 9, 50)
+    grown = Generation(data, 9, 50, steps_by_actor={"arm": 32, "other": 18})
 
     def arrive() -> None:
         with changed:
@@ -434,13 +439,43 @@ def test_updates_wait_for_steps_and_weights_go_out_before(tmp_path):
     timer = threading.Timer(0.3, arrive)
     timer.start()
     assert source.take(24, True) is None  # the same data; only the count is new
-    assert pushed[-1] == 48
+    assert pushed[-1] == (48, of)
     assert source.is_due(24, True)
     source.updated(25)
     assert not source.is_due(25, True)
     source.stop()
     assert source.take(25, True) is None
     timer.join()
+
+
+def test_a_learner_that_goes_on_accounts_for_what_it_had_accounted_for(tmp_path):
+    data = collections(tmp_path)["few"]
+    worker = Worker(Generation(data, 8, 48, steps_by_actor={"arm": 48}))
+    source = OnlineSource(worker, OnlineConfig(updates_per_step=0.5), threading.Condition(), "")  # type: ignore[arg-type]
+    pushed = []
+    source.push = lambda num_steps, own: pushed.append((num_steps, own))
+    assert source.wait_for_first(True, print)
+    source.begin(update=44, done=24, last_phase=True)  # 20 of values before
+    source.push_now()  # before the first update after the restart
+    assert pushed == [(48, {"arm": 48})]
+    source.begin(update=10, done=0, last_phase=False)
+    source.push_now()
+    assert pushed[-1] == (0, {"arm": 0})  # values first: nothing is accounted for
+
+
+def test_steps_behind_are_never_fewer_than_none(tmp_path):
+    """The worker notes newer data first, and counts them later."""
+    data = collections(tmp_path)["few"]
+    worker: Any = Worker(Generation(data, 8, 48))
+    worker.state = DataState(num_episodes=8, num_steps=48)
+    source = OnlineSource(worker, OnlineConfig(), threading.Condition(), "")
+    assert source.wait_for_first(True, print) and source.steps_behind == 0
+    worker.newest = Generation(data, 9, 60)
+    assert source.steps_behind == 12
+    assert source.take(0, True) is None  # the same data, newer counts
+    assert source.steps_behind == 0 == source.metrics()["online/steps_behind"]
+    worker.state = DataState(num_episodes=10, num_steps=66)
+    assert source.steps_behind == 6
 
 
 def test_what_training_asks_for_is_what_failed(tmp_path):

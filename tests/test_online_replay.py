@@ -1,5 +1,6 @@
 """Episodes become LeRobot data sets, each once, whenever the learner is killed."""
 
+import json
 import random
 import signal
 import subprocess
@@ -129,6 +130,29 @@ def test_the_oldest_shards_go_when_the_others_hold_enough(tmp_path):
     assert not (tmp_path / ".evicted-shard-000003").exists()
     assert stored_ids(tmp_path) == [episode_id(8)]
     replay.close()
+
+
+def test_each_actors_steps_are_counted_over_restarts_and_dropped_shards(tmp_path):
+    config = ReplayConfig(shard_episodes=2, cameras="image", capacity_steps=8)
+    stored = [("arm", 3), ("leg", 4), ("arm", 5), ("arm", 2), ("leg", 6)]
+    replay = Replay(tmp_path, SPEC, config)
+    for number, (actor, num) in enumerate(stored):
+        replay.add([item for item in episode(number, num, actor=actor) if isinstance(item, StepRecord)])
+        assert sum(replay.steps_by_actor.values()) == replay.totals[1]
+    replay.close()
+    assert not (tmp_path / "shard-000000").exists()
+    again = Replay(tmp_path, SPEC, config)
+    assert again.steps_by_actor == {"arm": 10, "leg": 10} and again.totals == (5, 20)
+    again.close()
+    forgotten = tmp_path / "evicted.json"  # of before actors were counted: the dropped ones are nobody's
+    forgotten.write_text(json.dumps({"shard-000000": [2, 7]}))
+    before = Replay(tmp_path, SPEC, config)
+    assert before.steps_by_actor == {"arm": 7, "leg": 6} and before.totals == (5, 20)
+    before.close()
+    for damaged in ([2, 7, {"arm": -1}], [2, 7, {"arm": True}], [2, 7, 3], [2]):
+        forgotten.write_text(json.dumps({"shard-000000": damaged}))
+        with pytest.raises(DatasetError, match=r"evicted\.json is damaged"):
+            Replay(tmp_path, SPEC, config)
 
 
 def test_adding_waits_for_readers(tmp_path):

@@ -405,8 +405,8 @@ def test_weights_are_fetched_when_newer(tmp_path):
 def test_weights_damaged_on_the_way_are_refused(tmp_path, monkeypatch):
     encode = wire.encode_weights
 
-    def damage(sent: WeightPush) -> Iterator[bytes]:
-        for message in encode(sent):
+    def damage(sent: WeightPush, own_steps: int | None) -> Iterator[bytes]:
+        for message in encode(sent, own_steps):
             yield message[:-1] + bytes([message[-1] ^ 1])
 
     with receiving(tmp_path / "learner") as receiver, Spool(tmp_path / "actor") as spool:
@@ -415,7 +415,7 @@ def test_weights_damaged_on_the_way_are_refused(tmp_path, monkeypatch):
         monkeypatch.setattr(wire, "encode_weights", damage)
         with pytest.raises(RecordError):
             link.fetch_weights(0)
-        monkeypatch.setattr(wire, "encode_weights", lambda sent: list(encode(sent))[:-1])
+        monkeypatch.setattr(wire, "encode_weights", lambda sent, own: list(encode(sent, own))[:-1])
         with pytest.raises(RecordError, match="cut off after 2097152 of 3145728"):
             link.fetch_weights(0)
         monkeypatch.undo()

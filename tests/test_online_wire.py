@@ -174,6 +174,11 @@ def test_weights_round_trip_in_pieces(monkeypatch):
     assert len(messages) == 1 + 3 + 1  # head, 12 bytes in fives, 4 bytes
     assert wire.decode_weights(iter(messages)) == PUSH
     assert wire.decode_weights([]) is None
+    assert PUSH.own_steps is None  # as of a learner of before
+    counted = WeightPush.make(3, PUSH.tensors, num_steps=5)
+    assert wire.decode_weights(wire.encode_weights(counted, 5)) == replace(counted, own_steps=5)
+    with pytest.raises(RecordError, match="6 steps of one actor among 5"):
+        wire.decode_weights(wire.encode_weights(counted, 6))
 
 
 def test_damaged_weights_are_refused(monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from chunkrl.data.regular_files import is_there
 from chunkrl.errors import ChunkRLError
+from chunkrl.online.kept import Kept
 from chunkrl.online.recorder import StepSink
 from chunkrl.online.records import EpisodeSummary, Item, StepRecord
 from chunkrl.training.metrics import METRICS_FILE, MetricWriter, Record, read_records
@@ -25,19 +26,26 @@ class ActorLog:
     environment steps on their axis.
 
     Attributes:
-        num_steps, num_episodes: of kept episodes, over all starts in `run_dir`.
+        num_steps, num_episodes: of kept episodes, over all starts in `run_dir` or with the same spool.
         num_success, num_human: of kept episodes since this start; num_human: steps.
     """
 
     def __init__(
-        self, sink: StepSink, run_dir: Path, facts: Callable[[], dict[str, float]] | None = None
+        self,
+        sink: StepSink,
+        run_dir: Path,
+        facts: Callable[[], dict[str, float]] | None = None,
+        kept: Kept = Kept(),
     ) -> None:
-        """facts: more numbers for an episode's record. Raises ChunkRLError where the metrics there are damaged."""
+        """facts: more numbers for an episode's record. kept: of the spool before; a kill may have kept the last
+        episode from the metrics. Raises ChunkRLError where the metrics there are damaged.
+        """
         path = run_dir / METRICS_FILE
         past = read_records(path) if is_there(path, ChunkRLError, "move it away") else []
         self._sink, self._facts = sink, facts
         last = past[-1].scalars if past else {}
-        self.num_steps, self.num_episodes = int(last.get(_STEPS, 0)), int(last.get(_EPISODES, 0))
+        self.num_steps = max(int(last.get(_STEPS, 0)), kept.num_steps)
+        self.num_episodes = max(int(last.get(_EPISODES, 0)), kept.num_episodes)
         self.num_success = self.num_human = 0
         self._recent: deque[bool] = deque(maxlen=_RECENT)
         self._human = self._held = 0

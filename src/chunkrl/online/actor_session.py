@@ -50,6 +50,11 @@ def run_actor(command: ActorCommand) -> None:
     command.check()
     if not command.policy and not command.send_only:
         raise ChunkRLError("name the policy that acts: chunkrl actor --policy RUN/policy")
+    if not command.send_only and not Path(command.policy).exists():
+        raise ChunkRLError(
+            f"{command.policy} does not exist: a learner writes its run's `policy` folder before it says that it "
+            "listens: start the actor then, or give another policy"
+        )
     run_dir = begin_folder(Path(command.output_dir), "actor", resumes=True)
     spool_dir = Path(command.spool) if command.spool else run_dir / "spool"
     with contextlib.ExitStack() as resources:
@@ -69,6 +74,7 @@ class _Session:
         self._warnings = warnings
         self._link: LearnerLink | None = None
         self._spool: Spool
+        self._items: ItemSpool
         self._waits_for, self._waits_since, self._told = "", 0.0, False
 
     def run(self) -> None:
@@ -94,9 +100,8 @@ class _Session:
                 self._link = LearnerLink(command.connect, hello, spool, runner.push, every_s)
                 resources.callback(self._link.close)
                 self._link.wait_first_weights(_FIRST_WEIGHTS_S)
-            log = ActorLog(
-                ItemSpool(spool, command.actor_id, station.spec), self._run_dir, self._facts(station)
-            )
+            self._items = ItemSpool(spool, command.actor_id, station.spec)
+            log = ActorLog(self._items, self._run_dir, self._facts(station), self._items.kept)
             resources.callback(log.close)
             opened.pop_all()  # the actor closes them
             summary = self._act(station, executor, log)
@@ -139,19 +144,38 @@ class _Session:
             actor = Actor(
                 *(station.env, station.space, executor, log, config, human, station.rate),
                 show=view,
-                ready=lambda: self._ready(log),
+                ready=self._ready,
             )
             return actor.run()
 
-    def _ready(self, log: ActorLog) -> bool:
-        """Whether the learner is not too far behind; where it is, `_waits_for` says what is waited for."""
+    def _behind(self, state: LinkState) -> int | None:
+        """Kept steps of this actor that its weights do not account for; None where the learner does not say."""
+        if state.own_steps is None:
+            return None
+        return max(self._items.kept.num_steps, state.own_steps) - state.own_steps
+
+    def _ready(self) -> bool:
+        """Whether the learner is not too far behind; where it is, `_waits_for` says what is waited for.
+
+        Raises ChunkRLError where the learner is too old to say it.
+        """
         allowed, state = self._command.max_ahead_steps, self._state()
-        if allowed is None or state.num_steps >= log.num_steps - allowed:
+        if allowed is None:
+            return True
+        self._items.learn(state.own_steps or 0)
+        behind = self._behind(state)
+        if behind is None:
+            raise ChunkRLError(
+                f"the learner at {state.address} does not say how many steps of this actor its weights account for: "
+                "install this chunkrl version there, or leave --max-ahead-steps out"
+            )
+        if behind <= allowed:
             self._waits_for = ""
             return True
-        text = f"weights that account for {log.num_steps - allowed} steps (--max-ahead-steps {allowed}); "
+        wanted = self._items.kept.num_steps - allowed
+        text = f"weights that account for {wanted} steps (--max-ahead-steps {allowed}); "
         if state.version:
-            text += f"the newest, version {state.version}, account for {state.num_steps}"
+            text += f"the newest, version {state.version}, account for {state.own_steps}"
         else:
             text += (
                 "none came yet: the learner must be there and have networks from the start (chunkrl learner --init "
@@ -203,8 +227,13 @@ class _Session:
             rows.append(("waits for", self._waits_for))
         if state.version or state.num_refused:
             refused = f", {state.num_refused} refused" if state.num_refused else ""
-            behind = f", {log.num_steps - state.num_steps} steps behind" if state.num_steps else ""
-            rows.append(("weights", f"version {state.version}{behind}{refused}"))
+            behind = self._behind(state)
+            lag = (
+                f", for {state.num_steps} steps of all actors"
+                if behind is None
+                else f", {behind} steps behind"
+            )
+            rows.append(("weights", f"version {state.version}{lag if state.version else ''}{refused}"))
         if problem := state.problem or self._warnings.recent():
             rows.append((WARNING, problem))
         return rows

@@ -125,7 +125,7 @@ class DataWorker:
     def _open(self, replay: Replay) -> None:
         episodes, steps = replay.totals
         if episodes < self._online.start_episodes or steps < self._online.start_steps:
-            newest = Generation(self._newest.data, episodes, steps)
+            newest = Generation(self._newest.data, episodes, steps, steps_by_actor=replay.steps_by_actor)
         else:
             newest = self._data.open(replay)
         with self._changed:

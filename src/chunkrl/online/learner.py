@@ -80,13 +80,14 @@ class _Session:
         self._videos: EpisodeVideos | None = None
         self._looked_at: ChunkCollection | None = None
         self._told_of_tasks = False
+        self._shown = contextlib.ExitStack()
         self._speed = (0, time.monotonic(), 0.0)
         root = _replay_root(config, run_dir)
         self._streams = ReceivedStreams(root / "incoming")
         resources.callback(self._streams.close)
-        self._receiver = SpoolReceiver(config.listen, self._streams)
-        self._receiver.start()
+        self._receiver, self._is_listening = SpoolReceiver(config.listen, self._streams), False
         resources.callback(self._receiver.stop)
+        self._receiver.bind()  # a port in use is known at once; who calls is answered when an actor can start
         self._publisher = WeightPublisher(VersionCounter(run_dir / "version.json"), self._receiver.offer)
         resources.callback(self._publisher.close)
         self._root, self._resources = root, resources
@@ -110,12 +111,30 @@ class _Session:
         digest = ChunkCollection(offline).digest() if offline else ""
         self._source = source = OnlineSource(worker, config.online, changed, digest)
         self._worker = worker
-        print(f"listening on port {self._receiver.port}; episodes go to {self._root}", flush=True)
         with handled(source.stop):
             needs_success = train.objective != "behaviour_cloning"
-            if not source.wait_for_first(needs_success, lambda text: print(text, flush=True)):
+            if not source.wait_for_first(needs_success, self._wait_for_actors):
                 return
             self._learn()
+
+    def _wait_for_actors(self, text: str) -> None:
+        """Without first data there are no networks: actors bring them with a policy of their own."""
+        init = self._train.init
+        policy = "a policy of their own, which fits the robot"
+        if init is not None:
+            policy = f"--policy {Path(init) / 'policy' if (Path(init) / 'policy').is_dir() else init}"
+        self._listen(policy)
+        print(text, flush=True)
+
+    def _listen(self, policy: str) -> None:
+        """From here on an actor can start. policy: what it acts with."""
+        if not self._is_listening:
+            self._is_listening = True
+            self._receiver.start()
+            print(
+                f"listening on port {self._receiver.port}; episodes go to {self._root}; actors act with {policy}",
+                flush=True,
+            )
 
     def _learn(self) -> None:
         config, source = self._config, self._source
@@ -123,8 +142,6 @@ class _Session:
         self._run = run
         policy_dir = self._run_dir / "policy"
         self._videos = EpisodeVideos(self._train.value_videos, self._run_dir, source.generation)
-        if self._train.resume is None:
-            run.save(policy_dir)
         evaluations = Evaluations(config.evaluation, self._run_dir, policy_dir, self._train.device)
         self._evaluations = evaluations
         source.push = self._push
@@ -132,31 +149,41 @@ class _Session:
         source.more_metrics = self._metrics
         run.before_training = self._begin
         print(f"training on {source.data.name}; actors act with --policy {policy_dir}", flush=True)
-        view = LearnerView(f"chunkrl learner: {self._train.objective}", self._rows, config.live)
         finish = False
         try:
-            with self._warnings.quiet(view.is_live):
-                run.train()
+            run.train()
             source.push_now()
             finish = not source.stopped
         finally:
             self._videos.close(finish)
             evaluations.close(finish)
-            view.close()
+            self._shown.close()
         for line in self._said(run):
             print(line)
 
     def _begin(self) -> None:
-        """Before the first update, with the networks as they will train."""
-        assert self._run is not None
-        self._receiver.policy = policy_features(self._run.chunk_policy())
+        """Before the first update, with the networks as they will train: what an actor needs to start is made, and
+        those that call are answered."""
+        run, policy_dir = self._run, self._run_dir / "policy"
+        assert run is not None and run.trainer is not None
+        if self._train.resume is None or not policy_dir.is_dir():
+            run.save(policy_dir)
+        first = sum(phase.num_updates for phase in run.algorithm.phases()[:-1])
+        update = run.trainer.update
+        self._source.begin(update, max(0, update - first), update >= first)
+        self._receiver.policy = policy_features(run.chunk_policy())
         self._source.push_now()
+        self._publisher.flush()
+        self._listen(f"--policy {policy_dir}")
+        view = LearnerView(f"chunkrl learner: {self._train.objective}", self._rows, self._config.live)
+        self._shown.callback(view.close)
+        self._shown.enter_context(self._warnings.quiet(view.is_live))
         if self._train.resume is None:
             self._after_update(0, 0)
 
-    def _push(self, num_steps: int) -> None:
+    def _push(self, num_steps: int, own_steps: Mapping[str, int]) -> None:
         assert self._run is not None
-        self._publisher.publish(snapshot(self._run.algorithm), num_steps)
+        self._publisher.publish(snapshot(self._run.algorithm), num_steps, own_steps)
 
     def _after_update(self, update: int, num_steps: int) -> None:
         assert self._run is not None and self._evaluations is not None and self._videos is not None
@@ -211,7 +238,7 @@ class _Session:
                 f"and {generation.online_steps} ({share:.0%} of all frames)",
             )
         )
-        behind = state.num_steps - generation.num_steps
+        behind = self._source.steps_behind
         actors = ", ".join(self._connected()) or "none"
         rows.append(
             ("actors", f"{actors}; {state.num_waiting} records not stored yet, {behind} steps not trained on")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +45,15 @@ def open_shard_table(folder: Path, settings: ChunkSettings, cache_dir: Path) -> 
 @dataclass(frozen=True)
 class Generation:
     """The data at one moment. data: None where there are none yet. num_episodes, num_steps: ever kept of the actors,
-    also those that were dropped since. online_episodes, online_steps: that are trained on."""
+    also those that were dropped since; steps_by_actor: at least so many of num_steps are each one's. online_episodes,
+    online_steps: that are trained on."""
 
     data: ChunkCollection | None
     num_episodes: int = 0
     num_steps: int = 0
     online_episodes: int = 0
     online_steps: int = 0
+    steps_by_actor: Mapping[str, int] = field(default_factory=dict)
 
 
 class LearnerData:
@@ -104,6 +106,7 @@ class LearnerData:
             steps,
             sum(shard.num_episodes for shard in shards),
             sum(shard.num_frames for shard in shards),
+            replay.steps_by_actor,
         )
 
     def drop_unused(self, used: ChunkCollection) -> None:

@@ -25,7 +25,8 @@ FETCH_EVERY_S = 1.0
 @dataclass(frozen=True)
 class LinkState:
     """address: the learner's; "" without one. reachable: whether it answered last. num_unsent: records that it has
-    not confirmed. version: of the newest weights taken; num_steps: the recorded steps they account for.
+    not confirmed. version: of the newest weights taken; num_steps: the recorded steps they account for, of all
+    actors; own_steps: at least so many of these are this one's (None: the learner is an older one).
     num_refused: pushes that did not fit. problem: what ended sending or fetching for good, or why weights were
     refused last; "" where all is well."""
 
@@ -34,6 +35,7 @@ class LinkState:
     num_unsent: int = 0
     version: int = 0
     num_steps: int = 0
+    own_steps: int | None = 0
     num_refused: int = 0
     problem: str = ""
 
@@ -87,6 +89,7 @@ class LearnerLink:
             sender.pending,
             fetcher.version if fetcher else 0,
             fetcher.num_steps if fetcher else 0,
+            fetcher.own_steps if fetcher and fetcher.version else 0,
             fetcher.num_refused if fetcher else 0,
             next((str(problem) for problem in problems if problem), ""),
         )

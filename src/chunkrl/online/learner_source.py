@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.errors import ChunkRLError
@@ -29,7 +29,8 @@ class OnlineSource:
     """The trainer's `DataSource` over a `DataWorker`.
 
     offline_digest: of the data that stay.
-    push: hands out the weights as they are: (num_steps they account for). None before there are networks.
+    push: hands out the weights as they are: (num_steps they account for, of these each actor's own). None before
+        there are networks.
     after_update: called after every policy update, with its number and the steps of actors that are accounted for.
     """
 
@@ -43,7 +44,7 @@ class OnlineSource:
         self._in_last_phase = False
         self._pushed: tuple[int, int] | None = None
         self._pushed_at = (0, 0.0)
-        self.push: Callable[[int], None] | None = None
+        self.push: Callable[[int, Mapping[str, int]], None] | None = None
         self.after_update: Callable[[int, int], None] | None = None
         self.more_metrics: Callable[[], Mapping[str, float]] = dict
         self.waiting = ""
@@ -59,6 +60,11 @@ class OnlineSource:
     def generation(self) -> Generation:
         """What training draws from, with its numbers."""
         return self._taken.generation
+
+    @property
+    def steps_behind(self) -> int:
+        """Steps that are stored and not trained on yet. The worker notes newer data before it counts them."""
+        return max(self._worker.state.num_steps, self._worker.newest.num_steps) - self.generation.num_steps
 
     @property
     def stopped(self) -> bool:
@@ -93,6 +99,12 @@ class OnlineSource:
             with self._changed:
                 self._changed.wait(_WAIT_S)
         return False
+
+    def begin(self, update: int, done: int, last_phase: bool) -> None:
+        """Where training begins, or goes on: the run's `update`, of the phase's updates `done`."""
+        self._update, self._done, self._in_last_phase = update, done, last_phase
+        self._pushed_at = (update, time.monotonic())
+        self._taken = replace(self._taken, update=update)
 
     def is_due(self, done: int, last_phase: bool) -> bool:
         """See `DataSource`."""
@@ -148,7 +160,7 @@ class OnlineSource:
             "online/episodes_trained_on": generation.online_episodes,
             "online/steps_trained_on": generation.online_steps,
             "online/records_waiting": state.num_waiting,
-            "online/steps_behind": state.num_steps - generation.num_steps,
+            "online/steps_behind": self.steps_behind,
             **self.more_metrics(),
         }
 
@@ -165,7 +177,11 @@ class OnlineSource:
             return
         self._pushed = (self._update, self.generation.num_steps)
         self._pushed_at = (self._update, time.monotonic())
-        self.push(self._accounted())
+        num_steps, generation = self._accounted(), self.generation
+        # which ones are not accounted for is not known: each actor is told what holds whosever they are
+        owed = generation.num_steps - num_steps
+        own = {actor: max(0, steps - owed) for actor, steps in generation.steps_by_actor.items()}
+        self.push(num_steps, own)
 
     def _accounted(self) -> int:
         """Steps of actors for which all updates are made that are owed for them."""

@@ -316,17 +316,25 @@ class WeightPush:
 
     version: 1, 2, ...; later is newer. tensors: parameter name -> values. checksum: `checksum_of` the rest,
     verified here: what was corrupted on its way cannot be made into a WeightPush. num_steps: steps that actors had
-    recorded, of kept episodes, for which the learner has made all the updates that it owes them.
+    recorded, of kept episodes, for which the learner has made all the updates that it owes them. own_steps: at least
+    so many of these are the receiving actor's; None where that is not known. The checksum leaves it out.
     """
 
     version: int
     tensors: Mapping[str, TensorData]
     checksum: str
     num_steps: int = 0
+    own_steps: int | None = None
 
     def __post_init__(self) -> None:
         _check_count("version", self.version, 1)
         _check_count("num_steps", self.num_steps)
+        if self.own_steps is not None:
+            _check_count("own_steps", self.own_steps)
+            if self.own_steps > self.num_steps:
+                raise RecordError(
+                    f"weights version {self.version}: {self.own_steps} steps of one actor among {self.num_steps}"
+                )
         if not self.tensors:
             raise RecordError(f"weights version {self.version}: no tensors")
         for name in self.tensors:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from chunkrl.online.config import ReplayConfig
 from chunkrl.online.records import StepRecord, StreamSpec
 
 EPISODE_KEY = EPISODE_ID_KEY
+ACTOR_KEY = "complementary_info.actor_id"
 _INFO = "meta/info.json"
 _SHARD = "shard-"
 _EVICTED = ".evicted-"
@@ -75,7 +77,7 @@ def replay_features(spec: StreamSpec, cameras: Literal["video", "image"]) -> dic
         "complementary_info.is_held": flag,
         "complementary_info.proposed_action": action,
         "complementary_info.policy_version": number,
-        "complementary_info.actor_id": text,
+        ACTOR_KEY: text,
         EPISODE_KEY: text,
     }
 
@@ -102,7 +104,7 @@ def episode_columns(steps: Sequence[StepRecord]) -> dict[str, np.ndarray]:
         "complementary_info.is_held": column([step.held for step in steps], "bool"),
         "complementary_info.proposed_action": np.stack([step.proposed_action for step in steps]),
         "complementary_info.policy_version": column([step.policy_version for step in steps], "int64"),
-        "complementary_info.actor_id": column([step.actor_id for step in steps], "object"),
+        ACTOR_KEY: column([step.actor_id for step in steps], "object"),
         EPISODE_KEY: column([step.episode_id for step in steps], "object"),
     }
 
@@ -125,6 +127,7 @@ class Replay:
         self._writer: DatasetWriter | None = (
             None  # none before the first episode: a shard without is no data set
         )
+        self._steps_of: dict[Path, Counter[str]] = {}  # each actor's, of each shard
         self._closed = False
         self.root.mkdir(parents=True, exist_ok=True)
         with self._reading:
@@ -133,7 +136,10 @@ class Replay:
             self._shards = {path: _totals(path) for path in _shard_paths(self.root)}
             if self._shards:
                 self._open_shard(_shard_number(max(self._shards)))
-        self.episode_ids = {i for path in self._shards for i in _episode_ids(path)}
+        self.episode_ids: set[str] = set()
+        for path in self._shards:
+            identities, self._steps_of[path] = _contents(path)
+            self.episode_ids |= identities
         self._forgotten = _forgotten(self.root / _FORGOTTEN)
 
     @property
@@ -145,8 +151,19 @@ class Replay:
     def totals(self) -> tuple[int, int]:
         """Episodes and steps that were ever added, those of dropped shards too."""
         here = {path.name for path in self._shards}
-        counts = [*self._shards.values(), *(n for name, n in self._forgotten.items() if name not in here)]
+        gone = (n for name, n in self._forgotten.items() if name not in here)
+        counts = [*self._shards.values(), *((n.episodes, n.steps) for n in gone)]
         return sum(episodes for episodes, _ in counts), sum(steps for _, steps in counts)
+
+    @property
+    def steps_by_actor(self) -> dict[str, int]:
+        """Of the steps of `totals`, each actor's; less where a shard was dropped before this was noted."""
+        here = {path.name for path in self._shards}
+        total: Counter[str] = sum(self._steps_of.values(), Counter())
+        for name, counts in self._forgotten.items():
+            if name not in here:
+                total.update(counts.by_actor)
+        return dict(total)
 
     @property
     def num_steps(self) -> int:
@@ -178,6 +195,7 @@ class Replay:
                 if writer.num_episodes > index:  # also where the disk was full afterwards, for a merge
                     self._shards[writer.root] = (writer.num_episodes, writer.num_frames)
                     self.episode_ids.add(steps[0].episode_id)
+                    self._steps_of[writer.root][steps[0].actor_id] += len(steps)
             self._evict()
         success = any(step.success for step in steps)
         return StoredEpisode(steps[0].episode_id, writer.root, index, len(steps), success)
@@ -207,6 +225,7 @@ class Replay:
             path, fps=self._spec.fps, features=self._features, robot_type=self._spec.robot_type or None
         )
         self._shards[path] = (self._writer.num_episodes, self._writer.num_frames)
+        self._steps_of.setdefault(path, Counter())
         return self._writer
 
     def _evict(self) -> None:
@@ -216,11 +235,12 @@ class Replay:
             if self.num_steps - self._shards[oldest][1] < capacity:
                 return
             gone = oldest.with_name(_EVICTED + oldest.name)
-            self.episode_ids -= _episode_ids(oldest)
-            self._forgotten[oldest.name] = self._shards[oldest]
-            write_text(self.root / _FORGOTTEN, json.dumps(self._forgotten, indent=1) + "\n")
+            self.episode_ids -= _contents(oldest)[0]
+            self._forgotten[oldest.name] = _Forgotten(*self._shards[oldest], dict(self._steps_of[oldest]))
+            noted = {name: list(vars(counts).values()) for name, counts in self._forgotten.items()}
+            write_text(self.root / _FORGOTTEN, json.dumps(noted, indent=1) + "\n")
             oldest.rename(gone)  # a reader sees all of it or nothing
-            del self._shards[oldest]
+            del self._shards[oldest], self._steps_of[oldest]
             _delete(gone)
 
 
@@ -235,17 +255,36 @@ def reading(root: str | Path) -> Iterator[tuple[Path, ...]]:
         yield tuple(path for path in _shard_paths(root) if _totals(path)[0])
 
 
-def _forgotten(path: Path) -> dict[str, tuple[int, int]]:
-    """Episodes and steps of dropped shards by name."""
+@dataclass(frozen=True)
+class _Forgotten:
+    """A dropped shard. by_actor: steps, {} where it was dropped before they were noted."""
+
+    episodes: int
+    steps: int
+    by_actor: Mapping[str, int]
+
+
+def _forgotten(path: Path) -> dict[str, _Forgotten]:
+    """Dropped shards by name."""
     if not path.exists():
         return {}
     cure = "restore it, or delete it to count anew"
     found = read_json(path, dict, DatasetError, cure)
     for name, counts in found.items():
-        whole = isinstance(counts, list) and [type(n) for n in counts] == [int, int]
-        if not whole or not all(0 <= n < 2**62 for n in counts):
-            raise DatasetError(f"{path} is damaged ('{name}' is {counts!r}, expected two counts): {cure}")
-    return {name: (episodes, steps) for name, (episodes, steps) in found.items()}
+        whole = isinstance(counts, list) and [type(n) for n in counts] in ([int, int], [int, int, dict])
+        if not whole or not all(type(n) is int and 0 <= n < 2**62 for n in _numbers(counts)):
+            raise DatasetError(
+                f"{path} is damaged ('{name}' is {counts!r}, expected two counts, and steps by actor): {cure}"
+            )
+    return {
+        name: _Forgotten(counts[0], counts[1], counts[2] if len(counts) > 2 else {})
+        for name, counts in found.items()
+    }
+
+
+def _numbers(counts: list) -> list:
+    """All of them."""
+    return [*counts[:2], *(counts[2].values() if len(counts) > 2 else ())]
 
 
 def _delete(folder: Path) -> None:
@@ -289,12 +328,17 @@ def _totals(path: Path) -> tuple[int, int]:
     )
 
 
-def _episode_ids(path: Path) -> set[str]:
-    """Ids of the episodes that the shard has (files may hold one more that a kill left unfinished)."""
+def _contents(path: Path) -> tuple[set[str], Counter[str]]:
+    """Ids of the episodes that the shard has, and the steps of each actor (files may hold one episode more that a
+    kill left unfinished)."""
     episodes = _totals(path)[0]
-    found = set()
+    found: set[str] = set()
+    steps: Counter[str] = Counter()
     for file in path.glob("data/*/*.parquet"):
-        table = pq.read_table(file, columns=["episode_index", EPISODE_KEY])
-        rows = zip(table["episode_index"].to_pylist(), table[EPISODE_KEY].to_pylist(), strict=True)
-        found |= {identity for index, identity in rows if index < episodes}
-    return found
+        table = pq.read_table(file, columns=["episode_index", EPISODE_KEY, ACTOR_KEY])
+        rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+        for index, identity, actor in rows:
+            if index < episodes:
+                found.add(identity)
+                steps[actor] += 1
+    return found, steps

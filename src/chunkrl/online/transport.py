@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class SpoolReceiver:
     It answers from threads of its own: training never waits for it.
 
     Attributes:
-        port: where it listens, after `start`.
+        port: where it listens, after `bind`.
         heard: actor -> when it was heard last, by `time.monotonic`.
         policy: `publisher.policy_features` of what the weights on offer belong to; (): not known.
     """
@@ -77,16 +77,22 @@ class SpoolReceiver:
         self._listen, self._streams, self._limits = listen, streams, limits
         self._token = read_token(listen.token_file)
         self._weights: WeightPush | None = None
+        self._own_steps: Mapping[str, int] | None = None
         self._watched: dict[int, tuple[grpc.ServicerContext, float]] = {}
         self._mutex = threading.Lock()
         self._stopped = threading.Event()
         self._server: grpc.Server | None = None
+        self._started = False
         self._watchdog = threading.Thread(
             target=self._drop_silent_peers, daemon=True, name="receiver-watchdog"
         )
 
-    def start(self) -> int:
-        """Listens from now on; returns the port."""
+    def bind(self) -> int:
+        """Takes the port, so that nobody else can, and returns it; who calls is not answered before `start`.
+
+        Raises:
+            TransportError: the port is in use, ...
+        """
         limits = self._limits
         options = [
             *MESSAGE_OPTIONS,
@@ -106,19 +112,31 @@ class SpoolReceiver:
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         self.port = bind(self._listen, server)
-        server.start()
         self._server = server
+        return self.port
+
+    def start(self) -> int:
+        """Listens from now on; returns the port. Raises TransportError as `bind`, which may come before."""
+        if self._server is None:
+            self.bind()
+        assert self._server is not None
+        self._server.start()
+        self._started = True
         self._watchdog.start()
         return self.port
 
     def stop(self, grace_s: float = 1.0) -> None:
         """Stops listening; calls in progress have `grace_s` to end. Actors go on and come back."""
         self._stopped.set()
+        if self._server and not self._started:  # only a server that was started gives its port back
+            self._server.start()
         if self._server:
             self._server.stop(grace_s).wait()
 
-    def offer(self, push: WeightPush) -> None:
+    def offer(self, push: WeightPush, own_steps: Mapping[str, int] | None = None) -> None:
         """Replaces the weights that actors get.
+
+        own_steps: actor -> at least so many of `push.num_steps` are its own; None: not known.
 
         Raises:
             TransportError: the version is not newer than the one on offer.
@@ -129,7 +147,7 @@ class SpoolReceiver:
                     f"weights version {push.version} after {self._weights.version}: versions only rise "
                     "(chunkrl.online.versions.VersionCounter)"
                 )
-            self._weights = push
+            self._weights, self._own_steps = push, own_steps
 
     def _greet(self, messages: Iterator[bytes]) -> Iterator[bytes]:
         hello = wire.decode_hello(_first(messages))
@@ -158,7 +176,9 @@ class SpoolReceiver:
         if request.actor_id not in self._policies:  # of a learner before this one
             raise _NotGreetedError(f"actor {request.actor_id}: greet before asking for weights")
         self.heard[request.actor_id] = time.monotonic()
-        weights, theirs = self._weights, self._policies[request.actor_id]
+        with self._mutex:
+            weights, own_steps = self._weights, self._own_steps
+        theirs = self._policies[request.actor_id]
         if weights and self.policy and theirs and theirs != self.policy:
             raise TransportError(
                 f"actor {request.actor_id} acts with another policy than this learner trains (other statistics, "
@@ -166,13 +186,16 @@ class SpoolReceiver:
                 "the learner's run; its episodes are taken all the same"
             )
         if weights and weights.version > request.newer_than:
-            yield from wire.encode_weights(weights)
+            own = None if own_steps is None else own_steps.get(request.actor_id, 0)
+            yield from wire.encode_weights(weights, own)
 
     def _guarded(self, name: str, method: Method) -> Callable[..., Iterator[bytes]]:
         """`method` behind the token, the watchdog and one way of answering errors."""
 
         def handle(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             peer = context.peer()
+            if self._stopped.is_set():
+                context.abort(grpc.StatusCode.UNAVAILABLE, "the learner ends")
             if not admitted(self._token, context):
                 _LOG.warning("%s from %s refused: no token or a wrong one", name, peer)
                 context.abort(

@@ -59,7 +59,7 @@ class WeightFetcher:
     take: version and tensors, all or nothing, raises ChunkRLError where they do not fit (`PolicyRunner.push`).
 
     Attributes:
-        version: the last one that was taken (0: none). num_steps: of that push, see `WeightPush`.
+        version: the last one that was taken (0: none). num_steps, own_steps: of that push, see `WeightPush`.
         num_refused: pushes that were damaged or did not fit. refusal: why the last of these was refused.
         failure: what ended it for good, or None: the learner refuses this actor.
     """
@@ -71,6 +71,7 @@ class WeightFetcher:
         every_s: float = 5.0,
     ) -> None:
         self.version = self.num_steps = self.num_refused = 0
+        self.own_steps: int | None = None
         self.refusal = ""
         self.failure: TransportError | None = None
         self._fetch, self._take, self._every_s = fetch, take, every_s
@@ -107,5 +108,6 @@ class WeightFetcher:
         if push := self._fetch(self._seen):
             self._seen = push.version
             self._take(push.version, push_tensors(push))
-            self.version, self.num_steps = push.version, push.num_steps
+            self.num_steps, self.own_steps = push.num_steps, push.own_steps
+            self.version = push.version  # last: who sees it sees the others
             _LOG.info("weights version %d", push.version)

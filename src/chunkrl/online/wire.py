@@ -215,9 +215,15 @@ def decode_weight_request(data: bytes) -> WeightRequest:
     return WeightRequest(**_fields(message, ("actor_id", "protocol", "newer_than")))
 
 
-def encode_weights(push: WeightPush) -> Iterator[bytes]:
-    """The messages of `FetchWeights`: a head, then the values in pieces of 1 MiB."""
+def encode_weights(push: WeightPush, own_steps: int | None = None) -> Iterator[bytes]:
+    """The messages of `FetchWeights`: a head, then the values in pieces of 1 MiB.
+
+    own_steps: what the receiving actor's push says in place of `push.own_steps`.
+    """
     head = pb.WeightHead(version=push.version, checksum=push.checksum, num_steps=push.num_steps)
+    own_steps = push.own_steps if own_steps is None else own_steps
+    if own_steps is not None:
+        head.own_steps = own_steps
     for name, tensor in push.tensors.items():
         head.tensors.add(name=name, dtype=cast("Any", _DTYPES[tensor.dtype]), shape=tensor.shape)
     yield pb.WeightChunk(head=head).SerializeToString()
@@ -264,7 +270,8 @@ def decode_weights(messages: Iterable[bytes], max_bytes: int = MAX_WEIGHT_BYTES)
         values = bytes(view[begin : begin + size])
         tensors.append((tensor.name, TensorData(_dtype_name(tensor.dtype), tuple(tensor.shape), values)))
         begin += size
-    return WeightPush(head.version, _unique("parameter", tensors), head.checksum, head.num_steps)
+    own_steps = head.own_steps if head.HasField("own_steps") else None
+    return WeightPush(head.version, _unique("parameter", tensors), head.checksum, head.num_steps, own_steps)
 
 
 _STEP_FIELDS = (

@@ -227,16 +227,18 @@ class TensorHead(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class WeightHead(_message.Message):
-    __slots__ = ("version", "checksum", "tensors", "num_steps")
+    __slots__ = ("version", "checksum", "tensors", "num_steps", "own_steps")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    OWN_STEPS_FIELD_NUMBER: _ClassVar[int]
     version: int
     checksum: str
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHead]
     num_steps: int
-    def __init__(self, version: _Optional[int] = ..., checksum: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorHead, _Mapping]]] = ..., num_steps: _Optional[int] = ...) -> None: ...
+    own_steps: int
+    def __init__(self, version: _Optional[int] = ..., checksum: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorHead, _Mapping]]] = ..., num_steps: _Optional[int] = ..., own_steps: _Optional[int] = ...) -> None: ...
 
 class WeightChunk(_message.Message):
     __slots__ = ("head", "data")

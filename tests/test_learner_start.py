@@ -1,0 +1,178 @@
+"""When `chunkrl learner` answers actors, and what it counts after a restart."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("grpc", reason="needs chunkrl[online]")
+
+from actor_fakes import small_policy
+from online_peers import SMALL
+from online_records import SPEC, episode
+from started import free_address
+from test_online_learner import OFFLINE, Process, TestActor, last_update, learner_arguments
+from waiting import until
+
+from chunkrl.cli import main
+from chunkrl.errors import ChunkRLError, TransportError
+from chunkrl.online.actor_command import ActorCommand
+from chunkrl.online.actor_session import run_actor
+from chunkrl.online.config import ConnectConfig, ListenConfig, ReplayConfig
+from chunkrl.online.learner import CONFIG_FILE
+from chunkrl.online.records import Hello, StepRecord, Welcome
+from chunkrl.online.replay import Replay
+from chunkrl.online.sender import LearnerClient, UnreachableError
+from chunkrl.online.spool import Spool
+from chunkrl.online.streams import ReceivedStreams
+from chunkrl.online.transport import SpoolReceiver
+from chunkrl.training.metrics import read_records
+from chunkrl.training.policy_io import load_policy
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    """A data set of six episodes, as the replay writes them."""
+    replay = Replay(tmp_path / "first", SPEC, ReplayConfig(cameras="image"))
+    for number in range(6):
+        items = episode(100 + number, 6, "success" if number % 2 else "failure")
+        replay.add([item for item in items if isinstance(item, StepRecord)])
+    replay.close()
+    return tmp_path / "first/shard-000000"
+
+
+def first_answer(address: str, spool: Spool) -> Welcome:
+    """The learner's, as soon as it gives one."""
+    client = LearnerClient(ConnectConfig(address), Hello("arm", spool.spool_id, SPEC), spool, SMALL)
+
+    def greeted() -> Welcome | None:
+        try:
+            return client.greet()
+        except UnreachableError:
+            return None
+
+    try:
+        return until(greeted)
+    finally:
+        client.close()
+
+
+def test_a_learner_with_data_answers_when_policy_and_weights_are_there(tmp_path, recorded, capsys):
+    run, address = tmp_path / "run", free_address()
+    more = ["--dataset-dir", str(recorded), "--num-updates", "20", "--cameras"]
+    thread = threading.Thread(target=main, args=(learner_arguments(run, address, *more),), daemon=True)
+    thread.start()
+    with Spool(tmp_path / "spool") as spool:
+        welcome = first_answer(address, spool)
+    assert welcome.weights_version >= 1
+    load_policy(run / "policy")  # it is whole
+    until(lambda: not thread.is_alive())
+    assert re.search(
+        rf"listening on port {address.split(':')[1]}; .*actors act with --policy {run}/policy",
+        capsys.readouterr().out,
+    )
+
+
+def test_a_learner_without_data_answers_at_once_and_says_with_what_actors_act(tmp_path, recorded, capsys):
+    offline, run, address = tmp_path / "offline", tmp_path / "run", free_address()
+    main(["train", *OFFLINE[:14], "--dataset-dir", str(recorded), "--num-updates", "2", "--value-updates", "2",
+          "--output-dir", str(offline), "--cameras"])  # fmt: skip
+    capsys.readouterr()
+    arguments = learner_arguments(run, address, "--init", str(offline), "--num-updates", "20", "--cameras")
+    arguments = [a for i, a in enumerate(arguments) if "--value-updates" not in (a, arguments[i - 1])]
+    thread = threading.Thread(target=main, args=([*arguments, "--online.start-episodes", "2"],), daemon=True)
+    thread.start()
+    actor = TestActor(tmp_path / "spool", address)
+    try:
+        actor.record(range(2))
+        until(lambda: not thread.is_alive())
+    finally:
+        actor.close()
+    out = capsys.readouterr().out
+    assert out.index(f"actors act with --policy {offline}/policy") < out.index("waiting for 2 episodes")
+    assert f"training on {run}" in out or "actors act with --policy" in out.split("waiting for 2 episodes")[1]
+
+
+def test_a_port_in_use_is_known_before_anything_is_read(tmp_path, capsys):
+    streams = ReceivedStreams(tmp_path / "other")
+    taken = SpoolReceiver(ListenConfig("127.0.0.1:0"), streams)
+    port = taken.start()
+    with pytest.raises(SystemExit):
+        main(
+            learner_arguments(
+                tmp_path / "run", f"127.0.0.1:{port}", "--dataset-dir", str(tmp_path / "nowhere")
+            )
+        )
+    taken.stop(0)
+    streams.close()
+    assert "the port is in use" in capsys.readouterr().err
+
+
+def test_a_receiver_that_never_listened_gives_its_port_back(tmp_path):
+    streams = ReceivedStreams(tmp_path)
+    bound = SpoolReceiver(ListenConfig("127.0.0.1:0"), streams)
+    port = bound.bind()
+    with pytest.raises(TransportError, match="cannot listen"):
+        SpoolReceiver(ListenConfig(f"127.0.0.1:{port}"), streams).bind()
+    bound.stop(0)
+    again = SpoolReceiver(ListenConfig(f"127.0.0.1:{port}"), streams)
+    again.start()
+    again.stop(0)
+    streams.close()
+
+
+def test_an_actor_whose_policy_is_not_there_says_when_it_is(tmp_path):
+    small_policy(0, 3, 3, ()).save(tmp_path / "policy")
+    command = ActorCommand(
+        policy=str(tmp_path / "run/policy"), env="push-v3", output_dir=str(tmp_path / "actor")
+    )
+    with pytest.raises(ChunkRLError, match="before it says that it listens"):
+        run_actor(command)
+
+
+def counts(run: Path) -> dict[str, float]:
+    """The newest ones of a run's metrics."""
+    found: dict[str, float] = {}
+    for record in read_records(run / "metrics.jsonl"):
+        found |= {name: value for name, value in record.scalars.items() if name.startswith("online/")}
+    names = ("online/episodes", "online/steps", "online/episodes_trained_on", "online/steps_trained_on")
+    return {name: found[name] for name in names}
+
+
+def told(log: Path) -> list[tuple[int, ...]]:
+    """Updates, episodes and steps of each end."""
+    found = re.findall(r"(\d+) updates; (\d+) episodes, (\d+) steps stored", log.read_text())
+    return [tuple(map(int, numbers)) for numbers in found]
+
+
+def test_counts_agree_before_and_after_a_restart(tmp_path):
+    run, address, log = tmp_path / "run", free_address(), tmp_path / "log"
+    more = ["--online.start-episodes", "4", "--online.updates-per-step", "1", "--cameras"]
+    first = Process(learner_arguments(run, address, *more), log)
+    actor = TestActor(tmp_path / "spool", address)
+    try:
+        steps = actor.record(range(6))
+        until(lambda: last_update(run) >= 20 and actor.spool.num_waiting == 0)
+        runner = actor.act_with(run / "policy")
+        fetcher = actor.fetcher
+        assert fetcher is not None
+        until(lambda: fetcher.own_steps == steps)  # all updates for them are made
+        assert first.end(signal.SIGTERM) == 0
+        before, version = counts(run), fetcher.version
+        second = Process(["learner", "--config", str(run / CONFIG_FILE), "--resume", str(run)], log)
+        until(lambda: fetcher.version > version)
+        # the first weights after the restart account for what those before it did
+        assert (fetcher.own_steps, fetcher.num_steps) == (steps, steps)
+        assert runner is not None
+        assert second.end(signal.SIGTERM) == 0
+    finally:
+        actor.close()
+    assert before["online/steps"] == steps == before["online/steps_trained_on"]
+    assert counts(run) == before
+    assert told(log) == [(20 + steps, 6, steps)] * 2
+    assert json.loads((run / "version.json").read_text())["version"] > version
