@@ -432,7 +432,7 @@ def test_settings_are_checked_before_training(data: Path, tmp_path: Path) -> Non
     ):
         with pytest.raises(ChunkRLError, match=next(iter(change))):
             ChunkLevelOfflineRL(**settings(data, tmp_path / "x", **change))
-    with pytest.raises(ChunkRLError, match=r"unknown setting.*learning_rate"):
+    with pytest.raises(ChunkRLError, match=r"unknown configuration key.*learning_rate"):
         ChunkLevelOfflineRL(**settings(data, tmp_path / "x"), learning_rate=1.0)
     assert not (tmp_path / "x").exists()
 

@@ -14,6 +14,7 @@ import dacite
 from chunkrl.data.atomic import write_text
 from chunkrl.data.json_files import read_json
 from chunkrl.errors import ChunkRLError
+from chunkrl.suggest import did_you_mean
 
 T = TypeVar("T")
 
@@ -75,8 +76,11 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     try:
         return dacite.from_dict(cls, values, _CONFIG)
     except dacite.UnexpectedDataError as error:
-        known = ", ".join(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
-        raise ChunkRLError(f"unknown configuration key: {error}; {cls.__name__} has {known}") from error
+        known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        near = "".join(did_you_mean(key, known) for key in sorted(error.keys))
+        raise ChunkRLError(
+            f"unknown configuration key: {error}{near}; {cls.__name__} has {', '.join(known)}"
+        ) from error
     except (dacite.DaciteError, ValueError, TypeError, OverflowError) as error:
         raise ChunkRLError(f"configuration of {cls.__name__}: {error}") from error
 

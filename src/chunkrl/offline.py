@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.learner import PiLearner
 from chunkrl.output_folder import RUNS, begin_folder, begin_numbered, stem_of
 from chunkrl.progress import Progress, silent
+from chunkrl.settings import Settings
 from chunkrl.train_checks import check_config
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.data_source import DataSource, FixedData
@@ -55,7 +56,8 @@ class ChunkLevelOfflineRL:
     """A better chunk policy from recorded episodes.
 
     `ChunkLevelOfflineRL(dataset_dir=..., action_horizon=10, action_dim=7)` then `.train(num_epochs=100)`.
-    Takes the fields of `TrainConfig` as keywords, or a whole `config`; with `resume` the others are that run's unless
+    Takes the settings of `TrainConfig` as keywords, nested ones by short names too (`resize=(96, 96)`), or a whole
+    `config`; with `resume` the others are that run's unless
     they are given. Everything that can be wrong with data and settings is found here, before any training.
 
     source: where data come from that are not fixed, in place of those that `config` names.
@@ -78,11 +80,9 @@ class ChunkLevelOfflineRL:
         **settings: Any,
     ) -> None:
         if config is None:
-            unknown = set(settings) - {f.name for f in fields(TrainConfig)}
-            if unknown:
-                raise ChunkRLError(f"unknown setting {sorted(unknown)}; TrainConfig lists all settings")
             resume = settings.get("resume")
-            config = replace(resumed_config(Path(resume), settings) if resume else TrainConfig(), **settings)
+            begun = resumed_config(Path(resume), settings) if resume else TrainConfig()
+            config = Settings(begun).replaced(settings)
         elif settings:
             raise ChunkRLError("give either a TrainConfig or single settings, not both")
         check_config(config, has_data=source is not None)

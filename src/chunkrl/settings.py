@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from inspect import get_annotations
+from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 from chunkrl.config import from_dict
+from chunkrl.data.json_files import read_json
 from chunkrl.errors import ChunkRLError
 from chunkrl.suggest import did_you_mean
 
@@ -65,13 +67,13 @@ class Setting:
         return tuple(map(str, get_args(kind))) if get_origin(kind) is typing.Literal else ()
 
 
-class Settings:
+class Settings(Generic[T]):
     """The settings of a command's record, in its order.
 
     default: the record as it is without any file or flag.
     """
 
-    def __init__(self, default: Any) -> None:
+    def __init__(self, default: T) -> None:
         self.default = default
         self.all = tuple(_walk(default))
         self._by_key = {setting.key: setting for setting in self.all}
@@ -105,13 +107,14 @@ class Settings:
             raise ChunkRLError(f"{name} is the name of several settings: write {places}")
         raise ChunkRLError(f"unknown configuration key: {name}{self._nearest(_plain(name), within)}")
 
-    def of_values(self, values: Mapping[str, Any]) -> Any:
+    def of_values(self, values: Mapping[str, Any]) -> T:
         """The record with the values of a file in it: nested objects, dotted names and short ones, as it is written.
 
         Raises:
             ChunkRLError: a name as of `find`, one given twice, or a value that its setting cannot have.
         """
-        merged = asdict(self.default)
+        default: Any = self.default
+        merged = asdict(default)
         given: dict[str, str] = {}
         for name, setting, value in self._flat(values, "", ""):
             if setting.key in given:
@@ -123,6 +126,43 @@ class Settings:
                 place = place[parent]
             place[last] = value
         return from_dict(type(self.default), merged)
+
+    def of_file(self, file: Path, cure: str = "give another file, or correct it") -> T:
+        """The record with the values of a JSON or YAML file (by its ending) in it.
+
+        Raises:
+            ChunkRLError: the file is missing or damaged, or as of `of_values`; names the file.
+        """
+        if file.suffix.lower() in (".yaml", ".yml"):
+            from chunkrl.data.yaml_files import read_yaml
+
+            values = read_yaml(file, ChunkRLError, cure)
+        else:
+            values = read_json(file, dict, ChunkRLError, cure)
+        try:
+            return self.of_values(values)
+        except ChunkRLError as reason:
+            raise ChunkRLError(f"{file}: {reason}: {cure}") from reason
+
+    def replaced(self, values: Mapping[str, Any]) -> T:
+        """The record with values of Python in it: fields of the record itself (`frames=FrameSettings(...)`), or any
+        other name of a setting (`resize=(96, 96)`).
+
+        Raises:
+            ChunkRLError: a name as of `find`, or a value that its setting cannot have.
+        """
+        default: Any = self.default
+        own = {field.name for field in fields(default)}
+        record = replace(default, **{name: value for name, value in values.items() if name in own})
+        tree: dict[str, Any] = {}  # all at once: what belongs together may not be given one by one
+        for name in values:
+            if name not in own:
+                *parents, last = self.find(name).key.split(".")
+                place = tree
+                for parent in parents:
+                    place = place.setdefault(parent, _Tree())
+                place[last] = values[name]
+        return _with(record, tree)
 
     def names(self, within: str = "") -> list[str]:
         """All that may be written: places, flags' names, and the ends of places."""
@@ -162,6 +202,18 @@ class Settings:
             if within
             else ""
         )
+
+
+class _Tree(dict[str, Any]):
+    """Values of a record inside another."""
+
+
+def _with(record: Any, tree: Mapping[str, Any]) -> Any:
+    values = {
+        name: _with(getattr(record, name), value) if isinstance(value, _Tree) else value
+        for name, value in tree.items()
+    }
+    return replace(record, **values)
 
 
 def _plain(name: str) -> str:

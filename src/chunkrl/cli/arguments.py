@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from chunkrl.cli.commands import Command
-from chunkrl.data.json_files import read_json
 from chunkrl.errors import ChunkRLError
 from chunkrl.settings import Setting, Settings
 from chunkrl.suggest import did_you_mean
 
-_CURE = "give another file, or correct it"
 _SPELT = {"true", "false", "yes", "no", "on", "off", "1", "0"}
 
 
@@ -31,7 +29,7 @@ def parse(command: Command, arguments: Sequence[str]) -> Any:
     flags = as_flags(settings, command.name, given)
     default = settings.default
     if file is not None:
-        default = read_options(settings, file)
+        default = settings.of_file(file)
     elif command.resumed and (run := _value_of("--resume", flags)) is not None:
         names = {flag[2:].replace("-", "_") for flag in flags if flag.startswith("--")}
         default = command.resumed_options(Path(run), names)
@@ -42,20 +40,6 @@ def _value_of(flag: str, flags: Sequence[str]) -> str | None:
     """What follows the flag; None where it is not given or says None."""
     following = flags[flags.index(flag) + 1 :] if flag in flags else []
     return following[0] if following and following[0] != "None" else None
-
-
-def read_options(settings: Settings, file: Path) -> Any:
-    """The record with what a JSON or YAML file says. Raises ChunkRLError naming the file and the key."""
-    if file.suffix.lower() in (".yaml", ".yml"):
-        from chunkrl.data.yaml_files import read_yaml
-
-        values = read_yaml(file, ChunkRLError, _CURE)
-    else:
-        values = read_json(file, dict, ChunkRLError, _CURE)
-    try:
-        return settings.of_values(values)
-    except ChunkRLError as reason:
-        raise ChunkRLError(f"{file}: {reason}: {_CURE}") from reason
 
 
 def as_flags(settings: Settings, command: str, arguments: Sequence[str]) -> list[str]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chunkrl.config import load_config
 from chunkrl.data.label_config import LabelCommand
 from chunkrl.data.label_rules import SuccessRule
 from chunkrl.envs.collect import CollectCommand
@@ -16,6 +15,7 @@ from chunkrl.envs.registry import is_libero
 from chunkrl.evaluation.config import EvaluateCommand, EvaluateConfig
 from chunkrl.iterate.config import ArmName, IterateConfig
 from chunkrl.iterate.records import Rollouts
+from chunkrl.settings import Settings
 from chunkrl.train_config import TrainConfig
 
 if TYPE_CHECKING:  # it needs the extra `online`
@@ -187,4 +187,4 @@ def load_actor(file: str) -> ActorCommand:
     """The settings of --rollouts.actor. Raises MissingExtraError without the extra `online`."""
     from chunkrl.online.actor_command import ActorCommand
 
-    return load_config(ActorCommand, file)
+    return Settings(ActorCommand()).of_file(Path(file))
