@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -16,10 +17,11 @@ from chunkrl.algorithms.value_labels import ValueLabels
 from chunkrl.config import load_config
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection, ChunkData
+from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS, LabelRule
 from chunkrl.data.normalize import Normalizer
 from chunkrl.data.roles import describe_columns
 from chunkrl.data.sample_weights import read_sample_weights
-from chunkrl.errors import ChunkRLError
+from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.integration.pi_training import FROZEN, pi_networks
 from chunkrl.models.config import NetworkConfig
 from chunkrl.models.encoders import ObservationSpec
@@ -59,11 +61,55 @@ def open_datasets(config: TrainConfig, progress: Progress = silent) -> list[Chun
     datasets = [ChunkDataset(config.dataset_dir, main, progress=progress)]
     additional = replace(main, revision=None)
     if config.additional_success is not None:
-        labels = replace(config.labels, success=config.additional_success, success_episodes=())
+        labels = replace(
+            config.labels, success=config.additional_success, success_episodes=(), success_file=""
+        )
         additional = replace(additional, labels=labels)
-    for path in config.additional_offline_dataset_paths:
-        datasets.append(ChunkDataset(path, additional, progress=progress))
+    named = config.additional_labels or (_labels_of_others(config.labels),) * len(
+        config.additional_offline_dataset_paths
+    )
+    for path, name in zip(config.additional_offline_dataset_paths, named, strict=True):
+        settings = replace(additional, labels=replace(additional.labels, labels=name))
+        datasets.append(ChunkDataset(path, settings, progress=progress))
+    _check_rewards(datasets)
     return datasets
+
+
+def _labels_of_others(rule: LabelRule) -> str:
+    """A file is of one data set."""
+    return rule.labels if rule.labels == NO_LABELS else AUTO_LABELS
+
+
+def _check_rewards(datasets: Sequence[ChunkDataset]) -> None:
+    """Raises DatasetError where one data set's rewards are costs of steps and another's are not."""
+
+    def meaning(dataset: ChunkDataset) -> tuple[str, float]:
+        rule = dataset.frame_labels.rule
+        return ("costs", rule.failure_penalty) if rule.step_reward == "cost" else ("rewards", 0.0)
+
+    for other in datasets[1:]:
+        if meaning(other) != meaning(datasets[0]):
+            told = [
+                f"{d.name}: {meaning(d)[0]} by {d.frame_labels.file or 'its columns'}"
+                for d in (datasets[0], other)
+            ]
+            raise DatasetError(
+                f"rewards of the data sets differ in meaning ({'; '.join(told)}): make labels by one rule (chunkrl "
+                "label), or name them with --labels and --additional-labels"
+            )
+
+
+def with_labels_used(config: TrainConfig, datasets: Sequence[ChunkDataset]) -> TrainConfig:
+    """The settings with the labels that were found, so that whoever opens the data again reads these and no newer
+    ones."""
+    if not datasets:
+        return config
+    first = datasets[0].frame_labels
+    labels = replace(config.labels, labels=first.file or NO_LABELS)
+    if labels.success_file:
+        labels = replace(labels, success_file="", success_episodes=first.rule.success_episodes)
+    others = tuple(dataset.frame_labels.file or NO_LABELS for dataset in datasets[1:])
+    return replace(config, labels=labels, additional_labels=others)
 
 
 def build_networks(

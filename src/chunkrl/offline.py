@@ -15,7 +15,7 @@ import torch
 
 from chunkrl import __version__, ranks
 from chunkrl.algorithms.best_of_n import QEnsemble
-from chunkrl.build import build_algorithm, choose_device, open_data, reads_task
+from chunkrl.build import build_algorithm, choose_device, open_data, reads_task, with_labels_used
 from chunkrl.data.atomic import write_text
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.regular_files import is_there
@@ -93,6 +93,8 @@ class ChunkLevelOfflineRL:
         if source is None:
             with ranks.main_first():
                 source = FixedData(open_data(config, progress))
+            datasets = ChunkCollection.of(source.data).datasets
+            config = self.config = with_labels_used(config, datasets)
         self.source = source
         if self.dataset.action_dim != config.action_dim:
             raise ChunkRLError(

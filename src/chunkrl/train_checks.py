@@ -180,6 +180,11 @@ def _check_datasets(config: TrainConfig) -> None:
             f"{num_datasets}, counted from 0: --dataset-dir, then --additional-offline-dataset-paths"
         )
     more = config.additional_offline_dataset_paths
+    if config.additional_labels and len(config.additional_labels) != len(more):
+        raise ChunkRLError(
+            f"--additional-labels names {len(config.additional_labels)} files for {len(more)} data sets of "
+            "--additional-offline-dataset-paths: give one for each, auto or none"
+        )
     if not more:
         if config.dataset_weights or config.additional_success is not None:
             raise ChunkRLError(

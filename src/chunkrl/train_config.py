@@ -99,6 +99,8 @@ class TrainConfig:
     """How often each data set is drawn from, dataset_dir first; default: every frame is equally likely."""
     additional_success: SuccessRule | None = None
     """How success is read in the additional data sets; default: as --success says for all."""
+    additional_labels: tuple[str, ...] = ()
+    """Labels of each additional data set, as --labels takes them; default: the files that are found beside them."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Kind of policy: Gaussian, flow matching, or the pretrained pi of --pi0-config."""
     network: NetworkConfig = field(default_factory=NetworkConfig)

@@ -19,7 +19,7 @@ from chunkrl.data.chunk_settings import ChunkReward, ChunkSettings
 from chunkrl.data.chunk_statistics import encoded_action_statistics
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.identity import episode_identities
-from chunkrl.data.label_rules import columns_read
+from chunkrl.data.label_files import label_columns
 from chunkrl.data.labels import label_frames
 from chunkrl.data.large_arrays import by_blocks, keep, zeros
 from chunkrl.data.normalize import Statistics
@@ -60,7 +60,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
                 cache_dir,
                 progress,
                 settings.frames,
-                partial(columns_read, settings.labels),
+                partial(label_columns, settings.labels),
             )
         self.table = dataset_dir
         self.settings = settings

@@ -46,7 +46,8 @@ class DatasetDescription:
     left_out: columns that are not read -> why ("has ...").
     total_frames: that info.json counts, whatever episodes are left. video_ends: where the last span of a video file
         ends, seconds, of files of several episodes.
-    fingerprint: of the contents of metadata, data and video files (`chunkrl.data.fingerprint`).
+    fingerprint: of the contents of metadata, data and video files (`chunkrl.data.fingerprint`). whole_fingerprint: of
+        the data set with the episodes that were left out; "" where none was.
     """
 
     root: Path
@@ -64,6 +65,7 @@ class DatasetDescription:
     total_frames: int
     video_ends: Mapping[Path, float]
     fingerprint: str
+    whole_fingerprint: str = ""
 
     @property
     def num_frames(self) -> int:
@@ -195,7 +197,12 @@ def without(description: DatasetDescription, excluded: frozenset[int]) -> Datase
         )
     digest = hashlib.sha256(description.fingerprint.encode())
     digest.update(repr(sorted(episode.index for episode in kept)).encode())
-    return replace(description, episodes=tuple(kept), fingerprint=digest.hexdigest()[:32])
+    return replace(
+        description,
+        episodes=tuple(kept),
+        fingerprint=digest.hexdigest()[:32],
+        whole_fingerprint=description.whole_fingerprint or description.fingerprint,
+    )
 
 
 def _with_starts(

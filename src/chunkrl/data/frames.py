@@ -74,7 +74,7 @@ class FrameTable:
         cache_dir: Path | None = None,
         progress: Progress | None = None,
         settings: FrameSettings = FrameSettings(),
-        label_columns: Callable[[Collection[str]], Collection[str]] = lambda _: (),
+        label_columns: Callable[[DatasetDescription], Collection[str]] = lambda _: (),
     ) -> FrameTable:
         """Opens a data set; the first time its numeric columns are read and checked.
 
@@ -83,8 +83,7 @@ class FrameTable:
             cache_dir: where to keep what was read, instead of `$CHUNKRL_CACHE` or `~/.cache/chunkrl`.
             progress: shows reading and decoding, instead of bars on the terminal.
             settings: how frames are kept; `skip_bad_episodes` reads and decodes everything once beforehand.
-            label_columns: of the columns that are declared, those whose faults make an episode bad, beside those
-                with a role.
+            label_columns: the columns whose faults make an episode bad, beside those with a role.
 
         Raises:
             DatasetError: the data set is absent, incomplete, damaged or inconsistent.
@@ -96,7 +95,7 @@ class FrameTable:
         problems: tuple[Problem, ...] = ()
         folder = cache_folder(description.fingerprint, cache_dir)
         if settings.skip_bad_episodes:
-            labels = label_columns(description.features)
+            labels = label_columns(description)
             problems = examine(description, found, folder, progress, images=True, label_columns=labels)
             description = set_aside(description, problems)
             folder = cache_folder(description.fingerprint, cache_dir)

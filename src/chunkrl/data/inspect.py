@@ -18,7 +18,7 @@ from chunkrl.data.formats import DatasetDescription, describe, without
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.images import store_bytes
 from chunkrl.data.inspect_config import InspectCommand
-from chunkrl.data.label_rules import columns_read
+from chunkrl.data.label_files import label_columns
 from chunkrl.data.labels import FrameLabels, label_frames
 from chunkrl.data.notes import column_notes, label_notes
 from chunkrl.data.outliers import outliers
@@ -107,7 +107,7 @@ def make_report(command: InspectCommand, progress: Progress, cache_dir: Path | N
     found = Collector()
     description = describe(command.dataset, command.mapping, command.revision, found)
     folder = cache_folder(description.fingerprint, cache_dir)
-    read = columns_read(command.labels, description.features)
+    read = label_columns(command.labels, description)
     problems = list(examine(description, found, folder, progress, command.images, read))
     bad = frozenset(index for problem in problems for index in problem.episodes)
     tasks, histogram, rewards, notes = {}, (), None, []

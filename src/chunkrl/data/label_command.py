@@ -18,7 +18,8 @@ from chunkrl.data.export import export_labels
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.json_files import as_json
 from chunkrl.data.label_config import LabelCommand, ReturnRule
-from chunkrl.data.label_rules import LabelRule, columns_read
+from chunkrl.data.label_files import FOLDER, LABELS_VERSION, label_columns
+from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS, LabelRule
 from chunkrl.data.labels import FrameLabels, label_frames
 from chunkrl.data.notes import column_notes, label_notes
 from chunkrl.data.regular_files import open_regular
@@ -28,13 +29,12 @@ from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.output_folder import check_file
 from chunkrl.progress import Progress
 
-LABELS_VERSION = 1  # of the meaning of the columns
-
 
 def label_dataset(command: LabelCommand, progress: Progress) -> tuple[FrameTable, FrameLabels]:
     """Writes the labels and says what they are; returns them with the data's frames."""
     if not command.dataset:
         raise ChunkRLError("name a data set: chunkrl label FOLDER, or owner/name on the Hub")
+    rule = _own_rule(command.rule)
     settings = FrameSettings(cache=False, skip_bad_episodes=command.skip_bad_episodes)
     table = FrameTable.open(
         command.dataset,
@@ -42,22 +42,22 @@ def label_dataset(command: LabelCommand, progress: Progress) -> tuple[FrameTable
         command.revision,
         progress=progress,
         settings=settings,
-        label_columns=partial(columns_read, command.rule),
+        label_columns=partial(label_columns, rule),
     )
     for problem in table.problems:
         print(f"set aside  episodes {list(problem.episodes)}: {problem.message}")
-    labels = label_frames(table, _with_replays(table, command, progress))
+    labels = label_frames(table, _with_replays(table, replace(command, rule=rule), progress))
     for note in (*column_notes(table), *label_notes(table, labels)):
         print(f"note: {note}")
     arrays = label_arrays(table, labels, command.returns)
-    rule = rule_record(labels.rule, command.returns)
-    digest = hashlib.sha256(json.dumps(rule, sort_keys=True).encode()).hexdigest()[:12]
-    path = Path(command.output or table.description.root / "labels" / f"{digest}.parquet")
-    check_file(path, command.overwrite, lambda file: read_metadata(file) == as_json(rule))
+    record = rule_record(labels.rule, command.returns)
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
+    path = Path(command.output or table.description.root / FOLDER / f"{digest}.parquet")
+    check_file(path, command.overwrite, lambda file: read_metadata(file) == as_json(record))
     if command.export:  # first: where it fails, nothing was written
         export = Path(command.export).expanduser()
         export_labels(table, labels, export, progress, command.export_others, command.overwrite)
-    save_sidecar(path, table, arrays, rule)
+    save_sidecar(path, table, arrays, record)
     print(
         f"{path}: {labels.success.mean():.1%} of {table.num_episodes} episodes succeed (by {labels.rule.success}), "
         f"{int(labels.subgoal.sum())} sub-goals (by {labels.rule.subgoal}), returns from "
@@ -66,6 +66,15 @@ def label_dataset(command: LabelCommand, progress: Progress) -> tuple[FrameTable
     if command.export:
         print(f"{command.export}: {table.num_episodes} episodes with next.* columns")
     return table, labels
+
+
+def _own_rule(rule: LabelRule) -> LabelRule:
+    """The rule, which reads columns and no labels that are there."""
+    if rule.labels not in (AUTO_LABELS, NO_LABELS):
+        raise ChunkRLError(
+            f"--labels {rule.labels}: chunkrl label makes labels, from the columns: leave it out"
+        )
+    return replace(rule, labels=NO_LABELS)
 
 
 def _with_replays(table: FrameTable, command: LabelCommand, progress: Progress) -> LabelRule:
@@ -85,7 +94,8 @@ def _with_replays(table: FrameTable, command: LabelCommand, progress: Progress) 
 
 def rule_record(rule: LabelRule, returns: ReturnRule) -> dict[str, Any]:
     """All that the labels depend on besides the data, as JSON; files count by content, not by name."""
-    record: dict[str, Any] = {"version": LABELS_VERSION, "rule": asdict(rule), "returns": asdict(returns)}
+    own = {name: value for name, value in asdict(rule).items() if name not in ("labels", "success_file")}
+    record: dict[str, Any] = {"version": LABELS_VERSION, "rule": own, "returns": asdict(returns)}
     for part, name, file in (
         ("rule", "subgoal_csv", rule.subgoal_csv),
         ("returns", "values", returns.values),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from chunkrl.errors import DatasetError
@@ -16,6 +16,7 @@ SubgoalRule = Literal["auto", "column", "success", "episode_end", "gripper", "pi
 RewardRule = Literal["auto", "success", "cost"]
 AUTO = ("next.success", "next.reward", "reward", "subgoal_last")
 NO_COLUMN = "none"  # of human_key
+AUTO_LABELS, NO_LABELS = "auto", "none"  # of labels
 REWARDS = ("next.reward", "reward")
 
 
@@ -85,6 +86,11 @@ class LabelRule:
     human_key: the column that is true where a human acted in place of the policy; auto: LeRobot's
         complementary_info.is_intervention where there is one, else a flag called `intervention` or `is_intervention`
         (`chunkrl.data.interventions`); none: no frame is a human's.
+    labels: a file of labels of `chunkrl label`, which stand in place of what the columns say; its path from here or
+        from the data set's folder. auto: the one in that folder where there is one, and no other of these settings
+        (but human_key) is given; several are an error. none: no file.
+    success_file: a list of the episodes that succeeded, in place of success_episodes: .txt (an index a line), .csv
+        (columns episode_index and, as needed, success) or .json ([0, 3], or {"0": true, "1": false}).
     """
 
     success: SuccessRule = "auto"
@@ -100,6 +106,8 @@ class LabelRule:
     failure_terminal: bool = False
     flag_at: FlagAt = "action"
     human_key: str = "auto"
+    labels: str = AUTO_LABELS
+    success_file: str = ""
 
     def __post_init__(self) -> None:
         allowed = {
@@ -113,14 +121,27 @@ class LabelRule:
                 raise DatasetError(
                     f"--{name.replace('_', '-')} {getattr(self, name)}: use one of {', '.join(values)}"
                 )
-        if bool(self.success_episodes) != (self.success == "episodes"):
+        if self.success_file and self.success == "auto":
+            object.__setattr__(self, "success", "episodes")
+        if bool(self.success_episodes or self.success_file) != (self.success == "episodes"):
             raise DatasetError(
-                "--success episodes and --success-episodes 0 3 ... go together: give both or neither"
+                "--success episodes goes with --success-episodes 0 3 ... or --success-file FILE: give both or neither"
             )
+        if self.success_episodes and self.success_file:
+            raise DatasetError("--success-episodes and --success-file both list the successes: leave one out")
         if bool(self.subgoal_csv) != (self.subgoal == "csv"):
             raise DatasetError("--subgoal csv and --subgoal-csv FILE go together: give both or neither")
         if not 0 <= self.failure_penalty < math.inf:
             raise DatasetError(f"--failure-penalty {self.failure_penalty}: a finite number, at least 0")
+        if self.labels not in (AUTO_LABELS, NO_LABELS) and (given := self.explicit()):
+            raise DatasetError(
+                f"--labels {self.labels} and {', '.join(given)} both say what the labels are: leave one out"
+            )
+
+    def explicit(self) -> list[str]:
+        """The flags of the settings that say what the labels are and have not their defaults."""
+        own = (f for f in fields(self) if f.name not in ("human_key", "labels"))
+        return [f"--{f.name.replace('_', '-')}" for f in own if getattr(self, f.name) != f.default]
 
 
 def success_column(rule: LabelRule, declared: Collection[str]) -> tuple[str, SuccessRule] | None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.interventions import human_frames
@@ -27,7 +28,8 @@ from chunkrl.data.label_columns import (
     place_of,
     to_action,
 )
-from chunkrl.data.label_rules import AUTO, REWARDS, LabelRule, success_column
+from chunkrl.data.label_files import LabelFile, chosen_labels, labels_beside, read_labels, read_successes
+from chunkrl.data.label_rules import AUTO, AUTO_LABELS, REWARDS, LabelRule, success_column
 from chunkrl.data.large_arrays import blocks, by_blocks, zeros
 from chunkrl.data.subgoals import subgoal_frames
 from chunkrl.errors import DatasetError
@@ -44,7 +46,9 @@ class FrameLabels:
     after_success: bool [N], frames recorded after the task had ended.
     human: bool [N], a human chose the frame's action (an intervention).
     success: bool [E].
-    rule: the rule with "auto" resolved.
+    rule: the rule with "auto" resolved; of a file of labels, the one that made it. file: that file, as
+        `LabelRule.labels` names it; "" for labels that were read from columns. unused: files of labels beside the
+        data that were passed over, because other rules were given.
     """
 
     reward: np.ndarray
@@ -55,6 +59,8 @@ class FrameLabels:
     human: np.ndarray
     success: np.ndarray
     rule: LabelRule
+    file: str = ""
+    unused: tuple[str, ...] = ()
 
 
 def label_frames(table: FrameTable, rule: LabelRule = LabelRule()) -> FrameLabels:
@@ -63,8 +69,13 @@ def label_frames(table: FrameTable, rule: LabelRule = LabelRule()) -> FrameLabel
     Raises:
         DatasetError: no column says who succeeded and no rule does; the rule's column is missing; a flag is
         not 0 or 1; an episode is successful before its first action, or all that succeed do so at their first;
-        unknown episodes.
+        unknown episodes; files of labels of which none is named, or one that is not of these data.
     """
+    root = table.description.root
+    file = chosen_labels(root, rule)
+    if file is not None:
+        return _from_file(table, rule, file)
+    passed_over = labels_beside(root) if rule.labels == AUTO_LABELS else ()
     rule = _resolve(table, rule)
     last = table.episode_start + table.episode_length - 1
     fired = _success(table, rule)
@@ -92,6 +103,35 @@ def label_frames(table: FrameTable, rule: LabelRule = LabelRule()) -> FrameLabel
         human=human,
         success=success,
         rule=replace(rule, human_key=human_key),
+        unused=tuple(found.name for found in passed_over),
+    )
+
+
+def _from_file(table: FrameTable, rule: LabelRule, file: LabelFile) -> FrameLabels:
+    """The labels of a file; who acted is no label of it, and is read from the columns."""
+    arrays = read_labels(table, file)
+    human_key, human = human_frames(table, rule.human_key)
+
+    def kept(name: str, dtype: npt.DTypeLike) -> np.ndarray:
+        return by_blocks(table.cache_dir, table.num_frames, dtype, lambda rows: arrays[name][rows])
+
+    terminated = kept("terminated", bool)
+    success = arrays["success"][table.episode_start]
+    after_success = zeros(table.cache_dir, table.num_frames, bool)
+    ends = table.episode_start + table.episode_length
+    first = _first_in_episodes(table, terminated)
+    for begin, end in zip(first[success] + 1, ends[success], strict=True):
+        after_success[begin:end] = True
+    return FrameLabels(
+        reward=kept("reward", np.float32),
+        subgoal=kept("subgoal", bool),
+        terminated=terminated,
+        truncated=kept("truncated", bool),
+        after_success=after_success,
+        human=human,
+        success=success,
+        rule=replace(file.rule(), human_key=human_key),
+        file=file.name,
     )
 
 
@@ -116,6 +156,8 @@ def _first_in_episodes(table: FrameTable, flags: np.ndarray) -> np.ndarray:
 def _resolve(table: FrameTable, rule: LabelRule) -> LabelRule:
     """The rule without "auto"."""
     success, subgoal = rule.success, rule.subgoal
+    if rule.success_file:
+        rule = replace(rule, success_episodes=read_successes(rule.success_file, table), success_file="")
     if success == "auto":
         found = success_column(rule, [name for name in table.description.features if table.has_column(name)])
         if found is None:
@@ -123,7 +165,8 @@ def _resolve(table: FrameTable, rule: LabelRule) -> LabelRule:
             raise DatasetError(
                 f"{table.description.root} does not say which episodes succeeded: none of the columns "
                 f"{', '.join((*AUTO[:3], rule.subgoal_key))}. Say it with --success all (all of them), "
-                "--success episodes --success-episodes 0 3 ... (those), --subgoal-key NAME (a flag column) or "
+                "--success episodes --success-episodes 0 3 ... or --success-file FILE (those), --subgoal-key NAME (a "
+                "flag column) or "
                 "--success episode_flag --success-key NAME (a column with an episode's outcome"
                 f"{': ' * bool(outcomes) + ', '.join(outcomes)})"
             )

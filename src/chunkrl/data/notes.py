@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.interventions import likely_interventions
-from chunkrl.data.label_rules import NO_COLUMN
+from chunkrl.data.label_rules import NO_COLUMN, NO_LABELS
 from chunkrl.data.labels import FrameLabels
 from chunkrl.data.metadata import CAMERA_DTYPES
 from chunkrl.data.outliers import outliers
@@ -29,9 +29,25 @@ def column_notes(table: FrameTable) -> list[str]:
     return notes
 
 
+def file_notes(labels: FrameLabels) -> list[str]:
+    """Which file the labels are of, or which ones are passed over."""
+    if labels.file:
+        rule = labels.rule
+        return [
+            f"labels are those of {labels.file} (success by {rule.success}, sub-goals by {rule.subgoal}, reward by "
+            f"{rule.step_reward}); --labels {NO_LABELS}: what the columns say"
+        ]
+    if labels.unused:
+        return [
+            f"labels beside the data are not used, as other rules are given: {', '.join(labels.unused)}; --labels "
+            "FILE alone uses one"
+        ]
+    return []
+
+
 def label_notes(table: FrameTable, labels: FrameLabels) -> list[str]:
     """What was recognised or passed over in the columns that labels are read from."""
-    notes = []
+    notes = file_notes(labels)
     if labels.rule.human_key != NO_COLUMN:
         notes.append(
             f"{labels.human.mean():.1%} of the frames are a human's (by '{labels.rule.human_key}'; --human-key "
@@ -42,6 +58,8 @@ def label_notes(table: FrameTable, labels: FrameLabels) -> list[str]:
             f"column '{name}' {what}; it looks like a human's interventions, and is not read: --human-key NAME names "
             "the column that says where a human acted"
         )
+    if labels.file:  # whoever made them was told
+        return notes
     early = labels.success & labels.terminated[table.episode_start] & (table.episode_length > 1)
     if early.any():
         which = name_indices(table.episode_ids[early].tolist())

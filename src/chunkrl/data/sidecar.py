@@ -62,8 +62,29 @@ def save_sidecar(
         pq.write_table(stored.replace_schema_metadata({_KEY: json.dumps(header)}), temporary)
 
 
-def load_sidecar(path: str | Path, table: FrameTable) -> Sidecar:
+def is_sidecar(path: Path) -> bool:
+    """Whether a parquet file is one of labels of this project. Raises DatasetError where it is damaged."""
+    return _KEY in (_schema(path).metadata or {})
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What the maker said of the labels, whatever data set they are of. Raises DatasetError: no whole file."""
+    return _read_header(path, _schema(path))["metadata"]
+
+
+def _schema(path: Path) -> pa.Schema:
+    check_regular(path, DatasetError, _CURE)
+    try:
+        with open_parquet(path) as file:
+            return file.schema_arrow
+    except (pa.ArrowException, OSError, MemoryError, ValueError, OverflowError) as error:
+        raise DatasetError(f"{path} cannot be read ({error}): delete it, or {_CURE}") from error
+
+
+def load_sidecar(path: str | Path, table: FrameTable, of_whole: bool = False) -> Sidecar:
     """Labels of the table's frames, in its order.
+
+    of_whole: the file may be of the data set with the episodes that were left out of the table.
 
     Raises:
         DatasetError: the file is missing or damaged, was made for another data set, misses frames, or holds other
@@ -73,8 +94,8 @@ def load_sidecar(path: str | Path, table: FrameTable) -> Sidecar:
     check_regular(path, DatasetError, _CURE)
     try:
         with open_parquet(path) as file:
-            metadata = _header(path, file.schema_arrow, table)
-            if file.metadata.num_rows != table.num_frames:
+            metadata, is_whole = _header(path, file.schema_arrow, table, of_whole)
+            if not is_whole and file.metadata.num_rows != table.num_frames:
                 raise DatasetError(_rows_differ(path))
             stored = file.read(use_threads=False)
     except DatasetError:
@@ -84,6 +105,9 @@ def load_sidecar(path: str | Path, table: FrameTable) -> Sidecar:
     if missing := [name for name in stored.schema.names if stored[name].null_count]:
         raise DatasetError(f"{path}, column '{missing[0]}' has missing values: {_CURE}")
     columns = {name: stored[name].to_numpy() for name in stored.schema.names}
+    if is_whole:
+        kept = np.isin(columns[_KEYS[0]], table.episode_ids)
+        columns = {name: values[kept] for name, values in columns.items()}
     episode, frame = (columns.pop(name) for name in _KEYS)
     order = np.lexsort((frame, episode))
     expected_episode, expected_frame = _keys(table)
@@ -100,30 +124,12 @@ def load_sidecar(path: str | Path, table: FrameTable) -> Sidecar:
     return Sidecar({name: values[source] for name, values in columns.items()}, metadata)
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """What the maker of a file of labels said of them, whichever data they are of.
-
-    Raises:
-        DatasetError: the file is missing, damaged, or no file of labels.
-    """
-    check_regular(path, DatasetError, _CURE)
-    try:
-        with open_parquet(path) as file:
-            raw = (file.schema_arrow.metadata or {}).get(_KEY)
-    except (pa.ArrowException, OSError, MemoryError, ValueError, OverflowError) as error:
-        raise DatasetError(f"{path} cannot be read ({error}): {_CURE}") from error
-    if raw is None:
-        raise DatasetError(f"{path} is no file of labels of this project: make the labels with chunkrl label")
-    metadata = parse_json(raw, dict, f"{path}, its header", DatasetError, _CURE).get("metadata")
-    return metadata if isinstance(metadata, dict) else {}
-
-
 def _rows_differ(path: Path) -> str:
     return f"{path} does not have exactly one row for each frame: {_CURE}"
 
 
-def _header(path: Path, schema: pa.Schema, table: FrameTable) -> dict[str, Any]:
-    """The maker's metadata, of a file whose columns are right. Raises DatasetError where they are not."""
+def _read_header(path: Path, schema: pa.Schema) -> dict[str, Any]:
+    """What stands in the file's own key."""
     raw, names = (schema.metadata or {}).get(_KEY), schema.names
     if raw is None or set(_KEYS) - set(names) or len(set(names)) != len(names):
         raise DatasetError(f"{path} is no file of labels of this project: make the labels with chunkrl label")
@@ -132,15 +138,24 @@ def _header(path: Path, schema: pa.Schema, table: FrameTable) -> dict[str, Any]:
         raise DatasetError(
             f"{path}: label format {header.get('version')!r}, this release reads {_VERSION}: make it again"
         )
-    if header.get("fingerprint") != table.description.fingerprint:
+    if not isinstance(header.get("metadata"), dict):
+        raise DatasetError(f"{path}, its header: 'metadata' is no object: {_CURE}")
+    return header
+
+
+def _header(path: Path, schema: pa.Schema, table: FrameTable, of_whole: bool) -> tuple[dict[str, Any], bool]:
+    """The maker's metadata, of a file whose columns are right, and whether it is of the data set with episodes that
+    the table left out. Raises DatasetError where they are not right."""
+    header, description = _read_header(path, schema), table.description
+    found = header.get("fingerprint")
+    is_whole = of_whole and bool(found) and found == description.whole_fingerprint
+    if not is_whole and found != description.fingerprint:
         raise DatasetError(
             f"{path} was made for another data set, or {table.description.root} has changed since: {_CURE}"
         )
-    if not isinstance(header.get("metadata"), dict):
-        raise DatasetError(f"{path}, its header: 'metadata' is no object: {_CURE}")
-    for name, kind in zip(names, schema.types, strict=True):
+    for name, kind in zip(schema.names, schema.types, strict=True):
         whole = pa.types.is_integer(kind)
         if not (whole or (name not in _KEYS and (pa.types.is_floating(kind) or pa.types.is_boolean(kind)))):
             wanted = "integers" if name in _KEYS else "numbers or booleans"
             raise DatasetError(f"{path}, column '{name}' holds {kind}, expected {wanted}: {_CURE}")
-    return header["metadata"]
+    return header["metadata"], is_whole

@@ -17,6 +17,7 @@ from chunkrl.algorithms.conditioning import condition_text
 from chunkrl.algorithms.value_labels import known_outcomes
 from chunkrl.algorithms.weights import starved_warnings
 from chunkrl.data.atomic import write_text
+from chunkrl.data.notes import file_notes
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation import distribution_plots as distributions
 from chunkrl.evaluation.config import ReportCommand
@@ -54,6 +55,8 @@ def report(command: ReportCommand, progress: Progress) -> None:
     check_file(output, command.overwrite or output.resolve() == own.resolve())
     run = load_run(command.run, progress)
     write_text(output, render_run(run, command.videos))
+    for note in (note for part in run.data for note in file_notes(part.dataset.frame_labels)):
+        print(f"note: {note}")
     for warning in _warnings(run, _quality(run)):
         print(f"warning: {warning}", file=sys.stderr)
     print(f"report: {output}")
@@ -129,7 +132,7 @@ def _headline(run: TrainingRun, quality: ValueQuality | None) -> str:
             "",
             percent(round(float(success.mean()), 3)),
             "of the episodes succeed",
-            f"{len(success)} episodes, {sum(part.dataset.num_frames for part in run.data):,} frames",
+            f"{len(success)} episodes, {sum(part.dataset.num_frames for part in run.data):,} frames{_labels_of(run)}",
         )
     )
     cards = "".join(
@@ -138,6 +141,12 @@ def _headline(run: TrainingRun, quality: ValueQuality | None) -> str:
         for kind, figure, claim, detail in tiles
     )
     return f'<div class="hero">{cards}</div>\n'
+
+
+def _labels_of(run: TrainingRun) -> str:
+    """The files that labels were read from, where there are any."""
+    files = [part.dataset.frame_labels.file for part in run.data if part.dataset.frame_labels.file]
+    return f"; by {', '.join(files)}" if files else ""
 
 
 def _used(run: TrainingRun) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chunkrl.data.label_config import LabelCommand
-from chunkrl.data.label_rules import SuccessRule
+from chunkrl.data.label_rules import AUTO_LABELS, SuccessRule
 from chunkrl.envs.collect import CollectCommand
 from chunkrl.envs.collect_config import CollectConfig
 from chunkrl.envs.registry import is_libero
@@ -118,7 +118,13 @@ class Plan:
         train = self.config.train
         return LabelCommand(
             dataset=str(self.data(arm, number)),
-            rule=replace(train.labels, success=self.success_rule, success_episodes=()),
+            rule=replace(
+                train.labels,
+                success=self.success_rule,
+                success_episodes=(),
+                success_file="",
+                labels=AUTO_LABELS,
+            ),
             output=str(self.folder(arm, number) / "labels.parquet"),
             mapping=train.mapping,
             skip_bad_episodes=train.frames.skip_bad_episodes,

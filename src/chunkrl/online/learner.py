@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 
 from chunkrl import ranks
-from chunkrl.build import open_datasets
+from chunkrl.build import open_datasets, with_labels_used
 from chunkrl.config import save_config
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.notes import data_notes
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.online.data_worker import DataWorker
-from chunkrl.online.learner_config import CONFIG_FILE, LearnerConfig, learner_folder
+from chunkrl.online.learner_config import CONFIG_FILE, LearnerConfig, check_penalty, learner_folder
 from chunkrl.online.learner_data import LearnerData, replay_settings
 from chunkrl.online.learner_evaluation import Evaluations
 from chunkrl.online.learner_source import OnlineSource
@@ -98,10 +98,14 @@ class _Session:
         offline = open_datasets(train, progress) if train.dataset_dir else []
         for note in data_notes(offline):
             print(f"note: {note}", flush=True)
+        train = self._train = with_labels_used(train, offline)
+        made = offline[0].frame_labels if offline else None
+        rule = made.rule if made is not None and made.file else train.labels
+        check_penalty(train, rule)
         data = LearnerData(
             offline,
             train.dataset_weights,
-            replay_settings(train.chunk_settings()),
+            replay_settings(train.chunk_settings(), rule),
             self._run_dir / CACHE_FOLDER,
             config.online.share,
         )

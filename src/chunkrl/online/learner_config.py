@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from chunkrl.config import load_config
+from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.online.config import ListenConfig, ReplayConfig
 from chunkrl.train_config import TrainConfig, going_on
@@ -165,16 +166,7 @@ class LearnerConfig:
             raise ChunkRLError("a cosine schedule needs its length: give --num-updates, or use constant")
         if train.fit.fold_order != "together":
             raise ChunkRLError("values of data that grow train together: use --fit.fold-order together")
-        if (
-            (train.labels.step_reward, train.fit.target, train.fit.time_out)
-            == ("cost", "bootstrap", "failure")
-            and train.labels.failure_penalty
-            and not train.labels.failure_terminal
-        ):
-            raise ChunkRLError(
-                "actors' episodes run out of time, and bootstrapped values do not see a penalty there: give "
-                "--failure-terminal, --failure-penalty 0, --fit.time-out bootstrap or --fit.target monte_carlo"
-            )
+        check_penalty(train, train.labels)
         if train.policy.kind == "pi" and train.pi.norm_stats == "data":
             raise ChunkRLError(
                 "--pi.norm-stats data are of data that stay: train offline first, and go on from that policy with "
@@ -200,3 +192,13 @@ def resumed_learner(path: Path, given: Collection[str] = ()) -> LearnerConfig:
         LearnerConfig, folder / CONFIG_FILE, cure="name the folder of a run of chunkrl learner"
     )
     return replace(config, train=going_on(config.train, path, folder, given))
+
+
+def check_penalty(train: TrainConfig, rule: LabelRule) -> None:
+    """Raises ChunkRLError where values would not see the failure penalty of `rule`, by which labels are made."""
+    unseen = (rule.step_reward, train.fit.target, train.fit.time_out) == ("cost", "bootstrap", "failure")
+    if unseen and rule.failure_penalty and not rule.failure_terminal:
+        raise ChunkRLError(
+            "actors' episodes run out of time, and bootstrapped values do not see a penalty there: give "
+            "--failure-terminal, --failure-penalty 0, --fit.time-out bootstrap or --fit.target monte_carlo"
+        )

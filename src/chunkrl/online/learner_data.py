@@ -15,20 +15,23 @@ from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.images import continue_store
+from chunkrl.data.label_rules import NO_LABELS, LabelRule
 from chunkrl.online.replay import Replay, reading
 from chunkrl.progress import silent
 
 _LOG = logging.getLogger(__name__)
 
 
-def replay_settings(settings: ChunkSettings) -> ChunkSettings:
+def replay_settings(settings: ChunkSettings, rule: LabelRule | None = None) -> ChunkSettings:
     """How the replay's shards are read where the offline data are read by `settings`: its columns have names of
-    their own, and say who succeeded."""
-    given = settings.labels
+    their own, and say who succeeded. rule: that of the offline data's labels, where a file has them."""
+    given = settings.labels if rule is None else rule
     labels = replace(
         given,
         success="next.success",
         success_episodes=(),
+        success_file="",
+        labels=NO_LABELS,
         subgoal="auto" if given.subgoal in ("csv", "column") else given.subgoal,
         subgoal_csv="",
         human_key="auto",

@@ -11,6 +11,7 @@ from typing import Any
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.config import load_config, save_config
 from chunkrl.data.json_files import read_json
+from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS
 from chunkrl.data.regular_files import is_there, open_regular
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.train_checks import WEIGHTED
@@ -23,10 +24,14 @@ RUN_FILE = "run.json"
 
 def run_config(path: Path) -> TrainConfig:
     """The configuration of a run, from its config.json, which has every setting: one that does not say how weights
-    were balanced is from before they were."""
+    were balanced, or which labels were read, is from before they were."""
     config = load_config(TrainConfig, path)
-    if config.objective in WEIGHTED and "balance" not in read_json(path, dict, ChunkRLError, "restore it"):
-        return replace(config, balance=BalanceConfig("none"))
+    said = read_json(path, dict, ChunkRLError, "restore it")
+    if config.objective in WEIGHTED and "balance" not in said:
+        config = replace(config, balance=BalanceConfig("none"))
+    if "labels" not in said.get("labels", {}):  # from before files of labels were found
+        others = (NO_LABELS,) * len(config.additional_offline_dataset_paths)
+        config = replace(config, labels=replace(config.labels, labels=NO_LABELS), additional_labels=others)
     return config
 
 
@@ -190,8 +195,14 @@ FREE |= {
 """What may differ between a run and its resumption."""
 
 
+def without_label_files(config: TrainConfig) -> TrainConfig:
+    """The settings whichever file the labels stand in: the labels themselves count, through the data set's digest."""
+    return replace(config, labels=replace(config.labels, labels=AUTO_LABELS), additional_labels=())
+
+
 def check_same_run(saved: TrainConfig, now: TrainConfig, folder: Path) -> None:
     """Raises CheckpointError where a run of the settings `now` would not be the one that left `folder`."""
+    saved, now = without_label_files(saved), without_label_files(now)
     differing = [
         difference
         for f in fields(TrainConfig)

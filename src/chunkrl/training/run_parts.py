@@ -20,7 +20,7 @@ from chunkrl.train_config import TrainConfig
 from chunkrl.training.checkpoint import VALUES, read_plain
 from chunkrl.training.metrics import MEASURED, METRICS_FILE
 from chunkrl.training.policy_io import read_spec
-from chunkrl.training.run_folder import FREE, run_config
+from chunkrl.training.run_folder import FREE, run_config, without_label_files
 
 SETTINGS = "settings"
 """Key in the metadata of a run's values: `settings_of` what made them."""
@@ -35,7 +35,8 @@ _OTHERS = (
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
     """All settings that a run's numbers depend on, but its data and its length, as JSON."""
-    return as_json({name: v for name, v in asdict(config).items() if name not in FREE}, default=str)
+    settings = asdict(without_label_files(config))
+    return as_json({name: v for name, v in settings.items() if name not in FREE}, default=str)
 
 
 def check_one_run(folder: Path) -> None:
