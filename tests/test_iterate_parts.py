@@ -244,8 +244,10 @@ def test_interventions_of_a_scripted_corrector(tmp_path: Path, capsys: pytest.Ca
     table = FrameTable.open(rollouts.data, progress=silent)
     assert table.column("complementary_info.is_intervention").sum() == rollouts.num_human
     folder = tmp_path / "run/round-000"
-    assert store_recordings(folder / "actor/spool", folder / "rollouts") == 3  # nothing is stored twice
-    assert store_recordings(tmp_path / "none", tmp_path / "none") == 0
+    assert (
+        store_recordings(folder / "actor/spool", folder / "rollouts").num_episodes == 3
+    )  # nothing is stored twice
+    assert store_recordings(tmp_path / "none", tmp_path / "none").num_episodes == 0
     for name in ("actor", "label"):  # as if it had been cut off before that was noted
         (folder / f"{name}.done.json").unlink()
     actions = table.action.copy()

@@ -48,10 +48,11 @@ def record(command: ActorCommand, root: Path) -> Mapping[str, Any]:
         for folder in (run_dir, root):
             shutil.rmtree(folder, ignore_errors=True)
     spool, wanted = run_dir / "spool", command.num_episodes
-    num_stored = store_recordings(spool, root)
+    num_stored = store_recordings(spool, root).num_episodes
     if wanted is None or num_stored < wanted:
-        run_actor(replace(command, num_episodes=None if wanted is None else wanted - num_stored))
-        num_stored = store_recordings(spool, root)
+        rest = None if wanted is None else wanted - num_stored
+        run_actor(replace(command, num_episodes=rest), stores=False)
+        num_stored = store_recordings(spool, root).num_episodes
     if num_stored < (wanted or 1):
         raise ChunkRLError(
             f"{run_dir}: {num_stored} episodes are recorded, {wanted or 'at least 1'} are wanted; record the rest "

@@ -37,9 +37,12 @@ class ActorCommand:
     connect: ConnectConfig = field(default_factory=ConnectConfig)
     """Where the learner is. If it is not there, steps wait in the spool."""
     offline: bool = False
-    """Records without a learner: the spool keeps all, and the next start without it, or --send-only, sends."""
+    """Records without a learner: at the end the finished episodes are a LeRobot data set, `data/shard-000000` in
+    --output-dir. The spool keeps all, too: the next start without it, or --send-only, sends."""
     send_only: bool = False
     """Sends what the spool holds and ends: no robot, no policy."""
+    export_only: bool = False
+    """Stores what the spool holds as that data set and ends, as --offline does at its end: for what a kill left."""
     finish_s: float = 60.0
     """How long the end waits for the rest of the spool to be sent, seconds; what is left then stays in the spool."""
     max_ahead_steps: int | None = None
@@ -110,9 +113,11 @@ class ActorCommand:
 
     def check(self) -> None:
         """Raises ChunkRLError where settings exclude each other."""
-        if self.send_only:
-            if self.offline:
-                raise ChunkRLError("--send-only sends and --offline does not: give one of them")
+        if self.send_only + self.offline + self.export_only > 1:
+            raise ChunkRLError(
+                "--send-only sends, --export-only stores, and --offline records to store: give one of them"
+            )
+        if self.send_only or self.export_only:
             return
         if (self.env is None) == (self.robot is None):
             raise ChunkRLError("say what acts: --env with a simulator's task, or --robot with a robot's file")

@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -29,11 +28,11 @@ from chunkrl.online.publisher import policy_features
 from chunkrl.online.records import Hello, StreamSpec
 from chunkrl.online.session_log import LastWarning, session_log
 from chunkrl.online.spool import Spool
+from chunkrl.online.spool_commands import finish_sending, say_left, send_spool, store_spool
 from chunkrl.online.station import Station, open_station
 from chunkrl.online.status import WARNING, StatusLine
 from chunkrl.online.streams import STREAM_FILE, read_actor_stream
 from chunkrl.output_folder import begin_folder
-from chunkrl.signals import handled
 from chunkrl.training.asking import ask_for
 from chunkrl.training.policy_io import load_policy
 
@@ -45,12 +44,16 @@ _TELL_S = 10.0  # an episode waits before a warning says what for
 _WAITED_FOR_S = 0.1  # between two questions for weights that an episode waits for
 
 
-def run_actor(command: ActorCommand) -> None:
-    """Records episodes until there are enough or somebody quits, sends them, and says what came of it."""
+def run_actor(command: ActorCommand, stores: bool = True) -> None:
+    """Records episodes until there are enough or somebody quits, sends them, and says what came of it.
+
+    stores: what is recorded offline becomes a data set at once; False: who calls does that.
+    """
     command.check()
-    if not command.policy and not command.send_only:
+    acts = not (command.send_only or command.export_only)
+    if acts and not command.policy:
         raise ChunkRLError("name the policy that acts: chunkrl actor --policy RUN/policy")
-    if not command.send_only and not Path(command.policy).exists():
+    if acts and not Path(command.policy).exists():
         raise ChunkRLError(
             f"{command.policy} does not exist: a learner writes its run's `policy` folder before it says that it "
             "listens: start the actor then, or give another policy"
@@ -60,10 +63,12 @@ def run_actor(command: ActorCommand) -> None:
     with contextlib.ExitStack() as resources:
         warnings = resources.enter_context(session_log(run_dir, LOG_FILE))
         if command.send_only:
-            _send(command, spool_dir, resources)
-        else:
+            send_spool(command, spool_dir, resources)
+        elif acts:
             save_config(command, run_dir / CONFIG_FILE)
             _Session(command, run_dir, spool_dir, warnings).run()
+        if command.export_only or (command.offline and stores):
+            store_spool(spool_dir, run_dir)
 
 
 class _Session:
@@ -106,8 +111,8 @@ class _Session:
             opened.pop_all()  # the actor closes them
             summary = self._act(station, executor, log)
             print(_said(summary))
-            left = _finish(self._link, command.finish_s) if self._link else spool.num_waiting
-            _say_left(left, command, self._spool_dir, self._link)
+            left = finish_sending(self._link, command.finish_s) if self._link else spool.num_waiting
+            say_left(left, command, self._spool_dir, self._link)
 
     def _execution(self, horizon: int, station: Station) -> ExecutionConfig:
         command = self._command
@@ -237,39 +242,6 @@ class _Session:
         if problem := state.problem or self._warnings.recent():
             rows.append((WARNING, problem))
         return rows
-
-
-def _send(command: ActorCommand, spool_dir: Path, resources: contextlib.ExitStack) -> None:
-    """What the spool holds, without acting."""
-    stream = spool_dir / STREAM_FILE
-    if not stream.is_file():
-        raise ChunkRLError(f"{spool_dir} is no actor's spool (it lacks {STREAM_FILE}): name it with --spool")
-    actor_id, spec = read_actor_stream(stream)
-    spool = resources.enter_context(Spool(spool_dir))
-    print(f"{spool.num_waiting} records of {actor_id} wait in {spool_dir}")
-    link = LearnerLink(command.connect, Hello(actor_id, spool.spool_id, spec), spool, take=None)
-    resources.callback(link.close)
-    _say_left(_finish(link, command.finish_s), command, spool_dir, link)
-
-
-def _finish(link: LearnerLink, timeout_s: float) -> int:
-    """Waits for the rest to be sent; SIGINT and SIGTERM end the waiting."""
-    stopped = threading.Event()
-    if left := link.state().num_unsent:
-        print(f"sending {left} records to {link.state().address}, at most {timeout_s:g} s (Control-C: later)")
-    with handled(stopped.set):
-        return link.finish(timeout_s, stopped)
-
-
-def _say_left(left: int, command: ActorCommand, spool_dir: Path, link: LearnerLink | None) -> None:
-    if not left:
-        print("all records are with the learner" if link else "no records")
-        return
-    print(
-        f"{left} records are kept in {spool_dir}; the next start with this spool sends them, or --send-only does"
-    )
-    if link and (problem := link.state().problem):
-        print(f"sending ended: {problem}", file=sys.stderr)
 
 
 def _said(summary: ActorSummary) -> str:

@@ -18,12 +18,33 @@ from chunkrl.errors import RecordError
 from chunkrl.online import segment_file as sf
 from chunkrl.online.records import EpisodeSummary, Item, StepRecord
 from chunkrl.online.replay import Replay, StoredEpisode
-from chunkrl.online.spool import Spool
 from chunkrl.online.wire import decode_item, encode_item
 
 _LOG = logging.getLogger(__name__)
 _STEP_BYTES = 4096
 """Of a step without its pictures, about."""
+
+
+class SpoolOfStream(Protocol):
+    """What is read of a `Spool`."""
+
+    @property
+    def acknowledged(self) -> int:
+        """See `Spool`."""
+        ...
+
+    @property
+    def durable_sequence(self) -> int:
+        """See `Spool`."""
+        ...
+
+    def read(self, first: int, max_bytes: int, end: int | None = None) -> list[bytes]:
+        """See `Spool`."""
+        ...
+
+    def acknowledge(self, next_sequence: int) -> None:
+        """See `Spool`."""
+        ...
 
 
 class Streams(Protocol):
@@ -34,7 +55,7 @@ class Streams(Protocol):
         """Their names."""
         ...
 
-    def spool(self, actor_id: str) -> Spool:
+    def spool(self, actor_id: str) -> SpoolOfStream:
         """An actor's spool, to read from and to acknowledge."""
         ...
 
@@ -106,7 +127,9 @@ class EpisodeIntake:
                 waiting.append(actor)
         return stored
 
-    def _take(self, item: Item, spool: Spool, state: _Unfinished, stored: list[StoredEpisode]) -> None:
+    def _take(
+        self, item: Item, spool: SpoolOfStream, state: _Unfinished, stored: list[StoredEpisode]
+    ) -> None:
         if state.steps and item.episode_id != state.steps[0].episode_id:
             self._put_aside(state, spool, [], "its actor began another episode")
         state.position += 1
@@ -135,7 +158,7 @@ class EpisodeIntake:
         spool.acknowledge(state.position)
         state.clear()
 
-    def _put_aside(self, state: _Unfinished, spool: Spool, rest: Sequence[Item], reason: str) -> None:
+    def _put_aside(self, state: _Unfinished, spool: SpoolOfStream, rest: Sequence[Item], reason: str) -> None:
         items: list[Item] = [*state.steps, *rest]
         first = spool.acknowledged
         path = self._folder / f"{items[0].actor_id}-{first:020d}-{items[0].episode_id}.segment"
