@@ -108,6 +108,7 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
             "report",
             "download",
             "convert",
+            "config",
             "manifest",
             "doctor",
             "completion",

@@ -217,6 +217,13 @@ _COMMANDS = (
         shows_progress=False,
     ),
     Command(
+        "config",
+        "another project's configuration into files for these commands",
+        "chunkrl.integration.config:ConfigCommand",
+        "chunkrl.integration.config_import:run_config",
+        shows_progress=False,
+    ),
+    Command(
         "manifest",
         "whether a policy, checkpoint or run is still what was written",
         "chunkrl.options:ManifestCommand",

@@ -119,3 +119,18 @@ class DownloadCommand:
     """Where the named checkpoints are: any fsspec URL, for a mirror."""
     tokenizer_source: str | None = None
     """Where the tokenizer is; default: Google's bucket."""
+
+
+@dataclass(frozen=True)
+class ConfigCommand:
+    """Another project's configuration into files for chunkrl's commands: chunkrl config import FILE, of LeRobot's
+    HIL-SERL and its pi0.5 fork (config-hiserl.json)."""
+
+    action: Annotated[str, tyro.conf.Positional] = ""
+    """import."""
+    file: Annotated[str, tyro.conf.Positional] = ""
+    """The configuration, JSON."""
+    output_dir: str | None = None
+    """Folder for train.json, learner.json, actor.json and robot.json; default: one here with the file's name."""
+    overwrite: bool = False
+    """Write over such files of an earlier import."""
