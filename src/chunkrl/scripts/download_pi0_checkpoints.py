@@ -1,0 +1,8 @@
+"""`python -m chunkrl.scripts.download_pi0_checkpoints` is `chunkrl download`."""
+
+import sys
+
+from chunkrl.cli import main
+
+if __name__ == "__main__":
+    main(["download", *sys.argv[1:]])
