@@ -8,7 +8,7 @@ import pickle
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -29,12 +29,14 @@ from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.online.config import ReplayConfig
-from chunkrl.online.data_worker import DataState
-from chunkrl.online.learner_config import LearnerConfig, OnlineConfig
+from chunkrl.online.data_worker import DataWorker
+from chunkrl.online.learner_config import LearnerConfig, LearnerReplay, OnlineConfig
 from chunkrl.online.learner_data import Generation, LearnerData, replay_settings
 from chunkrl.online.learner_source import OnlineSource
-from chunkrl.online.records import StepRecord
+from chunkrl.online.records import Hello, StepRecord
 from chunkrl.online.replay import Replay
+from chunkrl.online.streams import ReceivedStreams
+from chunkrl.online.wire import Batch, encode_item
 from chunkrl.progress import silent
 from chunkrl.training.data_source import FixedData
 
@@ -463,19 +465,29 @@ def test_a_learner_that_goes_on_accounts_for_what_it_had_accounted_for(tmp_path)
     assert pushed[-1] == (0, {"arm": 0})  # values first: nothing is accounted for
 
 
-def test_steps_behind_are_never_fewer_than_none(tmp_path):
-    """The worker notes newer data first, and counts them later."""
-    data = collections(tmp_path)["few"]
-    worker: Any = Worker(Generation(data, 8, 48))
-    worker.state = DataState(num_episodes=8, num_steps=48)
-    source = OnlineSource(worker, OnlineConfig(), threading.Condition(), "")
-    assert source.wait_for_first(True, print) and source.steps_behind == 0
-    worker.newest = Generation(data, 9, 60)
-    assert source.steps_behind == 12
-    assert source.take(0, True) is None  # the same data, newer counts
-    assert source.steps_behind == 0 == source.metrics()["online/steps_behind"]
-    worker.state = DataState(num_episodes=10, num_steps=66)
-    assert source.steps_behind == 6
+def test_steps_behind_are_never_fewer_than_none(tmp_path, monkeypatch):
+    """What training can have is counted before: else it would be ahead, and a run's last record say too few."""
+    streams = ReceivedStreams(tmp_path / "incoming")
+    streams.greet(Hello("arm", episode_id(7), SPEC))
+    items = [encode_item(item) for number in range(3) for item in episode(number, 4)]
+    data = LearnerData([], (), replay_settings(config(tmp_path).chunk_settings()), tmp_path / "cache", 0.5)
+    place, online, changed = (
+        LearnerReplay(cameras="image"),
+        OnlineConfig(start_episodes=1),
+        threading.Condition(),
+    )
+    worker = DataWorker(streams, place, tmp_path / "replay", data, online, changed)
+    seen = []
+    monkeypatch.setattr(
+        LearnerData, "open", lambda self, replay: seen.append((worker.state.num_steps, replay.totals[1]))
+    )
+    for end in (5, 10, 15):
+        streams.append(Batch("arm", episode_id(7), 1, end - 5, items[end - 5 : end]))
+        worker._once()
+    assert worker._replay is not None
+    worker._replay.close()
+    streams.close()
+    assert seen == [(4, 4), (8, 8), (12, 12)]
 
 
 def test_what_training_asks_for_is_what_failed(tmp_path):

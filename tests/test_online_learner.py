@@ -29,6 +29,7 @@ from waiting import until
 from chunkrl.cli import main
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import CheckpointError, ChunkRLError, TransportError
+from chunkrl.models.pi.actor import PiActor
 from chunkrl.online.config import ConnectConfig
 from chunkrl.online.item_spool import ItemSpool
 from chunkrl.online.learner import CONFIG_FILE
@@ -108,10 +109,13 @@ class TestActor:
     def act_with(self, policy: Path) -> PolicyRunner:
         """From now on newer weights are fetched."""
         loaded = load_policy(policy)
-        runner = PolicyRunner(loaded, "push", "mode")
+        return self.fetch_for(PolicyRunner(loaded, "push", "mode"), loaded)
+
+    def fetch_for(self, runner: PolicyRunner, loaded: ChunkPolicy | PiActor) -> PolicyRunner:
+        """From now on newer weights are fetched for `runner`, which acts with `loaded`."""
         hello = Hello("arm", self.spool.spool_id, SPEC, features=policy_features(loaded))
-        self._client.close()
         self.sender.close()
+        self._client.close()
         self._client = LearnerClient(self._link, hello, self.spool, SMALL)
         self.sender = SpoolSender(self._client, self.spool, SMALL)
         self.fetcher = WeightFetcher(self._client.fetch_weights, runner.push, every_s=0.05)
@@ -144,18 +148,19 @@ def test_episodes_come_training_begins_and_weights_are_acted_with(tmp_path, caps
     try:
         steps = actor.record(range(4))
         until((run / "policy/state.json").is_file)
-        runner = actor.act_with(run / "policy")
+        loaded = load_policy(run / "policy")
+        assert isinstance(loaded, ChunkPolicy)
+        runner, observation = PolicyRunner(loaded, "push", "mode"), EnvStep(np.zeros(3, np.float32), {})
+        before = runner.act(observation, 0)  # before anything is fetched: weights may be there at once
+        actor.fetch_for(runner, loaded)
         fetcher = actor.fetcher
         assert fetcher is not None
-        observation = EnvStep(np.zeros(3, np.float32), {})
-        before = runner.act(observation, 0)
-        until(lambda: fetcher.num_steps == steps)
+        until(lambda: fetcher.num_steps == steps)  # the learner waits: no newer ones come
         after = runner.act(observation, 0)
         assert (before.version, after.version) == (0, fetcher.version)
         assert not np.array_equal(before.actions, after.actions)
         other = small_policy(0, 3, 2)
-        loaded = load_policy(run / "policy")
-        assert isinstance(loaded, ChunkPolicy) and policy_features(other) != policy_features(loaded)
+        assert policy_features(other) != policy_features(loaded)
         sees = replace(loaded.spec, observation=replace(loaded.spec.observation, cameras=("front",)))
         older, newer = (
             ChunkPolicy(replace(sees, image_sizes=sizes), loaded.policy, loaded.q)

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], seconds: float = 60.0, pause_s: float = 0.01) -> T:
-    """What `condition` gives once it is true; fails the test when that takes longer than `seconds`."""
+def until(condition: Callable[[], T], seconds: float = 240.0, pause_s: float = 0.01) -> T:
+    """What `condition` gives once it is true; fails the test when that takes longer than `seconds`: far beyond what
+    it takes on a busy machine, where a process alone may need half a minute to start."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, f"waited {seconds:g} s in vain"

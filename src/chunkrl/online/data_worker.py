@@ -113,6 +113,7 @@ class DataWorker:
             return
         until = time.monotonic() + _STORE_S
         self._intake.poll(enough=lambda: self._closing.is_set() or time.monotonic() > until)
+        self._count(self.state.problem)  # before training can have them: it is never ahead of what is counted
         sizes = self._replay.sizes
         if sizes != self._opened:
             self._open(self._replay)

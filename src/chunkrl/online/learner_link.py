@@ -15,7 +15,7 @@ from chunkrl.online.config import ConnectConfig
 from chunkrl.online.records import Hello
 from chunkrl.online.sender import LearnerClient, SpoolSender, UnreachableError
 from chunkrl.online.spool import Spool
-from chunkrl.online.weights import WeightFetcher
+from chunkrl.online.weights import Taken, WeightFetcher
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.1
@@ -82,14 +82,15 @@ class LearnerLink:
     def state(self) -> LinkState:
         """Now; from any thread."""
         sender, fetcher = self._sender, self._fetcher
+        taken = fetcher.taken if fetcher else Taken()
         problems = [sender.failure, fetcher and (fetcher.failure or fetcher.refusal)]
         return LinkState(
             self._address,
             sender.reachable,
             sender.pending,
-            fetcher.version if fetcher else 0,
-            fetcher.num_steps if fetcher else 0,
-            fetcher.own_steps if fetcher and fetcher.version else 0,
+            taken.version,
+            taken.num_steps,
+            taken.own_steps,
             fetcher.num_refused if fetcher else 0,
             next((str(problem) for problem in problems if problem), ""),
         )

@@ -63,8 +63,9 @@ class OnlineSource:
 
     @property
     def steps_behind(self) -> int:
-        """Steps that are stored and not trained on yet. The worker notes newer data before it counts them."""
-        return max(self._worker.state.num_steps, self._worker.newest.num_steps) - self.generation.num_steps
+        """Steps that are stored and not trained on yet."""
+        trained = self.generation.num_steps  # first: what is taken meanwhile was counted before
+        return self._worker.state.num_steps - trained
 
     @property
     def stopped(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -52,6 +53,15 @@ def push_tensors(push: WeightPush) -> dict[str, Tensor]:
     return result
 
 
+@dataclass(frozen=True)
+class Taken:
+    """Weights that act now. version: 0: none yet. num_steps, own_steps: as in `WeightPush`."""
+
+    version: int = 0
+    num_steps: int = 0
+    own_steps: int | None = 0
+
+
 class WeightFetcher:
     """Asks for newer weights in a thread of its own and hands them on; whatever is wrong, the old ones stay.
 
@@ -59,7 +69,7 @@ class WeightFetcher:
     take: version and tensors, all or nothing, raises ChunkRLError where they do not fit (`PolicyRunner.push`).
 
     Attributes:
-        version: the last one that was taken (0: none). num_steps, own_steps: of that push, see `WeightPush`.
+        taken: the last ones, all at once: other threads read them meanwhile. version, num_steps, own_steps: of these.
         num_refused: pushes that were damaged or did not fit. refusal: why the last of these was refused.
         failure: what ended it for good, or None: the learner refuses this actor.
     """
@@ -70,8 +80,8 @@ class WeightFetcher:
         take: Callable[[int, Mapping[str, Tensor]], None],
         every_s: float = 5.0,
     ) -> None:
-        self.version = self.num_steps = self.num_refused = 0
-        self.own_steps: int | None = None
+        self.taken = Taken()
+        self.num_refused = 0
         self.refusal = ""
         self.failure: TransportError | None = None
         self._fetch, self._take, self._every_s = fetch, take, every_s
@@ -79,6 +89,21 @@ class WeightFetcher:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="weight-fetcher")
         self._thread.start()
+
+    @property
+    def version(self) -> int:
+        """Of `taken`."""
+        return self.taken.version
+
+    @property
+    def num_steps(self) -> int:
+        """Of `taken`."""
+        return self.taken.num_steps
+
+    @property
+    def own_steps(self) -> int | None:
+        """Of `taken`."""
+        return self.taken.own_steps
 
     def close(self) -> None:
         """Ends the thread after the call that is running."""
@@ -108,6 +133,5 @@ class WeightFetcher:
         if push := self._fetch(self._seen):
             self._seen = push.version
             self._take(push.version, push_tensors(push))
-            self.num_steps, self.own_steps = push.num_steps, push.own_steps
-            self.version = push.version  # last: who sees it sees the others
+            self.taken = Taken(push.version, push.num_steps, push.own_steps)
             _LOG.info("weights version %d", push.version)
