@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from chunk_data import write_dataset
@@ -17,8 +19,9 @@ from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.algorithms.conditioning import condition_text
 from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.algorithms.value_config import ValueFit
+from chunkrl.cli import main
 from chunkrl.data.label_rules import LabelRule
-from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.errors import CheckpointError, ChunkRLError, LabelError
 from chunkrl.integration.config import PiTrainingConfig
 from chunkrl.models.config import LoRAConfig, PolicyConfig
 from chunkrl.models.pi import load_pretrained, save_pretrained
@@ -26,6 +29,7 @@ from chunkrl.models.pi import policy as policy_module
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.config import PiCriticConfig
 from chunkrl.models.value_head import ValueHead
+from chunkrl.training.metrics import read_records
 from chunkrl.training.policy_io import load_policy
 from chunkrl.training.trainer import Trainer
 
@@ -433,6 +437,31 @@ def test_distributional_values_that_bootstrap(root: Path, checkpoints: Path, tmp
     with pytest.raises(ChunkRLError, match="--failure-terminal"):
         ChunkLevelOfflineRL(cost)
     ChunkLevelOfflineRL(replace(cost, labels=replace(cost.labels, failure_terminal=True)))
+
+
+def test_empty_bins_are_found_before_the_policy_trains_and_the_values_serve_again(
+    root: Path, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command that the message gives."""
+    monkeypatch.chdir(tmp_path)
+    beyond = ConditioningConfig(edges="fixed", cuts=(0.999,), success="free", positive_share=None)
+    settings = config(root, checkpoints, tmp_path / "run", "advantage_conditioned", conditioning=beyond)
+    run = ChunkLevelOfflineRL(settings)
+    with pytest.raises(LabelError, match="no chunk of a task got") as refused:
+        run.train()
+    assert run.trainer is not None and "policy" not in {record.phase for record in run.trainer.records}
+    command = re.search(
+        r"chunkrl (train --config \S+ --values \S+), with the settings changed", str(refused.value)
+    )
+    assert command is not None, refused.value
+    main([*command[1].split(), "--conditioning.edges", "quantiles", "--conditioning.cuts", "0.5"])
+    again = tmp_path / "runs" / f"{root.name}-advantage_conditioned-001"
+    assert (again / "policy").is_dir()
+    before, after = (
+        pq.read_table(folder / "values.parquet")["value"] for folder in (tmp_path / "run", again)
+    )
+    assert before.equals(after)
+    assert {record.phase for record in read_records(again / "metrics.jsonl")} == {"policy"}
 
 
 def test_cloning_from_a_conditioned_policy_asks_for_nothing(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+from tqdm import tqdm
 
 from chunkrl import ranks
 from chunkrl.build import choose_device
@@ -16,26 +19,37 @@ from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.output_folder import check_folder
 from chunkrl.progress import Progress
 from chunkrl.signals import handled
-from chunkrl.train_config import TrainConfig
+from chunkrl.train_config import TrainCommand, TrainConfig
 from chunkrl.training.distributed import process_group
+from chunkrl.training.plan import FirstMinutes
 from chunkrl.training.trainable import count_trainable
 
+REHEARSED = 10
+"""Updates of each phase that are tried out to say how many minutes all of them take."""
 SAME_SIGNAL_S = 0.5
 """A terminal and torchrun both pass a Control-C on."""
 
 
-def train(config: TrainConfig, progress: Progress) -> None:
-    """Trains a policy and says where it is."""
+def train(command: TrainConfig, progress: Progress) -> None:
+    """Trains a policy and says where it is, or only says what it would do."""
+    config, is_dry = command, False
+    if isinstance(command, TrainCommand):
+        config, is_dry = command.run, command.dry_run
+    if is_dry:
+        # decoded on demand: a run keeps all pictures on the disk
+        config = replace(config, frames=replace(config.frames, cache=False))
     if config.output_dir and not config.resume:  # before minutes of reading
         check_folder(Path(config.output_dir), "train", overwrite=config.overwrite)
     with process_group(choose_device(config.device)):
         if ranks.is_main():
-            _train(config, progress)
+            _train(config, progress, is_dry)
+        elif is_dry:
+            ChunkLevelOfflineRL(config)
         else:
             train_until_stopped(ChunkLevelOfflineRL(config))
 
 
-def _train(config: TrainConfig, progress: Progress) -> None:
+def _train(config: TrainConfig, progress: Progress, is_dry: bool) -> None:
     run = ChunkLevelOfflineRL(config, progress)
     print(
         f"{run.dataset.name}: {run.dataset.num_episodes} episodes, {len(run.dataset)} chunk starts, "
@@ -48,6 +62,16 @@ def _train(config: TrainConfig, progress: Progress) -> None:
         print(f"  note: {note}")
     if isinstance(run.policy, PiLearner) and config.objective != "value":
         print(f"what trains of {config.pi0_config}:\n{count_trainable(run.policy.policy.model)}")
+    # a pi policy is too large to be built twice, and several processes would have to rehearse together
+    is_small = config.policy.kind != "pi" and not config.use_pi0_actions
+    rehearsed = REHEARSED if ranks.world_size() == 1 and (is_dry or is_small) else 0
+    plan = run.plan(rehearsed)
+    print(plan, flush=True)
+    if is_dry:
+        print("nothing was written (--dry-run)")
+        return
+    unmeasured = [phase.name for phase in plan.phases if phase.seconds is None]
+    run.progress = FirstMinutes(progress, unmeasured, tqdm.write)
     run.before_training = lambda: _say_where(run)
     train_until_stopped(run)
     assert run.trainer is not None and run.run_dir is not None

@@ -23,13 +23,14 @@ from chunkrl.errors import CheckpointError, ChunkRLError, LabelError, TrainingSt
 from chunkrl.integration.pi_chunks import use_pi_chunks
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.learner import PiLearner
-from chunkrl.output_folder import RUNS, begin_folder, begin_numbered, stem_of
+from chunkrl.output_folder import RUNS, begin_folder, begin_numbered, numbered, stem_of
 from chunkrl.progress import Progress, silent
 from chunkrl.settings import Settings
 from chunkrl.train_checks import check_config
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.data_source import DataSource, FixedData
 from chunkrl.training.distributed import gather_policy
+from chunkrl.training.plan import TrainingPlan, make_plan, measured, rehearse
 from chunkrl.training.policy_io import ChunkPolicy, PolicySpec, QSpec, pi_q_state, save_pi_policy
 from chunkrl.training.run_folder import (
     DECIDED,
@@ -205,6 +206,27 @@ class ChunkLevelOfflineRL:
         for problem in () if self._videos is None else self._videos.finish(VIDEO_PATIENCE_SECONDS):
             warnings.warn(problem, RuntimeWarning, stacklevel=2)
         return self.chunk_policy()
+
+    def plan(self, num_rehearsed: int = 0) -> TrainingPlan:
+        """What `train` is going to do, and where; nothing is written.
+
+        num_rehearsed: updates of each phase that are tried out to measure what they take, in one process; networks
+        and labels are built anew afterwards, so that the run is the same.
+        """
+        config, resumed = self.config, None if self._resume is None else run_of(self._resume)
+        output = config.output_dir or str(resumed or "")
+        if not output:
+            output = f"{numbered(stem_of(config.dataset_dir, config.objective))} (new, the next free number)"
+        if self._resume is not None:
+            output += f", going on from {self._resume}"
+        plan = make_plan(
+            config, self.algorithm, self.source.data, self.updates_per_epoch, output, self.device.type
+        )
+        if num_rehearsed:
+            plan = measured(plan, rehearse(self.algorithm, self.source.data, config, num_rehearsed))
+            self.dataset.detach_all()
+            self._build()
+        return plan
 
     def stop(self) -> None:
         """Training ends after the current update with a checkpoint, and `train` raises TrainingStopped; from any

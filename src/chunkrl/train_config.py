@@ -209,6 +209,20 @@ class TrainConfig:
         return {f.name: getattr(self, f.name) for f in fields(cls) if f.name in own}
 
 
+@dataclass(frozen=True)
+class TrainCommand(TrainConfig):
+    """A better chunk policy from a LeRobot data set."""
+
+    dry_run: bool = False
+    """Only print the plan: phases, updates, parameters, memory, files, and minutes, measured on the first updates of
+    each phase. Nothing is written."""
+
+    @property
+    def run(self) -> TrainConfig:
+        """The settings of the run."""
+        return TrainConfig(**{f.name: getattr(self, f.name) for f in fields(TrainConfig)})
+
+
 def as_fresh(config: TrainConfig) -> TrainConfig:
     """The settings of a new run like this one: from where it began and where it went are its own."""
     return replace(config, resume=None, init=None, output_dir="", overwrite=False)

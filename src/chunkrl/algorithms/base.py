@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -108,6 +109,23 @@ class Algorithm(Protocol):
 
     def deployed(self) -> AbstractContextManager[None]:
         """Inside, `policy` holds the weights to deploy (their average, where the algorithm keeps one)."""
+        ...
+
+    def held_out_rank_correlation(self) -> float | None:
+        """How well values rank episodes that they never saw, over the last batches of their training; None where no
+        values learn, or none is known yet. For people to look at: nothing depends on it."""
+        ...
+
+    def trained_networks(self) -> Mapping[str, nn.Module]:
+        """Everything that has parameters, by what it is: the policy, V, Q, their averages."""
+        ...
+
+    def rehearse(self, num_starts: int) -> float:
+        """Puts labels that nothing learned in the place of those from trained values, so that the phases behind them
+        can be tried out without labelling all data; the algorithm is of no other use then.
+
+        Returns the seconds that labelling a start takes, measured on `num_starts`; 0 where values label nothing.
+        """
         ...
 
     def q_ensemble(self) -> QEnsemble | None:

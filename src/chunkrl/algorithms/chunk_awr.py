@@ -22,12 +22,14 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms import losses
@@ -429,6 +431,18 @@ class ChunkAWR:
     def deployed(self) -> AbstractContextManager[None]:
         """See `Algorithm.deployed`."""
         return nullcontext() if self._ema is None else self._ema.applied()
+
+    def held_out_rank_correlation(self) -> float | None:
+        """None is known while the networks learn."""
+        return None
+
+    def trained_networks(self) -> Mapping[str, nn.Module]:
+        """See `Algorithm.trained_networks`."""
+        return {"policy": self.policy, "V": self.value, "Q": self.critic, "average of Q": self.target}
+
+    def rehearse(self, num_starts: int) -> float:
+        """Nothing: weights are made batch by batch, of the networks as they stand."""
+        return 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, target networks, optimiser, average, folds and labels."""

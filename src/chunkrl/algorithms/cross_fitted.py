@@ -32,6 +32,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from chunkrl import ranks
 from chunkrl.algorithms import advantages as adv
@@ -556,6 +557,24 @@ class CrossFittedAdvantage:
     def deployed(self) -> AbstractContextManager[None]:
         """See `Algorithm.deployed`."""
         return nullcontext() if self._ema is None else self._ema.applied()
+
+    def held_out_rank_correlation(self) -> float | None:
+        """See `Algorithm.held_out_rank_correlation`."""
+        return None if self.values is None else self.values.held_out_rank_correlation()
+
+    def trained_networks(self) -> Mapping[str, nn.Module]:
+        """See `Algorithm.trained_networks`."""
+        found: dict[str, nn.Module] = {"policy": self.policy}
+        if self.values is not None:
+            found |= self.values.trained_networks()
+        return found if self.critic is None else found | {"Q": self.critic.networks}
+
+    def rehearse(self, num_starts: int) -> float:
+        """See `Algorithm.rehearse`."""
+        if self.values is None or self._given is not None:
+            return 0.0
+        self._given, seconds = self.values.rehearse(num_starts)
+        return seconds
 
     def q_ensemble(self) -> QEnsemble | None:
         """Q for best-of-N, where it was trained for that."""

@@ -9,13 +9,15 @@ whole episodes.
 from __future__ import annotations
 
 import math
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chunkrl import ranks
 from chunkrl.algorithms import advantages as adv
@@ -35,10 +37,13 @@ from chunkrl.data.draws import trained_starts
 from chunkrl.data.large_arrays import by_blocks, keep
 from chunkrl.data.returns import lambda_returns, n_step_returns
 from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation.statistics import spearman
 from chunkrl.progress import Progress, silent
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.optim import autocast
 from chunkrl.types import ChunkTransition
+
+RECENT_BATCHES = 50  # that `held_out_rank_correlation` is of
 
 
 class ValueLearner:
@@ -82,6 +87,7 @@ class ValueLearner:
             fit.num_critics,
         )
         self._labelled: tuple[np.ndarray, np.ndarray] | None = None
+        self._recent: deque[Tensor] = deque(maxlen=RECENT_BATCHES)  # held-out V and its target, [2, n] each
         self._read(data)
         self.range = adv.return_range(self._counted_returns())
         if fit.return_range is not None:
@@ -175,6 +181,7 @@ class ValueLearner:
         trains, learnable = networks.trains_on(batch.labels["fold"]), self._learnable(batch)
         mask, unseen = trains & learnable, ~trains & learnable
         # of the whole batch: the gradients of the processes are averaged, whatever each has to learn from
+        recent: list[Tensor] = []
         counts = ranks.sum_over_ranks(mask.sum(dim=1)).clamp(min=1) / ranks.world_size()
         first: Any = networks.networks[0]
         rows = list(microbatches(len(batch.actions), self._microbatch_size))
@@ -194,7 +201,12 @@ class ValueLearner:
                 optimizer.backward(loss)
                 total += float(loss.detach())
                 held_out += float((losses.detach() * unseen[k, own]).sum())
+                if k % self.fit.num_critics == 0:
+                    told = torch.stack([self.fit.head.value(outputs.detach()), target.float()])
+                    recent.append(told[:, unseen[k, own]])
             norms.append(optimizer.apply())
+        if recent:
+            self._recent.append(torch.cat(recent, dim=1))
         folds = list(training.optimizers)
         training.end_update()
         metrics: Metrics = {
@@ -206,6 +218,35 @@ class ValueLearner:
             mean = ranks.mean_over_ranks(held_out) * ranks.world_size() / num_unseen
             metrics["loss/value_held_out"] = mean
         return metrics
+
+    def held_out_rank_correlation(self) -> float | None:
+        """See `Algorithm.held_out_rank_correlation`: of this process's rows, with dropout and noise."""
+        if not self._recent:
+            return None
+        value, target = torch.cat(list(self._recent), dim=1).cpu().numpy()
+        found = spearman(value, target) if len(value) > 1 else math.nan
+        return None if math.isnan(found) else found
+
+    def trained_networks(self) -> dict[str, nn.Module]:
+        """V and its averages, until they are finished."""
+        if self._training is None:
+            return {}
+        found: dict[str, nn.Module] = {"V": self._training.networks}
+        targets = self._training.targets
+        return found if targets is None else found | {"average of V": targets}
+
+    def rehearse(self, num_starts: int) -> tuple[ValueLabels, float]:
+        """Labels that nothing learned, and the seconds that labelling a start takes, measured on `num_starts`."""
+        positions = np.arange(min(num_starts, len(self._data)))
+        self.networks.eval()
+        began = time.monotonic()
+        label_values(self.networks, self._data, self.device, silent, self._score, positions)
+        seconds = (time.monotonic() - began) / len(positions)
+        rng = np.random.default_rng(0)
+        span = self.range.low, self.range.high
+        value, seen = (rng.uniform(*span, len(self._data)).astype(np.float32) for _ in range(2))
+        advantage = rng.normal(size=len(self._data)).astype(np.float32)
+        return ValueLabels(value, seen, self.returns, advantage), seconds
 
     def _learnable(self, batch: ChunkTransition) -> Tensor:
         """bool [B]: rows with a target."""

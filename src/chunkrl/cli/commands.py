@@ -98,7 +98,7 @@ _COMMANDS = (
     Command(
         "train",
         "a better chunk policy from a LeRobot data set",
-        "chunkrl.train_config:TrainConfig",
+        "chunkrl.train_config:TrainCommand",
         "chunkrl.commands:train",
         common=(
             *_DATA,
@@ -106,8 +106,9 @@ _COMMANDS = (
             *_POLICY,
             *("beta", "num-folds", "value-epochs", "num-epochs", "num-updates"),
             *_RUN,
+            "dry-run",
         ),
-        resumed="chunkrl.training.run_folder:resumed_config",
+        resumed="chunkrl.training.run_folder:resumed_command",
     ),
     Command(
         "evaluate",

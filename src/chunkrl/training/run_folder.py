@@ -15,7 +15,7 @@ from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS
 from chunkrl.data.regular_files import is_there, open_regular
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.train_checks import WEIGHTED
-from chunkrl.train_config import TrainConfig, as_fresh, going_on
+from chunkrl.train_config import TrainCommand, TrainConfig, as_fresh, going_on
 from chunkrl.training.checkpoint import VALUES, left_behind, load_state
 from chunkrl.training.policy_io import PolicySpec, read_spec
 
@@ -84,6 +84,11 @@ def resumed_config(path: Path, given: Collection[str] = ()) -> TrainConfig:
     if run is None:
         return TrainConfig(resume=str(path))
     return going_on(run_config(run / "config.json"), path, run, given)
+
+
+def resumed_command(path: Path, given: Collection[str] = ()) -> TrainCommand:
+    """As `resumed_config`, for the command line."""
+    return TrainCommand(**vars(resumed_config(path, given)))
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -21,11 +21,12 @@ from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.data.prefetch import Prefetcher
 from chunkrl.errors import CheckpointError, ChunkRLError
-from chunkrl.progress import Progress, silent
+from chunkrl.progress import Progress, describe, silent
 from chunkrl.training.checkpoint import BackgroundSaver, load_state
 from chunkrl.training.checkpoint_checks import check_like, read_progress
 from chunkrl.training.config import TrackingConfig
 from chunkrl.training.data_source import DataSource, FixedData
+from chunkrl.training.live_note import LiveNote
 from chunkrl.training.metrics import MEASURED, MetricWriter, Record, SpeedMeter, thinned
 from chunkrl.training.save_clock import SaveClock
 from chunkrl.training.saved_batch import save_batch
@@ -93,6 +94,7 @@ class Trainer:
         self._clock = SaveClock(config.save_minutes)
         self._by_time: Path | None = None  # the newest checkpoint that was due by time
         self._saved_at = -1
+        self._note: LiveNote | None = None
         self.records: list[Record] = []
         self.history: dict[str, list[tuple[int, float]]] = defaultdict(list)
         self._writer: MetricWriter | None = None
@@ -119,6 +121,7 @@ class Trainer:
         if self.run_dir and ranks.is_main():
             self._writer = MetricWriter(self.run_dir, self.config.tracking, self.records)
         self._clock = SaveClock(self.config.save_minutes)
+        self._note = LiveNote(self.algorithm.held_out_rank_correlation)
         try:
             with self._saver:
                 self._run_phases()
@@ -183,7 +186,7 @@ class Trainer:
                 source.updated(self.update)
                 if self.update % config.log_interval == 0 or done == phase.num_updates:
                     self._flush(phase.name)
-                self.progress(phase.name, done, phase.num_updates)
+                self._show(phase.name, number, done, phase.num_updates)
                 self.stopped, by_time = self._agreed()
                 is_due = bool(config.save_interval) and self.update % config.save_interval == 0
                 if self.run_dir and done < phase.num_updates:  # the end of a phase is always saved
@@ -193,6 +196,13 @@ class Trainer:
                         self.save(by_time=True)
                 if self._ends or not source.is_due(done, is_last):
                     return
+
+    def _show(self, phase: str, number: int, done: int, num_updates: int) -> None:
+        timed = [i for i, other in enumerate(self.algorithm.phases()) if other.num_updates]
+        assert self._note is not None
+        note = self._note.text(phase, self._sums, self._num_summed, self.history)
+        describe(self.progress, phase, f"phase {timed.index(number) + 1} of {len(timed)}", note)
+        self.progress(phase, done, num_updates)
 
     def _agreed(self) -> tuple[bool, bool]:
         """Whether any process was asked to stop, and whether a checkpoint is due by the main one's clock."""
