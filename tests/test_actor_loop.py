@@ -164,6 +164,12 @@ def test_phase_and_keys_agree_also_after_an_episode_that_is_recorded_again():
     assert {status.step for status in session.statuses if status.phase.startswith("ended")} == {2}
 
 
+def test_episodes_are_numbered_over_restarts():
+    session = _Session([], confirm=False, num_episodes=2, first_episode=5)
+    session.actor.run()
+    assert {status.episode for status in session.statuses} == {6, 7}
+
+
 def test_with_somebody_to_take_over_the_keys_say_so():
     session = _Session([*START, "5", "5", "1", "2"], FakeLeader(3), num_episodes=1)
     session.actor.run()

@@ -103,6 +103,18 @@ def test_numbers_and_differences_of_a_comparison_stand_under_their_heads(tmp_pat
     ]
 
 
+def test_a_compared_task_leads_to_its_states(tmp_path: Path) -> None:
+    seeds = np.array([[1, 1, 0], [1, 0, 0]], bool)  # two training seeds, three states
+    arms = [ArmResult("push", "new", seeds), ArmResult("push", "old", ~seeds)]
+    path = tmp_path / "r.html"
+    render_report(path, title="t", arms=arms, differences=compare_arms(arms, "new", ["old"]))
+    page = Page(path.read_text())
+    assert page.targets() == {"#states-0": "div"}
+    squares = [attrs["class"] for tag, attrs in page.tags if tag == "rect" and attrs.get("width") == "17.8"]
+    assert squares == ["bar good", "bar open", "bar bad", "bar bad", "bar open", "bar good"]
+    assert "new, initial state 2 of 3: 1 of 2 training seeds succeed" in path.read_text()
+
+
 def many_columns() -> str:
     """A page with a table far wider than a telephone."""
     rows = [

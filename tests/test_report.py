@@ -199,7 +199,8 @@ class TestPage:
         tags = [tag for tag, _ in page.tags]
         assert not {"img", "iframe", "object", "embed"} & set(tags)
         links = [v for _, a in page.tags for k, v in a.items() if k in ("src", "href", "poster", "data")]
-        assert links == ["data:,", "data:video/mp4;base64,AAE="]
+        assert [v for v in links if v and not v.startswith("#")] == ["data:,", "data:video/mp4;base64,AAE="]
+        assert page.targets().keys() == {"#states-0", "#states-1"}
         check_loads_nothing((tmp_path / "report.html").read_text(encoding="utf-8"))
 
     def test_text_from_outside_is_escaped(self, tmp_path):
@@ -226,7 +227,7 @@ class TestPage:
         path = tmp_path / "report.html"
         page = render(path, arms, differences, curves=curves, traces=[trace(), trace(success=False)])
         charts = [attributes for tag, attributes in page.tags if tag == "svg"]
-        assert len(charts) == 3 + 3 + 2 + 1
+        assert len(charts) == 3 + 3 + 2 + 1 + 2 * 3  # of 3 policies, the states of 2 tasks
         assert all(a["role"] == "img" and len(a["aria-label"]) > 20 for a in charts)
         for chart in re.findall(r"<svg.*?</svg>", path.read_text(encoding="utf-8"), re.DOTALL):
             ET.fromstring(chart)

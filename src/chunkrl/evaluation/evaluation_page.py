@@ -21,11 +21,10 @@ from chunkrl.evaluation.evaluation_result import (
 from chunkrl.evaluation.evaluation_videos import MIME
 from chunkrl.evaluation.page import card, document, section
 from chunkrl.evaluation.sections import facts_card, notes_card, percent, video
-from chunkrl.evaluation.svg import WIDTH, chart, element
+from chunkrl.evaluation.state_grid import Square, state_grid
 from chunkrl.evaluation.tables import Cell, Row, count_cell, interval_cell, rate_cell, speed_columns, table
 
 PAGE_FILE = "report.html"
-_CELLS_A_ROW = 25
 
 
 def write_page(folder: Path, evaluation: Evaluation) -> Path:
@@ -140,28 +139,17 @@ def _state_section(evaluation: Evaluation) -> str:
 
 
 def _state_grid(evaluation: Evaluation, env: str, films: Mapping[tuple[str, int], str]) -> str:
-    episodes = evaluation.episodes[env]
-    pitch = WIDTH / _CELLS_A_ROW
-    cells = []
-    for i, episode in enumerate(episodes):
+    squares = []
+    for episode in evaluation.episodes[env]:
         outcome = "success" if episode.success else "failure"
         told = f"initial state {episode.seed}: {outcome}, {episode.num_steps} steps"
         told += f", {episode.num_restarts} simulators lost" if episode.num_restarts else ""
         film = films.get((env, episode.seed))
-        square = element(
-            "rect",
-            f"<title>{escape(told + (', filmed' if film else ''))}</title>",
-            x=i % _CELLS_A_ROW * pitch + 1.5,
-            y=i // _CELLS_A_ROW * pitch + 1.5,
-            width=pitch - 3,
-            height=pitch - 3,
-            rx=3,
-            class_=("bar good" if episode.success else "bar bad") + (" filmed" if film else ""),
-        )
-        cells.append(element("a", square, href=f"#{film}") if film else square)
+        told += ", filmed" if film else ""
+        squares.append(Square(float(episode.success), told, f"#{film}" if film else ""))
     rate = task_rate(evaluation, env)
     summary = f"{env}: {rate.num_success} of {rate.num_episodes} initial states end in success"
-    return chart(-(-len(episodes) // _CELLS_A_ROW) * pitch, "".join(cells), summary)
+    return state_grid(squares, summary)
 
 
 def _number_section(evaluation: Evaluation) -> str:

@@ -87,7 +87,8 @@ svg + .legend { margin: 10px 0 0; }
   margin-left: 6px; }
 .pill.good { color: var(--good); } .pill.bad { color: var(--bad); }
 .starved { fill: none; stroke: var(--bad); stroke-width: 2; }
-.bar.good { fill: var(--good); } .bar.bad { fill: var(--bad); } .dashed { stroke-dasharray: 5 4; }
+.bar.good { fill: var(--good); } .bar.bad { fill: var(--bad); } .bar.open { fill: var(--open); }
+.dashed { stroke-dasharray: 5 4; }
 .frames { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 210px), 1fr)); }
 .frames figure { margin: 0; min-width: 0; } .frames b { color: var(--ink); }
 .frames figcaption { font-size: .82rem; color: var(--muted); margin-top: 5px;

@@ -34,6 +34,7 @@ from chunkrl.evaluation.sections import (
     video,
     words,
 )
+from chunkrl.evaluation.state_grid import Square, state_grid
 from chunkrl.evaluation.statistics import Interval
 from chunkrl.evaluation.svg import sign_class, signed_points, span
 from chunkrl.evaluation.tables import Cell, Row, count_cell, interval_cell, rate_cell, speed_columns, table
@@ -88,6 +89,7 @@ def render_report(
             _headline(differences, tasks),
             _success_section(tasks, method),
             _difference_section(differences),
+            _state_section(tasks),
             _clip_section(clips),
             trace_section(traces),
             curve_section(curves),
@@ -136,12 +138,42 @@ def _success_section(tasks: Mapping[str, Mapping[str, ArmResult]], method: str) 
             for name, result in row.items()
         ]
         summary = f"Success on {task}. " + "; ".join(f"{r.label} {r.text}" for r in rows)
-        cards.append(card(task, plots.bar_chart(rows, summary)))
+        cards.append(card(task, plots.bar_chart(rows, summary), link=_states(tasks).get(task, "")))
     lead = (
         "Episodes that succeed, every policy from the same initial states. Whiskers: 95 % intervals, Wilson's for "
-        "one training seed, a bootstrap over seeds and states for several."
+        "one training seed, a bootstrap over seeds and states for several. A task's name leads to its states."
     )
     return section("Success", lead, cards)
+
+
+def _states(tasks: Mapping[str, Mapping[str, ArmResult]]) -> dict[str, str]:
+    """Every task -> the address of its states on the page."""
+    return {task: f"#states-{i}" for i, task in enumerate(tasks)}
+
+
+def _state_section(tasks: Mapping[str, Mapping[str, ArmResult]]) -> str:
+    cards = []
+    for task, row in tasks.items():
+        grids = []
+        for name, result in row.items():
+            num_seeds, num_states = result.by_seed.shape
+            of = "" if num_seeds == 1 else f" of {num_seeds} training seeds"
+            squares = [
+                Square(
+                    float(solved.mean()),
+                    f"{words(name)}, initial state {number} of {num_states}: "
+                    + (f"{solved.sum()}{of} succeed" if of else "success" if solved[0] else "failure"),
+                )
+                for number, solved in enumerate(result.by_seed.T, start=1)
+            ]
+            told = f"{words(name)} on {task}: {result.num_success} of {result.num_episodes} episodes succeed"
+            grids.append(f'<p class="note">{escape(words(name))}</p>{state_grid(squares, told)}')
+        cards.append(card(task, "".join(grids), name=_states(tasks)[task].removeprefix("#")))
+    lead = (
+        "Every initial state, in the same order for every policy: green where the episode succeeded, red where it "
+        "did not, grey where some training seeds succeeded. The pointer shows which one it is."
+    )
+    return section("Initial states", lead, cards, "grid small")
 
 
 def _difference_section(differences: Sequence[ArmDifference]) -> str:
@@ -187,7 +219,7 @@ def _number_section(
 ) -> str:
     means, rows = (
         [
-            _number_row(task, result)
+            _number_row(Cell(task, link=_states(tasks).get(task, "")), result)
             for task, row in _with_mean(tasks).items()
             for result in row.values()
             if (task == ALL_TASKS) == of_all
@@ -205,7 +237,7 @@ def _number_section(
     return section("Numbers and settings", "", cards)
 
 
-def _number_row(task: str, result: ArmResult) -> Row:
+def _number_row(task: Cell, result: ArmResult) -> Row:
     return {
         "task": task,
         "policy": words(result.arm),

@@ -315,7 +315,7 @@ class Actor:
         outcome = f"ended: {phases.outcome}" if phases.phase is Phase.ENDED else phases.phase.value
         self._show(
             ActorStatus(
-                episode=self._counts["episodes"] + 1,
+                episode=self._config.first_episode + self._counts["episodes"] + 1,
                 step=num_steps,
                 phase=outcome,
                 rate_hz=0.0 if self._rate is None else self._rate.rate_hz,

@@ -70,7 +70,10 @@ class LiveView:
         rate = f", success {status.success_rate}" if status.num_done else ""
         queue = f"{status.queue_length} actions ready"
         return [
-            ("episode", f"{status.episode}, step {status.step}; {status.num_done} done{rate}"),
+            (
+                "episode",
+                f"{status.episode}, step {status.step}; {status.num_done} done since the start{rate}",
+            ),
             ("phase", status.phase),
             ("human", f"{status.num_interventions} interventions in this episode"),
             ("policy", f"version {status.policy_version}, {queue}"),

@@ -12,10 +12,10 @@ from typing import TextIO
 
 @dataclass(frozen=True)
 class ActorStatus:
-    """episode: counted from 1. step: of the episode, from 0. phase: who acts, or what is waited for. rate_hz:
-    control steps a second, 0 where no clock is kept. policy_version: of the weights that act. num_interventions: in
-    this episode. queue_length: actions that are ready. hint: keys that do something now. num_done, num_success:
-    episodes kept so far."""
+    """episode: counted from 1, over all starts. step: of the episode, from 0. phase: who acts, or what is waited for.
+    rate_hz: control steps a second, 0 where no clock is kept. policy_version: of the weights that act.
+    num_interventions: in this episode. queue_length: actions that are ready. hint: keys that do something now.
+    num_done, num_success: episodes kept since this start."""
 
     episode: int
     step: int
@@ -30,7 +30,7 @@ class ActorStatus:
 
     @property
     def success_rate(self) -> str:
-        """Of the episodes kept so far, for people."""
+        """Of the episodes kept since this start, for people."""
         return f"{self.num_success}/{self.num_done} = {self.num_success / max(self.num_done, 1):.0%}"
 
     def __str__(self) -> str:
