@@ -57,6 +57,21 @@ def test_an_episode_that_a_kill_kept_from_being_counted_is_counted_at_the_next_s
         assert read_kept(spool) == Kept(9, 2, 7)
 
 
+def test_a_full_disk_keeps_no_record_from_being_written_once(tmp_path: Path, monkeypatch, caplog) -> None:
+    def full(*_: object) -> None:
+        raise SpoolError("the disk is full")
+
+    with Spool(tmp_path) as spool:
+        sink = ItemSpool(spool, "arm", SPEC)
+        with monkeypatch.context() as patch:
+            patch.setattr("chunkrl.online.item_spool.note_kept", full)
+            assert [sink.append(item) for item in episode(0, 3)] == [0, 1, 2, 3]
+        assert "noted after the next one: the disk is full" in caplog.text
+        for item in episode(1, 2):
+            sink.append(item)
+        assert json.loads((tmp_path / KEPT_FILE).read_text())["num_steps"] == 5
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

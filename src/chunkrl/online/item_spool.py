@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
-from chunkrl.errors import RecordError
+from chunkrl.errors import RecordError, SpoolError
 from chunkrl.online.kept import note_kept, read_kept
 from chunkrl.online.records import EpisodeSummary, Item, StepRecord, StreamSpec
 from chunkrl.online.spool import Spool
 from chunkrl.online.wire import encode_item
+
+_LOG = logging.getLogger(__name__)
 
 
 class ItemSpool:
@@ -42,5 +45,8 @@ class ItemSpool:
         number = self._spool.append(encode_item(item))
         if isinstance(item, EpisodeSummary):
             self.kept = self.kept.after(item, number + 1)
-            note_kept(self._spool, self.kept)
+            try:
+                note_kept(self._spool, self.kept)
+            except SpoolError as error:  # the record itself is written: who appends must not do so again
+                _LOG.warning("the count of kept episodes is noted after the next one: %s", error)
         return number
