@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ def test_train_from_flags_and_its_saved_configuration(
         arguments[place:place] = ["--gamma", "0.5", "--output-dir", str(again)]
         main(["train", *arguments])
         second = load_config(TrainConfig, again / "config.json")
-        assert second == TrainConfig(**(vars(config) | {"gamma": 0.5}))
+        assert second == replace(config, gamma=0.5)
 
 
 def test_configuration_round_trip(tmp_path: Path) -> None:

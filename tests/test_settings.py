@@ -17,6 +17,7 @@ from chunkrl.data.yaml_files import read_yaml
 from chunkrl.errors import ChunkRLError
 from chunkrl.online.learner_config import LearnerConfig
 from chunkrl.settings import Settings
+from chunkrl.train_config import TrainCommand
 
 TRAIN = Settings(TrainConfig())
 
@@ -48,7 +49,7 @@ def test_every_setting_is_a_field_a_flag_and_a_key_by_one_name() -> None:
 )
 def test_files_take_nested_dotted_and_short_names(values: dict[str, Any], tmp_path: Path) -> None:
     expected = dataclasses.replace(
-        TrainConfig(),
+        TrainCommand(),
         frames=FrameSettings(resize=(96, 96)),
         fit=dataclasses.replace(TrainConfig().fit, lam=0.5),
     )

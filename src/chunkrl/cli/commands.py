@@ -51,7 +51,7 @@ def _load(place: str) -> Any:
     return getattr(import_module(module), name)
 
 
-_DATA = ("dataset-dir", "success", "success-episodes", "cameras", "resize")
+_DATA = ("dataset-dir", "success", "success-episodes", "success-file", "labels", "cameras", "resize")
 _POLICY = ("objective", "policy.kind", "pi0-config", "pi.train")
 _RUN = ("output-dir", "batch-size", "lr", "seed", "device", "init", "resume", "overwrite")
 
@@ -80,6 +80,8 @@ _COMMANDS = (
             "horizon",
             "success",
             "success-episodes",
+            "success-file",
+            "labels",
             "state-key",
             "action-key",
             "image-keys",
@@ -91,7 +93,16 @@ _COMMANDS = (
         "chunkrl.data.label_config:LabelCommand",
         "chunkrl.data.label_command:label_dataset",
         common=(
-            *("success", "success-episodes", "success-key", "subgoal", "subgoal-key", "step-reward", "gamma"),
+            *(
+                "success",
+                "success-episodes",
+                "success-file",
+                "success-key",
+                "subgoal",
+                "subgoal-key",
+                "step-reward",
+                "gamma",
+            ),
             *("output", "export", "replay.suite", "state-key", "action-key", "skip-bad-episodes"),
         ),
     ),
@@ -102,9 +113,9 @@ _COMMANDS = (
         "chunkrl.commands:train",
         common=(
             *_DATA,
-            *("action-horizon", "action-dim", "gamma"),
+            *("action-horizon", "action-dim"),
             *_POLICY,
-            *("beta", "num-folds", "value-epochs", "num-epochs", "num-updates"),
+            *("use-pi0-actions", "value-epochs", "num-epochs", "num-updates"),
             *_RUN,
             "dry-run",
         ),
