@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from chunkrl.cli import main
 from chunkrl.data.frames import FrameTable
 from chunkrl.demo import run_demo
 from chunkrl.envs.scripted import POLICY
+from chunkrl.errors import ChunkRLError, OutputFolderError
 from chunkrl.experiment import DEMO_ARMS
 from chunkrl.options import DemoConfig
 from chunkrl.progress import silent
@@ -66,6 +68,16 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         num_workers=1,
     )
     report = run_demo(config)
+    with pytest.raises(OutputFolderError, match=r"holds a run of chunkrl demo .* --resume"):
+        run_demo(config)
+    with pytest.raises(ChunkRLError, match=r"holds a demo of other settings \(num_eval\)"):
+        run_demo(replace(config, num_eval=3, resume=True))
+    first = json.loads((tmp_path / "demo" / "results.json").read_text())
+    runs = set((tmp_path / "demo" / "runs").rglob("0*"))
+    run_demo(replace(config, resume=True))  # every training is there
+    again = json.loads((tmp_path / "demo" / "results.json").read_text())
+    assert again["tasks"] == first["tasks"] and again["diagnostics"] == first["diagnostics"]
+    assert set((tmp_path / "demo" / "runs").rglob("0*")) == runs
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
     (task,) = results["tasks"].values()
     assert task["arms"].keys() == {arm.name for arm in DEMO_ARMS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import fields, replace
 from functools import partial
@@ -76,7 +77,12 @@ def run_demo(config: DemoConfig) -> Path:
         output = begin_numbered("demo")
     _begin(output, config)
     results: list[JobResult] = []
-    run_jobs(demo_jobs(config, output), config.num_workers, results.append)
+    try:
+        run_jobs(demo_jobs(config, output), config.num_workers, results.append)
+    except KeyboardInterrupt:
+        told = f"\nstopped; go on with: chunkrl demo --resume --output-dir {output}, and the same settings"
+        print(told, file=sys.stderr)
+        raise KeyboardInterrupt from None
     arms = arm_results(results)
     differences = compare_arms(arms, CHUNK_RL.name, (BC.name, SUCCESS_BC.name))
     content = results_json(arms, differences)

@@ -53,7 +53,8 @@ def label_dataset(command: LabelCommand, progress: Progress) -> tuple[FrameTable
     record = rule_record(labels.rule, command.returns)
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(command.output or table.description.root / FOLDER / f"{digest}.parquet")
-    check_file(path, command.overwrite, lambda file: read_metadata(file) == as_json(record))
+    if command.output:  # the other name says which rule it is of
+        check_file(path, command.overwrite, lambda file: _is_of(file, as_json(record)))
     if command.export:  # first: where it fails, nothing was written
         export = Path(command.export).expanduser()
         export_labels(table, labels, export, progress, command.export_others, command.overwrite)
@@ -75,6 +76,14 @@ def _own_rule(rule: LabelRule) -> LabelRule:
             f"--labels {rule.labels}: chunkrl label makes labels, from the columns: leave it out"
         )
     return replace(rule, labels=NO_LABELS)
+
+
+def _is_of(file: Path, rule: dict[str, Any]) -> bool:
+    """Whether a file holds labels by this rule."""
+    try:
+        return read_metadata(file) == rule
+    except DatasetError:  # something else
+        return False
 
 
 def _with_replays(table: FrameTable, command: LabelCommand, progress: Progress) -> LabelRule:

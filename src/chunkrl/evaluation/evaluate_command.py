@@ -32,6 +32,7 @@ from chunkrl.evaluation.rollout import Actor, Episode, EpisodeResult, RolloutCon
 from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.models.pi.actor import PiActor
+from chunkrl.output_folder import check_folder
 from chunkrl.progress import Progress
 from chunkrl.training.asking import ask_for
 from chunkrl.training.policy_io import ChunkPolicy, load_policy
@@ -42,6 +43,8 @@ def evaluate_policy(command: EvaluateCommand, progress: Progress) -> None:
     """Prints success rates with Wilson intervals; with `output_dir`, keeps every episode and writes the page."""
     if not command.policy:
         raise ChunkRLError("name the policy: chunkrl evaluate --policy RUN/policy")
+    if command.output_dir is not None:  # before minutes of loading
+        check_folder(Path(command.output_dir), "evaluate", resumes=True, overwrite=command.overwrite)
     device, needs_q = choose_device(command.device), command.mode == "best_of_n"
     check_one_run_of(Path(command.policy))
     policy = load_policy(command.policy, device, needs_q)
