@@ -26,6 +26,7 @@ from chunkrl.envs.collect_config import CollectCommand, CollectConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.config import EvaluateCommand, EvaluateConfig
 from chunkrl.evaluation.evaluation_result import read_evaluation
+from chunkrl.evaluation.sections import words
 from chunkrl.iterate import steps
 from chunkrl.iterate.command import iterate
 from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule, StopRule
@@ -157,11 +158,20 @@ def test_the_page_says_every_number(whole: Path) -> None:
     found = results(whole)["arms"]
     for said in ("Reported states", "Selection", "Own roll-outs", "no new data", "all 2 rounds are made"):
         assert said in page.text
-    for run in found.values():
+    for arm, run in found.items():
         for one in run["rounds"]:
             rate, (low, high) = one["evaluation"]["success"], one["evaluation"]["interval"]
-            assert f"{rate:.2f} ({one['evaluation']['num_success']}/12)" in page.text
-            assert f"[{low:.2f}, {high:.2f}]" in page.text
+            (row,) = [
+                row
+                for row in page.tables[-1]
+                if row["arm"] == words(arm) and row["round"].split(", ")[0] == str(one["round"])
+            ]
+            assert row["success"] == f"{rate:.2f} ({one['evaluation']['num_success']}/12)"
+            assert row["95 % interval"] == f"[{low:.2f}, {high:.2f}]"
+            trained_on = f"{one['trained_on_rollouts']} roll-outs" if one["trained_on_rollouts"] else ""
+            assert row["trained on"] == trained_on and ("chosen" in row["round"]) == (
+                one["round"] == run["chosen"]
+            )
     rings = [attrs for tag, attrs in page.tags if tag == "circle" and attrs.get("r") == "8"]
     drawn = {"Reported states": 2, "Selection": 2, "Own roll-outs": 0}
     drawn["Own roll-outs"] = sum(

@@ -21,7 +21,7 @@ from chunkrl.config import load_config, save_config
 from chunkrl.data.sidecar import save_sidecar
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation import distribution_plots
-from chunkrl.evaluation.frame_cards import extreme_frames
+from chunkrl.evaluation.frame_cards import NUM_FRAMES, ExtremeFrame, extreme_frames
 from chunkrl.evaluation.run_report import render_run
 from chunkrl.evaluation.sections import percent
 from chunkrl.evaluation.training_run import TrainingRun, load_run
@@ -60,6 +60,11 @@ def check_page(page: str) -> None:
         ET.fromstring(chart)
 
 
+def extremes(run: TrainingRun) -> list[ExtremeFrame]:
+    """The frames of both tables, in their order."""
+    return [one for highest in (True, False) for one in extreme_frames(run.data, NUM_FRAMES, highest)]
+
+
 def headings(page: str) -> list[str]:
     return re.findall(r"<h2>(.*?)</h2>", page)
 
@@ -78,6 +83,21 @@ def test_a_run_on_states(plain: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "Data and settings",
     ]
     assert "<img" not in page  # rows in place of pictures
+    highest, lowest, data = Page(page).tables
+    run = load_run(plain)
+    for row, one in zip((*highest, *lowest), extremes(run), strict=True):
+        assert row == {
+            "episode": f"episode {one.episode.index}",
+            "frame": str(one.frame),
+            "task": EVIL,
+            "outcome": "success" if one.episode.success else "failure",
+            "value": f"{one.value:.3f}",
+            "advantage": f"{one.advantage:+.3f}".replace("-", "−"),
+        }
+    (told,) = data
+    table = run.data[0].dataset
+    assert (told["task"], told["episodes"], told["frames"]) == (EVIL, "6", str(table.num_frames))
+    assert (told["frames a second"], told["made by a human"]) == (f"{table.fps:g}", "0 %")
     assert "push &lt;script&gt;" in page
     run = load_run(plain)
     recorded = run.last("value/rank_correlation_held_out")
