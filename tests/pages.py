@@ -114,7 +114,7 @@ def in_browser(page: Path, script: str = "") -> Page:
         f"--user-data-dir={profile}",
         "--dump-dom",
     ]
-    done = subprocess.run([*call, opened.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([*call, opened.as_uri()], capture_output=True, text=True, timeout=300, check=True)
     return Page(done.stdout)
 
 
