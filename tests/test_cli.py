@@ -19,7 +19,7 @@ from chunkrl.config import load_config, save_config
 DOCUMENT: dict[str, Any] = {
     "dataset_dir": "",
     "action_horizon": 10,
-    "action_dim": 7,
+    "action_dim": None,  # the document's 7, where the data have 7
     "gamma": 0.99,
     "beta": 1.0,
     "lambda_v": 1.0,
@@ -271,7 +271,7 @@ def test_bad_data(
 
 
 BAD_SETTINGS: list[tuple[str, str]] = [
-    ("--action-dim 5", "action_dim is 5.* have 2 values: pass --action-dim 2"),
+    ("--action-dim 5", "action_dim is 5.* have 2 values: pass --action-dim 2, or leave it out"),
     ("--action-horizon 30", "action_horizon 30 is longer than every episode"),
     ("--action-horizon 0", "action_horizon is 0"),
     ("--gamma 1.5", "gamma is 1.5"),

@@ -59,7 +59,7 @@ def open_datasets(config: TrainConfig, progress: Progress = silent) -> list[Chun
     """The data sets of a run, --dataset-dir first."""
     main = config.chunk_settings()
     datasets = [ChunkDataset(config.dataset_dir, main, progress=progress)]
-    additional = replace(main, revision=None)
+    additional = replace(main, revision=None, hold=datasets[0].hold)
     if config.additional_success is not None:
         labels = replace(
             config.labels, success=config.additional_success, success_episodes=(), success_file=""
@@ -72,12 +72,26 @@ def open_datasets(config: TrainConfig, progress: Progress = silent) -> list[Chun
         settings = replace(additional, labels=replace(additional.labels, labels=name))
         datasets.append(ChunkDataset(path, settings, progress=progress))
     _check_rewards(datasets)
+    if config.hold.control == "auto":
+        _check_controls(datasets)
     return datasets
 
 
 def _labels_of_others(rule: LabelRule) -> str:
     """A file is of one data set."""
     return rule.labels if rule.labels == NO_LABELS else AUTO_LABELS
+
+
+def _check_controls(datasets: Sequence[ChunkDataset]) -> None:
+    """Raises DatasetError where actions are targets in one data set and motions in another."""
+    first = {dataset.control.kind: dataset for dataset in reversed(datasets)}
+    if {"absolute", "delta"} <= set(first):
+        targets, motions = first["absolute"], first["delta"]
+        raise DatasetError(
+            f"actions of {targets.name} are targets near the next state ({targets.control.told}), those of "
+            f"{motions.name} are motions ({motions.control.told}): one policy cannot learn both; leave one out, "
+            "or say what they are with --hold.control"
+        )
 
 
 def _check_rewards(datasets: Sequence[ChunkDataset]) -> None:
@@ -97,6 +111,19 @@ def _check_rewards(datasets: Sequence[ChunkDataset]) -> None:
                 f"rewards of the data sets differ in meaning ({'; '.join(told)}): make labels by one rule (chunkrl "
                 "label), or name them with --labels and --additional-labels"
             )
+
+
+def with_data_decided(config: TrainConfig, dataset: ChunkDataset) -> TrainConfig:
+    """The settings with what the first data set decides: values an action, what pads chunks.
+
+    Raises ChunkRLError where another number of values is given.
+    """
+    if config.action_dim not in (None, dataset.action_dim):
+        raise ChunkRLError(
+            f"action_dim is {config.action_dim}, the actions of {dataset.name} have {dataset.action_dim} values: "
+            f"pass --action-dim {dataset.action_dim}, or leave it out"
+        )
+    return replace(config, action_dim=dataset.action_dim, hold=dataset.hold)
 
 
 def with_labels_used(config: TrainConfig, datasets: Sequence[ChunkDataset]) -> TrainConfig:

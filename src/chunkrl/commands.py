@@ -53,7 +53,9 @@ def _train(config: TrainConfig, progress: Progress, is_dry: bool) -> None:
     run = ChunkLevelOfflineRL(config, progress)
     print(
         f"{run.dataset.name}: {run.dataset.num_episodes} episodes, {len(run.dataset)} chunk starts, "
-        f"{run.dataset.frame_labels.success.mean():.0%} successful; {config.objective} on {run.device}"
+        f"{run.dataset.frame_labels.success.mean():.0%} successful; {config.objective} on {run.device}; chunks of "
+        f"{config.action_horizon} actions are {config.action_horizon / run.dataset.fps:.2g} s at "
+        f"{run.dataset.fps:g} frames a second"
     )
     for dataset in run.dataset.datasets:
         for problem in dataset.table.problems:

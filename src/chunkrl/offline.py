@@ -15,7 +15,14 @@ import torch
 
 from chunkrl import __version__, ranks
 from chunkrl.algorithms.best_of_n import QEnsemble
-from chunkrl.build import build_algorithm, choose_device, open_data, reads_task, with_labels_used
+from chunkrl.build import (
+    build_algorithm,
+    choose_device,
+    open_data,
+    reads_task,
+    with_data_decided,
+    with_labels_used,
+)
 from chunkrl.data.atomic import write_text
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.regular_files import is_there
@@ -56,7 +63,7 @@ VIDEO_PATIENCE_SECONDS = 600.0  # at the end of a run
 class ChunkLevelOfflineRL:
     """A better chunk policy from recorded episodes.
 
-    `ChunkLevelOfflineRL(dataset_dir=..., action_horizon=10, action_dim=7)` then `.train(num_epochs=100)`.
+    `ChunkLevelOfflineRL(dataset_dir=..., action_horizon=10)` then `.train(num_epochs=100)`.
     Takes the settings of `TrainConfig` as keywords, nested ones by short names too (`resize=(96, 96)`), or a whole
     `config`; with `resume` the others are that run's unless
     they are given. Everything that can be wrong with data and settings is found here, before any training.
@@ -97,13 +104,9 @@ class ChunkLevelOfflineRL:
             datasets = ChunkCollection.of(source.data).datasets
             config = self.config = with_labels_used(config, datasets)
         self.source = source
-        if self.dataset.action_dim != config.action_dim:
-            raise ChunkRLError(
-                f"action_dim is {config.action_dim}, the actions of {config.dataset_dir} have "
-                f"{self.dataset.action_dim} values: pass --action-dim {self.dataset.action_dim}"
-            )
-        self._grows = not isinstance(source, FixedData)
         main = self.dataset.datasets[0]
+        config = self.config = with_data_decided(config, main)
+        self._grows = not isinstance(source, FixedData)
         if config.value_videos.num_episodes and not main.table.description.cameras:
             raise ChunkRLError(
                 f"{main.name} has no cameras to show in value videos: leave --value-videos.num-episodes out"

@@ -40,8 +40,8 @@ class TrainConfig:
     """LeRobot data set: a folder or a Hub repository id (required)."""
     action_horizon: int = 10
     """Action chunk length H."""
-    action_dim: int = 7
-    """Values an action; must be the data's."""
+    action_dim: int | None = None
+    """Values an action; default: the data's, which a number given must equal."""
     gamma: float = 0.99
     """Discount factor a step."""
     beta: float = 1.0
@@ -142,7 +142,8 @@ class TrainConfig:
     critic_horizon: int | None = None
     """Steps n that the critic's transition covers (objectives iql and document); default: the chunk's."""
     hold: HoldAction = field(default_factory=HoldAction)
-    """What pads chunks beyond an episode's end."""
+    """What pads chunks beyond an episode's end; default: zero motion, or the last action where the data's actions are
+    targets near the next state."""
     encoding: ActionEncoding = field(default_factory=ActionEncoding)
     """How the networks write actions that were recorded as targets (with --hold.control absolute)."""
     mapping: Annotated[ColumnMapping, tyro.conf.OmitArgPrefixes] = field(default_factory=ColumnMapping)

@@ -74,7 +74,7 @@ class ChunkSettings:
     labels: LabelRule = LabelRule()
     """How success, reward and sub-goals are read from the columns."""
     hold: HoldAction = HoldAction()
-    """What pads chunks beyond an episode's end."""
+    """What pads chunks beyond an episode's end; auto: as the data's actions are recognised."""
     encoding: ActionEncoding = ActionEncoding()
     """How actions are written (padded first; the hold action is in the data's units)."""
     mapping: ColumnMapping = ColumnMapping()
@@ -95,7 +95,7 @@ class ChunkSettings:
             raise DatasetError(f"gamma is {self.gamma}; it must lie in (0, 1]")
         if self.reward not in get_args(ChunkReward):
             raise DatasetError(f"reward is {self.reward!r}; it must be one of {get_args(ChunkReward)}")
-        if self.encoding.kind != "absolute" and self.hold.control != "absolute":
+        if self.encoding.kind != "absolute" and self.hold.control == "delta":
             raise DatasetError(
                 f"action encoding {self.encoding.kind} is for recorded targets: pad with hold.control absolute"
             )

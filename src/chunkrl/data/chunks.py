@@ -17,6 +17,7 @@ from chunkrl.data.action_encoding import ActionEncoding
 from chunkrl.data.chunk_semantics import ChunkSteps, chunk_reward, chunk_steps, cut_segments
 from chunkrl.data.chunk_settings import ChunkReward, ChunkSettings
 from chunkrl.data.chunk_statistics import encoded_action_statistics
+from chunkrl.data.control import recognise_control, resolve_hold
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.identity import episode_identities
 from chunkrl.data.label_files import label_columns
@@ -71,6 +72,15 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
             )
         settings.hold.check(self.action_dim)
         settings.encoding.check(self.action_dim, self.state_dim)
+        self.control = recognise_control(self.table, settings.hold.gripper_dims)
+        # what pads chunks, where the data decide it
+        self.hold = resolve_hold(settings.hold, self.control)
+        if settings.encoding.kind != "absolute" and self.hold.control != "absolute":
+            raise DatasetError(
+                f"{self.name}: action encoding {settings.encoding.kind} is for recorded targets, and the actions are "
+                f"not recognised as such ({self.control.told}): say --hold.control absolute if they are, or leave "
+                "the encoding out"
+            )
         self.frame_labels = label_frames(self.table, settings.labels)
         self.segments = cut_segments(
             self.frame_labels.terminated, self.table.episode_start, self.table.episode_length
@@ -257,7 +267,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
     def actions(self, start: np.ndarray, steps: ChunkSteps) -> Tensor:
         """Actions of the chunks that begin at rows `start` int [B], padded and encoded, float32 [B, H, A]."""
         actions = np.asarray(self.table.action[steps.rows], dtype=np.float32)
-        hold = self.settings.hold.from_last(actions[:, -1])
+        hold = self.hold.from_last(actions[:, -1])
         padded = torch.from_numpy(np.where(steps.action_mask[..., None], actions, hold[:, None]))
         state = None if self.table.state is None else torch.from_numpy(np.asarray(self.table.state[start]))
         return self.encoding.encode(padded, state)

@@ -15,15 +15,17 @@ if TYPE_CHECKING:
 class HoldAction:
     """The action that keeps the robot where it is, which pads chunks beyond an episode's end.
 
-    control: `delta` (zero motion, `gripper_dims` keep their last value) or `absolute` (the last action).
+    control: `delta` (zero motion, `gripper_dims` keep their last value), `absolute` (the last action), or `auto`:
+        absolute where the data's actions are targets near the next state, else delta (`chunkrl.data.control`).
     gripper_dims: of the action, which say where the gripper is and not how it moves.
     """
 
-    control: Literal["delta", "absolute"] = "delta"
+    control: Literal["auto", "delta", "absolute"] = "auto"
     gripper_dims: tuple[int, ...] = (-1,)
 
     def from_last(self, last: np.ndarray) -> np.ndarray:
-        """last: [..., A], the last real action; returns the hold action [..., A]."""
+        """last: [..., A], the last real action; returns the hold action [..., A]. Not of `auto`."""
+        assert self.control != "auto", "the data decide it (chunkrl.data.control.resolve_hold)"
         if self.control == "absolute":
             return last.copy()
         hold = last.copy()
@@ -34,8 +36,8 @@ class HoldAction:
 
     def check(self, action_dim: int) -> None:
         """Raises DatasetError where the rule does not fit actions of `action_dim` values."""
-        if self.control not in ("delta", "absolute"):
-            raise DatasetError(f"hold.control is {self.control!r}; it must be delta or absolute")
+        if self.control not in ("auto", "delta", "absolute"):
+            raise DatasetError(f"hold.control is {self.control!r}; it must be auto, delta or absolute")
         outside = [dim for dim in self.gripper_dims if not -action_dim <= dim < action_dim]
-        if self.control == "delta" and outside:
+        if self.control != "absolute" and outside:
             raise DatasetError(f"hold.gripper_dims names {outside}, but actions have {action_dim} values")

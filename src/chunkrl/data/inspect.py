@@ -7,13 +7,14 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from chunkrl.data.cache import cache_folder
 from chunkrl.data.chunk_semantics import chunk_reward, chunk_steps, cut_segments
+from chunkrl.data.control import Control, recognise_control
 from chunkrl.data.formats import DatasetDescription, describe, without
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.images import store_bytes
@@ -29,6 +30,11 @@ from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.progress import Progress
 
 NUM_BINS = 10
+_CONTROLS = {
+    "absolute": "targets near the next state",
+    "delta": "motions",
+    "unclear": "targets or motions, which is unclear",
+}
 BATCH_STARTS = 65536
 
 
@@ -66,6 +72,7 @@ class DatasetReport:
         the others. tasks: text -> episodes that begin with it.
     length_histogram: (shortest, longest, episodes) of each bin, frames.
     rewards: None where the data does not say who succeeded.
+    control: what the actions are, targets or motions; None where no episode is good.
     notes: what to know that is no problem, such as columns that are left out.
     """
 
@@ -82,6 +89,7 @@ class DatasetReport:
     cameras: tuple[CameraReport, ...]
     length_histogram: tuple[tuple[int, int, int], ...]
     rewards: RewardReport | None
+    control: Control | None
     notes: tuple[str, ...]
     problems: tuple[Problem, ...]
 
@@ -110,12 +118,13 @@ def make_report(command: InspectCommand, progress: Progress, cache_dir: Path | N
     read = label_columns(command.labels, description)
     problems = list(examine(description, found, folder, progress, command.images, read))
     bad = frozenset(index for problem in problems for index in problem.episodes)
-    tasks, histogram, rewards, notes = {}, (), None, []
+    tasks, histogram, rewards, control, notes = {}, (), None, None, []
     if not all(episode.index in bad for episode in description.episodes):
         good = without(description, bad) if bad else description
         try:
             table = FrameTable(good, cache_folder(good.fingerprint, cache_dir), progress)
             notes += column_notes(table)
+            control = recognise_control(table)
             problems += [*compare_with_recorded(table), *outliers(table)]
             tasks = dict(Counter(table.task_text(int(row)) for row in table.episode_start).most_common())
             histogram = length_histogram(table.episode_length)
@@ -124,7 +133,8 @@ def make_report(command: InspectCommand, progress: Progress, cache_dir: Path | N
             rewards = _rewards(table, labels, command.horizon)
         except DatasetError as error:
             problems.append(Problem(str(error), ()))
-    return _report(description, tasks, histogram, rewards, notes, problems)
+    report = _report(description, tasks, histogram, rewards, notes, problems)
+    return replace(report, control=control)
 
 
 def _report(
@@ -161,6 +171,7 @@ def _report(
         cameras=tuple(cameras),
         length_histogram=histogram,
         rewards=rewards,
+        control=None,
         notes=tuple(notes),
         problems=tuple(problems),
     )
@@ -204,6 +215,8 @@ def to_text(report: DatasetReport) -> str:
         f"state      {report.state[0]} [{report.state[1]}]" if report.state else "state      none",
         f"action     {report.action[0]} [{report.action[1]}]",
     ]
+    if report.control is not None:
+        rows.append(f"           {_CONTROLS[report.control.kind]} ({report.control.told})")
     rows += [
         f"camera     {c.name}, {c.dtype}, {c.size[0]} x {c.size[1]}, decoded {c.store_gb:.2f} GB"
         for c in report.cameras
@@ -224,7 +237,7 @@ def to_text(report: DatasetReport) -> str:
             f"sub-goals  {rewards.subgoal_density:.3%} of the frames (by {rewards.rules[1]}); "
             f"reward other than 0: {rewards.reward_density:.3%}",
             f"chunks     {rewards.num_rewarded_chunks} of {rewards.num_chunks} reach a sub-goal within "
-            f"{rewards.horizon} actions",
+            f"{rewards.horizon} actions ({rewards.horizon / report.fps:.2g} s)",
         ]
     rows += [f"note       {note}" for note in report.notes]
     rows += [f"problem    {_with_episodes(problem)}" for problem in report.problems] or [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.control import control_notes
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.interventions import likely_interventions
 from chunkrl.data.label_rules import NO_COLUMN, NO_LABELS
@@ -77,6 +78,7 @@ def data_notes(datasets: Sequence[ChunkDataset]) -> list[str]:
     for dataset in datasets:
         found = [
             *column_notes(dataset.table),
+            *control_notes(dataset.settings.hold, dataset.control),
             *label_notes(dataset.table, dataset.frame_labels),
             *(problem.message for problem in outliers(dataset.table)),
         ]

@@ -100,6 +100,7 @@ def _for_data(
         condition="",
         guidance=1.0,
         data_resize=data.resize,
+        fps=float(data.fps),
     )
     if conditioning is not None:
         asked = condition_text(conditioning.highest, conditioning.num_bins)

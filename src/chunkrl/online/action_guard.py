@@ -49,7 +49,7 @@ class ActionSpace:
     def simulator(cls, action_dim: int) -> ActionSpace:
         """Motions in [-1, 1] with the gripper last, as the simulators of `chunkrl.envs` take them."""
         ones = np.ones(action_dim, dtype=np.float32)
-        return cls(-ones, ones, HoldAction(), lambda _: np.zeros(action_dim, dtype=np.float32))
+        return cls(-ones, ones, HoldAction("delta"), lambda _: np.zeros(action_dim, dtype=np.float32))
 
     @classmethod
     def joint_targets(cls, low: np.ndarray, high: np.ndarray) -> ActionSpace:

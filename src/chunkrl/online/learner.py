@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from chunkrl import ranks
-from chunkrl.build import open_datasets, with_labels_used
+from chunkrl.build import open_datasets, with_data_decided, with_labels_used
 from chunkrl.config import save_config
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.notes import data_notes
@@ -99,6 +99,8 @@ class _Session:
         for note in data_notes(offline):
             print(f"note: {note}", flush=True)
         train = self._train = with_labels_used(train, offline)
+        if offline:  # the replay's shards are padded alike
+            train = self._train = with_data_decided(train, offline[0])
         made = offline[0].frame_labels if offline else None
         rule = made.rule if made is not None and made.file else train.labels
         check_penalty(train, rule)

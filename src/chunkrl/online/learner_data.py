@@ -141,6 +141,8 @@ class LearnerData:
                 )
             table.images(camera, np.zeros(1, np.int64))
         self._shards[folder] = shard
+        # what the first shard decides holds for all
+        self._settings = replace(settings, hold=shard.hold)
 
     def _collection(self, shards: Sequence[ChunkDataset]) -> ChunkCollection | None:
         datasets = [*self._offline, *shards]

@@ -42,8 +42,8 @@ class RobotFile:
     """Lowest targets, one a joint, or one for all: nothing below is ever sent."""
     high: tuple[float, ...]
     """Highest targets."""
-    rate_hz: float = 30.0
-    """Control steps a second."""
+    rate_hz: float | None = None
+    """Control steps a second; default: the frame rate of the policy's data."""
     max_steps: int = 600
     """Time limit of an episode, steps."""
     home: Home | None = None
@@ -58,7 +58,7 @@ class RobotFile:
     def __post_init__(self) -> None:
         if not self.task.strip():
             raise ChunkRLError("task is empty: say what the robot is to do, as the data does")
-        if not self.rate_hz > 0 or self.max_steps < 1:
+        if (self.rate_hz is not None and not self.rate_hz > 0) or self.max_steps < 1:
             raise ChunkRLError(f"rate_hz {self.rate_hz} and max_steps {self.max_steps}: above 0, at least 1")
         if self.leader is not None and self.processors != ProcessorFiles():
             raise ChunkRLError("a leader mirrors the robot's own joints: leave out leader, or processors")

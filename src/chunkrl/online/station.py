@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +32,8 @@ from chunkrl.online.records import StreamSpec
 from chunkrl.online.robot_file import RobotFile, open_leader, open_robot
 from chunkrl.online.scripted_corrector import ScriptedCorrector
 from chunkrl.training.policy_io import ChunkPolicy
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,9 @@ def _robot(command: ActorCommand, policy: ChunkPolicy | PiActor) -> Station:
         opened.callback(robot.close)
         _check_fit(policy, robot.name, len(robot.joint_names), len(robot.joint_names), robot.cameras)
         low, high = file.limits(robot.joint_names)
-        rate, max_steps = ControlRate(file.rate_hz), command.max_steps or file.max_steps
-        env = RobotEnvironment(robot, rate, file.task, file.rate_hz, max_steps, file.home)
+        rate_hz = _rate_hz(policy, file.rate_hz, command.robot)
+        rate, max_steps = ControlRate(rate_hz), command.max_steps or file.max_steps
+        env = RobotEnvironment(robot, rate, file.task, rate_hz, max_steps, file.home)
         blank = EnvStep(  # a reset would move the robot
             np.zeros(env.state_dim, np.float32),
             {
@@ -94,6 +98,22 @@ def _robot(command: ActorCommand, policy: ChunkPolicy | PiActor) -> Station:
             station = replace(station, corrector=arm, handover=Handover(*limits))
         opened.pop_all()
         return station
+
+
+def _rate_hz(policy: ChunkPolicy | PiActor, given: float | None, file: str) -> float:
+    """Control steps a second. Raises ChunkRLError where neither the file nor the policy says it."""
+    if given is None:
+        if policy.fps is None:
+            raise ChunkRLError(
+                f"{file} gives no rate_hz, and the policy does not say how many frames a second its data had: give it"
+            )
+        return policy.fps
+    if policy.fps is not None and abs(given / policy.fps - 1) > 0.02:
+        _LOG.warning(
+            "%s: rate_hz is %g, and the policy's data had %g frames a second: it moves %.3g times as fast",
+            *(file, given, policy.fps, given / policy.fps),
+        )
+    return given
 
 
 def _simulator(command: ActorCommand, policy: ChunkPolicy | PiActor) -> Station:

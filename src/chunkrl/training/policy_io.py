@@ -150,6 +150,11 @@ class ChunkPolicy:
         return self.spec.observation.state_dim
 
     @property
+    def fps(self) -> float | None:
+        """Of the data, steps/s."""
+        return self.spec.fps
+
+    @property
     def cameras(self) -> tuple[str, ...]:
         """Cameras that observations must have."""
         return self.spec.observation.cameras

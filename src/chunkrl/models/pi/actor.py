@@ -67,6 +67,11 @@ class PiActor:
         return self.policy.recipe.settings.state_dim
 
     @property
+    def fps(self) -> float | None:
+        """Of the data that it was trained on, steps/s; None: not known."""
+        return self.policy.recipe.settings.fps
+
+    @property
     def cameras(self) -> tuple[str, ...]:
         """Cameras that observations must have."""
         return self.policy.recipe.settings.cameras

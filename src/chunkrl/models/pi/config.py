@@ -137,6 +137,7 @@ class PiSettings:
     resize: "antialias" (openpi's data pipeline), "bilinear" without antialiasing (openpi's PyTorch code, newer
         LeRobot), or "lerobot_0.4": the same, but what fills a non-square image up is -3 and not black (-1).
     data_resize: what the training data's pictures were resized with before the model's own resizing; None: nothing.
+    fps: frames a second of the training data; None: not known.
     delta_actions: per action dimension, whether the model's action is relative to the state at the chunk's
         start (openpi's `pi0_libero`); empty for none.
     overlong_prompt: "error", or "cut_task": the task's last words go, the state and the condition never.
@@ -159,6 +160,7 @@ class PiSettings:
     condition_place: ConditionPlace = "end"
     guidance: float = 1.0
     data_resize: Resize | None = None
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         _one_of("prompt_format", self.prompt_format, get_args(PromptFormat))
@@ -166,6 +168,8 @@ class PiSettings:
         _one_of("resize", self.resize, get_args(ResizeMode))
         _one_of("overlong_prompt", self.overlong_prompt, get_args(OverlongPrompt))
         _one_of("condition_place", self.condition_place, get_args(ConditionPlace))
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise CheckpointError(f"fps is {self.fps}; it must be positive and finite")
         if not 0 <= self.guidance < math.inf:
             raise CheckpointError(f"guidance is {self.guidance}; it must be finite and not negative")
         if not 0 <= self.normalization_epsilon < math.inf:
