@@ -48,6 +48,8 @@ def policy_features(policy: ChunkPolicy | PiActor) -> tuple[str, ...]:
     if isinstance(policy, PiActor):
         return ()
     spec = {name: value for name, value in asdict(policy.spec).items() if name not in _OF_THE_DATA}
+    if spec["resize"] is None:  # as of releases that do not know it
+        del spec["resize"]
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True, default=str).encode())
     for name, buffer in sorted(policy.policy.named_buffers()):
         digest.update(name.encode() + buffer.detach().cpu().contiguous().numpy().tobytes())
