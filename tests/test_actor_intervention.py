@@ -134,7 +134,7 @@ class _Listener:
 
 def test_pynput_delivers_characters_and_needs_extra_and_display(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"chunkrl\[keyboard\]"):
+    with pytest.raises(MissingExtraError, match=r"\[keyboard\]"):
         PynputKeys()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setitem(

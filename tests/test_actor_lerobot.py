@@ -154,7 +154,7 @@ def test_what_is_no_leader_arm_is_refused():
 
 def test_without_lerobot_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "lerobot", None)
-    with pytest.raises(MissingExtraError, match=r"chunkrl\[lerobot\]"):
+    with pytest.raises(MissingExtraError, match=r"\[lerobot\]"):
         lerobot_robot({"type": "so100_follower", "port": "/dev/null"})
     with pytest.raises(ChunkRLError, match="lack `type`"):
         make_device("robots", "RobotConfig", {})
@@ -270,7 +270,7 @@ def test_pipelines_that_cannot_be_read_say_so(monkeypatch, tmp_path):
     (tmp_path / "some.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "lerobot", None)
     monkeypatch.setitem(sys.modules, "lerobot.processor", None)
-    with pytest.raises(MissingExtraError, match=r"chunkrl\[lerobot\]"):
+    with pytest.raises(MissingExtraError, match=r"\[lerobot\]"):
         processed(_SeenDevice(), ProcessorFiles(action=str(tmp_path / "some.json")))
 
 

@@ -128,7 +128,7 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
 def test_aggregates_need_their_extra_and_two_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = {"a": np.ones((2, 3)), "b": np.zeros((2, 3))}
     monkeypatch.setitem(__import__("sys").modules, "rliable", None)
-    with pytest.raises(MissingExtraError, match=r"chunkrl\[evaluation\]"):
+    with pytest.raises(MissingExtraError, match=r"\[evaluation\]"):
         aggregates.aggregate(scores, "a")
     with pytest.raises(ChunkRLError, match="at least two seeds"):
         aggregates.aggregate({"a": np.ones((1, 3))}, "a")

@@ -202,7 +202,7 @@ def test_eight_bit_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *args, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(MissingExtraError, match=r"chunkrl\[eightbit\]"):
+    with pytest.raises(MissingExtraError, match=r"\[eightbit\]"):
         Optimizer([network().parameters()], OptimConfig(kind="adamw_8bit"))
 
 

@@ -564,9 +564,9 @@ def test_missing_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "params" / "_METADATA").write_text("{}")
     monkeypatch.setitem(sys.modules, "tensorstore", None)
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(MissingExtraError, match=r"chunkrl\[pi\]"):
+    with pytest.raises(MissingExtraError, match=r"\[pi\]"):
         load_pretrained(tmp_path, recipe=tiny_recipe("pi0"))
-    with pytest.raises(MissingExtraError, match=r"chunkrl\[pi\]"):
+    with pytest.raises(MissingExtraError, match=r"\[pi\]"):
         load_pretrained(tmp_path, recipe=tiny_recipe("pi0"), tokenizer=TOKENIZER)
 
 
