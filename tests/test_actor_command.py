@@ -132,6 +132,13 @@ def test_an_actor_acts_without_a_learner_and_goes_on_when_it_comes(
             raise
 
     monkeypatch.setattr(LearnerClient, "drain", counted)
+    ready = actor_session._Session._ready
+
+    def waits_for_weights(self: actor_session._Session) -> bool:
+        """Before its last episodes: however long the learner takes to come."""
+        return (self._items.kept.num_episodes < 30 or self._state().version == 5) and ready(self)
+
+    monkeypatch.setattr(actor_session._Session, "_ready", waits_for_weights)
 
     def come_late() -> None:
         until(lambda: (run / METRICS_FILE).exists() and read_records(run / METRICS_FILE))
@@ -144,7 +151,7 @@ def test_an_actor_acts_without_a_learner_and_goes_on_when_it_comes(
 
     late = threading.Thread(target=come_late)
     late.start()
-    run_actor(_command(folder, run, port, num_episodes=40))
+    run_actor(_command(folder, run, port, num_episodes=40, finish_s=120.0))
     late.join()
     learner = learners[0]
     items = learner.items()
