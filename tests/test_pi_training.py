@@ -20,6 +20,7 @@ from chunkrl.algorithms.conditioning import condition_text
 from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.cli import main
+from chunkrl.config import save_config
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import CheckpointError, ChunkRLError, LabelError
 from chunkrl.integration.config import PiTrainingConfig
@@ -462,6 +463,29 @@ def test_empty_bins_are_found_before_the_policy_trains_and_the_values_serve_agai
     )
     assert before.equals(after)
     assert {record.phase for record in read_records(again / "metrics.jsonl")} == {"policy"}
+
+
+@pytest.mark.parametrize("objective", ["advantage_conditioned", "cross_fitted"])
+def test_the_plan_of_a_pi_policy(
+    root: Path, checkpoints: Path, tmp_path: Path, objective: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tried out where nothing follows: then it need not be built twice."""
+    own = {"train_q": True, "pi": replace(PiTrainingConfig(num_noise=2, critic=CRITIC), train="expert")}
+    own = own if objective == "cross_fitted" else {}
+    settings = config(root, checkpoints, tmp_path / "run", objective, **own)
+    save_config(settings, tmp_path / "own.json")
+    main(["train", "--config", str(tmp_path / "own.json"), "--dry-run"])
+    told = capsys.readouterr().out
+    assert (
+        "this machine (cpu), measured on the first updates" in told
+        and "policy, 3 updates of 6 chunks" in told
+    )
+    assert ("critic, " in told) == (objective == "cross_fitted")
+    assert not (tmp_path / "run").exists()
+    run = ChunkLevelOfflineRL(settings)
+    trained = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
+    assert f"policy: {trained:,} parameters train" in told
+    assert run.plan().seconds is None
 
 
 def test_cloning_from_a_conditioned_policy_asks_for_nothing(

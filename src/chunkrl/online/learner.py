@@ -176,6 +176,8 @@ class _Session:
             run.save(policy_dir)
         first = sum(phase.num_updates for phase in run.algorithm.phases()[:-1])
         update = run.trainer.update
+        if run.resumed_from is not None:
+            print(f"going on from update {update}, with {run.resumed_from}", flush=True)
         self._source.begin(update, max(0, update - first), update >= first)
         self._receiver.policy = policy_features(run.chunk_policy())
         self._source.push_now()
@@ -295,9 +297,8 @@ def _begin_folder(config: LearnerConfig) -> Path:
     folder = Path(train.output_dir or str(learner_folder(Path(train.resume or ""))))
     resumes = resumed is not None and folder.resolve() in (resumed.resolve(), *resumed.resolve().parents)
     if train.overwrite and (folder / CONFIG_FILE).is_file():
-        ReceivedStreams(
-            _replay_root(config, folder) / "incoming"
-        ).close()  # a learner that has it open refuses
+        # a learner that has it open refuses
+        ReceivedStreams(_replay_root(config, folder) / "incoming").close()
     return begin_folder(folder, "learner", resumes=resumes, overwrite=train.overwrite)
 
 
