@@ -105,6 +105,9 @@ def test_folds_one_by_one_and_what_resumes(data: Path, tmp_path: Path) -> None:
     run.train()
     resumed = ChunkLevelOfflineRL(resume=str(tmp_path / "run"), num_updates=9)
     assert f"{tmp_path / 'run'}, going on from {tmp_path / 'run' / 'checkpoints'}" in str(resumed.plan())
+    value, policy = resumed.plan().phases
+    assert (value.num_done, value.num_updates) == (value.num_updates,) * 2
+    assert (policy.num_done, policy.num_updates) == (6, 9) and "6 are done" in str(resumed.plan())
     assert resumed.plan().seconds is None and "measured on each phase's first updates" in str(resumed.plan())
 
 
@@ -119,6 +122,11 @@ def test_numbers_of_a_plan() -> None:
     whole = plan()
     assert whole.seconds == 100 * 0.5 + 1000 * 0.25 + 60 * 0.01
     assert whole.checkpoint_bytes == 120 + 240 + 4 * 8 * 60
+    value, policy = whole.phases
+    begun = replace(whole, phases=(replace(value, num_done=40), policy))
+    assert begun.seconds == 60 * 0.5 + 1000 * 0.25 + 60 * 0.01
+    labelled = replace(whole, phases=(replace(value, num_done=100), replace(policy, num_done=1)))
+    assert labelled.seconds == 999 * 0.25
     text = str(whole)
     assert (
         "phase 2 of 2: policy, 1,000 updates of 10 chunks (200 passes over 50 starts), about 4.2 minutes"

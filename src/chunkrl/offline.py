@@ -220,13 +220,14 @@ class ChunkLevelOfflineRL:
         output = config.output_dir or str(resumed or "")
         if not output:
             output = f"{numbered(stem_of(config.dataset_dir, config.objective))} (new, the next free number)"
+        num_done = 0
         if self._resume is not None:
             output += f", going on from {self._resume}"
-        plan = make_plan(
-            config, self.algorithm, self.source.data, self.updates_per_epoch, output, self.device.type
-        )
+            num_done = int(self._resume.name) if self._resume.name.isdecimal() else 0
+        data, updates, device = self.source.data, self.updates_per_epoch, self.device.type
+        plan = make_plan(config, self.algorithm, data, updates, output, device, num_done)
         if num_rehearsed:
-            plan = measured(plan, rehearse(self.algorithm, self.source.data, config, num_rehearsed))
+            plan = measured(plan, rehearse(self.algorithm, data, config, num_rehearsed))
             self.dataset.detach_all()
             self._build()
         return plan

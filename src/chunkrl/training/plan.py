@@ -35,12 +35,19 @@ _LABELS_PER_START = 8  # float32 numbers in a checkpoint
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """num_starts: that batches are drawn from. seconds: of an update on this machine; None: not measured."""
+    """num_starts: that batches are drawn from. seconds: of an update on this machine; None: not measured. num_done:
+    updates that a run which goes on has behind it."""
 
     name: str
     num_updates: int
     num_starts: int
     seconds: float | None = None
+    num_done: int = 0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of the updates that are not done."""
+        return None if self.seconds is None else (self.num_updates - self.num_done) * self.seconds
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,8 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """phases: those with updates. updates_done: where it resumes. networks: by what they are. rehearsal: what was
-    measured; None: nothing. output: where the run goes. `str` is for people."""
+    """phases: those with updates. networks: by what they are. rehearsal: what was measured; None: nothing. output:
+    where the run goes. `str` is for people."""
 
     config: TrainConfig
     output: str
@@ -80,11 +87,14 @@ class TrainingPlan:
 
     @property
     def seconds(self) -> float | None:
-        """All updates and labels; None where a phase was not measured."""
-        if self.rehearsal is None or any(phase.seconds is None for phase in self.phases):
+        """All updates and labels that are not done; None where a phase was not measured."""
+        left = [phase.seconds_left for phase in self.phases]
+        if self.rehearsal is None or None in left:
             return None
-        updates = sum(phase.num_updates * (phase.seconds or 0.0) for phase in self.phases)
-        return updates + self.num_starts * self.rehearsal.label_seconds
+        # the data are labelled when the first phase ends
+        is_labelled = any(phase.num_done > 0 for phase in self.phases[1:])
+        labels = 0.0 if is_labelled else self.num_starts * self.rehearsal.label_seconds
+        return sum(seconds for seconds in left if seconds is not None) + labels
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -113,8 +123,10 @@ class TrainingPlan:
                 f"phase {number} of {len(self.phases)}: {phase.name}, {phase.num_updates:,} updates of "
                 f"{self.config.batch_size} chunks ({passes:.3g} passes over {phase.num_starts:,} starts)"
             )
-            if phase.seconds is not None:
-                line += f", {minutes(phase.num_updates * phase.seconds)}"
+            if phase.num_done:
+                line += f", {phase.num_done:,} are done"
+            if (seconds := phase.seconds_left) is not None and phase.num_done < phase.num_updates:
+                line += f", {minutes(seconds)}"
             lines.append(line)
         return lines or ["nothing is trained"]
 
@@ -185,19 +197,22 @@ def make_plan(
     updates_per_epoch: int,
     output: str,
     device: str,
+    num_done: int = 0,
 ) -> TrainingPlan:
-    """The plan of a run as it was built, without a measurement."""
-    phases = tuple(
-        PhasePlan(p.name, p.num_updates, len(data) if p.subset is None else len(p.subset))
-        for p in algorithm.phases()
-        if p.num_updates
-    )
+    """The plan of a run as it was built, without a measurement. num_done: updates that are behind it."""
+    phases, before = [], 0
+    for p in algorithm.phases():
+        if p.num_updates:
+            done = min(max(num_done - before, 0), p.num_updates)
+            num_starts = len(data) if p.subset is None else len(p.subset)
+            phases.append(PhasePlan(p.name, p.num_updates, num_starts, num_done=done))
+            before += p.num_updates
     networks, seen = {}, set[int]()
     for name, module in algorithm.trained_networks().items():
         if name == "policy" and config.objective == "value":
             continue
         networks[name] = _network_plan(module, config, name == "policy", seen)
-    return TrainingPlan(config, output, phases, updates_per_epoch, len(data), networks, device)
+    return TrainingPlan(config, output, tuple(phases), updates_per_epoch, len(data), networks, device)
 
 
 def _network_plan(module: nn.Module, config: TrainConfig, averages: bool, seen: set[int]) -> NetworkPlan:
