@@ -217,7 +217,7 @@ WRONG: dict[str, tuple[Callable[[Observation], Any], str]] = {
     ),
     "a scalar": (state_of(lambda s: s[0]), "the state is float32: give|the state is"),
     "many axes": (state_of(lambda s: s[None, None]), r"got the shape \[1, 1, 3\]"),
-    "flags for a state": (state_of(lambda s: s > 0), "the state is torch.bool: give numbers"),
+    "flags for a state": (state_of(lambda s: s > 0), "the state is bool: give numbers"),
     "texts": (state_of(lambda s: s.astype(str)), "the state is of <U"),
     "not a number": (state_of(broken(np.nan)), r"NaN or infinity \(value 1\): a sensor"),
     "infinity": (state_of(broken(np.inf)), r"NaN or infinity \(value 1\)"),

@@ -184,6 +184,7 @@ def test_notes_say_what_follows(tmp_path: Path) -> None:
 
     assert "targets near the next state" in told("arm") and "repeat the last action" in told("arm")
     assert "--encoding.kind relative" in told("arm")
+    assert "--encoding" not in " ".join(control_notes(HoldAction(), kinds["arm"], may_encode=False))
     assert "send the robot to its zero position: leave it out" in told("arm", control="delta")
     assert told("libero") == told("libero", control="delta") == ""
     assert "actions are motions" in told("libero", control="absolute")

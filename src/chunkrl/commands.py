@@ -60,7 +60,7 @@ def _train(config: TrainConfig, progress: Progress, is_dry: bool) -> None:
     for dataset in run.dataset.datasets:
         for problem in dataset.table.problems:
             print(f"  set aside: {problem.message}")
-    for note in data_notes(run.dataset.datasets):
+    for note in data_notes(run.dataset.datasets, config.policy.kind != "pi"):
         print(f"  note: {note}")
     if isinstance(run.policy, PiLearner) and config.objective != "value":
         print(f"what trains of {config.pi0_config}:\n{count_trainable(run.policy.policy.model)}")

@@ -67,8 +67,11 @@ def resolve_hold(hold: HoldAction, control: Control) -> HoldAction:
     return HoldAction("absolute" if control.kind == "absolute" else "delta", hold.gripper_dims)
 
 
-def control_notes(hold: HoldAction, control: Control) -> list[str]:
-    """What to know of the actions and of the padding that was asked for, `hold`."""
+def control_notes(hold: HoldAction, control: Control, may_encode: bool = True) -> list[str]:
+    """What to know of the actions and of the padding that was asked for, `hold`.
+
+    may_encode: whether the networks could write them otherwise, and do not.
+    """
     pads = {
         "absolute": "chunks past an episode's end repeat the last action",
         "delta": "chunks past an episode's end are padded with zero motion",
@@ -80,8 +83,8 @@ def control_notes(hold: HoldAction, control: Control) -> list[str]:
         ]
     if control.kind == "absolute":
         return [
-            f"actions are targets near the next state ({control.told}): {pads['absolute']}; --encoding.kind relative "
-            "lets the networks write them relative to the state"
+            f"actions are targets near the next state ({control.told}): {pads['absolute']}"
+            + "; --encoding.kind relative lets the networks write them relative to the state" * may_encode
         ]
     if control.kind == "delta" and hold.control == "absolute":
         return [

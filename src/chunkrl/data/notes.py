@@ -72,13 +72,18 @@ def label_notes(table: FrameTable, labels: FrameLabels) -> list[str]:
     return notes
 
 
-def data_notes(datasets: Sequence[ChunkDataset]) -> list[str]:
-    """Notes and values out of all proportion of every data set, with its name where there are several."""
+def data_notes(datasets: Sequence[ChunkDataset], encodes: bool = True) -> list[str]:
+    """Notes and values out of all proportion of every data set, with its name where there are several.
+
+    encodes: whether the networks can write actions otherwise than recorded, as pi policies do not.
+    """
     notes = []
     for dataset in datasets:
         found = [
             *column_notes(dataset.table),
-            *control_notes(dataset.settings.hold, dataset.control),
+            *control_notes(
+                dataset.settings.hold, dataset.control, encodes and dataset.encoding.kind == "absolute"
+            ),
             *label_notes(dataset.table, dataset.frame_labels),
             *(problem.message for problem in outliers(dataset.table)),
         ]

@@ -23,7 +23,7 @@ from chunkrl.types import Observation
 
 _LOG = logging.getLogger(__name__)
 _GIVE = "give uint8 RGB with values 0 to 255, [3, height, width] or [height, width, 3]"
-_LEROBOT = "chunkrl.integration.lerobot_frames makes one of LeRobot's frames, whose pictures are floats"
+_LEROBOT = "lerobot_observation of chunkrl.integration.lerobot_frames makes one of LeRobot's frames"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ObservationInput:
         """
         if not isinstance(observation, Observation):
             raise ObservationError(
-                f"the observation is {type(observation).__name__}: give a chunkrl.Observation; {_LEROBOT}"
+                f"the observation is {type(observation).__name__}: give a chunkrl.Observation ({_LEROBOT})"
             )
         if not isinstance(observation.task, str | tuple | list):
             raise ObservationError(
@@ -150,7 +150,7 @@ class ObservationInput:
         values = _tensor("the state", state)
         if values.dtype.is_complex or values.dtype == torch.bool:
             raise ObservationError(
-                f"the state is {values.dtype}: give numbers, in the data's order and units"
+                f"the state is {_dtype(values)}: give numbers, in the data's order and units"
             )
         if values.ndim not in (1, 2) or (self.state_dim and values.shape[-1] != self.state_dim):
             needs = f"needs a state of {self.state_dim} values" if self.state_dim else "reads no state"
@@ -223,14 +223,23 @@ def _tensor(what: str, value: Any) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(native) if native.flags.writeable else native.copy())
 
 
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def _picture(camera: str, value: Any) -> Tensor:
     """uint8 [3, h, w] or [B, 3, h, w] of a picture or a batch of them, channels first or last."""
     picture = _tensor(f"camera {camera!r}: the picture", value)
-    found = f"camera {camera!r}: the pictures are {picture.dtype} {list(picture.shape)}"
+    found = f"camera {camera!r}: the pictures are {_dtype(picture)} {list(picture.shape)}"
     if picture.dtype != torch.uint8:
         values = picture.double() if picture.numel() and not picture.is_complex() else None
         told = "" if values is None else f" with values {values.min():.4g} to {values.max():.4g}"
-        raise ObservationError(f"{found}{told}, and the policy learned from uint8: {_GIVE}; {_LEROBOT}")
+        of_floats = (
+            "; of floats in [0, 1] that is (255 * picture).round()" if picture.is_floating_point() else ""
+        )
+        raise ObservationError(
+            f"{found}{told}, and the policy learned from uint8: {_GIVE}{of_floats} ({_LEROBOT})"
+        )
     if picture.ndim not in (3, 4) or 0 in picture.shape[-3:]:
         raise ObservationError(f"{found}: {_GIVE}, or a batch of them")
     first, last = picture.shape[-3] == 3, picture.shape[-1] == 3

@@ -96,7 +96,7 @@ class _Session:
         """All of it."""
         config, train, changed = self._config, self._train, threading.Condition()
         offline = open_datasets(train, progress) if train.dataset_dir else []
-        for note in data_notes(offline):
+        for note in data_notes(offline, train.policy.kind != "pi"):
             print(f"note: {note}", flush=True)
         train = self._train = with_labels_used(train, offline)
         if offline:  # the replay's shards are padded alike
