@@ -259,7 +259,7 @@ def check_same_arm(run: Path, wanted: TrainConfig) -> None:
 
 def _train_config(place: _Place, arm: Arm) -> TrainConfig:
     config, recipe = place.config, place.config.recipe
-    return TrainConfig(
+    train = TrainConfig(
         dataset_dir=str(place.dataset),
         action_horizon=config.horizon,
         action_dim=7,
@@ -279,6 +279,7 @@ def _train_config(place: _Place, arm: Arm) -> TrainConfig:
         device="cpu",
         save_interval=0,
     )
+    return train.with_objective(arm.objective)
 
 
 def _train(config: TrainConfig, folder: Path, progress: Progress) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import tyro
 
-from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
+from chunkrl.algorithms.iql import ChunkIQL, IQLConfig
 from chunkrl.build import build_factory
 from chunkrl.data import ChunkDataset, ChunkSettings
 from chunkrl.data.feature_spec import FeatureSpec
@@ -133,12 +133,12 @@ def clone(policy: PiPolicy, dataset: ChunkDataset, num_updates: int, rng: np.ran
         optimizer.step()
 
 
-def learn(dataset: ChunkDataset, num_updates: int, seed: int) -> ChunkAWR:
+def learn(dataset: ChunkDataset, num_updates: int, seed: int) -> ChunkIQL:
     """Q, V and a policy on the chunks that the data set gives."""
     config = TrainConfig(cameras=(), network=NetworkConfig(hidden_dim=64, num_layers=2))
     torch.manual_seed(seed)
-    algorithm = ChunkAWR(
-        iql(num_updates=num_updates, target_rate=0.02),
+    algorithm = ChunkIQL(
+        IQLConfig(num_updates=num_updates, target_rate=0.02),
         build_factory(config, dataset),
         OptimConfig(lr=1e-3),
         dataset,
@@ -151,7 +151,7 @@ def learn(dataset: ChunkDataset, num_updates: int, seed: int) -> ChunkAWR:
 
 
 @torch.no_grad()
-def measure(algorithm: ChunkAWR, state: np.ndarray) -> Measured:
+def measure(algorithm: ChunkIQL, state: np.ndarray) -> Measured:
     """On states float32 [B, 2] that no one trained on."""
     observation = Observation(state=torch.from_numpy(state), task=("go",) * len(state))
     right = torch.from_numpy(state[:, 0])[:, None, None].expand(-1, HORIZON, 1)

@@ -127,15 +127,14 @@ def run_cell(config: BenchmarkConfig, cell: Cell, known: frozenset[str]) -> None
     _make_tiny(config, cell.seed, root)
     common = _train_config(config, cell.seed, root)
     pretrained = replace(
-        common,
-        objective="behaviour_cloning",
+        common.with_objective("behaviour_cloning"),
         pi0_config="scratch",
         pi0_checkpoints_dir=str(root),
         num_updates=config.pretrain_updates,
         output_dir=str(root / "pretrained"),
     )
     _train(pretrained)
-    _train(replace(common, objective="value", output_dir=str(root / "value")))
+    _train(replace(common.with_objective("value"), output_dir=str(root / "value")))
     found = _describe(config, root)
     _evaluate(config, cell, known, "pretrained", PRETRAINED, found)
     for name, arm in chosen_arms(config).items():
@@ -143,13 +142,12 @@ def run_cell(config: BenchmarkConfig, cell: Cell, known: frozenset[str]) -> None
             continue
         settings = replace(
             common,
-            objective=arm.objective,
             conditioning=arm.conditioning,
             fit=replace(common.fit, draw=arm.draw),
-            values=str(root / "value") if arm.uses_values else None,
+            values=str(root / "value"),
             output_dir=str(root / name),
         )
-        _train(settings)
+        _train(settings.with_objective(arm.objective))
         _evaluate(config, cell, known, name, arm, found)
 
 

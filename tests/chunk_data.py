@@ -19,6 +19,7 @@ from chunkrl.models.encoders import ObservationSpec
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.policy import ChunkShape
 from chunkrl.progress import silent
+from chunkrl.train_config import TrainConfig
 
 FPS = 10.0
 Columns = Mapping[str, np.ndarray]
@@ -101,9 +102,19 @@ def identity_factory(
     )
 
 
-def settings(data: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    """Settings of a training of seconds, for `TrainConfig` or `ChunkLevelOfflineRL`."""
-    return {
+def that_are_read(defaults: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Both as settings of a training; those of the defaults that the objective does not read are left out."""
+    of_method = {name: changes[name] for name in ("objective", "train_q") if name in changes}
+    unread = {path.partition(".")[0] for path in TrainConfig(**{**defaults, **of_method}).unread()}
+    return {name: value for name, value in defaults.items() if name not in unread} | dict(changes)
+
+
+def settings(
+    data: Path, output: Path, defaults: Mapping[str, Any] | None = None, /, **changes: Any
+) -> dict[str, Any]:
+    """Settings of a training of seconds, for `TrainConfig` or `ChunkLevelOfflineRL`; those of here and of `defaults`
+    that the objective does not read are left out."""
+    own = {
         "dataset_dir": str(data),
         "action_horizon": 3,
         "action_dim": 2,
@@ -115,7 +126,8 @@ def settings(data: Path, output: Path, **changes: Any) -> dict[str, Any]:
         "log_interval": 2,
         "device": "cpu",
         "output_dir": str(output),
-    } | changes
+    }
+    return that_are_read({**own, **(defaults or {})}, changes)
 
 
 def policy_of_one_update(data: Path, output: Path, action_dim: int) -> Path:

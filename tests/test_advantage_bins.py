@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from chunk_data import open_chunks, random_episodes, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chunkrl.algorithms.advantage_bins import Shuffle, label_bins, strata_bins
+from chunkrl.algorithms.advantage_bins import label_bins, strata_bins
+from chunkrl.algorithms.advantages import shuffle_between
 from chunkrl.algorithms.balance import Strata
 from chunkrl.algorithms.conditioning import trained_texts
 from chunkrl.algorithms.config import ConditioningConfig
@@ -157,13 +159,13 @@ def test_the_control_permutes_labels_and_not_what_is_forced(datasets: list[Chunk
     strata = strata_of([0] * 12, np.asarray(data.success, float).tolist())
     human = np.zeros(12, bool)
     human[11] = True
-    plain, control = (
-        labels_of(data, advantage, ALL_OF_THEM, strata=strata, human=human, shuffle=shuffle)
-        for shuffle in (None, Shuffle(0))
+    plain, shuffled = (
+        labels_of(data, advantage, ALL_OF_THEM, strata=strata, human=human, control=control)
+        for control in (None, partial(shuffle_between, seed=0))
     )
     np.testing.assert_array_equal(plain, np.asarray(data.success) | human)
-    assert control[11] == 1 and (control != plain).any()
-    assert abs(int(control.sum()) - int(plain.sum())) <= 1  # the forced one may have had either label
+    assert shuffled[11] == 1 and (shuffled != plain).any()
+    assert abs(int(shuffled.sum()) - int(plain.sum())) <= 1  # the forced one may have had either label
 
 
 # ---- drawn by label

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.advantages import step_rewards
 from chunkrl.algorithms.balance import RunningBalance, Strata, equal_count_bins, make_strata, stratify
-from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
 from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig
-from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
+from chunkrl.algorithms.iql import ChunkIQL, IQLConfig
 from chunkrl.algorithms.value_config import ValueFit
+from chunkrl.algorithms.weighted import AdvantageWeighted, WeightedConfig
 from chunkrl.algorithms.weights import (
     Spread,
     WeightRule,
@@ -410,10 +410,10 @@ def test_what_helps_starved_thirds_can_be_done(balance: BalanceConfig | None, cu
     assert "the first third of successful episodes carries 10.0%" in message and cure in message
 
 
-def _learner(data: ChunkDataset, **settings: Any) -> CrossFittedAdvantage:
+def _learner(data: ChunkDataset, **settings: Any) -> AdvantageWeighted:
     torch.manual_seed(0)
-    config = CrossFittedConfig(policy_updates=2, value_updates=3, num_folds=2, **settings)
-    return CrossFittedAdvantage(config, identity_factory(data), OptimConfig(), data, 0, CPU)
+    config = WeightedConfig(policy_updates=2, value_updates=3, num_folds=2, **settings)
+    return AdvantageWeighted(config, identity_factory(data), OptimConfig(), data, 0, CPU)
 
 
 def test_training_balances_by_default_and_says_where_the_weight_lies(tmp_path: Path) -> None:
@@ -498,7 +498,7 @@ def test_iql_is_balanced_and_resumes_equal(tmp_path: Path) -> None:
     }
     run = ChunkLevelOfflineRL(**settings, output_dir=str(tmp_path / "run"))
     run.train()
-    assert isinstance(run.algorithm, ChunkAWR) and "stratum" in run.dataset.label_names
+    assert isinstance(run.algorithm, ChunkIQL) and "stratum" in run.dataset.label_names
     checkpoint = tmp_path / "run" / "checkpoints" / "0000003"
     again = ChunkLevelOfflineRL(**settings, resume=str(checkpoint), output_dir=str(tmp_path / "again"))
     again.train()
@@ -532,11 +532,13 @@ def test_settings_that_nothing_reads_are_refused(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "d", random_episodes(4))
     common: dict[str, Any] = {"dataset_dir": str(root), "action_horizon": 3, "action_dim": 2}
     for objective in ("success_cloning", "document", "value"):
-        with pytest.raises(ChunkRLError, match=r"has no weights to balance: leave --balance.\* out"):
+        with pytest.raises(
+            ChunkRLError,
+            match=r"does not read --balance\.time-bins: leave that out.*cross_fitted",
+        ):
             ChunkLevelOfflineRL(**common, objective=objective, balance=BalanceConfig(time_bins=4))
-        if objective != "value":
-            with pytest.raises(ChunkRLError, match=r"makes no weights or labels of --fit\.past-advantage"):
-                ChunkLevelOfflineRL(**common, objective=objective, fit=ValueFit(past_advantage=0.5))
+        with pytest.raises(ChunkRLError, match=r"does not read --fit\.past-advantage"):
+            ChunkLevelOfflineRL(**common, objective=objective, fit=ValueFit(past_advantage=0.5))
     asked: dict[str, Any] = {"objective": "advantage_conditioned", "policy": PolicyConfig(kind="pi")}
     asked |= {"pi0_config": "p", "pi0_checkpoints_dir": str(tmp_path)}
     for edges, balance in (("quantiles", BalanceConfig(time_bins=4)), ("strata", BalanceConfig(floor=0.1))):
@@ -548,7 +550,7 @@ def test_settings_that_nothing_reads_are_refused(tmp_path: Path) -> None:
         ("value_bins", BalanceConfig(value_bins=2)),
     ):
         with pytest.raises(ChunkRLError, match=f"balance.{name}: not for --objective iql"):
-            iql(balance=unread)
+            IQLConfig(balance=unread)
 
 
 # ---- the report's pictures

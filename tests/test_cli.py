@@ -42,7 +42,7 @@ OURS = {
     *("use_state", "use_task", "weight_decay", "grad_clip", "frames", "pi0"),
     *("additional_offline_dataset_paths", "dataset_weights", "additional_success", "additional_labels"),
     *("values", "critic_updates", "relabel_interval", "conditioning", "pi", "microbatch_size", "ema_decay"),
-    *("value_updates", "init", "human_chunks", "balance", "sample_weights", "distil"),
+    *("value_updates", "init", "human_chunks", "balance", "sample_weights", "distil", "iql"),
     *(
         "save_updates",
         "save_minutes",
@@ -64,7 +64,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small(data: Path, output: Path, *more: str) -> list[str]:
     text = f"--dataset-dir {data} --output-dir {output} --action-horizon 3 --action-dim 2 --batch-size 8 "
-    text += "--num-updates 3 --value-epochs 0.5 --num-folds 2 --network.hidden-dim 16 --fit.hidden-dim 16 "
+    text += "--num-updates 3 --network.hidden-dim 16 "
+    if "--objective" not in more:
+        text += "--value-epochs 0.5 --num-folds 2 --fit.hidden-dim 16 "
     return ["train", *text.split(), "--device", "cpu", *more]
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.base import Histogram
-from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
+from chunkrl.algorithms.cloning import Cloning, CloningConfig
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds
-from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
+from chunkrl.algorithms.iql import ChunkIQL, IQLConfig
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.algorithms.value_labels import ValueLabels
+from chunkrl.algorithms.weighted import AdvantageWeighted, WeightedConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import NetworkConfig
 from chunkrl.training.config import OptimConfig
@@ -88,12 +89,12 @@ def test_an_episodes_values_do_not_depend_on_its_own_data(
         factory, optim = identity_factory(dataset), OptimConfig(lr=1e-2, grad_clip=grad_clip)
         torch.manual_seed(0)
         if algorithm == "iql":
-            config = iql(num_updates=20, num_folds=3)
-            learner = ChunkAWR(config, factory, optim, dataset, 0, CPU)
+            config = IQLConfig(num_updates=20, num_folds=3)
+            learner = ChunkIQL(config, factory, optim, dataset, 0, CPU)
         else:
             fit = ValueFit() if algorithm == "cross_fitted" else ValueFit(num_critics=2, aggregate="min")
-            fitted = CrossFittedConfig(policy_updates=1, value_updates=20, num_folds=3, fit=fit)
-            learner = CrossFittedAdvantage(fitted, factory, optim, dataset, 0, CPU)
+            fitted = WeightedConfig(policy_updates=1, value_updates=20, num_folds=3, fit=fit)
+            learner = AdvantageWeighted(fitted, factory, optim, dataset, 0, CPU)
         name = learner.phases()[0].name
         learner.start_phase(name)
         rng = np.random.default_rng(0)
@@ -107,7 +108,7 @@ def test_an_episodes_values_do_not_depend_on_its_own_data(
             if algorithm != "iql":
                 batch.labels["outcome"][own] = 1.0 if shift else 0.0
             learner.update(name, batch)
-        if isinstance(learner, ChunkAWR):
+        if isinstance(learner, ChunkIQL):
             learner.start_phase("values")
             fold, held_out, seen = learner.fold, learner.labels["value"], learner.labels["value_seen"]
         else:
@@ -123,8 +124,8 @@ def test_an_episodes_values_do_not_depend_on_its_own_data(
 def test_labels_are_of_the_held_out_network(tmp_path: Path) -> None:
     dataset = open_chunks(write_dataset(tmp_path / "d", random_episodes(6)))
     torch.manual_seed(0)
-    config = CrossFittedConfig(policy_updates=2, value_updates=5, num_folds=3, fit=ValueFit(lam=1.0))
-    learner = CrossFittedAdvantage(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
+    config = WeightedConfig(policy_updates=2, value_updates=5, num_folds=3, fit=ValueFit(lam=1.0))
+    learner = AdvantageWeighted(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
     values = learner.values
     assert values is not None
     networks = values.networks
@@ -148,15 +149,19 @@ def test_nothing_to_learn_from_is_said_before_training(tmp_path: Path) -> None:
     failures = [e | {"next.success": np.zeros_like(e["next.success"])} for e in random_episodes(6)]
     dataset = open_chunks(write_dataset(tmp_path / "d", failures))
 
-    def make(**settings: object) -> None:
-        config = CrossFittedConfig(policy_updates=1, value_updates=1, num_folds=2, **settings)  # type: ignore[arg-type]
-        CrossFittedAdvantage(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
+    def make() -> None:
+        config = WeightedConfig(policy_updates=1, value_updates=1, num_folds=2)
+        AdvantageWeighted(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
+
+    def clone(data: Literal["all", "successes"]) -> None:
+        config = CloningConfig(policy_updates=1, value_updates=1, num_folds=2, data=data)
+        Cloning(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
 
     with pytest.raises(ChunkRLError, match=r"no reward.*--success"):
         make()
     with pytest.raises(ChunkRLError, match=r"no successful episode"):
-        make(use="none", data="successes")
-    make(use="none")  # plain cloning needs no reward
+        clone("successes")
+    clone("all")  # plain cloning needs no reward
 
 
 @pytest.mark.parametrize("algorithm", ["cross_fitted", "two critics a fold", "iql"])
@@ -167,17 +172,17 @@ def test_success_alone_comes_with_a_warning(
     dataset = open_chunks(write_dataset(tmp_path / "d", episodes))
     factory = identity_factory(dataset)
     if algorithm == "iql":
-        ChunkAWR(iql(num_updates=1), factory, OptimConfig(), dataset, 0, CPU)
+        ChunkIQL(IQLConfig(num_updates=1), factory, OptimConfig(), dataset, 0, CPU)
     else:
-        config = CrossFittedConfig(policy_updates=1, value_updates=1, num_folds=2)
-        CrossFittedAdvantage(config, factory, OptimConfig(), dataset, 0, CPU)
+        config = WeightedConfig(policy_updates=1, value_updates=1, num_folds=2)
+        AdvantageWeighted(config, factory, OptimConfig(), dataset, 0, CPU)
     assert "not what leads to failure" in caplog.text
 
 
 def test_dropout_acts_in_training_alone(tmp_path: Path) -> None:
     dataset = open_chunks(write_dataset(tmp_path / "d", random_episodes(4)))
     factory = identity_factory(dataset, NetworkConfig(hidden_dim=16, num_layers=2, dropout=0.5))
-    learner = ChunkAWR(iql(num_updates=1), factory, OptimConfig(), dataset, 0, CPU)
+    learner = ChunkIQL(IQLConfig(num_updates=1), factory, OptimConfig(), dataset, 0, CPU)
     batch = dataset.batch(np.arange(8))
     learner.update("joint", batch)
     looks = []
@@ -195,10 +200,10 @@ def test_constant_values_at_a_relabelling_are_told_and_do_not_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     dataset = open_chunks(write_dataset(tmp_path / "d", random_episodes(6)))
-    config = CrossFittedConfig(
+    config = WeightedConfig(
         policy_updates=4, value_updates=2, num_folds=2, critic_updates=1, relabel_interval=2
     )
-    learner = CrossFittedAdvantage(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
+    learner = AdvantageWeighted(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
     assert learner.values is not None
     constant = np.full(len(dataset), 0.5, np.float32)
     monkeypatch.setattr(learner.values, "frame_values", lambda *_: (constant, constant))
@@ -241,8 +246,8 @@ def test_q_beside_given_values_trains_no_values(tmp_path: Path) -> None:
 def test_losses_of_q_on_rows_that_it_may_and_may_not_train_on(tmp_path: Path) -> None:
     dataset = open_chunks(write_dataset(tmp_path / "d", random_episodes(6)))
     fit = ValueFit(dropout=0.0, noise=0.0)
-    config = CrossFittedConfig(policy_updates=1, value_updates=1, num_folds=2, train_q=True, fit=fit)
-    learner = CrossFittedAdvantage(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
+    config = WeightedConfig(policy_updates=1, value_updates=1, num_folds=2, train_q=True, fit=fit)
+    learner = AdvantageWeighted(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
     learner.start_phase("critic")
     batch = dataset.batch(np.arange(len(dataset)))
     assert learner.critic is not None
@@ -269,10 +274,8 @@ def test_targets_that_bootstrap_are_recorded(tmp_path: Path) -> None:
     dataset = open_chunks(
         write_dataset(tmp_path / "d", random_episodes(6)), reward="sum", critic_horizon=1, gamma=0.5
     )
-    config = CrossFittedConfig(
-        policy_updates=1, value_updates=1, num_folds=2, fit=ValueFit(target="bootstrap")
-    )
-    learner = CrossFittedAdvantage(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
+    config = WeightedConfig(policy_updates=1, value_updates=1, num_folds=2, fit=ValueFit(target="bootstrap"))
+    learner = AdvantageWeighted(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
     assert learner.values is not None
     half = np.full(len(dataset), 0.5, np.float32)
     metrics = learner.values.target_metrics(ValueLabels(half, half, half, half))
@@ -280,7 +283,7 @@ def test_targets_that_bootstrap_are_recorded(tmp_path: Path) -> None:
     expected = reward + 0.25
     expected[ends] = reward[ends]
     assert metrics == {"value/target": Histogram.of(expected)}
-    learner = ChunkAWR(iql(num_updates=1), identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
+    learner = ChunkIQL(IQLConfig(num_updates=1), identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
     recorded = learner.start_phase("values")["q/held_out"]
     expected = Histogram.of(learner.labels["value"] + learner.labels["advantage"])
     assert isinstance(recorded, Histogram) and sum(recorded.counts) == len(dataset)

@@ -14,11 +14,12 @@ from hypothesis.extra.numpy import arrays
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.advantage_critic import AdvantageCritic
 from chunkrl.algorithms.base import Histogram
+from chunkrl.algorithms.cloning import Cloning, CloningConfig
 from chunkrl.algorithms.config import DistilConfig
 from chunkrl.algorithms.cross_fit import CrossFitted
-from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
 from chunkrl.algorithms.distil import best_chunks, distil_metrics, mixture, with_best_chunks
 from chunkrl.algorithms.value_config import ValueFit
+from chunkrl.algorithms.weighted import AdvantageWeighted, WeightedConfig
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import PolicyConfig
@@ -170,12 +171,12 @@ def test_a_unit_of_q_in_returns(data: Path, kind: Any) -> None:
 
 def learner(
     dataset: ChunkDataset, policy: PolicyConfig = PolicyConfig(), **changes: Any
-) -> CrossFittedAdvantage:
+) -> AdvantageWeighted:
     torch.manual_seed(0)
     own: dict[str, Any] = {"policy_updates": 2, "value_updates": 2, "num_folds": 2, "distil": DistilConfig(4)}
-    config = CrossFittedConfig(**own | changes)
+    config = WeightedConfig(**own | changes)
     factory = identity_factory(dataset, policy=policy)
-    return CrossFittedAdvantage(config, factory, OptimConfig(), dataset, 0, CPU)
+    return AdvantageWeighted(config, factory, OptimConfig(), dataset, 0, CPU)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "flow"])
@@ -260,7 +261,10 @@ def test_what_is_distilled_is_drawn_by_a_clone_of_the_data(data: Path) -> None:
         trained.start_phase = start  # type: ignore[method-assign]
         Trainer(trained, dataset, TrainerConfig(batch_size=8)).run()
     uniform = open_chunks(data)
-    cloning = learner(uniform, use="none", train_q=True, distil=DistilConfig())
+    torch.manual_seed(0)
+    config = CloningConfig(policy_updates=2, value_updates=2, num_folds=2, train_q=True)
+    factory = identity_factory(uniform)
+    cloning = Cloning(config, factory, OptimConfig(), uniform, 0, CPU)
     Trainer(cloning, uniform, TrainerConfig(batch_size=8)).run()
     assert all(torch.equal(a, b) for a, b in zip(policies[0], cloning.policy.parameters(), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(*policies, strict=True))
@@ -328,9 +332,12 @@ def test_checkpoints_hold_the_chunks(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"distil": DistilConfig(4), "objective": "document"}, "--objective document has none"),
-        ({"distil": DistilConfig(4), "objective": "iql"}, "use cross_fitted"),
-        ({"distil": DistilConfig(4), "objective": "shuffled_advantages"}, "use cross_fitted"),
+        (
+            {"distil": DistilConfig(4), "objective": "document"},
+            "document does not read --distil.num-candidates",
+        ),
+        ({"distil": DistilConfig(4), "objective": "iql"}, "use --objective cross_fitted$"),
+        ({"distil": DistilConfig(4), "objective": "shuffled_advantages"}, "use --objective cross_fitted$"),
         ({"distil": DistilConfig(4), "critic_updates": 1, "relabel_interval": 2}, "without --critic-updates"),
         ({"num_updates": 0}, "at least 1, or 0 with --distil.num-candidates"),
         ({"num_updates": 0, "distil": DistilConfig(4)}, "--init or --policy.kind pi"),

@@ -164,7 +164,7 @@ def test_two_processes_equal_one_and_either_resumes_the_other(base: TrainConfig,
 
 def test_all_processes_stop_where_one_is_asked_to(base: TrainConfig, tmp_path: Path) -> None:
     """After the same update, with one checkpoint, from which the run goes on to the numbers of one that did not."""
-    config = replace(base, objective="behaviour_cloning", num_updates=4, save_interval=0)
+    config = replace(base.with_objective("behaviour_cloning"), num_updates=4, save_interval=0)
     whole = replace(config, output_dir=str(tmp_path / "whole"))
     stopped = replace(config, output_dir=str(tmp_path / "stopped"))
     resumed = replace(stopped, resume=stopped.output_dir)
@@ -294,7 +294,7 @@ def test_what_several_processes_do_not_train(
     monkeypatch.setattr(ranks, "world_size", lambda: 3)
     refused: dict[str, dict[str, Any]] = {
         "--policy.kind pi": {"policy": PolicyConfig(), "pi0_config": None, "objective": "cross_fitted"},
-        "iql and document": {"objective": "iql"},
+        "whose values are trained before them": {"objective": "iql"},
         "adamw_8bit is for one process": {"optimizer": "adamw_8bit"},
         "dropout": {"pi": replace(PI, critic=replace(CRITIC, dropout=0.1))},
         "a multiple of 3": {},

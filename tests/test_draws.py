@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chunk_data import episode, identity_factory, open_chunks, random_episodes, settings, write_dataset
+from chunk_data import episode, identity_factory, open_chunks, random_episodes, write_dataset
+from chunk_data import settings as training_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms.advantage_bins import advantage_bins
-from chunkrl.algorithms.chunk_awr import ChunkAWR, iql
 from chunkrl.algorithms.config import ConditioningConfig
-from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
+from chunkrl.algorithms.iql import ChunkIQL, IQLConfig
 from chunkrl.algorithms.value_config import ValueFit
+from chunkrl.algorithms.weighted import AdvantageWeighted, WeightedConfig
 from chunkrl.algorithms.weights import WeightRule, to_weights
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
@@ -26,6 +27,7 @@ from chunkrl.data.draws import draw_rates, starts_by_weight, trained_starts
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import ChunkRLError
+from chunkrl.models.config import PolicyConfig
 from chunkrl.models.value_head import ValueHead
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
@@ -123,7 +125,7 @@ def run_on_two(folder: Path, fit: ValueFit = ValueFit()) -> ChunkLevelOfflineRL:
         write_dataset(folder / name, random_episodes(n, seed=n)) for name, n in (("a", 6), ("b", 2))
     )
     more = {"additional_offline_dataset_paths": (str(second),), "dataset_weights": (1.0, 4.0)}
-    run = ChunkLevelOfflineRL(**settings(first, folder / "run", num_updates=1, fit=fit, **more))
+    run = ChunkLevelOfflineRL(**training_settings(first, folder / "run", num_updates=1, fit=fit, **more))
     run.train()
     return run
 
@@ -187,12 +189,16 @@ def test_a_run_draws_by_weight_and_stores_the_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"use": "condition"}, {"critic_updates": 1, "relabel_interval": 2}],
+    [{"objective": "advantage_conditioned"}, {"critic_updates": 1, "relabel_interval": 2}],
     ids=["condition", "relabel"],
 )
-def test_drawing_by_weight_wants_weights_that_stay(settings: dict[str, Any]) -> None:
-    with pytest.raises(ChunkRLError, match="draw weight"):
-        CrossFittedConfig(policy_updates=1, value_updates=1, fit=ValueFit(draw="weight"), **settings)
+def test_drawing_by_weight_wants_weights_that_stay(tmp_path: Path, settings: dict[str, Any]) -> None:
+    data = write_dataset(tmp_path / "d", random_episodes(4))
+    pi = {"policy": PolicyConfig("pi"), "pi0_config": "p"} if "objective" in settings else {}
+    with pytest.raises(ChunkRLError, match=r"fit\.draw"):
+        ChunkLevelOfflineRL(
+            **training_settings(data, tmp_path / "run", fit=ValueFit(draw="weight"), **settings, **pi)
+        )
 
 
 # ---- behind a success
@@ -222,10 +228,10 @@ def learner(dataset: ChunkDataset, algorithm: str) -> Any:
     torch.manual_seed(0)
     factory, optim = identity_factory(dataset), OptimConfig(lr=1e-2)
     if algorithm == "iql":
-        return ChunkAWR(iql(num_updates=8, num_folds=2), factory, optim, dataset, 0, CPU)
+        return ChunkIQL(IQLConfig(num_updates=8, num_folds=2), factory, optim, dataset, 0, CPU)
     fit = ValueFit(target="bootstrap" if algorithm == "bootstrap" else "monte_carlo")
-    config = CrossFittedConfig(policy_updates=4, value_updates=8, num_folds=2, fit=fit, train_q=True)
-    return CrossFittedAdvantage(config, factory, optim, dataset, 0, CPU)
+    config = WeightedConfig(policy_updates=4, value_updates=8, num_folds=2, fit=fit, train_q=True)
+    return AdvantageWeighted(config, factory, optim, dataset, 0, CPU)
 
 
 @pytest.mark.parametrize("algorithm", ["monte_carlo", "bootstrap", "iql"])
@@ -264,8 +270,8 @@ def test_q_learns_the_advantages_of_chunks(tmp_path: Path, kind: str) -> None:
     torch.manual_seed(0)
     head = ValueHead("hl_gauss") if kind == "hl_gauss" else ValueHead()
     fit = ValueFit(head=head, dropout=0.0, noise=0.0)
-    config = CrossFittedConfig(policy_updates=1, value_updates=150, num_folds=1, fit=fit, train_q=True)
-    learner = CrossFittedAdvantage(config, identity_factory(dataset), OptimConfig(lr=1e-2), dataset, 0, CPU)
+    config = WeightedConfig(policy_updates=1, value_updates=150, num_folds=1, fit=fit, train_q=True)
+    learner = AdvantageWeighted(config, identity_factory(dataset), OptimConfig(lr=1e-2), dataset, 0, CPU)
     learner.values.update = lambda batch: {}  # type: ignore[union-attr, method-assign]
     Trainer(learner, dataset, TrainerConfig(batch_size=33)).run()
     target = learner.labels["scaled_advantage"][TRAINED]
@@ -295,11 +301,11 @@ def costly(tmp_path: Path, last: float, success_length: int = 8) -> Path:
     return write_dataset(tmp_path / f"d{last}-{success_length}", episodes)
 
 
-def fitted(root: Path, fit: ValueFit, **rule: Any) -> CrossFittedAdvantage:
+def fitted(root: Path, fit: ValueFit, **rule: Any) -> AdvantageWeighted:
     labels = LabelRule(success="next.success", **rule)
     dataset = open_chunks(root, gamma=0.99, reward="sum", labels=labels)
-    config = CrossFittedConfig(policy_updates=1, value_updates=1, num_folds=2, fit=fit)
-    return CrossFittedAdvantage(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
+    config = WeightedConfig(policy_updates=1, value_updates=1, num_folds=2, fit=fit)
+    return AdvantageWeighted(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
 
 
 def test_a_time_limit_is_no_escape_from_recorded_costs(
@@ -351,6 +357,6 @@ def test_iql_refuses_failures_that_end_its_costs(tmp_path: Path) -> None:
         dataset = open_chunks(root, gamma=0.99, reward="sum", labels=rule)
         if terminal:
             with pytest.raises(ChunkRLError, match="learn to fail"):
-                ChunkAWR(iql(num_updates=1), identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
+                ChunkIQL(IQLConfig(num_updates=1), identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
         else:
-            ChunkAWR(iql(num_updates=1), identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
+            ChunkIQL(IQLConfig(num_updates=1), identity_factory(dataset), OptimConfig(), dataset, 0, CPU)

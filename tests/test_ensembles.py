@@ -14,8 +14,8 @@ from hypothesis.extra.numpy import arrays
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.cross_fit import CrossFitted
-from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
 from chunkrl.algorithms.value_config import ValueFit
+from chunkrl.algorithms.weighted import AdvantageWeighted, WeightedConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.value_head import ValueHead
 from chunkrl.training.config import OptimConfig
@@ -85,12 +85,12 @@ def test_networks_of_a_fold_learn_from_the_same_episodes() -> None:
     )
 
 
-def trained(data: Path, **fit: Any) -> tuple[CrossFittedAdvantage, np.ndarray]:
+def trained(data: Path, **fit: Any) -> tuple[AdvantageWeighted, np.ndarray]:
     """A learner, and what each of its value networks says of every start in [0, 1], [K, M, len]."""
     dataset = open_chunks(data)
     torch.manual_seed(0)
-    config = CrossFittedConfig(policy_updates=1, value_updates=6, num_folds=3, fit=ValueFit(**fit))
-    learner = CrossFittedAdvantage(config, identity_factory(dataset), OptimConfig(lr=1e-2), dataset, 0, CPU)
+    config = WeightedConfig(policy_updates=1, value_updates=6, num_folds=3, fit=ValueFit(**fit))
+    learner = AdvantageWeighted(config, identity_factory(dataset), OptimConfig(lr=1e-2), dataset, 0, CPU)
     assert learner.values is not None
     networks = learner.values.networks
     Trainer(learner, dataset, TrainerConfig(batch_size=8)).run()
@@ -157,6 +157,8 @@ def test_settings_that_say_nothing_are_refused(data: Path, tmp_path: Path) -> No
         with pytest.raises(ChunkRLError, match=r"--fit\.num-critics 3, or quantile with --fit\.head\.kind"):
             ValueFit(**alone)  # type: ignore[arg-type]
     assert replace(ValueFit(head=GAUSS), aggregate="quantile").of_distribution
-    with pytest.raises(ChunkRLError, match=r"critics of its own: leave --fit\.num-critics out"):
+    with pytest.raises(
+        ChunkRLError, match=r"does not read --fit\.num-critics \(its own is --iql\.num-critics\)"
+    ):
         fit = ValueFit(num_critics=2)
         ChunkLevelOfflineRL(**settings(data, tmp_path / "run", objective="iql", fit=fit))

@@ -12,9 +12,9 @@ from torch import nn
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms import cross_fit
-from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
 from chunkrl.algorithms.fold_training import FoldTraining
 from chunkrl.algorithms.value_config import ValueFit
+from chunkrl.algorithms.weighted import AdvantageWeighted, WeightedConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import NetworkConfig
 from chunkrl.training.checkpoint import load_state
@@ -51,13 +51,11 @@ class OneAtWork:
             parameter.data.copy_(torch.full_like(parameter, torch.nan) if kept is None else kept[number])
 
 
-def train(data: Path, fit: ValueFit, fake: OneAtWork | None = None, updates: int = 6) -> CrossFittedAdvantage:
+def train(data: Path, fit: ValueFit, fake: OneAtWork | None = None, updates: int = 6) -> AdvantageWeighted:
     dataset = open_chunks(data, reward="sum")
     torch.manual_seed(0)
-    config = CrossFittedConfig(
-        policy_updates=3, value_updates=updates, num_folds=3, fit=fit, microbatch_size=4
-    )
-    learner = CrossFittedAdvantage(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
+    config = WeightedConfig(policy_updates=3, value_updates=updates, num_folds=3, fit=fit, microbatch_size=4)
+    learner = AdvantageWeighted(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
     if fake is not None:
         assert learner.values is not None
         update, training = learner.values.update, learner.values.training
@@ -158,7 +156,7 @@ def test_orders_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ChunkRLError, match="use together or one_by_one"):
         ValueFit(fold_order="sideways")  # type: ignore[arg-type]
     with pytest.raises(ChunkRLError, match=r"--fit\.fold-order together"):
-        CrossFittedConfig(1, 1, critic_updates=1, relabel_interval=1, fit=ValueFit(fold_order="one_by_one"))
+        WeightedConfig(1, 1, critic_updates=1, relabel_interval=1, fit=ValueFit(fold_order="one_by_one"))
     monkeypatch.setattr("chunkrl.ranks.world_size", lambda: 2)
     with pytest.raises(ChunkRLError, match="one process"):
         FoldTraining(lambda: nn.Linear(1, 1), 2, OptimConfig(), 1, CPU, "one_by_one")

@@ -388,6 +388,7 @@ def test_the_learner_finds_them(root: Path, tmp_path: Path, capsys: pytest.Captu
     file.unlink()
     label(root, costly)
     own = {"output_dir": str(tmp_path / "other"), "fit": ValueFit(target="bootstrap")}
-    fails = replace(learner, train=replace(learner.train, **own))
+    train = replace(learner.train.with_objective("cross_fitted"), **own)
+    fails = replace(learner, train=train)
     with pytest.raises(ChunkRLError, match="bootstrapped values do not see a penalty"):
         run_learner(fails)

@@ -148,7 +148,7 @@ def test_data_without_cameras_and_settings_without_meaning_are_refused(tmp_path,
 
     with pytest.raises(ChunkRLError, match=r"every-episodes films .* use --value-videos.num-episodes"):
         check_config(replace(CONFIG, dataset_dir="d", value_videos=EVERY_TWO))
-    with pytest.raises(ChunkRLError, match="labels no frame"):
+    with pytest.raises(ChunkRLError, match=r"does not read .*--value-videos.every-episodes"):
         check_config(replace(CONFIG, objective="success_cloning", value_videos=EVERY_TWO), has_data=True)
     with pytest.raises(ChunkRLError, match=r"use --value-videos.every-episodes"):
         LearnerConfig(train=replace(CONFIG, value_videos=ValueVideoConfig(num_episodes=1))).check()

@@ -187,7 +187,7 @@ def test_trained_parameters_are_float32_whatever_the_checkpoint_holds(
     assert {p.dtype for p in policy.parameters() if not p.requires_grad} == {torch.bfloat16}
     assert {p.dtype for p in run.algorithm.values.networks.parameters()} == {torch.float32}
     assert {p.dtype for p in run.algorithm.values.training.targets.parameters()} == {torch.float32}
-    assert {average.dtype for average in run.algorithm._ema.state_dict().values()} == {torch.float32}
+    assert {average.dtype for average in run.algorithm.step._ema.state_dict().values()} == {torch.float32}
 
 
 def test_a_checkpoint_without_statistics_does_not_start_without_a_word(

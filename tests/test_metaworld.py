@@ -136,7 +136,7 @@ def test_collected_data_set(tmp_path: Path) -> None:
     rows = slice(int(table.episode_start[1]), int(table.episode_start[2]))
     assert np.array_equal(table.action[rows], collect_episode(CONFIG, 1).columns["action"])
     # once more into the same folder would write every episode twice
-    with pytest.raises(DatasetError, match=r"3 episodes already.*output_dir"):
+    with pytest.raises(DatasetError, match=r"3 episodes already.*--output-dir"):
         collect_dataset(root, CONFIG)
     assert collect_dataset(root, CONFIG, overwrite=True) == num_success
     with pytest.raises(ChunkRLError, match="no task 'push-v9'"):

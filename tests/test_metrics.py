@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.base import Histogram
-from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
+from chunkrl.algorithms.cloning import Cloning, CloningConfig
 from chunkrl.errors import ChunkRLError, MissingExtraError
 from chunkrl.training import trainer
 from chunkrl.training.config import OptimConfig, TrackingConfig
@@ -218,10 +218,8 @@ def test_a_run_without_end_keeps_a_bounded_number_of_records(
 def test_a_metric_of_some_updates_is_their_mean(tmp_path: Path) -> None:
     """As the loss of a bin that is not in every batch."""
     dataset = open_chunks(write_dataset(tmp_path / "d", random_episodes(4)))
-    config = CrossFittedConfig(policy_updates=4, value_updates=0, use="none")
-    learner = CrossFittedAdvantage(
-        config, identity_factory(dataset), OptimConfig(), dataset, 0, torch.device("cpu")
-    )
+    config = CloningConfig(policy_updates=4, value_updates=0)
+    learner = Cloning(config, identity_factory(dataset), OptimConfig(), dataset, 0, torch.device("cpu"))
     values = iter([{"a": 1.0, "b": 5.0}, {"a": 2.0}, {"a": 3.0, "h": HISTOGRAM}, {"a": 6.0}])
     learner.update = lambda name, batch: next(values)  # type: ignore[method-assign]
     trainer = Trainer(learner, dataset, TrainerConfig(batch_size=4, log_interval=4))

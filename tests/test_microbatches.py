@@ -22,9 +22,9 @@ def test_gradients_of_parts_add_up_to_the_batchs(tmp_path: Path, objective: str,
             **settings(
                 data,
                 tmp_path / "run",
+                {"fit": ValueFit(dropout=0.0, noise=0.0)},
                 objective=objective,
                 train_q=objective == "cross_fitted",
-                fit=ValueFit(dropout=0.0, noise=0.0),
                 microbatch_size=microbatch_size,
             )
         )

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from chunk_data import image_episodes, open_chunks, random_episodes, write_dataset
+from chunk_data import settings as training_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chunkrl import ChunkLevelOfflineRL
+from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
@@ -270,18 +271,10 @@ def test_what_does_not_fit_is_refused(datasets: list[ChunkDataset], tmp_path: Pa
 
 def offline(root: Path, output: Path, **settings: Any) -> ChunkLevelOfflineRL:
     paths = (str(root / "b"), str(root / "c"))
-    return ChunkLevelOfflineRL(
-        dataset_dir=str(root / "a"),
-        action_horizon=3,
-        action_dim=2,
-        batch_size=8,
-        value_epochs=2.0,
-        num_folds=3,
-        network=NetworkConfig(hidden_dim=16, num_layers=1),
-        device="cpu",
-        output_dir=str(output),
-        **({"num_updates": 8, "additional_offline_dataset_paths": paths} | settings),
-    )
+    own: dict[str, Any] = {"value_epochs": 2.0, "num_folds": 3, "num_updates": 8}
+    own |= {"network": NetworkConfig(hidden_dim=16, num_layers=1), "log_interval": TrainConfig().log_interval}
+    own |= {"additional_offline_dataset_paths": paths}
+    return ChunkLevelOfflineRL(**training_settings(root / "a", output, own, **settings))
 
 
 @pytest.mark.parametrize("objective", ["cross_fitted", "iql"])
@@ -306,7 +299,9 @@ def test_training_on_several_data_sets_resumes(
     for ours, theirs in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     with pytest.raises(ChunkRLError, match="dataset_weights"):
-        offline(root, tmp_path / "half", dataset_weights=(), resume=str(tmp_path / "half"))
+        offline(
+            root, tmp_path / "half", objective=objective, dataset_weights=(), resume=str(tmp_path / "half")
+        )
     if objective == "cross_fitted":
         for name, dataset in zip(("values", "values-1", "values-2"), whole.dataset.datasets, strict=True):
             found = load_sidecar(tmp_path / "whole" / f"{name}.parquet", dataset.table)

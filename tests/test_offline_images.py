@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chunk_data import image_episodes, open_chunks, write_dataset
+from chunk_data import image_episodes, open_chunks, that_are_read, write_dataset
 from lerobot_folder import write_lerobot_folder
 
 from chunkrl import ChunkLevelOfflineRL
@@ -43,7 +43,7 @@ def make(root: Path, output: Path, **changes: Any) -> ChunkLevelOfflineRL:
         "device": "cpu",
         "output_dir": str(output),
     }
-    return ChunkLevelOfflineRL(**(defaults | changes))
+    return ChunkLevelOfflineRL(**that_are_read(defaults, changes))
 
 
 @pytest.mark.parametrize("objective", ["cross_fitted", "iql", "document"])

@@ -38,7 +38,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def flags(data: Path, *more: str) -> list[str]:
     text = f"--dataset-dir {data} --action-horizon 3 --action-dim 2 --batch-size 8 --num-updates 3 "
-    text += "--value-epochs 0.5 --num-folds 2 --network.hidden-dim 16 --fit.hidden-dim 16 --device cpu"
+    text += "--network.hidden-dim 16 --device cpu"
+    if "--objective" not in more:
+        text += " --value-epochs 0.5 --num-folds 2 --fit.hidden-dim 16"
     return ["train", *text.split(), *more]
 
 

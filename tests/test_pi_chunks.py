@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from pi_tiny import ACTION_DIM, STATE_DIM, TOKENIZER, tiny_policy, tiny_recipe
 from torch import Tensor
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
-from chunkrl.algorithms.chunk_awr import ChunkAWR, document, iql
+from chunkrl.algorithms.document import DocumentConfig, DocumentObjective
+from chunkrl.algorithms.iql import ChunkIQL, IQLConfig
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration import pi_chunks
@@ -225,10 +227,10 @@ def test_replaced_chunks_keep_reward_and_next_observation(root: Path, dataset: C
 # ---- as candidates
 
 
-def learner(dataset: ChunkDataset, **settings: float) -> ChunkAWR:
+def learner(dataset: ChunkDataset, **settings: Any) -> ChunkIQL:
     torch.manual_seed(0)
-    config = iql(num_updates=2, **settings)
-    return ChunkAWR(config, identity_factory(dataset), OPTIM, dataset, 0, CPU)
+    config = IQLConfig(num_updates=2, **settings)
+    return ChunkIQL(config, identity_factory(dataset), OPTIM, dataset, 0, CPU)
 
 
 def parameters(module: torch.nn.Module) -> Tensor:
@@ -284,7 +286,7 @@ def test_targets_in_closed_form(dataset: ChunkDataset) -> None:
 def test_the_documents_value_takes_no_candidates(dataset: ChunkDataset) -> None:
     dataset.attach("candidates", np.zeros((NUM_STARTS, 1, 3, ACTION_DIM), dtype=np.float32))
     with pytest.raises(ChunkRLError, match="--objective iql"):
-        ChunkAWR(document(), identity_factory(dataset), OPTIM, dataset, 0, CPU)
+        DocumentObjective(DocumentConfig(), identity_factory(dataset), OPTIM, dataset, 0, CPU)
 
 
 # ---- from the settings
@@ -306,7 +308,6 @@ def config(root: Path, checkpoints: Path, pi0: PiChunkConfig, **settings: object
         action_horizon=3,
         batch_size=4,
         num_updates=3,
-        value_epochs=0.5,
         num_folds=1,
         cameras=(),
         device="cpu",

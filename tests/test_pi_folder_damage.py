@@ -59,6 +59,7 @@ WRONG_SETTINGS: dict[str, tuple[Any, ...]] = {
     "condition": NO_TEXT,
     "condition_place": (*NO_TEXT, "x"),
     "guidance": (*NO_NUMBER, -1),
+    "data_resize": (True, "1", [], [1], 1),
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chunk_data import image_episodes, random_episodes, write_dataset
+from chunk_data import image_episodes, random_episodes, that_are_read, write_dataset
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.value_config import ValueFit
@@ -36,7 +36,7 @@ def train(root: Path, output: Path, **changes: Any) -> ChunkLevelOfflineRL:
         "device": "cpu",
         "output_dir": str(output),
     }
-    run = ChunkLevelOfflineRL(**(defaults | changes))
+    run = ChunkLevelOfflineRL(**that_are_read(defaults, changes))
     run.train()
     return run
 

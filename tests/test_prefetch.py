@@ -9,7 +9,7 @@ import pytest
 import torch
 from chunk_data import identity_factory, image_episodes, open_chunks, random_episodes, write_dataset
 
-from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
+from chunkrl.algorithms.cloning import Cloning, CloningConfig
 from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.loader import ChunkLoader
@@ -80,7 +80,7 @@ def test_closing_waits_for_the_thread_and_drops_the_rest() -> None:
 class Recorder:
     """An algorithm that keeps its batches, and changes a label after some updates."""
 
-    def __init__(self, learner: CrossFittedAdvantage, relabel_after: dict[int, float]) -> None:
+    def __init__(self, learner: Cloning, relabel_after: dict[int, float]) -> None:
         self.learner, self.relabel_after = learner, relabel_after
         self.seen: list[ChunkTransition] = []
         self.in_loop: list[bool] = []
@@ -98,10 +98,10 @@ class Recorder:
 
 
 def recorder(dataset: Any, relabel_after: dict[int, float] | None = None, updates: int = 8) -> Any:
-    config = CrossFittedConfig(policy_updates=updates, value_updates=0, use="none")
+    config = CloningConfig(policy_updates=updates, value_updates=0)
     torch.manual_seed(0)
     networks = identity_factory(dataset.datasets[0] if isinstance(dataset, ChunkCollection) else dataset)
-    learner = CrossFittedAdvantage(config, networks, OptimConfig(), dataset, 0, torch.device("cpu"))
+    learner = Cloning(config, networks, OptimConfig(), dataset, 0, torch.device("cpu"))
     return Recorder(learner, relabel_after or {})
 
 

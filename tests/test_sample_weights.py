@@ -107,7 +107,10 @@ def test_weights_behind_successes_alone_are_refused(tmp_path: Path) -> None:
 
 
 def test_objectives_with_weights_of_their_own_refuse_them(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ChunkRLError, match="makes its own"):
+    with pytest.raises(
+        ChunkRLError,
+        match=r"does not read --sample-weights: .* use --objective behaviour_cloning",
+    ):
         ChunkLevelOfflineRL(**_settings(root, tmp_path), sample_weights=("w.parquet",))
     with pytest.raises(ChunkRLError, match="2 files for 1 data sets"):
         ChunkLevelOfflineRL(

@@ -16,10 +16,11 @@ from chunk_data import identity_factory, open_chunks, write_dataset
 
 from chunkrl.algorithms import losses
 from chunkrl.algorithms.base import Metrics
-from chunkrl.algorithms.chunk_awr import ChunkAWR, document, iql
 from chunkrl.algorithms.config import DistilConfig
-from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
+from chunkrl.algorithms.document import DocumentConfig, DocumentObjective
+from chunkrl.algorithms.iql import ChunkIQL, IQLConfig
 from chunkrl.algorithms.value_config import ValueFit
+from chunkrl.algorithms.weighted import AdvantageWeighted, WeightedConfig
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.hold_action import HoldAction
 from chunkrl.models.config import NetworkConfig, PolicyConfig, PolicyKind
@@ -96,9 +97,9 @@ def test_joint_learner_reaches_the_exact_values(corridor: ChunkDataset, tau: flo
     q, value = exact(batch, lambda found: expectile(found, tau))
     assert value[3] - value[0] > 0.2  # the problem is not trivial
     torch.manual_seed(0)
-    config = iql(num_updates=600, expectile=tau, target_rate=0.05)
+    config = IQLConfig(num_updates=600, expectile=tau, target_rate=0.05)
     factory = identity_factory(corridor, TABLE)
-    learner = ChunkAWR(config, factory, OptimConfig(lr=3e-3), corridor, 0, CPU)
+    learner = ChunkIQL(config, factory, OptimConfig(lr=3e-3), corridor, 0, CPU)
     Trainer(learner, corridor, TrainerConfig(batch_size=len(corridor))).run()
     now, _ = places(batch)
     np.testing.assert_allclose(learner.labels["value"], value[now], atol=0.03)
@@ -111,9 +112,9 @@ def test_joint_learner_reaches_the_exact_values(corridor: ChunkDataset, tau: flo
 
 def test_best_of_n_and_weights_prefer_the_way_to_the_goal(corridor: ChunkDataset) -> None:
     torch.manual_seed(0)
-    config = iql(num_updates=300, target_rate=0.05)
+    config = IQLConfig(num_updates=300, target_rate=0.05)
     factory = identity_factory(corridor, TABLE)
-    learner = ChunkAWR(config, factory, OptimConfig(lr=3e-3), corridor, 0, CPU)
+    learner = ChunkIQL(config, factory, OptimConfig(lr=3e-3), corridor, 0, CPU)
     Trainer(learner, corridor, TrainerConfig(batch_size=len(corridor))).run()
     batch = corridor.batch(np.arange(len(corridor)))
     ensemble = learner.q_ensemble()
@@ -132,9 +133,9 @@ def test_outcome_values_reach_the_mean_return(corridor: ChunkDataset) -> None:
     """The default's V, without its regularisation, is the mean Monte-Carlo return of each state."""
     torch.manual_seed(0)
     fit = ValueFit(hidden_dim=64, num_layers=1, dropout=0.0, noise=0.0, lam=1.0)
-    config = CrossFittedConfig(policy_updates=1, value_updates=300, num_folds=1, fit=fit)
+    config = WeightedConfig(policy_updates=1, value_updates=300, num_folds=1, fit=fit)
     factory = identity_factory(corridor, TABLE)
-    learner = CrossFittedAdvantage(config, factory, OptimConfig(lr=1e-2), corridor, 0, CPU)
+    learner = AdvantageWeighted(config, factory, OptimConfig(lr=1e-2), corridor, 0, CPU)
     Trainer(learner, corridor, TrainerConfig(batch_size=len(corridor))).run()
     now, _ = places(corridor.batch(np.arange(len(corridor))))
     for x in range(NUM_PLACES - 1):
@@ -151,10 +152,10 @@ def test_distilled_best_of_n_prefers_the_best_chunk_everywhere(
     batch = corridor.batch(np.arange(len(corridor)))
     now, _ = places(batch)
     fit = ValueFit(hidden_dim=64, num_layers=1, dropout=0.0, noise=0.0, lam=1.0)
-    config = CrossFittedConfig(150, 150, num_folds=1, fit=fit, distil=DistilConfig(16, share=1.0))
+    config = WeightedConfig(150, 150, num_folds=1, fit=fit, distil=DistilConfig(16, share=1.0))
     torch.manual_seed(0)
     factory = identity_factory(corridor, TABLE, PolicyConfig(kind))
-    learner = CrossFittedAdvantage(config, factory, OptimConfig(lr=3e-3), corridor, 0, CPU)
+    learner = AdvantageWeighted(config, factory, OptimConfig(lr=3e-3), corridor, 0, CPU)
     trainer = Trainer(learner, corridor, TrainerConfig(batch_size=len(corridor)))
     before = []
     original = learner.start_phase
@@ -192,8 +193,8 @@ def test_document_objective_moves_as_its_formulas_say(corridor: ChunkDataset) ->
     """One update's losses against the document's formulas on the same networks and the same noise."""
     torch.manual_seed(0)
     factory = identity_factory(corridor, TABLE)
-    config = document(num_updates=1, beta=0.7, lambda_v=0.5, lambda_pi=2.0)
-    learner = ChunkAWR(config, factory, OptimConfig(), corridor, 0, CPU)
+    config = DocumentConfig(num_updates=1, beta=0.7, lambda_v=0.5, lambda_pi=2.0)
+    learner = DocumentObjective(config, factory, OptimConfig(), corridor, 0, CPU)
     batch = corridor.batch(np.arange(len(corridor)))
     value, critic, policy = learner.value.networks[0], learner.critic.networks[0], learner.policy
     with torch.no_grad():
@@ -232,8 +233,8 @@ def test_document_objective_reaches_its_fixed_point_on_a_one_step_problem(tmp_pa
     dataset = open_chunks(write_dataset(tmp_path / "d", episodes), horizon=1, gamma=1e-3)
     factory = identity_factory(dataset, TABLE)
     torch.manual_seed(0)
-    learner = ChunkAWR(
-        document(num_updates=500, lambda_pi=0.0),
+    learner = DocumentObjective(
+        DocumentConfig(num_updates=500, lambda_pi=0.0),
         factory,
         OptimConfig(lr=3e-3),
         dataset,

@@ -17,8 +17,8 @@ from chunk_data import settings as training_settings
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.base import Metrics
+from chunkrl.algorithms.cloning import Cloning, CloningConfig
 from chunkrl.algorithms.config import DistilConfig
-from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.manifest import MANIFEST_FILE
@@ -40,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(data: Path, output: Path, **changes: Any) -> dict[str, Any]:
     own = {"num_updates": 12, "value_epochs": 2.0, "num_folds": 3, "network": SMALL, "log_interval": 5}
-    return training_settings(data, output, **own | changes)
+    return training_settings(data, output, own, **changes)
 
 
 def state_of(run: ChunkLevelOfflineRL) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def test_checkpoint_of_another_configuration_is_refused(data: Path, tmp_path: Pa
     output = tmp_path / "run"
     ChunkLevelOfflineRL(**settings(data, output)).train()
     before = (output / "config.json").read_text()
-    for change in ({"gamma": 0.5}, {"network": replace(SMALL, hidden_dim=8)}, {"objective": "iql"}):
+    for change in ({"gamma": 0.5}, {"network": replace(SMALL, hidden_dim=8)}, {"objective": "value"}):
         name = next(iter(change))
         with pytest.raises(CheckpointError, match=f"another configuration.*{name}"):
             # into the same folder, as one resumes
@@ -350,8 +350,8 @@ def test_damaged_states_are_refused(tmp_path: Path) -> None:
 def test_non_finite_loss_stops_with_the_batch_saved(data: Path, tmp_path: Path) -> None:
     dataset = open_chunks(data)
     factory = identity_factory(dataset)
-    config = CrossFittedConfig(policy_updates=5, value_updates=0, use="none")
-    learner = CrossFittedAdvantage(config, factory, OptimConfig(), dataset, 0, torch.device("cpu"))
+    config = CloningConfig(policy_updates=5, value_updates=0)
+    learner = Cloning(config, factory, OptimConfig(), dataset, 0, torch.device("cpu"))
     update = learner.update
 
     def poisoned(name: str, batch: Any) -> Metrics:

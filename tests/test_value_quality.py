@@ -11,7 +11,7 @@ from chunk_data import identity_factory, open_chunks, random_episodes, write_dat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig
+from chunkrl.algorithms.cross_fitted import CrossFittedConfig, CrossFittedMethod
 from chunkrl.commands import value_warnings
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.value_quality import (
@@ -85,7 +85,7 @@ def test_refused(arguments: tuple) -> None:
 def test_loss_on_held_out_rows_is_told_beside_the_one_that_trains(tmp_path: Path) -> None:
     dataset = open_chunks(write_dataset(tmp_path / "d", random_episodes(6)))
     config = CrossFittedConfig(policy_updates=0, value_updates=2, num_folds=3)
-    learner = CrossFittedAdvantage(
+    learner = CrossFittedMethod(
         config, identity_factory(dataset), OptimConfig(), dataset, 0, torch.device("cpu")
     )
     assert learner.values is not None

@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from chunkrl.algorithms.base import Algorithm, Networks
-from chunkrl.algorithms.chunk_awr import ChunkAWR, JointConfig, document, iql
-from chunkrl.algorithms.cross_fitted import CrossFittedAdvantage, CrossFittedConfig, Use
+from chunkrl.algorithms.base import Algorithm, MethodInputs, Networks
 from chunkrl.algorithms.value_labels import ValueLabels
 from chunkrl.config import load_config
 from chunkrl.data.chunks import ChunkDataset
@@ -146,14 +144,13 @@ def build_networks(
     if config.policy.kind != "pi":
         return build_factory(config, dataset)
     assert config.pi0_config is not None, "check_config asks for it"
-    conditions = config.objective in ("advantage_conditioned", "shuffled_conditioning")
     return pi_networks(
         dataset,
         Path(config.pi0_checkpoints_dir).expanduser() / config.pi0_config,
         config.pi0,
         # values alone train nothing of the policy: no masters in float32, no LoRA
-        replace(config.pi, trainable=FROZEN) if config.objective == "value" else config.pi,
-        config.conditioning if conditions else None,
+        config.pi if config.method.trains_policy else replace(config.pi, trainable=FROZEN),
+        config.conditioning if config.method.conditions else None,
         device,
         progress,
     )
@@ -179,7 +176,7 @@ def build_factory(config: TrainConfig, dataset: ChunkData) -> NetworkFactory:
     )
     actions = dataset.action_statistics()
     state = Normalizer(dataset.state_statistics(), "mean_std") if use_state else Normalizer.identity(1)
-    joint = config.objective in ("iql", "document")
+    joint = config.method.joint
     fit = config.fit
     fitted = NetworkConfig(hidden_dim=fit.hidden_dim, num_layers=fit.num_layers, dropout=fit.dropout)
     return NetworkFactory(
@@ -206,7 +203,7 @@ def build_algorithm(
 ) -> Algorithm:
     """The algorithm of `config.objective`, with fresh networks on `device`.
 
-    num_updates: of the policy. value_updates: of the value phase (all objectives but iql and document).
+    num_updates: of the policy. value_updates: of the value phase, where the method has one.
     keep_values: values stay to label data that grow.
     """
     weights = None
@@ -217,49 +214,21 @@ def build_algorithm(
         parts = [read_sample_weights(p, d) for p, d in zip(config.sample_weights, datasets, strict=True)]
         weights = np.concatenate(parts)
     given = None if config.values is None else _given_values(config, Path(config.values), dataset)
-    networks = build_networks(config, dataset, device, progress)
-    optim = config.optim_config()
-    if config.objective in ("iql", "document"):
-        recipe = iql if config.objective == "iql" else document
-        joint: JointConfig = recipe(
-            num_updates=num_updates,
-            beta=config.beta,
-            lambda_v=config.lambda_v,
-            lambda_pi=config.lambda_pi,
-            ema_decay=config.ema_decay,
-            relabel_interval=config.relabel_interval,
-            time_out=config.fit.time_out,
-            **(
-                {"num_folds": config.num_folds, "balance": config.balance}
-                if config.objective == "iql"
-                else {}
-            ),
-        )
-        value_optim = None if config.value_lr is None else config.value_optim_config()
-        return ChunkAWR(joint, networks, optim, dataset, config.seed, device, value_optim)
-    settings = CrossFittedConfig(
-        policy_updates=0 if config.objective == "value" else num_updates,
-        value_updates=value_updates,
-        beta=config.beta,
-        num_folds=config.num_folds,
-        use=_USES.get(config.objective, "none"),
-        shuffled=config.objective.startswith("shuffled"),
-        data="successes" if config.objective == "success_cloning" else "all",
-        train_q=config.train_q,
-        fit=config.fit,
-        conditioning=config.conditioning,
-        ema_decay=config.ema_decay,
-        critic_updates=config.critic_updates,
-        relabel_interval=config.relabel_interval,
-        microbatch_size=config.microbatch_size,
-        keep_values=keep_values,
-        human=config.human_chunks,
-        balance=config.balance,
-        distil=config.distil,
+    inputs = MethodInputs(
+        config.method,
+        config,
+        build_networks(config, dataset, device, progress),
+        config.optim_config(),
+        config.value_optim_config(),
+        dataset,
+        device,
+        num_updates,
+        value_updates,
+        keep_values,
+        given,
+        weights,
     )
-    return CrossFittedAdvantage(
-        settings, networks, optim, dataset, config.seed, device, config.value_optim_config(), given, weights
-    )
+    return config.method.build(inputs)
 
 
 # what values and the advantages from them mean: a run that uses them says the same of them
@@ -286,11 +255,3 @@ def _given_values(config: TrainConfig, run_dir: Path, dataset: ChunkData) -> Val
             "train them anew"
         )
     return load_values(run_dir, dataset)
-
-
-_USES: dict[str, Use] = {
-    "cross_fitted": "weight",
-    "shuffled_advantages": "weight",
-    "advantage_conditioned": "condition",
-    "shuffled_conditioning": "condition",
-}

@@ -62,7 +62,7 @@ def _train(config: TrainConfig, progress: Progress, is_dry: bool) -> None:
             print(f"  set aside: {problem.message}")
     for note in data_notes(run.dataset.datasets, config.policy.kind != "pi"):
         print(f"  note: {note}")
-    if isinstance(run.policy, PiLearner) and config.objective != "value":
+    if isinstance(run.policy, PiLearner) and config.method.trains_policy:
         print(f"what trains of {config.pi0_config}:\n{count_trainable(run.policy.policy.model)}")
     # a pi policy is too large to be built twice, and several processes would have to rehearse together
     is_small = config.policy.kind != "pi" and not config.use_pi0_actions
@@ -82,10 +82,10 @@ def _train(config: TrainConfig, progress: Progress, is_dry: bool) -> None:
             print(f"  {name:<36} {points[-1][1]:.4g}")
     for warning in value_warnings(run.trainer.history):
         print(f"warning: {warning}", file=sys.stderr)
-    if config.objective == "value":
-        print(f"values: {run.run_dir}; other objectives use them with --values {run.run_dir}")
-    else:
+    if config.method.trains_policy:
         print(f"policy: {run.run_dir / 'policy'}")
+    else:
+        print(f"values: {run.run_dir}; other objectives use them with --values {run.run_dir}")
     print(f"report: chunkrl report {run.run_dir}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
@@ -69,6 +69,36 @@ _CONFIG = dacite.Config(
     cast=[tuple, Path],
     type_hooks=_Hooks({float: _number, int: _whole, tuple: _listed, tuple[str, ...]: _texts}),
 )
+
+
+def changed_settings(config: Any) -> list[str]:
+    """Paths ("fit.lam") of the settings of a dataclass that differ from their defaults, those of its parts too."""
+    found = []
+    for field in dataclasses.fields(config):
+        value, default = getattr(config, field.name), _default(field)
+        if value == default:
+            continue
+        if dataclasses.is_dataclass(value) and type(value) is type(default):
+            found += [f"{field.name}.{path}" for path in changed_settings(value)]
+        else:
+            found.append(field.name)
+    return found
+
+
+def with_defaults(config: T, paths: Collection[str]) -> T:
+    """The configuration with the settings at `paths` ("fit.lam") at their defaults."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        parts = [path.partition(".")[2] for path in paths if path.partition(".")[0] == field.name]
+        if "" in parts:
+            changes[field.name] = _default(field)
+        elif parts:
+            changes[field.name] = with_defaults(getattr(config, field.name), parts)
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:

@@ -26,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 from chunkrl.algorithms.config import BalanceConfig, DistilConfig
+from chunkrl.algorithms.registry import METHODS
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.algorithms.weights import THIRDS
 from chunkrl.commands import train_until_stopped
@@ -79,7 +80,7 @@ class Arm:
     @property
     def values(self) -> tuple[Any, ...] | None:
         """Arms with equal keys share one value phase; None: it needs none, or has one of its own."""
-        if self.objective not in ("cross_fitted", "shuffled_advantages") and self.sample_weights is None:
+        if not METHODS[self.objective].reads_setting("values") and self.sample_weights is None:
             return None
         meaning = (self.fit.lam, self.fit.num_steps, self.fit.target, self.fit.time_out)
         networks = (self.fit.hidden_dim, self.fit.num_layers, self.fit.dropout, self.fit.noise, self.fit.head)
@@ -215,7 +216,8 @@ def run_job(job: Job, progress: Progress = silent) -> JobResult:
         rollouts = evaluate(actor, envs, seeds, job.horizon, progress, f"evaluate {arm.name}")
         history = dict(run.trainer.history)
         outcomes[arm.name] = ArmOutcome(arm, rollouts.success, history, rollouts.num_steps)
-        if arm.objective == "cross_fitted" and arm.num_folds > 1:
+        method = METHODS[arm.objective]
+        if method.weighs and not (method.joint or method.is_control) and arm.num_folds > 1:
             diagnostics[arm.name] = _diagnostics(run)
     for env in envs:
         env.close()
@@ -285,7 +287,7 @@ def _write_weights(job: Job, arm: Arm, values: Path) -> Path:
 
 def _train_config(job: Job, arm: Arm) -> TrainConfig:
     needs_q = any(a.training == arm.training and a.mode == "best_of_n" for a in job.arms)
-    return TrainConfig(
+    config = TrainConfig(
         dataset_dir=str(job.dataset_dir),
         action_horizon=job.horizon,
         action_dim=ACTION_DIM,
@@ -303,6 +305,7 @@ def _train_config(job: Job, arm: Arm) -> TrainConfig:
         save_interval=0,
         output_dir=str(job.run_dir(arm)),
     )
+    return config.with_objective(arm.objective)
 
 
 def _diagnostics(run: ChunkLevelOfflineRL) -> dict[str, float]:

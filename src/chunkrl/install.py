@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from chunkrl.data.json_files import parse_json
+from chunkrl.errors import ChunkRLError
 
 
 def install_command(extra: str, record: str | None = None) -> str:
@@ -15,7 +17,10 @@ def install_command(extra: str, record: str | None = None) -> str:
     default: of what is installed.
     """
     named = f"[{extra}]" if extra else ""
-    origin = json.loads((_record() if record is None else record) or "{}")
+    found = ((_record() if record is None else record) or "{}").encode()
+    origin = parse_json(
+        found, dict, "direct_url.json of chunkrl's installation", ChunkRLError, "install it again"
+    )
     url = origin.get("url", "")
     if url.startswith("file:"):
         checkout = Path(unquote(urlsplit(url).path))

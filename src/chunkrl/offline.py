@@ -203,7 +203,7 @@ class ChunkLevelOfflineRL:
             if self._videos is not None:
                 self._videos.finish(0)
             raise self._stopped(run_dir)
-        if self.config.objective != "value":
+        if self.config.method.trains_policy:
             self.save(run_dir / "policy")
         self._save_labels(run_dir)
         for problem in () if self._videos is None else self._videos.finish(VIDEO_PATIENCE_SECONDS):
@@ -422,9 +422,9 @@ def check_ranks(config: TrainConfig) -> None:
     if ranks.world_size() == 1:
         return
     number = f"{ranks.world_size()} processes"
-    if config.policy.kind != "pi" or config.objective in ("iql", "document"):
+    if config.policy.kind != "pi" or config.method.joint:
         raise ChunkRLError(
-            f"{number} train pi policies (--policy.kind pi) with every objective but iql and document: start one "
+            f"{number} train pi policies (--policy.kind pi), whose values are trained before them: start one "
             "process, without torchrun; small policies need no more"
         )
     if config.optimizer != "adamw":

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
-from chunkrl.algorithms.config import BalanceConfig, HumanRule
+from chunkrl.algorithms.config import HumanRule
+from chunkrl.algorithms.registry import METHODS
+from chunkrl.config import changed_settings
 from chunkrl.errors import ChunkRLError
-from chunkrl.train_config import Objective, TrainConfig
+from chunkrl.train_config import TrainConfig
 from chunkrl.training.values_io import values_file
-
-WEIGHTED = ("cross_fitted", "shuffled_advantages", "iql")  # objectives whose weights are balanced
-CONDITIONED = (
-    "advantage_conditioned",
-    "shuffled_conditioning",
-)  # objectives whose labels are of the same strata
-UNLABELLED = ("behaviour_cloning", "success_cloning")  # objectives that give frames no values
 
 
 def check_config(config: TrainConfig, has_data: bool = False) -> None:
@@ -30,6 +24,7 @@ def check_config(config: TrainConfig, has_data: bool = False) -> None:
     config.tracking.check()
     _check_names_and_numbers(config)
     _check_pi(config)
+    _check_read(config)
     _check_values(config)
     _check_videos(config, has_data)
     _check_datasets(config)
@@ -42,7 +37,7 @@ def _check_pi(config: TrainConfig) -> None:
             "--pi0-config belongs to --use-pi0-actions and --policy.kind pi, which need it: the checkpoint in "
             f"{config.pi0_checkpoints_dir}, for example pi05_libero (chunkrl download pi05_libero fetches it)"
         )
-    if "condition" in config.objective and not trains_pi:
+    if config.method.conditions and not trains_pi:
         raise ChunkRLError(
             f"--objective {config.objective} writes into the prompt of a pi policy: use --policy.kind pi"
         )
@@ -52,66 +47,53 @@ def _check_pi(config: TrainConfig) -> None:
             "leave --init out and start from its policy, with --pi0-checkpoints-dir RUN --pi0-config policy "
             "--pi.norm-stats checkpoint"
         )
-    if config.use_pi0_actions and config.pi0.use == "candidates" and config.objective != "iql":
-        raise ChunkRLError("--pi0.use candidates needs the Q and V of --objective iql")
+    if config.use_pi0_actions and config.pi0.use == "candidates" and not config.method.takes_candidates:
+        able = " or ".join(method.name for method in METHODS.values() if method.takes_candidates)
+        raise ChunkRLError(f"--pi0.use candidates needs the Q and V of --objective {able}")
+
+
+def _flag(path: str) -> str:
+    return "--" + path.replace("_", "-")
+
+
+def _own(config: TrainConfig, path: str) -> str:
+    """What a method has under a name of its own in place of a setting of `fit`."""
+    part, _, name = path.partition(".")
+    own = f"{config.method.name}.{name}"
+    has = hasattr(getattr(config, config.method.name, None), name) if part == "fit" else False
+    return f" (its own is {_flag(own)})" if has else ""
+
+
+def _check_read(config: TrainConfig) -> None:
+    """Refuses settings that the objective would not read."""
+    unread = config.unread()
+    if not unread:
+        return
+    able = [m.name for m in METHODS.values() if all(m.reads_setting(path, config.train_q) for path in unread)]
+    flags = ", ".join(_flag(path) + _own(config, path) for path in unread)
+    other = f", or use --objective {' or '.join(able)}" if able else ""
+    raise ChunkRLError(f"--objective {config.objective} does not read {flags}: leave that out{other}")
 
 
 def _check_values(config: TrainConfig) -> None:
-    joint = config.objective in ("iql", "document")
-    unread = [name for name in ("microbatch_size", "train_q") if getattr(config, name)]
-    if joint and unread:
-        raise ChunkRLError(
-            f"--objective {config.objective} reads no {', '.join(unread)}: leave them out, or use cross_fitted"
-        )
-    if joint and config.fit.num_critics > 1:
-        raise ChunkRLError(
-            f"--objective {config.objective} has critics of its own: leave --fit.num-critics out, or use cross_fitted"
-        )
-    _check_balance(config)
-    if config.fit.past_advantage and (joint or config.objective in UNLABELLED):
-        raise ChunkRLError(
-            f"--objective {config.objective} makes no weights or labels of --fit.past-advantage: leave it out"
-        )
-    if config.sample_weights and config.objective != "behaviour_cloning":
-        raise ChunkRLError(
-            f"--sample-weights are of --objective behaviour_cloning; {config.objective} makes its own: leave them out"
-        )
     num_datasets = 1 + len(config.additional_offline_dataset_paths)
     if config.sample_weights and len(config.sample_weights) != num_datasets:
         raise ChunkRLError(
             f"--sample-weights has {len(config.sample_weights)} files for {num_datasets} data sets: give one for "
             "each, that of --dataset-dir first"
         )
-    if config.distil.num_candidates and config.objective != "cross_fitted":
+    if config.critic_updates and config.values is not None:
         raise ChunkRLError(
-            f"--distil.* trains on chunks that the cross-fitted Q of --objective cross_fitted prefers, and "
-            f"--objective {config.objective} has none: leave it out, or use cross_fitted"
+            "--critic-updates is for values that a run trains before its policy and beside it: leave --values out"
         )
-    without_values = ("behaviour_cloning", "success_cloning", "iql", "document", "value")
-    if config.critic_updates and (config.values is not None or config.objective in without_values):
-        raise ChunkRLError(
-            "--critic-updates is for values that a run trains before its policy and beside it: use it with "
-            "cross_fitted or advantage_conditioned, and without --values"
-        )
-    if config.values is not None and config.objective in ("iql", "document", "value"):
-        raise ChunkRLError(f"--values are not used by --objective {config.objective}: leave them out")
     if config.values is not None and not (Path(config.values) / values_file(0)).is_file():
         raise ChunkRLError(
             f"--values {config.values} has no {values_file(0)}: name the folder of a run of --objective value, "
             "cross_fitted or advantage_conditioned that has ended"
         )
-
-
-def _check_balance(config: TrainConfig) -> None:
-    """Refuses settings that nothing would read."""
-    unread = [f.name for f in fields(BalanceConfig) if getattr(config.balance, f.name) != f.default]
-    if unread and config.objective not in (*WEIGHTED, *CONDITIONED):
-        raise ChunkRLError(
-            f"--objective {config.objective} has no weights to balance: leave --balance.* out, or use one of "
-            f"{', '.join((*WEIGHTED, *CONDITIONED))}"
-        )
-    if config.objective not in CONDITIONED:
+    if not config.method.conditions:
         return
+    unread = changed_settings(config.balance)
     if config.conditioning.edges == "strata":
         unread = [name for name in unread if name in ("floor", "success_mix")]
     if unread:
@@ -123,8 +105,6 @@ def _check_balance(config: TrainConfig) -> None:
 
 def _check_videos(config: TrainConfig, has_data: bool) -> None:
     videos = config.value_videos
-    if (videos.num_episodes or videos.every_episodes) and config.objective in UNLABELLED:
-        raise ChunkRLError(f"--objective {config.objective} labels no frame: leave --value-videos.* out")
     if videos.every_episodes and not has_data:
         raise ChunkRLError(
             "--value-videos.every-episodes films episodes of actors as they come to chunkrl learner; of data that "
@@ -154,8 +134,6 @@ def _check_names_and_numbers(config: TrainConfig) -> None:
         raise ChunkRLError(
             "--overwrite replaces the run in --output-dir by a new one: name that folder, and leave --resume out"
         )
-    if config.objective not in get_args(Objective):
-        raise ChunkRLError(f"objective is {config.objective!r}; it must be one of {get_args(Objective)}")
     if config.human_chunks not in get_args(HumanRule):
         raise ChunkRLError(f"human_chunks is {config.human_chunks!r}; use one of {get_args(HumanRule)}")
     if config.value_updates is not None and config.value_updates < (0 if config.init or config.resume else 1):

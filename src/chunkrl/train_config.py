@@ -5,31 +5,27 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig, DistilConfig, HumanRule
+from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig, DistilConfig, HumanRule, IQLSettings
+from chunkrl.algorithms.registry import METHODS, Method
 from chunkrl.algorithms.value_config import ValueFit
+from chunkrl.config import changed_settings, with_defaults
 from chunkrl.data.action_encoding import ActionEncoding
 from chunkrl.data.chunk_settings import ChunkReward, ChunkSettings, ColumnMapping, FrameSettings
 from chunkrl.data.hold_action import HoldAction
 from chunkrl.data.label_rules import LabelRule, SuccessRule
+from chunkrl.errors import ChunkRLError
 from chunkrl.integration.config import PiChunkConfig, PiTrainingConfig
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.training.config import OptimConfig, OptimizerKind, Schedule, TrackingConfig, ValueVideoConfig
 
-Objective = Literal[
-    "cross_fitted",
-    "advantage_conditioned",
-    "iql",
-    "document",
-    "behaviour_cloning",
-    "success_cloning",
-    "shuffled_advantages",
-    "shuffled_conditioning",
-    "value",
-]
+if TYPE_CHECKING:
+    Objective = str
+else:
+    Objective = Literal[tuple(METHODS)]
 
 
 @dataclass(frozen=True)
@@ -129,6 +125,8 @@ class TrainConfig:
     the end)."""
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     """How the weights are shared out over the data (objectives cross_fitted, shuffled_advantages and iql)."""
+    iql: IQLSettings = field(default_factory=IQLSettings)
+    """Of objective iql alone."""
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     """How the advantage becomes text in the prompt (objective advantage_conditioned)."""
     human_chunks: HumanRule = "high"
@@ -190,7 +188,27 @@ class TrainConfig:
     @property
     def cross_fits(self) -> bool:
         """Whether an episode's values come from networks that never saw it."""
-        return self.num_folds > 1 and self.objective != "document"
+        return self.num_folds > 1 and self.method.cross_fits
+
+    @property
+    def method(self) -> Method:
+        """What `objective` is. Raises ChunkRLError for a name of none."""
+        if self.objective not in METHODS:
+            raise ChunkRLError(f"objective is {self.objective!r}; use one of {', '.join(METHODS)}")
+        return METHODS[self.objective]
+
+    def unread(self) -> tuple[str, ...]:
+        """Settings that differ from their defaults and that the objective does not read, as "fit.lam"."""
+        method = self.method
+        of_methods = [
+            p for p in changed_settings(self) if any(m.reads_setting(p, True) for m in METHODS.values())
+        ]
+        return tuple(path for path in of_methods if not method.reads_setting(path, self.train_q))
+
+    def with_objective(self, objective: Objective) -> TrainConfig:
+        """The same run with another objective: what that does not read stands at its default."""
+        changed = replace(self, objective=objective)
+        return with_defaults(changed, changed.unread())
 
     def optim_config(self) -> OptimConfig:
         """Of the policy."""

@@ -46,8 +46,8 @@ EVALUATION = EvaluationSettings(
 
 def run_config(name: str, root: Path, output: Path, **changes: Any) -> TrainConfig:
     """Of the run of this name on the data beside `root`."""
-    more = {"num_updates": NUM_UPDATES, "save_updates": 2, "value_epochs": 1.0, **RUN_FOLDERS[name]}
-    return TrainConfig(**settings(root.parent / "data", output, **(more | changes)))
+    own = {"num_updates": NUM_UPDATES, "save_updates": 2, "value_epochs": 1.0}
+    return TrainConfig(**settings(root.parent / "data", output, own, **(RUN_FOLDERS[name] | changes)))
 
 
 def write_run_folder(name: str, root: Path) -> Path:

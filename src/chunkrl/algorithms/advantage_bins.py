@@ -9,12 +9,11 @@ their own, all high.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from chunkrl.algorithms.advantages import return_range, shuffle_between
+from chunkrl.algorithms.advantages import return_range
 from chunkrl.algorithms.balance import Strata
 from chunkrl.algorithms.conditioning import condition_text
 from chunkrl.algorithms.config import ConditioningConfig
@@ -23,14 +22,6 @@ from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.errors import LabelError
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Shuffle:
-    """The control: labels are permuted over the starts at `positions` int [n] (None: all)."""
-
-    seed: int
-    positions: np.ndarray | None = None
 
 
 def _quantiles(values: np.ndarray, rates: np.ndarray | None, shares: tuple[float, ...]) -> np.ndarray:
@@ -169,13 +160,13 @@ def label_bins(
     rates: np.ndarray | None = None,
     human: np.ndarray | None = None,
     strata: Strata | None = None,
-    shuffle: Shuffle | None = None,
+    control: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Labels of every start and their shares.
 
     advantage, returns: float [len]. rates: how often each start is drawn, float [len] (`draws.draw_rates`), which
     edges and shares count it by; None: all alike. human: bool [len], chunks of a human that are forced high.
-    strata: for edges of strata. shuffle: the control.
+    strata: for edges of strata. control: what permutes the critic's labels, None: nothing.
     The labels: `advantage_bin_raw`, the critic's, and `advantage_bin`, with some forced high, int [len] each.
 
     Raises:
@@ -195,8 +186,8 @@ def label_bins(
             bins = np.where(success, bins, np.minimum(bins, config.highest - 1))
     else:
         bins = strata_bins(advantage, group, strata, config, counted)
-    if shuffle is not None:
-        bins = shuffle_between(bins, shuffle.seed, shuffle.positions)
+    if control is not None:
+        bins = control(bins)
     labels = np.where(forced, config.highest, bins)
     _check_highest(data.name, labels == config.highest, rates)
     names = [condition_text(label, config.num_bins).split()[-1] for label in range(config.num_bins)]

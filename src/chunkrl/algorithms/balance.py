@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chunkrl.algorithms.advantages import step_rewards
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
@@ -210,6 +211,29 @@ def _episode_returns(data: ChunkData, step_reward: np.ndarray) -> np.ndarray:
 
 
 RUNNING_RATE = 0.02  # of the mean weight of a stratum, an update in which it has rows
+
+
+class StrataLabels:
+    """The strata of data that are labelled again and again: what is said of a task is said once."""
+
+    def __init__(self, config: BalanceConfig) -> None:
+        self._config, self._silent = config, set[str]()
+
+    def of(
+        self, data: ChunkData, value: np.ndarray, rates: np.ndarray | None, forced: np.ndarray | None
+    ) -> Strata | None:
+        """Strata by time and held-out V float [len]; None where weights are not balanced. rates, forced: as of
+        `make_strata`."""
+        if self._config.kind == "none":
+            return None
+        strata = make_strata(data, value, step_rewards(data), rates, forced, self._config, self._silent)
+        self._silent.update(strata.silent)
+        return strata
+
+
+def past_advantage(data: ChunkData, value: np.ndarray, scale: float) -> np.ndarray:
+    """What is added to advantages for what came before: scale (V(x) - V(x_0)), float32 [len]; value: V."""
+    return np.float32(scale) * (value - value[first_rows(data)])
 
 
 class RunningBalance:

@@ -214,4 +214,31 @@ class DistilConfig:
         return self.updates or policy_updates
 
 
+@dataclass(frozen=True)
+class IQLSettings:
+    """Of objective iql alone."""
+
+    expectile: float = 0.7
+    """tau: V is this expectile of Q over the recorded chunks, in (0, 1)."""
+    num_critics: int = 2
+    """Q heads; the least of them counts."""
+    target_rate: float = 0.005
+    """By which the target Q moves an update (1: no target network)."""
+    advantage_scale: float = 3.0
+    """Deviation of the standardised advantage that weights are made of."""
+    weight_clip: float = 100.0
+    """Largest weight."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.expectile < 1 or not 0 < self.target_rate <= 1 or self.num_critics < 1:
+            raise ChunkRLError(
+                f"iql.expectile {self.expectile} lies in (0, 1), iql.target_rate {self.target_rate} in (0, 1], and "
+                f"iql.num_critics {self.num_critics} is at least 1"
+            )
+        if not (0 < self.weight_clip <= 1e30 and 0 < self.advantage_scale < math.inf):
+            raise ChunkRLError(
+                "iql.weight_clip lies in (0, 1e30], and iql.advantage_scale is positive and finite"
+            )
+
+
 HumanRule = Literal["high", "high_and_mask", "critic"]

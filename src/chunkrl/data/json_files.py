@@ -78,6 +78,18 @@ def parse_json(
     return value
 
 
+def first_object(content: bytes) -> dict[str, Any] | None:
+    """The JSON object that `content` begins with, whatever follows; None where there is none."""
+    text = content.decode("utf-8", "replace").lstrip()
+    if not text.startswith("{"):
+        return None
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return None
+    return found
+
+
 _NAMES = {dict: "an object {...}", list: "a list [...]", type(None): "null", str: "a text", bool: "a boolean"}
 
 

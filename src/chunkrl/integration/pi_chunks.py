@@ -5,7 +5,7 @@ Two uses, `PiChunkConfig.use`:
   next observation stay those of the recording. Q then learns from (x, A_pi, r): r came from another chunk, so
   Q(x, A) has nothing to learn about A (docs/pi0.md shows it).
 - "candidates": Q learns from the recorded chunk alone; V's target and the chunk that the policy clones are chosen
-  among the recorded chunk and the policy's (`chunkrl.algorithms.chunk_awr`).
+  among the recorded chunk and the policy's (`chunkrl.algorithms.iql`).
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def _check_own(config: IterateConfig) -> None:
         raise ChunkRLError(
             f"arms is {config.arms}; name one or several of {', '.join(get_args(ArmName))}, each once"
         )
-    if train.objective == "value":
+    if not train.method.trains_policy:
         raise ChunkRLError("--objective value trains no policy: use cross_fitted or advantage_conditioned")
     if train.values is not None:
         raise ChunkRLError("--values are of one round's data: leave it out, each round trains its own")
@@ -126,7 +126,7 @@ def _small_policy(train: TrainConfig) -> tuple[Path, PolicySpec]:
             "name the pretrained policy, which acts first and which each round begins with: --init RUN/policy of an "
             "earlier chunkrl train, or --policy.kind pi with --pi0-config"
         )
-    if train.objective in ("iql", "document"):
+    if not train.method.takes_init:
         raise ChunkRLError(
             f"--objective {train.objective} begins with fresh networks, not with a pretrained policy's: use "
             "cross_fitted"

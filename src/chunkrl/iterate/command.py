@@ -202,7 +202,7 @@ class _Iteration:
         """A round's policy from the pretrained one, on all data so far."""
         plan, progress = self._plan, self._progress
         config = plan.train(arm, number, data)
-        if config.objective != "behaviour_cloning":
+        if config.method.needs_success:
             self._check_some_success(data)
         checkpoints = plan.folder(arm, number) / TRAIN / "checkpoints" / "last"
 

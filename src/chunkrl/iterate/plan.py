@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # it needs the extra `online`
 
 ROLLOUTS, TRAIN, EVALUATION, SELECTION = "rollouts", "train", "evaluation", "selection"
 _ACTOR_SHARD = "shard-000000"
-_OF_VALUES = ("critic_updates", "relabel_interval", "train_q", "balance", "distil", "value_videos")
 
 
 @dataclass(frozen=True)
@@ -150,8 +149,7 @@ class Plan:
             changes["num_epochs"] = number * train.num_epochs
             changes["num_updates"] = None if train.num_updates is None else number * train.num_updates
         elif arm != "default":  # cloning has no values, and refuses settings of them
-            untouched = TrainConfig()
-            changes |= {name: getattr(untouched, name) for name in _OF_VALUES} | {"objective": arm}
+            return replace(train, train_q=False, **changes).with_objective(arm)
         return replace(train, **changes)
 
     def _weights(self, rollouts: Sequence[Rollouts]) -> tuple[float, ...]:

@@ -118,7 +118,7 @@ class _Session:
         self._source = source = OnlineSource(worker, config.online, changed, digest)
         self._worker = worker
         with handled(source.stop):
-            needs_success = train.objective != "behaviour_cloning"
+            needs_success = train.method.needs_success
             if not source.wait_for_first(needs_success, self._wait_for_actors):
                 return
             self._learn()

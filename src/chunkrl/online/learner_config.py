@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from chunkrl.algorithms.registry import METHODS
 from chunkrl.config import load_config
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import ChunkRLError, DatasetError
@@ -18,7 +19,7 @@ from chunkrl.train_config import TrainConfig, going_on
 from chunkrl.training.config import ActionMode
 
 CONFIG_FILE = "learner.json"
-OBJECTIVES = ("cross_fitted", "advantage_conditioned", "behaviour_cloning", "success_cloning")
+OBJECTIVES = tuple(method.name for method in METHODS.values() if method.learns_online)
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class LearnerConfig:
 
         train = self.train
         check_config(train, has_data=True)
-        if train.objective not in OBJECTIVES:
+        if not train.method.learns_online:
             raise ChunkRLError(
                 f"--objective {train.objective} learns from data that stay; online, use one of "
                 f"{', '.join(OBJECTIVES)}"

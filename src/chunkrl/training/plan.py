@@ -169,7 +169,7 @@ class TrainingPlan:
             if config.keep_checkpoints
             else "all stay but those by time"
         )
-        policy = "" if config.objective == "value" else "policy/, "
+        policy = "policy/, " if config.method.trains_policy else ""
         return [
             f"{self.output}",
             f"checkpoints/: {', '.join(when)}",

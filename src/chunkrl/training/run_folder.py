@@ -14,7 +14,6 @@ from chunkrl.data.json_files import read_json
 from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS
 from chunkrl.data.regular_files import is_there, open_regular
 from chunkrl.errors import CheckpointError, ChunkRLError
-from chunkrl.train_checks import WEIGHTED
 from chunkrl.train_config import TrainCommand, TrainConfig, as_fresh, going_on
 from chunkrl.training.checkpoint import VALUES, left_behind, load_state
 from chunkrl.training.policy_io import PolicySpec, read_spec
@@ -27,7 +26,7 @@ def run_config(path: Path) -> TrainConfig:
     were balanced, or which labels were read, is from before they were."""
     config = load_config(TrainConfig, path)
     said = read_json(path, dict, ChunkRLError, "restore it")
-    if config.objective in WEIGHTED and "balance" not in said:
+    if config.method.weighs and "balance" not in said:
         config = replace(config, balance=BalanceConfig("none"))
     if "labels" not in said.get("labels", {}):  # from before files of labels were found
         others = (NO_LABELS,) * len(config.additional_offline_dataset_paths)

@@ -6,13 +6,12 @@ beside a config.json is of other settings, and every number about it would be fa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from chunkrl.data.json_files import as_json, leaves
+from chunkrl.data.json_files import as_json, first_object, leaves
 from chunkrl.data.sidecar import read_metadata
 from chunkrl.errors import ChunkRLError, OutputFolderError
 from chunkrl.output_folder import KINDS
@@ -108,7 +107,7 @@ def _wrong_checkpoints(folder: Path) -> Iterator[str]:
     if not metrics.is_file():
         return
     with metrics.open("rb") as file:
-        first = _decoded(file.readline())
+        first = first_object(file.readline())
     if first is None:
         return
     for checkpoint in sorted((folder / "checkpoints").glob("[0-9]*")):
@@ -117,22 +116,10 @@ def _wrong_checkpoints(folder: Path) -> Iterator[str]:
             continue
         content = state.read_bytes()
         begin = content.find(_RECORDS)
-        kept = None if begin < 0 else _decoded(content[begin + len(_RECORDS) :])
+        kept = None if begin < 0 else first_object(content[begin + len(_RECORDS) :])
         if kept is not None and not _is_same_record(kept, first):
             yield f"checkpoints/{checkpoint.name} is of another run than {METRICS_FILE}"
             return
-
-
-def _decoded(content: bytes) -> dict[str, Any] | None:
-    """The JSON object that `content` begins with; None where there is none."""
-    text = content.decode("utf-8", "replace").lstrip()
-    if not text.startswith("{"):
-        return None
-    try:
-        found, _ = json.JSONDecoder().raw_decode(text)
-    except ValueError:
-        return None
-    return found
 
 
 def _is_same_record(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -1,21 +1,11 @@
-"""Chunk-level offline RL with Q(x, A), V(x) and an advantage-weighted policy trained together.
+"""Q(x, A), V(x) and the policy trained together on every batch: what `iql` and `document` have in common.
 
-With `document()` this is the chunk-level document's objective to the letter: L_Q with y = r + gamma^H V(x'),
-L_V towards E_{A~pi}[Q - log pi], weights exp(beta (Q - V)), L = L_Q + lambda_V L_V + lambda_pi L_pi, for a
-Gaussian policy. `iql()` turns on the repairs (IQL, arXiv 2110.06169, over chunks):
-1. no bootstrap past a terminating action, gamma^k for the real length k, `critic_mask`;
-2. twin Q with slow target networks, the minimum for V and for the advantage;
-3. expectile V towards Q of the stored chunk: Q is never asked about chunks off the data;
-4. standardised advantages, clipped weights, balanced over strata of time (`balance`);
-5. any of it cross-fitted by episode (`num_folds` > 1).
+L = L_Q + lambda_V L_V + lambda_pi L_pi (chunk-level offline RL, "Core Formulations"), the policy's part weighted by
+exp(beta (Q - V)). All of it may be cross-fitted by episode (`num_folds` > 1). A method says what Q bootstraps
+from, what V learns, and how the weights and the policy's loss are made.
 
-With "candidates" attached to the data set, chunks [len, N, H, A] of another policy (`integration.pi_chunks`), `iql()`
-asks Q about them and never teaches Q with them, for nothing is known of what they earn: V is the expectile over the
-recorded chunk and the candidates (as EMaQ's maximum, arXiv 2007.11091), and the policy clones the one of them that
-the held-out Q prefers, weighted by its advantage.
-
-On a pi policy the loss is the weighted flow-matching loss and V takes no entropy term. One pass of the policy's
-vision tower over an observation serves the policy and, detached, V, Q and its target (`with_vision`).
+On a pi policy the loss is the weighted flow-matching loss. One pass of the policy's vision tower over an observation
+serves the policy and, detached, V, Q and its target (`with_vision`).
 """
 
 from __future__ import annotations
@@ -33,10 +23,8 @@ from torch import nn
 
 from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms import losses
-from chunkrl.algorithms.balance import RunningBalance, make_strata
-from chunkrl.algorithms.base import Histogram, Metrics, Networks, Phase, only_finite
+from chunkrl.algorithms.base import Histogram, MethodInputs, Metrics, Networks, Phase, only_finite
 from chunkrl.algorithms.best_of_n import QEnsemble, least_q
-from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
 from chunkrl.algorithms.value_labels import (
     ValueLabels,
@@ -45,7 +33,7 @@ from chunkrl.algorithms.value_labels import (
     warn_of_success_alone,
 )
 from chunkrl.data.collection import ChunkData
-from chunkrl.data.draws import draw_rates, trained_starts
+from chunkrl.data.draws import trained_starts
 from chunkrl.data.label_rules import TimeOut
 from chunkrl.data.large_arrays import keep
 from chunkrl.errors import ChunkRLError
@@ -60,77 +48,32 @@ from chunkrl.types import ChunkTransition
 
 @dataclass(frozen=True)
 class JointConfig:
-    """Settings of the joint objective; the defaults are `iql()`.
+    """Settings that both methods have.
 
     num_updates: updates. beta: temperature of the weights. lambda_v, lambda_pi: weights of the losses.
-    alpha: temperature of -log pi in V's target (document: 1; 0 drops it). expectile: tau of the expectile V
-    loss on stored chunks; None takes the document's value loss with a chunk drawn from the policy.
     num_critics: Q heads, the minimum counts. target_rate: EMA rate of the target Q (1: no target network).
-    respect_ends: mask the bootstrap at termination, gamma^k, critic_mask; False is the document's y.
-    normalize, weight_clip, advantage_scale: of the weights. num_folds: cross-fitting, 1 off.
-    ema_decay: of the policy's average, which is deployed; 0: none.
+    num_folds: cross-fitting, 1 off. ema_decay: of the policy's average, which is deployed; 0: none.
     relabel_interval: updates between two looks at all data's values (0: one at the end).
     time_out: what a time limit means for the returns that values are compared with; V and Q bootstrap there.
-    balance: how the weights are shared out over the data, by strata of time (values move while it trains).
     """
 
     num_updates: int = 4000
     beta: float = 1.0
     lambda_v: float = 1.0
     lambda_pi: float = 1.0
-    alpha: float = 0.0
-    expectile: float | None = 0.7
-    num_critics: int = 2
-    target_rate: float = 0.005
-    respect_ends: bool = True
-    normalize: losses.Normalize = "standardize"
-    advantage_scale: float = 3.0
-    weight_clip: float | None = 100.0
+    num_critics: int = 1
+    target_rate: float = 1.0
     num_folds: int = 1
     ema_decay: float = 0.0
     relabel_interval: int = 0
     time_out: TimeOut = "failure"
-    balance: BalanceConfig = BalanceConfig()
-
-    def __post_init__(self) -> None:
-        unread = [name for name in ("value_bins", "success_mix") if self._sets(name)]
-        if unread:
-            raise ChunkRLError(
-                f"balance.{' and balance.'.join(unread)}: not for --objective iql, whose values move while it "
-                "trains: leave it out, or use --objective cross_fitted"
-            )
-
-    def _sets(self, name: str) -> bool:
-        return getattr(self.balance, name) != getattr(BalanceConfig(), name)
 
 
-def iql(**settings: Any) -> JointConfig:
-    """The robust recipe: expectile V, twin target Q, masked ends, standardised and clipped weights."""
-    return JointConfig(**settings)
+class JointMethod:
+    """See the module. value_optim: of V and Q; None: as the policy's."""
 
-
-def document(**settings: Any) -> JointConfig:
-    """The document's exact objective (alpha = 1, log pi summed over the chunk, nothing masked or clipped)."""
-    exact: dict[str, Any] = {
-        "alpha": 1.0,
-        "expectile": None,
-        "num_critics": 1,
-        "target_rate": 1.0,
-        "respect_ends": False,
-        "normalize": "none",
-        "advantage_scale": 1.0,
-        "weight_clip": None,
-        "num_folds": 1,
-        "balance": BalanceConfig("none"),
-    }
-    return JointConfig(**(exact | settings))
-
-
-class ChunkAWR:
-    """The algorithm of this module; see `JointConfig`.
-
-    value_optim: of V and Q; None: as the policy's.
-    """
+    bootstraps_past_ends = False
+    """Whether returns know of no end: then failing is no escape from the costs of steps."""
 
     def __init__(
         self,
@@ -143,28 +86,22 @@ class ChunkAWR:
         value_optim: OptimConfig | None = None,
     ) -> None:
         self.policy = networks.policy().to(device)
-        if config.alpha > 0 and not self.policy.has_log_prob:
-            raise ChunkRLError(
-                "the document's entropy term needs log pi, which only a Gaussian policy has: "
-                "use --policy.kind gaussian, or --objective iql / cross_fitted for a flow policy"
-            )
-        if "candidates" in dataset.label_names and config.expectile is None:
-            raise ChunkRLError(
-                "candidate chunks need the expectile V of --objective iql: the document's V samples the policy"
-            )
+        self.config: Any = config  # of the method's own class
+        self._check(dataset)
         self._step_reward = adv.step_rewards(dataset)
         adv.check_rewards(dataset.name, self._step_reward)
         warn_of_success_alone(dataset)
         returns = monte_carlo_returns(dataset, self._step_reward)
-        if config.respect_ends:  # a time-out's V is bootstrapped, whatever its returns are taken for
+        if (
+            not self.bootstraps_past_ends
+        ):  # a time-out's V is bootstrapped, whatever its returns are taken for
             adv.check_failures(dataset, self._step_reward, returns, "bootstrap")
         self._returns = keep(dataset.cache_dir, returns[dataset.starts])
-        self.config, self.device = config, device
+        self.device = device
         self._dataset, self._trained = dataset, trained_starts(dataset)
-        self._horizon_discount = dataset.gamma**dataset.critic_horizon
         self.fold = assign_folds(dataset.frame_labels.success, config.num_folds, seed)
         dataset.attach("fold", self.fold[dataset.episode])
-        self._balance = self._make_balance()
+        self._prepare()
         head, num_critics = ValueHead("scalar"), config.num_critics  # their targets have no bounds
         self.value = CrossFitted(lambda: networks.value(head), config.num_folds).to(device)
         self.critic = CrossFitted(lambda: networks.critic(num_critics, head), config.num_folds).to(device)
@@ -175,15 +112,40 @@ class ChunkAWR:
         self.labels: dict[str, np.ndarray] = {}
         self._num_updates, self._labelled_at = 0, -1
 
-    def _make_balance(self) -> RunningBalance | None:
-        """What is due in the data's strata of time, as the label `stratum`; None where weights are not balanced."""
-        config, data = self.config, self._dataset
-        if config.balance.kind == "none":
-            return None
-        rates = draw_rates(data, self._trained)
-        strata = make_strata(data, None, self._step_reward, rates, None, config.balance)
-        data.attach("stratum", strata.index)
-        return RunningBalance.of(strata, rates, self.device)
+    # What a method says.
+
+    def _check(self, dataset: ChunkData) -> None:
+        """Raises ChunkRLError for policies or data that the method does not take."""
+
+    def _prepare(self) -> None:
+        """Before networks are built: what the method attaches to the data."""
+
+    def _ends(self, batch: ChunkTransition) -> tuple[torch.Tensor, torch.Tensor]:
+        """Discount float [B] of what V says behind the transition, and which rows Q learns from, bool [B]."""
+        return batch.discount, batch.critic_mask
+
+    def _chunks(self, batch: ChunkTransition) -> torch.Tensor:
+        """The chunks [B, H, A], or N each [B, N, H, A], whose Q decides what the policy clones."""
+        return batch.actions
+
+    def _value_loss(
+        self, value: torch.Tensor, target: torch.Tensor | None, now: Any, batch: ChunkTransition
+    ) -> tuple[torch.Tensor, Metrics]:
+        """The folds' sum of losses of V [K, B]; target: of `_value_target`."""
+        raise NotImplementedError
+
+    def _value_target(self, now: Any, chunks: torch.Tensor) -> torch.Tensor | None:
+        """The target networks' Q of `chunks` where V learns from it, None where it does not."""
+        return self._target_q(now, chunks)
+
+    def _weights(self, advantage: torch.Tensor, batch: ChunkTransition) -> tuple[torch.Tensor, Metrics]:
+        """Weights [B] from advantages [B]."""
+        raise NotImplementedError
+
+    def _imitation_loss(self, batch: ChunkTransition) -> ImitationLoss:
+        return self.policy.imitation_loss(batch.observation, batch.actions, batch.action_mask)
+
+    # What they share.
 
     def _make_optimizers(self, optim: OptimConfig, value_optim: OptimConfig | None) -> list[Optimizer]:
         """One of the policy and one of V and Q, each network clipped by its own norm; or, as the document has it, one
@@ -251,16 +213,11 @@ class ChunkAWR:
             value = self.value.each(lambda v: v.forward_prepared(now))  # type: ignore[operator]
             q = self.critic.each(lambda c: c.forward_prepared(now, batch.actions))  # type: ignore[operator]
             critic, q_target = self._critic_loss(q, batch)
-            chunks = _with_candidates(batch)
-            target = None if config.expectile is None else self._target_q(now, chunks)
+            chunks = self._chunks(batch)
+            target = self._value_target(now, chunks)
             value_loss, more = self._value_loss(value, target, now, batch)
             batch, advantage = self._policy_targets(value, target, chunks, now, batch)
-            weights = losses.advantage_weights(
-                advantage, config.beta * config.advantage_scale, config.weight_clip, config.normalize
-            )
-            clip_fraction = float((weights >= (config.weight_clip or math.inf)).float().mean())
-            if self._balance is not None:
-                weights = self._balance.apply(weights, batch.labels["stratum"])
+            weights, of_weights = self._weights(advantage, batch)
             lost = self._imitation_loss(batch)
             policy = losses.policy_loss(weights, lost.per_chunk)
         lr = self._optimizers[0].lr
@@ -271,24 +228,18 @@ class ChunkAWR:
             "loss/value": float(value_loss.detach()),
             "loss/policy": float(policy.detach()),
             "loss/imitation": float(lost.per_chunk.detach().mean()),
-            "value/mean": float(value.detach().mean()),
-            "value/std": float(value.detach().std(unbiased=False)),
-            "q/mean": float(q.detach().mean()),
-            "q/std": float(q.detach().std(unbiased=False)),
-            "q_target/mean": float(q_target.mean()),
-            "q_target/std": float(q_target.std(unbiased=False)),
-            "advantage/mean": float(advantage.detach().mean()),
-            "advantage/std": float(advantage.std(unbiased=False)),
             "weight/mean": float(weights.mean()),
             "weight/max": float(weights.max()),
             "weight/effective_sample_size": float(losses.effective_sample_size(weights)),
             "grad_norm/joint": norm,
             "lr/policy": lr,
         }
+        spread = {"value": value, "q": q, "q_target": q_target, "advantage": advantage}
+        for key, found in spread.items():
+            metrics[f"{key}/mean"] = float(found.detach().mean())
+            metrics[f"{key}/std"] = float(found.detach().std(unbiased=False))
         metrics |= {key: total / count for key, (total, count) in lost.parts.items() if count}
-        if config.weight_clip is not None:
-            metrics["weight/clip_fraction"] = clip_fraction
-        return metrics | more
+        return metrics | of_weights | more
 
     def _step(self, critic: torch.Tensor, value: torch.Tensor, policy: torch.Tensor) -> float:
         """One update down the total loss; returns the norm of all gradients."""
@@ -318,61 +269,17 @@ class ChunkAWR:
 
     def _critic_loss(self, q: torch.Tensor, batch: ChunkTransition) -> tuple[torch.Tensor, torch.Tensor]:
         """The folds' sum of losses, and their targets [K, B]."""
-        config = self.config
         first: Any = self.value.networks[0]
         then = first.prepare(batch.next_observation)
         with torch.no_grad():
             next_value = self.value.each(lambda v: v.forward_prepared(then))  # type: ignore[operator]
-        if config.respect_ends:
-            discount, mask = batch.discount, batch.critic_mask
-        else:
-            discount = torch.full_like(batch.discount, self._horizon_discount)
-            mask = torch.ones_like(batch.critic_mask)
+        discount, mask = self._ends(batch)
         total = q.new_zeros(())
         trains = self.value.trains_on(batch.labels["fold"])
         targets = losses.bellman_target(batch.reward, discount, next_value)
         for k in range(len(q)):
             total = total + losses.critic_loss(q[k], targets[k], mask & trains[k])
         return total, targets
-
-    def _value_loss(
-        self, value: torch.Tensor, target: torch.Tensor | None, now: Any, batch: ChunkTransition
-    ) -> tuple[torch.Tensor, Metrics]:
-        """The folds' sum of losses; target: Q of what V is the expectile of, [K, B] or [K, N, B], or None."""
-        trains = self.value.trains_on(batch.labels["fold"])
-        if target is None:
-            return self._sampled_value_loss(value, trains, now, batch)
-        expectile = self.config.expectile
-        assert expectile is not None
-        usable = batch.critic_mask if self.config.respect_ends else torch.ones_like(batch.critic_mask)
-        total = value.new_zeros(())
-        for k in range(len(value)):
-            total = total + losses.expectile_loss(value[k], target[k], expectile, trains[k] & usable)
-        unseen = ~trains & usable
-        if not unseen.any():
-            return total, {}
-        held_out = [
-            losses.expectile_loss(value[k], target[k], expectile, unseen[k]) for k in range(len(value))
-        ]
-        return total, {"loss/value_held_out": float(sum(held_out).detach())}  # type: ignore[union-attr]
-
-    def _sampled_value_loss(
-        self, value: torch.Tensor, trains: torch.Tensor, now: Any, batch: ChunkTransition
-    ) -> tuple[torch.Tensor, Metrics]:
-        """The document's: towards Q - log pi of a chunk drawn from the policy."""
-        config, log_prob = self.config, None
-        with torch.no_grad():
-            chunk = self.policy.sample(batch.observation, 1)[:, 0]
-            if config.alpha > 0:
-                whole = torch.ones_like(batch.action_mask)
-                log_prob = self.policy.log_prob(self.policy.prepare(batch.observation), chunk, whole)
-        target, total = self._target_q(now, chunk), value.new_zeros(())
-        for k in range(len(value)):
-            # every fold's V stays within its own data: rows it may not see are left out of its mean
-            rows = trains[k].nonzero().squeeze(-1)
-            entropy = None if log_prob is None else log_prob[rows]
-            total = total + losses.value_loss(value[k][rows], target[k][rows], entropy, config.alpha)
-        return total, {} if log_prob is None else {"policy/log_prob": float(log_prob.mean())}
 
     @torch.no_grad()
     def _policy_targets(
@@ -394,26 +301,13 @@ class ChunkAWR:
         mask = batch.action_mask | (chosen > 0)[:, None]  # a candidate has no padding
         return replace(batch, actions=chunks[rows, chosen], action_mask=mask), best - baseline
 
-    def _imitation_loss(self, batch: ChunkTransition) -> ImitationLoss:
-        if self.config.respect_ends or not self.policy.has_log_prob:
-            return self.policy.imitation_loss(batch.observation, batch.actions, batch.action_mask)
-        prepared = self.policy.prepare(batch.observation)
-        # the document's sum
-        return ImitationLoss(-self.policy.log_prob(prepared, batch.actions, batch.action_mask))
-
     def q_ensemble(self) -> QEnsemble | None:
         """Q for best-of-N."""
         return QEnsemble(self.critic.eval())
 
     def _parts(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {
-            "value": self.value,
-            "critic": self.critic,
-            "target": self.target,
-        }
+        parts: dict[str, Any] = {"value": self.value, "critic": self.critic, "target": self.target}
         parts |= {f"optimizer_{number}": optimizer for number, optimizer in enumerate(self._optimizers)}
-        if self._balance is not None:
-            parts["balance"] = self._balance
         return parts if self._ema is None else parts | {"ema": self._ema}
 
     def grow(self, data: ChunkData) -> Metrics:
@@ -467,7 +361,15 @@ class ChunkAWR:
         self._dataset.attach("fold", self.fold[self._dataset.episode])
 
 
-def _with_candidates(batch: ChunkTransition) -> torch.Tensor:
-    """The recorded chunks [B, H, A], with the other policy's behind them where there are some: [B, N + 1, H, A]."""
-    candidates = batch.labels.get("candidates")
-    return batch.actions if candidates is None else torch.cat([batch.actions[:, None], candidates], dim=1)
+def shared_settings(inputs: MethodInputs) -> dict[str, Any]:
+    """Those of `JointConfig` that both methods read from the run's."""
+    settings = inputs.settings
+    return {
+        "num_updates": inputs.num_updates,
+        "beta": settings.beta,
+        "lambda_v": settings.lambda_v,
+        "lambda_pi": settings.lambda_pi,
+        "ema_decay": settings.ema_decay,
+        "relabel_interval": settings.relabel_interval,
+        "time_out": settings.fit.time_out,
+    }

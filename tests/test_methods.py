@@ -1,0 +1,189 @@
+"""Methods: what each reads is what it declares, nobody else knows them by name, and one is added in one file."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import toy_method
+from chunk_data import random_episodes, settings, write_dataset
+
+import chunkrl
+from chunkrl import ChunkLevelOfflineRL, TrainConfig
+from chunkrl.algorithms.base import MethodInputs
+from chunkrl.algorithms.registry import METHODS, Method
+from chunkrl.config import changed_settings, with_defaults
+from chunkrl.errors import ChunkRLError
+from chunkrl.training.policy_io import load_policy
+
+SOURCES = Path(chunkrl.__file__).parent
+ALL = pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
+OUTSIDE = {
+    "gamma",
+    "reward",
+    "critic_horizon",
+    "value_epochs",
+    "value_updates",
+    "value_videos",
+    "values",
+    "pi",
+}
+OUTSIDE |= {"value_lr", "sample_weights", "train_q"}
+"""What is read around the method: by the data, the phases' lengths, networks, videos."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "d", random_episodes(6))
+
+
+def leaves(config: Any, prefix: str = "") -> list[str]:
+    """Paths of all settings."""
+    found = []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        is_part = dataclasses.is_dataclass(value) and not isinstance(value, type)
+        found += leaves(value, f"{prefix}{f.name}.") if is_part else [prefix + f.name]
+    return found
+
+
+class Other:
+    """A value that no setting has."""
+
+
+def changed(config: Any, path: str) -> Any:
+    """The configuration with another value at `path`, whatever that would mean."""
+    name, _, rest = path.partition(".")
+    copied = object.__new__(type(config))
+    for f in dataclasses.fields(config):
+        object.__setattr__(copied, f.name, getattr(config, f.name))
+    object.__setattr__(copied, name, changed(getattr(config, name), rest) if rest else Other())
+    return copied
+
+
+@ALL
+def test_a_setting_that_is_not_read_is_refused_with_the_cure(method: Method) -> None:
+    """Every leaf: it is every run's, or read by the method, or refused by its own name."""
+    config = TrainConfig(dataset_dir="d", objective=method.name)
+    paths = leaves(config)
+    assert len(paths) > 140
+    for path in paths:
+        other = changed(config, path)
+        if path == "objective":
+            continue
+        assert path in changed_settings(other)
+        someone = any(m.reads_setting(path, train_q=True) for m in METHODS.values())
+        assert other.unread() == ((path,) if someone and not method.reads_setting(path) else ())
+        assert not with_defaults(other, other.unread()).unread()
+
+
+@ALL
+def test_what_nobody_reads_is_no_setting_of_a_method(method: Method) -> None:
+    paths = leaves(TrainConfig())
+    for read in (*method.reads, *method.reads_for_q):
+        assert any(path == read or path.startswith(f"{read}.") for path in paths), read
+
+
+@pytest.mark.parametrize(
+    ("objective", "change", "message"),
+    [
+        (
+            "iql",
+            {"value_epochs": 3.0},
+            r"iql does not read --value-epochs: leave that out, or use --objective cross",
+        ),
+        ("success_cloning", {"beta": 2.0}, r"success_cloning does not read --beta"),
+        ("document", {"num_folds": 3}, r"document does not read --num-folds"),
+        ("cross_fitted", {"lambda_v": 3.0}, r"does not read --lambda-v: .*--objective iql or document"),
+        ("behaviour_cloning", {"gamma": 0.9}, r"does not read --gamma"),
+        ("value", {"beta": 2.0, "human_chunks": "critic"}, r"value does not read --beta, --human-chunks"),
+    ],
+)
+def test_the_command_refuses_it(data: Path, objective: str, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ChunkRLError, match=message):
+        ChunkLevelOfflineRL(dataset_dir=str(data), action_dim=2, objective=objective, **change)
+
+
+def test_with_q_a_cloning_run_reads_what_values_read(data: Path, tmp_path: Path) -> None:
+    own = settings(data, tmp_path, objective="behaviour_cloning", train_q=True, num_folds=3, gamma=0.9)
+    ChunkLevelOfflineRL(**own).train()
+    assert not TrainConfig(**own).with_objective("success_cloning").unread()
+
+
+class Recording:
+    """Settings that remember which of them were read."""
+
+    def __init__(self, of: Any) -> None:
+        self._of, self.read = of, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.read.add(name)
+        return getattr(self._of, name)
+
+
+@ALL
+def test_a_method_is_built_of_what_it_declares(data: Path, tmp_path: Path, method: Method) -> None:
+    if method.conditions:
+        method = METHODS["cross_fitted"]  # as it, but on a pi policy: declared alike
+    inputs: list[MethodInputs] = []
+    original = type(method).build
+
+    def kept(self: Method, given: MethodInputs) -> Any:
+        inputs.append(dataclasses.replace(given, settings=Recording(given.settings)))
+        return original(self, inputs[-1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Method, "build", kept)
+        ChunkLevelOfflineRL(**settings(data, tmp_path, objective=method.name))
+    assert len(inputs) == 1
+    declared = {read.partition(".")[0] for read in (*method.reads, *method.reads_for_q)}
+    someone = {read.partition(".")[0] for m in METHODS.values() for read in (*m.reads, *m.reads_for_q)}
+    read = inputs[0].settings.read
+    # fit and the settings of Q are read as a whole, and refused before where nothing reads them
+    whole = {
+        "fit",
+        "num_folds",
+        "train_q",
+        "critic_updates",
+        "relabel_interval",
+        "ema_decay",
+        "microbatch_size",
+        "distil",
+    }
+    assert (read & someone) - declared - whole == set()
+    assert declared - read - OUTSIDE - whole == set()
+
+
+def test_nobody_else_compares_an_objectives_name() -> None:
+    """Whoever must tell methods apart asks for a capability."""
+    names = "|".join(set(METHODS) - {"value"})  # a phase, too
+    compared = re.compile(rf"objective\s*(==|!=|in|not in)\s|[=!]=\s*[\"']({names})[\"']")
+    found = [
+        f"{path.relative_to(SOURCES)}:{number}: {line.strip()}"
+        for path in SOURCES.rglob("*.py")
+        if "algorithms" not in path.parts
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if compared.search(line) and "METHODS" not in line
+    ]
+    assert not found, found
+
+
+def test_a_method_is_one_file_and_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, toy_method.METHOD.name, toy_method.METHOD)  # type: ignore[arg-type]  # the one line
+    config = settings(data, tmp_path / "run", objective="long_cloning")
+    run = ChunkLevelOfflineRL(**config)
+    run.train()
+    (phase,) = run.algorithm.phases()
+    lengths = np.bincount(run.dataset.episode)
+    assert phase.subset is not None
+    assert len(phase.subset) == lengths[lengths >= np.median(lengths)].sum() < len(run.dataset)
+    observation = run.dataset.batch(np.arange(2)).observation
+    assert load_policy(tmp_path / "run" / "policy").act(observation, [], "mode").shape == (2, 3, 2)
+    with pytest.raises(ChunkRLError, match="long_cloning does not read --beta"):
+        ChunkLevelOfflineRL(**config, beta=2.0)
