@@ -209,7 +209,7 @@ def make_plan(
             before += p.num_updates
     networks, seen = {}, set[int]()
     for name, module in algorithm.trained_networks().items():
-        if name == "policy" and config.objective == "value":
+        if name == "policy" and not config.method.trains_policy:
             continue
         networks[name] = _network_plan(module, config, name == "policy", seen)
     return TrainingPlan(config, output, tuple(phases), updates_per_epoch, len(data), networks, device)
