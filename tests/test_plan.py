@@ -53,9 +53,7 @@ def test_a_dry_run_prints_the_plan_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = settings(data, tmp_path) | {"output_dir": "", "objective": objective, "save_updates": 4}
-    if objective == "document":
-        config |= {"num_folds": 1}
+    config = settings(data, tmp_path, objective=objective, save_updates=4) | {"output_dir": ""}
     file = as_file(tmp_path, config)
     before = files(tmp_path) | files(data)
     main(["train", "--config", file, "--dry-run"])
