@@ -269,9 +269,16 @@ def test_each_data_set_has_its_own(root: Path, tmp_path: Path) -> None:
         ChunkLevelOfflineRL(both)
 
 
-def test_label_makes_labels_and_reads_none(root: Path) -> None:
+def test_label_makes_labels_and_reads_none(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = label(root)
+    assert "train, learner, inspect and report find it beside the data" in capsys.readouterr().out
     second = label(root, LabelRule())  # of the columns, whatever file is there
+    assert (
+        f"which of the 2 files of labels there to use: --labels labels/{second.name}"
+        in capsys.readouterr().out
+    )
+    label_dataset(LabelCommand(str(root), SUCCESSES, output=str(root.parent / "mine.parquet")), silent)
+    assert f"use it with --labels {root.parent / 'mine.parquet'}" in capsys.readouterr().out
     assert second != first and successes(root, labels=f"labels/{second.name}") == OTHERS
     with pytest.raises(ChunkRLError, match="label makes labels"):
         label_dataset(LabelCommand(str(root), LabelRule(labels=str(first))), silent)

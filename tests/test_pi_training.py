@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from chunk_data import write_dataset
+from chunk_data import open_chunks, write_dataset
 from pi_tiny import ACTION_DIM, STATE_DIM, TOKENIZER, tiny_policy
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
@@ -21,6 +21,7 @@ from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.cli import main
 from chunkrl.config import save_config
+from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import CheckpointError, ChunkRLError, LabelError
 from chunkrl.integration.config import PiTrainingConfig
@@ -355,6 +356,25 @@ def test_the_average_is_what_is_saved(root: Path, checkpoints: Path, tmp_path: P
     saved = load_pretrained(tmp_path / "policy").model.action_out_proj.weight
     torch.testing.assert_close(saved.detach(), average)
     assert not torch.allclose(saved.detach(), steps[-1], atol=1e-8)
+
+
+def test_a_policy_resizes_pictures_as_its_training_did(
+    root: Path, checkpoints: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """First as the data path did, then as the model does; stock LeRobot knows only the second."""
+    seen: dict[str, Any] = {"frames": FrameSettings(resize=(28, 28), antialias=False)}
+    run = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path, "behaviour_cloning", **seen))
+    run.train()
+    assert "does not resize pictures to 28x28-bilinear first" in caplog.text
+    loaded = load_policy(tmp_path / "policy")
+    assert isinstance(loaded, PiActor) and loaded.fps == run.dataset.fps
+    by_data = run.dataset.batch(np.arange(3), next_observation=False).observation
+    recorded = open_chunks(root, HORIZON).batch(np.arange(3), next_observation=False).observation
+    assert recorded.images[CAMERAS[0]].shape[-1] == 56 and by_data.images[CAMERAS[0]].shape[-1] == 28
+    chunks = loaded.act(recorded)
+    assert torch.equal(chunks, loaded.act(by_data))
+    first = recorded.map(lambda tensor: tensor[0].numpy())
+    torch.testing.assert_close(loaded.act(replace(first, task=recorded.task[0])), chunks[0])
 
 
 def test_lora_is_merged_into_an_ordinary_checkpoint(root: Path, checkpoints: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from chunkrl.data.export import export_labels
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.json_files import as_json
 from chunkrl.data.label_config import LabelCommand, ReturnRule
-from chunkrl.data.label_files import FOLDER, LABELS_VERSION, label_columns
+from chunkrl.data.label_files import FOLDER, LABELS_VERSION, label_columns, labels_beside
 from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS, LabelRule
 from chunkrl.data.labels import FrameLabels, label_frames
 from chunkrl.data.notes import column_notes, label_notes
@@ -64,9 +64,21 @@ def label_dataset(command: LabelCommand, progress: Progress) -> tuple[FrameTable
         f"{int(labels.subgoal.sum())} sub-goals (by {labels.rule.subgoal}), returns from "
         f"{arrays['return'].min():.4g} to {arrays['return'].max():.4g}"
     )
+    print(_found_by(table.description.root, path))
     if command.export:
         print(f"{command.export}: {table.num_episodes} episodes with next.* columns")
     return table, labels
+
+
+def _found_by(root: Path, path: Path) -> str:
+    """Who finds the labels in the file, and what they must be told."""
+    users, there = "chunkrl train, learner, inspect and report", labels_beside(root)
+    own = next((file.name for file in there if file.path.samefile(path)), None)
+    if own is None:
+        return f"{users} use it with --labels {path}"
+    if len(there) > 1:
+        return f"{users} must be told which of the {len(there)} files of labels there to use: --labels {own}"
+    return f"{users} find it beside the data"
 
 
 def _own_rule(rule: LabelRule) -> LabelRule:
