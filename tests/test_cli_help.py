@@ -79,9 +79,9 @@ def test_help_fits_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch:
 
 
 def test_did_you_mean(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "unknown command 'trian'; did you mean train" in refused(["trian"], capsys)
+    assert "unknown command 'trian' (did you mean train" in refused(["trian"], capsys)
     said = refused(["train", "--batch-sise", "8"], capsys)
-    assert "unknown option --batch-sise; did you mean --batch-size" in said and "--help-all" in said
+    assert "unknown option --batch-sise (did you mean --batch-size" in said and "--help-all" in said
     assert "did you mean zsh" in refused(["completion", "zhs"], capsys)
     said = refused(["evaluate", "--policy", "nowhere", "--env", "puhs-v3"], capsys)
     assert "holds no policy" in said or "did you mean push-v3" in said
@@ -89,9 +89,9 @@ def test_did_you_mean(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_did_you_mean_an_environment(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     pytest.importorskip("metaworld")
-    with pytest.raises(ValueError, match=r"no task 'puhs-v3'; did you mean push-v3"):
+    with pytest.raises(ValueError, match=r"no task 'puhs-v3' \(did you mean push-v3"):
         expand(["puhs-v3"])
-    with pytest.raises(ValueError, match=r"no suite 'libero_spatiel'; did you mean libero_spatial"):
+    with pytest.raises(ValueError, match=r"no suite 'libero_spatiel' \(did you mean libero_spatial"):
         expand(["libero_spatiel"])
 
 
@@ -117,6 +117,7 @@ class Options:
     fast: bool = False
     use_task: bool | None = None
     lr: float = 0.1
+    picks: tuple[Literal["red", "blue"], ...] | None = None
     inner: Inner = field(default_factory=Inner)
     other: Other = field(default_factory=Other)
 
@@ -132,6 +133,8 @@ class Options:
         ("--no-cache", "--inner.no-cache"),
         ("--size 4 --lr=1", "--inner.size 4 --lr 1"),
         ("--inner.kind b", "--inner.kind b"),
+        ("--picks red blue --fast", "--picks red blue --fast"),
+        ("--picks None", "--picks None"),
     ],
 )
 def test_names_of_flags(given: str, flags: str) -> None:
@@ -147,7 +150,10 @@ def test_names_of_flags(given: str, flags: str) -> None:
         ("--no-inner.cache", "--no-inner.cache is written --inner.no-cache"),
         ("--kind b", "--kind is the name of several options: write --inner.kind or --other.kind"),
         ("--no-lr", "unknown option --no-lr"),
-        ("--inner.sise 4", "unknown option --inner.sise; did you mean --inner.size"),
+        ("--inner.kind zz", "--inner.kind zz: use one of a, b"),
+        ("--picks reed", "--picks reed (did you mean red?): use one of red, blue"),
+        ("--inner.kind=c --lr 1", "--inner.kind c: use one of a, b"),
+        ("--inner.sise 4", "unknown option --inner.sise (did you mean --inner.size"),
     ],
 )
 def test_one_spelling_of_switches_and_clear_refusals(given: str, message: str) -> None:

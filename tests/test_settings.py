@@ -32,7 +32,7 @@ def test_every_setting_is_a_field_a_flag_and_a_key_by_one_name() -> None:
                 assert settings.matches(setting.flag) == [setting]
                 name = setting.flag.removeprefix("--").replace("-", "_")
                 assert setting.key == name or setting.key.endswith(f".{name}")
-                value = [] if setting.is_switch else ["1"]
+                value = [] if setting.is_switch else [(*setting.choices, "1")[0]]
                 assert as_flags(settings, command.name, [f"--{setting.key}", *value])[0] == setting.flag
         for name in command.common:
             assert [s.flag for s in settings.matches(name)] == [f"--{name}"]
@@ -89,9 +89,9 @@ def test_a_whole_record_reads_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"batch_sise": 3}, "unknown configuration key: batch_sise; did you mean batch_size"),
-        ({"frames": {"resise": None}}, "resise; did you mean resize"),
-        ({"frames.resise": None}, "frames.resise; did you mean frames.resize"),
+        ({"batch_sise": 3}, "unknown configuration key: batch_sise \\(did you mean batch_size"),
+        ({"frames": {"resise": None}}, "resise \\(did you mean resize"),
+        ({"frames.resise": None}, "frames.resise \\(did you mean frames.resize"),
         ({"num_steps": 3}, "num_steps is the name of several settings: write fit.num_steps or pi0.num_steps"),
         ({"rank": "high"}, "pi.lora.rank is 'high', expected|rank.*high"),
         ({"resize": [9, 9], "frames": {"resize": None}}, "resize and frames.resize are the same setting"),
@@ -110,7 +110,7 @@ def test_python_takes_the_same_names() -> None:
     assert (config.frames.resize, config.gamma, config.labels.success_episodes) == ((96, 96), 0.5, (1,))
     frames = FrameSettings(cache=False)
     assert TRAIN.replaced({"frames": frames}).frames == frames
-    with pytest.raises(ChunkRLError, match="resise; did you mean resize"):
+    with pytest.raises(ChunkRLError, match="resise \\(did you mean resize"):
         TRAIN.replaced({"resise": (96, 96)})
 
 

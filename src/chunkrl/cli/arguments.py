@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from chunkrl.cli.commands import Command
 from chunkrl.errors import ChunkRLError
@@ -56,6 +57,7 @@ def as_flags(settings: Settings, command: str, arguments: Sequence[str]) -> list
         name, equals, value = argument.partition("=")
         setting, is_on = _find(settings, command, name)
         if not setting.is_switch:
+            _check_choice(setting, name, [value] if equals else [*takewhile(_is_value, rest)])
             flags += [setting.flag, value] if equals else [setting.flag]
             continue
         spelt = value if equals else rest[0] if rest and rest[0].lower() in _SPELT else None
@@ -68,6 +70,20 @@ def as_flags(settings: Settings, command: str, arguments: Sequence[str]) -> list
         else:
             flags.append(setting.flag if is_on else setting.off_flag)
     return flags
+
+
+def _is_value(argument: str) -> bool:
+    return not argument.startswith("--")
+
+
+def _check_choice(setting: Setting, name: str, values: Sequence[str]) -> None:
+    if get_origin(setting.kind) is not tuple:
+        values = values[:1]  # what follows stands at its own place
+    known = (*setting.choices, "None") if setting.is_optional else setting.choices
+    for value in values if setting.choices else ():
+        if value not in known:
+            near = did_you_mean(value, setting.choices)
+            raise ChunkRLError(f"{name} {value}{near}: use one of {', '.join(setting.choices)}")
 
 
 def _take_config(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
