@@ -22,8 +22,9 @@ from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.algorithms.config import DistilConfig
 from chunkrl.algorithms.growth import EpisodeRows, carry, extend_folds
 from chunkrl.config import load_config
-from chunkrl.data import ChunkDataset, ChunkSettings, images
+from chunkrl.data import ChunkDataset, ChunkSettings, chunks, images
 from chunkrl.data.collection import ChunkCollection
+from chunkrl.data.control import Control
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import CheckpointError, ChunkRLError
@@ -118,6 +119,19 @@ def test_every_batch_has_its_share_of_online_data(tmp_path, replay):
     assert sizes.tolist() == [45, 18, 9, 6]
     np.testing.assert_allclose(counts.mean(0)[:2], 12 * sizes[:2] / 63, atol=0.1)
     np.testing.assert_allclose(counts.mean(0)[2:], 4 * sizes[2:] / 15, atol=0.1)
+
+
+def test_what_the_first_shard_decides_of_padding_holds_for_all(tmp_path, replay, monkeypatch, caplog):
+    kinds = iter(("unclear", "absolute", "absolute"))
+    monkeypatch.setattr(chunks, "recognise_control", lambda *_: Control(next(kinds), (), "a first look"))
+    data = LearnerData((), (), settings(), tmp_path / "cache", 1.0)
+    for number in range(3):
+        add(replay, number, 4 + number)
+    shards = present(data.open(replay).data).datasets
+    assert [shard.hold.control for shard in shards] == ["delta", "delta"]
+    assert caplog.text.count("unclear (a first look): taken for motions") == 1
+    add(replay, 3, 4)
+    assert {shard.hold.control for shard in present(data.open(replay).data).datasets} == {"delta"}
 
 
 def test_pictures_are_decoded_once_and_are_those_of_a_fresh_cache(tmp_path, replay, monkeypatch):

@@ -13,6 +13,7 @@ import numpy as np
 from chunkrl.data.chunk_settings import ChunkSettings, ColumnMapping
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
+from chunkrl.data.control import control_notes
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.images import continue_store
 from chunkrl.data.label_rules import NO_LABELS, LabelRule
@@ -141,6 +142,8 @@ class LearnerData:
                 )
             table.images(camera, np.zeros(1, np.int64))
         self._shards[folder] = shard
+        for note in control_notes(settings.hold, shard.control) if settings.hold.control == "auto" else ():
+            _LOG.log(logging.WARNING if shard.control.kind == "unclear" else logging.INFO, "%s", note)
         # what the first shard decides holds for all
         self._settings = replace(settings, hold=shard.hold)
 
