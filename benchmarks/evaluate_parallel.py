@@ -22,8 +22,9 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from chunkrl.envs.family import EnvOptions
 from chunkrl.envs.pool import EnvPool, LocalPool
-from chunkrl.envs.registry import EnvOptions, describe, make_env
+from chunkrl.envs.registry import describe, make_env
 from chunkrl.envs.workers import WorkerPool
 from chunkrl.evaluation.rollout import Episode, RolloutConfig, run_episodes
 from chunkrl.types import Observation

@@ -10,6 +10,7 @@ from actor_fakes import CountingSource, fake_rate, robot_rig
 
 from chunkrl.envs.fake_robot import FakeLeader, FakeRobot
 from chunkrl.envs.metaworld import FULL_STATE, MetaWorldEnv
+from chunkrl.envs.metaworld_family import MetaWorldFamily
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.envs.robot import Home, PacedEnvironment, RobotEnvironment, RobotState
 from chunkrl.errors import ChunkRLError
@@ -428,7 +429,7 @@ def _metaworld_session(budget: int, paced: bool = False) -> tuple[list[Item], li
     pytest.importorskip("metaworld")
     env = MetaWorldEnv("push-v3", max_steps=120)
     rule = CorrectionRule(budget=budget, stall_steps=5, correction_steps=75)
-    corrector = ScriptedCorrector.for_metaworld(env, rule)
+    corrector = ScriptedCorrector.of(MetaWorldFamily().correction(env), rule)
     rate = fake_rate(80.0)
     items: list[Item] = []
     execution = ExecutionConfig(n_action_steps=5, prefetch_steps=2, when_dry="wait")

@@ -7,6 +7,7 @@ from actor_fakes import small_policy
 from pi_tiny import observation, tiny_policy
 
 from chunkrl.envs.metaworld import ACTION_DIM, MetaWorldEnv
+from chunkrl.envs.metaworld_family import MetaWorldFamily
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.online.action_guard import ActionSpace
@@ -23,8 +24,8 @@ def test_a_small_policy_runs_on_metaworld_and_changes_its_weights_on_the_way():
     env = MetaWorldEnv("push-v3", max_steps=40)
     runner = PolicyRunner(small_policy(0), env.task, "sample")
     newer = dict(small_policy(1).policy.named_parameters())
-    corrector = ScriptedCorrector.for_metaworld(
-        env, CorrectionRule(budget=1, stall_steps=10, correction_steps=5)
+    corrector = ScriptedCorrector.of(
+        MetaWorldFamily().correction(env), CorrectionRule(budget=1, stall_steps=10, correction_steps=5)
     )
     items: list[Item] = []
 

@@ -22,8 +22,8 @@ from waiting import until
 
 from chunkrl.cli import main
 from chunkrl.envs import libero
+from chunkrl.envs.family import EnvInfo, EnvOptions
 from chunkrl.envs.metaworld import CAMERA
-from chunkrl.envs.registry import EnvInfo, EnvOptions
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation import observed
 from chunkrl.evaluation.evaluate_command import format_evaluation

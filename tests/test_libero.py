@@ -16,11 +16,12 @@ import pytest
 from waiting import until
 
 from chunkrl.envs import libero, offscreen
+from chunkrl.envs.family import EnvOptions
 from chunkrl.envs.libero import CAMERAS, OPENPI_CAMERAS, LiberoEnv
 from chunkrl.envs.libero_goals import LiberoGoals
 from chunkrl.envs.libero_package import ASSET_FOLDERS, installed_assets
 from chunkrl.envs.pool import LocalPool
-from chunkrl.envs.registry import EnvOptions, describe, expand, make_env
+from chunkrl.envs.registry import describe, expand, make_env
 from chunkrl.envs.software_geometry import import_mujoco
 from chunkrl.envs.workers import WorkerPool
 from chunkrl.errors import ChunkRLError

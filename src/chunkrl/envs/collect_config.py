@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from chunkrl.data.feature_spec import FeatureSpec
+from chunkrl.envs.family import EnvInfo, EnvOptions
 from chunkrl.envs.libero_goals import SubgoalKind, check_kinds
 from chunkrl.envs.offscreen import Rendering
-from chunkrl.envs.registry import EnvInfo, EnvOptions, check_rendering, describe, expand, is_libero
+from chunkrl.envs.registry import check_rendering, describe, expand, family_of
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError
 
@@ -121,7 +122,7 @@ class CollectPlan:
     @property
     def has_goals(self) -> bool:
         """Whether the simulator says which conditions of a goal hold."""
-        return is_libero(self.tasks[0])
+        return family_of(self.tasks[0]).has_goals
 
     @property
     def fps(self) -> float:
@@ -164,6 +165,6 @@ def plan(config: CollectConfig) -> CollectPlan:
     state, action, cameras = "observation.state", "action", info.cameras
     if config.naming == "openpi":
         state, action, cameras = _OPENPI
-        if not is_libero(tasks[0]):
+        if not family_of(tasks[0]).has_openpi_names:
             raise ChunkRLError(f"--naming openpi names LIBERO's cameras; {info.kind} has {info.cameras}")
     return CollectPlan(config, tasks, info, state, action, cameras)

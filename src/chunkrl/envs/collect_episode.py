@@ -12,7 +12,7 @@ from chunkrl.envs.collect_config import CONTROLLER, INITIAL_SEED, SUBGOAL_KINDS,
 from chunkrl.envs.libero_goals import KINDS, LiberoGoals, onset_kinds
 from chunkrl.envs.pool import CannotServeError
 from chunkrl.envs.protocol import EnvStep
-from chunkrl.envs.registry import is_libero, make_env
+from chunkrl.envs.registry import family_of, make_env
 from chunkrl.envs.scripted import LearnedController, MixtureController, ScriptedExpert
 from chunkrl.errors import ChunkRLError
 
@@ -119,8 +119,9 @@ class EpisodeMaker:
             if self._policy is None:
                 self._policy = load_acting(config)
             policy = make_controller(self._plan, self._policy, name, env.task)
-        expert = make_scripted_expert(env) if config.mixture.policy_share < 1 else None
-        goals = LiberoGoals(env.domain) if is_libero(name) else None  # type: ignore[attr-defined]
+        family = family_of(name)
+        expert = family.expert(env) if config.mixture.policy_share < 1 else None
+        goals = family.goals(env)
         return _Stage(env, expert, policy, goals)
 
     def close(self) -> None:
@@ -128,21 +129,6 @@ class EpisodeMaker:
         for stage in self._stages.values():
             stage.env.close()
         self._stages = {}
-
-
-def make_scripted_expert(env: Any) -> ScriptedExpert:
-    """The privileged expert of an environment. Raises ChunkRLError where its task has none."""
-    if is_libero(env.name):
-        from chunkrl.envs.libero_expert import LiberoExpert
-
-        return LiberoExpert(env.domain)
-    from chunkrl.envs.metaworld import MetaWorldEnv, MetaWorldExpert
-
-    if not isinstance(env, MetaWorldEnv):
-        raise ChunkRLError(
-            f"{env.name} has no scripted expert: collect with a policy alone (--mixture.policy-share 1)"
-        )
-    return MetaWorldExpert(env)
 
 
 def _column(values: list[Any], dtype: Any) -> np.ndarray:

@@ -11,10 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from chunkrl.envs.family import EnvInfo, EnvOptions
 from chunkrl.envs.libero_tasks import InitialStates
 from chunkrl.envs.offscreen import Rendering
 from chunkrl.envs.pool import EnvPool, LocalPool
-from chunkrl.envs.registry import EnvInfo, EnvOptions, check_rendering, describe, expand, make_env, prepare
+from chunkrl.envs.registry import check_rendering, describe, expand, make_env, prepare
 from chunkrl.envs.workers import WorkerPool
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.evaluation_result import EvaluationSettings

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from chunkrl import ranks
-from chunkrl.envs.registry import is_libero
+from chunkrl.envs.registry import family_of
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.rollout import initial_seeds
 from chunkrl.iterate.config import ArmName, IterateConfig
@@ -194,7 +194,7 @@ def _check_selection(plan: Plan) -> None:
             "rollouts), or name a simulator's tasks with --evaluation.env"
         )
     rule, evaluation = config.selection, config.evaluation
-    if is_libero(tasks[0]) and evaluation.initial == "official":
+    if family_of(tasks[0]).has_official_states and evaluation.initial == "official":
         return  # the selection's placements are sampled
     count = max(rule.num_episodes, evaluation.num_episodes or 100)
     if set(initial_seeds(rule.seed, count)) & set(initial_seeds(evaluation.seed, count)):

@@ -11,7 +11,7 @@ from chunkrl.data.label_config import LabelCommand
 from chunkrl.data.label_rules import AUTO_LABELS, SuccessRule
 from chunkrl.envs.collect import CollectCommand
 from chunkrl.envs.collect_config import CollectConfig
-from chunkrl.envs.registry import is_libero
+from chunkrl.envs.registry import family_of
 from chunkrl.evaluation.config import EvaluateCommand, EvaluateConfig
 from chunkrl.iterate.config import ArmName, IterateConfig
 from chunkrl.iterate.records import Rollouts
@@ -172,7 +172,7 @@ class Plan:
             self._evaluation(arm, number, SELECTION),
             num_episodes=rule.num_episodes,
             seed=rule.seed,
-            initial="sampled" if is_libero(tasks[0]) else "official",
+            initial="sampled" if family_of(tasks[0]).has_official_states else "official",
             videos=0,
         )
 

@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from chunkrl.envs.metaworld import FULL_STATE, GOAL, MetaWorldEnv, make_expert
+from chunkrl.envs.family import Correction
+from chunkrl.envs.metaworld import FULL_STATE, GOAL
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.online.config import CorrectionRule
 
@@ -52,9 +53,9 @@ class ScriptedCorrector:
         self._best, self._num_stalled, self._num_acted = np.inf, 0, 0
 
     @classmethod
-    def for_metaworld(cls, env: MetaWorldEnv, rule: CorrectionRule) -> ScriptedCorrector:
-        """MetaWorld's own scripted expert of the task."""
-        return cls(make_expert(env.name), lambda: env.full_state, rule)
+    def of(cls, correction: Correction, rule: CorrectionRule) -> ScriptedCorrector:
+        """The simulator's own scripted expert of the task."""
+        return cls(correction.expert, correction.full_state, rule)
 
     def begin_episode(self, step: EnvStep) -> None:
         """Judges anew."""

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from chunkrl.config import load_config
-from chunkrl.envs import gym_hil
-from chunkrl.envs.metaworld import MetaWorldEnv
+from chunkrl.envs.gym_hil_family import GymHilFamily
 from chunkrl.envs.protocol import Environment, EnvStep
-from chunkrl.envs.registry import is_hil, make_env
+from chunkrl.envs.registry import family_of, make_env
 from chunkrl.envs.robot import CAMERA_PREFIX, PacedEnvironment, RobotEnvironment
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.observed import fit_policy
@@ -132,9 +131,7 @@ def _simulator(command: ActorCommand, policy: ChunkPolicy | PiActor) -> Station:
         opened.callback(env.close)
         state_names = info.states[options.state]
         spec = stream_spec(env, env.reset(0), state_names, robot_type=f"{info.kind.lower()}:{name}")
-        space = ActionSpace.simulator(env.action_dim)
-        if is_hil(name):
-            space = replace(space, hold=gym_hil.HOLD)
+        space = replace(ActionSpace.simulator(env.action_dim), hold=family_of(name).hold)
         station = Station(env, space, spec, "wait", **_simulated_corrector(command, env))
         opened.pop_all()
         return station
@@ -143,15 +140,16 @@ def _simulator(command: ActorCommand, policy: ChunkPolicy | PiActor) -> Station:
 def _simulated_corrector(command: ActorCommand, env: Environment) -> dict[str, Any]:
     """`corrector` and `keys` of a simulator's station."""
     if command.corrector == "scripted":
-        if not isinstance(env, MetaWorldEnv):
+        correction = family_of(env.name).correction(env)
+        if correction is None:
             raise ChunkRLError(
                 f"--corrector scripted is MetaWorld's expert, and {env.name} is none of its tasks"
             )
-        return {"corrector": ScriptedCorrector.for_metaworld(env, command.correction)}
+        return {"corrector": ScriptedCorrector.of(correction, command.correction)}
     if command.corrector == "keyboard":
-        if not is_hil(env.name):
+        if not family_of(env.name).moves_by_keyboard:
             raise ChunkRLError(
-                f"--corrector keyboard moves gym-hil's gripper ({gym_hil.TASK}), not {env.name}"
+                f"--corrector keyboard moves gym-hil's gripper ({GymHilFamily.examples}), not {env.name}"
             )
         if command.key_source == "none":
             raise ChunkRLError(
