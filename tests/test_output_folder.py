@@ -11,12 +11,13 @@ from chunk_data import random_episodes, settings, write_dataset
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.cli import main
 from chunkrl.config import load_config
-from chunkrl.errors import OutputFolderError
+from chunkrl.errors import CheckpointError, OutputFolderError
 from chunkrl.evaluation.run_report import ReportCommand, report
 from chunkrl.output_folder import (
     begin_folder,
     begin_numbered,
     check_file,
+    held,
     kind_of,
     numbered,
     set_aside,
@@ -204,3 +205,27 @@ def test_a_run_that_goes_on_is_one_run(data: Path, tmp_path: Path) -> None:
         report(ReportCommand(str(tmp_path / "run"), output=str(tmp_path / "page.html")), silent)
     assert (tmp_path / "page.html").read_text() == "mine"
     report(ReportCommand(str(tmp_path / "run")), silent)  # its own page is made anew
+
+
+def test_one_process_at_a_time(data: Path, tmp_path: Path) -> None:
+    """Also where the folder would make place."""
+    run = tmp_path / "run"
+    ChunkLevelOfflineRL(**settings(data, run)).train()
+    before = contents(run)
+    for own in ({"resume": str(run)}, {"overwrite": True}):
+        other = ChunkLevelOfflineRL(**settings(data, run, **own))
+        with held(run, "train"), pytest.raises(OutputFolderError, match="is in use by another chunkrl train"):
+            other.train()
+    assert contents(run) == before and not (tmp_path / "run.replaced-001").exists()
+    ChunkLevelOfflineRL(resume=str(run)).train()
+    assert not list(run.rglob(".*"))
+
+
+def test_a_resumption_on_other_data_leaves_the_run_as_it_is(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ChunkLevelOfflineRL(**settings(data, run)).train()
+    before = contents(run)
+    other = write_dataset(tmp_path / "other", random_episodes(6, seed=1))
+    with pytest.raises(CheckpointError, match="was made on other data"):
+        ChunkLevelOfflineRL(resume=str(run), dataset_dir=str(other)).train()
+    assert contents(run) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from chunkrl import ranks
 from chunkrl.build import choose_device
 from chunkrl.data.notes import data_notes
+from chunkrl.errors import TrainingStopped
 from chunkrl.evaluation.value_quality import quality_warnings
 from chunkrl.models.pi.learner import PiLearner
 from chunkrl.offline import ChunkLevelOfflineRL
@@ -46,7 +48,8 @@ def train(command: TrainConfig, progress: Progress) -> None:
         elif is_dry:
             ChunkLevelOfflineRL(config)
         else:
-            train_until_stopped(ChunkLevelOfflineRL(config))
+            with contextlib.suppress(TrainingStopped):  # the main process says it
+                train_until_stopped(ChunkLevelOfflineRL(config))
 
 
 def _train(config: TrainConfig, progress: Progress, is_dry: bool) -> None:
@@ -97,8 +100,8 @@ def train_until_stopped(run: ChunkLevelOfflineRL) -> None:
 
     def stop() -> None:
         run.stop()
-        # not through sys.stderr, which the signal may have interrupted
-        os.write(2, b"\nstopping after this update, with a checkpoint (again: at once, without one)\n")
+        if ranks.is_main():  # not through sys.stderr, which the signal may have interrupted
+            os.write(2, b"\nstopping after this update, with a checkpoint (again: at once, without one)\n")
 
     with handled(stop, kill=True, same_s=SAME_SIGNAL_S):
         run.train()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from chunkrl.errors import CheckpointError, ChunkRLError, LabelError, TrainingSt
 from chunkrl.integration.pi_chunks import use_pi_chunks
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.learner import PiLearner
-from chunkrl.output_folder import RUNS, begin_folder, begin_numbered, numbered, stem_of
+from chunkrl.output_folder import RUNS, begin_folder, begin_numbered, held, numbered, stem_of
 from chunkrl.progress import Progress, silent
 from chunkrl.settings import Settings
 from chunkrl.train_checks import check_config
@@ -181,14 +182,28 @@ class ChunkLevelOfflineRL:
         torch.set_rng_state(self._fresh)
         self._fresh = None
         run_dir = self.run_dir = self._begin_folder()
-        if ranks.is_main():
-            # of a learner, whose folder goes on also where it has no checkpoint yet
-            save_run(self.config, run_dir, "learner" if self._begun else "train", self._resume is not None)
-            write_text(run_dir / VERSIONS_FILE, json.dumps(_versions(), indent=1) + "\n")
+        with nullcontext() if self._begun else self._held(run_dir):
+            self._train_in(run_dir)
+        return self.chunk_policy()
+
+    @contextmanager
+    def _held(self, run_dir: Path) -> Iterator[None]:
+        """No other process trains there; all processes of this run call it."""
+        with ExitStack() as resources:
+            with ranks.main_first():
+                if ranks.is_main():
+                    resources.enter_context(held(run_dir, "train"))
+            yield
+
+    def _train_in(self, run_dir: Path) -> None:
         self._start_trainer(run_dir)
         assert self.trainer is not None
         if self._resume:
             self._load(self._resume)
+        if ranks.is_main():
+            # of a learner, whose folder goes on also where it has no checkpoint yet
+            save_run(self.config, run_dir, "learner" if self._begun else "train", self._resume is not None)
+            write_text(run_dir / VERSIONS_FILE, json.dumps(_versions(), indent=1) + "\n")
         if self.before_training is not None:
             self.before_training()
         try:
@@ -207,8 +222,7 @@ class ChunkLevelOfflineRL:
             self.save(run_dir / "policy")
         self._save_labels(run_dir)
         for problem in () if self._videos is None else self._videos.finish(VIDEO_PATIENCE_SECONDS):
-            warnings.warn(problem, RuntimeWarning, stacklevel=2)
-        return self.chunk_policy()
+            warnings.warn(problem, RuntimeWarning, stacklevel=3)
 
     def plan(self, num_rehearsed: int = 0) -> TrainingPlan:
         """What `train` is going to do, and where; nothing is written.

@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from chunkrl.errors import ChunkRLError, OutputFolderError
 
 _LOG = logging.getLogger(__name__)
 RUNS = Path("runs")
+LOCK = ".lock"
+WRITER_LOCK = ".writer.lock"
+"""Of a data set that is being written."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,39 @@ def begin_folder(folder: Path, command: str, *, resumes: bool = False, overwrite
     """Makes `folder` ready to be written into, as `check_folder` allows; what is replaced is renamed. Returns it."""
     check_folder(folder, command, resumes=resumes, overwrite=overwrite)
     if overwrite and not resumes and kind_of(folder) is not None:
+        for name in (LOCK, WRITER_LOCK):
+            if (folder / name).exists():
+                hold(folder, command, name).release()  # nobody works there
         set_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def held(folder: Path, command: str, name: str = LOCK) -> Iterator[None]:
+    """The folder is this process's for the length of the block. name: of the file that says so.
+
+    Raises:
+        OutputFolderError: another process works there.
+    """
+    lock = hold(folder, command, name)
+    try:
+        yield
+    finally:
+        (folder / name).unlink(missing_ok=True)
+        lock.release()
+
+
+def hold(folder: Path, command: str, name: str = LOCK) -> FileLock:
+    """As `held`, until the lock that it returns is released."""
+    lock = FileLock(folder / name)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputFolderError(
+            f"{folder} is in use by another chunkrl {command}: wait for it, or use another --output-dir"
+        ) from error
+    return lock
 
 
 def set_aside(path: Path) -> Path:

@@ -35,10 +35,9 @@ from chunkrl.data.metadata import integer
 from chunkrl.data.segments import VideoEncoding
 from chunkrl.data.video_copy import EncodedVideo, VideoFormat, copy_video
 from chunkrl.errors import DatasetError
+from chunkrl.output_folder import WRITER_LOCK
 
 __all__ = ["DatasetWriter", "FeatureSpec", "VideoEncoding"]
-
-_LOCK = ".writer.lock"
 
 
 class DatasetWriter:
@@ -165,7 +164,8 @@ class DatasetWriter:
         self.close()
 
     def _acquire(self) -> filelock.BaseFileLock:
-        lock = filelock.FileLock(self.root / _LOCK, thread_local=False)  # any thread may close the writer
+        # any thread may close the writer
+        lock = filelock.FileLock(self.root / WRITER_LOCK, thread_local=False)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
@@ -188,7 +188,7 @@ class DatasetWriter:
         if path.exists():
             return self._append_to(path, robot_type)
         # Empty folders are what a kill before the first info.json leaves.
-        if any(entry.is_file() and entry.name != _LOCK for entry in self.root.rglob("*")):
+        if any(entry.is_file() and entry.name != WRITER_LOCK for entry in self.root.rglob("*")):
             raise DatasetError(f"{self.root} is not empty and has no meta/info.json: use another folder")
         self._info = {
             "codebase_version": "v3.0",

@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from chunkrl.config import load_config, save_config
 from chunkrl.data.atomic import remove_temporaries, write_text
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.evaluation_result import EpisodeOutcome, EvaluationSettings, Video
 from chunkrl.evaluation.rollout import Episode
-from chunkrl.output_folder import begin_folder, kind_of, set_aside
+from chunkrl.output_folder import begin_folder, hold
 
-_SETTINGS, _EPISODES, _SESSIONS, _VIDEOS, _LOCK = "settings.json", "episodes", "sessions", "videos", ".lock"
+_SETTINGS, _EPISODES, _SESSIONS, _VIDEOS = "settings.json", "episodes", "sessions", "videos"
 _INTERVAL = 10.0  # seconds between notes of the time that a session has taken
 
 
@@ -35,29 +33,14 @@ class EvaluationFolder:
             ChunkRLError: the folder belongs to an evaluation with other settings or of another policy, holds
                 something else, or is in use.
         """
-        self.root = begin_folder(Path(root), "evaluate", resumes=True)
-        self._lock = self._acquire()
-        if overwrite and kind_of(self.root) is not None:
-            self._lock.release()
-            set_aside(self.root)
-            self.root.mkdir()
-            self._lock = self._acquire()
+        self.root = begin_folder(Path(root), "evaluate", resumes=not overwrite, overwrite=overwrite)
+        self._lock = hold(self.root, "evaluate")
         remove_temporaries(self.root)
         try:
             self._keep(settings)
         except ChunkRLError:
             self._lock.release()
             raise
-
-    def _acquire(self) -> FileLock:
-        lock = FileLock(self.root / _LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ChunkRLError(
-                f"{self.root} is in use by another chunkrl evaluate: wait for it, or give another --output-dir"
-            ) from error
-        return lock
 
     def _keep(self, settings: EvaluationSettings) -> None:
         file = self.root / _SETTINGS

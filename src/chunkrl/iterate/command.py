@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from chunkrl.commands import train
 from chunkrl.config import save_config
 from chunkrl.data.atomic import remove_temporaries, write_text
@@ -30,10 +28,10 @@ from chunkrl.iterate.rollouts import check_there, collect, data_fingerprint, lab
 from chunkrl.iterate.selection import choose, why_ended
 from chunkrl.iterate.steps import read_step, run_step
 from chunkrl.iterate.table import format_result
-from chunkrl.output_folder import begin_folder, check_folder, numbered
+from chunkrl.output_folder import begin_folder, check_folder, held, numbered
 from chunkrl.progress import Progress, silent
 
-SOURCES_FILE, LOCK = "sources.json", ".lock"
+SOURCES_FILE = "sources.json"
 
 
 def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult:
@@ -51,12 +49,9 @@ def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult
     check_folder(plan.root, "iterate", resumes=resumes, overwrite=train.overwrite)
     if resumes and not (plan.root / CONFIG_FILE).is_file():
         raise ChunkRLError(f"--resume {train.resume}: there is no run of chunkrl iterate to go on with")
-    plan.root.mkdir(parents=True, exist_ok=True)
+    begin_folder(plan.root, "iterate", resumes=resumes, overwrite=train.overwrite)
     try:
-        with FileLock(plan.root / LOCK, timeout=0):
-            pass  # whether nobody works there, before it makes place
-        begin_folder(plan.root, "iterate", resumes=resumes, overwrite=train.overwrite)
-        with FileLock(plan.root / LOCK, timeout=0):
+        with held(plan.root, "iterate"):
             _begin(config, plan, progress)
             run = _Iteration(plan, progress)
             run.read(config.arms)
@@ -66,10 +61,6 @@ def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult
     except TrainingStopped as stopped:
         stopped.cure = f"chunkrl iterate --resume {plan.root}"
         raise
-    except Timeout as error:
-        raise ChunkRLError(
-            f"{plan.root} is in use by another chunkrl iterate: wait for it, or use another --output-dir"
-        ) from error
     print(f"\n{format_result(run.result)}\n\nreport: {run.page}")
     return run.result
 
