@@ -320,15 +320,42 @@ def test_lerobots_frames_give_the_same_chunk(kind: str, request: pytest.FixtureR
         name: value[None] if isinstance(value, torch.Tensor) else [value] for name, value in frame.items()
     }
     assert torch.equal(trained.policy.act(lerobot_observation(batch, cameras)), trained.chunk[None])
+    renamed = {"state" if name == "observation.state" else name: value for name, value in frame.items()}
+    for other in (renamed, frame | {CAMERA: frame[CAMERA].half()}):
+        assert torch.equal(trained.policy.act(lerobot_observation(other, cameras)), trained.chunk)
+    parts = frame | {"arm": frame["observation.state"][:2], "hand": frame["observation.state"][2:]}
+    joined = lerobot_observation(parts, cameras, ("arm", "hand"))
+    assert torch.equal(trained.policy.act(joined), trained.chunk)
     for wrong, message in (
         ({CAMERA: frame[CAMERA] * 255}, "values 0 to 255; LeRobot's floats lie in"),
         ({CAMERA: frame[CAMERA] * 2 - 1}, "values -1 to 1; LeRobot's floats lie in"),
         ({CAMERA: frame[CAMERA] * torch.nan}, "values nan to nan"),
+        ({CAMERA: frame[CAMERA].bfloat16()}, "bfloat16 does not tell 256 grey levels apart"),
+        ({"state": frame["observation.state"]}, "observation.state and state could both be the state"),
     ):
         with pytest.raises(ObservationError, match=message):
             lerobot_observation(frame | wrong, cameras)
     with pytest.raises(ObservationError, match=r"the frame has no .*side"):
         lerobot_observation(frame, (*cameras, "side"))
+    with pytest.raises(ObservationError, match=r"the frame has no .*arm"):
+        lerobot_observation(frame, cameras, ("arm",))
+
+
+def test_data_sets_recorded_in_two_sizes_are_both_known(tmp_path: Path) -> None:
+    episodes = {size: image_episodes(2, size=size) for size in (96, 64)}
+    roots = [write_dataset(tmp_path / str(size), own, tasks=("push",)) for size, own in episodes.items()]
+    own: dict[str, Any] = {"frames": FrameSettings(resize=(SEEN, SEEN)), "network": NETWORK, "num_updates": 1}
+    own |= {"objective": "behaviour_cloning", "additional_offline_dataset_paths": (str(roots[1]),)}
+    run = ChunkLevelOfflineRL(**settings(roots[0], tmp_path / "run", **own))
+    policy = run.train()
+    assert isinstance(policy, ChunkPolicy) and policy.recorded_sizes == (((96, 96), (64, 64)),) * 2
+    for size, dataset in zip(episodes, run.dataset.datasets, strict=True):
+        first = episodes[size][0]
+        seen = Observation(
+            {name: first[name][0] for name in (CAMERA, WRIST)}, first["observation.state"][0], "push"
+        )
+        by_data = dataset.batch(np.array([0])).observation
+        assert torch.equal(policy.act(seen), policy.act(by_data)[0])
 
 
 # ---- pi policies: the same check
