@@ -15,7 +15,9 @@ from chunkrl.config import load_config, save_config
 from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.yaml_files import read_yaml
 from chunkrl.errors import ChunkRLError
+from chunkrl.iterate.plan import load_actor
 from chunkrl.online.learner_config import LearnerConfig
+from chunkrl.online.robot_file import RobotFile
 from chunkrl.settings import Settings
 from chunkrl.train_config import TrainCommand
 
@@ -130,6 +132,19 @@ def test_yaml_is_json_with_comments(tmp_path: Path) -> None:
         "list": [1, 2.5, 0.5],
         "deep": {"date": "2026-01-01"},
     }
+
+
+def test_robots_and_actors_are_read_from_yaml_too(tmp_path: Path) -> None:
+    (tmp_path / "robot.yaml").write_text(
+        "robot: {type: fake, num_joints: 2}\ntask: lift\nlow: [-1]\nhigh: [1e0]\n"
+    )
+    robot = load_config(RobotFile, tmp_path / "robot.yaml")
+    assert (robot.task, robot.low, robot.high) == ("lift", (-1.0,), (1.0,))
+    (tmp_path / "actor.yml").write_text("env: push-v3\nbudget: 3  # of the scripted corrector\n")
+    assert load_actor(str(tmp_path / "actor.yml")).correction.budget == 3
+    (tmp_path / "robot.yaml").write_text("rate: 3\n")
+    with pytest.raises(ChunkRLError, match=r"rate.*did you mean rate_hz"):
+        load_config(RobotFile, tmp_path / "robot.yaml")
 
 
 @pytest.mark.parametrize(

@@ -121,9 +121,18 @@ def load_config(
     error: type[ChunkRLError] = ChunkRLError,
     cure: str = "give another file, or correct it",
 ) -> T:
-    """A dataclass from a JSON file. Raises `error` where it is missing, damaged, or not of `cls`: names the key."""
+    """A dataclass from a JSON or YAML file. Raises `error` where it is missing, damaged or not of `cls` (the key)."""
     path = Path(path)
-    return record_of(cls, read_json(path, dict, error, cure), str(path), error, cure)
+    return record_of(cls, read_values(path, error, cure), str(path), error, cure)
+
+
+def read_values(path: Path, error: type[ChunkRLError], cure: str) -> dict[str, Any]:
+    """What a JSON file holds, or a YAML file, whose name ends in .yaml or .yml. Raises `error` where it is none."""
+    if path.suffix.lower() in (".yaml", ".yml"):
+        from chunkrl.data.yaml_files import read_yaml
+
+        return read_yaml(path, error, cure)
+    return read_json(path, dict, error, cure)
 
 
 def record_of(cls: type[T], values: Any, where: str, error: type[ChunkRLError], cure: str) -> T:

@@ -17,8 +17,7 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from chunkrl.config import from_dict
-from chunkrl.data.json_files import read_json
+from chunkrl.config import from_dict, read_values
 from chunkrl.errors import ChunkRLError
 from chunkrl.suggest import did_you_mean
 
@@ -133,12 +132,7 @@ class Settings(Generic[T]):
         Raises:
             ChunkRLError: the file is missing or damaged, or as of `of_values`; names the file.
         """
-        if file.suffix.lower() in (".yaml", ".yml"):
-            from chunkrl.data.yaml_files import read_yaml
-
-            values = read_yaml(file, ChunkRLError, cure)
-        else:
-            values = read_json(file, dict, ChunkRLError, cure)
+        values = read_values(file, ChunkRLError, cure)
         try:
             return self.of_values(values)
         except ChunkRLError as reason:

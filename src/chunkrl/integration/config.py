@@ -129,7 +129,7 @@ class ConfigCommand:
     action: Annotated[str, tyro.conf.Positional] = ""
     """import."""
     file: Annotated[str, tyro.conf.Positional] = ""
-    """The configuration, JSON."""
+    """The configuration, JSON or YAML."""
     output_dir: str | None = None
     """Folder for train.json, learner.json, actor.json and robot.json; default: one here with the file's name."""
     overwrite: bool = False

@@ -6,8 +6,8 @@ import json
 import textwrap
 from pathlib import Path
 
+from chunkrl.config import read_values
 from chunkrl.data.atomic import write_text
-from chunkrl.data.json_files import read_json
 from chunkrl.errors import ChunkRLError
 from chunkrl.integration.config import ConfigCommand
 from chunkrl.integration.hiserl import Imported, KeyRead, import_hiserl
@@ -27,7 +27,7 @@ def run_config(command: ConfigCommand) -> None:
         raise ChunkRLError("say what to do: chunkrl config import FILE")
     source = Path(command.file)
     try:
-        found = import_hiserl(read_json(source, dict, ChunkRLError, _CURE))
+        found = import_hiserl(read_values(source, ChunkRLError, _CURE))
     except ChunkRLError as error:
         raise ChunkRLError(f"{source}: {error}") if str(source) not in str(error) else error from error
     folder = Path(command.output_dir or source.with_suffix("").name)
