@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ from chunkrl.errors import CheckpointError, ChunkRLError, LabelError, TrainingSt
 from chunkrl.integration.pi_chunks import use_pi_chunks
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.learner import PiLearner
-from chunkrl.output_folder import RUNS, begin_folder, begin_numbered, held, numbered, stem_of
 from chunkrl.progress import Progress, silent
 from chunkrl.settings import Settings
 from chunkrl.train_checks import check_config
@@ -40,6 +38,7 @@ from chunkrl.training.data_source import DataSource, FixedData
 from chunkrl.training.distributed import gather_policy
 from chunkrl.training.plan import TrainingPlan, make_plan, measured, rehearse
 from chunkrl.training.policy_io import ChunkPolicy, PolicySpec, QSpec, pi_q_state, save_pi_policy
+from chunkrl.training.run_begin import begin_run, held_by_main, planned_folder
 from chunkrl.training.run_folder import (
     DECIDED,
     check_same_run,
@@ -47,10 +46,9 @@ from chunkrl.training.run_folder import (
     initial_networks,
     resumed_config,
     run_config,
-    run_of,
     save_run,
 )
-from chunkrl.training.run_parts import SETTINGS, check_one_run, settings_of
+from chunkrl.training.run_parts import SETTINGS, settings_of
 from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.training.value_videos import ValueVideos
 from chunkrl.training.values_io import save_values
@@ -181,19 +179,14 @@ class ChunkLevelOfflineRL:
         # what was drawn since the networks were built must not change the run
         torch.set_rng_state(self._fresh)
         self._fresh = None
-        run_dir = self.run_dir = self._begin_folder()
-        with nullcontext() if self._begun else self._held(run_dir):
-            self._train_in(run_dir)
+        if self._begun:
+            assert self.run_dir is not None
+            self._train_in(self.run_dir)
+        else:
+            self.run_dir = begin_run(self.config, self._resume)
+            with held_by_main(self.run_dir):
+                self._train_in(self.run_dir)
         return self.chunk_policy()
-
-    @contextmanager
-    def _held(self, run_dir: Path) -> Iterator[None]:
-        """No other process trains there; all processes of this run call it."""
-        with ExitStack() as resources:
-            with ranks.main_first():
-                if ranks.is_main():
-                    resources.enter_context(held(run_dir, "train"))
-            yield
 
     def _train_in(self, run_dir: Path) -> None:
         self._start_trainer(run_dir)
@@ -230,14 +223,10 @@ class ChunkLevelOfflineRL:
         num_rehearsed: updates of each phase that are tried out to measure what they take, in one process; networks
         and labels are built anew afterwards, so that the run is the same.
         """
-        config, resumed = self.config, None if self._resume is None else run_of(self._resume)
-        output = config.output_dir or str(resumed or "")
-        if not output:
-            output = f"{numbered(stem_of(config.dataset_dir, config.objective))} (new, the next free number)"
-        num_done = 0
-        if self._resume is not None:
-            output += f", going on from {self._resume}"
-            num_done = int(self._resume.name) if self._resume.name.isdecimal() else 0
+        config, num_done = self.config, 0
+        if self._resume is not None and self._resume.name.isdecimal():
+            num_done = int(self._resume.name)
+        output = planned_folder(config, self._resume)
         data, updates, device = self.source.data, self.updates_per_epoch, self.device.type
         plan = make_plan(config, self.algorithm, data, updates, output, device, num_done)
         if num_rehearsed:
@@ -259,28 +248,6 @@ class ChunkLevelOfflineRL:
             cure = f"torchrun, as before, with -m chunkrl.cli train --resume {run_dir}"
         self._is_asked_to_stop = False
         return TrainingStopped(update, self.trainer.num_updates, str(checkpoint), cure)
-
-    def _begin_folder(self) -> Path:
-        """The run's folder, ready to be written into; all processes call it."""
-        config = self.config
-        if self._begun:
-            assert self.run_dir is not None
-            return self.run_dir
-        resumed = None if self._resume is None else run_of(self._resume)
-        if resumed is not None:
-            check_one_run(resumed)
-        if not config.output_dir and resumed is None:
-            stem, number = stem_of(config.dataset_dir, config.objective), 0
-            with ranks.main_first():
-                if ranks.is_main():
-                    number = int(begin_numbered(stem).name.removeprefix(f"{stem}-"))
-            return RUNS / f"{stem}-{ranks.from_main(number):03d}"
-        folder = Path(config.output_dir or str(resumed))
-        resumes = resumed is not None and resumed.resolve() == folder.resolve()
-        with ranks.main_first():
-            if ranks.is_main():
-                begin_folder(folder, "train", resumes=resumes, overwrite=config.overwrite)
-        return folder
 
     def _start_trainer(self, run_dir: Path | None) -> None:
         config = self.config
