@@ -6,17 +6,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from chunkrl.data.chunks import ChunkDataset
+    from chunkrl.evaluation.evaluate_command import evaluate
     from chunkrl.offline import ChunkLevelOfflineRL
     from chunkrl.train_config import TrainConfig
     from chunkrl.training.policy_io import load_policy
     from chunkrl.types import Observation
 
 __version__ = "0.1.0"
-__all__ = ["ChunkLevelOfflineRL", "Observation", "TrainConfig", "__version__", "load_policy"]
+__all__ = [
+    "ChunkDataset",
+    "ChunkLevelOfflineRL",
+    "Observation",
+    "TrainConfig",
+    "__version__",
+    "evaluate",
+    "load_policy",
+]
 _PLACES = {
+    "ChunkDataset": "chunkrl.data.chunks",
     "ChunkLevelOfflineRL": "chunkrl.offline",
     "Observation": "chunkrl.types",
     "TrainConfig": "chunkrl.train_config",
+    "evaluate": "chunkrl.evaluation.evaluate_command",
     "load_policy": "chunkrl.training.policy_io",
 }
 

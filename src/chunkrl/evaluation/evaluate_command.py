@@ -33,14 +33,32 @@ from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.output_folder import check_folder
-from chunkrl.progress import Progress
+from chunkrl.progress import Progress, silent
 from chunkrl.training.asking import ask_for
 from chunkrl.training.policy_io import ChunkPolicy, load_policy
 from chunkrl.training.run_parts import check_one_run_of
 
 
-def evaluate_policy(command: EvaluateCommand, progress: Progress) -> None:
-    """Prints success rates with Wilson intervals; with `output_dir`, keeps every episode and writes the page."""
+def evaluate(
+    policy: str | Path, env: str | Sequence[str], progress: Progress = silent, **settings: Any
+) -> Evaluation:
+    """Success of a saved policy in simulators, from Python: what `chunkrl evaluate` does, without a word.
+
+    policy: its folder. env: tasks or suites ("push-v3", "libero_spatial"). settings: further ones of
+    `EvaluateCommand`, such as num_episodes=20, seed=0, mode="sample", num_workers=0, output_dir="evaluations/new".
+
+    Raises:
+        ChunkRLError: as the command does: the policy does not fit the tasks, a task does not exist.
+    """
+    tasks = (env,) if isinstance(env, str) else tuple(env)
+    command = EvaluateCommand(policy=str(policy), env=tasks, **settings)
+    return evaluate_policy(command, progress, lambda text: None)
+
+
+def evaluate_policy(
+    command: EvaluateCommand, progress: Progress, say: Callable[[str], None] = print
+) -> Evaluation:
+    """Says success rates with Wilson intervals; with `output_dir`, keeps every episode and writes the page."""
     if not command.policy:
         raise ChunkRLError("name the policy: chunkrl evaluate --policy RUN/policy")
     if command.output_dir is not None:  # before minutes of loading
@@ -66,10 +84,11 @@ def evaluate_policy(command: EvaluateCommand, progress: Progress) -> None:
         outcomes: dict[int, EpisodeOutcome] = {}
         with closing(_pool(request, command, len(episodes))) as pool:
             _run(actor, pool, episodes, settings, outcomes, outcomes.__setitem__, progress)
-        print(format_evaluation(_evaluation(settings, episodes, outcomes, 0.0, pool.num_processes)))
-        return
+        evaluation = _evaluation(settings, episodes, outcomes, 0.0, pool.num_processes)
+        say(format_evaluation(evaluation))
+        return evaluation
     with closing(EvaluationFolder(command.output_dir, settings, command.overwrite)) as folder:
-        _evaluate_in(folder, actor, settings, request, command, progress)
+        return _evaluate_in(folder, actor, settings, request, command, progress, say)
 
 
 def _evaluate_in(
@@ -79,7 +98,8 @@ def _evaluate_in(
     request: EnvRequest,
     command: EvaluateCommand,
     progress: Progress,
-) -> None:
+    say: Callable[[str], None],
+) -> Evaluation:
     """Runs what is missing in `folder`, writes result and page, and both again with the films."""
     episodes = plan_episodes(settings, request.info.num_initial_states)
     outcomes = folder.load(episodes)
@@ -90,7 +110,7 @@ def _evaluate_in(
         clock.tick()
 
     if outcomes:
-        print(f"{folder.root}: {len(outcomes)} of {len(episodes)} episodes are there, going on")
+        say(f"{folder.root}: {len(outcomes)} of {len(episodes)} episodes are there, going on")
     num_missing = len(episodes) - len(outcomes)
     with closing(_pool(request, command, max(num_missing, command.videos, 1))) as pool:
         _run(actor, pool, episodes, settings, outcomes, keep, progress)
@@ -98,14 +118,15 @@ def _evaluate_in(
         evaluation = _evaluation(settings, episodes, outcomes, clock.total, pool.num_processes)
         chosen = [episodes[number] for number in choose_episodes(evaluation, episodes, command.videos)]
         evaluation = replace(evaluation, videos=films_there(folder, chosen))
-        print(format_evaluation(evaluation))
+        say(format_evaluation(evaluation))
         result, page = write_evaluation(folder.root, evaluation), write_page(folder.root, evaluation)
-        print(f"\nresult: {result}\npage:   {page}")
+        say(f"\nresult: {result}\npage:   {page}")
         if record_videos(folder, actor, pool, chosen, evaluation, request.info.fps, progress):
             evaluation = replace(evaluation, videos=films_there(folder, chosen))
             write_evaluation(folder.root, evaluation)
             write_page(folder.root, evaluation)
-            print(f"films:  {len(chosen)}, in the page and in {folder.root / 'videos'}")
+            say(f"films:  {len(chosen)}, in the page and in {folder.root / 'videos'}")
+    return evaluation
 
 
 def _pool(request: EnvRequest, command: EvaluateCommand, num_episodes: int) -> EnvPool:
