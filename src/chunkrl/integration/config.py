@@ -43,7 +43,8 @@ class PiChunkConfig:
     def __post_init__(self) -> None:
         if self.use not in get_args(PiUse) or self.dtype not in get_args(PiDtype):
             raise ChunkRLError(
-                f"pi0.use is {self.use!r} and pi0.dtype {self.dtype!r}: see chunkrl train --help"
+                f"pi0.use is {self.use!r} and pi0.dtype {self.dtype!r}; use one of {', '.join(get_args(PiUse))}, and "
+                f"of {', '.join(get_args(PiDtype))}"
             )
         for name in ("num_candidates", "num_steps", "batch_size"):
             if getattr(self, name) < 1:
