@@ -70,7 +70,7 @@ def test_a_dry_run_prints_the_plan_alone(
         if trained and (name, objective) != ("policy", "value"):
             assert f"{name}: {trained:,} parameters train" in told
     assert f"runs/arm-{objective}-001 (new, the next free number)" in told
-    assert "seconds on this machine (cpu), measured on the first updates" in told
+    assert "on this machine (cpu), measured on the first updates" in told
     assert "checkpoints/: at the end of each phase, every 4 updates, after 2 minutes" in told
     assert "nothing was written" in told
 
@@ -137,7 +137,7 @@ def test_numbers_of_a_plan() -> None:
     lost = replace(whole, phases=(*whole.phases, PhasePlan("distil", 7, 50)))
     assert lost.seconds is None and "distil could not be measured beforehand" in str(lost)
     assert [minutes(s) for s in (0.2, 59, 60, 5399, 5400)] == [
-        *("about 1 seconds", "about 59 seconds", "about 1.0 minutes", "about 90.0 minutes", "about 1.5 hours")
+        *("about 1 second", "about 59 seconds", "about 1.0 minutes", "about 90.0 minutes", "about 1.5 hours")
     ]
     assert [size(b) for b in (1.5e6, 2.5e9)] == ["1.5 MB", "2.50 GB"]
 

@@ -181,7 +181,7 @@ class TrainingPlan:
 def minutes(seconds: float) -> str:
     """A time for people."""
     if seconds < 60:
-        return f"about {max(1, round(seconds))} seconds"
+        return f"about {round(seconds)} seconds" if seconds >= 1.5 else "about 1 second"
     return f"about {seconds / 60:.1f} minutes" if seconds < 5400 else f"about {seconds / 3600:.1f} hours"
 
 
