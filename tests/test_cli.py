@@ -323,7 +323,9 @@ def test_checkpoint_of_another_configuration(
     main(small(data, run))
     error = refused(small(data, run, "--resume", str(run), "--gamma", "0.5"), capsys)
     assert re.search(r"another configuration: gamma \(0.99 then, 0.5 now\)", error)
+    assert "leave these out" in error and "--init" in error
     main(small(data, run, "--resume", str(run)))  # the same configuration is taken
+    assert "nothing is left to train (more: --num-updates or --num-epochs)" in capsys.readouterr().out
 
 
 def test_output_that_is_a_file(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

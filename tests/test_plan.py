@@ -28,6 +28,7 @@ from chunkrl.training.plan import (
     minutes,
     size,
 )
+from chunkrl.training.run_parts import check_one_run
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,25 @@ def test_a_run_that_was_tried_out_is_the_same_run(data: Path, tmp_path: Path, ow
     assert told.read_bytes() == plain.read_bytes()
 
 
+def test_the_plan_of_a_resumption_and_the_place_of_its_pictures(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dry run decodes on demand, whatever the run that goes on did; where pictures are kept is no other run."""
+    run = tmp_path / "run"
+    ChunkLevelOfflineRL(**settings(data, run, objective="behaviour_cloning")).train()
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    main(["train", "--resume", str(run), "--num-updates", "9", "--dry-run"])
+    told = capsys.readouterr().out
+    assert "policy, 9 updates of 8 chunks" in told and "6 are done" in told and "nothing was written" in told
+    assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    main(["train", "--resume", str(run), "--num-updates", "9", "--no-cache"])
+    check_one_run(run)
+    main(["train", "--resume", str(run), "--num-updates", "12", "--cache"])
+    with pytest.raises(SystemExit):
+        main(["train", "--resume", str(run), "--resize", "8", "8"])
+    assert "another configuration: frames.resize" in capsys.readouterr().err
+
+
 def test_folds_one_by_one_and_what_resumes(data: Path, tmp_path: Path) -> None:
     fit = replace(TrainConfig().fit, fold_order="one_by_one")
     run = ChunkLevelOfflineRL(**settings(data, tmp_path / "run", fit=fit))
@@ -125,7 +145,12 @@ def test_numbers_of_a_plan() -> None:
     assert begun.seconds == 60 * 0.5 + 1000 * 0.25 + 60 * 0.01
     labelled = replace(whole, phases=(replace(value, num_done=100), replace(policy, num_done=1)))
     assert labelled.seconds == 999 * 0.25
+    assert (whole.label_seconds, labelled.label_seconds) == (60 * 0.01, 0.0)
+    slow = replace(whole, rehearsal=Rehearsal({}, 0.5, 10**9, 0))
+    assert "about 5.5 minutes on this machine (cpu)" in str(slow)
+    assert "measured on the first updates, with about 30 seconds in which 60 starts are labelled" in str(slow)
     text = str(whole)
+    assert "are labelled" not in text  # in less than a second
     assert (
         "phase 2 of 2: policy, 1,000 updates of 10 chunks (200 passes over 50 starts), about 4.2 minutes"
         in text
@@ -136,6 +161,9 @@ def test_numbers_of_a_plan() -> None:
     assert "the newest 2 stay" in str(plan(keep_checkpoints=2))
     lost = replace(whole, phases=(*whole.phases, PhasePlan("distil", 7, 50)))
     assert lost.seconds is None and "distil could not be measured beforehand" in str(lost)
+    assert "policy/, values.parquet, config.json" in text
+    assert "policy/, config.json" in str(plan(objective="success_cloning"))  # it fits no values
+    assert " values.parquet, config.json" in str(plan(objective="value"))
     assert [minutes(s) for s in (0.2, 59, 60, 5399, 5400)] == [
         *("about 1 second", "about 59 seconds", "about 1.0 minutes", "about 90.0 minutes", "about 1.5 hours")
     ]

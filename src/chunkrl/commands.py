@@ -111,10 +111,10 @@ def _say_where(run: ChunkLevelOfflineRL) -> None:
     trainer = run.trainer
     assert trainer is not None
     if run.resumed_from is not None:
-        print(
-            f"going on from update {trainer.update} of {trainer.num_updates}, with {run.resumed_from}",
-            flush=True,
-        )
+        said = f"going on from update {trainer.update} of {trainer.num_updates}, with {run.resumed_from}"
+        if trainer.update == trainer.num_updates:
+            said += ": nothing is left to train (more: --num-updates or --num-epochs)"
+        print(said, flush=True)
 
 
 def value_warnings(history: Mapping[str, Sequence[tuple[int, float]]]) -> list[str]:

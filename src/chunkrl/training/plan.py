@@ -91,10 +91,15 @@ class TrainingPlan:
         left = [phase.seconds_left for phase in self.phases]
         if self.rehearsal is None or None in left:
             return None
+        return sum(seconds for seconds in left if seconds is not None) + self.label_seconds
+
+    @property
+    def label_seconds(self) -> float:
+        """Of giving all starts their labels; 0 where they have them, or nothing was measured."""
         # the data are labelled when the first phase ends
-        is_labelled = any(phase.num_done > 0 for phase in self.phases[1:])
-        labels = 0.0 if is_labelled else self.num_starts * self.rehearsal.label_seconds
-        return sum(seconds for seconds in left if seconds is not None) + labels
+        if self.rehearsal is None or any(phase.num_done > 0 for phase in self.phases[1:]):
+            return 0.0
+        return self.num_starts * self.rehearsal.label_seconds
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -149,7 +154,12 @@ class TrainingPlan:
 
     def _time_line(self) -> str:
         if self.seconds is not None:
-            return f"{minutes(self.seconds)} on this machine ({self.device}), measured on the first updates"
+            labels = ""
+            if self.label_seconds >= 1:
+                labels = (
+                    f", with {minutes(self.label_seconds)} in which {self.num_starts:,} starts are labelled"
+                )
+            return f"{minutes(self.seconds)} on this machine ({self.device}), measured on the first updates{labels}"
         if self.rehearsal is None:
             return f"on this machine ({self.device}): measured on each phase's first updates, when it begins"
         missing = ", ".join(phase.name for phase in self.phases if phase.seconds is None)
@@ -169,12 +179,14 @@ class TrainingPlan:
             if config.keep_checkpoints
             else "all stay but those by time"
         )
-        policy = "policy/, " if config.method.trains_policy else ""
+        kept_files = ["policy/"] * config.method.trains_policy + [
+            "values.parquet"
+        ] * config.method.gives_values
         return [
             f"{self.output}",
             f"checkpoints/: {', '.join(when)}",
             f"  ({size(self.checkpoint_bytes)} each at most, about; {kept})",
-            f"{policy}values, config.json, metrics.jsonl, tensorboard/",
+            f"{', '.join((*kept_files, 'config.json', 'metrics.jsonl', 'tensorboard/'))}",
         ]
 
 

@@ -190,6 +190,7 @@ FREE = {
     "num_updates",
     "tracking",
     "value_videos",
+    "frames.cache",  # where pictures are kept; they are the same
 }
 FREE |= {
     "dataset_dir",
@@ -210,15 +211,19 @@ def check_same_run(saved: TrainConfig, now: TrainConfig, folder: Path) -> None:
     differing = [
         difference
         for f in fields(TrainConfig)
-        if f.name not in FREE
         for difference in _differences(f.name, getattr(saved, f.name), getattr(now, f.name))
     ]
     if differing:
-        raise CheckpointError(f"{folder} was made with another configuration: {'; '.join(differing)}")
+        raise CheckpointError(
+            f"{folder} was made with another configuration: {'; '.join(differing)}. What goes on keeps it: leave "
+            f"these out, or begin a new run with them (--init {folder} takes the networks of this one)"
+        )
 
 
 def _differences(name: str, then: Any, now: Any) -> list[str]:
-    """The settings that differ, by their own names: `balance.kind`."""
+    """The settings that differ and are not free, by their own names: `balance.kind`."""
+    if name in FREE:
+        return []
     if is_dataclass(then) and type(then) is type(now):
         parts = [(f.name, getattr(then, f.name), getattr(now, f.name)) for f in fields(then)]
         return [found for part, *values in parts for found in _differences(f"{name}.{part}", *values)]

@@ -34,8 +34,15 @@ _OTHERS = (
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
     """All settings that a run's numbers depend on, but its data and its length, as JSON."""
-    settings = asdict(without_label_files(config))
-    return as_json({name: v for name, v in settings.items() if name not in FREE}, default=str)
+    return as_json(_without_free(asdict(without_label_files(config))), default=str)
+
+
+def _without_free(settings: dict[str, Any], place: str = "") -> dict[str, Any]:
+    kept = {name: value for name, value in settings.items() if f"{place}{name}" not in FREE}
+    return {
+        name: _without_free(value, f"{place}{name}.") if isinstance(value, dict) else value
+        for name, value in kept.items()
+    }
 
 
 def check_one_run(folder: Path) -> None:
