@@ -82,6 +82,8 @@ def test_did_you_mean(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown command 'trian' (did you mean train" in refused(["trian"], capsys)
     said = refused(["train", "--batch-sise", "8"], capsys)
     assert "unknown option --batch-sise (did you mean --batch-size" in said and "--help-all" in said
+    said = refused(["train", "--learning-rate", "1e-3"], capsys)
+    assert "--learning-rate (did you mean --lr or --schedule or --value-lr?)" in said
     assert "did you mean zsh" in refused(["completion", "zhs"], capsys)
     said = refused(["evaluate", "--policy", "nowhere", "--env", "puhs-v3"], capsys)
     assert "holds no policy" in said or "did you mean push-v3" in said

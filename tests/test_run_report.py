@@ -1,6 +1,7 @@
 """`chunkrl report`: one page of a training run, with pictures, with rows, and without values."""
 
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from chunkrl.evaluation import distribution_plots
 from chunkrl.evaluation.frame_cards import NUM_FRAMES, ExtremeFrame, extreme_frames
 from chunkrl.evaluation.run_report import render_run
 from chunkrl.evaluation.sections import percent
+from chunkrl.evaluation.svg import compact
 from chunkrl.evaluation.training_run import TrainingRun, load_run
 from chunkrl.evaluation.value_quality import calibration, value_quality
 from chunkrl.manifest import write_manifest
@@ -135,6 +137,20 @@ def test_a_run_without_values(plain: Path, tmp_path: Path) -> None:
     page = render_run(load_run(tmp_path / "run"))
     check_page(page)
     assert headings(page) == ["Training", "Data and settings"]
+
+
+def test_a_short_run_shows_its_losses_and_a_stopped_one_how_it_goes_on(plain: Path, tmp_path: Path) -> None:
+    data = load_run(plain).config.dataset_dir
+    own = settings(Path(data), tmp_path / "run", objective="behaviour_cloning", log_interval=100)
+    ChunkLevelOfflineRL(**own).train()
+    run = load_run(tmp_path / "run")
+    (loss,) = run.points("loss/policy")[1]
+    page = render_run(run)
+    assert re.search(rf"<dt>loss: policy</dt><dd>{re.escape(compact(loss, 4))}</dd>", page)
+    assert f"The same once more, in a new folder: chunkrl train --config {run.folder}/config.json." in page
+    assert "recorded once" not in render_run(load_run(plain))
+    shutil.rmtree(run.folder / "policy")  # as a stopped run has none
+    assert f"It is not finished: chunkrl train --resume {run.folder} goes on." in render_run(run)
 
 
 def labelled(run: TrainingRun, folder: Path, config: TrainConfig, **labels: np.ndarray) -> TrainingRun:

@@ -153,7 +153,7 @@ def test_robots_and_actors_are_read_from_yaml_too(tmp_path: Path) -> None:
         ("a: 1\na: 2\n", "'a' occurs twice"),
         ("a: &x [1]\nb: *x\n", "an anchor .* in line 2"),
         ("a: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
-        ("a: [1\n", "not valid YAML"),
+        ("a: [1\n", r"not valid YAML: while parsing a flow sequence, expected .*\(line 2, column 1\)"),
         ("- 1\n", "holds a list .* expected an object"),
         ("1: a\n", "the key 1 in line 1 is no text"),
         ("", "holds null"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_origin
 
 from chunkrl.cli.commands import Command
+from chunkrl.cli.help import describe
 from chunkrl.errors import ChunkRLError
 from chunkrl.settings import Setting, Settings
 from chunkrl.suggest import did_you_mean
@@ -122,6 +124,12 @@ def _find(settings: Settings, command: str, name: str) -> tuple[Setting, bool]:
 
 
 def _nearest(settings: Settings, name: str) -> str:
+    words = name.removeprefix("--").replace("-", " ").replace("_", " ").lower()
+    told = [
+        s.flag for s in settings.all if s.flag and re.match(rf"{re.escape(words)}\b", describe(s).lower())
+    ]
+    if told:  # the words that its text begins with: --learning-rate
+        return f" (did you mean {' or '.join(told)}?)"
     flags = [s.flag for s in settings.all if s.flag] + [
         s.off_flag for s in settings.all if s.is_switch and s.flag
     ]

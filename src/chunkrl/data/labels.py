@@ -168,7 +168,8 @@ def _resolve(table: FrameTable, rule: LabelRule) -> LabelRule:
                 "--success episodes --success-episodes 0 3 ... or --success-file FILE (those), --subgoal-key NAME (a "
                 "flag column) or "
                 "--success episode_flag --success-key NAME (a column with an episode's outcome"
-                f"{': ' * bool(outcomes) + ', '.join(outcomes)})"
+                f"{': ' * bool(outcomes) + ', '.join(outcomes)}); chunkrl label "
+                "with one of these keeps it beside the data"
             )
         success = found[1]
     if subgoal == "auto":

@@ -53,6 +53,14 @@ for _tag, _pattern, _first in _RESOLVERS:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
 
 
+def _said(reason: Exception) -> str:
+    """What is wrong and where, in one line."""
+    if isinstance(reason, yaml.MarkedYAMLError) and (mark := reason.problem_mark) is not None:
+        what = ", ".join(part for part in (reason.context, reason.problem) if part)
+        return f"{what} (line {mark.line + 1}, column {mark.column + 1})"
+    return " ".join(str(reason).split())
+
+
 def read_yaml(path: Path, error: type[ChunkRLError], cure: str) -> dict[str, Any]:
     """What a YAML file holds, which must be keys with values.
 
@@ -67,6 +75,6 @@ def read_yaml(path: Path, error: type[ChunkRLError], cure: str) -> dict[str, Any
         value = yaml.load(data, _Loader)
         text = json.dumps(value, allow_nan=False)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as reason:
-        said = " ".join(str(reason).split())
+        said = _said(reason)
         raise error(f"{path} is not valid YAML: {said}: {cure}") from reason
     return parse_json(text.encode(), dict, str(path), error, cure)

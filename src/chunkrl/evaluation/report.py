@@ -92,7 +92,7 @@ def render_report(
             _state_section(tasks),
             _clip_section(clips),
             trace_section(traces),
-            curve_section(curves),
+            curve_section(curves, {}),
             _number_section(tasks, differences, facts or {}, notes),
         ]
     )

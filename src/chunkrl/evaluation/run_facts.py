@@ -10,6 +10,7 @@ from chunkrl.evaluation.sections import facts_card, words
 from chunkrl.evaluation.svg import compact
 from chunkrl.evaluation.tables import Cell, count_cell, rate_cell, table
 from chunkrl.evaluation.training_run import TrainingRun
+from chunkrl.training.run_folder import beginning
 
 # Metrics that are comparable share a panel; every other one has its own.
 _PANELS = {
@@ -23,6 +24,15 @@ _PANELS = {
     "speed/seconds": "seconds between records",
     "memory/": "peak memory, GB",
 }
+
+
+def losses_recorded_once(run: TrainingRun) -> dict[str, str]:
+    """Losses that no curve shows, since a short run records them once: name -> value."""
+    names = dict.fromkeys(
+        name for r in run.records for name in r.scalars if name.startswith(("loss/", "flow_loss/"))
+    )
+    points = {name: run.points(name)[1] for name in names}
+    return {words(name.replace("/", ": ")): compact(v[0], 4) for name, v in points.items() if len(v) == 1}
 
 
 def curves(run: TrainingRun) -> list[Curve]:
@@ -71,8 +81,18 @@ def settings_section(run: TrainingRun) -> str:
         card("Data", table(rows), wide=True),
         facts_card("What was trained", _facts(run), wide=True),
     ]
-    lead = f"All settings: {run.folder / 'config.json'}; continue or repeat with chunkrl train --config."
+    lead = f"All settings: {run.folder / 'config.json'}. {_state(run)}"
     return section("Data and settings", lead, cards)
+
+
+def _state(run: TrainingRun) -> str:
+    """Whether it is finished, and the commands that go on or begin again, for what `chunkrl train` left."""
+    begun = beginning(run.folder)
+    if begun is not None and begun.command != "train":
+        return ""
+    if run.config.method.trains_policy and not (run.folder / "policy").is_dir():
+        return f"It is not finished: chunkrl train --resume {run.folder} goes on."
+    return f"The same once more, in a new folder: chunkrl train --config {run.folder / 'config.json'}."
 
 
 def _facts(run: TrainingRun) -> dict[str, str]:

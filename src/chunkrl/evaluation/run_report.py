@@ -24,7 +24,7 @@ from chunkrl.evaluation.config import ReportCommand
 from chunkrl.evaluation.frame_cards import FilmOf, extreme_frames_section
 from chunkrl.evaluation.page import card, document, section
 from chunkrl.evaluation.results import EpisodeTrace
-from chunkrl.evaluation.run_facts import curves, settings_section
+from chunkrl.evaluation.run_facts import curves, losses_recorded_once, settings_section
 from chunkrl.evaluation.sections import (
     curve_section,
     facts_card,
@@ -85,7 +85,7 @@ def render_run(run: TrainingRun, num_videos: int = 0) -> str:
         body += [extreme_frames_section(run.data, film_of)]
     elif num_videos:
         _video_section(run, num_videos)  # says why there are none
-    body += [curve_section(curves(run)), settings_section(run)]
+    body += [curve_section(curves(run), losses_recorded_once(run)), settings_section(run)]
     return document(f"Training run: {run.folder.resolve().name}", "".join(body))
 
 

@@ -45,9 +45,9 @@ def trace_section(traces: Sequence[EpisodeTrace], hint: str = "") -> str:
     return section("What the critic sees", f"{lead} {hint}".rstrip(), cards)
 
 
-def curve_section(curves: Sequence[Curve]) -> str:
-    """A card for every panel of the curves."""
-    cards = []
+def curve_section(curves: Sequence[Curve], once: Mapping[str, str]) -> str:
+    """A card for every panel of the curves, and one for `once`: names and values of what was recorded once."""
+    cards = [facts_card("Losses, recorded once", once)] if once else []
     for panel in dict.fromkeys(curve.panel for curve in curves):
         group = [curve for curve in curves if curve.panel == panel]
         keys = [(f"s{i % plots.NUM_SERIES_COLOURS}", c.name, last_value(c)) for i, c in enumerate(group)]
