@@ -173,7 +173,7 @@ def test_an_actor_acts_without_a_learner_and_goes_on_when_it_comes(
 def test_what_is_recorded_offline_is_sent_later_without_the_robot(folder, tmp_path, port, capsys):
     run = tmp_path / "run"
     run_actor(_command(folder, run, offline=True))
-    assert "22 records are kept in" in capsys.readouterr().out
+    assert "the next start with this spool without --offline sends them" in capsys.readouterr().out
     send = _command(folder, run, port, send_only=True, finish_s=0.2)
     run_actor(send)  # nobody is there
     assert "22 records are kept in" in capsys.readouterr().out

@@ -44,7 +44,7 @@ def test_snapshots_wait_on_the_disk_and_outlive_the_learner(tmp_path: Path, monk
     (run / FOLDER / RESULTS).write_text('{"name": "cut o')
     gate.touch()
     second = Evaluations(config, run, tmp_path / "policy", "cpu")
-    assert second.num_waiting == 3
+    assert second.num_waiting == 3 and second.last is None
     second.close(finish=True)
     assert [(line["update"], line["num_steps"]) for line in read_results(run)] == [
         (0, 0),
@@ -56,5 +56,8 @@ def test_snapshots_wait_on_the_disk_and_outlive_the_learner(tmp_path: Path, monk
         "online/evaluation_update": 20.0,
         "online/evaluation_steps": 100.0,
     }
+    third = Evaluations(config, run, tmp_path / "policy", "cpu")
+    assert (third.last, third.num_waiting) == (0.5, 0)
+    third.close(finish=True)
     left = {path.name for path in (run / FOLDER).glob("*/*")}
     assert left == {"job.json", "log.txt", "result"}

@@ -84,7 +84,7 @@ def test_a_learner_without_data_answers_at_once_and_says_with_what_actors_act(tm
           "--output-dir", str(offline), "--cameras"])  # fmt: skip
     capsys.readouterr()
     arguments = learner_arguments(run, address, "--init", str(offline), "--num-updates", "20", "--cameras")
-    arguments = [a for i, a in enumerate(arguments) if "--value-updates" not in (a, arguments[i - 1])]
+    arguments = without_value_updates(arguments)
     thread = threading.Thread(target=main, args=([*arguments, "--online.start-episodes", "2"],), daemon=True)
     thread.start()
     actor = TestActor(tmp_path / "spool", address)
@@ -96,6 +96,51 @@ def test_a_learner_without_data_answers_at_once_and_says_with_what_actors_act(tm
     out = capsys.readouterr().out
     assert out.index(f"actors act with --policy {offline}/policy") < out.index("waiting for 2 episodes")
     assert f"training on {run}" in out or "actors act with --policy" in out.split("waiting for 2 episodes")[1]
+
+
+def without_value_updates(arguments: list[str]) -> list[str]:
+    """The same with the default."""
+    return [a for i, a in enumerate(arguments) if "--value-updates" not in (a, arguments[i - 1])]
+
+
+@pytest.mark.parametrize(
+    ("part", "objective", "phases"),
+    [
+        ("", "cross_fitted", {"policy"}),  # has values to begin with
+        ("", "behaviour_cloning", {"policy"}),  # reads none
+        ("policy", "cross_fitted", {"value", "policy"}),  # a saved policy has none
+    ],
+)
+def test_a_value_phase_precedes_where_the_beginning_has_no_values(
+    tmp_path, recorded, capsys, part, objective, phases
+):
+    offline, run = tmp_path / "offline", tmp_path / "run"
+    data = ["--dataset-dir", str(recorded), "--num-updates", "2", "--cameras"]
+    main(["train", *OFFLINE[:14], *data, "--value-updates", "2", "--output-dir", str(offline)])
+    begun = [*data, "--init", str(offline / part), "--objective", objective, "--value-epochs", "2"]
+    if objective == "behaviour_cloning":
+        begun = begun[:-2]
+    begun += ["--log-interval", "1"]
+    main(without_fit(without_value_updates(learner_arguments(run, free_address(), *begun)), objective))
+    assert {record.phase for record in read_records(run / "metrics.jsonl")} == phases
+    # all that was asked for is made: the same command would end at once
+    assert f"chunkrl learner --resume {run} --num-updates MORE" in capsys.readouterr().out
+
+
+def without_fit(arguments: list[str], objective: str) -> list[str]:
+    """Settings of values are refused where none are learned."""
+    if objective != "behaviour_cloning":
+        return arguments
+    unread = ("--fit.hidden-dim", "--num-folds")
+    return [a for i, a in enumerate(arguments) if a not in unread and arguments[i - 1] not in unread]
+
+
+def test_a_beginning_that_is_not_there_is_known_before_actors_bring_episodes(tmp_path, capsys):
+    arguments = learner_arguments(tmp_path / "run", free_address(), "--init", str(tmp_path / "nowhere"))
+    with pytest.raises(SystemExit):
+        main(arguments)
+    said = capsys.readouterr()
+    assert "no checkpoint at" in said.err and "listening" not in said.out
 
 
 def test_a_port_in_use_is_known_before_anything_is_read(tmp_path, capsys):
@@ -175,4 +220,7 @@ def test_counts_agree_before_and_after_a_restart(tmp_path):
     assert before["online/steps"] == steps == before["online/steps_trained_on"]
     assert counts(run) == before
     assert told(log) == [(20 + steps, 6, steps)] * 2
+    # the second start made no update: those of the first are none of its speed
+    speeds = re.findall(r"^updates (\d+) policy, ([\d.]+)/s", log.read_text().split("going on from")[1], re.M)
+    assert speeds and set(speeds) == {(str(20 + steps), "0.0")}
     assert json.loads((run / "version.json").read_text())["version"] > version

@@ -120,7 +120,7 @@ def test_several_actors_and_what_is_refused(tmp_path, caplog):
                 link.close()
         with Spool(tmp_path / "other") as spool:
             cases = [
-                (Hello("one", spool.spool_id, SPEC), "choose another actor id"),
+                (Hello("one", spool.spool_id, SPEC), "choose another --actor-id, with an --output-dir"),
                 (
                     Hello("new", spool.spool_id, replace(SPEC, fps=20.0)),
                     "fps 20.0, but this learner's data has 10.0",
@@ -184,7 +184,9 @@ def test_a_learner_that_lost_its_folder_is_noticed(tmp_path):
             link.close()
         with receiving(tmp_path / "empty") as receiver:
             link = client(spool, receiver.port)
-            with pytest.raises(TransportError, match="has 0 items of arm, but had confirmed 5"):
+            with pytest.raises(
+                TransportError, match=r"has 0 items of arm, but 5 are confirmed in .* another --actor-id"
+            ):
                 link.drain()
             link.close()
 

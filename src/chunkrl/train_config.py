@@ -33,7 +33,7 @@ class TrainConfig:
     """Everything a run needs. The first block has the names and defaults of the chunk-level document."""
 
     dataset_dir: str = ""
-    """LeRobot data set: a folder or a Hub repository id (required)."""
+    """LeRobot data set: a folder or a Hub repository id (`chunkrl train` needs one)."""
     action_horizon: int = 10
     """Action chunk length H."""
     action_dim: int | None = None
@@ -83,7 +83,8 @@ class TrainConfig:
     overwrite: bool = False
     """A run in --output-dir makes place: its folder is kept as NAME.replaced-001."""
     num_updates: int | None = None
-    """Policy updates; overrides num_epochs. 0 trains no policy before distillation (with --init, or a pi policy)."""
+    """Policy updates; overrides num_epochs (`chunkrl learner` without it: until it is stopped). 0 trains no policy
+    before distillation (with --init, or a pi policy)."""
     seed: int = 0
     """Determines folds, initial weights, batches and noise."""
     objective: Objective = "cross_fitted"

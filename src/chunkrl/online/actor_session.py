@@ -254,6 +254,8 @@ def _said(summary: ActorSummary) -> str:
         text += f", {summary.num_discarded} discarded"
     if summary.num_held:
         text += f"; position held on {summary.num_held} steps"
+        if summary.num_held > len(summary.faults):
+            text += " (no action was ready: --prefetch-steps asks for chunks earlier)"
     if summary.faults:
         text += f"; {len(summary.faults)} actions refused, first: {summary.faults[0].message}"
     if jitter := summary.jitter:

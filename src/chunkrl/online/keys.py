@@ -71,7 +71,7 @@ class TerminalKeys:
         descriptor = sys.stdin.fileno() if file_descriptor is None else file_descriptor
         if not os.isatty(descriptor):
             raise ChunkRLError(
-                "keys come from a terminal, and the input is none: run in a terminal (`ssh -t`), or choose keys none"
+                "keys come from a terminal, and the input is none: run in a terminal (`ssh -t`), or give --keys none"
             )
         self._descriptor = descriptor
         self._before = termios.tcgetattr(descriptor)

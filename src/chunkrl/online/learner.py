@@ -41,7 +41,7 @@ from chunkrl.output_folder import begin_folder, begin_numbered, stem_of
 from chunkrl.progress import Progress, silent
 from chunkrl.signals import handled
 from chunkrl.train_config import TrainConfig, as_fresh
-from chunkrl.training.run_folder import beginning, find_checkpoint, note_beginning
+from chunkrl.training.run_folder import beginning, find_checkpoint, find_values, note_beginning
 
 _LOG = logging.getLogger(__name__)
 LOG_FILE = "learner.log"
@@ -178,6 +178,7 @@ class _Session:
         update = run.trainer.update
         if run.resumed_from is not None:
             print(f"going on from update {update}, with {run.resumed_from}", flush=True)
+        self._speed = (update, time.monotonic(), 0.0)
         self._source.begin(update, max(0, update - first), update >= first)
         self._receiver.policy = policy_features(run.chunk_policy())
         self._source.push_now()
@@ -284,8 +285,14 @@ class _Session:
             f"{run.trainer.update} updates; {state.num_episodes} episodes, {state.num_steps} steps stored, "
             f"{state.num_set_aside} set aside, {state.num_discarded} discarded since the start",
             f"policy: {self._run_dir / 'policy'}; data: {self._root}",
-            f"go on with: chunkrl learner --resume {self._run_dir}",
+            f"go on with: chunkrl learner --resume {self._run_dir}{self._more(run.trainer.update)}",
         ]
+
+    def _more(self, update: int) -> str:
+        """What a run that made all of its updates needs besides, to go on."""
+        assert self._run is not None
+        total = sum(phase.num_updates for phase in self._run.algorithm.phases())
+        return " --num-updates MORE (all that were asked for are made)" if update >= total else ""
 
 
 def _begin_folder(config: LearnerConfig) -> Path:
@@ -321,8 +328,11 @@ def _resolved(config: LearnerConfig, run_dir: Path) -> TrainConfig:
             if began is not None and train.init is None:
                 train = replace(train, init=began.init)
             resume = None
-    if train.value_updates is None and train.init is not None and resume is None:
-        train = replace(train, value_updates=0)
+    if train.init is not None and resume is None:
+        # what is not there is known now, and not when actors have brought episodes
+        values = find_values(find_checkpoint(Path(train.init)))
+        if values is not None and train.value_updates is None and train.method.reads_setting("value_updates"):
+            train = replace(train, value_updates=0)
     return replace(
         train,
         resume=resume,

@@ -48,13 +48,13 @@ class Evaluations:
     device: of the evaluated policy.
 
     Attributes:
-        last: the success rate of the newest one that is done; None before.
+        last: the success rate of the newest one that is done, also by an earlier start; None before.
     """
 
     def __init__(self, config: OnlineEvaluation, run_dir: Path, base: Path, device: str) -> None:
-        self.last: float | None = None
         self._config, self._folder, self._base, self._device = config, run_dir / FOLDER, base, device
         self._done = {line["name"]: line for line in read_results(run_dir)}
+        self.last: float | None = self._done[max(self._done)]["success"] if self._done else None
         self._snapshots: queue.Queue[tuple[Path, Mapping[str, Tensor]] | None] = queue.Queue()
         self._jobs: queue.Queue[Path | None] = queue.Queue()
         self._fresh: list[dict[str, Any]] = []

@@ -118,8 +118,9 @@ class LearnerClient:
         if welcome.next_sequence < confirmed:
             raise TransportError(
                 f"the learner at {self._connect.address} has {welcome.next_sequence} items of "
-                f"{self._hello.actor_id}, but had confirmed {confirmed}: its folder was replaced; "
-                "restore it, or start a new spool folder with another actor id"
+                f"{self._hello.actor_id}, but {confirmed} are confirmed in {self._spool.root}: by another learner, "
+                "or its folder was replaced; start that one, or begin anew with another --actor-id and another "
+                "--output-dir (or --spool)"
             )
         self._spool.acknowledge(welcome.next_sequence)
         self._protocol, self.weights_version = welcome.protocol, welcome.weights_version

@@ -44,7 +44,7 @@ def store_spool(spool_dir: Path, run_dir: Path) -> None:
     else:
         print("no episode was finished and kept: there is no data set")
     if stored.num_set_aside:
-        print(f"{stored.num_set_aside} damaged episodes are set aside in {root / 'set_aside'}")
+        print(f"{stored.num_set_aside} unfinished or damaged episodes are set aside in {root / 'set_aside'}")
     if not stored.is_whole:
         print(
             f"the rest is stored by: chunkrl actor --output-dir {run_dir} --spool {spool_dir} --export-only"
@@ -66,7 +66,8 @@ def say_left(left: int, command: ActorCommand, spool_dir: Path, link: LearnerLin
         print("all records are with the learner" if link else "no records")
         return
     print(
-        f"{left} records are kept in {spool_dir}; the next start with this spool sends them, or --send-only does"
+        f"{left} records are kept in {spool_dir}; the next start with this spool "
+        f"{'without --offline ' if command.offline else ''}sends them, or --send-only does"
     )
     if link and (problem := link.state().problem):
         print(f"sending ended: {problem}", file=sys.stderr)

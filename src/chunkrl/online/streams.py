@@ -92,7 +92,8 @@ class ReceivedStreams:
             if spool.spool_id != hello.spool_id:
                 raise TransportError(
                     f"actor {hello.actor_id}: its spool is {hello.spool_id}, but {spool.spool_id} was received under "
-                    "that name: another actor has the name, or the spool folder is new; choose another actor id"
+                    "that name: another actor has the name, or the spool folder is new; choose another --actor-id, "
+                    "with an --output-dir (or --spool) of its own"
                 )
             return spool.next_sequence
 
