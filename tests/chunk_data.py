@@ -103,9 +103,11 @@ def identity_factory(
 
 
 def that_are_read(defaults: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Both as settings of a training; those of the defaults that the objective does not read are left out."""
-    of_method = {name: changes[name] for name in ("objective", "train_q") if name in changes}
-    unread = {path.partition(".")[0] for path in TrainConfig(**{**defaults, **of_method}).unread()}
+    """Both as settings of a training; those of the defaults that objective and kind of policy do not read are left
+    out."""
+    of_method = {name: changes[name] for name in ("objective", "train_q", "policy") if name in changes}
+    config = TrainConfig(**{**defaults, **of_method})
+    unread = {path.partition(".")[0] for path in (*config.unread(), *config.unread_by_kind())}
     return {name: value for name, value in defaults.items() if name not in unread} | dict(changes)
 
 

@@ -46,9 +46,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(root: Path, name: str, *more: str) -> Path:
     """Two updates of a run; returns its policy."""
     common = f"--dataset-dir {root / 'data'} --action-horizon 5 --action-dim {ACTION_DIM} --batch-size 4 --device cpu"
-    brief = "--num-updates 2 --value-epochs 0.1 --num-folds 2 --network.hidden-dim 16 --fit.hidden-dim 16"
+    brief = "--num-updates 2 --value-epochs 0.1 --num-folds 2"
+    small = "" if "--policy.kind" in more else "--network.hidden-dim 16 --fit.hidden-dim 16"
     run = root / "runs" / name
-    main(["train", *common.split(), *brief.split(), "--output-dir", str(run), *more])
+    main(["train", *common.split(), *brief.split(), *small.split(), "--output-dir", str(run), *more])
     return run / "policy"
 
 

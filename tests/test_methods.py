@@ -16,8 +16,11 @@ import chunkrl
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.algorithms.base import MethodInputs
 from chunkrl.algorithms.registry import METHODS, Method
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.config import changed_settings, with_defaults
 from chunkrl.errors import ChunkRLError
+from chunkrl.integration.config import PiTrainingConfig
+from chunkrl.models.config import NetworkConfig, PolicyConfig, PolicyKind
 from chunkrl.training.policy_io import load_policy
 
 SOURCES = Path(chunkrl.__file__).parent
@@ -106,6 +109,36 @@ def test_what_nobody_reads_is_no_setting_of_a_method(method: Method) -> None:
 def test_the_command_refuses_it(data: Path, objective: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ChunkRLError, match=message):
         ChunkLevelOfflineRL(dataset_dir=str(data), action_dim=2, objective=objective, **change)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        (
+            "pi",
+            {"fit": ValueFit(dropout=0.1)},
+            r"pi does not read --fit\.dropout: leave that out.*--pi\.critic\.",
+        ),
+        (
+            "pi",
+            {"network": NetworkConfig(hidden_dim=64), "fit": ValueFit(noise=0.1)},
+            r"pi does not read --network\.hidden-dim, --fit\.noise: leave those out",
+        ),
+        (
+            "flow",
+            {"pi": PiTrainingConfig(train="lora")},
+            r"flow does not read --pi\.train: .*--policy\.kind pi",
+        ),
+    ],
+)
+def test_settings_of_the_other_kind_of_networks_are_refused(
+    data: Path, kind: PolicyKind, change: dict[str, Any], message: str
+) -> None:
+    checkpoint = {"pi0_config": "pi05_base"} if kind == "pi" else {}
+    with pytest.raises(ChunkRLError, match=message):
+        ChunkLevelOfflineRL(
+            dataset_dir=str(data), action_dim=2, policy=PolicyConfig(kind=kind), **checkpoint, **change
+        )
 
 
 def test_with_q_a_cloning_run_reads_what_values_read(data: Path, tmp_path: Path) -> None:

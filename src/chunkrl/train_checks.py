@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -25,6 +26,7 @@ def check_config(config: TrainConfig, has_data: bool = False) -> None:
     _check_names_and_numbers(config)
     _check_pi(config)
     _check_read(config)
+    _check_kind(config)
     _check_values(config)
     _check_videos(config, has_data)
     _check_datasets(config)
@@ -72,7 +74,27 @@ def _check_read(config: TrainConfig) -> None:
     able = [m.name for m in METHODS.values() if all(m.reads_setting(path, config.train_q) for path in unread)]
     flags = ", ".join(_flag(path) + _own(config, path) for path in unread)
     other = f", or use --objective {' or '.join(able)}" if able else ""
-    raise ChunkRLError(f"--objective {config.objective} does not read {flags}: leave that out{other}")
+    raise ChunkRLError(
+        f"--objective {config.objective} does not read {flags}: leave {_those(unread)} out{other}"
+    )
+
+
+def _check_kind(config: TrainConfig) -> None:
+    """Refuses settings of networks that are not built: whoever gives them means others."""
+    unread = config.unread_by_kind()
+    if not unread:
+        return
+    cure = "or use --policy.kind pi, whose settings these are"
+    if config.policy.kind == "pi":
+        cure = "those of its critics are --pi.critic.depth, --pi.critic.dropout and --pi.critic.state-noise"
+    raise ChunkRLError(
+        f"--policy.kind {config.policy.kind} does not read {', '.join(map(_flag, unread))}: leave {_those(unread)} "
+        f"out, {cure}"
+    )
+
+
+def _those(paths: Sequence[str]) -> str:
+    return "that" if len(paths) == 1 else "those"
 
 
 def _check_values(config: TrainConfig) -> None:

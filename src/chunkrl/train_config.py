@@ -28,6 +28,13 @@ else:
     Objective = Literal[tuple(METHODS)]
 
 
+_OF_SMALL_NETWORKS = (
+    *("network", "policy.spread", "policy.fixed_std", "policy.flow_steps"),
+    *("fit.hidden_dim", "fit.num_layers", "fit.dropout", "fit.noise"),
+)
+"""Settings that a pi policy and its critics do not read."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything a run needs. The first block has the names and defaults of the chunk-level document."""
@@ -205,6 +212,15 @@ class TrainConfig:
             p for p in changed_settings(self) if any(m.reads_setting(p, True) for m in METHODS.values())
         ]
         return tuple(path for path in of_methods if not method.reads_setting(path, self.train_q))
+
+    def unread_by_kind(self) -> tuple[str, ...]:
+        """Settings that differ from their defaults and are of networks that the kind of policy has not."""
+        parts = _OF_SMALL_NETWORKS if self.policy.kind == "pi" else ("pi",)
+        return tuple(
+            path
+            for path in changed_settings(self)
+            if any(path == part or path.startswith(f"{part}.") for part in parts)
+        )
 
     def with_objective(self, objective: Objective) -> TrainConfig:
         """The same run with another objective: what that does not read stands at its default."""

@@ -96,7 +96,8 @@ class PiValue(nn.Module):
         model = policy.model.config
         if config.depth > model.depth:
             raise ChunkRLError(
-                f"the critic copies {config.depth} blocks and the policy has {model.depth}: lower the critic's depth"
+                f"the critic copies {config.depth} blocks and the policy has {model.depth}: give --pi.critic.depth "
+                f"{model.depth} or less"
             )
         if takes_actions and config.depth == 0:
             raise ChunkRLError("Q needs blocks to read the chunk with: give the critic a depth of at least 1")
