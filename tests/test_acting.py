@@ -383,6 +383,34 @@ def test_a_pi_policy_takes_the_same_forms(kind: Any) -> None:
     assert torch.equal(actor.act(lerobot_observation(frame, actor.cameras)), actor.act(one))
 
 
+def test_a_pi_policy_is_asked_for_what_it_was_trained_with() -> None:
+    texts = ("Advantage: negative", "Advantage: positive")
+    recipe = tiny_recipe("pi05", condition=texts[-1], conditions=texts, guidance=1.5)
+    actor = PiActor(tiny_policy("pi05", recipe))
+    assert (actor.condition, actor.guidance, actor.num_steps) == (texts[-1], 1.5, 10)
+    good = actor.act(pi_row())
+    actor.ask(texts[0], guidance=2, num_steps=3)
+    assert (actor.condition, actor.guidance, actor.num_steps) == (texts[0], 2, 3)
+    assert not torch.equal(actor.act(pi_row()), good)
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"condition": "Advantage: neutral"}, "is not what"),
+        ({"condition": "", "guidance": 2.0}, "leads towards a condition"),
+        ({"guidance": -1.0}, "must not be negative"),
+    )
+    for wrong, message in cases:
+        with pytest.raises(ChunkRLError, match=message):
+            actor.ask(**wrong)
+        assert actor.condition == texts[0]
+    actor.ask("")
+    assert not torch.equal(actor.act(pi_row()), good)
+    actor.ask()
+    assert torch.equal(actor.act(pi_row()), good)
+    with pytest.raises(
+        ChunkRLError, match=r"'Advantage: 4' is not what .* \(with 'Advantage: negative', '.*pos"
+    ):
+        PiActor(actor.policy, condition="Advantage: 4")
+
+
 PI_WRONG: Sequence[tuple[Callable[[Observation], Observation], str]] = (
     (
         lambda o: replace(o, images={n: i.float() / 255 for n, i in o.images.items()}),

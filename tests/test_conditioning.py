@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chunkrl.algorithms.advantage_bins import advantage_bins, forced_high
-from chunkrl.algorithms.conditioning import NO_LABEL, check_prompts, condition_text, drop_labels, texts
+from chunkrl.algorithms.conditioning import (
+    NO_LABEL,
+    check_prompts,
+    condition_text,
+    conditions,
+    drop_labels,
+    texts,
+)
 from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.errors import ChunkRLError
 
@@ -24,6 +31,8 @@ def test_texts() -> None:
     assert texts(torch.tensor([1, NO_LABEL]), 2) == ["Advantage: positive", ""]
     with pytest.raises(ValueError):
         condition_text(2, 2)
+    assert conditions(ConditioningConfig()) == ("Advantage: negative", "Advantage: positive")
+    assert conditions(ConditioningConfig(num_bins=3, negatives="unconditional")) == ("Advantage: positive",)
 
 
 def test_quantiles_are_each_tasks_own() -> None:

@@ -122,7 +122,7 @@ def test_a_policy_with_a_camera_sees_pictures_of_the_size_asked_for(
 def test_what_cannot_be_asked_of_a_pi_policy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
         ("--condition", "positive"): "was trained with (with 'Advantage: negative'",
-        ("--condition", "", "--guidance", "2"): "--guidance leads towards a condition",
+        ("--condition", "", "--guidance", "2"): "guidance leads towards a condition",
         ("--guidance", "-1"): "must not be negative",
         ("--mode", "best_of_n"): "train with --train-q or --objective iql",
         ("--camera-size", "32"): "this one has none",

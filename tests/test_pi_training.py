@@ -122,6 +122,7 @@ def test_every_objective_gives_a_policy_that_loads_and_acts(
     settings = loaded.policy.recipe.settings
     conditioned = objective in ("advantage_conditioned", "shuffled_conditioning")
     assert settings.condition == ("Advantage: positive" if conditioned else "")
+    assert settings.conditions == (("Advantage: negative", "Advantage: positive") if conditioned else ())
     observation = run.dataset.batch(np.arange(4), next_observation=False).observation
     for mode in ("mode", "sample"):
         draws = [[torch.Generator().manual_seed(seed) for seed in range(4)] for _ in range(2)]

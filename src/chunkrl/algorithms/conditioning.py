@@ -34,8 +34,15 @@ def condition_text(label: int, num_bins: int) -> str:
     return f"Advantage: {label if names is None else names[label]}"
 
 
+def conditions(config: ConditioningConfig) -> tuple[str, ...]:
+    """The words of every label that training writes into a prompt, the highest last."""
+    lowest = config.highest if config.negatives == "unconditional" else 0
+    return tuple(condition_text(label, config.num_bins) for label in range(lowest, config.num_bins))
+
+
 def conditions_beside(condition: str) -> tuple[str, ...]:
-    """All that a policy which is asked for `condition` may have been trained with, "" among them.
+    """All that a policy which is asked for `condition` may have been trained with, "" among them, where its folder
+    does not say.
 
     A text of another make stands alone: what it was trained beside is not known here.
     """

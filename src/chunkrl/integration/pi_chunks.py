@@ -138,8 +138,8 @@ def check_fits(
     if settings.action_dim != dataset.action_dim or settings.state_dim not in (0, dataset.state_dim):
         raise ChunkRLError(
             f"the pi policy has {settings.action_dim} action and {settings.state_dim} state values, {root} has "
-            f"{dataset.action_dim} and {dataset.state_dim}: it was trained for another robot (a base checkpoint, of no "
-            f"one robot, takes the data's widths and cameras with --pi0.recipe {config.kind}_base)"
+            f"{dataset.action_dim} and {dataset.state_dim}: it was trained for another robot (a base checkpoint, "
+            f"of no one robot, takes the data's widths and cameras with --pi0.recipe {config.kind}_base)"
         )
     chosen = settings.cameras if cameras is None else cameras
     absent = [camera for camera in chosen if camera not in known]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from chunkrl.algorithms.conditioning import check_prompts, condition_text
+from chunkrl.algorithms.conditioning import check_prompts, condition_text, conditions
 from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.normalize import Statistics
@@ -98,13 +98,14 @@ def _for_data(
         cameras=cameras,
         condition_place=config.condition_place,
         condition="",
+        conditions=(),
         guidance=1.0,
         data_resize=data.resize,
         fps=float(data.fps),
     )
     if conditioning is not None:
-        asked = condition_text(conditioning.highest, conditioning.num_bins)
-        settings = replace(settings, condition=asked, guidance=conditioning.guidance)
+        heard = conditions(conditioning)
+        settings = replace(settings, condition=heard[-1], conditions=heard, guidance=conditioning.guidance)
     return replace(recipe, settings=settings)
 
 
@@ -158,7 +159,7 @@ def _lora_config(config: PiTrainingConfig) -> LoRAConfig:
 
 def check_conditioning(policy: PiPolicy, data: ChunkData, config: ConditioningConfig) -> None:
     """Raises ChunkRLError unless the advantage changes the prompt of every task of the data, after any cut."""
-    conditions = ["", *(condition_text(label, config.num_bins) for label in range(config.num_bins))]
+    texts = ["", *(condition_text(label, config.num_bins) for label in range(config.num_bins))]
     observation = data.batch(np.array([0]), next_observation=False).observation
     if observation.state is not None and policy.recipe.settings.state_dim:
         # the longest text that a state can have: every bin above 99
@@ -166,8 +167,8 @@ def check_conditioning(policy: PiPolicy, data: ChunkData, config: ConditioningCo
         observation = replace(observation, state=policy.state_from_model(high))
     for task in data.tasks:
         prompts = []
-        for condition in conditions:
+        for condition in texts:
             one = replace(observation, task=(task,))
             inputs = policy.prepare(one, condition)
             prompts.append(inputs.tokens[0][inputs.token_mask[0]].tolist())
-        check_prompts(prompts, conditions, task)
+        check_prompts(prompts, texts, task)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from chunkrl.algorithms.conditioning import conditions_beside
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.acting import CameraInput, ObservationInput, check_request
 from chunkrl.models.pi.config import DEFAULT_NUM_STEPS
@@ -32,24 +34,59 @@ class ChunkScorer(Protocol):
 class PiActor:
     """Chunks [B, H, A] in the data's units from batched observations. takes: what it takes.
 
-    num_steps: Euler steps. condition, guidance: what is asked for; None: the policy's settings. q: for best-of-N.
+    condition, guidance, num_steps: what it is asked for (`ask`). q: for best-of-N.
     """
+
+    condition: str
+    guidance: float
+    num_steps: int
 
     def __init__(
         self,
         policy: PiPolicy,
-        num_steps: int = DEFAULT_NUM_STEPS,
+        num_steps: int | None = None,
         condition: str | None = None,
         guidance: float | None = None,
         q: ChunkScorer | None = None,
     ) -> None:
         self.policy, self.q = policy.eval(), q
-        self.num_steps, self.condition, self.guidance = num_steps, condition, guidance
+        self.ask(condition, guidance, num_steps)
         settings = policy.recipe.settings
         cameras = tuple(CameraInput(name) for name in settings.cameras)  # the model makes its own size of any
         self.takes = ObservationInput(
             cameras, settings.state_dim, reads_task=True, resize=settings.data_resize
         )
+
+    def ask(
+        self, condition: str | None = None, guidance: float | None = None, num_steps: int | None = None
+    ) -> None:
+        """From now on `act` asks for this; what is None is as the policy was saved.
+
+        condition: a text that it was trained with ("Advantage: negative"), or "" for nothing. guidance: towards the
+        condition, from 0; 1 is the condition alone. num_steps: Euler steps.
+
+        Raises:
+            ChunkRLError: it was not trained with the condition, or guidance leads nowhere.
+        """
+        settings = self.policy.recipe.settings
+        known = ("", *settings.conditions) if settings.conditions else conditions_beside(settings.condition)
+        condition = settings.condition if condition is None else condition
+        if condition not in known:
+            trained = "without any" if known == ("",) else f"with {', '.join(repr(c) for c in known if c)}"
+            raise ChunkRLError(
+                f"condition {condition!r} is not what {self.policy.source} was trained with ({trained}): give one of "
+                'these, or "" to ask for nothing'
+            )
+        if guidance is not None and not condition:
+            raise ChunkRLError(
+                "guidance leads towards a condition, and the policy is asked for none: leave it out, or take a "
+                "policy of --objective advantage_conditioned"
+            )
+        guidance = settings.guidance if guidance is None else guidance
+        if not 0 <= guidance < math.inf:
+            raise ChunkRLError(f"guidance is {guidance}; it must not be negative, and finite")
+        self.condition, self.guidance = condition, guidance
+        self.num_steps = DEFAULT_NUM_STEPS if num_steps is None else num_steps
 
     @property
     def action_horizon(self) -> int:

@@ -145,6 +145,7 @@ class PiSettings:
     condition_place: "end", behind the state (pi*0.6, the advantage-conditioned document), or "task", behind the
         task's text: stock LeRobot then runs the policy if the condition is appended to its task string.
     guidance: of classifier-free guidance when acting; 1 is plain conditioning.
+    conditions: all texts that it was trained with, and may be asked for; empty: none, or not known.
     """
 
     prompt_format: PromptFormat
@@ -159,6 +160,7 @@ class PiSettings:
     condition: str = ""
     condition_place: ConditionPlace = "end"
     guidance: float = 1.0
+    conditions: tuple[str, ...] = ()
     data_resize: Resize | None = None
     fps: float | None = None
 
@@ -183,6 +185,11 @@ class PiSettings:
             raise CheckpointError(f"cameras is {self.cameras!r}; it must be a list of names")
         object.__setattr__(self, "cameras", tuple(self.cameras))
         object.__setattr__(self, "delta_actions", tuple(self.delta_actions))
+        object.__setattr__(self, "conditions", tuple(self.conditions))
+        if self.conditions and self.condition not in ("", *self.conditions):
+            raise CheckpointError(
+                f"condition is {self.condition!r}, which is none of those it was trained with: {self.conditions}"
+            )
         if len(set(self.cameras)) != len(self.cameras):
             raise CheckpointError(f"cameras is {self.cameras}; name each camera once")
         if not self.cameras and self.state_dim == 0:
