@@ -12,7 +12,8 @@ from chunkrl.cli import COMMANDS, main
 from chunkrl.cli.arguments import parse
 from chunkrl.config import load_config
 from chunkrl.errors import ChunkRLError
-from chunkrl.integration.hiserl import import_hiserl
+from chunkrl.integration import config_import
+from chunkrl.integration.hiserl import UNKNOWN, import_hiserl
 from chunkrl.online.robot_file import RobotFile
 from chunkrl.settings import Settings
 from chunkrl.train_checks import check_config
@@ -144,7 +145,16 @@ def test_every_key_is_told_with_what_it_became_or_why_not(capsys: pytest.Capture
     }
     assert all(read.here for read in found.keys)
     assert "--pi.trainable" in told["policy.trainable_params.language_from_layer"].here
-    assert told["strange"].here == "chunkrl config import does not know it"
+    assert told["strange"].here == UNKNOWN
+    shown = config_import.told(found)
+    assert f"ignored: {len(ignored) - 1} of {len(told)} keys" in shown
+    assert (
+        shown.index("not known: 1 of") > shown.index("ignored:")
+        and "  strange " in shown.split("not known")[1]
+    )
+    assert "not known" not in config_import.told(
+        import_hiserl({k: v for k, v in CONFIG.items() if k != "strange"})
+    )
 
 
 def changed(**parts: Any) -> dict[str, Any]:

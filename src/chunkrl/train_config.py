@@ -110,11 +110,11 @@ class TrainConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Sizes of the networks."""
     num_folds: int = 5
-    """Folds of cross-fitting (objectives cross_fitted and iql); 1 turns it off."""
+    """Folds of cross-fitting: values of an episode come from a network that never saw it; 1 turns it off."""
     fit: ValueFit = field(default_factory=ValueFit)
-    """How values are fitted and become weights (objective cross_fitted)."""
+    """How values are fitted, before the policy, and become weights."""
     value_epochs: float = 15.0
-    """Passes of the value phase over the data (objective cross_fitted)."""
+    """Passes of the value phase, which comes before the policy's, over the data."""
     value_updates: int | None = None
     """Updates of the value phase; overrides value_epochs. 0 trains no values before the policy (with --init)."""
     train_q: bool = False

@@ -10,7 +10,7 @@ from chunkrl.config import read_values
 from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
 from chunkrl.integration.config import ConfigCommand
-from chunkrl.integration.hiserl import Imported, KeyRead, import_hiserl
+from chunkrl.integration.hiserl import UNKNOWN, Imported, KeyRead, import_hiserl
 from chunkrl.output_folder import check_file
 
 _COMMANDS = {"train.json": "train", "learner.json": "learner", "actor.json": "actor"}
@@ -45,11 +45,16 @@ def run_config(command: ConfigCommand) -> None:
 
 
 def told(found: Imported) -> str:
-    """Every key: what it became, and why others are ignored."""
+    """Every key: what it became, why others are ignored, and last those that are not known, since they may matter."""
+    known = [key for key in found.keys if key.here != UNKNOWN]
+    groups = {
+        "mapped": [key for key in known if key.is_mapped],
+        "ignored": [key for key in known if not key.is_mapped],
+        "not known": [key for key in found.keys if key.here == UNKNOWN],
+    }
     lines = []
-    for title, is_mapped in (("mapped", True), ("ignored", False)):
-        keys = [key for key in found.keys if key.is_mapped == is_mapped]
-        lines += [f"{title}: {len(keys)} of {len(found.keys)} keys", *map(_row, keys), ""]
+    for title, keys in groups.items():
+        lines += [f"{title}: {len(keys)} of {len(found.keys)} keys", *map(_row, keys), ""] if keys else []
     return "\n".join(lines)
 
 

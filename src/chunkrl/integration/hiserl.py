@@ -18,6 +18,7 @@ from chunkrl.online.learner_config import LearnerConfig
 from chunkrl.settings import Settings
 from chunkrl.train_config import TrainConfig
 
+UNKNOWN = "nothing was taken of it; docs/training.md has a table of what is set where"
 _CAMERA = "observation.images."
 _LOCAL_HOSTS = ("localhost",)
 _OFFLINE = ("num_updates", "output_dir")  # of the run that the learner begins with, and of no other
@@ -97,7 +98,7 @@ def _read(key: str, value: Any, flat: Mapping[str, Any], found: Imported) -> Key
     for part, reason in _IGNORED.items():
         if part in (key, name) or key.startswith(f"{part}.") or name.startswith(f"{part}."):
             return KeyRead(key, value, reason, False)
-    return KeyRead(key, value, "chunkrl config import does not know it", False)
+    return KeyRead(key, value, UNKNOWN, False)
 
 
 def _put(found: Imported, places: tuple[str, ...], value: Any) -> str:
