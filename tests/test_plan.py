@@ -162,6 +162,10 @@ def test_numbers_of_a_plan() -> None:
     lost = replace(whole, phases=(*whole.phases, PhasePlan("distil", 7, 50)))
     assert lost.seconds is None and "distil could not be measured beforehand" in str(lost)
     assert "policy/, values.parquet, config.json" in text
+    assert "no value phase" not in text
+    assert "  plan      no value phase: values and advantages are those of runs/value\n" in str(
+        plan(values="runs/value")
+    )
     assert "policy/, config.json" in str(plan(objective="success_cloning"))  # it fits no values
     assert " values.parquet, config.json" in str(plan(objective="value"))
     assert [minutes(s) for s in (0.2, 59, 60, 5399, 5400)] == [

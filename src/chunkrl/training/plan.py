@@ -121,7 +121,8 @@ class TrainingPlan:
         )
 
     def _phase_lines(self) -> list[str]:
-        lines = []
+        values = self.config.values
+        lines = [f"no value phase: values and advantages are those of {values}"] if values is not None else []
         for number, phase in enumerate(self.phases, 1):
             passes = phase.num_updates * self.config.batch_size / max(1, phase.num_starts)
             line = (
