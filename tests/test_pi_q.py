@@ -171,7 +171,9 @@ def test_q_is_saved_beside_the_policy_and_chooses(
 ) -> None:
     settings = {"objective": objective} | WITH_Q[objective]
     run = ChunkLevelOfflineRL(
-        replace(config(root, checkpoints, tmp_path, "value"), **settings).with_objective(objective)
+        replace(config(root, checkpoints, tmp_path, "value"), **settings).with_objective(
+            settings["objective"]
+        )
     )
     ours = run.train()
     loaded = load_policy(tmp_path / "policy")
