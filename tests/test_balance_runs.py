@@ -49,7 +49,7 @@ def test_a_run_of_before_goes_on_without_balance_or_not_at_all(tmp_path: Path, o
     assert load_run(old).config.balance.kind == "none"  # what its report says
     changes |= {"resume": str(old), "num_updates": 9}
     with pytest.raises(
-        CheckpointError, match=r"another configuration: balance\.kind \(none then, strata now\)$"
+        CheckpointError, match=r"another configuration: balance\.kind \(none then, strata now\)\."
     ):
         ChunkLevelOfflineRL(**settings(data, tmp_path / "new", balance=BalanceConfig(), **changes))
     run = ChunkLevelOfflineRL(**settings(data, tmp_path / "new", **changes))  # as the run was
