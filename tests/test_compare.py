@@ -36,6 +36,8 @@ def test_two_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert re.search(r"mean over tasks +better +0.83 +\[0.55, 0.95\]", shown)
     assert re.search(r"push-v3 +better .*\] +11 +90.9\n", shown)  # successes have 11 steps, failures 10
     assert "+83.3" in shown and "+16.7" in shown
+    thin = f"push-v3 ({old}: 5 of 6), reach-v3 ({old}: 1 of 6). Go by McNemar's p"  # of 6 : 0 the test can decide
+    assert thin in shown
     found = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert found["tasks"]["push-v3"]["difference"] == {old: pytest.approx(5 / 6)}
     assert found["mean_over_tasks"]["difference"] == {old: pytest.approx(0.5)}
@@ -47,6 +49,7 @@ def test_two_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert found["mean_over_tasks"]["arms"][old]["successes_per_1000_steps"] == 4000 / 124
     assert found["exec_steps"] == 2 and "aggregates" not in found
     page = Page((tmp_path / "c" / "comparison.html").read_text())
+    assert thin in page.text
     assert "+50 points better over" in page.text and "2 actions of each chunk" in page.text
     assert f"chunk chosen by better: mode, {old}: sample" in page.text
 
@@ -58,6 +61,7 @@ def test_several_training_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[st
     main(["compare", *named, "--no-aggregates", "--output-dir", str(tmp_path / "c")])
     shown = capsys.readouterr().out
     assert "McNemar" not in shown  # a test of two policies, not of two methods
+    assert "Few states" not in shown
     found = json.loads((tmp_path / "c" / "comparison.json").read_text())
     arm = found["tasks"]["reach-v3"]["arms"]["new"]
     assert (arm["success"], arm["num_episodes"], arm["seed"]) == (pytest.approx(4 / 6), 18, None)

@@ -30,6 +30,7 @@ from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
 from chunkrl.output_folder import check_file
 
 COMPARISON_FILE = "comparison.json"
+_FEWEST_STATES = 6  # that one side alone solves: of fewer no McNemar test is below .05
 _Key = TypeVar("_Key")
 # Settings that make two evaluations answer the same question; the rest is the policies' own business.
 _SAME = ("envs", "num_episodes", "seed", "max_steps", "exec_steps")
@@ -170,6 +171,9 @@ def compare(command: CompareCommand) -> None:
     devices = told_setting(methods, "device")
     if ": " in devices:
         print(f"\nThe policies ran on different devices, which round otherwise: {devices}")
+    thin = few_states(differences)
+    if thin:
+        print("\n" + "\n".join(thin))
     if command.output_dir is None:
         return
     folder = Path(command.output_dir)
@@ -202,9 +206,25 @@ def compare(command: CompareCommand) -> None:
         arms=arms,
         differences=differences,
         facts=facts | numbers,
-        notes=notes,
+        notes=[*notes, *thin],
     )
     print(f"\n{folder / 'comparison.json'}\n{folder / 'comparison.html'}")
+
+
+def few_states(differences: Sequence[ArmDifference]) -> list[str]:
+    """A sentence where so few states tell two policies apart that the bootstrap of their difference is too narrow:
+    where none does, its interval has no width, however few states there were."""
+    thin = [
+        f"{d.task} ({d.baseline}: {d.only_a + d.only_b} of {d.num_pairs})"
+        for d in differences
+        if d.only_a is not None and d.only_b is not None and d.only_a + d.only_b < _FEWEST_STATES
+    ]
+    if not thin:
+        return []
+    return [
+        "Few states tell the policies apart, and the interval of their difference is too narrow there: "
+        f"{', '.join(thin)}. Go by McNemar's p, and evaluate more states (--num-episodes)."
+    ]
 
 
 def _settings(methods: Mapping[str, Sequence[Evaluation]]) -> dict[str, Any]:
