@@ -21,6 +21,8 @@ from waiting import until
 
 from chunkrl.cli import main
 from chunkrl.errors import ChunkRLError, TransportError
+from chunkrl.evaluation.run_report import render_run
+from chunkrl.evaluation.training_run import load_run
 from chunkrl.online.actor_command import ActorCommand
 from chunkrl.online.actor_session import run_actor
 from chunkrl.online.config import ConnectConfig, ListenConfig, ReplayConfig
@@ -224,3 +226,54 @@ def test_counts_agree_before_and_after_a_restart(tmp_path):
     speeds = re.findall(r"^updates (\d+) policy, ([\d.]+)/s", log.read_text().split("going on from")[1], re.M)
     assert speeds and set(speeds) == {(str(20 + steps), "0.0")}
     assert json.loads((run / "version.json").read_text())["version"] > version
+    check_report(run, steps)
+
+
+def check_report(run: Path, steps: int) -> None:
+    """The page of a learner speaks of all that it trained on; of a shard that has grown since, it says so."""
+    shown = load_run(run)
+    (shard,) = shown.data
+    assert (shard.dataset.num_frames, len(shard.episodes), shown.notes) == (steps, 6, ())
+    recorded = shown.last("value/rank_correlation_held_out")
+    assert recorded is not None and len(shard.labels["value"]) == steps
+    render_run(shown)
+    replay = Replay(run / "replay", SPEC, ReplayConfig(cameras="image"))
+    replay.add([item for item in episode(50, 6, "success") if isinstance(item, StepRecord)])
+    replay.close()
+    grown = load_run(run)
+    assert (grown.has_values, [len(part.episodes) for part in grown.data]) == (False, [7])
+
+
+def test_the_page_of_a_learner_has_offline_data_and_what_its_actors_sent(tmp_path, recorded, capsys):
+    run, address = tmp_path / "run", free_address()
+    more = [
+        "--dataset-dir",
+        str(recorded),
+        "--num-updates",
+        "30",
+        "--online.start-episodes",
+        "2",
+        "--cameras",
+    ]
+    more += ["--online.updates-per-step", "1"]
+    thread = threading.Thread(target=main, args=(learner_arguments(run, address, *more),), daemon=True)
+    thread.start()
+    actor = TestActor(tmp_path / "spool", address)
+    try:
+        steps = actor.record(range(6))
+        until(lambda: not thread.is_alive())
+    finally:
+        actor.close()
+    first, second = load_run(run).data
+    assert (first.dataset.num_frames, second.dataset.num_frames) == (36, steps)
+    assert all(len(part.labels["value"]) == part.dataset.num_frames for part in (first, second))
+    offline, online = load_run(run).dataset_weights
+    assert offline == pytest.approx(online) == pytest.approx(0.5)
+    replay = Replay(run / "replay", SPEC, ReplayConfig(cameras="image"))
+    replay.add([item for item in episode(50, 6, "success") if isinstance(item, StepRecord)])
+    replay.close()
+    capsys.readouterr()
+    main(["report", str(run)])
+    assert "note: shard-000000 of" in capsys.readouterr().out
+    assert "What is not on this page" in (run / "report.html").read_text(encoding="utf-8")
+    assert [part.dataset.num_frames for part in load_run(run).data] == [36]

@@ -81,10 +81,13 @@ def _schema(path: Path) -> pa.Schema:
         raise DatasetError(f"{path} cannot be read ({error}): delete it, or {_CURE}") from error
 
 
-def load_sidecar(path: str | Path, table: FrameTable, of_whole: bool = False) -> Sidecar:
+def load_sidecar(
+    path: str | Path, table: FrameTable, of_whole: bool = False, rewritten: bool = False
+) -> Sidecar:
     """Labels of the table's frames, in its order.
 
     of_whole: the file may be of the data set with the episodes that were left out of the table.
+    rewritten: the data set is known to be the file's, though its own files may have been merged since.
 
     Raises:
         DatasetError: the file is missing or damaged, was made for another data set, misses frames, or holds other
@@ -94,7 +97,7 @@ def load_sidecar(path: str | Path, table: FrameTable, of_whole: bool = False) ->
     check_regular(path, DatasetError, _CURE)
     try:
         with open_parquet(path) as file:
-            metadata, is_whole = _header(path, file.schema_arrow, table, of_whole)
+            metadata, is_whole = _header(path, file.schema_arrow, table, of_whole, rewritten)
             if not is_whole and file.metadata.num_rows != table.num_frames:
                 raise DatasetError(_rows_differ(path))
             stored = file.read(use_threads=False)
@@ -143,13 +146,15 @@ def _read_header(path: Path, schema: pa.Schema) -> dict[str, Any]:
     return header
 
 
-def _header(path: Path, schema: pa.Schema, table: FrameTable, of_whole: bool) -> tuple[dict[str, Any], bool]:
+def _header(
+    path: Path, schema: pa.Schema, table: FrameTable, of_whole: bool, rewritten: bool
+) -> tuple[dict[str, Any], bool]:
     """The maker's metadata, of a file whose columns are right, and whether it is of the data set with episodes that
     the table left out. Raises DatasetError where they are not right."""
     header, description = _read_header(path, schema), table.description
     found = header.get("fingerprint")
     is_whole = of_whole and bool(found) and found == description.whole_fingerprint
-    if not is_whole and found != description.fingerprint:
+    if not (is_whole or rewritten) and found != description.fingerprint:
         raise DatasetError(
             f"{path} was made for another data set, or {table.description.root} has changed since: {_CURE}"
         )

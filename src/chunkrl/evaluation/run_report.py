@@ -55,7 +55,7 @@ def report(command: ReportCommand, progress: Progress) -> None:
     check_file(output, command.overwrite or output.resolve() == own.resolve())
     run = load_run(command.run, progress)
     write_text(output, render_run(run, command.videos))
-    for note in (note for part in run.data for note in file_notes(part.dataset.frame_labels)):
+    for note in (*run.notes, *(note for part in run.data for note in file_notes(part.dataset.frame_labels))):
         print(f"note: {note}")
     for warning in _warnings(run, _quality(run)):
         print(f"warning: {warning}", file=sys.stderr)
@@ -71,7 +71,9 @@ def render_run(run: TrainingRun, num_videos: int = 0) -> str:
         ChunkRLError: videos of data without cameras, or of a run without values.
     """
     quality = _quality(run)
-    body = [_headline(run, quality), _quality_section(run, quality), _advantage_section(run)]
+    body = [_headline(run, quality)]
+    body += [section("What is not on this page", "", [notes_card(run.notes, wide=True)] if run.notes else [])]
+    body += [_quality_section(run, quality), _advantage_section(run)]
     if run.has_values:
         filmed = run.data[0].choose_episodes(num_videos)
 

@@ -21,7 +21,7 @@ from chunkrl.offline import VERSIONS_FILE
 from chunkrl.progress import Progress, silent
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.metrics import METRICS_FILE, Record, read_records
-from chunkrl.training.run_folder import run_config
+from chunkrl.training.run_folder import beginning, run_config
 from chunkrl.training.run_parts import check_one_run
 from chunkrl.training.values_io import read_values_files, values_file
 
@@ -93,13 +93,19 @@ class LabelledData:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """folder, its config.json, versions.json and records (metrics.jsonl), and its data sets with their labels."""
+    """folder, its config.json, versions.json and records (metrics.jsonl), and its data sets with their labels.
+
+    dataset_weights: how often each data set is drawn from; (): by their frames. notes: what a reader must know of the
+    data that are not here.
+    """
 
     folder: Path
     config: TrainConfig
     versions: Mapping[str, str]
     records: tuple[Record, ...]
     data: tuple[LabelledData, ...]
+    dataset_weights: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def has_values(self) -> bool:
@@ -147,7 +153,7 @@ def load_data(config: TrainConfig, values_dir: Path, progress: Progress = silent
 
 
 def load_run(folder: str | Path, progress: Progress = silent) -> TrainingRun:
-    """What `chunkrl train` left in `folder`.
+    """What `chunkrl train` or `chunkrl learner` left in `folder`.
 
     Raises:
         ChunkRLError: it is no folder of a run, holds parts of two, or a file of it is damaged. DatasetError: as
@@ -161,13 +167,14 @@ def load_run(folder: str | Path, progress: Progress = silent) -> TrainingRun:
         )
     check_one_run(folder)
     config = run_config(folder / "config.json")
-    return TrainingRun(
-        folder,
-        config,
-        _read_versions(folder / VERSIONS_FILE),
-        tuple(read_records(folder / METRICS_FILE)),
-        load_data(config, folder, progress),
-    )
+    versions, records = _read_versions(folder / VERSIONS_FILE), tuple(read_records(folder / METRICS_FILE))
+    begun = beginning(folder)
+    if begun is not None and begun.command == "learner":
+        from chunkrl.online.learner_report import learner_run  # late: no other run has actors
+
+        return learner_run(TrainingRun(folder, config, versions, records, ()), progress)
+    data = load_data(config, folder, progress)
+    return TrainingRun(folder, config, versions, records, data, config.dataset_weights)
 
 
 def _read_versions(path: Path) -> dict[str, str]:

@@ -22,7 +22,7 @@ TIMES, LEVELS = 8, 4  # of the picture over time and value
 
 def collection_of(run: TrainingRun) -> ChunkCollection:
     """The run's data sets as it drew from them."""
-    return ChunkCollection([part.dataset for part in run.data], run.config.dataset_weights or None)
+    return ChunkCollection([part.dataset for part in run.data], run.dataset_weights or None)
 
 
 def trained_column(run: TrainingRun, name: str) -> np.ndarray:

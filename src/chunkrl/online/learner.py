@@ -25,7 +25,13 @@ from chunkrl.data.notes import data_notes
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.online.data_worker import DataWorker
-from chunkrl.online.learner_config import CONFIG_FILE, LearnerConfig, check_penalty, learner_folder
+from chunkrl.online.learner_config import (
+    CONFIG_FILE,
+    LearnerConfig,
+    check_penalty,
+    learner_folder,
+    replay_root,
+)
 from chunkrl.online.learner_data import LearnerData, replay_settings
 from chunkrl.online.learner_evaluation import Evaluations
 from chunkrl.online.learner_source import OnlineSource
@@ -82,7 +88,7 @@ class _Session:
         self._told_of_tasks = False
         self._shown = contextlib.ExitStack()
         self._speed = (0, time.monotonic(), 0.0)
-        root = _replay_root(config, run_dir)
+        root = replay_root(config, run_dir)
         self._streams = ReceivedStreams(root / "incoming")
         resources.callback(self._streams.close)
         self._receiver, self._is_listening = SpoolReceiver(config.listen, self._streams), False
@@ -305,12 +311,8 @@ def _begin_folder(config: LearnerConfig) -> Path:
     resumes = resumed is not None and folder.resolve() in (resumed.resolve(), *resumed.resolve().parents)
     if train.overwrite and (folder / CONFIG_FILE).is_file():
         # a learner that has it open refuses
-        ReceivedStreams(_replay_root(config, folder) / "incoming").close()
+        ReceivedStreams(replay_root(config, folder) / "incoming").close()
     return begin_folder(folder, "learner", resumes=resumes, overwrite=train.overwrite)
-
-
-def _replay_root(config: LearnerConfig, run_dir: Path) -> Path:
-    return Path(config.replay.root) if config.replay.root else run_dir / "replay"
 
 
 def _resolved(config: LearnerConfig, run_dir: Path) -> TrainConfig:

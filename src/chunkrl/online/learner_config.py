@@ -185,6 +185,11 @@ def learner_folder(path: Path) -> Path:
     return next((f for f in (path, path.parent.parent) if (f / CONFIG_FILE).is_file()), path)
 
 
+def replay_root(config: LearnerConfig, run_dir: Path) -> Path:
+    """The folder of a learner's shards."""
+    return Path(config.replay.root) if config.replay.root else run_dir / "replay"
+
+
 def resumed_learner(path: Path, given: Collection[str] = ()) -> LearnerConfig:
     """All settings of the learner whose folder or checkpoint `path` is, to go on with it; given: as
     `run_folder.resumed_config`. Raises ChunkRLError where it is none."""

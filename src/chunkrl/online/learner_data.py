@@ -40,10 +40,17 @@ def replay_settings(settings: ChunkSettings, rule: LabelRule | None = None) -> C
     return replace(settings, labels=labels, mapping=ColumnMapping(), revision=None)
 
 
-def open_shard_table(folder: Path, settings: ChunkSettings, cache_dir: Path) -> FrameTable:
+def open_shard_table(folder: Path, settings: ChunkSettings, cache_dir: Path | None) -> FrameTable:
     """A shard's frames as it is now, inside `replay.reading`; settings: of `replay_settings`."""
     frames = replace(settings.frames, skip_bad_episodes=False)
     return FrameTable.open(folder, settings.mapping, None, cache_dir, silent, frames)
+
+
+def shared_weights(offline: np.ndarray, shards: Sequence[ChunkDataset], share: float) -> list[float]:
+    """How often each data set is drawn from: those offline by their weights `offline`, the shards by their starts,
+    `share` of all."""
+    online = np.array([len(shard) for shard in shards], np.float64)
+    return [*((1 - share) * offline / offline.sum()), *(share * online / online.sum())]
 
 
 @dataclass(frozen=True)
@@ -153,10 +160,6 @@ class LearnerData:
             return None
         if not self._offline or not shards:
             return ChunkCollection(datasets, self._given)
-        online = np.array([len(shard) for shard in shards], np.float64)
-        weights = [
-            *((1 - self._share) * self._weights / self._weights.sum()),
-            *(self._share * online / online.sum()),
-        ]
+        weights = shared_weights(self._weights, shards, self._share)
         used = [(d, w) for d, w in zip(datasets, weights, strict=True) if w > 0]
         return ChunkCollection([d for d, _ in used], [float(w) for _, w in used])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from chunkrl.algorithms.advantages import step_rewards
 from chunkrl.algorithms.value_labels import ValueLabels
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.frames import FrameTable
+from chunkrl.data.parquet import group_starts
 from chunkrl.data.sidecar import Sidecar, load_sidecar, save_sidecar
 from chunkrl.errors import ChunkRLError
 from chunkrl.manifest import MANIFEST_FILE, MARK, read_manifest, verify, write_manifest
@@ -25,6 +26,11 @@ _NAMES = (*_NEEDED, "weight", "stratum", "advantage_bin_raw", "advantage_bin")
 def values_file(number: int) -> str:
     """The file of a run with the values of data set `number` (0: --dataset-dir)."""
     return f"values-{number}.parquet" if number else "values.parquet"
+
+
+def num_rows(path: Path) -> int:
+    """The frames that a file of values is of. Raises DatasetError where it is damaged."""
+    return int(group_starts(path)[-1])
 
 
 def save_values(
@@ -51,18 +57,30 @@ def _meaning(data: ChunkData) -> dict[str, Any]:
     return {"gamma": data.gamma, "reward": data.reward_kind, "rewards": f"{rewards:08x}"}
 
 
-def read_values_files(run_dir: Path, tables: Sequence[FrameTable]) -> list[Sidecar]:
+def read_values_files(
+    run_dir: Path,
+    tables: Sequence[FrameTable],
+    numbers: Sequence[int] | None = None,
+    rewritten: Collection[int] = (),
+) -> list[Sidecar]:
     """The files of a run with the labels of its data sets, verified against the manifest.
+
+    numbers: of the data sets, as `values_file` takes them; None: from 0 on. rewritten: those of `numbers` whose data
+        sets' own files may have been merged since, with the same episodes.
 
     Raises:
         DatasetError: a file is missing or damaged, or belongs to other data.
         CheckpointError: a file is not what was written.
     """
-    names = [values_file(number) for number in range(len(tables))]
+    chosen = range(len(tables)) if numbers is None else numbers
+    names = [values_file(number) for number in chosen]
     listed = read_manifest(run_dir) is not None
     if listed:
         verify(run_dir, marked=True, only=names)
-    sidecars = [load_sidecar(run_dir / name, table) for name, table in zip(names, tables, strict=True)]
+    sidecars = [
+        load_sidecar(run_dir / values_file(number), table, rewritten=number in rewritten)
+        for number, table in zip(chosen, tables, strict=True)
+    ]
     if not listed:
         verify(run_dir, any(MARK in sidecar.metadata for sidecar in sidecars), only=names)
     return [
