@@ -67,7 +67,9 @@ class LoopConfig:
 
 
 class WidePolicy:
-    """`chunkrl.online.policy_runner.ActingPolicy`: an MLP from the state to a chunk near 0."""
+    """`chunkrl.online.policy_runner.RunnablePolicy`: an MLP from the state to a chunk near 0."""
+
+    cameras: tuple[str, ...] = ()
 
     def __init__(self, config: LoopConfig) -> None:
         self.action_horizon, self.action_dim = 50, config.num_joints

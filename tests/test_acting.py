@@ -375,7 +375,7 @@ def test_a_pi_policy_takes_the_same_forms(kind: Any) -> None:
     assert chunks.shape == (2, 10, 7)
     one = pi_row()
     torch.testing.assert_close(actor.act(one), chunks[0])
-    numpy = one.map(lambda tensor: tensor.numpy())
+    numpy = one.map(lambda tensor: tensor.numpy())  # type: ignore[arg-type,return-value]
     last = replace(numpy, images={name: image.transpose(1, 2, 0) for name, image in numpy.images.items()})  # type: ignore[attr-defined]
     assert torch.equal(actor.act(numpy), actor.act(one)) and torch.equal(actor.act(last), actor.act(one))
     frame = {name: image.float() / 255 for name, image in one.images.items()}

@@ -16,7 +16,7 @@ from chunkrl.online import actor_session
 from chunkrl.online.actor_session import run_actor
 from chunkrl.online.item_spool import ItemSpool
 from chunkrl.online.kept import KEPT_FILE, Kept, read_kept
-from chunkrl.online.records import EpisodeSummary
+from chunkrl.online.records import EpisodeSummary, Outcome
 from chunkrl.online.spool import Spool
 from chunkrl.online.weights import make_push
 from chunkrl.training.metrics import METRICS_FILE, read_records
@@ -27,7 +27,8 @@ folder, port = test_actor_command.folder, test_actor_command.port
 def test_kept_episodes_are_counted_over_restarts(tmp_path: Path) -> None:
     with Spool(tmp_path) as spool:
         sink = ItemSpool(spool, "arm", SPEC)
-        for number, (length, outcome) in enumerate(((3, "success"), (4, "discarded"), (5, "timeout"))):
+        lasted: tuple[tuple[int, Outcome], ...] = ((3, "success"), (4, "discarded"), (5, "timeout"))
+        for number, (length, outcome) in enumerate(lasted):
             for item in episode(number, length, outcome):
                 sink.append(item)
         assert sink.kept == Kept(15, 2, 8)

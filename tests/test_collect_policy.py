@@ -23,10 +23,9 @@ from chunkrl.envs.collect import RECORD, CollectConfig, collect_dataset
 from chunkrl.envs.metaworld import CAMERA
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError, DatasetError
-from chunkrl.models.pi.actor import PiActor
+from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.progress import silent
 from chunkrl.training.checkpoint import TENSORS
-from chunkrl.training.policy_io import ChunkPolicy
 from chunkrl.types import Observation
 
 
@@ -135,7 +134,7 @@ def test_a_policy_is_loaded_once_where_simulators_change(
 ) -> None:
     loaded, load = [], learned.load_policy
 
-    def counted(folder: str, *more) -> ChunkPolicy | PiActor:
+    def counted(folder: str, *more) -> ActingPolicy:
         loaded.append(folder)
         return load(folder, *more)
 

@@ -165,7 +165,7 @@ def test_encodings_are_of_targets_and_need_no_word_about_padding(tmp_path: Path)
     assert state is not None
     np.testing.assert_allclose(dataset.batch(np.array([0])).actions[0], actions[:3] - state[0], atol=1e-4)
     motions = write(tmp_path / "libero", libero)
-    own = {"encoding": ActionEncoding("relative", action_dims=(0, 1))}
+    own: dict[str, Any] = {"encoding": ActionEncoding("relative", action_dims=(0, 1))}
     with pytest.raises(
         DatasetError, match=r"relative is for recorded targets, and the actions are not recognised"
     ):

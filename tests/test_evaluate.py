@@ -382,7 +382,7 @@ def fitted(
     **more: Any,
 ):
     known = {"cameras": cameras, "state_dim": state_dim, "action_dim": action_dim}
-    known |= {"image_sizes": image_sizes, "recorded_sizes": recorded_sizes}
+    known |= {"image_sizes": image_sizes, "recorded_sizes": recorded_sizes, "own_image_size": None}
     policy: Any = SimpleNamespace(**known)
     asked = {"names": ("push-v3",), "max_steps": None, "camera_size": None, "rename": ()} | more
     return fit_policy(policy, **asked)

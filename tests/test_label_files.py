@@ -110,7 +110,8 @@ def test_other_files_are_no_labels(root: Path) -> None:
         successes(root, labels="labels/theirs.parquet")
     with pytest.raises(DatasetError, match=rf"--labels mine: no such file.*labels there: labels/{file.name}"):
         successes(root, labels="mine")
-    for rule in ({"success": "all"}, {"step_reward": "cost"}, {"success_file": "x.txt"}):
+    rules: list[dict[str, Any]] = [{"success": "all"}, {"step_reward": "cost"}, {"success_file": "x.txt"}]
+    for rule in rules:
         with pytest.raises(
             DatasetError, match=r"--labels mine and --success.* both say|--step-reward both say"
         ):
@@ -355,10 +356,11 @@ def test_lists_that_say_no_successes_are_refused(root: Path, tmp_path: Path, nam
 
 def test_lists_and_other_rules(tmp_path: Path) -> None:
     assert LabelRule(success_file="x.txt").success == "episodes"
-    for wrong, message in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"success": "all"}, "give both or neither"),
         ({"success": "episodes", "success_episodes": (1,)}, "both list the successes"),
-    ):
+    ]
+    for wrong, message in refused:
         with pytest.raises(DatasetError, match=message):
             LabelRule(success_file="x.txt", **wrong)
     several = TrainConfig(

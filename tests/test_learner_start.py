@@ -59,7 +59,9 @@ def first_answer(address: str, spool: Spool) -> Welcome:
             return None
 
     try:
-        return until(greeted)
+        found = until(greeted)
+        assert found is not None
+        return found
     finally:
         client.close()
 

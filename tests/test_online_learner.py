@@ -29,7 +29,7 @@ from waiting import until
 from chunkrl.cli import main
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import CheckpointError, ChunkRLError, TransportError
-from chunkrl.models.pi.actor import PiActor
+from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.online.config import ConnectConfig
 from chunkrl.online.item_spool import ItemSpool
 from chunkrl.online.learner import CONFIG_FILE
@@ -111,7 +111,7 @@ class TestActor:
         loaded = load_policy(policy)
         return self.fetch_for(PolicyRunner(loaded, "push", "mode"), loaded)
 
-    def fetch_for(self, runner: PolicyRunner, loaded: ChunkPolicy | PiActor) -> PolicyRunner:
+    def fetch_for(self, runner: PolicyRunner, loaded: ActingPolicy) -> PolicyRunner:
         """From now on newer weights are fetched for `runner`, which acts with `loaded`."""
         hello = Hello("arm", self.spool.spool_id, SPEC, features=policy_features(loaded))
         self.sender.close()

@@ -104,9 +104,14 @@ def test_the_default_folder_is_new_each_time(
     names = ["arm-behaviour_cloning-001", "arm-cross_fitted-001", "arm-cross_fitted-002"]
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == names
     assert "policy: runs/arm-cross_fitted-002/policy" in told
-    run = ChunkLevelOfflineRL(**settings(data, tmp_path) | {"output_dir": ""})
+    config: dict[str, Any] = settings(data, tmp_path) | {"output_dir": ""}
+    run = ChunkLevelOfflineRL(**config)
     run.train()
-    assert run.run_dir == Path("runs/arm-cross_fitted-003") and (run.run_dir / "policy").is_dir()
+    assert (
+        run.run_dir is not None
+        and run.run_dir == Path("runs/arm-cross_fitted-003")
+        and (run.run_dir / "policy").is_dir()
+    )
     # what was set aside keeps its number
     set_aside(run.run_dir)
     assert numbered("arm-cross_fitted") == Path("runs/arm-cross_fitted-004")

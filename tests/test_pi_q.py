@@ -170,11 +170,8 @@ def test_q_is_saved_beside_the_policy_and_chooses(
     root: Path, checkpoints: Path, tmp_path: Path, objective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"objective": objective} | WITH_Q[objective]
-    run = ChunkLevelOfflineRL(
-        replace(config(root, checkpoints, tmp_path, "value"), **settings).with_objective(
-            settings["objective"]
-        )
-    )
+    values = replace(config(root, checkpoints, tmp_path, "value"), **settings)
+    run = ChunkLevelOfflineRL(values.with_objective(settings["objective"]))
     ours = run.train()
     loaded = load_policy(tmp_path / "policy")
     assert isinstance(ours, PiActor) and isinstance(loaded, PiActor)

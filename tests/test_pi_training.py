@@ -16,7 +16,6 @@ from chunk_data import open_chunks, write_dataset
 from pi_tiny import ACTION_DIM, STATE_DIM, TOKENIZER, tiny_policy
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
-from chunkrl.algorithms.conditioning import condition_text
 from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.cli import main
@@ -29,6 +28,7 @@ from chunkrl.models.config import LoRAConfig, PolicyConfig
 from chunkrl.models.pi import load_pretrained, save_pretrained
 from chunkrl.models.pi import policy as policy_module
 from chunkrl.models.pi.actor import PiActor
+from chunkrl.models.pi.condition import condition_text
 from chunkrl.models.pi.config import PiCriticConfig
 from chunkrl.models.value_head import ValueHead
 from chunkrl.training.metrics import read_records
@@ -374,7 +374,7 @@ def test_a_policy_resizes_pictures_as_its_training_did(
     assert recorded.images[CAMERAS[0]].shape[-1] == 56 and by_data.images[CAMERAS[0]].shape[-1] == 28
     chunks = loaded.act(recorded)
     assert torch.equal(chunks, loaded.act(by_data))
-    first = recorded.map(lambda tensor: tensor[0].numpy())
+    first = recorded.map(lambda tensor: tensor[0].numpy())  # type: ignore[arg-type,return-value]
     torch.testing.assert_close(loaded.act(replace(first, task=recorded.task[0])), chunks[0])
 
 

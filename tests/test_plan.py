@@ -54,7 +54,8 @@ def test_a_dry_run_prints_the_plan_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = settings(data, tmp_path, objective=objective, save_updates=4) | {"output_dir": ""}
+    config: dict[str, Any] = settings(data, tmp_path, objective=objective, save_updates=4)
+    config["output_dir"] = ""
     file = as_file(tmp_path, config)
     before = files(tmp_path) | files(data)
     main(["train", "--config", file, "--dry-run"])
@@ -176,7 +177,9 @@ def test_numbers_of_a_plan() -> None:
 
 def test_minutes_of_a_phase_that_was_not_tried_out() -> None:
     now, said, seen = [0.0], [], []
-    progress = FirstMinutes(lambda *a: seen.append(a), ["value", "policy"], said.append, lambda: now[0])
+    progress = FirstMinutes(
+        lambda *a, **more: seen.append(a), ["value", "policy"], said.append, lambda: now[0]
+    )
     for done in range(1, FIRST_UPDATES + 3):
         now[0] += 1.0
         progress("value", done, 1000)

@@ -228,7 +228,7 @@ class TestPage:
         page = render(path, arms, differences, curves=curves, traces=[trace(), trace(success=False)])
         charts = [attributes for tag, attributes in page.tags if tag == "svg"]
         assert len(charts) == 3 + 3 + 2 + 1 + 2 * 3  # of 3 policies, the states of 2 tasks
-        assert all(a["role"] == "img" and len(a["aria-label"]) > 20 for a in charts)
+        assert all(a["role"] == "img" and len(a["aria-label"] or "") > 20 for a in charts)
         for chart in re.findall(r"<svg.*?</svg>", path.read_text(encoding="utf-8"), re.DOTALL):
             ET.fromstring(chart)
             assert "nan" not in chart.lower()

@@ -104,7 +104,7 @@ def test_a_stop_in_python(data: Path, tmp_path: Path) -> None:
         for name in ("policy/state.safetensors",):
             assert (tmp_path / str(at) / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     run = ChunkLevelOfflineRL(**settings(data, tmp_path / "end"))
-    run.progress = lambda *_: run.stop() if run.trainer and run.trainer.update == total else None
+    run.progress = lambda *_, **more: run.stop() if run.trainer and run.trainer.update == total else None
     run.train()  # nothing was left to do
     assert (tmp_path / "end" / "policy").is_dir()
 
@@ -198,9 +198,12 @@ def test_checkpoints_by_time_take_the_place_of_one_another(
     assert left == [4, 6, 8, 12]
     # one by time that a run resumes from goes as well, when there is a newer one
     stopped = ChunkLevelOfflineRL(**config | {"output_dir": str(tmp_path / "b"), "save_updates": None})
-    stopped.progress = lambda *_: (
-        stopped.trainer and stopped.trainer.update == 3 and (_ for _ in ()).throw(OSError)
-    )
+
+    def fails(*_: object, **more: object) -> None:
+        if stopped.trainer and stopped.trainer.update == 3:
+            raise OSError
+
+    stopped.progress = fails
     with pytest.raises(OSError):
         stopped.train()
     assert [p.name for p in (tmp_path / "b" / "checkpoints").glob("0*")] == ["0000002"]

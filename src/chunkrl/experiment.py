@@ -38,13 +38,13 @@ from chunkrl.envs.metaworld import ACTION_DIM, MetaWorldEnv
 from chunkrl.envs.scripted import CONTROLLERS, Mixture, MixtureConfig
 from chunkrl.evaluation.rollout import evaluate, initial_seeds
 from chunkrl.evaluation.statistics import auc
+from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.models.config import PolicyConfig
-from chunkrl.models.pi.actor import PiActor
 from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import Progress, silent
 from chunkrl.train_config import Objective, TrainConfig
 from chunkrl.training.config import ActionMode
-from chunkrl.training.policy_io import ChunkPolicy, load_policy
+from chunkrl.training.policy_io import load_policy
 from chunkrl.training.trainer import NonFiniteLossError
 from chunkrl.training.values_io import values_file
 
@@ -345,7 +345,7 @@ def data_hash(table: FrameTable) -> str:
     return digest.hexdigest()
 
 
-def saved_policy(job: Job, arm: Arm) -> ChunkPolicy | PiActor:
+def saved_policy(job: Job, arm: Arm) -> ActingPolicy:
     """The saved policy of an arm of a finished job."""
     first = next(a for a in job.arms if a.training == arm.training)
     return load_policy(job.run_dir(first) / "policy")

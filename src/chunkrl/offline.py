@@ -28,6 +28,7 @@ from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.regular_files import is_there
 from chunkrl.errors import CheckpointError, ChunkRLError, LabelError, TrainingStopped
 from chunkrl.integration.pi_chunks import use_pi_chunks
+from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.learner import PiLearner
 from chunkrl.progress import Progress, silent
@@ -157,7 +158,7 @@ class ChunkLevelOfflineRL:
             self._take_networks(Path(config.init))
         self._fresh = torch.get_rng_state()
 
-    def train(self, num_epochs: int | None = None) -> ChunkPolicy | PiActor:
+    def train(self, num_epochs: int | None = None) -> ActingPolicy:
         """Trains for `num_epochs` passes (default: the configuration's) and saves the run; returns the policy.
 
         num_epochs given here stands in place of the configuration's num_epochs and num_updates.
@@ -275,7 +276,7 @@ class ChunkLevelOfflineRL:
             is_asked_to_stop=lambda: self._is_asked_to_stop,
         )
 
-    def chunk_policy(self) -> ChunkPolicy | PiActor:
+    def chunk_policy(self) -> ActingPolicy:
         """The policy as it stands, with Q for best-of-N where the objective trained one."""
         q = self.algorithm.q_ensemble()
         q = None if q is None else q.to(self.device)

@@ -15,11 +15,11 @@ import numpy as np
 
 from chunkrl.algorithms.advantages import return_range
 from chunkrl.algorithms.balance import Strata
-from chunkrl.algorithms.conditioning import condition_text
 from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.algorithms.human_chunks import forced_metrics
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.errors import LabelError
+from chunkrl.models.pi.condition import condition_text
 
 _LOG = logging.getLogger(__name__)
 

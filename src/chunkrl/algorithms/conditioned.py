@@ -20,7 +20,7 @@ import torch
 from chunkrl.algorithms.advantage_bins import label_bins
 from chunkrl.algorithms.balance import StrataLabels, past_advantage
 from chunkrl.algorithms.base import MethodInputs, Metrics
-from chunkrl.algorithms.conditioning import condition_text, trained_texts
+from chunkrl.algorithms.conditioning import trained_texts
 from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig, HumanRule
 from chunkrl.algorithms.cross_fitted import CrossFittedConfig, CrossFittedMethod, shared_settings
 from chunkrl.algorithms.human_chunks import human_chunks
@@ -28,6 +28,7 @@ from chunkrl.algorithms.policy_step import Sums
 from chunkrl.algorithms.value_labels import ValueLabels
 from chunkrl.data.draws import share_weights, starts_by_share
 from chunkrl.errors import ChunkRLError
+from chunkrl.models.pi.condition import condition_text
 from chunkrl.types import ChunkTransition
 
 

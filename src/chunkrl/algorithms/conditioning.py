@@ -1,9 +1,9 @@
-"""The advantage as text in the prompt: settings, words, dropout, and proof that the policy reads it.
+"""The advantage as text in the prompt: dropout, and proof that the policy reads it.
 
 RECAP / pi*0.6 (arXiv 2511.14759) writes "Advantage: positive" or "negative"; the advantage-conditioned pi0.5
 document writes one of five bins. `advantage_bins` says which start gets which. Training and inference build the text
-with `condition_text` and put it into the prompt with `chunkrl.models.pi.prompt`, the one place where prompts are
-made.
+with `chunkrl.models.pi.condition` and put it into the prompt with `chunkrl.models.pi.prompt`, the one place where
+prompts are made.
 """
 
 from __future__ import annotations
@@ -12,43 +12,16 @@ from collections.abc import Sequence
 
 import torch
 
-from chunkrl.algorithms.config import (
-    BIN_QUANTILES,
-    ConditioningConfig,
-)
+from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.errors import ChunkRLError
+from chunkrl.models.pi.condition import NO_LABEL, condition_text
 from chunkrl.ranks import draw_rows
-
-NO_LABEL = -1  # the label of a chunk that is trained without the advantage in its prompt
-
-_NAMES = {2: ("negative", "positive"), 3: ("negative", "neutral", "positive")}
-
-
-def condition_text(label: int, num_bins: int) -> str:
-    """The prompt's words for a label 0 .. num_bins - 1; empty for `NO_LABEL`."""
-    if label == NO_LABEL:
-        return ""
-    if not 0 <= label < num_bins:
-        raise ValueError(f"label {label} of {num_bins} bins")
-    names = _NAMES.get(num_bins)
-    return f"Advantage: {label if names is None else names[label]}"
 
 
 def conditions(config: ConditioningConfig) -> tuple[str, ...]:
     """The words of every label that training writes into a prompt, the highest last."""
     lowest = config.highest if config.negatives == "unconditional" else 0
     return tuple(condition_text(label, config.num_bins) for label in range(lowest, config.num_bins))
-
-
-def conditions_beside(condition: str) -> tuple[str, ...]:
-    """All that a policy which is asked for `condition` may have been trained with, "" among them, where its folder
-    does not say.
-
-    A text of another make stands alone: what it was trained beside is not known here.
-    """
-    families = [[condition_text(label, num_bins) for label in range(num_bins)] for num_bins in BIN_QUANTILES]
-    beside = {text for family in families if condition in family for text in family}
-    return tuple(sorted(beside | {"", condition}))
 
 
 def drop_labels(labels: torch.Tensor, dropout: float) -> torch.Tensor:

@@ -13,8 +13,8 @@ from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.observed import fit_policy, renamed
 from chunkrl.evaluation.rollout import Actor, batch_observation
-from chunkrl.models.pi.actor import PiActor
-from chunkrl.training.policy_io import ChunkPolicy, load_policy
+from chunkrl.models.acting_policy import ActingPolicy
+from chunkrl.training.policy_io import load_policy
 
 
 class PolicyController:
@@ -40,16 +40,14 @@ class PolicyController:
         return self._actions.pop(0)
 
 
-def load_acting(config: CollectConfig) -> ChunkPolicy | PiActor:
+def load_acting(config: CollectConfig) -> ActingPolicy:
     """The policy of `config`. Raises ChunkRLError: no policy, or no such device."""
     assert config.policy is not None
     torch.set_num_threads(1)  # each simulator process has its own copy
     return load_policy(config.policy, choose_device(config.device), config.policy_mode == "best_of_n")
 
 
-def make_controller(
-    plan: CollectPlan, policy: ChunkPolicy | PiActor, env: str, task: str
-) -> PolicyController:
+def make_controller(plan: CollectPlan, policy: ActingPolicy, env: str, task: str) -> PolicyController:
     """`policy` as `plan` has it act, for the environment `env` with the text `task`.
 
     Raises ChunkRLError where it does not fit the environment, or the state that is collected.

@@ -31,11 +31,10 @@ from chunkrl.evaluation.observed import EnvRequest, fit_policy, make_pool, plan_
 from chunkrl.evaluation.rollout import Actor, Episode, EpisodeResult, RolloutConfig, run_episodes
 from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
 from chunkrl.integration.chunk_cache import fingerprint
-from chunkrl.models.pi.actor import PiActor
+from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.output_folder import check_folder
 from chunkrl.progress import Progress, silent
-from chunkrl.training.asking import ask_for
-from chunkrl.training.policy_io import ChunkPolicy, load_policy
+from chunkrl.training.policy_io import load_policy
 from chunkrl.training.run_parts import check_one_run_of
 
 
@@ -66,7 +65,7 @@ def evaluate_policy(
     device, needs_q = choose_device(command.device), command.mode == "best_of_n"
     check_one_run_of(Path(command.policy))
     policy = load_policy(command.policy, device, needs_q)
-    asked = ask_for(policy, command)
+    asked = policy.ask_as(command)
     request = fit_policy(
         policy,
         command.env,
@@ -168,7 +167,7 @@ def _run(
 
 
 def _settings(
-    policy: ChunkPolicy | PiActor,
+    policy: ActingPolicy,
     command: EvaluateCommand,
     request: EnvRequest,
     asked: dict[str, Any],

@@ -20,8 +20,7 @@ from chunkrl.envs.workers import WorkerPool
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.evaluation_result import EvaluationSettings
 from chunkrl.evaluation.rollout import Actor, Episode, initial_seeds
-from chunkrl.models.pi.actor import PiActor
-from chunkrl.training.policy_io import ChunkPolicy
+from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.types import Observation
 
 # Names of one camera: of environments and LeRobot data sets, of openpi's transforms, of its LIBERO checkpoints.
@@ -47,7 +46,7 @@ class EnvRequest:
 
 
 def fit_policy(
-    policy: ChunkPolicy | PiActor,
+    policy: ActingPolicy,
     names: Sequence[str],
     max_steps: int | None,
     camera_size: int | None,
@@ -124,7 +123,7 @@ def _rename(cameras: Sequence[str], info: EnvInfo, rename: Sequence[str]) -> tup
     return tuple(pairs)
 
 
-def _camera_size(policy: ChunkPolicy | PiActor, info: EnvInfo, camera_size: int | None) -> int:
+def _camera_size(policy: ActingPolicy, info: EnvInfo, camera_size: int | None) -> int:
     """Side of the pictures; 0: none are needed."""
     if not policy.cameras:
         if camera_size is not None:
@@ -132,8 +131,8 @@ def _camera_size(policy: ChunkPolicy | PiActor, info: EnvInfo, camera_size: int 
                 "--camera-size is for policies with a camera, and this one has none: leave it out"
             )
         return 0
-    if isinstance(policy, PiActor):  # it scales pictures itself
-        return camera_size or info.public_camera_size or policy.policy.recipe.config.vision.image_size
+    if policy.own_image_size is not None:
+        return camera_size or info.public_camera_size or policy.own_image_size
     seen, recorded = _side(policy.image_sizes), _side([s for sizes in policy.recorded_sizes for s in sizes])
     told = " and ".join(f"{height} x {width}" for height, width in policy.image_sizes)
     if seen is None and policy.image_sizes:

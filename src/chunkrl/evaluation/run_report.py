@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from chunkrl.algorithms.base import Histogram
-from chunkrl.algorithms.conditioning import condition_text
 from chunkrl.algorithms.value_labels import known_outcomes
 from chunkrl.algorithms.weights import starved_warnings
 from chunkrl.data.atomic import write_text
@@ -38,6 +37,7 @@ from chunkrl.evaluation.training_run import Episode, LabelledData, TrainingRun, 
 from chunkrl.evaluation.value_quality import ValueQuality, quality_warnings, value_quality
 from chunkrl.evaluation.value_video import render_episodes
 from chunkrl.evaluation.weight_cards import run_spread, trained_column, weight_cards
+from chunkrl.models.pi.condition import condition_text
 from chunkrl.output_folder import check_file
 from chunkrl.progress import Progress
 

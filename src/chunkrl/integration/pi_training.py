@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from chunkrl.algorithms.conditioning import check_prompts, condition_text, conditions
+from chunkrl.algorithms.conditioning import check_prompts, conditions
 from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.normalize import Statistics
@@ -20,6 +20,7 @@ from chunkrl.integration.pi_chunks import check_fits, find_pi_recipe
 from chunkrl.models.config import LoRAConfig
 from chunkrl.models.lora import apply_lora
 from chunkrl.models.pi.checkpoint import load_pretrained
+from chunkrl.models.pi.condition import condition_text
 from chunkrl.models.pi.config import PiRecipe
 from chunkrl.models.pi.factory import PiNetworks
 from chunkrl.models.pi.norm_stats import NormStats

@@ -33,7 +33,6 @@ from chunkrl.online.station import Station, open_station
 from chunkrl.online.status import WARNING, StatusLine
 from chunkrl.online.streams import STREAM_FILE, read_actor_stream
 from chunkrl.output_folder import begin_folder
-from chunkrl.training.asking import ask_for
 from chunkrl.training.policy_io import load_policy
 
 _LOG = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ class _Session:
         command = self._command
         device, needs_q = choose_device(command.device), command.mode == "best_of_n"
         policy = load_policy(command.policy, device, needs_q)
-        ask_for(policy, command)
+        policy.ask_as(command)
         with contextlib.ExitStack() as resources:
             station = open_station(command, policy)
             opened = resources.enter_context(contextlib.ExitStack())

@@ -30,11 +30,10 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.config import EvaluateCommand
 from chunkrl.evaluation.evaluate_command import evaluate_policy
 from chunkrl.evaluation.evaluation_result import RESULT_FILE
-from chunkrl.models.pi.actor import PiActor
 from chunkrl.online.learner_config import OnlineEvaluation
 from chunkrl.progress import silent
 from chunkrl.tensor_files import read_tensors
-from chunkrl.training.policy_io import load_policy, save_pi_policy
+from chunkrl.training.policy_io import load_policy
 
 _LOG = logging.getLogger(__name__)
 FOLDER, RESULTS = "evaluations", "results.jsonl"
@@ -227,10 +226,7 @@ def evaluate_snapshot(folder: Path) -> None:
             if name not in known or known[name].shape != tensor.shape or not tensor.is_floating_point():
                 raise ChunkRLError(f"{folder}: {name} is none of the policy's parameters: {cure}")
             known[name].copy_(tensor)
-    if isinstance(policy, PiActor):
-        save_pi_policy(policy.policy, folder / "policy")
-    else:
-        policy.save(folder / "policy")
+    policy.save(folder / "policy")
     config = job.evaluation
     command = EvaluateCommand(
         policy=str(folder / "policy"),

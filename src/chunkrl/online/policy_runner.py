@@ -21,8 +21,8 @@ from chunkrl.training.config import ActionMode
 from chunkrl.types import Observation
 
 
-class ActingPolicy(Protocol):
-    """What `chunkrl.training.policy_io.load_policy` returns: networks in `policy`, and how they act."""
+class RunnablePolicy(Protocol):
+    """What a runner needs of a policy (`chunkrl.models.acting_policy.ActingPolicy`)."""
 
     @property
     def policy(self) -> nn.Module:
@@ -81,12 +81,12 @@ class ChunkSource(Protocol):
 class _Copy:
     """lock: held while the copy acts or is written to."""
 
-    policy: ActingPolicy
+    policy: RunnablePolicy
     version: int
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def _shared(policy: ActingPolicy, trained: set[str]) -> Iterator[Tensor | nn.Module]:
+def _shared(policy: RunnablePolicy, trained: set[str]) -> Iterator[Tensor | nn.Module]:
     """What no push changes: frozen parameters, all other tensors of the networks, networks beside `policy.policy`."""
     yield from (p for name, p in policy.policy.named_parameters() if name not in trained)
     for module in policy.policy.modules():
@@ -123,7 +123,7 @@ class PolicyRunner:
 
     def __init__(
         self,
-        policy: ActingPolicy,
+        policy: RunnablePolicy,
         task: str,
         mode: ActionMode = "sample",
         swap_at: SwapAt = "chunk",

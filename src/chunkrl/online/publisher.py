@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.models.lora import adapted_modules
-from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.learner import PiLearner
 from chunkrl.online.records import WeightPush
 from chunkrl.online.transport import POLICY_FEATURE
 from chunkrl.online.versions import VersionCounter
 from chunkrl.online.weights import make_push
-from chunkrl.training.policy_io import ChunkPolicy
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,22 +34,11 @@ def acting_parameters(policy: nn.Module, dtype: torch.dtype) -> dict[str, Tensor
     return {name: p.detach().to("cpu", dtype, copy=True) for name, p in trained.items()}
 
 
-# what a policy says of the data it comes from, which weights do not depend on
-_OF_THE_DATA = ("q", "fps", "objective", "dataset_fingerprint", "image_sizes", "recorded_sizes")
-
-
-def policy_features(policy: ChunkPolicy | PiActor) -> tuple[str, ...]:
-    """What an actor says in its greeting of the policy that it acts with: a digest of what no push carries, its
-    statistics, limits and sizes. () for pi policies, whose folders hold them."""
-    if isinstance(policy, PiActor):
-        return ()
-    spec = {name: value for name, value in asdict(policy.spec).items() if name not in _OF_THE_DATA}
-    if spec["resize"] is None:  # as of releases that do not know it
-        del spec["resize"]
-    digest = hashlib.sha256(json.dumps(spec, sort_keys=True, default=str).encode())
-    for name, buffer in sorted(policy.policy.named_buffers()):
-        digest.update(name.encode() + buffer.detach().cpu().contiguous().numpy().tobytes())
-    return (POLICY_FEATURE + digest.hexdigest()[:32],)
+def policy_features(policy: ActingPolicy) -> tuple[str, ...]:
+    """What an actor says in its greeting of the policy that it acts with: what no push carries. () where its folder
+    holds that."""
+    identity = policy.identity()
+    return (POLICY_FEATURE + identity,) if identity else ()
 
 
 class WeightPublisher:

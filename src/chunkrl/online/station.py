@@ -17,7 +17,7 @@ from chunkrl.envs.registry import family_of, make_env
 from chunkrl.envs.robot import CAMERA_PREFIX, PacedEnvironment, RobotEnvironment
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.observed import fit_policy
-from chunkrl.models.pi.actor import PiActor
+from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.online.action_guard import ActionSpace
 from chunkrl.online.actor_command import ActorCommand
 from chunkrl.online.chunk_executor import WhenDry
@@ -30,7 +30,6 @@ from chunkrl.online.recorder import stream_spec
 from chunkrl.online.records import StreamSpec
 from chunkrl.online.robot_file import RobotFile, open_leader, open_robot
 from chunkrl.online.scripted_corrector import ScriptedCorrector
-from chunkrl.training.policy_io import ChunkPolicy
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,14 +58,14 @@ class Station:
                 part.close()
 
 
-def open_station(command: ActorCommand, policy: ChunkPolicy | PiActor) -> Station:
+def open_station(command: ActorCommand, policy: ActingPolicy) -> Station:
     """Connects to the robot, or starts the simulator. Raises ChunkRLError where the policy does not fit it."""
     if command.robot is not None:
         return _robot(command, policy)
     return _on_clock(_simulator(command, policy), command.rate_hz)
 
 
-def _robot(command: ActorCommand, policy: ChunkPolicy | PiActor) -> Station:
+def _robot(command: ActorCommand, policy: ActingPolicy) -> Station:
     assert command.robot is not None
     file = load_config(RobotFile, command.robot)
     if command.corrector not in ("none", "leader"):
@@ -99,7 +98,7 @@ def _robot(command: ActorCommand, policy: ChunkPolicy | PiActor) -> Station:
         return station
 
 
-def _rate_hz(policy: ChunkPolicy | PiActor, given: float | None, file: str) -> float:
+def _rate_hz(policy: ActingPolicy, given: float | None, file: str) -> float:
     """Control steps a second. Raises ChunkRLError where neither the file nor the policy says it."""
     if given is None:
         if policy.fps is None:
@@ -115,7 +114,7 @@ def _rate_hz(policy: ChunkPolicy | PiActor, given: float | None, file: str) -> f
     return given
 
 
-def _simulator(command: ActorCommand, policy: ChunkPolicy | PiActor) -> Station:
+def _simulator(command: ActorCommand, policy: ActingPolicy) -> Station:
     assert command.env is not None
     if command.corrector == "leader":
         raise ChunkRLError("--corrector leader is a robot's: use scripted (MetaWorld) or keyboard (gym-hil)")
@@ -169,7 +168,7 @@ def _on_clock(station: Station, rate_hz: float | None) -> Station:
 
 
 def _check_fit(
-    policy: ChunkPolicy | PiActor,
+    policy: ActingPolicy,
     name: str,
     action_dim: int,
     state_dim: int,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +22,7 @@ from chunkrl.data.resize import Resize
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.manifest import MANIFEST_FILE, check_listed
 from chunkrl.models.acting import CameraInput, ObservationInput, check_request
+from chunkrl.models.acting_policy import ASKED, ActingPolicy, Asked
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.models.encoders import MOST_VALUES, ObservationSpec
 from chunkrl.models.factory import NetworkFactory
@@ -40,6 +43,8 @@ from chunkrl.types import Observation
 
 Q_FOLDER = "chunkrl_q"  # in a pi policy's folder
 _CURE_Q = "delete it, or copy the whole policy folder again"
+# what a policy says of the data it comes from, which weights do not depend on
+_OF_THE_DATA = ("q", "fps", "objective", "dataset_fingerprint", "image_sizes", "recorded_sizes")
 _MOST_NETWORKS = 1024  # of each kind: more are a damaged file
 
 
@@ -168,6 +173,30 @@ class ChunkPolicy:
     def recorded_sizes(self) -> tuple[tuple[tuple[int, int], ...], ...]:
         """(height, width) of each camera's pictures in the data's files; () where the policy does not say."""
         return self.spec.recorded_sizes
+
+    @property
+    def own_image_size(self) -> int | None:
+        """None: pictures are what training made of them."""
+        return None
+
+    def ask_as(self, asked: Asked) -> dict[str, Any]:
+        """Refuses what is asked: a small policy has no prompt and no flow that takes steps."""
+        given = [f"--{name.replace('_', '-')}" for name in ASKED if getattr(asked, name) is not None]
+        if given:
+            raise ChunkRLError(
+                f"{' and '.join(given)} are for pi policies, and {asked.policy} is a small one: leave them out"
+            )
+        return dict.fromkeys(ASKED)
+
+    def identity(self) -> str:
+        """See `ActingPolicy.identity`."""
+        spec = {name: value for name, value in asdict(self.spec).items() if name not in _OF_THE_DATA}
+        if spec["resize"] is None:  # as of releases that do not know it
+            del spec["resize"]
+        digest = hashlib.sha256(json.dumps(spec, sort_keys=True, default=str).encode())
+        for name, buffer in sorted(self.policy.named_buffers()):
+            digest.update(name.encode() + buffer.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
 
     @torch.no_grad()
     def act(
@@ -300,9 +329,7 @@ def _load_pi_q(folder: Path, policy: PiPolicy) -> QEnsemble:
     return q.to(policy.device).eval().requires_grad_(False)
 
 
-def load_policy(
-    folder: str | Path, device: torch.device | str = "cpu", with_q: bool = True
-) -> ChunkPolicy | PiActor:
+def load_policy(folder: str | Path, device: torch.device | str = "cpu", with_q: bool = True) -> ActingPolicy:
     """A policy that acts, of either kind: what a run saved, or any pi checkpoint folder that says its settings.
 
     with_q: False leaves a pi policy's Q in its folder: a float32 critic a fold, more memory than the policy, which

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from chunkrl.algorithms.conditioning import conditions_beside
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.acting import CameraInput, ObservationInput, check_request
+from chunkrl.models.acting_policy import ASKED, Asked
+from chunkrl.models.pi.checkpoint import save_pretrained
+from chunkrl.models.pi.condition import conditions_beside
 from chunkrl.models.pi.config import DEFAULT_NUM_STEPS
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.training.config import ActionMode
@@ -112,6 +115,36 @@ class PiActor:
     def cameras(self) -> tuple[str, ...]:
         """Cameras that observations must have."""
         return self.policy.recipe.settings.cameras
+
+    @property
+    def image_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(): the model resizes any picture."""
+        return ()
+
+    @property
+    def recorded_sizes(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """Not noted."""
+        return ()
+
+    @property
+    def own_image_size(self) -> int | None:
+        """Side of the pictures that the vision tower sees."""
+        return self.policy.recipe.config.vision.image_size
+
+    def ask_as(self, asked: Asked) -> dict[str, Any]:
+        """See `ActingPolicy.ask_as`."""
+        if asked.mode == "best_of_n" and self.q is None:
+            raise ChunkRLError(NO_Q)
+        self.ask(asked.condition, asked.guidance, asked.num_steps)
+        return {name: getattr(self, name) for name in ASKED}
+
+    def identity(self) -> str:
+        """ "": its folder holds what no push carries."""
+        return ""
+
+    def save(self, folder: str | Path) -> None:
+        """See `ActingPolicy.save`; without Q."""
+        save_pretrained(self.policy, folder, overwrite=True)
 
     @torch.no_grad()
     def act(

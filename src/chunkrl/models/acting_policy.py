@@ -1,0 +1,126 @@
+"""What a policy that acts offers, of whichever family: `load_policy` returns one, and whatever acts takes one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from chunkrl.models.acting import ObservationInput
+from chunkrl.training.config import ActionMode
+from chunkrl.types import Observation
+
+ASKED = ("condition", "guidance", "num_steps")
+"""What `ActingPolicy.ask_as` takes from a command."""
+
+
+class Asked(Protocol):
+    """Settings of a command that makes a policy act; None: what the policy was saved with."""
+
+    @property
+    def policy(self) -> str:
+        """Its folder, for messages."""
+        ...
+
+    @property
+    def mode(self) -> ActionMode:
+        """How it acts."""
+        ...
+
+    @property
+    def condition(self) -> str | None:
+        """Of the prompt."""
+        ...
+
+    @property
+    def guidance(self) -> float | None:
+        """Towards the condition."""
+        ...
+
+    @property
+    def num_steps(self) -> int | None:
+        """Euler steps."""
+        ...
+
+
+class ActingPolicy(Protocol):
+    """Networks in `policy`, whose parameters' names are those of pushed weights, and how they act."""
+
+    @property
+    def policy(self) -> nn.Module:
+        """The networks."""
+        ...
+
+    @property
+    def takes(self) -> ObservationInput:
+        """What observations must have."""
+        ...
+
+    @property
+    def action_horizon(self) -> int:
+        """H."""
+        ...
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        ...
+
+    @property
+    def state_dim(self) -> int:
+        """S; 0 for a policy without state."""
+        ...
+
+    @property
+    def fps(self) -> float | None:
+        """Of the data that it was trained on, steps/s; None: not known."""
+        ...
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Cameras that observations must have."""
+        ...
+
+    @property
+    def image_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of each camera's pictures as the networks see them; () where they resize any."""
+        ...
+
+    @property
+    def recorded_sizes(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """(height, width) of each camera's pictures in the data's files; () where the policy does not say."""
+        ...
+
+    @property
+    def own_image_size(self) -> int | None:
+        """Side of the pictures that networks which resize any make of them; None: they resize none."""
+        ...
+
+    def act(
+        self,
+        observation: Observation,
+        generators: Sequence[torch.Generator] = (),
+        mode: ActionMode = "mode",
+        num_candidates: int = 16,
+    ) -> Tensor:
+        """Chunks [B, H, A], or one [H, A], in the data's units."""
+        ...
+
+    def ask_as(self, asked: Asked) -> dict[str, Any]:
+        """Sets what it is asked for, and returns it: condition, guidance, num_steps (None of what it has not).
+
+        Raises:
+            ChunkRLError: it has no such thing, or was not trained with it.
+        """
+        ...
+
+    def identity(self) -> str:
+        """A digest of what no push of weights carries: statistics, limits, sizes; "" where its folder holds them."""
+        ...
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `folder` whole or not at all; `load_policy` reads it."""
+        ...
