@@ -47,6 +47,10 @@ def test_an_empty_bin_is_found_before_the_policy_trains_and_the_values_are_kept(
         values=str(tmp_path / "first"),
         conditioning=replace(DOCUMENT, cuts=cuts),
     )
+    # a plan finds it where the values are there, and knows nothing of it where they are to be learned
+    with pytest.raises(LabelError, match="no chunk of a task got"):
+        ChunkLevelOfflineRL(replace(cured, conditioning=DOCUMENT)).plan(num_rehearsed=1)
+    assert ChunkLevelOfflineRL(replace(settings, human_chunks="critic")).plan(num_rehearsed=1).rehearsal
     second = ChunkLevelOfflineRL(cured)
     assert [phase.name for phase in second.algorithm.phases()] == ["policy"]
     second.train()

@@ -278,7 +278,8 @@ class _FirstUpdates:
 
 def rehearse(algorithm: Algorithm, data: ChunkData, config: TrainConfig, num_updates: int) -> Rehearsal:
     """Trains each phase for its first `num_updates`, in this process alone, and writes nothing. Algorithm and the
-    data's labels are of no further use."""
+    data's labels are of no further use. Raises LabelError where the values of another run give the labels, and a bin
+    is empty."""
     first = _FirstUpdates(algorithm, num_updates)
 
     def note(stage: str, done: int, total: int) -> None:
@@ -290,8 +291,10 @@ def rehearse(algorithm: Algorithm, data: ChunkData, config: TrainConfig, num_upd
         try:
             trainer.run()
             first.rehearse_once()
-        except LabelError:  # of labels that mean nothing; what came before is measured
-            pass
+        except LabelError:
+            if config.values is not None:  # these are the run's own labels: it would end here
+                raise
+            # of labels that mean nothing; what came before is measured
     gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return Rehearsal(
         {stage: _seconds_each(found) for stage, found in first.times.items() if len(found) > 1},
