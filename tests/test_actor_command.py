@@ -409,7 +409,7 @@ def test_keys_of_a_terminal_lead_a_session_and_sigterm_ends_another_in_order(fol
     learner.close()
     last = items[-1]
     assert isinstance(last, EpisodeSummary) and last.outcome == "timeout"
-    for text in (b"chunkrl actor signal", b"episode", b"learner", b"connected"):
+    for text in (b"chunkrl actor signal", b"episode", b"learner", b"connected", b"ended: truncated"):
         assert text in by_signal.shown
 
 

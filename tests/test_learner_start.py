@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -27,10 +28,12 @@ from chunkrl.online.actor_command import ActorCommand
 from chunkrl.online.actor_session import run_actor
 from chunkrl.online.config import ConnectConfig, ListenConfig, ReplayConfig
 from chunkrl.online.learner import CONFIG_FILE
+from chunkrl.online.learner_view import LearnerView
 from chunkrl.online.records import Hello, StepRecord, Welcome
 from chunkrl.online.replay import Replay
 from chunkrl.online.sender import LearnerClient, UnreachableError
 from chunkrl.online.spool import Spool
+from chunkrl.online.status import WARNING
 from chunkrl.online.streams import ReceivedStreams
 from chunkrl.online.transport import SpoolReceiver
 from chunkrl.training.metrics import read_records
@@ -145,6 +148,14 @@ def test_a_beginning_that_is_not_there_is_known_before_actors_bring_episodes(tmp
         main(arguments)
     said = capsys.readouterr()
     assert "no checkpoint at" in said.err and "listening" not in said.out
+
+
+def test_a_line_of_the_learner_does_not_repeat_a_warning_that_was_logged():
+    lines = io.StringIO()
+    LearnerView(
+        "learner", lambda: [("updates", "3"), (WARNING, "refused"), ("actors", "none")], False, lines
+    ).close()
+    assert lines.getvalue() == "updates 3 | actors none\n"
 
 
 def test_a_port_in_use_is_known_before_anything_is_read(tmp_path, capsys):

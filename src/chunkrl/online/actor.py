@@ -312,7 +312,9 @@ class Actor:
 
     def _report(self, num_steps: int) -> None:
         phases = self._phases
-        outcome = f"ended: {phases.outcome}" if phases.phase is Phase.ENDED else phases.phase.value
+        # neither time that ran out nor a session that ends is a verdict
+        how = "truncated" if phases.outcome == "timeout" else phases.outcome
+        outcome = f"ended: {how}" if phases.phase is Phase.ENDED else phases.phase.value
         self._show(
             ActorStatus(
                 episode=self._config.first_episode + self._counts["episodes"] + 1,

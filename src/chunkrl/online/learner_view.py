@@ -23,7 +23,8 @@ _LINE_S = 10.0
 class LearnerView:
     """Shows `rows`, which a thread of its own asks for.
 
-    rows: name and text; what is named `status.WARNING` stands out. live: a panel, where the stream is a terminal.
+    rows: name and text; what is named `status.WARNING` stands out in a panel, and a line leaves it out.
+    live: a panel, where the stream is a terminal.
     """
 
     def __init__(self, title: str, rows: Rows, live: bool, stream: TextIO | None = None) -> None:
@@ -76,6 +77,7 @@ class LearnerView:
             self._line()
 
     def _line(self) -> None:
-        text = " | ".join(f"{name} {value}" for name, value in self._rows())
+        # warnings are logged, each in a line of its own
+        text = " | ".join(f"{name} {value}" for name, value in self._rows() if name != WARNING)
         self._stream.write(text + "\n")
         self._stream.flush()
