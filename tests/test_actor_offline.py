@@ -151,6 +151,7 @@ def test_a_killed_actors_finished_episodes_are_stored_by_the_next_command(folder
 def test_what_cannot_be_exported_says_so(folder, tmp_path, capsys) -> None:
     with pytest.raises(ChunkRLError, match="no actor's spool"):
         run_actor(_command(folder, tmp_path / "none", export_only=True))
+    assert not (tmp_path / "none").exists()  # no folder of a mistyped name
     for both in ({"offline": True, "export_only": True}, {"send_only": True, "export_only": True}):
         with pytest.raises(ChunkRLError, match="give one of them"):
             run_actor(_command(folder, tmp_path / "none", **both))

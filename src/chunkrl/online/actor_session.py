@@ -28,7 +28,7 @@ from chunkrl.online.publisher import policy_features
 from chunkrl.online.records import Hello, StreamSpec
 from chunkrl.online.session_log import LastWarning, session_log
 from chunkrl.online.spool import Spool
-from chunkrl.online.spool_commands import finish_sending, say_left, send_spool, store_spool
+from chunkrl.online.spool_commands import finish_sending, say_left, send_spool, store_spool, stream_file
 from chunkrl.online.station import Station, open_station
 from chunkrl.online.status import WARNING, StatusLine
 from chunkrl.online.streams import STREAM_FILE, read_actor_stream
@@ -57,8 +57,11 @@ def run_actor(command: ActorCommand, stores: bool = True) -> None:
             f"{command.policy} does not exist: a learner writes its run's `policy` folder before it says that it "
             "listens: start the actor then, or give another policy"
         )
-    run_dir = begin_folder(Path(command.output_dir), "actor", resumes=True)
+    run_dir = Path(command.output_dir)
     spool_dir = Path(command.spool) if command.spool else run_dir / "spool"
+    if not acts:
+        stream_file(spool_dir)  # before a folder of a mistyped name is made
+    begin_folder(run_dir, "actor", resumes=True)
     with contextlib.ExitStack() as resources:
         warnings = resources.enter_context(session_log(run_dir, LOG_FILE))
         if command.send_only:

@@ -22,7 +22,7 @@ DATA_FOLDER = "data"
 
 def send_spool(command: ActorCommand, spool_dir: Path, resources: contextlib.ExitStack) -> None:
     """What the spool holds, without acting."""
-    stream = _stream_file(spool_dir)
+    stream = stream_file(spool_dir)
     actor_id, spec = read_actor_stream(stream)
     spool = resources.enter_context(Spool(spool_dir))
     print(f"{spool.num_waiting} records of {actor_id} wait in {spool_dir}")
@@ -33,7 +33,7 @@ def send_spool(command: ActorCommand, spool_dir: Path, resources: contextlib.Exi
 
 def store_spool(spool_dir: Path, run_dir: Path) -> None:
     """What the spool holds, as a data set in the run folder; SIGINT and SIGTERM end it, and the next call goes on."""
-    _stream_file(spool_dir)
+    stream_file(spool_dir)
     stopped = threading.Event()
     root = run_dir / DATA_FOLDER
     print(f"storing finished episodes in {root} (Control-C: later)", flush=True)
@@ -73,7 +73,7 @@ def say_left(left: int, command: ActorCommand, spool_dir: Path, link: LearnerLin
         print(f"sending ended: {problem}", file=sys.stderr)
 
 
-def _stream_file(spool_dir: Path) -> Path:
+def stream_file(spool_dir: Path) -> Path:
     """What the spool's records are. Raises ChunkRLError where there is no spool."""
     stream = spool_dir / STREAM_FILE
     if not stream.is_file():
