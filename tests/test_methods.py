@@ -210,7 +210,7 @@ def test_a_method_is_one_file_and_one_line(
 ) -> None:
     monkeypatch.setitem(METHODS, toy_method.METHOD.name, toy_method.METHOD)  # type: ignore[arg-type]  # the one line
     config = settings(data, tmp_path / "run", objective="long_cloning")
-    run = ChunkLevelOfflineRL(**config)
+    run = ChunkLevelOfflineRL(TrainConfig(**config))  # no name of the choices of `objective`, which are typed
     run.train()
     (phase,) = run.algorithm.phases()
     lengths = np.bincount(run.dataset.episode)
@@ -219,4 +219,4 @@ def test_a_method_is_one_file_and_one_line(
     observation = run.dataset.batch(np.arange(2)).observation
     assert load_policy(tmp_path / "run" / "policy").act(observation, [], "mode").shape == (2, 3, 2)
     with pytest.raises(ChunkRLError, match="long_cloning does not read --beta"):
-        ChunkLevelOfflineRL(**config, beta=2.0)
+        ChunkLevelOfflineRL(TrainConfig(**config, beta=2.0))

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from chunkrl import TrainConfig
+from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.cli import COMMANDS
 from chunkrl.cli.arguments import as_flags, parse
 from chunkrl.config import load_config, save_config
@@ -114,6 +115,46 @@ def test_python_takes_the_same_names() -> None:
     assert TRAIN.replaced({"frames": frames}).frames == frames
     with pytest.raises(ChunkRLError, match="resise \\(did you mean resize"):
         TRAIN.replaced({"resise": (96, 96)})
+    asked = {
+        "policy": {"kind": "flow"},
+        "fit": {"head": {"num_bins": 51}},
+        "batch_size": np.int64(3),
+        "lr": 1,
+    }
+    config = TRAIN.replaced({**asked, "output_dir": Path("runs/x"), "resize": np.array([4, 5])})
+    assert (config.policy.kind, config.policy.flow_steps, config.fit.head.num_bins) == ("flow", 10, 51)
+    assert (config.batch_size, config.lr, config.output_dir) == (3, 1.0, "runs/x")
+    assert config.frames.resize == (4, 5) and type(config.batch_size) is int
+    assert TRAIN.replaced({"cameras": "front"}).cameras == ("front",)  # no list of letters
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"action_horizon": "ten"}, "action_horizon"),
+        ({"lr": "1e-3"}, "lr"),
+        ({"num_updates": 2.5}, "num_updates"),
+        ({"gamma": None}, "gamma"),
+        ({"use_state": "no"}, "use_state"),
+        ({"resize": 96}, "resize is 96, expected a list"),
+        (
+            {"policy.kind": "flowy"},
+            r"policy.kind is 'flowy', expected one of gaussian, flow, pi \(did you mean flow\?\)",
+        ),
+        ({"objective": "behavior_cloning"}, "expected one of cross_fitted, .*did you mean behaviour_cloning"),
+        ({"policy": {"kin": "flow"}}, "kin .*did you mean kind"),
+        ({"policy": "flow"}, "policy is 'flow': give a PolicyConfig, or a dictionary of its settings"),
+        ({"policy": FrameSettings()}, "policy is FrameSettings.*: give a PolicyConfig"),
+    ],
+)
+def test_python_refuses_what_a_file_would(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ChunkRLError, match=message):
+        TRAIN.replaced(values)
+
+
+def test_a_path_is_no_configuration() -> None:
+    with pytest.raises(ChunkRLError, match="'data' is no TrainConfig: give settings by name, dataset_dir="):
+        ChunkLevelOfflineRL("data", action_horizon=3)  # type: ignore[arg-type]
 
 
 def read(text: str, folder: Path) -> dict[str, Any]:

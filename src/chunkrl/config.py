@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import dacite
 
@@ -54,14 +55,22 @@ def _listed(value: Any) -> Any:
     raise _WrongValueError(value, "a list")
 
 
+def _one_of(choices: Sequence[Any], value: Any) -> Any:
+    if value in choices:
+        return value
+    near = did_you_mean(str(value), map(str, choices))
+    raise _WrongValueError(value, f"one of {', '.join(map(str, choices))}{near}")
+
+
 class _Hooks(dict[Any, Callable[[Any], Any]]):
-    """What is checked before dacite converts: it takes booleans for numbers, and text for a tuple of letters."""
+    """What is checked before dacite converts: it takes booleans for numbers, and text for a tuple of letters; and
+    choices, of which it names none."""
 
     def __contains__(self, kind: object) -> bool:
-        return super().__contains__(kind) or get_origin(kind) is tuple
+        return super().__contains__(kind) or get_origin(kind) in (tuple, Literal)
 
     def __missing__(self, kind: Any) -> Callable[[Any], Any]:
-        return _listed
+        return partial(_one_of, get_args(kind)) if get_origin(kind) is Literal else _listed
 
 
 _CONFIG = dacite.Config(
@@ -111,6 +120,8 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
         raise ChunkRLError(
             f"unknown configuration key: {error}{near}; {cls.__name__} has {', '.join(known)}"
         ) from error
+    except ChunkRLError:  # of a part, which says what it lacks
+        raise
     except (dacite.DaciteError, ValueError, TypeError, OverflowError) as error:
         raise ChunkRLError(f"configuration of {cls.__name__}: {error}") from error
 

@@ -64,8 +64,8 @@ class ChunkLevelOfflineRL:
     """A better chunk policy from recorded episodes.
 
     `ChunkLevelOfflineRL(dataset_dir=..., action_horizon=10)` then `.train(num_epochs=100)`.
-    Takes the settings of `TrainConfig` as keywords, nested ones by short names too (`resize=(96, 96)`), or a whole
-    `config`; with `resume` the others are that run's unless
+    Takes the settings of `TrainConfig` as keywords, nested ones by short names too (`resize=(96, 96)`) or as a
+    dictionary (`policy={"kind": "flow"}`), or a whole `config`; with `resume` the others are that run's unless
     they are given. Everything that can be wrong with data and settings is found here, before any training.
 
     source: where data come from that are not fixed, in place of those that `config` names.
@@ -87,6 +87,8 @@ class ChunkLevelOfflineRL:
         run_dir: Path | None = None,
         **settings: Any,
     ) -> None:
+        if config is not None and not isinstance(config, TrainConfig):
+            raise ChunkRLError(f"{config!r:.80} is no TrainConfig: give settings by name, dataset_dir=...")
         if config is None:
             resume = settings.get("resume")
             begun = resumed_config(Path(resume), settings) if resume else TrainConfig()

@@ -7,6 +7,7 @@ an error that lists them; one that nobody has is an error with the nearest.
 
 from __future__ import annotations
 
+import os
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
@@ -139,24 +140,24 @@ class Settings(Generic[T]):
             raise ChunkRLError(f"{file}: {reason}: {cure}") from reason
 
     def replaced(self, values: Mapping[str, Any]) -> T:
-        """The record with values of Python in it: fields of the record itself (`frames=FrameSettings(...)`), or any
-        other name of a setting (`resize=(96, 96)`).
+        """The record with values of Python in it: parts of the record (`frames=FrameSettings(...)`), and what a file
+        may have (`resize=(96, 96)`, `policy={"kind": "flow"}`).
 
         Raises:
             ChunkRLError: a name as of `find`, or a value that its setting cannot have.
         """
         default: Any = self.default
-        own = {field.name for field in fields(default)}
-        record = replace(default, **{name: value for name, value in values.items() if name in own})
-        tree: dict[str, Any] = {}  # all at once: what belongs together may not be given one by one
-        for name in values:
-            if name not in own:
-                *parents, last = self.find(name).key.split(".")
-                place = tree
-                for parent in parents:
-                    place = place.setdefault(parent, _Tree())
-                place[last] = values[name]
-        return _with(record, tree)
+        own = {field.name for field in fields(default)} & {*self.sections}
+        records = {name: value for name, value in values.items() if is_dataclass(value) and name in own}
+        for name, value in records.items():
+            if not isinstance(value, type(getattr(default, name))):
+                raise ChunkRLError(f"{name} is {value!r}: give a {type(getattr(default, name)).__name__}")
+        others = {name: _as_in_file(value) for name, value in values.items() if name not in records}
+        for name, value in others.items():
+            if name in own and not isinstance(value, Mapping):
+                cls = type(getattr(default, name)).__name__
+                raise ChunkRLError(f"{name} is {value!r}: give a {cls}, or a dictionary of its settings")
+        return Settings(replace(default, **records)).of_values(others)
 
     def names(self, within: str = "") -> list[str]:
         """All that may be written: places, flags' names, and the ends of places."""
@@ -198,16 +199,15 @@ class Settings(Generic[T]):
         )
 
 
-class _Tree(dict[str, Any]):
-    """Values of a record inside another."""
-
-
-def _with(record: Any, tree: Mapping[str, Any]) -> Any:
-    values = {
-        name: _with(getattr(record, name), value) if isinstance(value, _Tree) else value
-        for name, value in tree.items()
-    }
-    return replace(record, **values)
+def _as_in_file(value: Any) -> Any:
+    """A value of Python as a file would have it: paths are text, NumPy's numbers and arrays those of Python."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_as_in_file, value))
+    if isinstance(value, Mapping):
+        return {name: _as_in_file(inner) for name, inner in value.items()}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _plain(name: str) -> str:
