@@ -13,6 +13,7 @@ import chunkrl
 from chunkrl.cli import main
 from chunkrl.data.frames import FrameTable
 from chunkrl.envs import registry
+from chunkrl.envs.gym_hil_family import GymHilFamily
 from chunkrl.errors import ChunkRLError
 
 SOURCES = Path(chunkrl.__file__).parent
@@ -75,7 +76,7 @@ def test_what_a_simulator_does_not_have_is_said(toy: None) -> None:
     env = family.make("toy/line", registry.EnvOptions())
     assert family.correction(env) is None and family.goals(env) is None
     with pytest.raises(ChunkRLError, match="toy/line has no scripted expert"):
-        registry.EnvFamily().expert(env)
+        GymHilFamily().expert(env)
     with pytest.raises(ChunkRLError, match="--rendering fast is of LIBERO, and Toy draws in one way"):
         registry.check_rendering(["toy/line"], "fast")
     with pytest.raises(ChunkRLError, match="tasks of different simulators"):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -69,7 +70,7 @@ class JointConfig:
     time_out: TimeOut = "failure"
 
 
-class JointMethod:
+class JointMethod(ABC):
     """See the module. value_optim: of V and Q; None: as the policy's."""
 
     bootstraps_past_ends = False
@@ -114,10 +115,10 @@ class JointMethod:
 
     # What a method says.
 
-    def _check(self, dataset: ChunkData) -> None:
+    def _check(self, dataset: ChunkData) -> None:  # noqa: B027  # optional
         """Raises ChunkRLError for policies or data that the method does not take."""
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> None:  # noqa: B027  # optional
         """Before networks are built: what the method attaches to the data."""
 
     def _ends(self, batch: ChunkTransition) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,19 +129,19 @@ class JointMethod:
         """The chunks [B, H, A], or N each [B, N, H, A], whose Q decides what the policy clones."""
         return batch.actions
 
+    @abstractmethod
     def _value_loss(
         self, value: torch.Tensor, target: torch.Tensor | None, now: Any, batch: ChunkTransition
     ) -> tuple[torch.Tensor, Metrics]:
         """The folds' sum of losses of V [K, B]; target: of `_value_target`."""
-        raise NotImplementedError
 
     def _value_target(self, now: Any, chunks: torch.Tensor) -> torch.Tensor | None:
         """The target networks' Q of `chunks` where V learns from it, None where it does not."""
         return self._target_q(now, chunks)
 
+    @abstractmethod
     def _weights(self, advantage: torch.Tensor, batch: ChunkTransition) -> tuple[torch.Tensor, Metrics]:
         """Weights [B] from advantages [B]."""
-        raise NotImplementedError
 
     def _imitation_loss(self, batch: ChunkTransition) -> ImitationLoss:
         return self.policy.imitation_loss(batch.observation, batch.actions, batch.action_mask)

@@ -6,6 +6,7 @@ Nobody else knows simulators by name: whoever must tell them apart asks their fa
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,7 @@ class Correction:
     full_state: Callable[[], np.ndarray]
 
 
-class EnvFamily:
+class EnvFamily(ABC):
     """What is true of most simulators; a family says what differs.
 
     kind: for messages. examples: of tasks' names, for messages. renderings: ways to draw. uses_opengl: for cameras.
@@ -90,23 +91,23 @@ class EnvFamily:
     moves_by_keyboard = False
     hold = HoldAction("delta")
 
+    @abstractmethod
     def matches(self, name: str) -> bool:
         """Whether a task or suite is of this kind, by its name."""
-        raise NotImplementedError
 
     def expand(self, name: str) -> Sequence[str]:
         """The tasks that a name stands for. Raises ChunkRLError: there is none."""
         return (name,)
 
+    @abstractmethod
     def describe(self, tasks: Sequence[str]) -> EnvInfo:
         """Of tasks of this kind."""
-        raise NotImplementedError
 
+    @abstractmethod
     def make(self, name: str, options: EnvOptions) -> Environment:
         """The environment of a task. Raises ChunkRLError or MissingExtraError: it cannot be had here."""
-        raise NotImplementedError
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  # optional
         """Fetches what its simulators need, before processes start whose time is limited."""
 
     def asset_fingerprint(self) -> str:
