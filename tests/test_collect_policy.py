@@ -112,6 +112,7 @@ def test_a_policys_cameras_may_have_other_names(tmp_path: Path, monkeypatch: pyt
         "cameras": ("front",),
         "image_sizes": ((16, 16),),
         "recorded_sizes": (),
+        "own_image_size": None,
         "state_dim": 0,
         "action_dim": 4,
     }

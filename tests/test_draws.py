@@ -155,7 +155,10 @@ def test_starts_by_weight_in_closed_form(datasets: list[ChunkDataset]) -> None:
     assert nothing[0].tolist() == drawn.tolist() and not nothing[1].any()
 
 
-@given(st.lists(st.floats(0, 100, width=32), min_size=12, max_size=12).filter(any))
+# weights have a mean of 1 over the data: far below it float32 has few digits left
+@given(
+    st.lists(st.floats(0, 100, width=32), min_size=12, max_size=12).filter(lambda found: sum(found) > 1e-20)
+)
 def test_starts_by_weight_leave_the_objective_as_it_is(
     datasets: list[ChunkDataset], given: list[float]
 ) -> None:

@@ -60,6 +60,8 @@ WRONG_SETTINGS: dict[str, tuple[Any, ...]] = {
     "condition_place": (*NO_TEXT, "x"),
     "guidance": (*NO_NUMBER, -1),
     "data_resize": (True, "1", [], [1], 1),
+    "fps": (True, "1", [], [1], {"a": 1}, math.nan, 0, -1),
+    "conditions": (None, True, 1, [1], {"a": 1}),
 }
 
 
