@@ -210,9 +210,8 @@ def pretrain(part: Part) -> None:
     if part.policy.is_dir():
         return
     settings = replace(
-        suite.pretraining,
+        suite.pretraining.with_objective("behaviour_cloning"),
         dataset_dir=str(data),
-        objective="behaviour_cloning",
         seed=part.seed,
         device="cpu",
         save_interval=0,

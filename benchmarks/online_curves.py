@@ -38,6 +38,7 @@ import numpy as np
 import tyro
 
 from benchmarks.success_curves import SuccessCurve, picture, table
+from chunkrl.algorithms.registry import METHODS
 from chunkrl.data.atomic import write_text
 from chunkrl.online.config import CorrectionRule
 from chunkrl.online.learner_evaluation import FOLDER, read_results
@@ -118,6 +119,8 @@ class CurvesConfig:
     @property
     def goes_on(self) -> list[str]:
         """Of an arm: it begins with the start's policy and values."""
+        if not METHODS[self.objective].reads_setting("value_updates"):
+            return []
         return [
             "--value-updates=0",
             f"--critic-updates={self.critic_updates}",
