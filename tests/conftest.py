@@ -1,5 +1,6 @@
 """Every test reads data sets through a cache of its own session, with one thread, and ends."""
 
+import signal
 from collections.abc import Iterator
 
 import hypothesis
@@ -19,6 +20,8 @@ SLOW_LIMIT_S = 7200.0
 @pytest.fixture(autouse=True, scope="session")
 def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_num_threads(1)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a shell's job in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHUNKRL_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
