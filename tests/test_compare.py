@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluations import SETTINGS
 from pages import Page
-from test_evaluate import SETTINGS, evaluation
+from test_evaluate import evaluation
 
 from chunkrl.cli import main
 from chunkrl.errors import ChunkRLError, MissingExtraError

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from evaluations import SETTINGS
 from pages import Page
 
 pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
@@ -43,27 +44,6 @@ from chunkrl.evaluation.rollout import Episode, initial_seeds
 from chunkrl.evaluation.statistics import wilson_interval
 from chunkrl.progress import ProgressBars
 from chunkrl.types import Observation
-
-SETTINGS = EvaluationSettings(
-    policy="runs/a/policy",
-    fingerprint="f",
-    envs=("push-v3", "reach-v3"),
-    num_episodes=4,
-    seed=0,
-    max_steps=(150, 150),
-    exec_steps=2,
-    horizon=5,
-    mode="mode",
-    num_candidates=0,
-    condition=None,
-    guidance=None,
-    num_steps=None,
-    state="full",
-    camera_size=0,
-    rendering="default",
-    rename=(),
-    batch_size=4,
-)
 
 
 def evaluation(

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluations import SETTINGS
 from hypothesis import given
 from hypothesis import strategies as st
 from pages import Page, check_loads_nothing, click_head, in_browser
-from test_evaluate import SETTINGS, evaluation
+from test_evaluate import evaluation
 
 from chunkrl.evaluation import plots
 from chunkrl.evaluation.evaluation_page import write_page

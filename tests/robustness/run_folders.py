@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from chunk_data import random_episodes, settings, write_dataset
+from evaluations import SETTINGS
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.evaluation.evaluation_result import (
     EpisodeOutcome,
     Evaluation,
-    EvaluationSettings,
     write_evaluation,
 )
 
@@ -22,26 +22,6 @@ RUN_FOLDERS: dict[str, dict[str, Any]] = {
     "value": {"objective": "value", "value_updates": 4},
 }
 NUM_UPDATES = 4
-EVALUATION = EvaluationSettings(
-    policy="runs/a/policy",
-    fingerprint="f",
-    envs=("push-v3", "reach-v3"),
-    num_episodes=4,
-    seed=0,
-    max_steps=(150, 150),
-    exec_steps=2,
-    horizon=5,
-    mode="mode",
-    num_candidates=0,
-    condition=None,
-    guidance=None,
-    num_steps=None,
-    state="full",
-    camera_size=0,
-    rendering="default",
-    rename=(),
-    batch_size=4,
-)
 
 
 def run_config(name: str, root: Path, output: Path, **changes: Any) -> TrainConfig:
@@ -65,7 +45,7 @@ def write_evaluation_folder(name: str, root: Path) -> Path:
     root.mkdir(parents=True)
     episodes = {
         env: tuple(EpisodeOutcome(seed, (seed + place) % 3 == 0, 10 + seed) for seed in range(4))
-        for place, env in enumerate(EVALUATION.envs)
+        for place, env in enumerate(SETTINGS.envs)
     }
-    write_evaluation(root, Evaluation(EVALUATION, episodes, 60.0, 2))
+    write_evaluation(root, Evaluation(SETTINGS, episodes, 60.0, 2))
     return root

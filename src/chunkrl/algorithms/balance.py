@@ -231,9 +231,11 @@ class StrataLabels:
         return strata
 
 
-def past_advantage(data: ChunkData, value: np.ndarray, scale: float) -> np.ndarray:
-    """What is added to advantages for what came before: scale (V(x) - V(x_0)), float32 [len]; value: V."""
-    return np.float32(scale) * (value - value[first_rows(data)])
+def with_past_advantage(
+    advantage: np.ndarray, data: ChunkData, value: np.ndarray, scale: float
+) -> np.ndarray:
+    """Advantages [len] with what came before: A + scale (V(x) - V(x_0)); value: V, float32 [len]."""
+    return advantage + np.float32(scale) * (value - value[first_rows(data)]) if scale else advantage
 
 
 class RunningBalance:

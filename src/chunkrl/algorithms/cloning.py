@@ -6,7 +6,6 @@ say (RA-BC and the like). Values are trained only where Q is asked for, for best
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,8 +18,6 @@ from chunkrl.data.draws import draw_rates
 from chunkrl.data.large_arrays import keep
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Cloning(CrossFittedMethod):
     def __init__(
         self, config: CloningConfig, *args: Any, sample_weights: np.ndarray | None = None, **kwargs: Any
     ) -> None:
-        self._sample_weights, self._warned = sample_weights, False
+        self._sample_weights = sample_weights
         super().__init__(config, *args, **kwargs)
 
     def _choose_starts(self) -> None:
@@ -73,9 +70,7 @@ class Cloning(CrossFittedMethod):
             weight, size = normalized(self._sample_weights, rates)
             metrics = {"weight/effective_sample_size": size}
             more, spread = spread_metrics(weight, self._dataset, rates, None)
-            for message in () if self._warned else starved_warnings(spread, None):
-                _LOG.warning("%s", message)
-            self._warned = True
+            self._warn_once(starved_warnings(spread, None))
             metrics |= more
         self.labels["weight"] = weight
         return metrics

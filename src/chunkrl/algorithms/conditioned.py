@@ -18,12 +18,11 @@ import numpy as np
 import torch
 
 from chunkrl.algorithms.advantage_bins import label_bins
-from chunkrl.algorithms.balance import StrataLabels, past_advantage
+from chunkrl.algorithms.balance import StrataLabels, with_past_advantage
 from chunkrl.algorithms.base import MethodInputs, Metrics
 from chunkrl.algorithms.conditioning import trained_texts
 from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig, HumanRule
 from chunkrl.algorithms.cross_fitted import CrossFittedConfig, CrossFittedMethod, shared_settings
-from chunkrl.algorithms.human_chunks import human_chunks
 from chunkrl.algorithms.policy_step import Sums
 from chunkrl.algorithms.value_labels import ValueLabels
 from chunkrl.data.draws import share_weights, starts_by_share
@@ -89,18 +88,14 @@ class AdvantageConditioned(CrossFittedMethod):
     def _use(self, labels: ValueLabels, rates: np.ndarray | None) -> Metrics:
         """Bins."""
         config, data = self.config, self._dataset
-        advantage = labels.advantage
-        if config.fit.past_advantage:
-            advantage = advantage + past_advantage(data, labels.value, config.fit.past_advantage)
-        human = human_chunks(data, config.human)
-        if human is not None and human.loss_steps is not None:
-            self.labels["loss_steps"] = human.loss_steps
+        past = config.fit.past_advantage
+        advantage = with_past_advantage(labels.advantage, data, labels.value, past)
+        forced = self._forced_by_human()
         strata = None
         if config.conditioning.edges == "strata":
             strata = self._strata.of(data, labels.value, rates, None)
             assert strata is not None, "checked by ConditionedConfig"
             self.labels["stratum"] = strata.index
-        forced = None if human is None else human.forced
         bins, metrics = label_bins(
             data, advantage, labels.returns, config.conditioning, rates, forced, strata, self._control
         )

@@ -13,7 +13,8 @@ What differs from the papers that the methods name:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from chunkrl.algorithms.advantage_critic import AdvantageCritic
 from chunkrl.algorithms.advantages import shuffle_between
 from chunkrl.algorithms.base import MethodInputs, Metrics, Networks, Phase, only_finite
 from chunkrl.algorithms.best_of_n import QEnsemble
+from chunkrl.algorithms.human_chunks import human_chunks
 from chunkrl.algorithms.policy_step import PolicyStep
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.algorithms.value_labels import ValueLabels, label_metrics
@@ -39,6 +41,8 @@ from chunkrl.progress import Progress, silent
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.distributed import shard
 from chunkrl.types import ChunkTransition
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,7 @@ class CrossFittedMethod:
         )
         self.labels: dict[str, np.ndarray] = {}
         self._num_policy_updates = 0
+        self._warned = False  # of weights that starve a part of the data
         self._choose_starts()
 
     def _make_critic(self, networks: Networks, optim: OptimConfig, num_updates: int) -> AdvantageCritic:
@@ -284,6 +289,22 @@ class CrossFittedMethod:
     def _use(self, labels: ValueLabels, rates: np.ndarray | None) -> Metrics:
         """What becomes of the values and advantages, added to `self.labels`. rates: of `draws.draw_rates`."""
         return {}
+
+    def _forced_by_human(self) -> np.ndarray | None:
+        """bool [len], chunks that a human's rule forces high, None where there are none; the steps that the policy's
+        loss counts of them become a label."""
+        human = human_chunks(self._dataset, self.config.human)
+        if human is None:
+            return None
+        if human.loss_steps is not None:
+            self.labels["loss_steps"] = human.loss_steps
+        return human.forced
+
+    def _warn_once(self, messages: Sequence[str]) -> None:
+        """What is said of the first weights: values that go on learning give new ones again and again."""
+        for message in () if self._warned else messages:
+            _LOG.warning("%s", message)
+        self._warned = True
 
     def _control(self, decides: np.ndarray) -> np.ndarray:
         """What a method's labels decide by, [len]; permuted over the starts that are trained on for a control."""

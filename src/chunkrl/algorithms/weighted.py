@@ -11,27 +11,23 @@ takes no entropy term. What differs from the paper, beside what `cross_fitted` l
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from chunkrl.algorithms.balance import StrataLabels, past_advantage
+from chunkrl.algorithms.balance import StrataLabels, with_past_advantage
 from chunkrl.algorithms.base import MethodInputs, Metrics, Phase
 from chunkrl.algorithms.config import BalanceConfig, DistilConfig, HumanRule
 from chunkrl.algorithms.cross_fitted import CrossFittedConfig, CrossFittedMethod, shared_settings
 from chunkrl.algorithms.distil import best_chunks, distil_metrics, mixture, with_best_chunks
-from chunkrl.algorithms.human_chunks import forced_metrics, human_chunks
+from chunkrl.algorithms.human_chunks import forced_metrics
 from chunkrl.algorithms.value_labels import ValueLabels
 from chunkrl.algorithms.weights import WeightRule, spread_metrics, starved_warnings, to_weights
 from chunkrl.data.draws import draw_rates, starts_by_weight
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
 from chunkrl.types import ChunkTransition
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,6 @@ class AdvantageWeighted(CrossFittedMethod):
 
     def __init__(self, config: WeightedConfig, *args: Any, **kwargs: Any) -> None:
         self._strata = StrataLabels(config.balance)
-        self._warned = False  # of weights that starve a part of the data
         super().__init__(config, *args, **kwargs)
 
     def _policy_phases(self) -> tuple[Phase, ...]:
@@ -117,14 +112,9 @@ class AdvantageWeighted(CrossFittedMethod):
         """Weights."""
         config, data = self.config, self._dataset
         metrics: Metrics = {}
-        advantage = labels.advantage
-        if config.fit.past_advantage:
-            advantage = advantage + past_advantage(data, labels.value, config.fit.past_advantage)
-        advantage = self._control(advantage)
-        human = human_chunks(data, config.human)
-        forced = None if human is None else human.forced
-        if human is not None and human.loss_steps is not None:
-            self.labels["loss_steps"] = human.loss_steps
+        past = config.fit.past_advantage
+        advantage = self._control(with_past_advantage(labels.advantage, data, labels.value, past))
+        forced = self._forced_by_human()
         if forced is not None:
             drawn = forced if rates is None else forced & (rates > 0)
             metrics |= forced_metrics(drawn, advantage, rates)
@@ -145,12 +135,6 @@ class AdvantageWeighted(CrossFittedMethod):
         self._warn_once(starved_warnings(spread, config.balance))
         return weight, {**metrics, **where}
 
-    def _warn_once(self, messages: Sequence[str]) -> None:
-        """What is said of the first weights: values that go on learning give new ones again and again."""
-        for message in () if self._warned else messages:
-            _LOG.warning("%s", message)
-        self._warned = True
-
     def _distil(self, progress: Progress) -> Metrics:
         """Labels every start with the policy's chunk that Q prefers, and how likely it stands in place of the
         recorded one; the weight becomes that of the mixture of both."""
@@ -161,15 +145,13 @@ class AdvantageWeighted(CrossFittedMethod):
             best = best_chunks(self.policy, critics, data, self._trained, *asked, progress)
         rates = draw_rates(data, self._trained)
         unit = self.critic.unit(labels["advantage"], self._trained, rates)
-        human = human_chunks(data, config.human)
+        forced = self._forced_by_human()
         won = best.q > best.q_recorded
-        if human is not None:
-            won &= ~human.forced
+        if forced is not None:
+            won &= ~forced
         gain, mean_gain = (unit * (q - best.q_recorded) for q in (best.q, best.q_mean))
         advantage = labels["advantage"] + np.where(won, gain, 0.0)
-        if config.fit.past_advantage:
-            advantage = advantage + past_advantage(data, labels["value"], config.fit.past_advantage)
-        forced = None if human is None else human.forced
+        advantage = with_past_advantage(advantage, data, labels["value"], config.fit.past_advantage)
         weight, metrics = self._weights(advantage, labels["value"], rates, forced)
         self.labels |= mixture(weight, labels["weight"], won, config.distil.share) | {
             "best_chunk": best.chunk
