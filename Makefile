@@ -21,7 +21,7 @@ $(USE): pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip $(PIP) --editable '.[sim,pi,online,dev]'
+	$(BIN)/pip $(PIP) --editable '.[sim,pi,online,serve,dev]'
 	touch $@ $(USE)
 
 # After a change of the messages between actor and learner. An old compiler: its code runs with newer protobufs only.

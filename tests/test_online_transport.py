@@ -25,10 +25,10 @@ from chunkrl.errors import RecordError, SpoolError, TransportError
 from chunkrl.online import transport, wire
 from chunkrl.online.config import ConnectConfig, ListenConfig, parse_address
 from chunkrl.online.records import Hello, TensorData, WeightPush
-from chunkrl.online.security import read_token
 from chunkrl.online.sender import LearnerClient, SpoolSender, UnreachableError
 from chunkrl.online.spool import Spool
 from chunkrl.online.streams import ReceivedStreams
+from chunkrl.online.tokens import read_token
 from chunkrl.online.transport import ReceiverLimits, SpoolReceiver
 
 TOKEN = "a-token-of-some-length"

@@ -34,6 +34,7 @@ PURPOSES = {
     "libero": "the LIBERO simulator",
     "online": "actor and learner",
     "pi": "pi0 and pi0.5",
+    "serve": "a policy for openpi's clients",
     "sim": "MetaWorld, the demo",
     "tracking": "Weights & Biases",
 }

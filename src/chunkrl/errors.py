@@ -52,7 +52,7 @@ class MissingExtraError(ChunkRLError):
 
 
 class RecordError(ChunkRLError):
-    """A record or message between actor and learner that is malformed, or does not fit the others."""
+    """A record or message that came over the network and is malformed, or does not fit the others."""
 
 
 class SpoolError(ChunkRLError):
@@ -64,4 +64,4 @@ class SpoolWriteError(SpoolError):
 
 
 class TransportError(ChunkRLError):
-    """Actor and learner that cannot or must not talk: names the address, what was refused and the cure."""
+    """Two ends that cannot or must not talk: names the address, what was refused and the cure."""

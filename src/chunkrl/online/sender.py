@@ -17,8 +17,9 @@ from chunkrl.online import wire
 from chunkrl.online.config import ConnectConfig
 from chunkrl.online.pictures import FEATURE, pack_item
 from chunkrl.online.records import Hello, WeightPush, Welcome
-from chunkrl.online.security import grpc, open_channel, read_token, token_metadata
+from chunkrl.online.security import grpc, open_channel, token_metadata
 from chunkrl.online.spool import Spool
+from chunkrl.online.tokens import read_token
 from chunkrl.online.transport import FEATURES, MESSAGE_OPTIONS, OUR_PROTOCOLS, SERVICE
 
 _LOG = logging.getLogger(__name__)

@@ -20,8 +20,9 @@ from chunkrl.online import wire
 from chunkrl.online.config import ListenConfig
 from chunkrl.online.pictures import FEATURE
 from chunkrl.online.records import MIN_PROTOCOL_VERSION, PROTOCOL_VERSION, Hello, WeightPush, Welcome
-from chunkrl.online.security import admitted, bind, grpc, read_token
+from chunkrl.online.security import admitted, bind, grpc
 from chunkrl.online.streams import ReceivedStreams
+from chunkrl.online.tokens import read_token
 
 SERVICE = "chunkrl.online.v1.SpoolReceiver"
 POLICY_FEATURE = "policy-"
