@@ -34,12 +34,12 @@ from chunkrl.envs.registry import asset_fingerprint, expand
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.config import EvaluateCommand, EvaluateConfig
-from chunkrl.evaluation.evaluate_command import evaluate_policy
 from chunkrl.evaluation.evaluation_result import Evaluation, read_evaluation
 from chunkrl.iterate.command import CONFIG_FILE, iterate
 from chunkrl.iterate.config import ArmName, IterateConfig, SelectionRule, StopRule
 from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import silent
+from chunkrl.report.commands import evaluate_policy
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.config import ActionMode
 

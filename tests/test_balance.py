@@ -34,8 +34,8 @@ from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.weight_cards import LEVELS, TIMES, place_chart
 from chunkrl.models.config import PolicyConfig
+from chunkrl.report.run_weights import LEVELS, TIMES, place_chart
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 

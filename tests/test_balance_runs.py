@@ -24,12 +24,12 @@ from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.data.frames import FrameTable
 from chunkrl.errors import CheckpointError, ChunkRLError
-from chunkrl.evaluation.run_report import render_run
-from chunkrl.evaluation.sections import percent
-from chunkrl.evaluation.training_run import load_run
-from chunkrl.evaluation.weight_cards import weight_cards
 from chunkrl.experiment import CHUNK_RL
 from chunkrl.progress import silent
+from chunkrl.report.run import render_run
+from chunkrl.report.run_weights import weight_cards
+from chunkrl.report.sections import percent
+from chunkrl.report.training_run import load_run
 
 
 def _of_before(data: Path, output: Path, **changes: Any) -> Path:

@@ -16,7 +16,7 @@ from test_evaluate import evaluation
 from chunkrl.cli import main
 from chunkrl.errors import ChunkRLError, MissingExtraError
 from chunkrl.evaluation import aggregates
-from chunkrl.evaluation.compare_command import group
+from chunkrl.evaluation.compare import group
 from chunkrl.evaluation.evaluation_result import write_evaluation
 
 NEW = ((1, 1, 1, 1, 1, 1), (1, 0, 1, 0, 1, 1))

@@ -27,9 +27,8 @@ from chunkrl.envs.family import EnvInfo, EnvOptions
 from chunkrl.envs.metaworld import CAMERA
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation import observed
-from chunkrl.evaluation.evaluate_command import format_evaluation
+from chunkrl.evaluation.evaluate import format_evaluation
 from chunkrl.evaluation.evaluation_folder import EvaluationFolder
-from chunkrl.evaluation.evaluation_page import write_page
 from chunkrl.evaluation.evaluation_result import (
     EpisodeOutcome,
     Evaluation,
@@ -43,6 +42,7 @@ from chunkrl.evaluation.observed import fit_policy, make_pool, plan_episodes, re
 from chunkrl.evaluation.rollout import Episode, initial_seeds
 from chunkrl.evaluation.statistics import wilson_interval
 from chunkrl.progress import ProgressBars
+from chunkrl.report.evaluation import write_page
 from chunkrl.types import Observation
 
 

@@ -26,12 +26,12 @@ from chunkrl.envs.collect_config import CollectCommand, CollectConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.config import EvaluateCommand, EvaluateConfig
 from chunkrl.evaluation.evaluation_result import read_evaluation
-from chunkrl.evaluation.sections import words
 from chunkrl.iterate import steps
 from chunkrl.iterate.command import iterate
 from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule, StopRule
 from chunkrl.manifest import write_manifest
 from chunkrl.progress import Progress
+from chunkrl.report.sections import words
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.policy_io import ChunkPolicy
 

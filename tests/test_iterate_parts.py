@@ -22,7 +22,6 @@ from chunkrl.data.label_config import LabelCommand
 from chunkrl.envs import metaworld
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation import plots
 from chunkrl.evaluation.evaluation_result import Rate, rate_of
 from chunkrl.evaluation.statistics import Interval
 from chunkrl.iterate.checks import make_plan
@@ -34,6 +33,7 @@ from chunkrl.iterate.rollouts import label, read_rollouts
 from chunkrl.iterate.selection import choose, why_ended
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.progress import silent
+from chunkrl.report import charts
 from chunkrl.train_config import TrainConfig
 
 
@@ -198,7 +198,7 @@ def test_steps_of_a_recording_count_to_its_success(tmp_path: Path) -> None:
 
 def test_rates_over_rounds_are_drawn_with_their_intervals() -> None:
     points = [(0, 0.25, Interval(0.0, 0.5)), (2, 1.0, Interval(0.5, 1.0))]
-    drawn = Page(plots.rate_chart([plots.RateSeries("a", points, marked=2)], "round", "all"))
+    drawn = Page(charts.rate_chart([charts.RateSeries("a", points, marked=2)], "round", "all"))
     circles = [attrs for tag, attrs in drawn.tags if tag == "circle"]
     assert [c["r"] for c in circles] == ["4", "8", "4"]
     # 0 % lies at 220, 100 % at 10

@@ -26,9 +26,9 @@ from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.labels import label_frames
 from chunkrl.data.sidecar import save_sidecar
 from chunkrl.errors import CheckpointError, ChunkRLError, DatasetError
-from chunkrl.evaluation.config import ReportCommand
-from chunkrl.evaluation.run_report import report
 from chunkrl.progress import silent
+from chunkrl.report.commands import report
+from chunkrl.report.config import ReportCommand
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.run_folder import run_config
 

@@ -22,8 +22,6 @@ from waiting import until
 
 from chunkrl.cli import main
 from chunkrl.errors import ChunkRLError, TransportError
-from chunkrl.evaluation.run_report import render_run
-from chunkrl.evaluation.training_run import load_run
 from chunkrl.online.actor_command import ActorCommand
 from chunkrl.online.actor_session import run_actor
 from chunkrl.online.config import ConnectConfig, ListenConfig, ReplayConfig
@@ -36,6 +34,8 @@ from chunkrl.online.spool import Spool
 from chunkrl.online.status import WARNING
 from chunkrl.online.streams import ReceivedStreams
 from chunkrl.online.transport import SpoolReceiver
+from chunkrl.report.run import render_run
+from chunkrl.report.training_run import load_run
 from chunkrl.training.metrics import read_records
 from chunkrl.training.policy_io import load_policy
 

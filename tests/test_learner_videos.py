@@ -20,13 +20,13 @@ from test_value_videos import Renderers, decoded, near
 from waiting import until
 
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.value_video import HUMAN
 from chunkrl.online.config import ReplayConfig
 from chunkrl.online.learner_config import LearnerConfig
 from chunkrl.online.learner_data import Generation, LearnerData
 from chunkrl.online.learner_videos import EpisodeVideos, write_episode_video
 from chunkrl.online.records import StepRecord
 from chunkrl.online.replay import Replay
+from chunkrl.report.value_video import HUMAN
 from chunkrl.train_checks import check_config
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.config import ValueVideoConfig

@@ -12,7 +12,6 @@ from chunkrl import ChunkLevelOfflineRL
 from chunkrl.cli import main
 from chunkrl.config import load_config
 from chunkrl.errors import CheckpointError, OutputFolderError
-from chunkrl.evaluation.run_report import ReportCommand, report
 from chunkrl.output_folder import (
     begin_folder,
     begin_numbered,
@@ -24,6 +23,8 @@ from chunkrl.output_folder import (
     stem_of,
 )
 from chunkrl.progress import silent
+from chunkrl.report.commands import report
+from chunkrl.report.config import ReportCommand
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.run_parts import check_one_run, check_one_run_of
 

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from pages import Page, check_loads_nothing, click_head, in_browser
 from test_evaluate import evaluation
 
-from chunkrl.evaluation import plots
-from chunkrl.evaluation.evaluation_page import write_page
 from chunkrl.evaluation.evaluation_result import Evaluation, Video
-from chunkrl.evaluation.page import card, document
-from chunkrl.evaluation.report import ArmResult, Curve, compare_arms, render_report
 from chunkrl.evaluation.statistics import Interval
-from chunkrl.evaluation.svg import Range, compact, nice_ticks, signed_points, tick_labels, y_axis
-from chunkrl.evaluation.tables import Cell, table
+from chunkrl.report import charts
+from chunkrl.report.comparison import ArmResult, Curve, compare_arms, render_report
+from chunkrl.report.evaluation import write_page
+from chunkrl.report.page import card, document
+from chunkrl.report.svg import Range, compact, nice_ticks, signed_points, tick_labels, y_axis
+from chunkrl.report.tables import Cell, table
 
 # 3 of 4 and 1 of 4; successes have 11 steps, failures 10; Wilson's intervals at 95 %
 NUMBERS = [
@@ -257,11 +257,11 @@ def labels(drawn: str) -> list[str]:
 
 def test_axes_of_charts_have_different_labels() -> None:
     curve = Curve("v", np.arange(3) + 1_000_000, np.array([0.99981, 0.99983, 0.99986]))
-    across = plots.curve_chart([curve], "s")
+    across = charts.curve_chart([curve], "s")
     assert len(labels(across)) == len(set(labels(across))) > 5
     upright = y_axis(Range(0.99981, 0.99986), 0, 100, 300)
     assert len(set(labels(upright))) == len(labels(upright)) > 2
-    row = plots.Row("a", 0.0002, Interval(0.0001, 0.0004), "", detail="")
-    difference = plots.difference_chart([row], Range(-0.0003, 0.0005), "s")
+    row = charts.Row("a", 0.0002, Interval(0.0001, 0.0004), "", detail="")
+    difference = charts.difference_chart([row], Range(-0.0003, 0.0005), "s")
     assert len(set(labels(difference))) == len(labels(difference)) > 2
     assert math.isclose(max(nice_ticks(Range(0, 3e-13), 3)), 3e-13)  # not rounded to nothing

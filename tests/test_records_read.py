@@ -21,7 +21,6 @@ from chunkrl.config import from_dict, load_config, save_config
 from chunkrl.data.normalize import Statistics, compute_statistics
 from chunkrl.data.sidecar import load_sidecar, save_sidecar
 from chunkrl.errors import ChunkRLError, DatasetError, SpoolError, TransportError
-from chunkrl.evaluation.evaluation_page import write_page
 from chunkrl.evaluation.evaluation_result import (
     EpisodeOutcome,
     Evaluation,
@@ -34,6 +33,7 @@ from chunkrl.online.learner_evaluation import FOLDER, RESULTS, read_results
 from chunkrl.online.spool_state import identify, read_watermark
 from chunkrl.online.streams import read_spec
 from chunkrl.online.versions import VersionCounter
+from chunkrl.report.evaluation import write_page
 from chunkrl.training.metrics import METRICS_FILE, Record, read_records
 
 WRONG: tuple[Any, ...] = (None, True, "1", "text", [], [1], {}, {"a": 1}, -1, 1.5, math.nan, math.inf, 10**30)

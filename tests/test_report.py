@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from pages import Page, check_loads_nothing
 
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation import plots, video
-from chunkrl.evaluation.report import (
+from chunkrl.evaluation import video
+from chunkrl.evaluation.statistics import Interval, paired_difference, wilson_interval
+from chunkrl.report import charts
+from chunkrl.report.comparison import (
     ALL_TASKS,
     ArmDifference,
     ArmResult,
@@ -28,8 +30,7 @@ from chunkrl.evaluation.report import (
     results_json,
     write_results,
 )
-from chunkrl.evaluation.statistics import Interval, paired_difference, wilson_interval
-from chunkrl.evaluation.svg import Range, compact, nice_ticks, shorten, signed_points, span
+from chunkrl.report.svg import Range, compact, nice_ticks, shorten, signed_points, span
 
 
 def success(num_success, num_episodes=20):
@@ -250,21 +251,23 @@ def bar_widths(chart, kind):
 
 class TestPlots:
     def test_bars_are_proportional(self):
-        rows = [plots.Row("a", rate, Interval(0, 1), "") for rate in (0.0, 0.25, 1.0)]
-        assert bar_widths(plots.bar_chart(rows, "s"), "bar") == [0, plots.WIDTH / 4, plots.WIDTH]
+        rows = [charts.Row("a", rate, Interval(0, 1), "") for rate in (0.0, 0.25, 1.0)]
+        assert bar_widths(charts.bar_chart(rows, "s"), "bar") == [0, charts.WIDTH / 4, charts.WIDTH]
 
     def test_differences_are_coloured_by_what_the_interval_excludes(self):
-        rows = [plots.Row("a", 0.1, Interval(*ends), "") for ends in ((0.05, 0.2), (-0.1, 0.2), (-0.3, -0.1))]
-        circles = ET.fromstring(plots.difference_chart(rows, Range(-0.5, 0.5), "s")).iter("circle")
+        rows = [
+            charts.Row("a", 0.1, Interval(*ends), "") for ends in ((0.05, 0.2), (-0.1, 0.2), (-0.3, -0.1))
+        ]
+        circles = ET.fromstring(charts.difference_chart(rows, Range(-0.5, 0.5), "s")).iter("circle")
         found = [(c.get("class"), c.get("cx")) for c in circles]
         assert [name for name, _ in found] == ["dot good", "dot open", "dot bad"]
-        assert float(found[0][1] or "nan") == pytest.approx(8 + 0.6 * (plots.NARROW - 16), abs=0.01)
+        assert float(found[0][1] or "nan") == pytest.approx(8 + 0.6 * (charts.NARROW - 16), abs=0.01)
 
     def test_a_curve_breaks_where_it_is_not_finite(self):
         curve = Curve("v", np.arange(5), np.array([0, 1, math.nan, 3, math.inf]))
         path = next(
             p
-            for p in ET.fromstring(plots.curve_chart([curve], "s")).iter("path")
+            for p in ET.fromstring(charts.curve_chart([curve], "s")).iter("path")
             if p.get("class") == "line s0"
         )
         assert (path.get("d") or "").count("M") == 2
@@ -275,7 +278,7 @@ class TestPlots:
         curve = Curve("v", np.arange(2400), np.tile([0.0, 2.0], 1200))
         path = next(
             p
-            for p in ET.fromstring(plots.curve_chart([curve], "s")).iter("path")
+            for p in ET.fromstring(charts.curve_chart([curve], "s")).iter("path")
             if p.get("class") == "line s0"
         )
         heights = {point.split()[1] for point in re.split("[ML]", path.get("d") or "")[1:]}
@@ -283,11 +286,11 @@ class TestPlots:
 
     @pytest.mark.parametrize("y", [[1.0], [math.nan, math.nan], [0.0, 0.0], [1e-300, 2e-300], [-1e30, 1e30]])
     def test_odd_curves_are_drawn(self, y):
-        ET.fromstring(plots.curve_chart([Curve("v", np.arange(len(y)), np.array(y))], "s"))
+        ET.fromstring(charts.curve_chart([Curve("v", np.arange(len(y)), np.array(y))], "s"))
 
     def test_advantages_stand_on_their_side_of_zero(self):
         drawn = trace(4, advantage=np.array([1.0, -1.0, 0.0, math.nan]))
-        chart = ET.fromstring(plots.trace_chart(drawn, 8, Range(0, 1), Range(-1, 1), "s"))
+        chart = ET.fromstring(charts.trace_chart(drawn, 8, Range(0, 1), Range(-1, 1), "s"))
         bars = {
             p.get("class"): p.get("d") or "" for p in chart.iter("path") if "bars" in (p.get("class") or "")
         }

@@ -21,14 +21,14 @@ from chunkrl.cli import main
 from chunkrl.config import load_config, save_config
 from chunkrl.data.sidecar import save_sidecar
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation import distribution_plots
-from chunkrl.evaluation.frame_cards import NUM_FRAMES, ExtremeFrame, extreme_frames
-from chunkrl.evaluation.run_report import render_run
-from chunkrl.evaluation.sections import percent
-from chunkrl.evaluation.svg import compact
-from chunkrl.evaluation.training_run import TrainingRun, load_run
 from chunkrl.evaluation.value_quality import calibration, value_quality
 from chunkrl.manifest import write_manifest
+from chunkrl.report import distributions
+from chunkrl.report.run import render_run
+from chunkrl.report.run_frames import NUM_FRAMES, ExtremeFrame, extreme_frames
+from chunkrl.report.sections import percent
+from chunkrl.report.svg import compact
+from chunkrl.report.training_run import TrainingRun, load_run
 from chunkrl.train_config import TrainConfig
 from chunkrl.training.metrics import METRICS_FILE
 from chunkrl.training.run_parts import SETTINGS, settings_of
@@ -267,18 +267,18 @@ def test_what_the_command_line_refuses(plain: Path, capsys: pytest.CaptureFixtur
 
 def test_charts_of_distributions() -> None:
     histogram = Histogram((3, 0, 1), (-1.0, 0.0, 1.0, 2.0))
-    chart = ET.fromstring(distribution_plots.histogram_chart(histogram, "x", "s", by_sign=True))
+    chart = ET.fromstring(distributions.histogram_chart(histogram, "x", "s", by_sign=True))
     bars = list(chart.iter("rect"))
     assert [rect.get("class") for rect in bars] == ["bar bad", "bar good"]
     heights = [float(rect.get("height") or "nan") for rect in bars]
     assert heights[0] == pytest.approx(3 * heights[1], rel=0.01)
     found = calibration([0.0, 1.0, 2.0], [0.0, 1.0, 2.0], num_bins=3)
-    chart = ET.fromstring(distribution_plots.calibration_chart(found, "s"))
+    chart = ET.fromstring(distributions.calibration_chart(found, "s"))
     for circle in chart.iter("circle"):  # on the diagonal of its square-ish axes: equal fractions of both
         x, y = float(circle.get("cx") or "nan"), float(circle.get("cy") or "nan")
         assert (x - 46) / (360 - 14 - 46) == pytest.approx((250 - y) / 240, abs=1e-3)
-    shares = [distribution_plots.Share("a", 0.5), distribution_plots.Share("b", 0.25)]
-    chart = ET.fromstring(distribution_plots.share_chart(shares, "s"))
+    shares = [distributions.Share("a", 0.5), distributions.Share("b", 0.25)]
+    chart = ET.fromstring(distributions.share_chart(shares, "s"))
     widths = [float(r.get("width") or "nan") for r in chart.iter("rect") if r.get("class") == "bar strong"]
     assert widths == [180, 90]
 

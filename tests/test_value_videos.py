@@ -14,9 +14,9 @@ from chunk_data import image_episodes, random_episodes, write_dataset
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation import video
-from chunkrl.evaluation.svg import Range
-from chunkrl.evaluation.value_video import value_ranges, value_video, write_value_videos
 from chunkrl.models.config import NetworkConfig
+from chunkrl.report.svg import Range
+from chunkrl.report.value_video import value_ranges, value_video, write_value_videos
 from chunkrl.training.config import ValueVideoConfig
 from chunkrl.training.value_videos import FOLDER, ValueVideos
 

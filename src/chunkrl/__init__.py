@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chunkrl.data.chunks import ChunkDataset
-    from chunkrl.evaluation.evaluate_command import evaluate
     from chunkrl.offline import ChunkLevelOfflineRL
+    from chunkrl.report.commands import evaluate
     from chunkrl.train_config import TrainConfig
     from chunkrl.training.policy_io import load_policy
     from chunkrl.types import Observation
@@ -28,7 +28,7 @@ _PLACES = {
     "ChunkLevelOfflineRL": "chunkrl.offline",
     "Observation": "chunkrl.types",
     "TrainConfig": "chunkrl.train_config",
-    "evaluate": "chunkrl.evaluation.evaluate_command",
+    "evaluate": "chunkrl.report.commands",
     "load_policy": "chunkrl.training.policy_io",
 }
 

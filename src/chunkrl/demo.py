@@ -20,9 +20,14 @@ from chunkrl.data.labels import label_frames
 from chunkrl.envs.metaworld import MetaWorldEnv
 from chunkrl.envs.scripted import CONTROLLERS
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.compare_command import format_comparison
+from chunkrl.evaluation.compare import format_comparison
 from chunkrl.evaluation.record import record
-from chunkrl.evaluation.report import (
+from chunkrl.evaluation.rollout import initial_seeds
+from chunkrl.evaluation.video import side_by_side
+from chunkrl.experiment import BC, CHUNK_RL, SUCCESS_BC, Job, JobResult, run_jobs, saved_policy
+from chunkrl.options import DemoConfig
+from chunkrl.output_folder import begin_folder, begin_numbered
+from chunkrl.report.comparison import (
     ArmResult,
     ClipPair,
     Curve,
@@ -32,11 +37,6 @@ from chunkrl.evaluation.report import (
     render_report,
     results_json,
 )
-from chunkrl.evaluation.rollout import initial_seeds
-from chunkrl.evaluation.video import side_by_side
-from chunkrl.experiment import BC, CHUNK_RL, SUCCESS_BC, Job, JobResult, run_jobs, saved_policy
-from chunkrl.options import DemoConfig
-from chunkrl.output_folder import begin_folder, begin_numbered
 from chunkrl.training.values_io import read_values_files
 
 RECORD_EVERY, VIDEO_FPS = 4, 10.0  # every 4th of 80 steps a second, shown at half speed

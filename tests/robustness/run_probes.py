@@ -14,8 +14,8 @@ import torch
 
 from chunkrl import ChunkLevelOfflineRL, __version__
 from chunkrl.evaluation.evaluation_result import read_evaluation
-from chunkrl.evaluation.run_report import render_run
-from chunkrl.evaluation.training_run import load_run
+from chunkrl.report.run import render_run
+from chunkrl.report.training_run import load_run
 from chunkrl.training.metrics import MEASURED
 from chunkrl.training.policy_io import ChunkPolicy, load_policy
 from chunkrl.types import Observation

@@ -125,13 +125,13 @@ _COMMANDS = (
         "evaluate",
         "a trained policy in simulators, from fixed initial states",
         "chunkrl.evaluation.config:EvaluateCommand",
-        "chunkrl.evaluation.evaluate_command:evaluate_policy",
+        "chunkrl.report.commands:evaluate_policy",
     ),
     Command(
         "compare",
         "finished evaluations against each other, state by state",
         "chunkrl.evaluation.config:CompareCommand",
-        "chunkrl.evaluation.compare_command:compare",
+        "chunkrl.report.commands:compare",
         shows_progress=False,
     ),
     Command(
@@ -212,8 +212,8 @@ _COMMANDS = (
     Command(
         "report",
         "one HTML page of a training run: data, curves, values, advantages, frames",
-        "chunkrl.evaluation.config:ReportCommand",
-        "chunkrl.evaluation.run_report:report",
+        "chunkrl.report.config:ReportCommand",
+        "chunkrl.report.commands:report",
     ),
     Command(
         "download",

@@ -1,9 +1,9 @@
-"""What `chunkrl evaluate`, `compare` and `report` do."""
+"""Settings of `chunkrl evaluate` and `compare`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, get_args
+from typing import get_args
 
 import tyro
 
@@ -116,17 +116,3 @@ class CompareCommand:
     """Another comparison in --output-dir is replaced."""
     aggregates: bool = True
     """Interquartile mean, optimality gap and probability of improvement, where there are several seeds (rliable)."""
-
-
-@dataclass(frozen=True)
-class ReportCommand:
-    """One HTML page of a training run: data, curves, values, advantages, frames."""
-
-    run: Annotated[str, tyro.conf.Positional] = ""
-    """The run's folder (--output-dir of chunkrl train)."""
-    output: str | None = None
-    """The page; default: report.html in the run's folder, which is made anew. Another file is not written over."""
-    overwrite: bool = False
-    """A file that --output names is replaced."""
-    videos: int = 0
-    """Episodes of --dataset-dir to show as videos with their value, successes and failures in turn."""

@@ -16,7 +16,6 @@ from chunkrl.config import save_config
 from chunkrl.data.atomic import remove_temporaries, write_text
 from chunkrl.errors import ChunkRLError, TrainingStopped
 from chunkrl.evaluation.config import EvaluateCommand
-from chunkrl.evaluation.evaluate_command import evaluate_policy
 from chunkrl.evaluation.evaluation_result import read_evaluation
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.iterate.checks import make_plan
@@ -30,6 +29,7 @@ from chunkrl.iterate.steps import read_step, run_step
 from chunkrl.iterate.table import format_result
 from chunkrl.output_folder import begin_folder, check_folder, held, numbered
 from chunkrl.progress import Progress, silent
+from chunkrl.report.commands import evaluate_policy
 
 SOURCES_FILE = "sources.json"
 

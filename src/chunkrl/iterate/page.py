@@ -7,14 +7,14 @@ from html import escape
 from pathlib import Path
 
 from chunkrl.data.atomic import write_text
-from chunkrl.evaluation import plots
 from chunkrl.evaluation.evaluation_result import Rate
-from chunkrl.evaluation.page import card, document, section
-from chunkrl.evaluation.sections import facts_card, legend, notes_card, percent, words
-from chunkrl.evaluation.tables import Cell, count_cell, table
 from chunkrl.iterate.plan import Plan
 from chunkrl.iterate.records import ArmRun, IterateResult, RoundResult
 from chunkrl.iterate.table import rows
+from chunkrl.report import charts
+from chunkrl.report.page import card, document, section
+from chunkrl.report.sections import facts_card, legend, notes_card, percent, words
+from chunkrl.report.tables import Cell, count_cell, table
 
 _RateOf = Callable[[RoundResult], Rate | None]
 
@@ -80,18 +80,18 @@ def _curves(result: IterateResult) -> str:
     return section("Success over rounds", lead, cards)
 
 
-def _series(run: ArmRun, rate_of: _RateOf) -> plots.RateSeries:
+def _series(run: ArmRun, rate_of: _RateOf) -> charts.RateSeries:
     known = [(found.round, rate) for found in run.rounds if (rate := rate_of(found)) is not None]
-    return plots.RateSeries(words(run.arm), [(x, r.rate, r.interval) for x, r in known], run.chosen)
+    return charts.RateSeries(words(run.arm), [(x, r.rate, r.interval) for x, r in known], run.chosen)
 
 
-def _chart(series: Sequence[plots.RateSeries], title: str) -> str:
+def _chart(series: Sequence[charts.RateSeries], title: str) -> str:
     keys = [
-        (f"s{i % plots.NUM_SERIES_COLOURS}", one.name, percent(one.points[-1][1]))
+        (f"s{i % charts.NUM_SERIES_COLOURS}", one.name, percent(one.points[-1][1]))
         for i, one in enumerate(series)
     ]
     told = "; ".join(f"{name} ends at {value}" for _, name, value in keys)
-    return legend(keys) + plots.rate_chart(series, "round", f"{title}. {told}")
+    return legend(keys) + charts.rate_chart(series, "round", f"{title}. {told}")
 
 
 def _tasks(result: IterateResult) -> str:

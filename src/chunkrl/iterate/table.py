@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chunkrl.evaluation.evaluation_result import Rate
-from chunkrl.evaluation.sections import words
-from chunkrl.evaluation.tables import Cell, speed_columns
 from chunkrl.iterate.records import IterateResult, RoundResult
+from chunkrl.report.sections import words
+from chunkrl.report.tables import Cell, speed_columns
 
 
 def rows(result: IterateResult) -> list[dict[str, Cell]]:

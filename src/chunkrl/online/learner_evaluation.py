@@ -28,10 +28,10 @@ from chunkrl.data.atomic import replace_file, write_text
 from chunkrl.data.json_files import json_lines, read_json
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.config import EvaluateCommand
-from chunkrl.evaluation.evaluate_command import evaluate_policy
 from chunkrl.evaluation.evaluation_result import RESULT_FILE
 from chunkrl.online.learner_config import OnlineEvaluation
 from chunkrl.progress import silent
+from chunkrl.report.commands import evaluate_policy
 from chunkrl.tensor_files import read_tensors
 from chunkrl.training.policy_io import load_policy
 

@@ -14,11 +14,11 @@ from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.regular_files import is_there
 from chunkrl.data.sidecar import read_metadata
 from chunkrl.errors import ChunkRLError, DatasetError
-from chunkrl.evaluation.training_run import LabelledData, TrainingRun
 from chunkrl.online.learner_config import CONFIG_FILE, LearnerConfig, replay_root
 from chunkrl.online.learner_data import open_shard_table, replay_settings, shared_weights
 from chunkrl.online.replay import reading
 from chunkrl.progress import Progress
+from chunkrl.report.training_run import LabelledData, TrainingRun
 from chunkrl.training.values_io import num_rows, read_values_files, values_file
 
 

@@ -107,7 +107,7 @@ class ValueVideos:
         folder = self._run_dir / FOLDER / checkpoint.name
         self._save_labels(folder)
         arguments = (self._run_dir, folder, str(self._config.num_episodes), folder)
-        renderer.start("chunkrl.evaluation.value_video", arguments, folder)
+        renderer.start("chunkrl.report.value_video", arguments, folder)
 
     def finish(self, timeout: float | None = None) -> list[str]:
         """Waits for the last rendering; returns everything that went wrong, as sentences.

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from chunkrl.evaluation.sections import percent
 from chunkrl.evaluation.speed import MEDIAN, PER_1000, Speed, speed_cells
 from chunkrl.evaluation.statistics import Interval
-from chunkrl.evaluation.svg import element
+from chunkrl.report.sections import percent
+from chunkrl.report.svg import element
 
 
 @dataclass(frozen=True)

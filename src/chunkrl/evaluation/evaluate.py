@@ -1,4 +1,4 @@
-"""`chunkrl evaluate`: a trained policy of any kind in simulators, from fixed initial states."""
+"""A trained policy of any kind in simulators, from fixed initial states: `chunkrl evaluate` without its page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from chunkrl.envs.registry import asset_fingerprint, opengl_library
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.config import EvaluateCommand
 from chunkrl.evaluation.evaluation_folder import EvaluationFolder
-from chunkrl.evaluation.evaluation_page import write_page
 from chunkrl.evaluation.evaluation_result import (
     EpisodeOutcome,
     Evaluation,
@@ -33,31 +32,18 @@ from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.output_folder import check_folder
-from chunkrl.progress import Progress, silent
+from chunkrl.progress import Progress
 from chunkrl.training.policy_io import load_policy
 from chunkrl.training.run_parts import check_one_run_of
 
+WritePage = Callable[[Path, Evaluation], Path]
+"""Writes the page of an evaluation into its folder and returns its path (`report/evaluation.py:write_page`)."""
 
-def evaluate(
-    policy: str | Path, env: str | Sequence[str], progress: Progress = silent, **settings: Any
+
+def run_evaluation(
+    command: EvaluateCommand, progress: Progress, say: Callable[[str], None], write_page: WritePage
 ) -> Evaluation:
-    """Success of a saved policy in simulators, from Python: what `chunkrl evaluate` does, without a word.
-
-    policy: its folder. env: tasks or suites ("push-v3", "libero_spatial"). settings: further ones of
-    `EvaluateCommand`, such as num_episodes=20, seed=0, mode="sample", num_workers=0, output_dir="evaluations/new".
-
-    Raises:
-        ChunkRLError: as the command does: the policy does not fit the tasks, a task does not exist.
-    """
-    tasks = (env,) if isinstance(env, str) else tuple(env)
-    command = EvaluateCommand(policy=str(policy), env=tasks, **settings)
-    return evaluate_policy(command, progress, lambda text: None)
-
-
-def evaluate_policy(
-    command: EvaluateCommand, progress: Progress, say: Callable[[str], None] = print
-) -> Evaluation:
-    """Says success rates with Wilson intervals; with `output_dir`, keeps every episode and writes the page."""
+    """Says success rates with Wilson intervals; with `output_dir`, keeps every episode and writes result and page."""
     if not command.policy:
         raise ChunkRLError("name the policy: chunkrl evaluate --policy RUN/policy")
     if command.output_dir is not None:  # before minutes of loading
@@ -87,7 +73,7 @@ def evaluate_policy(
         say(format_evaluation(evaluation))
         return evaluation
     with closing(EvaluationFolder(command.output_dir, settings, command.overwrite)) as folder:
-        return _evaluate_in(folder, actor, settings, request, command, progress, say)
+        return _evaluate_in(folder, actor, settings, request, command, progress, say, write_page)
 
 
 def _evaluate_in(
@@ -98,6 +84,7 @@ def _evaluate_in(
     command: EvaluateCommand,
     progress: Progress,
     say: Callable[[str], None],
+    write_page: WritePage,
 ) -> Evaluation:
     """Runs what is missing in `folder`, writes result and page, and both again with the films."""
     episodes = plan_episodes(settings, request.info.num_initial_states)

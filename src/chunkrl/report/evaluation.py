@@ -9,7 +9,6 @@ from pathlib import Path
 from chunkrl.data.atomic import write_text
 from chunkrl.data.regular_files import inside, open_regular
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation import plots
 from chunkrl.evaluation.evaluation_result import (
     Evaluation,
     EvaluationSettings,
@@ -19,10 +18,11 @@ from chunkrl.evaluation.evaluation_result import (
     told_mode,
 )
 from chunkrl.evaluation.evaluation_videos import MIME
-from chunkrl.evaluation.page import card, document, section
-from chunkrl.evaluation.sections import facts_card, notes_card, percent, video
-from chunkrl.evaluation.state_grid import Square, state_grid
-from chunkrl.evaluation.tables import Cell, Row, count_cell, interval_cell, rate_cell, speed_columns, table
+from chunkrl.report import charts
+from chunkrl.report.page import card, document, section
+from chunkrl.report.sections import facts_card, notes_card, percent, video
+from chunkrl.report.state_grid import Square, state_grid
+from chunkrl.report.tables import Cell, Row, count_cell, interval_cell, rate_cell, speed_columns, table
 
 PAGE_FILE = "report.html"
 
@@ -85,17 +85,17 @@ def _task_section(evaluation: Evaluation) -> str:
     rates = {env: task_rate(evaluation, env) for env in evaluation.settings.envs}
     names = _states(evaluation)
     rows = [
-        plots.Row(env, rate.rate, rate.interval, _numbers(rate), link=f"#{names[env]}")
+        charts.Row(env, rate.rate, rate.interval, _numbers(rate), link=f"#{names[env]}")
         for env, rate in rates.items()
     ]
     if len(rows) > 1:
         rate = suite_rate(evaluation)
-        rows.insert(0, plots.Row("all tasks", rate.rate, rate.interval, _numbers(rate), emphasised=True))
+        rows.insert(0, charts.Row("all tasks", rate.rate, rate.interval, _numbers(rate), emphasised=True))
     summary = "Success. " + "; ".join(f"{row.label} {row.text}" for row in rows)
     lead = (
         "Episodes that succeed. Whiskers: 95 % Wilson intervals. A task's name leads to its initial states."
     )
-    return section("Success", lead, [card("Tasks", plots.bar_chart(rows, summary))])
+    return section("Success", lead, [card("Tasks", charts.bar_chart(rows, summary))])
 
 
 def _film_section(folder: Path, evaluation: Evaluation) -> str:

@@ -6,7 +6,6 @@ advantages, and where along the episodes and in which frames they are highest an
 
 from __future__ import annotations
 
-import sys
 from html import escape
 from pathlib import Path
 
@@ -15,16 +14,15 @@ import numpy as np
 from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.value_labels import known_outcomes
 from chunkrl.algorithms.weights import starved_warnings
-from chunkrl.data.atomic import write_text
-from chunkrl.data.notes import file_notes
-from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation import distribution_plots as distributions
-from chunkrl.evaluation.config import ReportCommand
-from chunkrl.evaluation.frame_cards import FilmOf, extreme_frames_section
-from chunkrl.evaluation.page import card, document, section
 from chunkrl.evaluation.results import EpisodeTrace
-from chunkrl.evaluation.run_facts import curves, losses_recorded_once, settings_section
-from chunkrl.evaluation.sections import (
+from chunkrl.evaluation.value_quality import ValueQuality, quality_warnings, value_quality
+from chunkrl.models.pi.condition import condition_text
+from chunkrl.report import distributions
+from chunkrl.report.page import card, document, section
+from chunkrl.report.run_facts import curves, losses_recorded_once, settings_section
+from chunkrl.report.run_frames import FilmOf, extreme_frames_section
+from chunkrl.report.run_weights import run_spread, trained_column, weight_cards
+from chunkrl.report.sections import (
     curve_section,
     facts_card,
     notes_card,
@@ -33,33 +31,10 @@ from chunkrl.evaluation.sections import (
     trace_section,
     video,
 )
-from chunkrl.evaluation.training_run import Episode, LabelledData, TrainingRun, load_run
-from chunkrl.evaluation.value_quality import ValueQuality, quality_warnings, value_quality
-from chunkrl.evaluation.value_video import render_episodes
-from chunkrl.evaluation.weight_cards import run_spread, trained_column, weight_cards
-from chunkrl.models.pi.condition import condition_text
-from chunkrl.output_folder import check_file
-from chunkrl.progress import Progress
+from chunkrl.report.training_run import Episode, LabelledData, TrainingRun
+from chunkrl.report.value_video import render_episodes
 
 NUM_TRACES = 6
-
-
-def report(command: ReportCommand, progress: Progress) -> None:
-    """Writes the page and says where it is; warnings about the values go to stderr as well."""
-    if not command.run:
-        raise ChunkRLError("name the run's folder: chunkrl report runs/NAME")
-    if command.videos < 0:
-        raise ChunkRLError(f"videos is {command.videos}; it must not be negative")
-    own = Path(command.run) / "report.html"
-    output = own if command.output is None else Path(command.output)
-    check_file(output, command.overwrite or output.resolve() == own.resolve())
-    run = load_run(command.run, progress)
-    write_text(output, render_run(run, command.videos))
-    for note in (*run.notes, *(note for part in run.data for note in file_notes(part.dataset.frame_labels))):
-        print(f"note: {note}")
-    for warning in _warnings(run, _quality(run)):
-        print(f"warning: {warning}", file=sys.stderr)
-    print(f"report: {output}")
 
 
 def render_run(run: TrainingRun, num_videos: int = 0) -> str:
@@ -70,7 +45,7 @@ def render_run(run: TrainingRun, num_videos: int = 0) -> str:
     Raises:
         ChunkRLError: videos of data without cameras, or of a run without values.
     """
-    quality = _quality(run)
+    quality = value_quality_of(run)
     body = [_headline(run, quality)]
     body += [section("What is not on this page", "", [notes_card(run.notes, wide=True)] if run.notes else [])]
     body += [_quality_section(run, quality), _advantage_section(run)]
@@ -91,7 +66,7 @@ def render_run(run: TrainingRun, num_videos: int = 0) -> str:
     return document(f"Training run: {run.folder.resolve().name}", "".join(body))
 
 
-def _quality(run: TrainingRun) -> ValueQuality | None:
+def value_quality_of(run: TrainingRun) -> ValueQuality | None:
     """Of the values beside the run, where outcomes are known; None for a run without values."""
     if not run.has_values:
         return None
@@ -100,7 +75,7 @@ def _quality(run: TrainingRun) -> ValueQuality | None:
     return value_quality(value, seen, returns)
 
 
-def _warnings(run: TrainingRun, quality: ValueQuality | None) -> list[str]:
+def run_warnings(run: TrainingRun, quality: ValueQuality | None) -> list[str]:
     if quality is None:
         return []
     if not run.config.cross_fits:
@@ -117,7 +92,7 @@ def _headline(run: TrainingRun, quality: ValueQuality | None) -> str:
     tiles = []
     success = np.concatenate([part.dataset.frame_labels.success for part in run.data])
     if quality is not None:
-        good = "good" if not _warnings(run, quality) else "bad"
+        good = "good" if not run_warnings(run, quality) else "bad"
         tiles.append(
             (
                 good,
@@ -164,7 +139,7 @@ def _used(run: TrainingRun) -> str:
 def _quality_section(run: TrainingRun, quality: ValueQuality | None) -> str:
     if quality is None:
         return ""
-    cards = [notes_card(warnings, wide=True)] if (warnings := _warnings(run, quality)) else []
+    cards = [notes_card(warnings, wide=True)] if (warnings := run_warnings(run, quality)) else []
     cards.append(
         facts_card(
             "Held out beside trained on",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from chunkrl.evaluation.results import Curve, EpisodeTrace
 from chunkrl.evaluation.statistics import Interval
-from chunkrl.evaluation.svg import (
+from chunkrl.report.svg import (
     LEFT,
     NARROW,
     RIGHT,

@@ -1,4 +1,4 @@
-"""Charts of distributions: histograms, calibration, shares. As `plots`: plain functions from numbers to markup."""
+"""Charts of distributions: histograms, calibration, shares. As `charts`: plain functions from numbers to markup."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from html import escape
 
 from chunkrl.algorithms.base import Histogram
-from chunkrl.evaluation.sections import percent
-from chunkrl.evaluation.svg import (
+from chunkrl.evaluation.value_quality import Calibration
+from chunkrl.report.sections import percent
+from chunkrl.report.svg import (
     LEFT,
     NARROW,
     RIGHT,
@@ -23,7 +24,6 @@ from chunkrl.evaluation.svg import (
     tick_labels,
     y_axis,
 )
-from chunkrl.evaluation.value_quality import Calibration
 
 
 @dataclass(frozen=True)

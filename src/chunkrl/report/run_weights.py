@@ -10,11 +10,11 @@ from chunkrl.algorithms.balance import episode_steps, equal_count_bins
 from chunkrl.algorithms.weights import STARVED, THIRDS, Spread, normalized, weight_spread
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.draws import draw_rates, trained_starts
-from chunkrl.evaluation import distribution_plots as distributions
-from chunkrl.evaluation.page import card
-from chunkrl.evaluation.sections import percent
-from chunkrl.evaluation.svg import NARROW, chart, element, text
-from chunkrl.evaluation.training_run import TrainingRun
+from chunkrl.report import distributions
+from chunkrl.report.page import card
+from chunkrl.report.sections import percent
+from chunkrl.report.svg import NARROW, chart, element, text
+from chunkrl.report.training_run import TrainingRun
 
 TOP_SHARE = 0.1  # of the frames, whose part of all weight is told
 TIMES, LEVELS = 8, 4  # of the picture over time and value

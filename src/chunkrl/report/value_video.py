@@ -1,6 +1,6 @@
 """Videos of recorded episodes with the critic's value and advantage below the pictures.
 
-Also a program of its own, `python -m chunkrl.evaluation.value_video RUN VALUES_DIR NUM OUTPUT`: training starts it
+Also a program of its own, `python -m chunkrl.report.value_video RUN VALUES_DIR NUM OUTPUT`: training starts it
 beside itself (`training.value_videos`) and talks to it through files alone.
 """
 
@@ -18,8 +18,6 @@ from PIL import Image, ImageDraw, ImageFont
 from chunkrl.config import load_config
 from chunkrl.data.atomic import replace_file
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.svg import Range, nice_ticks, span, tick_labels
-from chunkrl.evaluation.training_run import Episode, LabelledData, load_data
 from chunkrl.evaluation.video import (
     BACKGROUND,
     FAILURE,
@@ -31,6 +29,8 @@ from chunkrl.evaluation.video import (
     hold_last,
     pane,
 )
+from chunkrl.report.svg import Range, nice_ticks, span, tick_labels
+from chunkrl.report.training_run import Episode, LabelledData, load_data
 from chunkrl.train_config import TrainConfig
 
 _MUTED, _LINE, _VALUE = (150, 160, 172), (52, 60, 70), (126, 166, 255)

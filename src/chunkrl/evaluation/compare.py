@@ -1,8 +1,7 @@
-"""`chunkrl compare`: finished evaluations on the same initial states against each other."""
+"""Finished evaluations on the same initial states against each other: the numbers of `chunkrl compare`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,24 +9,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from chunkrl.data.atomic import write_text
-from chunkrl.data.json_files import as_json, read_json
+from chunkrl.data.json_files import as_json
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.aggregates import Aggregates, Estimate, aggregate
-from chunkrl.evaluation.config import CompareCommand
 from chunkrl.evaluation.evaluation_result import Evaluation, read_evaluation
-from chunkrl.evaluation.report import render_report
 from chunkrl.evaluation.results import (
     ALL_TASKS,
     ArmDifference,
     ArmResult,
     by_task,
-    compare_arms,
     over_tasks,
 )
-from chunkrl.evaluation.results_file import results_json
 from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
-from chunkrl.output_folder import check_file
 
 COMPARISON_FILE = "comparison.json"
 _FEWEST_STATES = 6  # that one side alone solves: of fewer no McNemar test is below .05
@@ -148,69 +141,6 @@ def arm_results(methods: Mapping[str, Sequence[Evaluation]]) -> list[ArmResult]:
     ]
 
 
-def compare(command: CompareCommand) -> None:
-    """Prints the comparison, and writes it where asked."""
-    methods = group(command.evaluations)
-    if command.output_dir is not None:
-        check_file(
-            Path(command.output_dir) / COMPARISON_FILE,
-            command.overwrite,
-            lambda file: (
-                read_json(file, dict, ChunkRLError, "delete it").get("evaluations") == _settings(methods)
-            ),
-        )
-    arms = arm_results(methods)
-    method, *baselines = methods
-    differences = compare_arms(arms, method, baselines)
-    num_seeds = len(methods[method])
-    print(format_comparison(arms, differences))
-    aggregates = _aggregates(arms, method) if command.aggregates and num_seeds > 1 else None
-    numbers = {} if aggregates is None else told_aggregates(aggregates, method)
-    if numbers:
-        print("\n" + "\n".join(f"{name}: {number}" for name, number in numbers.items()))
-    devices = told_setting(methods, "device")
-    if ": " in devices:
-        print(f"\nThe policies ran on different devices, which round otherwise: {devices}")
-    thin = few_states(differences)
-    if thin:
-        print("\n" + "\n".join(thin))
-    if command.output_dir is None:
-        return
-    folder = Path(command.output_dir)
-    settings = methods[method][0].settings
-    content = results_json(arms, differences)
-    content["exec_steps"] = settings.exec_steps
-    content["evaluations"] = _settings(methods)
-    if aggregates is not None:
-        content["aggregates"] = asdict(aggregates)
-    write_text(folder / COMPARISON_FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    facts = {
-        "tasks": ", ".join(settings.envs),
-        "initial states": f"{settings.num_episodes} a task, seed {settings.seed}",
-        "executed": f"{settings.exec_steps} actions of each chunk",
-        "chunk chosen by": told_setting(methods, "mode"),
-        "training seeds": f"{num_seeds} a method",
-    }
-    if settings.assets:
-        facts["meshes and textures"] = settings.assets
-    if devices:
-        facts["device"] = devices
-    notes = ["One policy a method: the intervals say nothing about another training seed."]
-    if num_seeds > 1:
-        notes = [
-            "A bootstrap of few training seeds is narrow; aggregates over tasks and seeds are rliable's."
-        ]
-    render_report(
-        folder / "comparison.html",
-        title="chunkrl compare: " + " against ".join(methods),
-        arms=arms,
-        differences=differences,
-        facts=facts | numbers,
-        notes=[*notes, *thin],
-    )
-    print(f"\n{folder / 'comparison.json'}\n{folder / 'comparison.html'}")
-
-
 def few_states(differences: Sequence[ArmDifference]) -> list[str]:
     """A sentence where so few states tell two policies apart that the bootstrap of their difference is too narrow:
     where none does, its interval has no width, however few states there were."""
@@ -227,12 +157,12 @@ def few_states(differences: Sequence[ArmDifference]) -> list[str]:
     ]
 
 
-def _settings(methods: Mapping[str, Sequence[Evaluation]]) -> dict[str, Any]:
+def compared_settings(methods: Mapping[str, Sequence[Evaluation]]) -> dict[str, Any]:
     """What was compared, as JSON."""
     return as_json({name: [asdict(e.settings) for e in evaluations] for name, evaluations in methods.items()})
 
 
-def _aggregates(arms: Sequence[ArmResult], method: str) -> Aggregates:
+def aggregates_of(arms: Sequence[ArmResult], method: str) -> Aggregates:
     tasks = by_task(arms)
     names = list(next(iter(tasks.values())))
     scores = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from chunkrl.evaluation.svg import WIDTH, chart, element
+from chunkrl.report.svg import WIDTH, chart, element
 
 _IN_A_ROW = 25
 

@@ -9,10 +9,10 @@ from html import escape
 
 import numpy as np
 
-from chunkrl.evaluation import plots
-from chunkrl.evaluation.page import card, section
 from chunkrl.evaluation.results import Curve, EpisodeTrace
-from chunkrl.evaluation.svg import compact, span
+from chunkrl.report import charts
+from chunkrl.report.page import card, section
+from chunkrl.report.svg import compact, span
 
 
 def trace_section(traces: Sequence[EpisodeTrace], hint: str = "") -> str:
@@ -30,11 +30,11 @@ def trace_section(traces: Sequence[EpisodeTrace], hint: str = "") -> str:
                 f"{trace.title}, {outcome[1]}: value {known[0]:.2f} at first, {known[-1]:.2f} at "
                 f"the end of {len(trace.value)} frames; advantage positive on {(trace.advantage > 0).sum()}."
             )
-            chart = plots.trace_chart(trace, num_frames, values, advantages, summary)
+            chart = charts.trace_chart(trace, num_frames, values, advantages, summary)
             chart += legend(
                 [
-                    (f"shade{i % plots.NUM_SHADES}", label, "")
-                    for i, label in enumerate(plots.segment_labels(trace))
+                    (f"shade{i % charts.NUM_SHADES}", label, "")
+                    for i, label in enumerate(charts.segment_labels(trace))
                 ]
             )
             cards.append(card(f"{task}: {trace.title}", chart, trace.notes, outcome, link=trace.link))
@@ -50,11 +50,11 @@ def curve_section(curves: Sequence[Curve], once: Mapping[str, str]) -> str:
     cards = [facts_card("Losses, recorded once", once)] if once else []
     for panel in dict.fromkeys(curve.panel for curve in curves):
         group = [curve for curve in curves if curve.panel == panel]
-        keys = [(f"s{i % plots.NUM_SERIES_COLOURS}", c.name, last_value(c)) for i, c in enumerate(group)]
+        keys = [(f"s{i % charts.NUM_SERIES_COLOURS}", c.name, last_value(c)) for i, c in enumerate(group)]
         broken = [c.name for c in group if not np.isfinite(c.points[1]).all()]
         note = f"Not finite somewhere: {', '.join(broken)}." if broken else ""
         summary = f"{panel}. " + "; ".join(f"{curve.name} ends at {last_value(curve)}" for curve in group)
-        cards.append(card(panel, legend(keys) + plots.curve_chart(group, summary), note))
+        cards.append(card(panel, legend(keys) + charts.curve_chart(group, summary), note))
     lead = (
         "The number beside a name is its last value. Where rank correlations on training and on held-out "
         "episodes stand together, the gap is what the critic memorised."

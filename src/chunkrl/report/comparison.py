@@ -10,8 +10,6 @@ from pathlib import Path
 
 from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation import plots
-from chunkrl.evaluation.page import card, document, section
 from chunkrl.evaluation.results import (
     ALL_TASKS,
     ArmDifference,
@@ -25,7 +23,10 @@ from chunkrl.evaluation.results import (
     over_tasks,
 )
 from chunkrl.evaluation.results_file import results_json, write_results
-from chunkrl.evaluation.sections import (
+from chunkrl.evaluation.statistics import Interval
+from chunkrl.report import charts
+from chunkrl.report.page import card, document, section
+from chunkrl.report.sections import (
     curve_section,
     facts_card,
     notes_card,
@@ -34,10 +35,9 @@ from chunkrl.evaluation.sections import (
     video,
     words,
 )
-from chunkrl.evaluation.state_grid import Square, state_grid
-from chunkrl.evaluation.statistics import Interval
-from chunkrl.evaluation.svg import sign_class, signed_points, span
-from chunkrl.evaluation.tables import Cell, Row, count_cell, interval_cell, rate_cell, speed_columns, table
+from chunkrl.report.state_grid import Square, state_grid
+from chunkrl.report.svg import sign_class, signed_points, span
+from chunkrl.report.tables import Cell, Row, count_cell, interval_cell, rate_cell, speed_columns, table
 
 __all__ = [
     "ALL_TASKS",
@@ -127,7 +127,7 @@ def _success_section(tasks: Mapping[str, Mapping[str, ArmResult]], method: str) 
     cards = []
     for task, row in _with_mean(tasks).items():
         rows = [
-            plots.Row(
+            charts.Row(
                 label=words(name),
                 value=result.rate,
                 interval=result.interval,
@@ -138,7 +138,7 @@ def _success_section(tasks: Mapping[str, Mapping[str, ArmResult]], method: str) 
             for name, result in row.items()
         ]
         summary = f"Success on {task}. " + "; ".join(f"{r.label} {r.text}" for r in rows)
-        cards.append(card(task, plots.bar_chart(rows, summary), link=_states(tasks).get(task, "")))
+        cards.append(card(task, charts.bar_chart(rows, summary), link=_states(tasks).get(task, "")))
     lead = (
         "Episodes that succeed, every policy from the same initial states. Whiskers: 95 % intervals, Wilson's for "
         "one training seed, a bootstrap over seeds and states for several. A task's name leads to its states."
@@ -182,7 +182,7 @@ def _difference_section(differences: Sequence[ArmDifference]) -> str:
     cards = []
     for task, group in groupby(sorted(differences, key=lambda d: d.task != ALL_TASKS), key=lambda d: d.task):
         rows = [
-            plots.Row(
+            charts.Row(
                 label=f"over {words(d.baseline)}",
                 value=d.difference,
                 interval=d.interval,
@@ -193,7 +193,7 @@ def _difference_section(differences: Sequence[ArmDifference]) -> str:
             for d in group
         ]
         summary = f"Difference in success, {task}. " + "; ".join(f"{r.label} {r.text} points" for r in rows)
-        cards.append(card(task, plots.difference_chart(rows, axis, summary)))
+        cards.append(card(task, charts.difference_chart(rows, axis, summary)))
     lead = (
         f"What {words(differences[0].arm)} gains, in percentage points, on the same initial states; right "
         "of the mark at 0 is better. Lines: 95 % paired bootstrap intervals. p: exact McNemar test, the "

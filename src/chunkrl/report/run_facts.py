@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-from chunkrl.evaluation.page import card, section
 from chunkrl.evaluation.results import Curve
-from chunkrl.evaluation.sections import facts_card, words
-from chunkrl.evaluation.svg import compact
-from chunkrl.evaluation.tables import Cell, count_cell, rate_cell, table
-from chunkrl.evaluation.training_run import TrainingRun
+from chunkrl.report.page import card, section
+from chunkrl.report.sections import facts_card, words
+from chunkrl.report.svg import compact
+from chunkrl.report.tables import Cell, count_cell, rate_cell, table
+from chunkrl.report.training_run import TrainingRun
 from chunkrl.training.run_folder import beginning
 
 # Metrics that are comparable share a panel; every other one has its own.

@@ -11,10 +11,10 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from chunkrl.evaluation.page import card, section
-from chunkrl.evaluation.sections import signed
-from chunkrl.evaluation.tables import Cell, count_cell, table
-from chunkrl.evaluation.training_run import Episode, LabelledData
+from chunkrl.report.page import card, section
+from chunkrl.report.sections import signed
+from chunkrl.report.tables import Cell, count_cell, table
+from chunkrl.report.training_run import Episode, LabelledData
 
 NUM_FRAMES = 8
 PICTURE_HEIGHT = 180  # pixels; larger ones are scaled down, smaller ones stay
