@@ -24,9 +24,9 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from chunkrl.data.atomic import write_text
 from chunkrl.envs.fake_robot import FakeRobot
 from chunkrl.envs.robot import RobotEnvironment
+from chunkrl.files.atomic import write_text
 from chunkrl.online.action_guard import ActionSpace
 from chunkrl.online.actor import Actor, ActorConfig, ActorSummary
 from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig

@@ -27,20 +27,20 @@ import torch
 import tyro
 
 from benchmarks.iterate_tables import markdown, summarize
-from chunkrl.data.atomic import write_text
-from chunkrl.envs.collect import CollectConfig, collect_dataset
+from chunkrl.collect.command import CollectConfig, collect_dataset
 from chunkrl.envs.libero_tasks import InitialStates
 from chunkrl.envs.registry import asset_fingerprint, expand
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.config import EvaluateCommand, EvaluateConfig
 from chunkrl.evaluation.evaluation_result import Evaluation, read_evaluation
+from chunkrl.files.atomic import write_text
 from chunkrl.iterate.command import CONFIG_FILE, iterate
 from chunkrl.iterate.config import ArmName, IterateConfig, SelectionRule, StopRule
-from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import silent
 from chunkrl.report.commands import evaluate_policy
-from chunkrl.train_config import TrainConfig
+from chunkrl.run.config import TrainConfig
+from chunkrl.run.offline import ChunkLevelOfflineRL
 from chunkrl.training.config import ActionMode
 
 EVALUATION_SEED = 20261205  # MetaWorld's reported states

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from chunkrl.evaluation.speed import Speed, speed_cells, speed_json
-from chunkrl.evaluation.statistics import SeedDifference, bootstrap_over_tasks
+from chunkrl.statistics import SeedDifference, bootstrap_over_tasks
 
 Success = dict[str, np.ndarray]  # task -> float [seeds, states]
 

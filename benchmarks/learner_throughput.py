@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from chunkrl.data.atomic import write_text
+from chunkrl.files.atomic import write_text
 from chunkrl.online.config import ConnectConfig
 from chunkrl.online.item_spool import ItemSpool
 from chunkrl.online.records import EpisodeSummary, Hello, StepRecord, StreamSpec, new_id

@@ -29,15 +29,9 @@ from benchmarks.libero_tables import add_intervals, markdown
 from benchmarks.metaworld import summarize
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.algorithms.value_config import Draw
-from chunkrl.data.atomic import write_text
+from chunkrl.collect.command import CollectConfig, collect_dataset
 from chunkrl.data.frames import FrameTable
-from chunkrl.envs.collect import CollectConfig, collect_dataset
-from chunkrl.envs.registry import asset_fingerprint, expand
-from chunkrl.envs.scripted import Mixture, MixtureConfig
-from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.observed import fit_policy, make_pool, renamed
-from chunkrl.evaluation.rollout import Episode, EpisodeResult, RolloutConfig, run_episodes
-from chunkrl.experiment import (
+from chunkrl.demo.experiment import (
     BC,
     BEST_OF_16,
     CHUNK_RL,
@@ -48,12 +42,18 @@ from chunkrl.experiment import (
     Arm,
     data_hash,
 )
+from chunkrl.envs.registry import asset_fingerprint, expand
+from chunkrl.envs.scripted import Mixture, MixtureConfig
+from chunkrl.errors import ChunkRLError
+from chunkrl.evaluation.observed import fit_policy, make_pool, renamed
+from chunkrl.evaluation.rollout import Episode, EpisodeResult, RolloutConfig, run_episodes
+from chunkrl.files.atomic import write_text
 from chunkrl.models.config import NetworkConfig
-from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import Progress, ProgressBars, silent
-from chunkrl.train_config import TrainConfig
-from chunkrl.training.policy_io import ChunkPolicy
-from chunkrl.training.run_folder import run_config
+from chunkrl.run.config import TrainConfig
+from chunkrl.run.folder import run_config
+from chunkrl.run.offline import ChunkLevelOfflineRL
+from chunkrl.run.policy_io import ChunkPolicy
 
 Variant = Literal["state", "images"]
 _CANDIDATES = [arm for arm in CANDIDATES if arm.values == CHUNK_RL.values]  # they share one value phase

@@ -25,11 +25,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import tyro
 
+from chunkrl.collect.config import SUBGOAL_KINDS
 from chunkrl.data.feature_spec import FeatureSpec
-from chunkrl.data.label_command import label_dataset
-from chunkrl.data.label_config import LabelCommand
 from chunkrl.data.writer import DatasetWriter
-from chunkrl.envs.collect_config import SUBGOAL_KINDS
 from chunkrl.envs.libero import ACTION_DIM, FPS, STATE_DIM, LiberoEnv
 from chunkrl.envs.libero_expert import LiberoExpert
 from chunkrl.envs.libero_goals import KINDS, LiberoGoals, onset_kinds
@@ -37,6 +35,8 @@ from chunkrl.envs.libero_replay import ReplayConfig
 from chunkrl.envs.libero_tasks import find_task, initial_states
 from chunkrl.envs.registry import expand
 from chunkrl.envs.scripted import MixtureConfig, MixtureController
+from chunkrl.label.command import label_dataset
+from chunkrl.label.config import LabelCommand
 from chunkrl.progress import ProgressBars
 
 Kind = Literal["official", "fixtures", "states"]

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from chunkrl.collect.config import SUBGOAL_KINDS
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.label_rules import LabelRule, PickPlaceRule
 from chunkrl.data.labels import label_frames
 from chunkrl.data.onsets import match_onsets
 from chunkrl.data.pick_place import pick_place_events
-from chunkrl.envs.collect_config import SUBGOAL_KINDS
 from chunkrl.envs.libero_goals import KINDS, SubgoalKind
 from chunkrl.errors import DatasetError
 from chunkrl.progress import silent

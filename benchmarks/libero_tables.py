@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.metaworld import METHOD
 from benchmarks.speed_tables import speed_table
-from chunkrl.evaluation.statistics import bootstrap_over_tasks
+from chunkrl.statistics import bootstrap_over_tasks
 
 
 def add_intervals(records: list[dict[str, Any]], summary: dict[str, Any], arms: tuple[str, ...]) -> None:

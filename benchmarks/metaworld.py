@@ -24,10 +24,10 @@ import tyro
 
 from benchmarks.rabc import by_time, by_value
 from benchmarks.speed_tables import speed_of, speed_table
-from chunkrl.data.atomic import write_text
+from chunkrl.demo.experiment import ALL_ARMS, Arm, Job, JobResult, run_jobs
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.statistics import bootstrap_over_tasks
-from chunkrl.experiment import ALL_ARMS, Arm, Job, JobResult, run_jobs
+from chunkrl.files.atomic import write_text
+from chunkrl.statistics import bootstrap_over_tasks
 
 RABC_VALUE = Arm("rabc_on_value", "behaviour_cloning", sample_weights=by_value)
 RABC_TIME = Arm("rabc_on_time", "behaviour_cloning", sample_weights=by_time)

@@ -39,7 +39,7 @@ import tyro
 
 from benchmarks.success_curves import SuccessCurve, picture, table
 from chunkrl.algorithms.registry import METHODS
-from chunkrl.data.atomic import write_text
+from chunkrl.files.atomic import write_text
 from chunkrl.online.config import CorrectionRule
 from chunkrl.online.learner_evaluation import FOLDER, read_results
 

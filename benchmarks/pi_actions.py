@@ -21,7 +21,6 @@ import torch
 import tyro
 
 from chunkrl.algorithms.iql import ChunkIQL, IQLConfig
-from chunkrl.build import build_factory
 from chunkrl.data import ChunkDataset, ChunkSettings
 from chunkrl.data.feature_spec import FeatureSpec
 from chunkrl.data.label_rules import LabelRule
@@ -30,7 +29,8 @@ from chunkrl.integration.chunk_cache import ChunkRequest, cached_chunks
 from chunkrl.models.config import NetworkConfig
 from chunkrl.models.pi import PiConfig, PiModel, PiPolicy, PiRecipe, PiSettings, VisionConfig
 from chunkrl.progress import silent
-from chunkrl.train_config import TrainConfig
+from chunkrl.run.build import build_factory
+from chunkrl.run.config import TrainConfig
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.types import Observation

@@ -9,7 +9,7 @@ from typing import Any
 
 from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.algorithms.value_config import Draw
-from chunkrl.train_config import Objective
+from chunkrl.run.config import Objective
 
 HIGH, LOW = "Advantage: positive", "Advantage: negative"
 

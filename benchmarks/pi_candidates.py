@@ -23,12 +23,12 @@ import tyro
 from benchmarks.pi_metaworld import BenchmarkConfig as PretrainingConfig
 from benchmarks.pi_metaworld import Cell
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
-from chunkrl.data.atomic import write_text
+from chunkrl.demo.experiment import NUM_ENVS
 from chunkrl.envs.metaworld import ACTION_DIM, MetaWorldEnv
 from chunkrl.evaluation.rollout import evaluate, initial_seeds
-from chunkrl.evaluation.statistics import auc, bootstrap_over_tasks
-from chunkrl.experiment import NUM_ENVS
+from chunkrl.files.atomic import write_text
 from chunkrl.integration.config import PiChunkConfig
+from chunkrl.statistics import auc, bootstrap_over_tasks
 
 ARMS: dict[str, PiChunkConfig | None] = {
     "recorded chunks": None,

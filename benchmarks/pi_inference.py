@@ -23,11 +23,11 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from chunkrl.build import choose_device
-from chunkrl.data.atomic import write_text
+from chunkrl.files.atomic import write_text
 from chunkrl.models.pi import PiConfig, PiModel, VisionConfig
 from chunkrl.models.pi.config import ModelKind, pi0_config, pi05_config
 from chunkrl.models.pi.flow import PrefixInputs, euler_times
+from chunkrl.run.build import choose_device
 
 CAMERAS = ("base", "wrist")
 

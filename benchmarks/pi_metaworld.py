@@ -31,16 +31,16 @@ from benchmarks.pi_arms import ARMS, PRETRAINED, Arm, by_question
 from benchmarks.pi_tables import markdown, summarize
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.algorithms.value_config import ValueFit
-from chunkrl.data.atomic import write_text
+from chunkrl.algorithms.values_io import load_values
+from chunkrl.collect.command import CollectConfig, collect_dataset
 from chunkrl.data.chunk_settings import ChunkSettings
 from chunkrl.data.chunks import ChunkDataset
-from chunkrl.envs.collect import CollectConfig, collect_dataset
+from chunkrl.demo.experiment import NUM_ENVS, data_hash
 from chunkrl.envs.metaworld import ACTION_DIM, MetaWorldEnv
 from chunkrl.envs.scripted import Mixture, MixtureConfig
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.evaluation.rollout import evaluate, initial_seeds
-from chunkrl.evaluation.statistics import auc, spearman
-from chunkrl.experiment import NUM_ENVS, data_hash
+from chunkrl.files.atomic import write_text
 from chunkrl.integration.config import PiTrainingConfig
 from chunkrl.models.config import PolicyConfig
 from chunkrl.models.pi import load_pretrained, save_pretrained
@@ -48,9 +48,9 @@ from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.config import PiCriticConfig
 from chunkrl.models.pi.tiny import tiny_policy, tiny_recipe
 from chunkrl.models.value_head import ValueHead
+from chunkrl.run.folder import find_checkpoint
+from chunkrl.statistics import auc, spearman
 from chunkrl.training.config import ActionMode
-from chunkrl.training.run_folder import find_checkpoint
-from chunkrl.training.values_io import load_values
 
 # chunks from drawn noise, as pi is run, and from zero noise
 MODES: tuple[ActionMode, ...] = ("sample", "mode")

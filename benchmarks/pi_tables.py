@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.pi_arms import METHODS
 from benchmarks.speed_tables import speed_of, speed_table
-from chunkrl.evaluation.statistics import bootstrap_over_tasks
+from chunkrl.statistics import bootstrap_over_tasks
 
 if TYPE_CHECKING:
     from benchmarks.pi_metaworld import BenchmarkConfig

@@ -27,8 +27,7 @@ import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.pi_inference import CAMERAS, random_inputs, random_model, tiny_config
-from chunkrl.build import choose_device
-from chunkrl.data.atomic import write_text
+from chunkrl.files.atomic import write_text
 from chunkrl.integration.config import PiTrainingConfig
 from chunkrl.integration.pi_training import choose_trained
 from chunkrl.models.config import LoRAConfig
@@ -37,6 +36,7 @@ from chunkrl.models.pi.config import PiCriticConfig, pi05_config
 from chunkrl.models.pi.critic import CriticInputs, PiValue
 from chunkrl.models.pi.flow import PrefixInputs
 from chunkrl.models.value_head import ValueHead
+from chunkrl.run.build import choose_device
 from chunkrl.training.config import OptimConfig, OptimizerKind
 from chunkrl.training.optim import Optimizer, autocast
 from chunkrl.types import Observation

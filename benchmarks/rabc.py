@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from chunkrl.algorithms.cross_fit import assign_folds
+from chunkrl.algorithms.values_io import load_values
 from chunkrl.data.chunks import ChunkDataset
-from chunkrl.training.values_io import load_values
 
 KAPPA = 0.01
 FOLDS, UPDATES, BATCH, WIDTH, DROPOUT, NOISE, RATE = 5, 1000, 256, 128, 0.5, 0.3, 3e-4

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chunkrl.evaluation.statistics import Interval, SeedDifference, bootstrap_over_seeds
 from chunkrl.report.svg import Range, compact, element, nice_ticks, polyline, text
+from chunkrl.statistics import Interval, SeedDifference, bootstrap_over_seeds
 
 _COLOURS = ("#1f6feb", "#d4622a", "#6b7280", "#2e8b57")
 _WIDTH, _HEIGHT = 720.0, 380.0

@@ -19,7 +19,7 @@ from chunkrl.models.policy import ChunkShape
 from chunkrl.online.action_guard import ActionSpace
 from chunkrl.online.control import ControlRate
 from chunkrl.online.policy_runner import PolicyChunk
-from chunkrl.training.policy_io import ChunkPolicy, PolicySpec
+from chunkrl.run.policy_io import ChunkPolicy, PolicySpec
 
 
 class CountingSource:

@@ -22,9 +22,9 @@ from chunk_data import episode, settings, write_dataset
 from test_pi_training import config, write_checkpoints, write_root
 
 from chunkrl import ChunkLevelOfflineRL
-from chunkrl.data.atomic import write_text
+from chunkrl.files.atomic import write_text
 from chunkrl.models.policy import PolicyConfig
-from chunkrl.train_config import Objective, TrainConfig
+from chunkrl.run.config import Objective, TrainConfig
 
 RECORDED = Path(__file__).with_name("bit_equality.json")
 KINDS = ("gaussian", "flow", "pi0", "pi05")

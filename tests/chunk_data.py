@@ -19,7 +19,7 @@ from chunkrl.models.encoders import ObservationSpec
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.policy import ChunkShape
 from chunkrl.progress import silent
-from chunkrl.train_config import TrainConfig
+from chunkrl.run.config import TrainConfig
 
 FPS = 10.0
 Columns = Mapping[str, np.ndarray]

@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from chunkrl.envs.collect_config import CollectPlan
-from chunkrl.envs.collect_episode import CollectedEpisode, EpisodeMaker
+from chunkrl.collect.config import CollectPlan
+from chunkrl.collect.episode import CollectedEpisode, EpisodeMaker
 
 STEP = 5  # of the episode: neither its beginning nor its end
 

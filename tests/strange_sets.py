@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from chunk_data import settings
 
-from chunkrl.commands import train
 from chunkrl.data.chunk_settings import ColumnMapping, FrameSettings
 from chunkrl.data.formats import RECOGNISE
 from chunkrl.data.frames import FrameTable
@@ -21,7 +20,8 @@ from chunkrl.data.inspect_config import InspectCommand
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import silent
-from chunkrl.train_config import TrainConfig
+from chunkrl.run.command import train
+from chunkrl.run.config import TrainConfig
 
 FRONT = "observation.images.front"
 ALL_SUCCEED = LabelRule(success="all", step_reward="success", subgoal="success")

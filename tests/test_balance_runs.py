@@ -23,8 +23,8 @@ from benchmarks.metaworld import (
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.data.frames import FrameTable
+from chunkrl.demo.experiment import CHUNK_RL
 from chunkrl.errors import CheckpointError, ChunkRLError
-from chunkrl.experiment import CHUNK_RL
 from chunkrl.progress import silent
 from chunkrl.report.run import render_run
 from chunkrl.report.run_weights import weight_cards

@@ -13,7 +13,7 @@ from collect_fakes import StoppedMaker
 pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
 
 from chunkrl.cli import main
-from chunkrl.envs import collect
+from chunkrl.collect import command as collect
 from chunkrl.errors import ChunkRLError
 
 

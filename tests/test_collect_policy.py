@@ -17,9 +17,10 @@ pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
 
 from chunk_data import policy_of_one_update
 
+from chunkrl.collect import command as collect
+from chunkrl.collect import learned
+from chunkrl.collect.command import RECORD, CollectConfig, collect_dataset
 from chunkrl.data.frames import FrameTable
-from chunkrl.envs import collect, learned
-from chunkrl.envs.collect import RECORD, CollectConfig, collect_dataset
 from chunkrl.envs.metaworld import CAMERA
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError, DatasetError
@@ -75,7 +76,7 @@ def test_pictures_of_another_opengl_and_actions_of_another_device_are_not_added(
     monkeypatch.setattr(collect, "opengl_library", lambda tasks: "osmesa")
     with pytest.raises(DatasetError, match=r"another opengl \('egl' there, 'osmesa' asked for\)"):
         collect_dataset(tmp_path / "b", more)
-    monkeypatch.setattr("chunkrl.build.choose_device", lambda name: torch.device("cuda", 1))
+    monkeypatch.setattr("chunkrl.run.build.choose_device", lambda name: torch.device("cuda", 1))
     with pytest.raises(DatasetError, match=r"another device \('cpu' there, 'cuda' asked for\)"):
         collect_dataset(tmp_path / "a", replace(asked, num_episodes=2))
 

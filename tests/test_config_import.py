@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 
-from chunkrl.cli import COMMANDS, main
+from chunkrl.cli import COMMANDS, config_import, main
 from chunkrl.cli.arguments import parse
+from chunkrl.cli.hiserl import UNKNOWN, import_hiserl
 from chunkrl.config import load_config
 from chunkrl.errors import ChunkRLError
-from chunkrl.integration import config_import
-from chunkrl.integration.hiserl import UNKNOWN, import_hiserl
 from chunkrl.online.robot_file import RobotFile
+from chunkrl.run.checks import check_config
 from chunkrl.settings import Settings
-from chunkrl.train_checks import check_config
 
 CONFIG: dict[str, Any] = {
     "output_dir": "outputs/pi05",
@@ -213,7 +212,7 @@ def test_files_are_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_settings_that_it_names_are_there() -> None:
-    from chunkrl.integration import hiserl
+    from chunkrl.cli import hiserl
 
     files = {name: Settings(COMMANDS[name].options_class()()) for name in ("train", "learner", "actor")}
     for places in hiserl._SAME.values():

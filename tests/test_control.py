@@ -13,7 +13,7 @@ import pytest
 from chunk_data import open_chunks, settings, write_dataset
 from pi_tiny import tiny_policy, tiny_recipe
 
-from chunkrl import ChunkLevelOfflineRL, commands
+from chunkrl import ChunkLevelOfflineRL
 from chunkrl.data.action_encoding import ActionEncoding
 from chunkrl.data.control import ControlKind, control_notes
 from chunkrl.data.hold_action import HoldAction
@@ -23,9 +23,10 @@ from chunkrl.envs.metaworld import MetaWorldEnv
 from chunkrl.errors import CheckpointError, ChunkRLError, DatasetError
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.progress import silent
-from chunkrl.train_config import TrainConfig
-from chunkrl.training.policy_io import ChunkPolicy
-from chunkrl.training.run_folder import run_config
+from chunkrl.run import command as commands
+from chunkrl.run.config import TrainConfig
+from chunkrl.run.folder import run_config
+from chunkrl.run.policy_io import ChunkPolicy
 
 LENGTH = 40
 

@@ -19,17 +19,17 @@ from chunkrl.algorithms.config import DistilConfig
 from chunkrl.algorithms.cross_fit import CrossFitted
 from chunkrl.algorithms.distil import best_chunks, distil_metrics, mixture, with_best_chunks
 from chunkrl.algorithms.value_config import ValueFit
+from chunkrl.algorithms.values_io import load_values
 from chunkrl.algorithms.weighted import AdvantageWeighted, WeightedConfig
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import PolicyConfig
 from chunkrl.models.value_head import ValueHead
 from chunkrl.progress import silent
+from chunkrl.run.policy_io import ChunkPolicy
 from chunkrl.training.checkpoint import load_state
 from chunkrl.training.config import OptimConfig
-from chunkrl.training.policy_io import ChunkPolicy
 from chunkrl.training.trainer import Trainer, TrainerConfig
-from chunkrl.training.values_io import load_values
 
 CPU = torch.device("cpu")
 N = 5

@@ -18,7 +18,7 @@ from chunk_data import write_dataset
 from pi_tiny import ACTION_DIM, STATE_DIM, TOKENIZER, tiny_policy
 from safetensors.torch import load_file, save_file
 
-from chunkrl import ChunkLevelOfflineRL, TrainConfig, offline, ranks
+from chunkrl import ChunkLevelOfflineRL, TrainConfig, ranks
 from chunkrl.algorithms.config import DistilConfig
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.config import save_config
@@ -29,9 +29,10 @@ from chunkrl.manifest import MANIFEST_FILE, write_manifest
 from chunkrl.models.config import LoRAConfig, PolicyConfig
 from chunkrl.models.pi import load_pretrained, save_pretrained
 from chunkrl.models.pi.config import PiCriticConfig
+from chunkrl.run import offline
+from chunkrl.run.policy_io import Q_FOLDER
 from chunkrl.training.checkpoint import load_state, save_state
 from chunkrl.training.metrics import MEASURED, METRICS_FILE
-from chunkrl.training.policy_io import Q_FOLDER
 from chunkrl.training.saved_batch import load_batch
 from chunkrl.training.shard_files import SHARDS, StoredTensor, shards_file
 from chunkrl.training.shards import shard_rows

@@ -11,8 +11,7 @@ import torch
 from packaging.requirements import Requirement
 from pi_tiny import tiny_policy
 
-from chunkrl import doctor
-from chunkrl.cli import main
+from chunkrl.cli import doctor, main
 from chunkrl.install import install_command
 from chunkrl.models.pi import save_pretrained
 

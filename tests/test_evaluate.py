@@ -40,9 +40,9 @@ from chunkrl.evaluation.evaluation_result import (
 from chunkrl.evaluation.evaluation_videos import choose_episodes
 from chunkrl.evaluation.observed import fit_policy, make_pool, plan_episodes, renamed
 from chunkrl.evaluation.rollout import Episode, initial_seeds
-from chunkrl.evaluation.statistics import wilson_interval
 from chunkrl.progress import ProgressBars
 from chunkrl.report.evaluation import write_page
+from chunkrl.statistics import wilson_interval
 from chunkrl.types import Observation
 
 

@@ -18,7 +18,7 @@ from chunkrl.envs.metaworld import CAMERA
 from chunkrl.errors import CheckpointError
 from chunkrl.manifest import MANIFEST_FILE
 from chunkrl.models.pi import PiPolicy, find_recipe, load_pretrained, save_pretrained, tiny
-from chunkrl.training.policy_io import load_policy
+from chunkrl.run.policy_io import load_policy
 
 POSITIVE = "Advantage: positive"
 

@@ -20,9 +20,9 @@ from pages import Page
 
 import chunkrl
 from chunkrl.cli import main
+from chunkrl.collect.config import CollectCommand, CollectConfig
 from chunkrl.config import load_config, save_config
 from chunkrl.envs import metaworld
-from chunkrl.envs.collect_config import CollectCommand, CollectConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.config import EvaluateCommand, EvaluateConfig
 from chunkrl.evaluation.evaluation_result import read_evaluation
@@ -32,8 +32,8 @@ from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule, 
 from chunkrl.manifest import write_manifest
 from chunkrl.progress import Progress
 from chunkrl.report.sections import words
-from chunkrl.train_config import TrainConfig
-from chunkrl.training.policy_io import ChunkPolicy
+from chunkrl.run.config import TrainConfig
+from chunkrl.run.policy_io import ChunkPolicy
 
 COLLECT = CollectConfig(env="walk", num_episodes=8, max_steps=MAX_STEPS, num_workers=0, seed=3)
 EVALUATION = EvaluateConfig(env=(), num_episodes=12, max_steps=MAX_STEPS, num_workers=0, device="cpu")

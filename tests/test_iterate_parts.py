@@ -18,12 +18,10 @@ from test_iterate import COLLECT, EVALUATION, results, settings
 from chunkrl.algorithms.config import BalanceConfig, DistilConfig
 from chunkrl.cli import main
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.label_config import LabelCommand
 from chunkrl.envs import metaworld
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.evaluation_result import Rate, rate_of
-from chunkrl.evaluation.statistics import Interval
 from chunkrl.iterate.checks import make_plan
 from chunkrl.iterate.command import iterate
 from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule, StopRule
@@ -31,10 +29,12 @@ from chunkrl.iterate.plan import Plan
 from chunkrl.iterate.records import Rollouts
 from chunkrl.iterate.rollouts import label, read_rollouts
 from chunkrl.iterate.selection import choose, why_ended
+from chunkrl.label.config import LabelCommand
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.progress import silent
 from chunkrl.report import charts
-from chunkrl.train_config import TrainConfig
+from chunkrl.run.config import TrainConfig
+from chunkrl.statistics import Interval
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chunkrl.data import json_files
-from chunkrl.data.json_files import json_lines, numbers, read_json
-from chunkrl.data.regular_files import check_regular, inside, is_there, open_regular
 from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.files import json_files
+from chunkrl.files.json_files import json_lines, numbers, read_json
+from chunkrl.files.regular_files import check_regular, inside, is_there, open_regular
 
 SOURCE = Path(json_files.__file__).parents[1]
 CURE = "fetch it again"

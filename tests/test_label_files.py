@@ -14,23 +14,24 @@ import pyarrow.parquet as pq
 import pytest
 from chunk_data import image_episodes, open_chunks, random_episodes, settings, write_dataset
 
-from chunkrl import ChunkLevelOfflineRL, commands
+from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.inspect import make_report, to_text
 from chunkrl.data.inspect_config import InspectCommand
-from chunkrl.data.label_command import label_dataset
-from chunkrl.data.label_config import LabelCommand, ReturnRule
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.labels import label_frames
 from chunkrl.data.sidecar import save_sidecar
 from chunkrl.errors import CheckpointError, ChunkRLError, DatasetError
+from chunkrl.label.command import label_dataset
+from chunkrl.label.config import LabelCommand, ReturnRule
 from chunkrl.progress import silent
 from chunkrl.report.commands import report
 from chunkrl.report.config import ReportCommand
-from chunkrl.train_config import TrainConfig
-from chunkrl.training.run_folder import run_config
+from chunkrl.run import command as commands
+from chunkrl.run.config import TrainConfig
+from chunkrl.run.folder import run_config
 
 FIRST, OTHERS = (
     (1,),

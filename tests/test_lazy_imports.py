@@ -15,7 +15,7 @@ import chunkrl
         *("chunkrl", "chunkrl.data", "chunkrl.data.writer", "chunkrl.data.frames", "chunkrl.cli"),
         *(
             "chunkrl.data.chunk_semantics",
-            "chunkrl.envs.collect",
+            "chunkrl.collect.command",
             "chunkrl.envs.workers",
         ),  # simulator processes
     ],
@@ -26,9 +26,10 @@ def test_torch_is_not_imported(module: str) -> None:
 
 
 def test_public_names() -> None:
-    from chunkrl import ChunkLevelOfflineRL, TrainConfig, data, offline
+    from chunkrl import ChunkLevelOfflineRL, TrainConfig, data
     from chunkrl.data import ChunkDataset, chunks, loader
     from chunkrl.models import Critic, PolicyNetwork, ValueNetwork
+    from chunkrl.run import offline
 
     assert ChunkDataset is chunks.ChunkDataset and data.ChunkLoader is loader.ChunkLoader
     assert all(getattr(data, name).__name__ == name for name in data.__all__)

@@ -25,7 +25,7 @@ from chunkrl.models.pi.actor import PiActor
 from chunkrl.online.policy_runner import PolicyRunner
 from chunkrl.online.publisher import snapshot
 from chunkrl.online.weights import make_push, push_tensors
-from chunkrl.training.policy_io import load_policy
+from chunkrl.run.policy_io import load_policy
 
 
 def corrected(folder: Path) -> Path:

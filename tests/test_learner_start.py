@@ -36,8 +36,8 @@ from chunkrl.online.streams import ReceivedStreams
 from chunkrl.online.transport import SpoolReceiver
 from chunkrl.report.run import render_run
 from chunkrl.report.training_run import load_run
+from chunkrl.run.policy_io import load_policy
 from chunkrl.training.metrics import read_records
-from chunkrl.training.policy_io import load_policy
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ from chunkrl.online.learner_videos import EpisodeVideos, write_episode_video
 from chunkrl.online.records import StepRecord
 from chunkrl.online.replay import Replay
 from chunkrl.report.value_video import HUMAN
-from chunkrl.train_checks import check_config
-from chunkrl.train_config import TrainConfig
+from chunkrl.run.checks import check_config
+from chunkrl.run.config import TrainConfig
 from chunkrl.training.config import ValueVideoConfig
 from chunkrl.training.value_videos import FOLDER
 

@@ -11,20 +11,20 @@ from chunk_data import policy_of_one_update, write_dataset
 from test_libero import pytestmark  # noqa: F401  # mark and reasons to skip
 
 from chunkrl.cli import main
+from chunkrl.collect.command import RECORD, CollectConfig, collect_dataset
+from chunkrl.collect.config import CONTROLLER, SUBGOAL_KINDS, plan
+from chunkrl.collect.episode import EpisodeMaker
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.label_command import label_dataset
-from chunkrl.data.label_config import LabelCommand
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.labels import label_frames
-from chunkrl.envs.collect import RECORD, CollectConfig, collect_dataset
-from chunkrl.envs.collect_config import CONTROLLER, SUBGOAL_KINDS, plan
-from chunkrl.envs.collect_episode import EpisodeMaker
 from chunkrl.envs.libero import STATES
 from chunkrl.envs.libero_replay import ReplayConfig
 from chunkrl.envs.offscreen import choose_backend
 from chunkrl.envs.registry import asset_fingerprint
 from chunkrl.envs.scripted import POLICY, MixtureConfig
 from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.label.command import label_dataset
+from chunkrl.label.config import LabelCommand
 from chunkrl.progress import silent
 
 EXPERT_ALONE = MixtureConfig("episodes", episode_controllers=(1, 0, 0, 0), noise_std=(0, 0))

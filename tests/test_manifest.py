@@ -18,15 +18,15 @@ from pi_tiny import tiny_policy
 from safetensors.torch import load_file, save_file
 
 from chunkrl import manifest
+from chunkrl.algorithms.values_io import load_values, save_values
 from chunkrl.cli import main
 from chunkrl.errors import CheckpointError
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.manifest import MANIFEST_FILE, MARK, file_sums, read_manifest, verify, write_manifest
 from chunkrl.models.pi import find_recipe, load_pretrained, save_pretrained
 from chunkrl.progress import silent
+from chunkrl.run.policy_io import load_policy
 from chunkrl.training.checkpoint import TENSORS, VALUES, load_state, save_state
-from chunkrl.training.policy_io import load_policy
-from chunkrl.training.values_io import load_values, save_values
 
 TREE = {
     "a": torch.arange(6.0).reshape(2, 3),

@@ -11,11 +11,11 @@ import torch
 
 pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
 
+from chunkrl.collect.command import CollectConfig, collect_dataset
+from chunkrl.collect.config import plan
+from chunkrl.collect.episode import CollectedEpisode, EpisodeMaker
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import label_frames
-from chunkrl.envs.collect import CollectConfig, collect_dataset
-from chunkrl.envs.collect_config import plan
-from chunkrl.envs.collect_episode import CollectedEpisode, EpisodeMaker
 from chunkrl.envs.metaworld import ACTION_DIM, CAMERA, GOAL, STATE_DIM, STATE_NAMES, MetaWorldEnv, make_expert
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError, DatasetError

@@ -21,7 +21,7 @@ from chunkrl.config import changed_settings, with_defaults
 from chunkrl.errors import ChunkRLError
 from chunkrl.integration.config import PiTrainingConfig
 from chunkrl.models.config import NetworkConfig, PolicyConfig, PolicyKind
-from chunkrl.training.policy_io import load_policy
+from chunkrl.run.policy_io import load_policy
 
 SOURCES = Path(chunkrl.__file__).parent
 ALL = pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))

@@ -39,8 +39,8 @@ from chunkrl.online.records import Hello, StepRecord
 from chunkrl.online.sender import LearnerClient, SpoolSender
 from chunkrl.online.spool import Spool
 from chunkrl.online.weights import WeightFetcher
+from chunkrl.run.policy_io import ChunkPolicy, load_policy
 from chunkrl.training.metrics import read_records
-from chunkrl.training.policy_io import ChunkPolicy, load_policy
 
 SETTINGS = [
     *(
@@ -254,7 +254,7 @@ def test_a_learner_killed_before_it_trained_begins_again_and_one_at_work_keeps_i
     from chunkrl.online.learner import _resolved
     from chunkrl.online.learner_config import LearnerConfig
     from chunkrl.online.streams import ReceivedStreams
-    from chunkrl.train_config import TrainConfig
+    from chunkrl.run.config import TrainConfig
 
     config = LearnerConfig(train=TrainConfig(resume=str(tmp_path), output_dir=str(tmp_path)))
     with pytest.raises(CheckpointError, match="no checkpoint"):
@@ -272,7 +272,7 @@ def test_a_learner_killed_before_it_trained_begins_again_and_one_at_work_keeps_i
 def test_a_folder_with_an_older_run_is_refused_unless_it_is_resumed(tmp_path, capsys):
     from chunkrl.online.learner import _begin_folder
     from chunkrl.online.learner_config import LearnerConfig
-    from chunkrl.train_config import TrainConfig
+    from chunkrl.run.config import TrainConfig
 
     (tmp_path / CONFIG_FILE).write_text("{}")
     (tmp_path / "evaluations").mkdir()
@@ -343,8 +343,8 @@ def test_jump_start_offline_online_offline(tmp_path):
     )
 
     def state(run: Path) -> dict:
+        from chunkrl.run.folder import find_values
         from chunkrl.training.checkpoint import load_state
-        from chunkrl.training.run_folder import find_values
 
         folder = find_values(run / "checkpoints" / (run / "checkpoints/last").read_text().strip())
         assert folder is not None

@@ -12,7 +12,7 @@ from chunkrl import ChunkLevelOfflineRL
 from chunkrl.cli import main
 from chunkrl.config import load_config
 from chunkrl.errors import CheckpointError, OutputFolderError
-from chunkrl.output_folder import (
+from chunkrl.files.output_folder import (
     begin_folder,
     begin_numbered,
     check_file,
@@ -25,8 +25,8 @@ from chunkrl.output_folder import (
 from chunkrl.progress import silent
 from chunkrl.report.commands import report
 from chunkrl.report.config import ReportCommand
-from chunkrl.train_config import TrainConfig
-from chunkrl.training.run_parts import check_one_run, check_one_run_of
+from chunkrl.run.config import TrainConfig
+from chunkrl.run.parts import check_one_run, check_one_run_of
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The rule of `chunkrl.output_folder` in each command that writes: nothing of an earlier run is written over."""
+"""The rule of `chunkrl.files.output_folder` in each command that writes: no earlier run is written over."""
 
 from __future__ import annotations
 

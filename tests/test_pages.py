@@ -17,13 +17,13 @@ from pages import Page, check_loads_nothing, click_head, in_browser
 from test_evaluate import evaluation
 
 from chunkrl.evaluation.evaluation_result import Evaluation, Video
-from chunkrl.evaluation.statistics import Interval
 from chunkrl.report import charts
 from chunkrl.report.comparison import ArmResult, Curve, compare_arms, render_report
 from chunkrl.report.evaluation import write_page
 from chunkrl.report.page import card, document
 from chunkrl.report.svg import Range, compact, nice_ticks, signed_points, tick_labels, y_axis
 from chunkrl.report.tables import Cell, table
+from chunkrl.statistics import Interval
 
 # 3 of 4 and 1 of 4; successes have 11 steps, failures 10; Wilson's intervals at 95 %
 NUMBERS = [

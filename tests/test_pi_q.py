@@ -26,8 +26,8 @@ from chunkrl.models.pi import load_pretrained, save_pretrained
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.flow import PiModel
 from chunkrl.models.value_head import ValueHead
+from chunkrl.run.policy_io import Q_FOLDER, load_policy
 from chunkrl.training.checkpoint import load_state, save_state
-from chunkrl.training.policy_io import Q_FOLDER, load_policy
 
 root, checkpoints = pi.root, pi.checkpoints
 EXPERT = PiTrainingConfig(train="expert", num_noise=2, critic=pi.CRITIC)

@@ -31,8 +31,8 @@ from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.condition import condition_text
 from chunkrl.models.pi.config import PiCriticConfig
 from chunkrl.models.value_head import ValueHead
+from chunkrl.run.policy_io import load_policy
 from chunkrl.training.metrics import read_records
-from chunkrl.training.policy_io import load_policy
 from chunkrl.training.trainer import Trainer
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")

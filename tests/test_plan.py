@@ -15,10 +15,9 @@ from chunkrl.algorithms.config import DistilConfig
 from chunkrl.algorithms.value_learner import RECENT_BATCHES
 from chunkrl.cli import main
 from chunkrl.config import save_config
-from chunkrl.evaluation.statistics import spearman
 from chunkrl.progress import ProgressBars
-from chunkrl.training.live_note import EVERY_S, LiveNote
-from chunkrl.training.plan import (
+from chunkrl.run.parts import check_one_run
+from chunkrl.run.plan import (
     FIRST_UPDATES,
     FirstMinutes,
     NetworkPlan,
@@ -28,7 +27,8 @@ from chunkrl.training.plan import (
     minutes,
     size,
 )
-from chunkrl.training.run_parts import check_one_run
+from chunkrl.statistics import spearman
+from chunkrl.training.live_note import EVERY_S, LiveNote
 
 
 @pytest.fixture(scope="module")

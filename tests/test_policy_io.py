@@ -15,8 +15,8 @@ from chunkrl.data.hold_action import HoldAction
 from chunkrl.errors import CheckpointError, ChunkRLError, DatasetError
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.models.value_head import ValueHead
+from chunkrl.run.policy_io import ChunkPolicy
 from chunkrl.training.checkpoint import TENSORS, VALUES, load_state, save_state
-from chunkrl.training.policy_io import ChunkPolicy
 from chunkrl.types import Observation
 
 SMALL = NetworkConfig(hidden_dim=16, num_layers=1, image_channels=(8, 8), text_dim=8)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from test_libero_package import _fill, package  # noqa: F401  # a package that was made for tests
 
-from chunkrl.data import replay_labels
+from chunkrl.collect.command import RECORD
 from chunkrl.data.feature_spec import FeatureSpec
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.replay_labels import replay_subgoals
 from chunkrl.data.writer import DatasetWriter
-from chunkrl.envs.collect import RECORD
 from chunkrl.envs.libero_package import assets_fingerprint
 from chunkrl.envs.libero_replay import Recording, Replay, ReplayConfig
 from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.label import replay as replay_labels
+from chunkrl.label.replay import replay_subgoals
 from chunkrl.progress import Progress, silent
 
 

@@ -15,7 +15,6 @@ from pages import Page, check_loads_nothing
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation import video
-from chunkrl.evaluation.statistics import Interval, paired_difference, wilson_interval
 from chunkrl.report import charts
 from chunkrl.report.comparison import (
     ALL_TASKS,
@@ -31,6 +30,7 @@ from chunkrl.report.comparison import (
     write_results,
 )
 from chunkrl.report.svg import Range, compact, nice_ticks, shorten, signed_points, span
+from chunkrl.statistics import Interval, paired_difference, wilson_interval
 
 
 def success(num_success, num_episodes=20):

@@ -12,8 +12,8 @@ from chunkrl import ChunkLevelOfflineRL
 from chunkrl.cli import main
 from chunkrl.config import load_config
 from chunkrl.errors import CheckpointError
-from chunkrl.train_config import TrainConfig
-from chunkrl.training.run_folder import RunRecord, beginning, resumed_config
+from chunkrl.run.config import TrainConfig
+from chunkrl.run.folder import RunRecord, beginning, resumed_config
 
 OWN = {"gamma": 0.9, "seed": 3, "num_updates": 6, "save_updates": 2}
 

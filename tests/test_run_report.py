@@ -17,11 +17,11 @@ import chunkrl
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.config import ConditioningConfig
+from chunkrl.algorithms.value_quality import calibration, value_quality
 from chunkrl.cli import main
 from chunkrl.config import load_config, save_config
 from chunkrl.data.sidecar import save_sidecar
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.value_quality import calibration, value_quality
 from chunkrl.manifest import write_manifest
 from chunkrl.report import distributions
 from chunkrl.report.run import render_run
@@ -29,9 +29,9 @@ from chunkrl.report.run_frames import NUM_FRAMES, ExtremeFrame, extreme_frames
 from chunkrl.report.sections import percent
 from chunkrl.report.svg import compact
 from chunkrl.report.training_run import TrainingRun, load_run
-from chunkrl.train_config import TrainConfig
+from chunkrl.run.config import TrainConfig
+from chunkrl.run.parts import SETTINGS, settings_of
 from chunkrl.training.metrics import METRICS_FILE
-from chunkrl.training.run_parts import SETTINGS, settings_of
 
 EVIL = "push <script>alert('&')</script>"
 

@@ -14,13 +14,13 @@ from chunkrl.cli import COMMANDS
 from chunkrl.cli.arguments import as_flags, parse
 from chunkrl.config import load_config, save_config
 from chunkrl.data.chunk_settings import FrameSettings
-from chunkrl.data.yaml_files import read_yaml
 from chunkrl.errors import ChunkRLError
+from chunkrl.files.yaml_files import read_yaml
 from chunkrl.iterate.plan import load_actor
 from chunkrl.online.learner_config import LearnerConfig
 from chunkrl.online.robot_file import RobotFile
+from chunkrl.run.config import TrainCommand
 from chunkrl.settings import Settings
-from chunkrl.train_config import TrainCommand
 
 TRAIN = Settings(TrainConfig())
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.statistics import (
+from chunkrl.statistics import (
     auc,
     bootstrap_over_seeds,
     bootstrap_over_tasks,

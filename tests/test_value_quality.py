@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chunkrl.algorithms.cross_fitted import CrossFittedConfig, CrossFittedMethod
-from chunkrl.commands import value_warnings
-from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.value_quality import (
+from chunkrl.algorithms.value_quality import (
     MAX_OVERFIT_GAP,
     MIN_RANK_CORRELATION,
     calibration,
     quality_warnings,
     value_quality,
 )
+from chunkrl.errors import ChunkRLError
+from chunkrl.run.command import value_warnings
 from chunkrl.training.config import OptimConfig
 
 

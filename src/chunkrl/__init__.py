@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chunkrl.data.chunks import ChunkDataset
-    from chunkrl.offline import ChunkLevelOfflineRL
     from chunkrl.report.commands import evaluate
-    from chunkrl.train_config import TrainConfig
-    from chunkrl.training.policy_io import load_policy
+    from chunkrl.run.config import TrainConfig
+    from chunkrl.run.offline import ChunkLevelOfflineRL
+    from chunkrl.run.policy_io import load_policy
     from chunkrl.types import Observation
 
 __version__ = "0.1.0"
@@ -25,11 +25,11 @@ __all__ = [
 ]
 _PLACES = {
     "ChunkDataset": "chunkrl.data.chunks",
-    "ChunkLevelOfflineRL": "chunkrl.offline",
+    "ChunkLevelOfflineRL": "chunkrl.run.offline",
     "Observation": "chunkrl.types",
-    "TrainConfig": "chunkrl.train_config",
+    "TrainConfig": "chunkrl.run.config",
     "evaluate": "chunkrl.report.commands",
-    "load_policy": "chunkrl.training.policy_io",
+    "load_policy": "chunkrl.run.policy_io",
 }
 
 

@@ -12,9 +12,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import dacite
 
-from chunkrl.data.atomic import write_text
-from chunkrl.data.json_files import read_json
 from chunkrl.errors import ChunkRLError
+from chunkrl.files.atomic import write_text
+from chunkrl.files.json_files import read_json
 from chunkrl.suggest import did_you_mean
 
 T = TypeVar("T")
@@ -140,7 +140,7 @@ def load_config(
 def read_values(path: Path, error: type[ChunkRLError], cure: str) -> dict[str, Any]:
     """What a JSON file holds, or a YAML file, whose name ends in .yaml or .yml. Raises `error` where it is none."""
     if path.suffix.lower() in (".yaml", ".yml"):
-        from chunkrl.data.yaml_files import read_yaml
+        from chunkrl.files.yaml_files import read_yaml
 
         return read_yaml(path, error, cure)
     return read_json(path, dict, error, cure)

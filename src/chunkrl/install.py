@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from chunkrl.data.json_files import parse_json
 from chunkrl.errors import ChunkRLError
+from chunkrl.files.json_files import parse_json
 
 
 def install_command(extra: str, record: str | None = None) -> str:

@@ -21,9 +21,9 @@ from itertools import islice
 from pathlib import Path
 
 from chunkrl.config import load_config
-from chunkrl.data.atomic import write_text
-from chunkrl.data.regular_files import inside, open_regular
 from chunkrl.errors import CheckpointError
+from chunkrl.files.atomic import write_text
+from chunkrl.files.regular_files import inside, open_regular
 
 MANIFEST_FILE = "chunkrl_manifest.json"
 MARK = "manifest"

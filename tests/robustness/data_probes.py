@@ -14,10 +14,10 @@ from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.inspect import make_report, to_text
 from chunkrl.data.inspect_config import InspectCommand
-from chunkrl.data.label_command import label_dataset
-from chunkrl.data.label_config import LabelCommand
 from chunkrl.data.problems import Problem
 from chunkrl.errors import ChunkRLError
+from chunkrl.label.command import label_dataset
+from chunkrl.label.config import LabelCommand
 from chunkrl.progress import silent
 
 from .outcomes import Found, Outcome, Probe, difference, names_a_file, probe

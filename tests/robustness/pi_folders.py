@@ -18,7 +18,7 @@ from chunkrl.models.pi import find_recipe, load_pretrained, save_pretrained
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.config import PiRecipe, pi05_config
 from chunkrl.models.pi.lerobot_format import write_config
-from chunkrl.training.policy_io import load_policy
+from chunkrl.run.policy_io import load_policy
 
 
 def _ours(kind: Any, root: Path) -> None:

@@ -16,8 +16,8 @@ from chunkrl import ChunkLevelOfflineRL, __version__
 from chunkrl.evaluation.evaluation_result import read_evaluation
 from chunkrl.report.run import render_run
 from chunkrl.report.training_run import load_run
+from chunkrl.run.policy_io import ChunkPolicy, load_policy
 from chunkrl.training.metrics import MEASURED
-from chunkrl.training.policy_io import ChunkPolicy, load_policy
 from chunkrl.types import Observation
 
 from .damage import state_of

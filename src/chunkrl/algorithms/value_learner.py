@@ -37,8 +37,8 @@ from chunkrl.data.draws import trained_starts
 from chunkrl.data.large_arrays import by_blocks, keep
 from chunkrl.data.returns import lambda_returns, n_step_returns
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.statistics import spearman
 from chunkrl.progress import Progress, silent
+from chunkrl.statistics import spearman
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.optim import autocast
 from chunkrl.types import ChunkTransition

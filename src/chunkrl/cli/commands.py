@@ -60,14 +60,14 @@ _COMMANDS = (
         "demo",
         "the main job on MetaWorld: collect, train, compare, report",
         "chunkrl.options:DemoConfig",
-        "chunkrl.demo:run_demo",
+        "chunkrl.demo.command:run_demo",
         shows_progress=False,
     ),
     Command(
         "collect",
         "mixed-quality episodes of scripts and policies in a simulator, as a LeRobot data set",
-        "chunkrl.envs.collect_config:CollectCommand",
-        "chunkrl.envs.collect:collect",
+        "chunkrl.collect.config:CollectCommand",
+        "chunkrl.collect.command:collect",
     ),
     Command(
         "inspect",
@@ -90,8 +90,8 @@ _COMMANDS = (
     Command(
         "label",
         "success, rewards, sub-goals and returns by rule, beside the data",
-        "chunkrl.data.label_config:LabelCommand",
-        "chunkrl.data.label_command:label_dataset",
+        "chunkrl.label.config:LabelCommand",
+        "chunkrl.label.command:label_dataset",
         common=(
             *(
                 "success",
@@ -109,8 +109,8 @@ _COMMANDS = (
     Command(
         "train",
         "a better chunk policy from a LeRobot data set",
-        "chunkrl.train_config:TrainCommand",
-        "chunkrl.commands:train",
+        "chunkrl.run.config:TrainCommand",
+        "chunkrl.run.command:train",
         common=(
             *_DATA,
             *("action-horizon", "action-dim"),
@@ -119,7 +119,7 @@ _COMMANDS = (
             *_RUN,
             "dry-run",
         ),
-        resumed="chunkrl.training.run_folder:resumed_command",
+        resumed="chunkrl.run.folder:resumed_command",
     ),
     Command(
         "evaluate",
@@ -232,21 +232,21 @@ _COMMANDS = (
         "config",
         "another project's configuration into files for these commands",
         "chunkrl.integration.config:ConfigCommand",
-        "chunkrl.integration.config_import:run_config",
+        "chunkrl.cli.config_import:run_config",
         shows_progress=False,
     ),
     Command(
         "manifest",
         "whether a policy, checkpoint or run is still what was written",
         "chunkrl.options:ManifestCommand",
-        "chunkrl.manifest_command:check_manifests",
+        "chunkrl.cli.manifest:check_manifests",
         shows_progress=False,
     ),
     Command(
         "doctor",
         "what is installed, and what is missing",
         "chunkrl.options:DoctorConfig",
-        "chunkrl.doctor:run_doctor",
+        "chunkrl.cli.doctor:run_doctor",
         shows_progress=False,
     ),
     Command(

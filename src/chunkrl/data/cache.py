@@ -21,8 +21,8 @@ from urllib.parse import quote
 import numpy as np
 from filelock import FileLock
 
-from chunkrl.data.regular_files import check_regular
 from chunkrl.errors import ChunkRLError
+from chunkrl.files.regular_files import check_regular
 
 BUILDING = ".building"
 """Behind the name of a folder that is not whole yet."""

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chunkrl.data import segments as sg
-from chunkrl.data.atomic import replace_file
 from chunkrl.data.segments import Segment, VideoEncoding
 from chunkrl.data.video_copy import VideoFormat
 from chunkrl.errors import DatasetError
+from chunkrl.files.atomic import replace_file
 
 CHUNKS_SIZE = 1000
 DATA_LIMIT_MB = 100

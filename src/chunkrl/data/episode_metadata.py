@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from chunkrl.data.json_files import json_lines
 from chunkrl.data.metadata import CURE, Episode, Info, VideoSpan, integer, metadata_files
 from chunkrl.data.parquet import all_rows
 from chunkrl.data.path_templates import fill
 from chunkrl.data.problems import Report
 from chunkrl.errors import DatasetError
+from chunkrl.files.json_files import json_lines
 
 Videos: TypeAlias = Mapping[str, bool]
 """Video column -> whether a role uses it."""

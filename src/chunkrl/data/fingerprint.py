@@ -8,8 +8,8 @@ from pathlib import Path
 
 from chunkrl.data.metadata import Episode, Info, metadata_files
 from chunkrl.data.problems import Report
-from chunkrl.data.regular_files import check_regular
 from chunkrl.errors import DatasetError
+from chunkrl.files.regular_files import check_regular
 
 BLOCK = 4096
 ENDS = 65536

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from chunkrl.data.atomic import write_text
 from chunkrl.data.cache import (
     BUILDING,
     check_free,
@@ -27,8 +26,9 @@ from chunkrl.data.cache import (
 )
 from chunkrl.data.episode_rows import by_data_file, episode_parts
 from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
-from chunkrl.data.regular_files import open_regular
 from chunkrl.errors import DatasetError
+from chunkrl.files.atomic import write_text
+from chunkrl.files.regular_files import open_regular
 from chunkrl.progress import Progress
 
 BATCH_PICTURES = 32

@@ -15,12 +15,12 @@ import numpy as np
 from chunkrl.config import record_of
 from chunkrl.data.formats import DatasetDescription
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.json_files import parse_json
 from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS, LabelRule, columns_read
 from chunkrl.data.problems import name_indices
-from chunkrl.data.regular_files import open_regular
 from chunkrl.data.sidecar import is_sidecar, load_sidecar, read_metadata
 from chunkrl.errors import DatasetError
+from chunkrl.files.json_files import parse_json
+from chunkrl.files.regular_files import open_regular
 
 FOLDER = "labels"  # in a data set's own
 LABELS_VERSION = 1  # of the meaning of the columns

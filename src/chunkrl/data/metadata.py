@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chunkrl.data.json_files import json_lines, read_json
 from chunkrl.data.parquet import all_rows
 from chunkrl.errors import DatasetError
+from chunkrl.files.json_files import json_lines, read_json
 
 CURE = "fetch or write this file again"
 VERSIONS = ("v2.0", "v2.1", "v3.0", "v3.1")

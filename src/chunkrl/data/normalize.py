@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from chunkrl.data.atomic import write_text
-from chunkrl.data.json_files import numbers, read_json
 from chunkrl.data.metadata import integer
 from chunkrl.errors import DatasetError
+from chunkrl.files.atomic import write_text
+from chunkrl.files.json_files import numbers, read_json
 
 Mode = Literal["mean_std", "quantile", "min_max", "identity"]
 MODES: tuple[Mode, ...] = ("mean_std", "quantile", "min_max", "identity")

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from chunkrl.data.regular_files import check_regular
 from chunkrl.errors import DatasetError
+from chunkrl.files.regular_files import check_regular
 
 MORE_ROWS = 1000
 

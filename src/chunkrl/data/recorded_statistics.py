@@ -11,11 +11,11 @@ import numpy as np
 
 from chunkrl.data.formats import DatasetDescription
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.json_files import json_lines, read_json
 from chunkrl.data.metadata import CURE, integer, metadata_files
 from chunkrl.data.parquet import open_parquet, reading
 from chunkrl.data.problems import Problem
 from chunkrl.errors import DatasetError
+from chunkrl.files.json_files import json_lines, read_json
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chunkrl.data.atomic import replace_file
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.json_files import parse_json
 from chunkrl.data.parquet import open_parquet
-from chunkrl.data.regular_files import check_regular
 from chunkrl.errors import DatasetError
+from chunkrl.files.atomic import replace_file
+from chunkrl.files.json_files import parse_json
+from chunkrl.files.regular_files import check_regular
 
 _KEY = b"chunkrl.sidecar"
 _VERSION = 1

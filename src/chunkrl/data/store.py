@@ -16,10 +16,10 @@ from chunkrl.data.cache import create_array, ensure, file_name, load_array, sync
 from chunkrl.data.checks import check_episode, first_not_finite, not_finite
 from chunkrl.data.episode_rows import BATCH_ROWS, by_data_file, read_episode, readable, whole_episodes
 from chunkrl.data.formats import DatasetDescription, Feature
-from chunkrl.data.json_files import read_json
 from chunkrl.data.roles import REQUIRED_NAMES
 from chunkrl.data.row_checks import MisplacedRowsError, check_rows, explain
 from chunkrl.errors import DatasetError
+from chunkrl.files.json_files import read_json
 from chunkrl.progress import Progress
 
 WIDE = 256  # values a frame; wider columns are read when they are asked for

@@ -12,8 +12,8 @@ from chunkrl.data.frames import FrameTable
 from chunkrl.data.label_columns import flag_column, to_action
 from chunkrl.data.large_arrays import by_blocks, zeros
 from chunkrl.data.pick_place import pick_place_events
-from chunkrl.data.regular_files import check_regular
 from chunkrl.errors import DatasetError
+from chunkrl.files.regular_files import check_regular
 
 if TYPE_CHECKING:
     from chunkrl.data.label_rules import LabelRule

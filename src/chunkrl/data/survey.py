@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 
 from chunkrl.config import record_of
-from chunkrl.data.atomic import write_text
 from chunkrl.data.checks import check_episode, first_not_finite, not_finite
 from chunkrl.data.episode_rows import (
     BATCH_ROWS,
@@ -28,7 +27,6 @@ from chunkrl.data.episode_rows import (
 )
 from chunkrl.data.formats import DatasetDescription, Episode, Feature, without
 from chunkrl.data.images import BATCH_PICTURES
-from chunkrl.data.json_files import read_json
 from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
 from chunkrl.data.problems import Collector, Problem
 from chunkrl.data.roles import REQUIRED_NAMES
@@ -36,6 +34,8 @@ from chunkrl.data.row_checks import MisplacedRowsError, check_rows, explain
 from chunkrl.data.store import narrow
 from chunkrl.data.video_ends import check_ends
 from chunkrl.errors import DatasetError
+from chunkrl.files.atomic import write_text
+from chunkrl.files.json_files import read_json
 from chunkrl.progress import Progress
 
 _ROOT = "{the data set}"  # in messages that are kept: a copy of the data set stands elsewhere

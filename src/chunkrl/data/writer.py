@@ -28,14 +28,14 @@ from chunkrl.data import dataset_files as df
 from chunkrl.data import episode_columns as ec
 from chunkrl.data import episode_stats as es
 from chunkrl.data import segments as sg
-from chunkrl.data.atomic import remove_temporaries, replace_file, write_text
 from chunkrl.data.feature_spec import FeatureSpec
-from chunkrl.data.json_files import read_json
 from chunkrl.data.metadata import integer
 from chunkrl.data.segments import VideoEncoding
 from chunkrl.data.video_copy import EncodedVideo, VideoFormat, copy_video
 from chunkrl.errors import DatasetError
-from chunkrl.output_folder import WRITER_LOCK
+from chunkrl.files.atomic import remove_temporaries, replace_file, write_text
+from chunkrl.files.json_files import read_json
+from chunkrl.files.output_folder import WRITER_LOCK
 
 __all__ = ["DatasetWriter", "FeatureSpec", "VideoEncoding"]
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkrl.errors import ChunkRLError, MissingExtraError
-from chunkrl.evaluation.statistics import Interval
 from chunkrl.install import install_command
+from chunkrl.statistics import Interval
 
 NUM_RESAMPLES = 2000
 

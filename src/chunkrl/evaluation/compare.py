@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from chunkrl.data.json_files import as_json
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.aggregates import Aggregates, Estimate, aggregate
 from chunkrl.evaluation.evaluation_result import Evaluation, read_evaluation
@@ -21,6 +20,7 @@ from chunkrl.evaluation.results import (
     over_tasks,
 )
 from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
+from chunkrl.files.json_files import as_json
 
 COMPARISON_FILE = "comparison.json"
 _FEWEST_STATES = 6  # that one side alone solves: of fewer no McNemar test is below .05

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chunkrl.build import choose_device
 from chunkrl.envs.pool import EnvPool
 from chunkrl.envs.registry import asset_fingerprint, opengl_library
 from chunkrl.errors import ChunkRLError
@@ -29,12 +28,13 @@ from chunkrl.evaluation.evaluation_videos import choose_episodes, films_there, r
 from chunkrl.evaluation.observed import EnvRequest, fit_policy, make_pool, plan_episodes, renamed
 from chunkrl.evaluation.rollout import Actor, Episode, EpisodeResult, RolloutConfig, run_episodes
 from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
+from chunkrl.files.output_folder import check_folder
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.models.acting_policy import ActingPolicy
-from chunkrl.output_folder import check_folder
 from chunkrl.progress import Progress
-from chunkrl.training.policy_io import load_policy
-from chunkrl.training.run_parts import check_one_run_of
+from chunkrl.run.build import choose_device
+from chunkrl.run.parts import check_one_run_of
+from chunkrl.run.policy_io import load_policy
 
 WritePage = Callable[[Path, Evaluation], Path]
 """Writes the page of an evaluation into its folder and returns its path (`report/evaluation.py:write_page`)."""

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from chunkrl.config import load_config, save_config
-from chunkrl.data.atomic import remove_temporaries, write_text
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.evaluation_result import EpisodeOutcome, EvaluationSettings, Video
 from chunkrl.evaluation.rollout import Episode
-from chunkrl.output_folder import begin_folder, hold
+from chunkrl.files.atomic import remove_temporaries, write_text
+from chunkrl.files.output_folder import begin_folder, hold
 
 _SETTINGS, _EPISODES, _SESSIONS, _VIDEOS = "settings.json", "episodes", "sessions", "videos"
 _INTERVAL = 10.0  # seconds between notes of the time that a session has taken
@@ -27,7 +27,7 @@ class EvaluationFolder:
 
     def __init__(self, root: str | Path, settings: EvaluationSettings, overwrite: bool = False) -> None:
         """
-        overwrite: an evaluation that is there makes place (`chunkrl.output_folder`).
+        overwrite: an evaluation that is there makes place (`chunkrl.files.output_folder`).
 
         Raises:
             ChunkRLError: the folder belongs to an evaluation with other settings or of another policy, holds

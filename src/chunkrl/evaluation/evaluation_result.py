@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from chunkrl.collect.config import PolicyMode
 from chunkrl.config import record_of
-from chunkrl.data.atomic import write_text
-from chunkrl.data.json_files import read_json
-from chunkrl.envs.collect_config import PolicyMode
 from chunkrl.envs.libero_tasks import InitialStates
 from chunkrl.envs.offscreen import Rendering
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.speed import Speed, speed_json
-from chunkrl.evaluation.statistics import Interval, wilson_interval
+from chunkrl.files.atomic import write_text
+from chunkrl.files.json_files import read_json
+from chunkrl.statistics import Interval, wilson_interval
 
 RESULT_FILE = "result.json"
 _VERSION = 1

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from chunkrl.data.atomic import replace_file
 from chunkrl.envs.pool import EnvPool
 from chunkrl.evaluation.evaluation_folder import EvaluationFolder
 from chunkrl.evaluation.evaluation_result import Evaluation, Video
 from chunkrl.evaluation.rollout import Actor, Episode, EpisodeResult, RolloutConfig, run_episodes
 from chunkrl.evaluation.video import episode_video
+from chunkrl.files.atomic import replace_file
 from chunkrl.progress import Progress
 
 FPS = 10.0  # of the films, in the simulator's own time

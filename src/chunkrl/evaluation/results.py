@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.speed import Speed
-from chunkrl.evaluation.statistics import (
+from chunkrl.statistics import (
     Interval,
     bootstrap_over_seeds,
     bootstrap_over_tasks,

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.results import ALL_TASKS, ArmDifference, ArmResult, by_task, over_tasks
 from chunkrl.evaluation.speed import speed_json
+from chunkrl.files.atomic import write_text
 
 
 def results_json(arms: Sequence[ArmResult], differences: Sequence[ArmDifference]) -> dict[str, Any]:

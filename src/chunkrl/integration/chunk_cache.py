@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from chunkrl.data.atomic import write_text
 from chunkrl.data.cache import create_array, ensure, load_array, sync_array
 from chunkrl.data.chunks import ChunkDataset
-from chunkrl.data.json_files import read_json
 from chunkrl.errors import ChunkRLError
+from chunkrl.files.atomic import write_text
+from chunkrl.files.json_files import read_json
 from chunkrl.manifest import MANIFEST_FILE
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.progress import Progress

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from chunkrl.data.json_files import read_json
 from chunkrl.errors import MissingExtraError
+from chunkrl.files.json_files import read_json
 from chunkrl.integration.remote import RANGE_BYTES, DownloadError, RemoteFile, RemoteTree, read_ranges
 from chunkrl.progress import Progress
 

@@ -13,9 +13,9 @@ from chunkrl.evaluation.rollout import initial_seeds
 from chunkrl.iterate.config import ArmName, IterateConfig
 from chunkrl.iterate.plan import Plan, load_actor
 from chunkrl.iterate.records import Rollouts
-from chunkrl.train_checks import check_config
-from chunkrl.train_config import TrainConfig
-from chunkrl.training.policy_io import ChunkPolicy, PolicySpec, load_policy
+from chunkrl.run.checks import check_config
+from chunkrl.run.config import TrainConfig
+from chunkrl.run.policy_io import ChunkPolicy, PolicySpec, load_policy
 
 _FREE_RULES = ("auto", "next.success")  # of success, that fit what simulators and actors record
 

@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chunkrl.commands import train
 from chunkrl.config import save_config
-from chunkrl.data.atomic import remove_temporaries, write_text
 from chunkrl.errors import ChunkRLError, TrainingStopped
 from chunkrl.evaluation.config import EvaluateCommand
 from chunkrl.evaluation.evaluation_result import read_evaluation
+from chunkrl.files.atomic import remove_temporaries, write_text
+from chunkrl.files.output_folder import begin_folder, check_folder, held, numbered
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.iterate.checks import make_plan
 from chunkrl.iterate.config import CONFIG_FILE, ArmName, IterateConfig
@@ -27,9 +27,9 @@ from chunkrl.iterate.rollouts import check_there, collect, data_fingerprint, lab
 from chunkrl.iterate.selection import choose, why_ended
 from chunkrl.iterate.steps import read_step, run_step
 from chunkrl.iterate.table import format_result
-from chunkrl.output_folder import begin_folder, check_folder, held, numbered
 from chunkrl.progress import Progress, silent
 from chunkrl.report.commands import evaluate_policy
+from chunkrl.run.command import train
 
 SOURCES_FILE = "sources.json"
 

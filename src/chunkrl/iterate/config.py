@@ -9,11 +9,11 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
+from chunkrl.collect.config import CollectConfig
 from chunkrl.config import load_config
-from chunkrl.envs.collect_config import CollectConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.config import EvaluateConfig
-from chunkrl.train_config import TrainConfig, going_on
+from chunkrl.run.config import TrainConfig, going_on
 
 CONFIG_FILE = "iterate.json"
 ArmName = Literal["default", "success_cloning", "behaviour_cloning", "no_new_data"]

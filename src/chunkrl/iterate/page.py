@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
-from chunkrl.data.atomic import write_text
 from chunkrl.evaluation.evaluation_result import Rate
+from chunkrl.files.atomic import write_text
 from chunkrl.iterate.plan import Plan
 from chunkrl.iterate.records import ArmRun, IterateResult, RoundResult
 from chunkrl.iterate.table import rows

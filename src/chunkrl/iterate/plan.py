@@ -7,16 +7,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chunkrl.data.label_config import LabelCommand
+from chunkrl.collect.command import CollectCommand
+from chunkrl.collect.config import CollectConfig
 from chunkrl.data.label_rules import AUTO_LABELS, SuccessRule
-from chunkrl.envs.collect import CollectCommand
-from chunkrl.envs.collect_config import CollectConfig
 from chunkrl.envs.registry import family_of
 from chunkrl.evaluation.config import EvaluateCommand, EvaluateConfig
 from chunkrl.iterate.config import ArmName, IterateConfig
 from chunkrl.iterate.records import Rollouts
+from chunkrl.label.config import LabelCommand
+from chunkrl.run.config import TrainConfig
 from chunkrl.settings import Settings
-from chunkrl.train_config import TrainConfig
 
 if TYPE_CHECKING:  # it needs the extra `online`
     from chunkrl.online.actor_command import ActorCommand

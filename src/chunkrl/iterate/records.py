@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from chunkrl.data.atomic import write_text
 from chunkrl.evaluation.evaluation_result import (
     Evaluation,
     Rate,
@@ -19,6 +18,7 @@ from chunkrl.evaluation.evaluation_result import (
     suite_rate,
     task_rate,
 )
+from chunkrl.files.atomic import write_text
 
 RESULTS_FILE = "results.json"
 _VERSION = 1

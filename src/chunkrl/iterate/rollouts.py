@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chunkrl.collect.command import collect_dataset
+from chunkrl.collect.config import CollectCommand
 from chunkrl.data.chunk_settings import ColumnMapping
 from chunkrl.data.formats import describe
-from chunkrl.data.label_command import label_dataset
-from chunkrl.data.label_config import LabelCommand
 from chunkrl.data.metadata import read_info
 from chunkrl.data.problems import Collector
-from chunkrl.envs.collect import collect_dataset
-from chunkrl.envs.collect_config import CollectCommand
 from chunkrl.errors import ChunkRLError
 from chunkrl.iterate.records import Rollouts
+from chunkrl.label.command import label_dataset
+from chunkrl.label.config import LabelCommand
 from chunkrl.progress import Progress
 
 if TYPE_CHECKING:  # it needs the extra `online`

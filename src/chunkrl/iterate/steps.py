@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from chunkrl.config import save_config
-from chunkrl.data.atomic import write_text
-from chunkrl.data.json_files import as_json, leaves, read_json
 from chunkrl.errors import ChunkRLError
+from chunkrl.files.atomic import write_text
+from chunkrl.files.json_files import as_json, leaves, read_json
 
 # what may change while a step's results stay the same
 _FREE = {"num_workers", "hang_s", "videos", "live", "device", "resume", "connect"}

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from chunkrl.data.regular_files import is_there
 from chunkrl.errors import ChunkRLError
+from chunkrl.files.regular_files import is_there
 from chunkrl.online.kept import Kept
 from chunkrl.online.recorder import StepSink
 from chunkrl.online.records import EpisodeSummary, Item, StepRecord

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from chunkrl.build import choose_device
 from chunkrl.config import save_config
-from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError, SpoolError
+from chunkrl.files.atomic import write_text
+from chunkrl.files.output_folder import begin_folder
 from chunkrl.online.actor import Actor, ActorConfig, ActorSummary, Human
 from chunkrl.online.actor_command import ActorCommand
 from chunkrl.online.actor_log import ActorLog
@@ -32,8 +32,8 @@ from chunkrl.online.spool_commands import finish_sending, say_left, send_spool, 
 from chunkrl.online.station import Station, open_station
 from chunkrl.online.status import WARNING, StatusLine
 from chunkrl.online.streams import STREAM_FILE, read_actor_stream
-from chunkrl.output_folder import begin_folder
-from chunkrl.training.policy_io import load_policy
+from chunkrl.run.build import choose_device
+from chunkrl.run.policy_io import load_policy
 
 _LOG = logging.getLogger(__name__)
 LOG_FILE, CONFIG_FILE = "actor.log", "config.json"

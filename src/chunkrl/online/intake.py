@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from chunkrl.data.atomic import replace_file
 from chunkrl.errors import RecordError
+from chunkrl.files.atomic import replace_file
 from chunkrl.online import segment_file as sf
 from chunkrl.online.records import EpisodeSummary, Item, StepRecord
 from chunkrl.online.replay import Replay, StoredEpisode

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from chunkrl.config import record_of
-from chunkrl.data.atomic import write_text
-from chunkrl.data.json_files import read_json
 from chunkrl.errors import DatasetError, SpoolError, SpoolWriteError
+from chunkrl.files.atomic import write_text
+from chunkrl.files.json_files import read_json
 from chunkrl.online.records import EpisodeSummary, Item
 from chunkrl.online.spool import Spool
 from chunkrl.online.wire import decode_item

@@ -18,12 +18,11 @@ from pathlib import Path
 import torch
 
 from chunkrl import ranks
-from chunkrl.build import open_datasets, with_data_decided, with_labels_used
 from chunkrl.config import save_config
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.notes import data_notes
 from chunkrl.errors import CheckpointError, ChunkRLError
-from chunkrl.offline import ChunkLevelOfflineRL
+from chunkrl.files.output_folder import begin_folder, begin_numbered, stem_of
 from chunkrl.online.data_worker import DataWorker
 from chunkrl.online.learner_config import (
     CONFIG_FILE,
@@ -43,11 +42,12 @@ from chunkrl.online.status import WARNING
 from chunkrl.online.streams import ReceivedStreams
 from chunkrl.online.transport import SpoolReceiver
 from chunkrl.online.versions import VersionCounter
-from chunkrl.output_folder import begin_folder, begin_numbered, stem_of
 from chunkrl.progress import Progress, silent
+from chunkrl.run.build import open_datasets, with_data_decided, with_labels_used
+from chunkrl.run.config import TrainConfig, as_fresh
+from chunkrl.run.folder import beginning, find_checkpoint, find_values, note_beginning
+from chunkrl.run.offline import ChunkLevelOfflineRL
 from chunkrl.signals import handled
-from chunkrl.train_config import TrainConfig, as_fresh
-from chunkrl.training.run_folder import beginning, find_checkpoint, find_values, note_beginning
 
 _LOG = logging.getLogger(__name__)
 LOG_FILE = "learner.log"

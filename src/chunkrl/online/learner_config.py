@@ -15,7 +15,7 @@ from chunkrl.config import load_config
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.online.config import ListenConfig, ReplayConfig
-from chunkrl.train_config import TrainConfig, going_on
+from chunkrl.run.config import TrainConfig, going_on
 from chunkrl.training.config import ActionMode
 
 CONFIG_FILE = "learner.json"
@@ -138,7 +138,7 @@ class LearnerConfig:
 
     def check(self) -> None:
         """Raises ChunkRLError where settings exclude each other."""
-        from chunkrl.train_checks import check_config  # late: it reads files of runs
+        from chunkrl.run.checks import check_config  # late: it reads files of runs
 
         train = self.train
         check_config(train, has_data=True)

@@ -24,16 +24,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from chunkrl.config import load_config, record_of
-from chunkrl.data.atomic import replace_file, write_text
-from chunkrl.data.json_files import json_lines, read_json
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.config import EvaluateCommand
 from chunkrl.evaluation.evaluation_result import RESULT_FILE
+from chunkrl.files.atomic import replace_file, write_text
+from chunkrl.files.json_files import json_lines, read_json
+from chunkrl.files.tensor_files import read_tensors
 from chunkrl.online.learner_config import OnlineEvaluation
 from chunkrl.progress import silent
 from chunkrl.report.commands import evaluate_policy
-from chunkrl.tensor_files import read_tensors
-from chunkrl.training.policy_io import load_policy
+from chunkrl.run.policy_io import load_policy
 
 _LOG = logging.getLogger(__name__)
 FOLDER, RESULTS = "evaluations", "results.jsonl"

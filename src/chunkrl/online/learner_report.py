@@ -8,18 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from chunkrl.build import open_datasets
+from chunkrl.algorithms.values_io import num_rows, read_values_files, values_file
 from chunkrl.config import load_config
 from chunkrl.data.chunks import ChunkDataset
-from chunkrl.data.regular_files import is_there
 from chunkrl.data.sidecar import read_metadata
 from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.files.regular_files import is_there
 from chunkrl.online.learner_config import CONFIG_FILE, LearnerConfig, replay_root
 from chunkrl.online.learner_data import open_shard_table, replay_settings, shared_weights
 from chunkrl.online.replay import reading
 from chunkrl.progress import Progress
 from chunkrl.report.training_run import LabelledData, TrainingRun
-from chunkrl.training.values_io import num_rows, read_values_files, values_file
+from chunkrl.run.build import open_datasets
 
 
 def learner_run(run: TrainingRun, progress: Progress) -> TrainingRun:

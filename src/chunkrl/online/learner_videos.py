@@ -24,7 +24,7 @@ from chunkrl.online.learner_data import Generation, open_shard_table, replay_set
 from chunkrl.online.replay import reading
 from chunkrl.report.training_run import LabelledData
 from chunkrl.report.value_video import render_beside_training, render_episode, side_by_side, write_video
-from chunkrl.train_config import TrainConfig
+from chunkrl.run.config import TrainConfig
 from chunkrl.training.config import ValueVideoConfig
 from chunkrl.training.value_videos import FOLDER, Renderer
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chunkrl.config import record_of
-from chunkrl.data.atomic import write_text
-from chunkrl.data.json_files import read_json
 from chunkrl.errors import SpoolError
+from chunkrl.files.atomic import write_text
+from chunkrl.files.json_files import read_json
 from chunkrl.online.config import ReplayConfig
 from chunkrl.online.intake import EpisodeIntake, SpoolOfStream
 from chunkrl.online.records import StepRecord, StreamSpec

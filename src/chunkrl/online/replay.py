@@ -25,14 +25,14 @@ import filelock
 import numpy as np
 import pyarrow.parquet as pq
 
-from chunkrl.data.atomic import write_text
 from chunkrl.data.episode_columns import check_columns
 from chunkrl.data.feature_spec import FeatureSpec
 from chunkrl.data.identity import EPISODE_ID_KEY
-from chunkrl.data.json_files import read_json
 from chunkrl.data.metadata import integer
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.errors import DatasetError, RecordError
+from chunkrl.files.atomic import write_text
+from chunkrl.files.json_files import read_json
 from chunkrl.online.config import ReplayConfig
 from chunkrl.online.records import StepRecord, StreamSpec
 

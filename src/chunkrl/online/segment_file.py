@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from chunkrl.data.regular_files import check_regular, open_regular
 from chunkrl.errors import SpoolError
+from chunkrl.files.regular_files import check_regular, open_regular
 
 MAGIC = b"CRLSPL\x00\x01"  # the last byte is the format's version
 _HEADER = struct.Struct("<IIQ")  # payload length, CRC-32 of number and payload, number

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import filelock
 
-from chunkrl.data.atomic import remove_temporaries
 from chunkrl.errors import DatasetError, SpoolError, SpoolWriteError
+from chunkrl.files.atomic import remove_temporaries
 from chunkrl.online import segment_file as sf
 from chunkrl.online.periodic import Periodic
 from chunkrl.online.spool_state import identify, read_watermark, write_watermark

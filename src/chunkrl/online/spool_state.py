@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from chunkrl.data.atomic import write_text
-from chunkrl.data.json_files import read_json
 from chunkrl.errors import RecordError, SpoolError
+from chunkrl.files.atomic import write_text
+from chunkrl.files.json_files import read_json
 from chunkrl.online import segment_file as sf
 from chunkrl.online.records import check_id, new_id
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import filelock
 
 from chunkrl.config import record_of
-from chunkrl.data.atomic import write_text
-from chunkrl.data.json_files import read_json
 from chunkrl.errors import DatasetError, RecordError, SpoolError, TransportError
+from chunkrl.files.atomic import write_text
+from chunkrl.files.json_files import read_json
 from chunkrl.online.records import Hello, StepRecord, StreamSpec
 from chunkrl.online.spool import Spool
 from chunkrl.online.wire import Batch, decode_item

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from chunkrl.data.atomic import write_text
-from chunkrl.data.json_files import read_json
 from chunkrl.errors import TransportError
+from chunkrl.files.atomic import write_text
+from chunkrl.files.json_files import read_json
 
 
 class VersionCounter:

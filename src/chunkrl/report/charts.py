@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkrl.evaluation.results import Curve, EpisodeTrace
-from chunkrl.evaluation.statistics import Interval
 from chunkrl.report.svg import (
     LEFT,
     NARROW,
@@ -36,6 +35,7 @@ from chunkrl.report.svg import (
     whisker,
     y_axis,
 )
+from chunkrl.statistics import Interval
 
 _MAX_POINTS = 240  # of a drawn curve: about two per pixel column of a card
 NUM_SERIES_COLOURS = 6  # that the style sheet has (s0 to s5)

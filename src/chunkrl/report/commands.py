@@ -9,8 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from chunkrl.data.atomic import write_text
-from chunkrl.data.json_files import read_json
 from chunkrl.data.notes import file_notes
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.compare import (
@@ -29,7 +27,9 @@ from chunkrl.evaluation.evaluate import run_evaluation
 from chunkrl.evaluation.evaluation_result import Evaluation
 from chunkrl.evaluation.results import compare_arms
 from chunkrl.evaluation.results_file import results_json
-from chunkrl.output_folder import check_file
+from chunkrl.files.atomic import write_text
+from chunkrl.files.json_files import read_json
+from chunkrl.files.output_folder import check_file
 from chunkrl.progress import Progress, silent
 from chunkrl.report.comparison import render_report
 from chunkrl.report.config import ReportCommand

@@ -8,7 +8,6 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
-from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.results import (
     ALL_TASKS,
@@ -23,7 +22,7 @@ from chunkrl.evaluation.results import (
     over_tasks,
 )
 from chunkrl.evaluation.results_file import results_json, write_results
-from chunkrl.evaluation.statistics import Interval
+from chunkrl.files.atomic import write_text
 from chunkrl.report import charts
 from chunkrl.report.page import card, document, section
 from chunkrl.report.sections import (
@@ -38,6 +37,7 @@ from chunkrl.report.sections import (
 from chunkrl.report.state_grid import Square, state_grid
 from chunkrl.report.svg import sign_class, signed_points, span
 from chunkrl.report.tables import Cell, Row, count_cell, interval_cell, rate_cell, speed_columns, table
+from chunkrl.statistics import Interval
 
 __all__ = [
     "ALL_TASKS",

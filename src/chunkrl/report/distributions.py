@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from chunkrl.algorithms.base import Histogram
-from chunkrl.evaluation.value_quality import Calibration
+from chunkrl.algorithms.value_quality import Calibration
 from chunkrl.report.sections import percent
 from chunkrl.report.svg import (
     LEFT,

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from chunkrl.data.atomic import write_text
-from chunkrl.data.regular_files import inside, open_regular
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.evaluation_result import (
     Evaluation,
@@ -18,6 +16,8 @@ from chunkrl.evaluation.evaluation_result import (
     told_mode,
 )
 from chunkrl.evaluation.evaluation_videos import MIME
+from chunkrl.files.atomic import write_text
+from chunkrl.files.regular_files import inside, open_regular
 from chunkrl.report import charts
 from chunkrl.report.page import card, document, section
 from chunkrl.report.sections import facts_card, notes_card, percent, video

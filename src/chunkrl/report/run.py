@@ -13,9 +13,9 @@ import numpy as np
 
 from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.value_labels import known_outcomes
+from chunkrl.algorithms.value_quality import ValueQuality, quality_warnings, value_quality
 from chunkrl.algorithms.weights import starved_warnings
 from chunkrl.evaluation.results import EpisodeTrace
-from chunkrl.evaluation.value_quality import ValueQuality, quality_warnings, value_quality
 from chunkrl.models.pi.condition import condition_text
 from chunkrl.report import distributions
 from chunkrl.report.page import card, document, section

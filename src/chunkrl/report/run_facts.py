@@ -10,7 +10,7 @@ from chunkrl.report.sections import facts_card, words
 from chunkrl.report.svg import compact
 from chunkrl.report.tables import Cell, count_cell, rate_cell, table
 from chunkrl.report.training_run import TrainingRun
-from chunkrl.training.run_folder import beginning
+from chunkrl.run.folder import beginning
 
 # Metrics that are comparable share a panel; every other one has its own.
 _PANELS = {

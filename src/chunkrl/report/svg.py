@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from chunkrl.evaluation.statistics import Interval
+from chunkrl.statistics import Interval
 
 WIDTH = 520  # of a chart, two beside each other on a wide screen
 NARROW = 360  # three beside each other

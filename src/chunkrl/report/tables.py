@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from html import escape
 
 from chunkrl.evaluation.speed import MEDIAN, PER_1000, Speed, speed_cells
-from chunkrl.evaluation.statistics import Interval
 from chunkrl.report.sections import percent
 from chunkrl.report.svg import element
+from chunkrl.statistics import Interval
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from chunkrl.build import open_data
+from chunkrl.algorithms.values_io import read_values_files, values_file
 from chunkrl.data.chunks import ChunkDataset
-from chunkrl.data.json_files import read_json
 from chunkrl.data.on_demand import OnDemandCamera
-from chunkrl.data.regular_files import is_there
 from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.files.json_files import read_json
+from chunkrl.files.regular_files import is_there
 from chunkrl.manifest import MANIFEST_FILE
-from chunkrl.offline import VERSIONS_FILE
 from chunkrl.progress import Progress, silent
-from chunkrl.train_config import TrainConfig
+from chunkrl.run.build import open_data
+from chunkrl.run.config import TrainConfig
+from chunkrl.run.folder import beginning, run_config
+from chunkrl.run.offline import VERSIONS_FILE
+from chunkrl.run.parts import check_one_run
 from chunkrl.training.metrics import METRICS_FILE, Record, read_records
-from chunkrl.training.run_folder import beginning, run_config
-from chunkrl.training.run_parts import check_one_run
-from chunkrl.training.values_io import read_values_files, values_file
 
 
 @dataclass(frozen=True)

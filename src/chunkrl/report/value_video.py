@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from chunkrl.config import load_config
-from chunkrl.data.atomic import replace_file
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.video import (
     BACKGROUND,
@@ -29,9 +28,10 @@ from chunkrl.evaluation.video import (
     hold_last,
     pane,
 )
+from chunkrl.files.atomic import replace_file
 from chunkrl.report.svg import Range, nice_ticks, span, tick_labels
 from chunkrl.report.training_run import Episode, LabelledData, load_data
-from chunkrl.train_config import TrainConfig
+from chunkrl.run.config import TrainConfig
 
 _MUTED, _LINE, _VALUE = (150, 160, 172), (52, 60, 70), (126, 166, 255)
 HUMAN = (236, 178, 72)

@@ -24,10 +24,10 @@ from torch import nn
 
 from chunkrl import ranks
 from chunkrl.config import load_config, save_config
-from chunkrl.data.json_files import read_json
 from chunkrl.errors import CheckpointError
+from chunkrl.files.json_files import read_json
+from chunkrl.files.tensor_files import read_tensors
 from chunkrl.manifest import MANIFEST_FILE, MARK, FileSums, file_sums, verify, write_manifest
-from chunkrl.tensor_files import read_tensors
 from chunkrl.training.shard_files import SHARDS, read_shards, shards_file
 from chunkrl.training.shards import is_sharded
 

@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from chunkrl import ranks
 from chunkrl.config import load_config
-from chunkrl.data.regular_files import check_regular
 from chunkrl.errors import CheckpointError
-from chunkrl.tensor_files import check_finite
+from chunkrl.files.regular_files import check_regular
+from chunkrl.files.tensor_files import check_finite
 from chunkrl.training.shards import shard_rows
 
 SHARDS = "shards.json"

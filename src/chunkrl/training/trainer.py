@@ -15,12 +15,12 @@ import torch
 
 from chunkrl import ranks
 from chunkrl.algorithms.base import Algorithm, Histogram, Phase
-from chunkrl.data.atomic import write_text
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.data.prefetch import Prefetcher
 from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.files.atomic import write_text
 from chunkrl.progress import Progress, describe, silent
 from chunkrl.training.checkpoint import BackgroundSaver, load_state
 from chunkrl.training.checkpoint_checks import check_like, read_progress

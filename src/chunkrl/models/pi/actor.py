@@ -1,4 +1,4 @@
-"""A trained pi policy that acts: the interface of `chunkrl.training.policy_io.ChunkPolicy` on a pi policy."""
+"""A trained pi policy that acts: the interface of `chunkrl.run.policy_io.ChunkPolicy` on a pi policy."""
 
 from __future__ import annotations
 

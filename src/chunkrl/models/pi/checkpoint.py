@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chunkrl.data.json_files import read_json
-from chunkrl.data.regular_files import is_there
 from chunkrl.errors import CheckpointError
+from chunkrl.files.json_files import read_json
+from chunkrl.files.regular_files import is_there
 from chunkrl.manifest import MANIFEST_FILE, MARK, verify, write_manifest
 from chunkrl.models.pi import layout, lerobot_format, norm_stats
 from chunkrl.models.pi.config import PiRecipe

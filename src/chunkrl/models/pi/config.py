@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from chunkrl.config import record_of
-from chunkrl.data.json_files import parse_json, read_json
 from chunkrl.data.resize import Resize
 from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.files.json_files import parse_json, read_json
 from chunkrl.manifest import MARK
 
 ModelKind = Literal["pi0", "pi05"]

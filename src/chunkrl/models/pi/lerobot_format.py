@@ -14,9 +14,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chunkrl.data.json_files import read_json
 from chunkrl.data.resize import Resize
 from chunkrl.errors import CheckpointError
+from chunkrl.files.json_files import read_json
 from chunkrl.models.pi.config import (
     ModelKind,
     NormalizationMode,

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from chunkrl.data.json_files import numbers, read_json
-from chunkrl.data.regular_files import check_regular, inside, is_there
 from chunkrl.errors import CheckpointError
+from chunkrl.files.json_files import numbers, read_json
+from chunkrl.files.regular_files import check_regular, inside, is_there
 from chunkrl.models.pi.config import NormalizationMode, PiSettings
 from chunkrl.types import TensorRecord
 

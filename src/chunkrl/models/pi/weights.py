@@ -12,13 +12,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from chunkrl.data.json_files import read_json
-from chunkrl.data.regular_files import check_regular, inside
 from chunkrl.errors import CheckpointError, MissingExtraError
+from chunkrl.files.json_files import read_json
+from chunkrl.files.regular_files import check_regular, inside
+from chunkrl.files.tensor_files import check_finite
 from chunkrl.models.pi import layout
 from chunkrl.models.pi.config import PiConfig
 from chunkrl.models.pi.flow import PiModel
-from chunkrl.tensor_files import check_finite
 
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from chunkrl import __version__
+from chunkrl.algorithms.values_io import read_values_files
 from chunkrl.config import load_config, save_config
-from chunkrl.data.atomic import write_text
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import label_frames
+from chunkrl.demo.experiment import BC, CHUNK_RL, SUCCESS_BC, Job, JobResult, run_jobs, saved_policy
 from chunkrl.envs.metaworld import MetaWorldEnv
 from chunkrl.envs.scripted import CONTROLLERS
 from chunkrl.errors import ChunkRLError
@@ -24,9 +25,9 @@ from chunkrl.evaluation.compare import format_comparison
 from chunkrl.evaluation.record import record
 from chunkrl.evaluation.rollout import initial_seeds
 from chunkrl.evaluation.video import side_by_side
-from chunkrl.experiment import BC, CHUNK_RL, SUCCESS_BC, Job, JobResult, run_jobs, saved_policy
+from chunkrl.files.atomic import write_text
+from chunkrl.files.output_folder import begin_folder, begin_numbered
 from chunkrl.options import DemoConfig
-from chunkrl.output_folder import begin_folder, begin_numbered
 from chunkrl.report.comparison import (
     ArmResult,
     ClipPair,
@@ -37,7 +38,6 @@ from chunkrl.report.comparison import (
     render_report,
     results_json,
 )
-from chunkrl.training.values_io import read_values_files
 
 RECORD_EVERY, VIDEO_FPS = 4, 10.0  # every 4th of 80 steps a second, shown at half speed
 

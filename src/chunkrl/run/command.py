@@ -12,18 +12,18 @@ from pathlib import Path
 from tqdm import tqdm
 
 from chunkrl import ranks
-from chunkrl.build import choose_device
+from chunkrl.algorithms.value_quality import quality_warnings
 from chunkrl.data.notes import data_notes
 from chunkrl.errors import TrainingStopped
-from chunkrl.evaluation.value_quality import quality_warnings
+from chunkrl.files.output_folder import check_folder
 from chunkrl.models.pi.learner import PiLearner
-from chunkrl.offline import ChunkLevelOfflineRL
-from chunkrl.output_folder import check_folder
 from chunkrl.progress import Progress
+from chunkrl.run.build import choose_device
+from chunkrl.run.config import TrainCommand, TrainConfig
+from chunkrl.run.offline import ChunkLevelOfflineRL
+from chunkrl.run.plan import FirstMinutes
 from chunkrl.signals import handled
-from chunkrl.train_config import TrainCommand, TrainConfig
 from chunkrl.training.distributed import process_group
-from chunkrl.training.plan import FirstMinutes
 from chunkrl.training.trainable import count_trainable
 
 REHEARSED = 10

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from chunkrl.collect.command import RECORD
+from chunkrl.collect.config import INITIAL_SEED
 from chunkrl.config import record_of
-from chunkrl.data.atomic import write_text
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.json_files import json_lines, read_json
-from chunkrl.data.regular_files import check_regular
-from chunkrl.envs.collect import RECORD
-from chunkrl.envs.collect_config import INITIAL_SEED
 from chunkrl.envs.libero_replay import Recording, Replay, ReplayConfig, plain, replay_all, tasks_by_text
 from chunkrl.envs.libero_tasks import LiberoTask, find_task
 from chunkrl.envs.registry import asset_fingerprint, expand
 from chunkrl.errors import DatasetError
+from chunkrl.files.atomic import write_text
+from chunkrl.files.json_files import json_lines, read_json
+from chunkrl.files.regular_files import check_regular
 from chunkrl.progress import Progress
 
 _VERSION = 2  # of how replays begin and are observed: those of another one are made anew

@@ -6,12 +6,12 @@ import json
 import textwrap
 from pathlib import Path
 
+from chunkrl.cli.hiserl import UNKNOWN, Imported, KeyRead, import_hiserl
 from chunkrl.config import read_values
-from chunkrl.data.atomic import write_text
 from chunkrl.errors import ChunkRLError
+from chunkrl.files.atomic import write_text
+from chunkrl.files.output_folder import check_file
 from chunkrl.integration.config import ConfigCommand
-from chunkrl.integration.hiserl import UNKNOWN, Imported, KeyRead, import_hiserl
-from chunkrl.output_folder import check_file
 
 _COMMANDS = {"train.json": "train", "learner.json": "learner", "actor.json": "actor"}
 _CURE = "name a configuration of LeRobot's HIL-SERL"

@@ -12,6 +12,7 @@ import torch
 
 from chunkrl.algorithms.base import Algorithm, MethodInputs, Networks
 from chunkrl.algorithms.value_labels import ValueLabels
+from chunkrl.algorithms.values_io import load_values
 from chunkrl.config import load_config
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection, ChunkData
@@ -26,8 +27,7 @@ from chunkrl.models.encoders import ObservationSpec
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.policy import ChunkShape
 from chunkrl.progress import Progress, silent
-from chunkrl.train_config import TrainConfig
-from chunkrl.training.values_io import load_values
+from chunkrl.run.config import TrainConfig
 
 
 def choose_device(name: str) -> torch.device:

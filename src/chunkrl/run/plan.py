@@ -20,7 +20,7 @@ from chunkrl.algorithms.base import Algorithm, Metrics, Phase
 from chunkrl.data.collection import ChunkData
 from chunkrl.errors import LabelError
 from chunkrl.progress import Progress, describe, silent
-from chunkrl.train_config import TrainConfig
+from chunkrl.run.config import TrainConfig
 from chunkrl.training.eight_bit import moment_bytes
 from chunkrl.training.metrics import peak_resident_bytes
 from chunkrl.training.save_clock import FIRST_S

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chunkrl.data.json_files import read_json
+from chunkrl.algorithms.values_io import values_file
 from chunkrl.data.parquet import open_parquet, reading
 from chunkrl.errors import CheckpointError
+from chunkrl.files.json_files import read_json
+from chunkrl.files.tensor_files import read_tensors
 from chunkrl.manifest import MANIFEST_FILE, read_manifest, verify, write_manifest
 from chunkrl.models.pi.checkpoint import RECIPE_FILE, inspect_pretrained
 from chunkrl.options import ManifestCommand
-from chunkrl.tensor_files import read_tensors
+from chunkrl.run.policy_io import Q_FOLDER
 from chunkrl.training.checkpoint import VALUES
-from chunkrl.training.policy_io import Q_FOLDER
-from chunkrl.training.values_io import values_file
 
 _OURS = (".json", ".safetensors", ".model")  # what else lies in such a folder, somebody added
 

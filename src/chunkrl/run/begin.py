@@ -7,14 +7,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from chunkrl import ranks
-from chunkrl.output_folder import RUNS, begin_folder, begin_numbered, held, numbered, stem_of
-from chunkrl.train_config import TrainConfig
-from chunkrl.training.run_folder import run_of
-from chunkrl.training.run_parts import check_one_run
+from chunkrl.files.output_folder import RUNS, begin_folder, begin_numbered, held, numbered, stem_of
+from chunkrl.run.config import TrainConfig
+from chunkrl.run.folder import run_of
+from chunkrl.run.parts import check_one_run
 
 
 def begin_run(config: TrainConfig, resume: Path | None) -> Path:
-    """The run's folder, ready to be written into (`chunkrl.output_folder`); all processes call it.
+    """The run's folder, ready to be written into (`chunkrl.files.output_folder`); all processes call it.
 
     resume: the checkpoint that it goes on from.
 

@@ -16,17 +16,17 @@ from chunkrl.data.chunk_semantics import cut_segments
 from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.export import export_labels
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.json_files import as_json
-from chunkrl.data.label_config import LabelCommand, ReturnRule
 from chunkrl.data.label_files import FOLDER, LABELS_VERSION, label_columns, labels_beside
 from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS, LabelRule
 from chunkrl.data.labels import FrameLabels, label_frames
 from chunkrl.data.notes import column_notes, label_notes
-from chunkrl.data.regular_files import open_regular
 from chunkrl.data.returns import lambda_returns, n_step_returns, normalize_per_task
 from chunkrl.data.sidecar import load_sidecar, read_metadata, save_sidecar
 from chunkrl.errors import ChunkRLError, DatasetError
-from chunkrl.output_folder import check_file
+from chunkrl.files.json_files import as_json
+from chunkrl.files.output_folder import check_file
+from chunkrl.files.regular_files import open_regular
+from chunkrl.label.config import LabelCommand, ReturnRule
 from chunkrl.progress import Progress
 
 
@@ -106,7 +106,7 @@ def _with_replays(table: FrameTable, command: LabelCommand, progress: Progress) 
         raise ChunkRLError(
             f"--subgoal {command.rule.subgoal} and --replay.suite both say where sub-goals are: leave one out"
         )
-    from chunkrl.data.replay_labels import replay_subgoals
+    from chunkrl.label.replay import replay_subgoals
 
     return replace(
         command.rule, subgoal="csv", subgoal_csv=str(replay_subgoals(table, command.replay, progress))

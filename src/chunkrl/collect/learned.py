@@ -7,14 +7,14 @@ from functools import partial
 import numpy as np
 import torch
 
-from chunkrl.build import choose_device
-from chunkrl.envs.collect_config import CollectConfig, CollectPlan
+from chunkrl.collect.config import CollectConfig, CollectPlan
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.observed import fit_policy, renamed
 from chunkrl.evaluation.rollout import Actor, batch_observation
 from chunkrl.models.acting_policy import ActingPolicy
-from chunkrl.training.policy_io import load_policy
+from chunkrl.run.build import choose_device
+from chunkrl.run.policy_io import load_policy
 
 
 class PolicyController:

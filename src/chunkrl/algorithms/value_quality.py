@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.statistics import spearman
+from chunkrl.statistics import spearman
 
 # The benchmark's small regularised V has a gap of .10 to .31 over 20 runs and weights well; every larger or longer
 # trained V that was tried there has .42 to .66, ranks unseen episodes no better and good actions worse

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from chunkrl.data.regular_files import check_regular
 from chunkrl.errors import ChunkRLError
+from chunkrl.files.regular_files import check_regular
 
 
 def read_tensors(path: Path, error: type[ChunkRLError], cure: str, finite: bool = True) -> dict[str, Tensor]:

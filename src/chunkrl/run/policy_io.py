@@ -20,6 +20,7 @@ from chunkrl.data.action_encoding import ActionEncoding
 from chunkrl.data.normalize import Normalizer
 from chunkrl.data.resize import Resize
 from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.files.tensor_files import load_module
 from chunkrl.manifest import MANIFEST_FILE, check_listed
 from chunkrl.models.acting import CameraInput, ObservationInput, check_request
 from chunkrl.models.acting_policy import ASKED, ActingPolicy, Asked
@@ -35,7 +36,6 @@ from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.pi.weights import WEIGHTS_FILE, WEIGHTS_INDEX
 from chunkrl.models.policy import ChunkShape, PolicyNetwork
 from chunkrl.models.value_head import ValueHead
-from chunkrl.tensor_files import load_module
 from chunkrl.training.checkpoint import VALUES, load_state, save_state
 from chunkrl.training.config import ActionMode
 from chunkrl.training.distributed import gather_state

@@ -1,7 +1,7 @@
 """Whether all that lies in a run's folder is of one run: its configuration, records, checkpoints, values and policy.
 
-Commands do not mix runs (`chunkrl.output_folder`); releases of before did, and copies by hand do. What then lies
-beside a config.json is of other settings, and every number about it would be false.
+Commands do not mix runs (`chunkrl.files.output_folder`); releases of before did, and copies by hand do. What then
+lies beside a config.json is of other settings, and every number about it would be false.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from chunkrl.data.json_files import as_json, first_object, leaves
 from chunkrl.data.sidecar import read_metadata
 from chunkrl.errors import ChunkRLError, OutputFolderError
-from chunkrl.output_folder import KINDS
-from chunkrl.train_config import TrainConfig
+from chunkrl.files.json_files import as_json, first_object, leaves
+from chunkrl.files.output_folder import KINDS
+from chunkrl.run.config import TrainConfig
+from chunkrl.run.folder import FREE, run_config, without_label_files
+from chunkrl.run.policy_io import read_spec
 from chunkrl.training.checkpoint import VALUES, read_plain
 from chunkrl.training.metrics import MEASURED, METRICS_FILE
-from chunkrl.training.policy_io import read_spec
-from chunkrl.training.run_folder import FREE, run_config, without_label_files
 
 SETTINGS = "settings"
 """Key in the metadata of a run's values: `settings_of` what made them."""

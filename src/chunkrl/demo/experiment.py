@@ -28,25 +28,25 @@ from tqdm import tqdm
 from chunkrl.algorithms.config import BalanceConfig, DistilConfig
 from chunkrl.algorithms.registry import METHODS
 from chunkrl.algorithms.value_config import ValueFit
+from chunkrl.algorithms.values_io import values_file
 from chunkrl.algorithms.weights import THIRDS
-from chunkrl.commands import train_until_stopped
-from chunkrl.data.atomic import replace_file
+from chunkrl.collect.command import CollectConfig, collect_dataset
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.frames import FrameTable
-from chunkrl.envs.collect import CollectConfig, collect_dataset
 from chunkrl.envs.metaworld import ACTION_DIM, MetaWorldEnv
 from chunkrl.envs.scripted import CONTROLLERS, Mixture, MixtureConfig
 from chunkrl.evaluation.rollout import evaluate, initial_seeds
-from chunkrl.evaluation.statistics import auc
+from chunkrl.files.atomic import replace_file
 from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.models.config import PolicyConfig
-from chunkrl.offline import ChunkLevelOfflineRL
 from chunkrl.progress import Progress, silent
-from chunkrl.train_config import Objective, TrainConfig
+from chunkrl.run.command import train_until_stopped
+from chunkrl.run.config import Objective, TrainConfig
+from chunkrl.run.offline import ChunkLevelOfflineRL
+from chunkrl.run.policy_io import load_policy
+from chunkrl.statistics import auc
 from chunkrl.training.config import ActionMode
-from chunkrl.training.policy_io import load_policy
 from chunkrl.training.trainer import NonFiniteLossError
-from chunkrl.training.values_io import values_file
 
 NUM_ENVS = 10  # simulators a process steps together
 

@@ -15,7 +15,18 @@ import torch
 
 from chunkrl import __version__, ranks
 from chunkrl.algorithms.best_of_n import QEnsemble
-from chunkrl.build import (
+from chunkrl.algorithms.values_io import save_values
+from chunkrl.data.collection import ChunkCollection
+from chunkrl.errors import CheckpointError, ChunkRLError, LabelError, TrainingStopped
+from chunkrl.files.atomic import write_text
+from chunkrl.files.regular_files import is_there
+from chunkrl.integration.pi_chunks import use_pi_chunks
+from chunkrl.models.acting_policy import ActingPolicy
+from chunkrl.models.pi.actor import PiActor
+from chunkrl.models.pi.learner import PiLearner
+from chunkrl.progress import Progress, silent
+from chunkrl.run.begin import begin_run, held_by_main, planned_folder
+from chunkrl.run.build import (
     build_algorithm,
     choose_device,
     open_data,
@@ -23,24 +34,9 @@ from chunkrl.build import (
     with_data_decided,
     with_labels_used,
 )
-from chunkrl.data.atomic import write_text
-from chunkrl.data.collection import ChunkCollection
-from chunkrl.data.regular_files import is_there
-from chunkrl.errors import CheckpointError, ChunkRLError, LabelError, TrainingStopped
-from chunkrl.integration.pi_chunks import use_pi_chunks
-from chunkrl.models.acting_policy import ActingPolicy
-from chunkrl.models.pi.actor import PiActor
-from chunkrl.models.pi.learner import PiLearner
-from chunkrl.progress import Progress, silent
-from chunkrl.settings import Settings
-from chunkrl.train_checks import check_config
-from chunkrl.train_config import TrainConfig
-from chunkrl.training.data_source import DataSource, FixedData
-from chunkrl.training.distributed import gather_policy
-from chunkrl.training.plan import TrainingPlan, make_plan, measured, rehearse
-from chunkrl.training.policy_io import ChunkPolicy, PolicySpec, QSpec, pi_q_state, save_pi_policy
-from chunkrl.training.run_begin import begin_run, held_by_main, planned_folder
-from chunkrl.training.run_folder import (
+from chunkrl.run.checks import check_config
+from chunkrl.run.config import TrainConfig
+from chunkrl.run.folder import (
     DECIDED,
     check_same_run,
     find_checkpoint,
@@ -49,10 +45,14 @@ from chunkrl.training.run_folder import (
     run_config,
     save_run,
 )
-from chunkrl.training.run_parts import SETTINGS, settings_of
+from chunkrl.run.parts import SETTINGS, settings_of
+from chunkrl.run.plan import TrainingPlan, make_plan, measured, rehearse
+from chunkrl.run.policy_io import ChunkPolicy, PolicySpec, QSpec, pi_q_state, save_pi_policy
+from chunkrl.settings import Settings
+from chunkrl.training.data_source import DataSource, FixedData
+from chunkrl.training.distributed import gather_policy
 from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.training.value_videos import ValueVideos
-from chunkrl.training.values_io import save_values
 
 VERSIONS_FILE = "versions.json"  # in a run's folder: what it was last started with
 # what loading a state raises that other settings, or another version, wrote
@@ -166,8 +166,8 @@ class ChunkLevelOfflineRL:
         num_epochs given here stands in place of the configuration's num_epochs and num_updates.
 
         Starts from the seed, or from the checkpoint of `config.resume` or `load`. The run folder (`run_dir`, begun
-        here: `chunkrl.output_folder`) gets config.json, run.json, versions.json, tensorboard/, checkpoints/, policy/
-        and values.parquet (value, advantage and weight of every frame, where the objective has them;
+        here: `chunkrl.files.output_folder`) gets config.json, run.json, versions.json, tensorboard/, checkpoints/,
+        policy/ and values.parquet (value, advantage and weight of every frame, where the objective has them;
         values-1.parquet and so on of the additional data sets).
 
         Raises TrainingStopped where `stop` was called, OutputFolderError where `config.output_dir` holds a run that
@@ -304,7 +304,7 @@ class ChunkLevelOfflineRL:
         )
 
     def save(self, folder: str | Path) -> None:
-        """Writes the deployable policy to `folder`; `training.policy_io.load_policy` reads it.
+        """Writes the deployable policy to `folder`; `run.policy_io.load_policy` reads it.
 
         A pi policy becomes a LeRobot folder, with Q in a folder of its own in it; where an average is kept, it is
         what is saved.

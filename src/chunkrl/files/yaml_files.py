@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from chunkrl.data.json_files import parse_json
-from chunkrl.data.regular_files import open_regular
 from chunkrl.errors import ChunkRLError
+from chunkrl.files.json_files import parse_json
+from chunkrl.files.regular_files import open_regular
 
 MAX_BYTES = 1 << 20  # of a file that a person wrote
 

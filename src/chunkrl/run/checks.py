@@ -9,10 +9,10 @@ from typing import get_args
 
 from chunkrl.algorithms.config import HumanRule
 from chunkrl.algorithms.registry import METHODS
+from chunkrl.algorithms.values_io import values_file
 from chunkrl.config import changed_settings
 from chunkrl.errors import ChunkRLError
-from chunkrl.train_config import TrainConfig
-from chunkrl.training.values_io import values_file
+from chunkrl.run.config import TrainConfig
 
 
 def check_config(config: TrainConfig, has_data: bool = False) -> None:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from chunkrl.data.regular_files import open_regular
 from chunkrl.errors import ChunkRLError
+from chunkrl.files.regular_files import open_regular
 
 MAX_BYTES = 1 << 30  # of a file, or of a line
 MAX_DEPTH = 64

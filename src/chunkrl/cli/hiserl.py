@@ -15,8 +15,8 @@ from typing import Any
 from chunkrl.errors import ChunkRLError
 from chunkrl.online.actor_command import ActorCommand
 from chunkrl.online.learner_config import LearnerConfig
+from chunkrl.run.config import TrainConfig
 from chunkrl.settings import Settings
-from chunkrl.train_config import TrainConfig
 
 UNKNOWN = "nothing was taken of it; docs/training.md has a table of what is set where"
 _CAMERA = "observation.images."

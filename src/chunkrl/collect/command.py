@@ -17,16 +17,16 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.dataset as pds
 
-from chunkrl.data.atomic import write_text
-from chunkrl.data.json_files import as_json, read_json
+from chunkrl.collect.config import CollectCommand, CollectConfig, CollectPlan, plan
+from chunkrl.collect.episode import CollectedEpisode, EpisodeMaker
 from chunkrl.data.metadata import integer
 from chunkrl.data.writer import DatasetWriter
-from chunkrl.envs.collect_config import CollectCommand, CollectConfig, CollectPlan, plan
-from chunkrl.envs.collect_episode import CollectedEpisode, EpisodeMaker
 from chunkrl.envs.registry import asset_fingerprint, opengl_library, prepare
 from chunkrl.envs.workers import Lost, Workers
 from chunkrl.errors import CheckpointError, ChunkRLError, DatasetError
-from chunkrl.output_folder import begin_folder
+from chunkrl.files.atomic import write_text
+from chunkrl.files.json_files import as_json, read_json
+from chunkrl.files.output_folder import begin_folder
 from chunkrl.progress import Progress, silent
 
 __all__ = ["CollectCommand", "CollectConfig", "collect", "collect_dataset", "collect_episodes"]
@@ -162,8 +162,8 @@ def _record(planned: CollectPlan, progress: Progress) -> dict[str, Any]:
         _LOST: 0,
     }
     if config.policy is not None:
-        from chunkrl.build import choose_device  # both import torch
         from chunkrl.integration.chunk_cache import fingerprint
+        from chunkrl.run.build import choose_device  # both import torch
 
         folder = Path(config.policy)
         if not folder.is_dir():

@@ -10,13 +10,13 @@ from typing import Any
 
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.config import load_config, save_config
-from chunkrl.data.json_files import read_json
 from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS
-from chunkrl.data.regular_files import is_there, open_regular
 from chunkrl.errors import CheckpointError, ChunkRLError
-from chunkrl.train_config import TrainCommand, TrainConfig, as_fresh, going_on
+from chunkrl.files.json_files import read_json
+from chunkrl.files.regular_files import is_there, open_regular
+from chunkrl.run.config import TrainCommand, TrainConfig, as_fresh, going_on
+from chunkrl.run.policy_io import PolicySpec, read_spec
 from chunkrl.training.checkpoint import VALUES, left_behind, load_state
-from chunkrl.training.policy_io import PolicySpec, read_spec
 
 RUN_FILE = "run.json"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from chunkrl.envs.collect_config import CONTROLLER, INITIAL_SEED, SUBGOAL_KINDS, CollectPlan
+from chunkrl.collect.config import CONTROLLER, INITIAL_SEED, SUBGOAL_KINDS, CollectPlan
 from chunkrl.envs.libero_goals import KINDS, LiberoGoals, onset_kinds
 from chunkrl.envs.pool import CannotServeError
 from chunkrl.envs.protocol import EnvStep
@@ -114,7 +114,7 @@ class EpisodeMaker:
         env = make_env(name, self._plan.options)
         policy = None
         if config.policy is not None:
-            from chunkrl.envs.learned import load_acting, make_controller  # imports torch
+            from chunkrl.collect.learned import load_acting, make_controller  # imports torch
 
             if self._policy is None:
                 self._policy = load_acting(config)

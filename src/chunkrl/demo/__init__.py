@@ -1,0 +1,1 @@
+"""`chunkrl demo`: training and evaluation from nothing in minutes, and the experiment that benchmarks repeat."""
