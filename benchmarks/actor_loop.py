@@ -24,15 +24,14 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from chunkrl.envs.action_guard import ActionSpace
 from chunkrl.envs.fake_robot import FakeRobot
 from chunkrl.envs.robot import RobotEnvironment
 from chunkrl.files.atomic import write_text
-from chunkrl.online.action_guard import ActionSpace
-from chunkrl.online.actor import Actor, ActorConfig, ActorSummary
-from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig
-from chunkrl.online.config import SwapAt
-from chunkrl.online.control import ControlRate
-from chunkrl.online.policy_runner import PolicyRunner
+from chunkrl.online.actor.actor import Actor, ActorConfig, ActorSummary
+from chunkrl.online.actor.executor import ChunkExecutor, ControlRate, ExecutionConfig
+from chunkrl.online.actor.policy_runner import PolicyRunner
+from chunkrl.online.link.config import SwapAt
 from chunkrl.types import Observation
 
 
@@ -67,7 +66,7 @@ class LoopConfig:
 
 
 class WidePolicy:
-    """`chunkrl.online.policy_runner.RunnablePolicy`: an MLP from the state to a chunk near 0."""
+    """`chunkrl.online.actor.policy_runner.RunnablePolicy`: an MLP from the state to a chunk near 0."""
 
     cameras: tuple[str, ...] = ()
 

@@ -29,11 +29,11 @@ import numpy as np
 import tyro
 
 from chunkrl.files.atomic import write_text
-from chunkrl.online.config import ConnectConfig
-from chunkrl.online.item_spool import ItemSpool
-from chunkrl.online.records import EpisodeSummary, Hello, StepRecord, StreamSpec, new_id
-from chunkrl.online.sender import LearnerClient, SpoolSender, UnreachableError
-from chunkrl.online.spool import Spool
+from chunkrl.online.actor.recorder import ItemSpool
+from chunkrl.online.link.config import ConnectConfig
+from chunkrl.online.link.records import EpisodeSummary, Hello, StepRecord, StreamSpec, new_id
+from chunkrl.online.link.sender import LearnerClient, SpoolSender, UnreachableError
+from chunkrl.online.link.spool import Spool
 from chunkrl.training.metrics import METRICS_FILE, read_records
 
 STATE_DIM, ACTION_DIM, EPISODE_STEPS = 39, 4, 100

@@ -40,8 +40,8 @@ import tyro
 from benchmarks.success_curves import SuccessCurve, picture, table
 from chunkrl.algorithms.registry import METHODS
 from chunkrl.files.atomic import write_text
-from chunkrl.online.config import CorrectionRule
-from chunkrl.online.learner_evaluation import FOLDER, read_results
+from chunkrl.online.learner.evaluation import FOLDER, read_results
+from chunkrl.online.link.config import CorrectionRule
 
 ARMS = ("corrected", "online", "offline")
 _NAMES = {

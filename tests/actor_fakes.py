@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from chunkrl.data.normalize import Normalizer
+from chunkrl.envs.action_guard import ActionSpace
 from chunkrl.envs.fake_robot import FakeRobot
 from chunkrl.envs.metaworld import ACTION_DIM, STATE_DIM
 from chunkrl.envs.protocol import EnvStep
@@ -16,9 +17,8 @@ from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.models.encoders import ObservationSpec
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.policy import ChunkShape
-from chunkrl.online.action_guard import ActionSpace
-from chunkrl.online.control import ControlRate
-from chunkrl.online.policy_runner import PolicyChunk
+from chunkrl.online.actor.executor import ControlRate
+from chunkrl.online.actor.policy_runner import PolicyChunk
 from chunkrl.run.policy_io import ChunkPolicy, PolicySpec
 
 

@@ -13,13 +13,13 @@ import numpy as np
 
 from chunkrl.envs.gym_hil import GymHilEnv
 from chunkrl.envs.protocol import EnvStep
-from chunkrl.online import keys as key_module
-from chunkrl.online import station
-from chunkrl.online.actor_command import ActorCommand
-from chunkrl.online.actor_session import run_actor
-from chunkrl.online.records import StepRecord
-from chunkrl.online.spool import Spool
-from chunkrl.online.wire import decode_item
+from chunkrl.online.actor.actor import station
+from chunkrl.online.actor.command import ActorCommand
+from chunkrl.online.actor.session import run_actor
+from chunkrl.online.human import keys as key_module
+from chunkrl.online.link.records import StepRecord
+from chunkrl.online.link.spool import Spool
+from chunkrl.online.link.wire import decode_item
 
 
 class Person:

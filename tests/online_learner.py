@@ -5,12 +5,12 @@ from pathlib import Path
 
 from online_records import SPEC, episode, episode_id
 
-from chunkrl.online.config import ReplayConfig
-from chunkrl.online.intake import EpisodeIntake
-from chunkrl.online.records import Hello, Item
-from chunkrl.online.replay import Replay
-from chunkrl.online.streams import ReceivedStreams
-from chunkrl.online.wire import Batch, encode_item
+from chunkrl.online.learner.intake import EpisodeIntake
+from chunkrl.online.learner.replay import Replay
+from chunkrl.online.link.config import ReplayConfig
+from chunkrl.online.link.records import Hello, Item
+from chunkrl.online.link.streams import ReceivedStreams
+from chunkrl.online.link.wire import Batch, encode_item
 
 CONFIG = ReplayConfig(shard_episodes=4, cameras="image")
 

@@ -18,16 +18,16 @@ from online_peers import SMALL
 from online_records import SPEC, step
 
 from chunkrl.errors import ChunkRLError, SpoolError
-from chunkrl.online.config import ConnectConfig, ListenConfig, ReplayConfig
-from chunkrl.online.intake import EpisodeIntake
-from chunkrl.online.item_spool import ItemSpool
-from chunkrl.online.records import EpisodeSummary, Hello, Item, TensorData, WeightPush, new_id
-from chunkrl.online.replay import Replay
-from chunkrl.online.sender import LearnerClient, SpoolSender, UnreachableError
-from chunkrl.online.spool import Spool
-from chunkrl.online.streams import ReceivedStreams
-from chunkrl.online.transport import ReceiverLimits, SpoolReceiver
-from chunkrl.online.versions import VersionCounter
+from chunkrl.online.actor.recorder import ItemSpool
+from chunkrl.online.learner.intake import EpisodeIntake
+from chunkrl.online.learner.replay import Replay
+from chunkrl.online.link.config import ConnectConfig, ListenConfig, ReplayConfig
+from chunkrl.online.link.records import EpisodeSummary, Hello, Item, TensorData, WeightPush, new_id
+from chunkrl.online.link.sender import LearnerClient, SpoolSender, UnreachableError
+from chunkrl.online.link.spool import Spool
+from chunkrl.online.link.streams import ReceivedStreams
+from chunkrl.online.link.transport import ReceiverLimits, SpoolReceiver
+from chunkrl.online.link.weights import VersionCounter
 
 SHARDS = ReplayConfig(shard_episodes=10, cameras="image")
 

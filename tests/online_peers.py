@@ -15,13 +15,13 @@ from pathlib import Path
 
 from online_records import SPEC, step
 
-from chunkrl.online.config import ConnectConfig, ListenConfig
-from chunkrl.online.records import Hello
-from chunkrl.online.sender import LearnerClient, SenderConfig, SpoolSender
-from chunkrl.online.spool import Spool
-from chunkrl.online.streams import ReceivedStreams
-from chunkrl.online.transport import ReceiverLimits, SpoolReceiver
-from chunkrl.online.wire import encode_item
+from chunkrl.online.link.config import ConnectConfig, ListenConfig
+from chunkrl.online.link.records import Hello
+from chunkrl.online.link.sender import LearnerClient, SenderConfig, SpoolSender
+from chunkrl.online.link.spool import Spool
+from chunkrl.online.link.streams import ReceivedStreams
+from chunkrl.online.link.transport import ReceiverLimits, SpoolReceiver
+from chunkrl.online.link.wire import encode_item
 
 SMALL = SenderConfig(
     batch_bytes=3000, burst_bytes=30_000, call_timeout_s=5, greet_timeout_s=2, poll_s=0.01, first_pause_s=0.02,

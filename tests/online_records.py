@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from chunkrl.online.records import EpisodeSummary, Item, Outcome, StepRecord, StreamSpec
+from chunkrl.online.link.records import EpisodeSummary, Item, Outcome, StepRecord, StreamSpec
 
 SPEC = StreamSpec(10.0, ("x", "y", "z"), ("dx", "grip"), {"front": (8, 12)}, "fake")
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from chunkrl.online.spool import Spool
+from chunkrl.online.link.spool import Spool
 
 
 def payload(sequence: int) -> bytes:

@@ -11,11 +11,11 @@ from actor_fakes import CountingSource
 from torch import nn
 
 from chunkrl.data.hold_action import HoldAction
+from chunkrl.envs.action_guard import ActionGuard, ActionSpace
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import CheckpointError, ChunkRLError
-from chunkrl.online.action_guard import ActionGuard, ActionSpace
-from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig, ProposedAction
-from chunkrl.online.policy_runner import PolicyRunner
+from chunkrl.online.actor.executor import ChunkExecutor, ExecutionConfig, ProposedAction
+from chunkrl.online.actor.policy_runner import PolicyRunner
 from chunkrl.types import Observation
 
 

@@ -22,20 +22,19 @@ from waiting import until
 from chunkrl.config import from_dict
 from chunkrl.envs.metaworld import FULL_STATE
 from chunkrl.errors import ChunkRLError, SpoolError, TransportError
-from chunkrl.online import actor_session
-from chunkrl.online.actor_command import ActorCommand
-from chunkrl.online.actor_session import run_actor
-from chunkrl.online.config import ConnectConfig, CorrectionRule, ListenConfig
-from chunkrl.online.live_view import LiveView
-from chunkrl.online.records import EpisodeSummary, Item, StepRecord
-from chunkrl.online.robot_file import RobotFile
-from chunkrl.online.sender import LearnerClient, UnreachableError
-from chunkrl.online.spool import Spool
-from chunkrl.online.status import WARNING, ActorStatus
-from chunkrl.online.streams import ReceivedStreams
-from chunkrl.online.transport import SpoolReceiver
-from chunkrl.online.weights import make_push
-from chunkrl.online.wire import decode_item
+from chunkrl.online.actor.actor import session as actor_session
+from chunkrl.online.actor.command import ActorCommand
+from chunkrl.online.actor.session import run_actor
+from chunkrl.online.actor.station import RobotFile
+from chunkrl.online.link.config import ConnectConfig, CorrectionRule, ListenConfig
+from chunkrl.online.link.records import EpisodeSummary, Item, StepRecord
+from chunkrl.online.link.sender import LearnerClient, UnreachableError
+from chunkrl.online.link.spool import Spool
+from chunkrl.online.link.streams import ReceivedStreams
+from chunkrl.online.link.transport import SpoolReceiver
+from chunkrl.online.link.weights import make_push
+from chunkrl.online.link.wire import decode_item
+from chunkrl.online.status import WARNING, ActorStatus, LiveView
 from chunkrl.training.metrics import METRICS_FILE, read_records
 
 ROBOT = {

@@ -3,7 +3,7 @@
 import pytest
 
 from chunkrl.errors import ChunkRLError
-from chunkrl.online.control import ControlRate
+from chunkrl.online.actor.executor import ControlRate
 
 
 class FakeClock:

@@ -12,13 +12,12 @@ from online_records import SPEC, episode
 from test_actor_command import Learner, _command
 
 from chunkrl.errors import ChunkRLError, SpoolError
-from chunkrl.online import actor_session
-from chunkrl.online.actor_session import run_actor
-from chunkrl.online.item_spool import ItemSpool
-from chunkrl.online.kept import KEPT_FILE, Kept, read_kept
-from chunkrl.online.records import EpisodeSummary, Outcome
-from chunkrl.online.spool import Spool
-from chunkrl.online.weights import make_push
+from chunkrl.online.actor.actor import session as actor_session
+from chunkrl.online.actor.recorder import KEPT_FILE, ItemSpool, Kept, read_kept
+from chunkrl.online.actor.session import run_actor
+from chunkrl.online.link.records import EpisodeSummary, Outcome
+from chunkrl.online.link.spool import Spool
+from chunkrl.online.link.weights import make_push
 from chunkrl.training.metrics import METRICS_FILE, read_records
 
 folder, port = test_actor_command.folder, test_actor_command.port
@@ -50,7 +49,7 @@ def test_an_episode_that_a_kill_kept_from_being_counted_is_counted_at_the_next_s
         for item in episode(0, 3):
             sink.append(item)
         with monkeypatch.context() as killed:
-            killed.setattr("chunkrl.online.item_spool.note_kept", lambda *_: None)
+            killed.setattr("chunkrl.online.actor.recorder.note_kept", lambda *_: None)
             for item in episode(1, 4):
                 sink.append(item)
     assert json.loads((tmp_path / KEPT_FILE).read_text())["num_steps"] == 3
@@ -65,7 +64,7 @@ def test_a_full_disk_keeps_no_record_from_being_written_once(tmp_path: Path, mon
     with Spool(tmp_path) as spool:
         sink = ItemSpool(spool, "arm", SPEC)
         with monkeypatch.context() as patch:
-            patch.setattr("chunkrl.online.item_spool.note_kept", full)
+            patch.setattr("chunkrl.online.actor.recorder.note_kept", full)
             assert [sink.append(item) for item in episode(0, 3)] == [0, 1, 2, 3]
         assert "noted after the next one: the disk is full" in caplog.text
         for item in episode(1, 2):

@@ -16,11 +16,10 @@ from chunkrl.envs.fake_robot import FakeLeader
 from chunkrl.envs.metaworld import FULL_STATE
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import ChunkRLError, MissingExtraError
-from chunkrl.online.config import CorrectionRule
-from chunkrl.online.intervention import EpisodePhases, Phase
-from chunkrl.online.keys import PynputKeys, TerminalKeys, key_source
-from chunkrl.online.leader_arm import Handover, LeaderArm
-from chunkrl.online.scripted_corrector import ScriptedCorrector, task_distance
+from chunkrl.online.human.correctors import Handover, LeaderArm, ScriptedCorrector, task_distance
+from chunkrl.online.human.intervention import EpisodePhases, Phase
+from chunkrl.online.human.keys import PynputKeys, TerminalKeys, key_source
+from chunkrl.online.link.config import CorrectionRule
 
 # ---- phases
 

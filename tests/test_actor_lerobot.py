@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from actor_fakes import CountingSource, fake_rate
 
+from chunkrl.envs.action_guard import ActionSpace
 from chunkrl.envs.robot import RobotEnvironment
 from chunkrl.errors import ChunkRLError, MissingExtraError
 from chunkrl.integration.lerobot_devices import LeRobotLeader, LeRobotRobot, lerobot_robot, make_device
 from chunkrl.integration.lerobot_processors import ProcessedDevice, ProcessorFiles, processed
-from chunkrl.online.action_guard import ActionSpace
-from chunkrl.online.actor import Actor, ActorConfig, Human
-from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig
-from chunkrl.online.keys import ScriptedKeys
-from chunkrl.online.leader_arm import Handover, LeaderArm
-from chunkrl.online.records import StepRecord
+from chunkrl.online.actor.actor import Actor, ActorConfig, Human
+from chunkrl.online.actor.executor import ChunkExecutor, ExecutionConfig
+from chunkrl.online.human.correctors import Handover, LeaderArm
+from chunkrl.online.human.keys import ScriptedKeys
+from chunkrl.online.link.records import StepRecord
 
 JOINTS = ("shoulder_pan", "elbow_flex", "gripper")
 KEYS = tuple(f"{joint}.pos" for joint in JOINTS)

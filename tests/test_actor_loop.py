@@ -8,27 +8,25 @@ import numpy as np
 import pytest
 from actor_fakes import CountingSource, fake_rate, robot_rig
 
+from chunkrl.envs.action_guard import ActionSpace
 from chunkrl.envs.fake_robot import FakeLeader, FakeRobot
 from chunkrl.envs.metaworld import FULL_STATE, MetaWorldEnv
 from chunkrl.envs.metaworld_family import MetaWorldFamily
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.envs.robot import Home, PacedEnvironment, RobotEnvironment, RobotState
 from chunkrl.errors import ChunkRLError
-from chunkrl.online.action_guard import ActionSpace
-from chunkrl.online.actor import Actor, ActorConfig, Human
-from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig
-from chunkrl.online.config import CorrectionRule
-from chunkrl.online.intervention import Corrector
-from chunkrl.online.item_spool import ItemSpool
-from chunkrl.online.keys import ScriptedKeys
-from chunkrl.online.leader_arm import Handover, LeaderArm
-from chunkrl.online.policy_runner import PolicyChunk
-from chunkrl.online.recorder import stream_spec
-from chunkrl.online.records import EpisodeSummary, Item, StepRecord
-from chunkrl.online.scripted_corrector import ScriptedCorrector
-from chunkrl.online.spool import Spool
+from chunkrl.online.actor.actor import Actor, ActorConfig, Human
+from chunkrl.online.actor.executor import ChunkExecutor, ExecutionConfig
+from chunkrl.online.actor.policy_runner import PolicyChunk
+from chunkrl.online.actor.recorder import ItemSpool, stream_spec
+from chunkrl.online.human.correctors import Handover, LeaderArm, ScriptedCorrector
+from chunkrl.online.human.intervention import Corrector
+from chunkrl.online.human.keys import ScriptedKeys
+from chunkrl.online.link.config import CorrectionRule
+from chunkrl.online.link.records import EpisodeSummary, Item, StepRecord
+from chunkrl.online.link.spool import Spool
+from chunkrl.online.link.wire import decode_item
 from chunkrl.online.status import ActorStatus, StatusLine
-from chunkrl.online.wire import decode_item
 
 START = ("2", "")
 

@@ -21,13 +21,12 @@ from waiting import until
 
 from chunkrl.data.frames import FrameTable
 from chunkrl.errors import ChunkRLError
-from chunkrl.online.actor_session import run_actor
-from chunkrl.online.item_spool import ItemSpool
-from chunkrl.online.kept import KEPT_FILE
-from chunkrl.online.recordings import store_recordings
-from chunkrl.online.replay import Replay
-from chunkrl.online.spool import Spool
-from chunkrl.online.streams import STREAM_FILE
+from chunkrl.online.actor.recorder import KEPT_FILE, ItemSpool
+from chunkrl.online.actor.session import run_actor
+from chunkrl.online.learner.intake import store_recordings
+from chunkrl.online.learner.replay import Replay
+from chunkrl.online.link.spool import Spool
+from chunkrl.online.link.streams import STREAM_FILE
 
 folder, port = test_actor_command.folder, test_actor_command.port
 

@@ -6,17 +6,17 @@ import torch
 from actor_fakes import small_policy
 from pi_tiny import observation, tiny_policy
 
+from chunkrl.envs.action_guard import ActionSpace
 from chunkrl.envs.metaworld import ACTION_DIM, MetaWorldEnv
 from chunkrl.envs.metaworld_family import MetaWorldFamily
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.models.pi.actor import PiActor
-from chunkrl.online.action_guard import ActionSpace
-from chunkrl.online.actor import Actor, ActorConfig, Human
-from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig
-from chunkrl.online.config import CorrectionRule
-from chunkrl.online.policy_runner import PolicyRunner
-from chunkrl.online.records import Item, StepRecord
-from chunkrl.online.scripted_corrector import ScriptedCorrector
+from chunkrl.online.actor.actor import Actor, ActorConfig, Human
+from chunkrl.online.actor.executor import ChunkExecutor, ExecutionConfig
+from chunkrl.online.actor.policy_runner import PolicyRunner
+from chunkrl.online.human.correctors import ScriptedCorrector
+from chunkrl.online.link.config import CorrectionRule
+from chunkrl.online.link.records import Item, StepRecord
 
 
 def test_a_small_policy_runs_on_metaworld_and_changes_its_weights_on_the_way():

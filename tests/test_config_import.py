@@ -13,7 +13,7 @@ from chunkrl.cli.arguments import parse
 from chunkrl.cli.hiserl import UNKNOWN, import_hiserl
 from chunkrl.config import load_config
 from chunkrl.errors import ChunkRLError
-from chunkrl.online.robot_file import RobotFile
+from chunkrl.online.actor.station import RobotFile
 from chunkrl.run.checks import check_config
 from chunkrl.settings import Settings
 

@@ -249,8 +249,8 @@ def test_a_robot_moves_at_the_rate_of_the_policys_data(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("grpc", reason="needs chunkrl[online]")
-    from chunkrl.online.actor_command import ActorCommand
-    from chunkrl.online.station import open_station
+    from chunkrl.online.actor.command import ActorCommand
+    from chunkrl.online.actor.station import open_station
 
     data = write(
         tmp_path / "d", lambda rng, ok: {n: v[:, :3] if v.ndim == 2 else v for n, v in arm(rng, ok).items()}

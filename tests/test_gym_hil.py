@@ -16,9 +16,9 @@ from chunkrl.envs.gym_hil import ACTION_DIM, CAMERAS, STATE_DIM
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.envs.registry import describe, expand
 from chunkrl.errors import ChunkRLError
-from chunkrl.online.intervention import Command
-from chunkrl.online.keyboard_corrector import MOTIONS, KeyboardCorrector
-from chunkrl.online.keys import ScriptedKeys
+from chunkrl.online.human.correctors import MOTIONS, KeyboardCorrector
+from chunkrl.online.human.intervention import Command
+from chunkrl.online.human.keys import ScriptedKeys
 
 LIVE = Path(__file__).parent / "hil_live.py"
 needs_scene = pytest.mark.skipif(

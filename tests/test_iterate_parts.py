@@ -212,7 +212,7 @@ def test_interventions_of_a_scripted_corrector(tmp_path: Path, capsys: pytest.Ca
     """MetaWorld's expert takes over from a policy that does nothing of use; a session that is cut off begins anew."""
     pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
     pytest.importorskip("grpc", reason="needs the extra chunkrl[online]")
-    from chunkrl.online.recordings import store_recordings
+    from chunkrl.online.learner.intake import store_recordings
 
     collect = f"collect --env reach-v3 --output-dir {tmp_path / 'data'} --num-episodes 4 --max-steps 20"
     main([*collect.split(), "--num-workers", "0"])

@@ -379,10 +379,10 @@ def test_the_learner_finds_them(root: Path, tmp_path: Path, capsys: pytest.Captu
     pytest.importorskip("grpc", reason="needs chunkrl[online]")
     from started import free_address
 
-    from chunkrl.online.config import ListenConfig
-    from chunkrl.online.learner import run_learner
-    from chunkrl.online.learner_config import LearnerConfig
-    from chunkrl.online.learner_data import replay_settings
+    from chunkrl.online.learner.config import LearnerConfig
+    from chunkrl.online.learner.data import replay_settings
+    from chunkrl.online.learner.learner import run_learner
+    from chunkrl.online.link.config import ListenConfig
 
     rule = LabelRule(success="all", step_reward="cost", failure_penalty=0.0)
     file = label(root, rule)

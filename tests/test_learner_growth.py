@@ -29,15 +29,14 @@ from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.models.config import NetworkConfig, PolicyConfig
-from chunkrl.online.config import ReplayConfig
-from chunkrl.online.data_worker import DataWorker
-from chunkrl.online.learner_config import LearnerConfig, LearnerReplay, OnlineConfig
-from chunkrl.online.learner_data import Generation, LearnerData, replay_settings
-from chunkrl.online.learner_source import OnlineSource
-from chunkrl.online.records import Hello, StepRecord
-from chunkrl.online.replay import Replay
-from chunkrl.online.streams import ReceivedStreams
-from chunkrl.online.wire import Batch, encode_item
+from chunkrl.online.learner.config import LearnerConfig, LearnerReplay, OnlineConfig
+from chunkrl.online.learner.data import DataWorker, Generation, LearnerData, replay_settings
+from chunkrl.online.learner.replay import Replay
+from chunkrl.online.learner.source import OnlineSource
+from chunkrl.online.link.config import ReplayConfig
+from chunkrl.online.link.records import Hello, StepRecord
+from chunkrl.online.link.streams import ReceivedStreams
+from chunkrl.online.link.wire import Batch, encode_item
 from chunkrl.progress import silent
 from chunkrl.training.data_source import FixedData
 

@@ -22,9 +22,8 @@ from chunkrl.data import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.models.config import LoRAConfig
 from chunkrl.models.pi.actor import PiActor
-from chunkrl.online.policy_runner import PolicyRunner
-from chunkrl.online.publisher import snapshot
-from chunkrl.online.weights import make_push, push_tensors
+from chunkrl.online.actor.policy_runner import PolicyRunner
+from chunkrl.online.link.weights import make_push, push_tensors, snapshot
 from chunkrl.run.policy_io import load_policy
 
 

@@ -22,18 +22,17 @@ from waiting import until
 
 from chunkrl.cli import main
 from chunkrl.errors import ChunkRLError, TransportError
-from chunkrl.online.actor_command import ActorCommand
-from chunkrl.online.actor_session import run_actor
-from chunkrl.online.config import ConnectConfig, ListenConfig, ReplayConfig
-from chunkrl.online.learner import CONFIG_FILE
-from chunkrl.online.learner_view import LearnerView
-from chunkrl.online.records import Hello, StepRecord, Welcome
-from chunkrl.online.replay import Replay
-from chunkrl.online.sender import LearnerClient, UnreachableError
-from chunkrl.online.spool import Spool
-from chunkrl.online.status import WARNING
-from chunkrl.online.streams import ReceivedStreams
-from chunkrl.online.transport import SpoolReceiver
+from chunkrl.online.actor.command import ActorCommand
+from chunkrl.online.actor.session import run_actor
+from chunkrl.online.learner.learner import CONFIG_FILE
+from chunkrl.online.learner.replay import Replay
+from chunkrl.online.link.config import ConnectConfig, ListenConfig, ReplayConfig
+from chunkrl.online.link.records import Hello, StepRecord, Welcome
+from chunkrl.online.link.sender import LearnerClient, UnreachableError
+from chunkrl.online.link.spool import Spool
+from chunkrl.online.link.streams import ReceivedStreams
+from chunkrl.online.link.transport import SpoolReceiver
+from chunkrl.online.status import WARNING, LearnerView
 from chunkrl.report.run import render_run
 from chunkrl.report.training_run import load_run
 from chunkrl.run.policy_io import load_policy

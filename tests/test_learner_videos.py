@@ -20,12 +20,12 @@ from test_value_videos import Renderers, decoded, near
 from waiting import until
 
 from chunkrl.errors import ChunkRLError
-from chunkrl.online.config import ReplayConfig
-from chunkrl.online.learner_config import LearnerConfig
-from chunkrl.online.learner_data import Generation, LearnerData
-from chunkrl.online.learner_videos import EpisodeVideos, write_episode_video
-from chunkrl.online.records import StepRecord
-from chunkrl.online.replay import Replay
+from chunkrl.online.learner.config import LearnerConfig
+from chunkrl.online.learner.data import Generation, LearnerData
+from chunkrl.online.learner.replay import Replay
+from chunkrl.online.learner.videos import EpisodeVideos, write_episode_video
+from chunkrl.online.link.config import ReplayConfig
+from chunkrl.online.link.records import StepRecord
 from chunkrl.report.value_video import HUMAN
 from chunkrl.run.checks import check_config
 from chunkrl.run.config import TrainConfig

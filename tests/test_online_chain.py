@@ -10,19 +10,18 @@ from online_peers import SMALL
 
 from chunkrl.data import ChunkDataset, ChunkSettings
 from chunkrl.envs.protocol import EnvStep
-from chunkrl.online.actor import Actor, ActorConfig, Human
-from chunkrl.online.chunk_executor import ChunkExecutor, ExecutionConfig
-from chunkrl.online.config import ConnectConfig, ListenConfig, ReplayConfig
-from chunkrl.online.intake import EpisodeIntake
-from chunkrl.online.item_spool import ItemSpool
-from chunkrl.online.keys import ScriptedKeys
-from chunkrl.online.recorder import stream_spec
-from chunkrl.online.records import Hello
-from chunkrl.online.replay import Replay, reading
-from chunkrl.online.sender import LearnerClient, SpoolSender
-from chunkrl.online.spool import Spool
-from chunkrl.online.streams import ReceivedStreams
-from chunkrl.online.transport import SpoolReceiver
+from chunkrl.online.actor.actor import Actor, ActorConfig, Human
+from chunkrl.online.actor.executor import ChunkExecutor, ExecutionConfig
+from chunkrl.online.actor.recorder import ItemSpool, stream_spec
+from chunkrl.online.human.keys import ScriptedKeys
+from chunkrl.online.learner.intake import EpisodeIntake
+from chunkrl.online.learner.replay import Replay, reading
+from chunkrl.online.link.config import ConnectConfig, ListenConfig, ReplayConfig
+from chunkrl.online.link.records import Hello
+from chunkrl.online.link.sender import LearnerClient, SpoolSender
+from chunkrl.online.link.spool import Spool
+from chunkrl.online.link.streams import ReceivedStreams
+from chunkrl.online.link.transport import SpoolReceiver
 from chunkrl.progress import silent
 
 KEYS = [

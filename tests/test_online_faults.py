@@ -22,9 +22,9 @@ from online_peers import certificate
 from started import STARTED, end_all, free_address
 from waiting import until
 
-from chunkrl.online.intake import read_set_aside
-from chunkrl.online.replay import EPISODE_KEY, reading
-from chunkrl.online.streams import ReceivedStreams
+from chunkrl.online.learner.intake import read_set_aside
+from chunkrl.online.learner.replay import EPISODE_KEY, reading
+from chunkrl.online.link.streams import ReceivedStreams
 
 SCRIPT = Path(__file__).with_name("online_live.py")
 

@@ -30,15 +30,14 @@ from chunkrl.cli import main
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import CheckpointError, ChunkRLError, TransportError
 from chunkrl.models.acting_policy import ActingPolicy
-from chunkrl.online.config import ConnectConfig
-from chunkrl.online.item_spool import ItemSpool
-from chunkrl.online.learner import CONFIG_FILE
-from chunkrl.online.policy_runner import PolicyRunner
-from chunkrl.online.publisher import policy_features
-from chunkrl.online.records import Hello, StepRecord
-from chunkrl.online.sender import LearnerClient, SpoolSender
-from chunkrl.online.spool import Spool
-from chunkrl.online.weights import WeightFetcher
+from chunkrl.online.actor.policy_runner import PolicyRunner
+from chunkrl.online.actor.recorder import ItemSpool
+from chunkrl.online.learner.learner import CONFIG_FILE
+from chunkrl.online.link.config import ConnectConfig
+from chunkrl.online.link.records import Hello, StepRecord
+from chunkrl.online.link.sender import LearnerClient, SpoolSender
+from chunkrl.online.link.spool import Spool
+from chunkrl.online.link.weights import WeightFetcher, policy_features
 from chunkrl.run.policy_io import ChunkPolicy, load_policy
 from chunkrl.training.metrics import read_records
 
@@ -251,9 +250,9 @@ def test_a_learner_that_is_killed_goes_on_with_all_data_and_higher_versions(tmp_
 
 
 def test_a_learner_killed_before_it_trained_begins_again_and_one_at_work_keeps_its_settings(tmp_path):
-    from chunkrl.online.learner import _resolved
-    from chunkrl.online.learner_config import LearnerConfig
-    from chunkrl.online.streams import ReceivedStreams
+    from chunkrl.online.learner.config import LearnerConfig
+    from chunkrl.online.learner.learner import _resolved
+    from chunkrl.online.link.streams import ReceivedStreams
     from chunkrl.run.config import TrainConfig
 
     config = LearnerConfig(train=TrainConfig(resume=str(tmp_path), output_dir=str(tmp_path)))
@@ -270,8 +269,8 @@ def test_a_learner_killed_before_it_trained_begins_again_and_one_at_work_keeps_i
 
 
 def test_a_folder_with_an_older_run_is_refused_unless_it_is_resumed(tmp_path, capsys):
-    from chunkrl.online.learner import _begin_folder
-    from chunkrl.online.learner_config import LearnerConfig
+    from chunkrl.online.learner.config import LearnerConfig
+    from chunkrl.online.learner.learner import _begin_folder
     from chunkrl.run.config import TrainConfig
 
     (tmp_path / CONFIG_FILE).write_text("{}")
@@ -298,8 +297,8 @@ def test_a_folder_with_an_older_run_is_refused_unless_it_is_resumed(tmp_path, ca
 
 def test_jump_start_offline_online_offline(tmp_path):
     """Each step begins with the networks of the last one, and the last one has all data."""
-    from chunkrl.online.config import ReplayConfig
-    from chunkrl.online.replay import Replay
+    from chunkrl.online.learner.replay import Replay
+    from chunkrl.online.link.config import ReplayConfig
 
     replay = Replay(tmp_path / "first", SPEC, ReplayConfig(cameras="image"))
     for number in range(6):
@@ -359,7 +358,7 @@ def test_jump_start_offline_online_offline(tmp_path):
 
 
 def test_a_learner_without_room_says_so_and_ends(tmp_path, monkeypatch):
-    from chunkrl.online.intake import EpisodeIntake
+    from chunkrl.online.learner.intake import EpisodeIntake
 
     def full(self, read_bytes=0, enough=None):
         raise ChunkRLError("the disk is full: free some space")
@@ -421,7 +420,7 @@ def test_real_commands_killed_20_times(tmp_path, victims):
     until(lambda: json.loads(stored_until.read_text())["next_sequence"] == sent, 120)
     assert processes["learner"].end(signal.SIGTERM) == 0
     stored = stored_episodes(run / "replay")
-    from chunkrl.online.intake import read_set_aside
+    from chunkrl.online.learner.intake import read_set_aside
 
     aside = [read_set_aside(path) for path in (run / "replay/set_aside").glob("*")]
     assert not {items[0].episode_id for items in aside} & stored.keys()

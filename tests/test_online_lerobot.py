@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from online_records import SPEC, episode
 
-from chunkrl.online.config import ReplayConfig
-from chunkrl.online.records import StepRecord
-from chunkrl.online.replay import EPISODE_KEY, Replay
+from chunkrl.online.learner.replay import EPISODE_KEY, Replay
+from chunkrl.online.link.config import ReplayConfig
+from chunkrl.online.link.records import StepRecord
 
 
 @pytest.mark.lerobot

@@ -13,14 +13,14 @@ from online_records import episode, same, step
 from waiting import until
 
 from chunkrl.errors import RecordError
-from chunkrl.online.config import ListenConfig
-from chunkrl.online.pictures import FEATURE, MAX_UNPACKED_BYTES, pack, pack_item, unpack
+from chunkrl.online.link.config import ListenConfig
+from chunkrl.online.link.pictures import FEATURE, MAX_UNPACKED_BYTES, pack, pack_item, unpack
+from chunkrl.online.link.records import Welcome
+from chunkrl.online.link.spool import Spool
+from chunkrl.online.link.streams import ReceivedStreams
+from chunkrl.online.link.transport import SpoolReceiver
+from chunkrl.online.link.wire import decode_item, encode_item
 from chunkrl.online.proto import online_pb2 as pb
-from chunkrl.online.records import Welcome
-from chunkrl.online.spool import Spool
-from chunkrl.online.streams import ReceivedStreams
-from chunkrl.online.transport import SpoolReceiver
-from chunkrl.online.wire import decode_item, encode_item
 
 SMOOTH = np.broadcast_to(np.arange(12, dtype=np.uint8)[None, :, None] * 21, (8, 12, 3)).copy()
 
@@ -85,7 +85,7 @@ def test_little_data_never_becomes_much_memory():
 def test_pictures_are_packed_for_a_learner_that_knows_how(tmp_path, monkeypatch, knows):
     """An older learner gets raw ones; a newer one stores what came, and both have the same records."""
     features = ("weights", FEATURE) if knows else ("weights",)
-    monkeypatch.setattr("chunkrl.online.transport.FEATURES", features)
+    monkeypatch.setattr("chunkrl.online.link.transport.FEATURES", features)
     streams = ReceivedStreams(tmp_path / "learner")
     receiver = SpoolReceiver(ListenConfig("127.0.0.1:0"), streams)
     port = receiver.start()

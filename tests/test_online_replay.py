@@ -24,15 +24,15 @@ from chunkrl.data.inspect import make_report
 from chunkrl.data.inspect_config import InspectCommand
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.errors import ChunkRLError, DatasetError, RecordError
-from chunkrl.online import replay as rp
-from chunkrl.online.config import ReplayConfig
-from chunkrl.online.intake import EpisodeIntake, read_set_aside
-from chunkrl.online.item_spool import ItemSpool
-from chunkrl.online.records import EpisodeSummary, Hello, Item, StepRecord
-from chunkrl.online.replay import EPISODE_KEY, Replay, reading
-from chunkrl.online.spool import Spool
-from chunkrl.online.streams import ReceivedStreams
-from chunkrl.online.wire import Batch, decode_item, encode_item
+from chunkrl.online.actor.recorder import ItemSpool
+from chunkrl.online.learner.intake import EpisodeIntake, read_set_aside
+from chunkrl.online.learner.learner import replay as rp
+from chunkrl.online.learner.replay import EPISODE_KEY, Replay, reading
+from chunkrl.online.link.config import ReplayConfig
+from chunkrl.online.link.records import EpisodeSummary, Hello, Item, StepRecord
+from chunkrl.online.link.spool import Spool
+from chunkrl.online.link.streams import ReceivedStreams
+from chunkrl.online.link.wire import Batch, decode_item, encode_item
 from chunkrl.progress import silent
 
 KINDS = ("success", "failure", "timeout")

@@ -21,8 +21,8 @@ from online_spool_writer import payload
 from waiting import until
 
 from chunkrl.errors import SpoolError
-from chunkrl.online import segment_file as sf
-from chunkrl.online.spool import Spool
+from chunkrl.online.link import spool_files as sf
+from chunkrl.online.link.spool import Spool
 
 MANY = 2**30
 

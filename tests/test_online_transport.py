@@ -22,14 +22,13 @@ from online_records import SPEC, episode_id
 from waiting import until
 
 from chunkrl.errors import RecordError, SpoolError, TransportError
-from chunkrl.online import transport, wire
-from chunkrl.online.config import ConnectConfig, ListenConfig, parse_address
-from chunkrl.online.records import Hello, TensorData, WeightPush
-from chunkrl.online.sender import LearnerClient, SpoolSender, UnreachableError
-from chunkrl.online.spool import Spool
-from chunkrl.online.streams import ReceivedStreams
-from chunkrl.online.tokens import read_token
-from chunkrl.online.transport import ReceiverLimits, SpoolReceiver
+from chunkrl.online.link import transport, wire
+from chunkrl.online.link.config import ConnectConfig, ListenConfig, parse_address, read_token
+from chunkrl.online.link.records import Hello, TensorData, WeightPush
+from chunkrl.online.link.sender import LearnerClient, SpoolSender, UnreachableError
+from chunkrl.online.link.spool import Spool
+from chunkrl.online.link.streams import ReceivedStreams
+from chunkrl.online.link.transport import ReceiverLimits, SpoolReceiver
 
 TOKEN = "a-token-of-some-length"
 PEERS = Path(__file__).with_name("online_peers.py")

@@ -8,12 +8,11 @@ from torch import nn
 from waiting import until
 
 from chunkrl.errors import CheckpointError, RecordError, TransportError
-from chunkrl.online import wire
-from chunkrl.online.records import TensorData, WeightPush
-from chunkrl.online.sender import SenderConfig, SpoolSender, UnreachableError
-from chunkrl.online.spool import Spool
-from chunkrl.online.versions import VersionCounter
-from chunkrl.online.weights import WeightFetcher, make_push, push_tensors
+from chunkrl.online.link import wire
+from chunkrl.online.link.records import TensorData, WeightPush
+from chunkrl.online.link.sender import SenderConfig, SpoolSender, UnreachableError
+from chunkrl.online.link.spool import Spool
+from chunkrl.online.link.weights import VersionCounter, WeightFetcher, make_push, push_tensors
 
 
 def parameters(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

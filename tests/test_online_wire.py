@@ -14,10 +14,10 @@ from hypothesis.extra import numpy as hnp
 from online_records import SPEC, episode, episode_id, same, step
 
 from chunkrl.errors import RecordError
-from chunkrl.online import wire
-from chunkrl.online.pictures import pack_item
+from chunkrl.online.link import wire
+from chunkrl.online.link.pictures import pack_item
+from chunkrl.online.link.records import ITEM_SIZES, EpisodeSummary, Hello, TensorData, WeightPush, Welcome
 from chunkrl.online.proto import online_pb2 as pb
-from chunkrl.online.records import ITEM_SIZES, EpisodeSummary, Hello, TensorData, WeightPush, Welcome
 
 NUMPY_TYPES = [name for name in ITEM_SIZES if name != "bfloat16"]
 HELLO = Hello("arm", episode_id(7), SPEC, features=("weights",))

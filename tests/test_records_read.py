@@ -29,10 +29,10 @@ from chunkrl.evaluation.evaluation_result import (
     read_evaluation,
     write_evaluation,
 )
-from chunkrl.online.learner_evaluation import FOLDER, RESULTS, read_results
-from chunkrl.online.spool_state import identify, read_watermark
-from chunkrl.online.streams import read_spec
-from chunkrl.online.versions import VersionCounter
+from chunkrl.online.learner.evaluation import FOLDER, RESULTS, read_results
+from chunkrl.online.link.spool_files import identify, read_watermark
+from chunkrl.online.link.streams import read_spec
+from chunkrl.online.link.weights import VersionCounter
 from chunkrl.report.evaluation import write_page
 from chunkrl.training.metrics import METRICS_FILE, Record, read_records
 

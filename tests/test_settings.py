@@ -17,8 +17,8 @@ from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.errors import ChunkRLError
 from chunkrl.files.yaml_files import read_yaml
 from chunkrl.iterate.plan import load_actor
-from chunkrl.online.learner_config import LearnerConfig
-from chunkrl.online.robot_file import RobotFile
+from chunkrl.online.actor.station import RobotFile
+from chunkrl.online.learner.config import LearnerConfig
 from chunkrl.run.config import TrainCommand
 from chunkrl.settings import Settings
 

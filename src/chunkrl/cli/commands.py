@@ -172,8 +172,8 @@ _COMMANDS = (
     Command(
         "learner",
         "trains while actors send episodes, and sends them newer weights",
-        "chunkrl.online.learner_config:LearnerConfig",
-        "chunkrl.online.learner:run_learner",
+        "chunkrl.online.learner.config:LearnerConfig",
+        "chunkrl.online.learner.learner:run_learner",
         common=(
             *("dataset-dir", "init", "objective", "policy.kind", "pi0-config", "listen.address"),
             *(
@@ -186,13 +186,13 @@ _COMMANDS = (
             *("online.updates-per-step", "online.push-s", "evaluation.env", "num-updates"),
             *("output-dir", "batch-size", "lr", "device", "resume"),
         ),
-        resumed="chunkrl.online.learner_config:resumed_learner",
+        resumed="chunkrl.online.learner.config:resumed_learner",
     ),
     Command(
         "actor",
         "a policy acts online, a human corrects, every step goes to the learner",
-        "chunkrl.online.actor_command:ActorCommand",
-        "chunkrl.online.actor_session:run_actor",
+        "chunkrl.online.actor.command:ActorCommand",
+        "chunkrl.online.actor.session:run_actor",
         shows_progress=False,
         common=(
             *("policy", "env", "robot", "output-dir", "actor-id", "connect.address", "connect.token-file"),

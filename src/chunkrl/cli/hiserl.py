@@ -13,8 +13,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from chunkrl.errors import ChunkRLError
-from chunkrl.online.actor_command import ActorCommand
-from chunkrl.online.learner_config import LearnerConfig
+from chunkrl.online.actor.command import ActorCommand
+from chunkrl.online.learner.config import LearnerConfig
 from chunkrl.run.config import TrainConfig
 from chunkrl.settings import Settings
 

@@ -63,7 +63,7 @@ class EnvInfo:
 
 @dataclass(frozen=True)
 class Correction:
-    """What a scripted corrector (`chunkrl.online.scripted_corrector`) needs of an environment.
+    """What a scripted corrector (`chunkrl.online.human.correctors`) needs of an environment.
 
     expert: full state [39] -> action [4]. full_state: the full state now, whatever the policy sees of it.
     """

@@ -44,7 +44,7 @@ class Robot(Protocol):
 
 
 class Pace(Protocol):
-    """The control loop's clock, see `chunkrl.online.control.ControlRate`."""
+    """The control loop's clock, see `chunkrl.online.actor.executor.ControlRate`."""
 
     def start(self) -> None:
         """A stretch of steps begins."""

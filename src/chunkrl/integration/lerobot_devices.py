@@ -169,7 +169,7 @@ class LeRobotRobot:
 
 
 class LeRobotLeader:
-    """A LeRobot leader arm as `chunkrl.online.leader_arm.Teleoperator`.
+    """A LeRobot leader arm as `chunkrl.online.human.correctors.Teleoperator`.
 
     LeRobot 0.4.4's leaders take no feedback (`feedback_features` is empty, the SO leader's `send_feedback` raises),
     so the leader is driven over its own motors: torque and goal positions of `bus`, or of the buses of a pair of

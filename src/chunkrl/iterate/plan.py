@@ -19,7 +19,7 @@ from chunkrl.run.config import TrainConfig
 from chunkrl.settings import Settings
 
 if TYPE_CHECKING:  # it needs the extra `online`
-    from chunkrl.online.actor_command import ActorCommand
+    from chunkrl.online.actor.command import ActorCommand
 
 ROLLOUTS, TRAIN, EVALUATION, SELECTION = "rollouts", "train", "evaluation", "selection"
 _ACTOR_SHARD = "shard-000000"
@@ -189,6 +189,6 @@ class Plan:
 
 def load_actor(file: str) -> ActorCommand:
     """The settings of --rollouts.actor. Raises MissingExtraError without the extra `online`."""
-    from chunkrl.online.actor_command import ActorCommand
+    from chunkrl.online.actor.command import ActorCommand
 
     return Settings(ActorCommand()).of_file(Path(file))

@@ -23,7 +23,7 @@ from chunkrl.label.config import LabelCommand
 from chunkrl.progress import Progress
 
 if TYPE_CHECKING:  # it needs the extra `online`
-    from chunkrl.online.actor_command import ActorCommand
+    from chunkrl.online.actor.command import ActorCommand
 
 
 def collect(command: CollectCommand, progress: Progress) -> Mapping[str, Any]:
@@ -40,8 +40,8 @@ def record(command: ActorCommand, root: Path) -> Mapping[str, Any]:
 
     Raises ChunkRLError where there are fewer episodes than were asked for: somebody quit.
     """
-    from chunkrl.online.actor_session import run_actor
-    from chunkrl.online.recordings import store_recordings
+    from chunkrl.online.actor.session import run_actor
+    from chunkrl.online.learner.intake import store_recordings
 
     run_dir = Path(command.output_dir)
     if command.env is not None:

@@ -1,13 +1,34 @@
-"""What an actor is doing, as one line of a terminal that rewrites itself."""
+"""What an actor or a learner says of itself while it runs: lines, panels, log files.
+
+What an actor is doing, as one line of a terminal that rewrites itself.
+
+What an actor is doing, as a panel on a terminal; `chunkrl.online.status.StatusLine` is the same as lines.
+
+What a learner is doing: a panel on a terminal, else a line now and then.
+
+Where a session's messages go: all to a file in its run folder, warnings to its view too.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from chunkrl.errors import ChunkRLError
 
 
 @dataclass(frozen=True)
@@ -89,3 +110,199 @@ class StatusLine:
 
 def silent(status: ActorStatus) -> None:
     """Shows nothing."""
+
+
+_REFRESHES_HZ = 4
+_STYLES = {
+    "policy": "bold cyan",
+    "human": "bold magenta",
+    "ended: success": "bold green",
+    "ended: failure": "bold red",
+}
+
+
+class LiveView:
+    """A panel that a thread of its own redraws, so that the control loop only leaves its newest status here."""
+
+    def __init__(self, title: str, note: Note, console: Console | None = None) -> None:
+        """note: more rows, asked for at every redraw; see `chunkrl.online.status.Note`."""
+        self._title, self._note = title, note
+        self._console = Console(stderr=True) if console is None else console
+        self._status: ActorStatus | None = None
+        self._live = Live(
+            console=self._console,
+            get_renderable=self.render,
+            refresh_per_second=_REFRESHES_HZ,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._live.start()
+
+    def __call__(self, status: ActorStatus) -> None:
+        """The newest status."""
+        self._status = status
+
+    def close(self) -> None:
+        """Leaves the last panel where it is."""
+        self._live.stop()
+
+    def render(self) -> RenderableType:
+        """The panel now."""
+        rows, warning = self._rows(), ""
+        for name, value in self._note():
+            if name == WARNING:
+                warning = value
+            else:
+                rows.append((name, value))
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            table.add_row(name, Text(value, style=_STYLES.get(value, "")))
+        if warning:
+            table.add_row(WARNING, Text(warning, style="bold yellow"))
+        return Panel(
+            table, title=self._title, title_align="left", border_style="yellow" if warning else "blue"
+        )
+
+    def _rows(self) -> list[tuple[str, str]]:
+        status = self._status
+        if status is None:
+            return [("phase", "starting")]
+        rate = f", success {status.success_rate}" if status.num_done else ""
+        queue = f"{status.queue_length} actions ready"
+        return [
+            (
+                "episode",
+                f"{status.episode}, step {status.step}; {status.num_done} done since the start{rate}",
+            ),
+            ("phase", status.phase),
+            ("human", f"{status.num_interventions} interventions in this episode"),
+            ("policy", f"version {status.policy_version}, {queue}"),
+            *([("keys", status.hint)] if status.hint else []),
+        ]
+
+
+Rows = Callable[[], Sequence[tuple[str, str]]]
+_LEARNER_REFRESHES_HZ = 2
+_LINE_S = 10.0
+
+
+class LearnerView:
+    """Shows `rows`, which a thread of its own asks for.
+
+    rows: name and text; what is named `status.WARNING` stands out in a panel, and a line leaves it out.
+    live: a panel, where the stream is a terminal.
+    """
+
+    def __init__(self, title: str, rows: Rows, live: bool, stream: TextIO | None = None) -> None:
+        self._title, self._rows = title, rows
+        self._stream = sys.stderr if stream is None else stream
+        self._closing = threading.Event()
+        self._live: Live | None = None
+        self._thread: threading.Thread | None = None
+        if live and self._stream.isatty():
+            console = Console(file=self._stream)
+            self._live = Live(
+                console=console,
+                get_renderable=self.render,
+                refresh_per_second=_LEARNER_REFRESHES_HZ,
+                redirect_stdout=False,
+            )
+            self._live.start()
+            return
+        self._thread = threading.Thread(target=self._print, daemon=True, name="learner-view")
+        self._thread.start()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it is a panel."""
+        return self._live is not None
+
+    def render(self) -> RenderableType:
+        """The panel now."""
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        style = "blue"
+        for name, value in self._rows():
+            if name == WARNING:
+                style = "yellow"
+            table.add_row(name, Text(value, style="bold yellow" if name == WARNING else ""))
+        return Panel(table, title=self._title, title_align="left", border_style=style)
+
+    def close(self) -> None:
+        """Leaves the last state where it is."""
+        self._closing.set()
+        if self._live is not None:
+            self._live.stop()
+        if self._thread is not None:
+            self._thread.join()
+            self._line()
+
+    def _print(self) -> None:
+        while not self._closing.wait(_LINE_S):
+            self._line()
+
+    def _line(self) -> None:
+        # warnings are logged, each in a line of its own
+        text = " | ".join(f"{name} {value}" for name, value in self._rows() if name != WARNING)
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+
+_SHOWN_S = 30.0
+
+
+class LastWarning(logging.Handler):
+    """Keeps the newest warning for the view; prints it where there is no panel to show it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._text, self._at = "", float("-inf")
+        self._quiet = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        self._text, self._at = record.getMessage(), time.monotonic()
+        if not self._quiet:
+            print(f"{record.levelname.lower()}: {self._text}", file=sys.stderr)
+
+    def recent(self) -> str:
+        """The newest warning of the last `_SHOWN_S` seconds, or ""."""
+        return self._text if time.monotonic() - self._at < _SHOWN_S else ""
+
+    @contextlib.contextmanager
+    def quiet(self, quiet: bool) -> Iterator[None]:
+        """A panel shows the newest one meanwhile: nothing is printed."""
+        self._quiet = quiet
+        try:
+            yield
+        finally:
+            self._quiet = False
+
+
+@contextlib.contextmanager
+def session_log(run_dir: Path, name: str) -> Iterator[LastWarning]:
+    """chunkrl's messages go to `run_dir`/`name`, warnings to the view too. Raises ChunkRLError where it cannot be
+    written."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(run_dir / name, encoding="utf-8")
+    except OSError as error:
+        raise ChunkRLError(
+            f"cannot write to {run_dir} ({error.strerror}): choose another --output-dir"
+        ) from error
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger, warnings = logging.getLogger("chunkrl"), LastWarning()
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    for handler in (file, warnings):
+        logger.addHandler(handler)
+    try:
+        yield warnings
+    finally:
+        for handler in (file, warnings):
+            logger.removeHandler(handler)
+        logger.setLevel(before)
+        file.close()

@@ -170,7 +170,7 @@ def load_run(folder: str | Path, progress: Progress = silent) -> TrainingRun:
     versions, records = _read_versions(folder / VERSIONS_FILE), tuple(read_records(folder / METRICS_FILE))
     begun = beginning(folder)
     if begun is not None and begun.command == "learner":
-        from chunkrl.online.learner_report import learner_run  # late: no other run has actors
+        from chunkrl.report.learner import learner_run  # late: no other run has actors
 
         return learner_run(TrainingRun(folder, config, versions, records, ()), progress)
     data = load_data(config, folder, progress)

@@ -1,0 +1,1 @@
+"""A person at the robot: keys, leader arms and who leads when."""

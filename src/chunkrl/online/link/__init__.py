@@ -1,0 +1,1 @@
+"""Between actor and learner: records, their bytes, the spool that keeps them, and the way back for weights."""
