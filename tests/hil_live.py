@@ -13,7 +13,7 @@ import numpy as np
 
 from chunkrl.envs.gym_hil import GymHilEnv
 from chunkrl.envs.protocol import EnvStep
-from chunkrl.online.actor.actor import station
+from chunkrl.online.actor import station
 from chunkrl.online.actor.command import ActorCommand
 from chunkrl.online.actor.session import run_actor
 from chunkrl.online.human import keys as key_module

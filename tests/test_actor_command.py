@@ -22,7 +22,7 @@ from waiting import until
 from chunkrl.config import from_dict
 from chunkrl.envs.metaworld import FULL_STATE
 from chunkrl.errors import ChunkRLError, SpoolError, TransportError
-from chunkrl.online.actor.actor import session as actor_session
+from chunkrl.online.actor import session as actor_session
 from chunkrl.online.actor.command import ActorCommand
 from chunkrl.online.actor.session import run_actor
 from chunkrl.online.actor.station import RobotFile

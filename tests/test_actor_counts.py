@@ -12,7 +12,7 @@ from online_records import SPEC, episode
 from test_actor_command import Learner, _command
 
 from chunkrl.errors import ChunkRLError, SpoolError
-from chunkrl.online.actor.actor import session as actor_session
+from chunkrl.online.actor import session as actor_session
 from chunkrl.online.actor.recorder import KEPT_FILE, ItemSpool, Kept, read_kept
 from chunkrl.online.actor.session import run_actor
 from chunkrl.online.link.records import EpisodeSummary, Outcome

@@ -12,9 +12,9 @@ pytest.importorskip("grpc", reason="needs chunkrl[online]")
 
 from waiting import until
 
+from chunkrl.online.learner import evaluation as learner_evaluation
 from chunkrl.online.learner.config import OnlineEvaluation
 from chunkrl.online.learner.evaluation import FOLDER, RESULTS, Evaluations, read_results
-from chunkrl.online.learner.learner import evaluation as learner_evaluation
 
 STAND_IN = """#!/bin/sh
 for i in $(seq 3000); do [ -e {gate} ] && break; sleep 0.02; done

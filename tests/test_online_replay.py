@@ -25,8 +25,8 @@ from chunkrl.data.inspect_config import InspectCommand
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.errors import ChunkRLError, DatasetError, RecordError
 from chunkrl.online.actor.recorder import ItemSpool
+from chunkrl.online.learner import replay as rp
 from chunkrl.online.learner.intake import EpisodeIntake, read_set_aside
-from chunkrl.online.learner.learner import replay as rp
 from chunkrl.online.learner.replay import EPISODE_KEY, Replay, reading
 from chunkrl.online.link.config import ReplayConfig
 from chunkrl.online.link.records import EpisodeSummary, Hello, Item, StepRecord

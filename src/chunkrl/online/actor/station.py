@@ -140,8 +140,8 @@ _LOG = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Station:
     """env, space, rate, corrector, handover: as in `chunkrl.online.actor.actor.Actor`. when_dry: what is done
-    while no chunk is ready. spec: what every step looks like. keys: where the corrector is a keyboard, what is left of
-    its keys for the actor; None: any.
+    while no chunk is ready. spec: what every step looks like. keys: where the corrector is a keyboard, what is
+    left of its keys for the actor; None: any.
     """
 
     env: Environment
