@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 
-from chunkrl.report.svg import Range, compact, element, nice_ticks, polyline, text
+from chunkrl.report.numbers import compact
+from chunkrl.report.svg import Range, element, join, nice_ticks, polyline, text
 from chunkrl.statistics import Interval, SeedDifference, bootstrap_over_seeds
 
 _COLOURS = ("#1f6feb", "#d4622a", "#6b7280", "#2e8b57")
@@ -88,7 +90,7 @@ def picture(curves: Sequence[SuccessCurve], title: str, marks: Mapping[str, str]
         parts.append(element("rect", x=x, y=_HEIGHT - 28, width=14, height=4, fill=_COLOURS[i]))
         said = curve.name + (f" ({marks[curve.name]})" if marks and curve.name in marks else "")
         parts.append(text(x + 20, _HEIGHT - 22, said, font_size=12, fill="#111827"))
-    content = "".join(parts)
+    content = join(parts)
     namespace = "http://www.w3.org/2000/svg"
     return (
         element(
@@ -104,7 +106,7 @@ def picture(curves: Sequence[SuccessCurve], title: str, marks: Mapping[str, str]
     )
 
 
-def _line(curve: SuccessCurve, colour: str, x_axis: Range, y_axis: Range, right: float) -> str:
+def _line(curve: SuccessCurve, colour: str, x_axis: Range, y_axis: Range, right: float) -> Markup:
     rates = [curve.rate(point) for point in range(len(curve.steps))]
     xs = [x_axis.scale(count, _LEFT, right) for count in curve.steps]
 
@@ -116,5 +118,5 @@ def _line(curve: SuccessCurve, colour: str, x_axis: Range, y_axis: Range, right:
     middle = [(x, place(rate)) for x, (rate, _) in zip(xs, rates, strict=True)]
     band = element("path", d=polyline([*upper, *reversed(lower)]) + "Z", fill=colour, fill_opacity=0.13)
     line = element("path", d=polyline(middle), stroke=colour, stroke_width=2.5, fill="none")
-    dots = "".join(element("circle", cx=x, cy=y, r=3.5, fill=colour) for x, y in middle)
+    dots = join(element("circle", cx=x, cy=y, r=3.5, fill=colour) for x, y in middle)
     return element("g", band + line + dots)

@@ -26,9 +26,9 @@ from chunkrl.data.frames import FrameTable
 from chunkrl.demo.experiment import CHUNK_RL
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.progress import silent
+from chunkrl.report.numbers import percent
 from chunkrl.report.run import render_run
 from chunkrl.report.run_weights import weight_cards
-from chunkrl.report.sections import percent
 from chunkrl.report.training_run import load_run
 
 
@@ -81,7 +81,7 @@ def test_the_report_counts_frames_as_training_draws_them(tmp_path: Path) -> None
     run = load_run(tmp_path / "run")
     size = run.last("weight/effective_sample_size")
     assert size is not None and size < 0.99
-    assert f"effective sample size {size:.2f}." in weight_cards(run)[0]
+    assert f"effective sample size {size:.2f}." in str(weight_cards(run)[0].parts[0])
     positive = run.last("advantage/positive_fraction")
     assert positive is not None and positive > np.mean(run.column("advantage") > 0)
     assert f"{percent(round(positive, 3))}</p>" in render_run(run)

@@ -31,7 +31,7 @@ from chunkrl.iterate.command import iterate
 from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule, StopRule
 from chunkrl.manifest import write_manifest
 from chunkrl.progress import Progress
-from chunkrl.report.sections import words
+from chunkrl.report.numbers import words
 from chunkrl.run.config import TrainConfig
 from chunkrl.run.policy_io import ChunkPolicy
 

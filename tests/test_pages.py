@@ -13,16 +13,20 @@ import pytest
 from evaluations import SETTINGS
 from hypothesis import given
 from hypothesis import strategies as st
-from pages import Page, check_loads_nothing, click_head, in_browser
+from pages import Page as Read
+from pages import check_loads_nothing, click_head, in_browser
 from test_evaluate import evaluation
 
 from chunkrl.evaluation.evaluation_result import Evaluation, Video
+from chunkrl.evaluation.results import ArmResult, compare_arms
 from chunkrl.report import charts
-from chunkrl.report.comparison import ArmResult, Curve, compare_arms, render_report
+from chunkrl.report.comparison import render_report
 from chunkrl.report.evaluation import write_page
-from chunkrl.report.page import card, document
-from chunkrl.report.svg import Range, compact, nice_ticks, signed_points, tick_labels, y_axis
-from chunkrl.report.tables import Cell, table
+from chunkrl.report.numbers import compact, signed_points, tick_labels
+from chunkrl.report.page import Card, Page, Section
+from chunkrl.report.records import Curve
+from chunkrl.report.svg import Range, nice_ticks, y_axis
+from chunkrl.report.tables import Cell, Table
 from chunkrl.statistics import Interval
 
 # 3 of 4 and 1 of 4; successes have 11 steps, failures 10; Wilson's intervals at 95 %
@@ -66,7 +70,7 @@ def found() -> Evaluation:
 
 
 def test_every_number_of_an_evaluation_stands_under_its_head(tmp_path: Path, found: Evaluation) -> None:
-    assert Page(write_page(tmp_path, found).read_text()).tables == [NUMBERS]
+    assert Read(write_page(tmp_path, found).read_text()).tables == [NUMBERS]
 
 
 def test_the_same_in_a_browser(tmp_path: Path, found: Evaluation) -> None:
@@ -75,7 +79,7 @@ def test_the_same_in_a_browser(tmp_path: Path, found: Evaluation) -> None:
 
 def test_a_row_with_other_columns_is_no_row() -> None:
     with pytest.raises(ValueError, match="has the columns"):
-        table([{"task": "a", "success": "1"}, {"success": "1", "task": "a"}])
+        Table([{"task": "a", "success": "1"}, {"success": "1", "task": "a"}])
 
 
 def test_numbers_and_differences_of_a_comparison_stand_under_their_heads(tmp_path: Path) -> None:
@@ -86,7 +90,7 @@ def test_numbers_and_differences_of_a_comparison_stand_under_their_heads(tmp_pat
     ]
     path = tmp_path / "r.html"
     render_report(path, title="t", arms=arms, differences=compare_arms(arms, "new", ["old"]))
-    numbers, differences = Page(path.read_text()).tables
+    numbers, differences = Read(path.read_text()).tables
     told = ("task", "policy", "successes", "episodes", "success", "training seed")
     assert [tuple(row[name] for name in told) for row in numbers] == [
         ("push", "new", "4", "4", "100 %", "5"),
@@ -109,7 +113,7 @@ def test_a_compared_task_leads_to_its_states(tmp_path: Path) -> None:
     arms = [ArmResult("push", "new", seeds), ArmResult("push", "old", ~seeds)]
     path = tmp_path / "r.html"
     render_report(path, title="t", arms=arms, differences=compare_arms(arms, "new", ["old"]))
-    page = Page(path.read_text())
+    page = Read(path.read_text())
     assert page.targets() == {"#states-0": "div"}
     squares = [attrs["class"] for tag, attrs in page.tags if tag == "rect" and attrs.get("width") == "17.8"]
     assert squares == ["bar good", "bar open", "bar bad", "bar bad", "bar open", "bar good"]
@@ -127,7 +131,8 @@ def many_columns() -> str:
         for name, share in (("nine", 9), ("twelve", 12), ("minus", -3))
     ]
     rows.append({**rows[0], "name": "nothing", "share": Cell("")})
-    return document("t", card("all", table(rows, [{**rows[0], "name": "sum", "share": Cell("18", 18)}])))
+    drawn = Table(rows, [{**rows[0], "name": "sum", "share": Cell("18", 18)}])
+    return Page("t", [], [Section("", "", [Card("all", [drawn])])]).render()
 
 
 @pytest.mark.parametrize(
@@ -157,7 +162,7 @@ def test_what_a_table_is_sorted_by_is_written_beside_it() -> None:
         ("-3.0", "-3 of it"),
         ("18.0", "18"),
     ]
-    page = Page(many_columns())
+    page = Read(many_columns())
     assert page.tables[0][-1]["name"] == "sum" and "tfoot" in {tag for tag, _ in page.tags}
 
 
@@ -192,7 +197,7 @@ def test_a_task_leads_to_its_states_and_an_episode_to_its_film(tmp_path: Path, f
         (tmp_path / film.file).write_bytes(b"film")
     path = write_page(tmp_path, replace(found, videos=films))
     check_loads_nothing(path.read_text())
-    page = Page(path.read_text())
+    page = Read(path.read_text())
     assert page.targets() == {
         "#states-0": "div",
         "#states-1": "div",
@@ -208,7 +213,7 @@ def test_a_task_leads_to_its_states_and_an_episode_to_its_film(tmp_path: Path, f
         attrs["class"] for tag, attrs in page.tags if tag == "rect" and "filmed" in (attrs["class"] or "")
     ]
     assert filmed == ["bar bad filmed"] * 2
-    assert Page(write_page(tmp_path, found).read_text()).targets().keys() == {"#states-0", "#states-1"}
+    assert Read(write_page(tmp_path, found).read_text()).targets().keys() == {"#states-0", "#states-1"}
 
 
 def test_a_task_with_a_strange_name_is_still_found(tmp_path: Path) -> None:
@@ -217,7 +222,7 @@ def test_a_task_with_a_strange_name_is_still_found(tmp_path: Path) -> None:
     )
     path = write_page(tmp_path, strange)
     check_loads_nothing(path.read_text())
-    assert Page(path.read_text()).targets() == {"#states-0": "div"}
+    assert Read(path.read_text()).targets() == {"#states-0": "div"}
 
 
 @given(st.floats(-1e12, 1e12), st.floats(-12, 12), st.integers(2, 8), st.booleans())

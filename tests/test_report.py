@@ -15,21 +15,13 @@ from pages import Page, check_loads_nothing
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation import video
+from chunkrl.evaluation.results import ALL_TASKS, ArmDifference, ArmResult, compare_arms
+from chunkrl.evaluation.results_file import results_json, write_results
 from chunkrl.report import charts
-from chunkrl.report.comparison import (
-    ALL_TASKS,
-    ArmDifference,
-    ArmResult,
-    ClipPair,
-    Curve,
-    EpisodeTrace,
-    Segment,
-    compare_arms,
-    render_report,
-    results_json,
-    write_results,
-)
-from chunkrl.report.svg import Range, compact, nice_ticks, shorten, signed_points, span
+from chunkrl.report.comparison import render_report
+from chunkrl.report.numbers import compact, shorten, signed_points
+from chunkrl.report.records import ClipPair, Curve, EpisodeTrace, Segment
+from chunkrl.report.svg import Range, nice_ticks, span
 from chunkrl.statistics import Interval, paired_difference, wilson_interval
 
 

@@ -24,10 +24,9 @@ from chunkrl.data.sidecar import save_sidecar
 from chunkrl.errors import ChunkRLError
 from chunkrl.manifest import write_manifest
 from chunkrl.report import distributions
+from chunkrl.report.numbers import compact, percent
 from chunkrl.report.run import render_run
 from chunkrl.report.run_frames import NUM_FRAMES, ExtremeFrame, extreme_frames
-from chunkrl.report.sections import percent
-from chunkrl.report.svg import compact
 from chunkrl.report.training_run import TrainingRun, load_run
 from chunkrl.run.config import TrainConfig
 from chunkrl.run.parts import SETTINGS, settings_of

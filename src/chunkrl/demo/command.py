@@ -23,21 +23,15 @@ from chunkrl.envs.scripted import CONTROLLERS
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.compare import format_comparison
 from chunkrl.evaluation.record import record
+from chunkrl.evaluation.results import ArmResult, compare_arms
+from chunkrl.evaluation.results_file import results_json
 from chunkrl.evaluation.rollout import initial_seeds
 from chunkrl.evaluation.video import side_by_side
 from chunkrl.files.atomic import write_text
 from chunkrl.files.output_folder import begin_folder, begin_numbered
 from chunkrl.options import DemoConfig
-from chunkrl.report.comparison import (
-    ArmResult,
-    ClipPair,
-    Curve,
-    EpisodeTrace,
-    Segment,
-    compare_arms,
-    render_report,
-    results_json,
-)
+from chunkrl.report.comparison import render_report
+from chunkrl.report.records import ClipPair, Curve, EpisodeTrace, Segment
 
 RECORD_EVERY, VIDEO_FPS = 4, 10.0  # every 4th of 80 steps a second, shown at half speed
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from html import escape
 from pathlib import Path
+
+from markupsafe import Markup
 
 from chunkrl.evaluation.evaluation_result import Rate
 from chunkrl.files.atomic import write_text
@@ -12,9 +13,9 @@ from chunkrl.iterate.plan import Plan
 from chunkrl.iterate.records import ArmRun, IterateResult, RoundResult
 from chunkrl.iterate.table import rows
 from chunkrl.report import charts
-from chunkrl.report.page import card, document, section
-from chunkrl.report.sections import facts_card, legend, notes_card, percent, words
-from chunkrl.report.tables import Cell, count_cell, table
+from chunkrl.report.numbers import percent, words
+from chunkrl.report.page import Card, Facts, Legend, Page, Part, Section, Tile, notes_card
+from chunkrl.report.tables import Cell, Table, count_cell
 
 _RateOf = Callable[[RoundResult], Rate | None]
 
@@ -22,8 +23,8 @@ _RateOf = Callable[[RoundResult], Rate | None]
 def write_page(path: Path, result: IterateResult, plan: Plan) -> None:
     """Writes the page of what is known, whole or not at all."""
     title = f"chunkrl iterate: {', '.join(plan.tasks) or plan.root.name}"
-    body = _hero(result) + _curves(result) + _tasks(result) + _numbers(result, plan)
-    write_text(path, document(title, body))
+    sections = [_curves(result), _tasks(result), _numbers(result, plan)]
+    write_text(path, Page(title, _tiles(result), sections).render())
 
 
 def _reported(found: RoundResult) -> Rate | None:
@@ -34,15 +35,15 @@ def _of_rollouts(found: RoundResult) -> Rate | None:
     return None if found.rollouts is None else found.rollouts.rate
 
 
-def _hero(result: IterateResult) -> str:
+def _tiles(result: IterateResult) -> list[Tile]:
     """The chosen policy of the first arm."""
     run = result.arms[0]
     if run.chosen is None:
-        return ""
+        return []
     first, found = run.rounds[0], run.rounds[run.chosen]
     rate, before = (_reported(one) or one.selection for one in (found, first))
     if rate is None or before is None:
-        return ""
+        return []
     claim = f"no policy of {len(run.rounds) - 1} rounds is chosen: the pretrained one stays"
     if found.round:
         claim = (
@@ -54,15 +55,12 @@ def _hero(result: IterateResult) -> str:
         if found.evaluation
         else "these episodes themselves, so that the rate is too high"
     )
-    return (
-        f'<div class="card hero"><div><p class="figure">{percent(rate.rate)}<small>success</small></p>'
-        f'<p class="claim">{escape(f"{words(run.arm)}: {claim}")}</p>'
-        f'<p class="detail">95 % interval (Wilson) {100 * rate.interval.low:.1f} to '
-        f"{100 * rate.interval.high:.1f} %. Chosen by {by}.</p></div></div>\n"
-    )
+    low, high = 100 * rate.interval.low, 100 * rate.interval.high
+    detail = f"95 % interval (Wilson) {low:.1f} to {high:.1f} %. Chosen by {by}."
+    return [Tile(percent(rate.rate), f"{words(run.arm)}: {claim}", detail, unit="success")]
 
 
-def _curves(result: IterateResult) -> str:
+def _curves(result: IterateResult) -> Section:
     """A chart for every kind of success that is known."""
     cards = []
     for title, rate_of, note in (
@@ -75,9 +73,9 @@ def _curves(result: IterateResult) -> str:
         ("Own roll-outs", _of_rollouts, "Episodes of sampled actions, which later rounds train on."),
     ):
         if series := [one for run in result.arms if (one := _series(run, rate_of)).points]:
-            cards.append(card(title, _chart(series, title), note))
+            cards.append(Card(title, _chart(series, title), note))
     lead = "Success over rounds; round 0 is the pretrained policy. Whiskers: 95 % intervals (Wilson) of each policy."
-    return section("Success over rounds", lead, cards)
+    return Section("Success over rounds", lead, cards)
 
 
 def _series(run: ArmRun, rate_of: _RateOf) -> charts.RateSeries:
@@ -85,16 +83,16 @@ def _series(run: ArmRun, rate_of: _RateOf) -> charts.RateSeries:
     return charts.RateSeries(words(run.arm), [(x, r.rate, r.interval) for x, r in known], run.chosen)
 
 
-def _chart(series: Sequence[charts.RateSeries], title: str) -> str:
+def _chart(series: Sequence[charts.RateSeries], title: str) -> list[Markup | Part]:
     keys = [
         (f"s{i % charts.NUM_SERIES_COLOURS}", one.name, percent(one.points[-1][1]))
         for i, one in enumerate(series)
     ]
     told = "; ".join(f"{name} ends at {value}" for _, name, value in keys)
-    return legend(keys) + charts.rate_chart(series, "round", f"{title}. {told}")
+    return [Legend(keys), charts.rate_chart(series, "round", f"{title}. {told}")]
 
 
-def _tasks(result: IterateResult) -> str:
+def _tasks(result: IterateResult) -> Section:
     """Every task of the reported states, where there are several."""
     found = [
         (run.arm, one.round, one.evaluation.tasks)
@@ -103,16 +101,16 @@ def _tasks(result: IterateResult) -> str:
         if one.evaluation
     ]
     if not found or len(found[0][2]) < 2:
-        return ""
+        return Section("Tasks", "", [])
     names = list(found[0][2])
     by_task = [
         {"arm": words(arm), "round": count_cell(number), **{name: _share(tasks[name]) for name in names}}
         for arm, number, tasks in found
     ]
-    return section(
+    return Section(
         "Tasks",
         "Successes of the reported states.",
-        [card("By task", table(by_task), wide=True)],
+        [Card("By task", [Table(by_task)], wide=True)],
     )
 
 
@@ -120,16 +118,16 @@ def _share(rate: Rate) -> Cell:
     return Cell(f"{rate.num_success}/{rate.num_episodes}", rate.rate)
 
 
-def _numbers(result: IterateResult, plan: Plan) -> str:
-    cards = [card("All numbers", table(rows(result)), wide=True)]
-    cards.append(facts_card("What was run", _facts(result, plan), wide=True))
+def _numbers(result: IterateResult, plan: Plan) -> Section:
+    cards = [Card("All numbers", [Table(rows(result))], wide=True)]
+    cards.append(Card("What was run", [Facts(_facts(result, plan))], wide=True))
     notes = list(result.notes)
     notes.append(
         "An interval speaks of other initial states for the same policy, not of another run of the rounds: roll-outs "
         "and training of another seed end elsewhere."
     )
     cards.append(notes_card(notes, wide=True))
-    return section("Numbers and settings", "", cards)
+    return Section("Numbers and settings", "", cards)
 
 
 def _facts(result: IterateResult, plan: Plan) -> dict[str, str]:

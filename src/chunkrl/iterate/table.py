@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from chunkrl.evaluation.evaluation_result import Rate
 from chunkrl.iterate.records import IterateResult, RoundResult
-from chunkrl.report.sections import words
+from chunkrl.report.numbers import words
 from chunkrl.report.tables import Cell, speed_columns
 
 

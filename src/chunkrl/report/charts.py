@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
-from chunkrl.evaluation.results import Curve, EpisodeTrace
+from chunkrl.report.numbers import shorten, signed_points, tick_labels
+from chunkrl.report.records import Curve, EpisodeTrace
 from chunkrl.report.svg import (
     LEFT,
     NARROW,
@@ -24,14 +25,13 @@ from chunkrl.report.svg import (
     Range,
     chart,
     element,
+    join,
     nice_ticks,
     polyline,
-    shorten,
     sign_class,
-    signed_points,
     span,
     text,
-    tick_labels,
+    title,
     whisker,
     y_axis,
 )
@@ -59,7 +59,7 @@ class Row:
     link: str = ""
 
 
-def bar_chart(rows: Sequence[Row], summary: str) -> str:
+def bar_chart(rows: Sequence[Row], summary: str) -> Markup:
     """Success rates as horizontal bars on 0 to 100 %, each with the whisker of its interval."""
     pitch, bar, top = 46, 16, 4
     parts = []
@@ -85,9 +85,9 @@ def bar_chart(rows: Sequence[Row], summary: str) -> str:
             )
             + element("path", d=whisker(low, high, middle, 5), class_="whisker")
         )
-        parts.append(element("g", f"<title>{escape(f'{row.label}: {row.text}')}</title>" + marks))
+        parts.append(element("g", title(f"{row.label}: {row.text}") + marks))
     height = top + len(rows) * pitch + 14
-    ticks = "".join(
+    ticks = join(
         text(
             Range(0, 1).scale(tick, 0, WIDTH),
             height - 2,
@@ -97,10 +97,10 @@ def bar_chart(rows: Sequence[Row], summary: str) -> str:
         )
         for tick in (0, 0.25, 0.5, 0.75, 1)
     )
-    return chart(height, "".join(parts) + ticks, summary)
+    return chart(height, join(parts) + ticks, summary)
 
 
-def difference_chart(rows: Sequence[Row], axis: Range, summary: str) -> str:
+def difference_chart(rows: Sequence[Row], axis: Range, summary: str) -> Markup:
     """Differences and intervals against a line at 0; `axis` in fractions, shared by charts to compare."""
     pitch, top = 72, 4
     left, right = 8.0, NARROW - 8.0
@@ -115,7 +115,7 @@ def difference_chart(rows: Sequence[Row], axis: Range, summary: str) -> str:
         parts.append(
             element(
                 "g",
-                f"<title>{escape(f'{row.label}: {row.text}')}</title>"
+                title(f"{row.label}: {row.text}")
                 + text(0, y + 14, shorten(row.label, 46), class_="label plain")
                 + text(0, y + 33, row.text, class_="number strong")
                 + text(NARROW, y + 33, row.detail, class_="tick", text_anchor="end")
@@ -128,15 +128,15 @@ def difference_chart(rows: Sequence[Row], axis: Range, summary: str) -> str:
             )
         )
     numbers = nice_ticks(axis, 5)
-    ticks = "".join(
+    ticks = join(
         text(axis.scale(tick, left, right), bottom + 12, label, class_="tick", text_anchor="middle")
         for tick, label in zip(numbers, tick_labels(numbers, signed_points), strict=True)
         if left + 14 < axis.scale(tick, left, right) < right - 14
     )
-    return chart(bottom + 16, "".join(parts) + ticks, summary, NARROW)
+    return chart(bottom + 16, join(parts) + ticks, summary, NARROW)
 
 
-def curve_chart(curves: Sequence[Curve], summary: str) -> str:
+def curve_chart(curves: Sequence[Curve], summary: str) -> Markup:
     """The curves of one panel on common axes; a long curve is drawn as means of `_MAX_POINTS` stretches."""
     top, bottom, height, right = 10, 190, 228, NARROW - RIGHT
     drawn = [_thinned(curve) for curve in curves]
@@ -155,16 +155,16 @@ def curve_chart(curves: Sequence[Curve], summary: str) -> str:
             (x_axis.scale(x, LEFT, right), y_range.scale(y, bottom, top)) for x, y in zip(xs, ys, strict=True)
         ]
         last = next((p for p in reversed(points) if math.isfinite(p[1])), None)
-        marks = f"<title>{escape(curve.name)}</title>" + element(
-            "path", d=polyline(points), class_=f"line {colour}"
-        )
+        marks = title(curve.name) + element("path", d=polyline(points), class_=f"line {colour}")
         if last is not None:
             marks += element("circle", cx=last[0], cy=last[1], r=3.5, class_=f"dot {colour}")
         parts.append(element("g", marks))
-    return chart(height, "".join(parts), summary, NARROW)
+    return chart(height, join(parts), summary, NARROW)
 
 
-def trace_chart(trace: EpisodeTrace, num_frames: int, values: Range, advantages: Range, summary: str) -> str:
+def trace_chart(
+    trace: EpisodeTrace, num_frames: int, values: Range, advantages: Range, summary: str
+) -> Markup:
     """Value (line) over advantage (bars by sign) along one episode; axes shared by traces to compare.
 
     num_frames: length of the common horizontal axis, at least the trace's own length.
@@ -203,7 +203,7 @@ def trace_chart(trace: EpisodeTrace, num_frames: int, values: Range, advantages:
         parts.append(text(LEFT + tick * step, y + 10, label, class_="tick", text_anchor="middle"))
     parts.append(text(LEFT - 8, y + 10, "frame", class_="tick", text_anchor="end"))
     parts.append(_frame_hints(trace, step, value_top, adv_bottom))
-    return chart(y + 14, "".join(parts), summary)
+    return chart(y + 14, join(parts), summary)
 
 
 def segment_labels(trace: EpisodeTrace) -> list[str]:
@@ -211,26 +211,26 @@ def segment_labels(trace: EpisodeTrace) -> list[str]:
     return sorted({segment.label for segment in trace.segments})
 
 
-def _segment_band(trace: EpisodeTrace, step: float, y: float) -> str:
+def _segment_band(trace: EpisodeTrace, step: float, y: float) -> Markup:
     """Stretches under the traces; equal labels share a shade."""
     labels = segment_labels(trace)
     parts = []
     for segment in trace.segments:
         x, width = LEFT + segment.start * step, (segment.stop - segment.start) * step
         shade = f"shade{labels.index(segment.label) % NUM_SHADES}"
-        marks = f"<title>{escape(segment.label)}</title>" + element(
+        marks = title(segment.label) + element(
             "rect", x=x + 0.5, y=y, width=max(width - 1, 0.5), height=12, rx=3, class_=shade
         )
         parts.append(element("g", marks))
-    return "".join(parts)
+    return join(parts)
 
 
-def _frame_hints(trace: EpisodeTrace, step: float, top: float, bottom: float) -> str:
+def _frame_hints(trace: EpisodeTrace, step: float, top: float, bottom: float) -> Markup:
     """Invisible columns whose titles give a frame's numbers under the pointer."""
-    return "".join(
+    return join(
         element(
             "rect",
-            f"<title>frame {t}: V {value:.3f}, A {advantage:+.3f}</title>",
+            title(f"frame {t}: V {value:.3f}, A {advantage:+.3f}"),
             x=LEFT + t * step,
             y=top,
             width=step,
@@ -263,7 +263,7 @@ class RateSeries:
     marked: int | None = None
 
 
-def rate_chart(series: Sequence[RateSeries], x_label: str, summary: str) -> str:
+def rate_chart(series: Sequence[RateSeries], x_label: str, summary: str) -> Markup:
     """Success rates over rounds on 0 to 100 %, with upright whiskers; series stand a little beside each other."""
     top, bottom, height, right = 10, 220, 258, WIDTH - RIGHT
     numbers = sorted({x for one in series for x, _, _ in one.points})
@@ -280,12 +280,12 @@ def rate_chart(series: Sequence[RateSeries], x_label: str, summary: str) -> str:
     for i, one in enumerate(series):
         shift = 9 * (i - (len(series) - 1) / 2)
         parts.append(_rate_marks(one, f"s{i % NUM_SERIES_COLOURS}", shift, x_axis, (bottom, top)))
-    return chart(height, "".join(parts), summary)
+    return chart(height, join(parts), summary)
 
 
 def _rate_marks(
     series: RateSeries, colour: str, shift: float, x_axis: Range, ends: tuple[float, float]
-) -> str:
+) -> Markup:
     """Line, whiskers and points of one series, moved sideways by `shift`; ends: coordinates of 0 and 1."""
     rates, right = Range(0, 1), WIDTH - RIGHT
     places = [
@@ -300,5 +300,5 @@ def _rate_marks(
         if number == series.marked:
             point += element("circle", cx=x, cy=y, r=8, class_=f"line {colour}")
         point += element("circle", cx=x, cy=y, r=4, class_=f"dot {colour}")
-        marks += element("g", f"<title>{escape(told)}</title>" + point)
+        marks += element("g", title(told) + point)
     return element("g", marks)

@@ -1,57 +1,32 @@
-"""The report of an evaluation: one self-contained HTML page to look at, and the records it is made from."""
+"""The page of a comparison: what one policy gains over others, on every task and in every state."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from itertools import groupby
 from pathlib import Path
+
+from markupsafe import Markup
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.results import (
     ALL_TASKS,
     ArmDifference,
     ArmResult,
-    ClipPair,
-    Curve,
-    EpisodeTrace,
-    Segment,
     by_task,
-    compare_arms,
     over_tasks,
 )
-from chunkrl.evaluation.results_file import results_json, write_results
 from chunkrl.files.atomic import write_text
 from chunkrl.report import charts
-from chunkrl.report.page import card, document, section
-from chunkrl.report.sections import (
-    curve_section,
-    facts_card,
-    notes_card,
-    percent,
-    trace_section,
-    video,
-    words,
-)
-from chunkrl.report.state_grid import Square, state_grid
-from chunkrl.report.svg import sign_class, signed_points, span
-from chunkrl.report.tables import Cell, Row, count_cell, interval_cell, rate_cell, speed_columns, table
+from chunkrl.report.distributions import Square, state_grid
+from chunkrl.report.numbers import percent, signed_points, words
+from chunkrl.report.page import Caption, Card, Facts, Film, Page, Part, Section, Tile, notes_card
+from chunkrl.report.records import ClipPair, Curve, EpisodeTrace
+from chunkrl.report.sections import curve_section, trace_section
+from chunkrl.report.svg import sign_class, span
+from chunkrl.report.tables import Cell, Row, Table, count_cell, interval_cell, rate_cell, speed_columns
 from chunkrl.statistics import Interval
-
-__all__ = [
-    "ALL_TASKS",
-    "ArmDifference",
-    "ArmResult",
-    "ClipPair",
-    "Curve",
-    "EpisodeTrace",
-    "Segment",
-    "compare_arms",
-    "render_report",
-    "results_json",
-    "write_results",
-]
 
 
 def render_report(
@@ -84,22 +59,19 @@ def render_report(
         raise ChunkRLError("a report needs a comparison: pass compare_arms(arms, arm, baselines)")
     tasks = by_task(arms)
     method = differences[0].arm
-    body = "".join(
-        [
-            _headline(differences, tasks),
-            _success_section(tasks, method),
-            _difference_section(differences),
-            _state_section(tasks),
-            _clip_section(clips),
-            trace_section(traces),
-            curve_section(curves, {}),
-            _number_section(tasks, differences, facts or {}, notes),
-        ]
-    )
-    write_text(path, document(title, body))
+    sections = [
+        _success_section(tasks, method),
+        _difference_section(differences),
+        _state_section(tasks),
+        _clip_section(clips),
+        trace_section(traces),
+        curve_section(curves, {}),
+        _number_section(tasks, differences, facts or {}, notes),
+    ]
+    write_text(path, Page(title, _tiles(differences, tasks), sections).render())
 
 
-def _headline(differences: Sequence[ArmDifference], tasks: Mapping[str, Mapping[str, ArmResult]]) -> str:
+def _tiles(differences: Sequence[ArmDifference], tasks: Mapping[str, Mapping[str, ArmResult]]) -> list[Tile]:
     """One large number a baseline: the gain over all tasks where there are several."""
     over_all = [d for d in differences if d.task == ALL_TASKS]
     tiles = []
@@ -107,14 +79,13 @@ def _headline(differences: Sequence[ArmDifference], tasks: Mapping[str, Mapping[
         rows = list(tasks.values()) if d.task == ALL_TASKS else [tasks[d.task]]
         where = f"mean of {len(rows)} tasks" if d.task == ALL_TASKS else d.task
         rates = [math.fsum(row[name].rate for row in rows) / len(rows) for name in (d.arm, d.baseline)]
-        tiles.append(
-            f'<div class="card"><p class="figure {sign_class(d.interval)}">{signed_points(d.difference)}'
-            f'<small>points</small></p><p class="claim">{escape(words(d.arm))} over '
-            f'{escape(words(d.baseline))}</p><p class="detail">{percent(rates[0])} against '
-            f"{percent(rates[1])} success, {escape(where)}. 95 % interval {_points_interval(d.interval)}; "
-            f"{_verdict(d.interval)}.</p></div>"
+        detail = (
+            f"{percent(rates[0])} against {percent(rates[1])} success, {where}. 95 % interval "
+            f"{_points_interval(d.interval)}; {_verdict(d.interval)}."
         )
-    return f'<div class="hero">{"".join(tiles)}</div>\n'
+        claim = f"{words(d.arm)} over {words(d.baseline)}"
+        tiles.append(Tile(signed_points(d.difference), claim, detail, sign_class(d.interval), "points"))
+    return tiles
 
 
 def _with_mean(tasks: Mapping[str, Mapping[str, ArmResult]]) -> dict[str, Mapping[str, ArmResult]]:
@@ -123,7 +94,7 @@ def _with_mean(tasks: Mapping[str, Mapping[str, ArmResult]]) -> dict[str, Mappin
     return ({ALL_TASKS: {result.arm: result for result in mean}} if mean else {}) | dict(tasks)
 
 
-def _success_section(tasks: Mapping[str, Mapping[str, ArmResult]], method: str) -> str:
+def _success_section(tasks: Mapping[str, Mapping[str, ArmResult]], method: str) -> Section:
     cards = []
     for task, row in _with_mean(tasks).items():
         rows = [
@@ -138,12 +109,12 @@ def _success_section(tasks: Mapping[str, Mapping[str, ArmResult]], method: str) 
             for name, result in row.items()
         ]
         summary = f"Success on {task}. " + "; ".join(f"{r.label} {r.text}" for r in rows)
-        cards.append(card(task, charts.bar_chart(rows, summary), link=_states(tasks).get(task, "")))
+        cards.append(Card(task, [charts.bar_chart(rows, summary)], link=_states(tasks).get(task, "")))
     lead = (
         "Episodes that succeed, every policy from the same initial states. Whiskers: 95 % intervals, Wilson's for "
         "one training seed, a bootstrap over seeds and states for several. A task's name leads to its states."
     )
-    return section("Success", lead, cards)
+    return Section("Success", lead, cards)
 
 
 def _states(tasks: Mapping[str, Mapping[str, ArmResult]]) -> dict[str, str]:
@@ -151,10 +122,10 @@ def _states(tasks: Mapping[str, Mapping[str, ArmResult]]) -> dict[str, str]:
     return {task: f"#states-{i}" for i, task in enumerate(tasks)}
 
 
-def _state_section(tasks: Mapping[str, Mapping[str, ArmResult]]) -> str:
+def _state_section(tasks: Mapping[str, Mapping[str, ArmResult]]) -> Section:
     cards = []
     for task, row in tasks.items():
-        grids = []
+        grids: list[Markup | Part] = []
         for name, result in row.items():
             num_seeds, num_states = result.by_seed.shape
             of = "" if num_seeds == 1 else f" of {num_seeds} training seeds"
@@ -167,16 +138,16 @@ def _state_section(tasks: Mapping[str, Mapping[str, ArmResult]]) -> str:
                 for number, solved in enumerate(result.by_seed.T, start=1)
             ]
             told = f"{words(name)} on {task}: {result.num_success} of {result.num_episodes} episodes succeed"
-            grids.append(f'<p class="note">{escape(words(name))}</p>{state_grid(squares, told)}')
-        cards.append(card(task, "".join(grids), name=_states(tasks)[task].removeprefix("#")))
+            grids += [Caption(words(name)), state_grid(squares, told)]
+        cards.append(Card(task, grids, name=_states(tasks)[task].removeprefix("#")))
     lead = (
         "Every initial state, in the same order for every policy: green where the episode succeeded, red where it "
         "did not, grey where some training seeds succeeded. The pointer shows which one it is."
     )
-    return section("Initial states", lead, cards, "grid small")
+    return Section("Initial states", lead, cards, "grid small")
 
 
-def _difference_section(differences: Sequence[ArmDifference]) -> str:
+def _difference_section(differences: Sequence[ArmDifference]) -> Section:
     ends = [end for d in differences for end in (d.interval.low, d.interval.high, d.difference)]
     axis = span(ends, pad=0.12, include=0.0)
     cards = []
@@ -193,22 +164,22 @@ def _difference_section(differences: Sequence[ArmDifference]) -> str:
             for d in group
         ]
         summary = f"Difference in success, {task}. " + "; ".join(f"{r.label} {r.text} points" for r in rows)
-        cards.append(card(task, charts.difference_chart(rows, axis, summary)))
+        cards.append(Card(task, [charts.difference_chart(rows, axis, summary)]))
     lead = (
         f"What {words(differences[0].arm)} gains, in percentage points, on the same initial states; right "
         "of the mark at 0 is better. Lines: 95 % paired bootstrap intervals. p: exact McNemar test, the "
         "stricter of the two, of the states that either side alone solved (in brackets)."
     )
-    return section("Paired differences", lead, cards, "grid small")
+    return Section("Paired differences", lead, cards, "grid small")
 
 
-def _clip_section(clips: Sequence[ClipPair]) -> str:
+def _clip_section(clips: Sequence[ClipPair]) -> Section:
     cards = []
     for clip in clips:
         label = f"{clip.task}: {clip.left_label} on the left, {clip.right_label} on the right"
-        cards.append(card(f"{clip.task}: {clip.title}", video(clip.video, clip.mime, label)))
+        cards.append(Card(f"{clip.task}: {clip.title}", [Film(clip.video, clip.mime, label)]))
     lead = "The same initial state under both. A border marks an episode's end: green success, red failure."
-    return section("Side by side", lead, cards)
+    return Section("Side by side", lead, cards)
 
 
 def _number_section(
@@ -216,7 +187,7 @@ def _number_section(
     differences: Sequence[ArmDifference],
     facts: Mapping[str, str],
     notes: Sequence[str],
-) -> str:
+) -> Section:
     means, rows = (
         [
             _number_row(Cell(task, link=_states(tasks).get(task, "")), result)
@@ -227,14 +198,14 @@ def _number_section(
         for of_all in (True, False)
     )
     cards = [
-        card("All numbers", table(rows, means), wide=True),
-        card("All differences", _difference_table(differences), wide=True),
+        Card("All numbers", [Table(rows, means)], wide=True),
+        Card("All differences", [_difference_table(differences)], wide=True),
     ]
     if facts:
-        cards.append(facts_card("What was run", facts))
+        cards.append(Card("What was run", [Facts(facts)]))
     if notes:
         cards.append(notes_card(notes))
-    return section("Numbers and settings", "", cards)
+    return Section("Numbers and settings", "", cards)
 
 
 def _number_row(task: Cell, result: ArmResult) -> Row:
@@ -250,12 +221,12 @@ def _number_row(task: Cell, result: ArmResult) -> Row:
     }
 
 
-def _difference_table(differences: Sequence[ArmDifference]) -> str:
+def _difference_table(differences: Sequence[ArmDifference]) -> Table:
     means, rows = (
         [_difference_row(d) for d in differences if (d.task == ALL_TASKS) == of_all]
         for of_all in (True, False)
     )
-    return table(rows, means)
+    return Table(rows, means)
 
 
 def _difference_row(d: ArmDifference) -> Row:

@@ -1,29 +1,32 @@
-"""Charts of distributions: histograms, calibration, shares. As `charts`: plain functions from numbers to markup."""
+"""Charts of distributions: histograms, calibration, shares, grids of initial states. As `charts`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup
 
 from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.value_quality import Calibration
-from chunkrl.report.sections import percent
+from chunkrl.report.numbers import compact, percent, shorten, tick_labels
 from chunkrl.report.svg import (
     LEFT,
     NARROW,
     RIGHT,
+    WIDTH,
     Range,
     chart,
-    compact,
     element,
+    join,
     nice_ticks,
-    shorten,
     span,
     text,
-    tick_labels,
+    title,
     y_axis,
 )
+
+_IN_A_ROW = 25  # squares of a grid of states
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Share:
     detail: str = ""
 
 
-def histogram_chart(histogram: Histogram, x_label: str, summary: str, by_sign: bool = False) -> str:
+def histogram_chart(histogram: Histogram, x_label: str, summary: str, by_sign: bool = False) -> Markup:
     """Columns; `by_sign` colours those above 0 good and those below 0 bad."""
     top, bottom, height, right = 10, 190, 228, NARROW - RIGHT
     edges = histogram.edges
@@ -48,7 +51,6 @@ def histogram_chart(histogram: Histogram, x_label: str, summary: str, by_sign: b
         left, width = x_range.scale(low, LEFT, right), (high - low) / (edges[-1] - edges[0]) * (right - LEFT)
         y = counts.scale(count, bottom, top)
         kind = ("good" if low + high > 0 else "bad") if by_sign else "plain"
-        title = f"<title>{escape(f'{compact(low)} to {compact(high)}: {count}')}</title>"
         column = element(
             "rect",
             x=left + 0.5,
@@ -57,14 +59,14 @@ def histogram_chart(histogram: Histogram, x_label: str, summary: str, by_sign: b
             height=bottom - y,
             class_=f"bar {kind}",
         )
-        parts.append(element("g", title + column))
+        parts.append(element("g", title(f"{compact(low)} to {compact(high)}: {count}") + column))
     if x_range.low < 0 < x_range.high:
         parts.append(element("path", d=f"M{x_range.scale(0, LEFT, right):.1f} {top}V{bottom}", class_="zero"))
     parts.append(_x_axis(x_range, bottom, height, right, x_label))
-    return chart(height, "".join(parts), summary, NARROW)
+    return chart(height, join(parts), summary, NARROW)
 
 
-def calibration_chart(found: Calibration, summary: str) -> str:
+def calibration_chart(found: Calibration, summary: str) -> Markup:
     """Mean return over mean value of every bin, beside the line on which they are equal."""
     top, bottom, height, right = 10, 250, 288, NARROW - RIGHT
     both = span([*found.predicted, *found.actual], pad=0.06)
@@ -86,12 +88,12 @@ def calibration_chart(found: Calibration, summary: str) -> str:
     ):
         words = f"value {predicted:.3f}, return {actual:.3f}, {count} frames"
         circle = element("circle", cx=x, cy=y, r=5, class_="dot s0")
-        parts.append(element("g", f"<title>{escape(words)}</title>{circle}"))
+        parts.append(element("g", title(words) + circle))
     parts.append(_x_axis(both, bottom, height, right, "value (upwards: mean return)"))
-    return chart(height, "".join(parts), summary, NARROW)
+    return chart(height, join(parts), summary, NARROW)
 
 
-def share_chart(shares: Sequence[Share], summary: str) -> str:
+def share_chart(shares: Sequence[Share], summary: str) -> Markup:
     """Shares of the whole as horizontal bars, each with its detail."""
     pitch, bar, top = 46, 14, 4
     whole = Range(0, 1)
@@ -102,7 +104,7 @@ def share_chart(shares: Sequence[Share], summary: str) -> str:
         parts.append(
             element(
                 "g",
-                f"<title>{escape(f'{one.label}: {numbers}')}</title>"
+                title(f"{one.label}: {numbers}")
                 + text(0, y + 13, shorten(one.label, 22), class_="label plain")
                 + text(NARROW, y + 13, numbers, class_="number plain", text_anchor="end")
                 + element("rect", x=0, y=y + 20, width=NARROW, height=bar, rx=4, class_="track")
@@ -117,13 +119,43 @@ def share_chart(shares: Sequence[Share], summary: str) -> str:
                 ),
             )
         )
-    return chart(top + len(shares) * pitch, "".join(parts), summary, NARROW)
+    return chart(top + len(shares) * pitch, join(parts), summary, NARROW)
 
 
-def _x_axis(axis: Range, bottom: float, height: float, right: float, label: str) -> str:
+def _x_axis(axis: Range, bottom: float, height: float, right: float, label: str) -> Markup:
     numbers = nice_ticks(axis, 6)
-    ticks = "".join(
+    ticks = join(
         text(axis.scale(tick, LEFT, right), bottom + 16, label, class_="tick", text_anchor="middle")
         for tick, label in zip(numbers, tick_labels(numbers), strict=True)
     )
     return ticks + text((LEFT + right) / 2, height - 3, label, class_="tick", text_anchor="middle")
+
+
+@dataclass(frozen=True)
+class Square:
+    """A state. share: of its episodes, those that succeed, 0 to 1. told: what the pointer shows. link: its film's
+    address within the page, or ""."""
+
+    share: float
+    told: str
+    link: str = ""
+
+
+def state_grid(squares: Sequence[Square], summary: str) -> Markup:
+    """The states in order, 25 a row: green where all episodes succeed, red where none does, grey between."""
+    pitch = WIDTH / _IN_A_ROW
+    drawn = []
+    for i, square in enumerate(squares):
+        kind = {1.0: "good", 0.0: "bad"}.get(square.share, "open")
+        box = element(
+            "rect",
+            title(square.told),
+            x=i % _IN_A_ROW * pitch + 1.5,
+            y=i // _IN_A_ROW * pitch + 1.5,
+            width=pitch - 3,
+            height=pitch - 3,
+            rx=3,
+            class_=f"bar {kind}" + (" filmed" if square.link else ""),
+        )
+        drawn.append(element("a", box, href=square.link) if square.link else box)
+    return chart(-(-len(squares) // _IN_A_ROW) * pitch, join(drawn), summary)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
+
+from markupsafe import Markup
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.evaluation_result import (
@@ -19,10 +20,10 @@ from chunkrl.evaluation.evaluation_videos import MIME
 from chunkrl.files.atomic import write_text
 from chunkrl.files.regular_files import inside, open_regular
 from chunkrl.report import charts
-from chunkrl.report.page import card, document, section
-from chunkrl.report.sections import facts_card, notes_card, percent, video
-from chunkrl.report.state_grid import Square, state_grid
-from chunkrl.report.tables import Cell, Row, count_cell, interval_cell, rate_cell, speed_columns, table
+from chunkrl.report.distributions import Square, state_grid
+from chunkrl.report.numbers import percent
+from chunkrl.report.page import Card, Facts, Film, Page, Section, Tile, notes_card
+from chunkrl.report.tables import Cell, Row, Table, count_cell, interval_cell, rate_cell, speed_columns
 
 PAGE_FILE = "report.html"
 
@@ -30,19 +31,15 @@ PAGE_FILE = "report.html"
 def write_page(folder: Path, evaluation: Evaluation) -> Path:
     """Writes `report.html`, whole or not at all; it loads nothing, films included. Returns its path."""
     settings = evaluation.settings
-    body = "".join(
-        [
-            _headline(evaluation),
-            _task_section(evaluation),
-            _film_section(folder, evaluation),
-            _state_section(evaluation),
-            _number_section(evaluation),
-        ]
-    )
+    sections = [
+        _task_section(evaluation),
+        _film_section(folder, evaluation),
+        _state_section(evaluation),
+        _number_section(evaluation),
+    ]
+    title = f"chunkrl evaluate: {Path(settings.policy).name} on {_tasks(evaluation)}"
     path = folder / PAGE_FILE
-    write_text(
-        path, document(f"chunkrl evaluate: {Path(settings.policy).name} on {_tasks(evaluation)}", body)
-    )
+    write_text(path, Page(title, [_tile(evaluation)], sections).render())
     return path
 
 
@@ -59,15 +56,15 @@ def _numbers(rate: Rate) -> str:
     return f"{rate.num_success}/{rate.num_episodes} · {percent(rate.rate)} [{low:.0f}, {high:.0f}]"
 
 
-def _headline(evaluation: Evaluation) -> str:
+def _tile(evaluation: Evaluation) -> Tile:
     rate, settings = suite_rate(evaluation), evaluation.settings
     low, high = 100 * rate.interval.low, 100 * rate.interval.high
-    return (
-        f'<div class="hero"><div class="card"><p class="figure">{100 * rate.rate:.0f}<small>% success</small></p>'
-        f'<p class="claim">{rate.num_success} of {rate.num_episodes} episodes, {escape(_tasks(evaluation))}</p>'
-        f'<p class="detail">95 % interval (Wilson) {low:.1f} to {high:.1f} %. {settings.exec_steps} of '
-        f"{settings.horizon} actions of each chunk executed.</p></div></div>\n"
+    detail = (
+        f"95 % interval (Wilson) {low:.1f} to {high:.1f} %. {settings.exec_steps} of {settings.horizon} actions of "
+        "each chunk executed."
     )
+    claim = f"{rate.num_success} of {rate.num_episodes} episodes, {_tasks(evaluation)}"
+    return Tile(f"{100 * rate.rate:.0f}", claim, detail, unit="% success")
 
 
 def _films(evaluation: Evaluation) -> dict[tuple[str, int], str]:
@@ -81,7 +78,7 @@ def _states(evaluation: Evaluation) -> dict[str, str]:
     return {env: f"states-{i}" for i, env in enumerate(evaluation.settings.envs)}
 
 
-def _task_section(evaluation: Evaluation) -> str:
+def _task_section(evaluation: Evaluation) -> Section:
     rates = {env: task_rate(evaluation, env) for env in evaluation.settings.envs}
     names = _states(evaluation)
     rows = [
@@ -95,10 +92,10 @@ def _task_section(evaluation: Evaluation) -> str:
     lead = (
         "Episodes that succeed. Whiskers: 95 % Wilson intervals. A task's name leads to its initial states."
     )
-    return section("Success", lead, [card("Tasks", charts.bar_chart(rows, summary))])
+    return Section("Success", lead, [Card("Tasks", [charts.bar_chart(rows, summary)])])
 
 
-def _film_section(folder: Path, evaluation: Evaluation) -> str:
+def _film_section(folder: Path, evaluation: Evaluation) -> Section:
     cards, names = [], _films(evaluation)
     for film in evaluation.videos:
         title = f"{film.env}, initial state {film.seed}"
@@ -114,18 +111,18 @@ def _film_section(folder: Path, evaluation: Evaluation) -> str:
             if film.as_evaluated
             else "Ended otherwise when it was counted: something is not deterministic."
         )
-        shown = video(content, MIME[path.suffix[1:]], title)
-        cards.append(card(title, shown, note, pill, name=names[film.episode]))
+        shown = Film(content, MIME[path.suffix[1:]], title)
+        cards.append(Card(title, [shown], note, pill, name=names[film.episode]))
     lead = "Episodes run once more from the same state with the same noise; failures first."
-    return section("Films", lead, cards, "grid small")
+    return Section("Films", lead, cards, "grid small")
 
 
-def _state_section(evaluation: Evaluation) -> str:
+def _state_section(evaluation: Evaluation) -> Section:
     cards, names, films = [], _states(evaluation), _films(evaluation)
     for env in evaluation.settings.envs:
         rate = task_rate(evaluation, env)
         told = f"{rate.num_success} of {rate.num_episodes} succeed."
-        cards.append(card(env, _state_grid(evaluation, env, films), told, name=names[env]))
+        cards.append(Card(env, [_state_grid(evaluation, env, films)], told, name=names[env]))
     lead = (
         "Every initial state, in order: green where the episode succeeded. The same square is the same state in "
         "every evaluation with these tasks and this seed. The pointer shows which one it is. "
@@ -135,10 +132,10 @@ def _state_section(evaluation: Evaluation) -> str:
         if films
         else "chunkrl evaluate --videos N films N of them, which a click here then leads to."
     )
-    return section("Initial states", lead, cards, "grid small")
+    return Section("Initial states", lead, cards, "grid small")
 
 
-def _state_grid(evaluation: Evaluation, env: str, films: Mapping[tuple[str, int], str]) -> str:
+def _state_grid(evaluation: Evaluation, env: str, films: Mapping[tuple[str, int], str]) -> Markup:
     squares = []
     for episode in evaluation.episodes[env]:
         outcome = "success" if episode.success else "failure"
@@ -152,7 +149,7 @@ def _state_grid(evaluation: Evaluation, env: str, films: Mapping[tuple[str, int]
     return state_grid(squares, summary)
 
 
-def _number_section(evaluation: Evaluation) -> str:
+def _number_section(evaluation: Evaluation) -> Section:
     names = _states(evaluation)
     rows = [
         _number_row(
@@ -164,12 +161,12 @@ def _number_section(evaluation: Evaluation) -> str:
     ]
     suite = [_number_row(Cell("all tasks"), suite_rate(evaluation), evaluation.num_restarts)]
     cards = [
-        card("All numbers", table(rows, suite if len(rows) > 1 else ()), wide=True),
-        facts_card("What was run", _facts(evaluation), wide=True),
+        Card("All numbers", [Table(rows, suite if len(rows) > 1 else ())], wide=True),
+        Card("What was run", [Facts(_facts(evaluation))], wide=True),
     ]
     if notes := _notes(evaluation):
         cards.append(notes_card(notes, wide=True))
-    return section("Numbers and settings", "", cards)
+    return Section("Numbers and settings", "", cards)
 
 
 def _number_row(task: Cell, rate: Rate, num_restarts: int) -> Row:

@@ -6,7 +6,6 @@ advantages, and where along the episodes and in which frames they are highest an
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +14,15 @@ from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.value_labels import known_outcomes
 from chunkrl.algorithms.value_quality import ValueQuality, quality_warnings, value_quality
 from chunkrl.algorithms.weights import starved_warnings
-from chunkrl.evaluation.results import EpisodeTrace
 from chunkrl.models.pi.condition import condition_text
 from chunkrl.report import distributions
-from chunkrl.report.page import card, document, section
+from chunkrl.report.numbers import percent, signed
+from chunkrl.report.page import Card, Facts, Film, Page, Section, Tile, notes_card
+from chunkrl.report.records import EpisodeTrace
 from chunkrl.report.run_facts import curves, losses_recorded_once, settings_section
 from chunkrl.report.run_frames import FilmOf, extreme_frames_section
 from chunkrl.report.run_weights import run_spread, trained_column, weight_cards
-from chunkrl.report.sections import (
-    curve_section,
-    facts_card,
-    notes_card,
-    percent,
-    signed,
-    trace_section,
-    video,
-)
+from chunkrl.report.sections import curve_section, trace_section
 from chunkrl.report.training_run import Episode, LabelledData, TrainingRun
 from chunkrl.report.value_video import render_episodes
 
@@ -46,9 +38,11 @@ def render_run(run: TrainingRun, num_videos: int = 0) -> str:
         ChunkRLError: videos of data without cameras, or of a run without values.
     """
     quality = value_quality_of(run)
-    body = [_headline(run, quality)]
-    body += [section("What is not on this page", "", [notes_card(run.notes, wide=True)] if run.notes else [])]
-    body += [_quality_section(run, quality), _advantage_section(run)]
+    sections = [
+        Section("What is not on this page", "", [notes_card(run.notes, wide=True)] if run.notes else []),
+        *_quality_sections(run, quality),
+        *_advantage_sections(run),
+    ]
     if run.has_values:
         filmed = run.data[0].choose_episodes(num_videos)
 
@@ -58,12 +52,13 @@ def render_run(run: TrainingRun, num_videos: int = 0) -> str:
         hint = "A title leads to the episode's film." if filmed else ""
         if not filmed and run.data[0].cameras:
             hint = "chunkrl report --videos N shows N of them as films."
-        body += [trace_section(_traces(run, film_of), hint), _video_section(run, num_videos)]
-        body += [extreme_frames_section(run.data, film_of)]
+        sections += [trace_section(_traces(run, film_of), hint), _video_section(run, num_videos)]
+        sections += [extreme_frames_section(run.data, film_of)]
     elif num_videos:
         _video_section(run, num_videos)  # says why there are none
-    body += [curve_section(curves(run), losses_recorded_once(run)), settings_section(run)]
-    return document(f"Training run: {run.folder.resolve().name}", "".join(body))
+    sections += [curve_section(curves(run), losses_recorded_once(run)), settings_section(run)]
+    title = f"Training run: {run.folder.resolve().name}"
+    return Page(title, _tiles(run, quality), sections).render()
 
 
 def value_quality_of(run: TrainingRun) -> ValueQuality | None:
@@ -88,36 +83,24 @@ def run_warnings(run: TrainingRun, quality: ValueQuality | None) -> list[str]:
     return quality_warnings(quality.held_out, quality.seen) + starved
 
 
-def _headline(run: TrainingRun, quality: ValueQuality | None) -> str:
+def _tiles(run: TrainingRun, quality: ValueQuality | None) -> list[Tile]:
     tiles = []
     success = np.concatenate([part.dataset.frame_labels.success for part in run.data])
     if quality is not None:
-        good = "good" if not run_warnings(run, quality) else "bad"
         tiles.append(
-            (
-                good,
+            Tile(
                 f"{quality.held_out:.2f}".replace("-", "−"),
                 "rank correlation of the values with the return, on episodes they never saw",
                 f"{quality.seen:.2f} on the episodes that they trained on",
+                kind="good" if not run_warnings(run, quality) else "bad",
             )
         )
-    if quality is not None:
         share = float(np.mean(trained_column(run, "advantage") > 0))
-        tiles.append(("", percent(round(share, 3)), "of the frames have a positive advantage", _used(run)))
-    tiles.append(
-        (
-            "",
-            percent(round(float(success.mean()), 3)),
-            "of the episodes succeed",
-            f"{len(success)} episodes, {sum(part.dataset.num_frames for part in run.data):,} frames{_labels_of(run)}",
-        )
-    )
-    cards = "".join(
-        f'<div class="card"><p class="figure {kind}">{escape(figure)}</p><p class="claim">{escape(claim)}</p>'
-        f'<p class="detail">{escape(detail)}</p></div>'
-        for kind, figure, claim, detail in tiles
-    )
-    return f'<div class="hero">{cards}</div>\n'
+        tiles.append(Tile(percent(round(share, 3)), "of the frames have a positive advantage", _used(run)))
+    num_frames = sum(part.dataset.num_frames for part in run.data)
+    detail = f"{len(success)} episodes, {num_frames:,} frames{_labels_of(run)}"
+    tiles.append(Tile(percent(round(float(success.mean()), 3)), "of the episodes succeed", detail))
+    return tiles
 
 
 def _labels_of(run: TrainingRun) -> str:
@@ -136,57 +119,61 @@ def _used(run: TrainingRun) -> str:
     return "not used by the policy"
 
 
-def _quality_section(run: TrainingRun, quality: ValueQuality | None) -> str:
+def _quality_sections(run: TrainingRun, quality: ValueQuality | None) -> list[Section]:
     if quality is None:
-        return ""
+        return []
     cards = [notes_card(warnings, wide=True)] if (warnings := run_warnings(run, quality)) else []
     cards.append(
-        facts_card(
+        Card(
             "Held out beside trained on",
-            {
-                "rank correlation with the return, held out": signed(quality.held_out),
-                "the same, on episodes trained on": signed(quality.seen),
-                "over-fit gap, the second minus the first": signed(quality.overfit_gap),
-                "expected calibration error, held out": f"{quality.calibration.error:.3f}",
-            },
+            [
+                Facts(
+                    {
+                        "rank correlation with the return, held out": signed(quality.held_out),
+                        "the same, on episodes trained on": signed(quality.seen),
+                        "over-fit gap, the second minus the first": signed(quality.overfit_gap),
+                        "expected calibration error, held out": f"{quality.calibration.error:.3f}",
+                    }
+                )
+            ],
         )
     )
     found = quality.calibration
     summary = f"Calibration: {len(found.counts)} bins, expected calibration error {found.error:.3f}."
     cards.append(
-        card(
+        Card(
             "Calibration of held-out values",
-            distributions.calibration_chart(found, summary),
+            [distributions.calibration_chart(found, summary)],
             "Bins of equally many frames; on the line, frames earn on average what was predicted.",
         )
     )
     value = Histogram.of(trained_column(run, "value"))
     cards.append(
-        card("Held-out values", distributions.histogram_chart(value, "value", "Distribution of values."))
+        Card("Held-out values", [distributions.histogram_chart(value, "value", "Distribution of values.")])
     )
     lead = "Values of networks that never saw the episode, against what the episode returned from there."
-    return section("What the values are worth", lead, cards, "grid small")
+    return [Section("What the values are worth", lead, cards, "grid small")]
 
 
-def _advantage_section(run: TrainingRun) -> str:
+def _advantage_sections(run: TrainingRun) -> list[Section]:
     if not run.has_values:
-        return ""
+        return []
     advantage = trained_column(run, "advantage")
     chart = distributions.histogram_chart(
         Histogram.of(advantage), "advantage", "Distribution of advantages.", by_sign=True
     )
     positive = float(np.mean(advantage > 0))
-    cards = [card("Advantages", chart, f"Positive (green): {percent(round(positive, 3))} of the frames.")]
+    cards = [Card("Advantages", [chart], f"Positive (green): {percent(round(positive, 3))} of the frames.")]
     if "advantage_bin" in run.data[0].labels:
         cards.append(_bins_card(run))
     cards += weight_cards(run)
     lead = (
         "The advantage compares what followed a frame with the value there; the policy hears of it as shown."
     )
-    return section("What became of the advantages", lead, cards, "grid small")
+    return [Section("What became of the advantages", lead, cards, "grid small")]
 
 
-def _bins_card(run: TrainingRun) -> str:
+def _bins_card(run: TrainingRun) -> Card:
     names = ("advantage_bin", "advantage_bin_raw", "advantage")
     bins, raw, advantage = (trained_column(run, name) for name in names)
     num_bins = run.config.conditioning.num_bins
@@ -201,7 +188,7 @@ def _bins_card(run: TrainingRun) -> str:
     summary = "; ".join(f"{one.label} {percent(round(one.share, 3))}" for one in shares)
     forced = float(np.mean(bins != raw))
     note = f"Forced high (human chunks, chosen data): {percent(round(forced, 3))}." if forced else ""
-    return card("Bins in the prompt", distributions.share_chart(shares, summary), note)
+    return Card("Bins in the prompt", [distributions.share_chart(shares, summary)], note)
 
 
 def _film(episode: Episode) -> str:
@@ -229,15 +216,13 @@ def _traces(run: TrainingRun, film_of: FilmOf) -> list[EpisodeTrace]:
     return traces
 
 
-def _video_section(run: TrainingRun, num_videos: int) -> str:
-    if not num_videos:
-        return ""
-    part = run.data[0]
-    cards = []
-    for episode, content, mime in render_episodes(part, part.choose_episodes(num_videos)):
+def _video_section(run: TrainingRun, num_videos: int) -> Section:
+    part, cards = run.data[0], []
+    rendered = render_episodes(part, part.choose_episodes(num_videos)) if num_videos else ()
+    for episode, content, mime in rendered:
         label = f"{episode.name}, with value and advantage below"
         pill = ("good", "success") if episode.success else ("bad", "failure")
         title = f"{episode.task}: episode {episode.index}"
-        cards.append(card(title, video(content, mime, label), pill=pill, name=_film(episode)))
+        cards.append(Card(title, [Film(content, mime, label)], pill=pill, name=_film(episode)))
     lead = "Recorded episodes over the values of networks that never saw them."
-    return section("Episodes with their values", lead, cards)
+    return Section("Episodes with their values", lead, cards)

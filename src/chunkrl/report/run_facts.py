@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-from chunkrl.evaluation.results import Curve
-from chunkrl.report.page import card, section
-from chunkrl.report.sections import facts_card, words
-from chunkrl.report.svg import compact
-from chunkrl.report.tables import Cell, count_cell, rate_cell, table
+from chunkrl.report.numbers import compact, words
+from chunkrl.report.page import Card, Facts, Section
+from chunkrl.report.records import Curve
+from chunkrl.report.tables import Cell, Table, count_cell, rate_cell
 from chunkrl.report.training_run import TrainingRun
 from chunkrl.run.folder import beginning
 
@@ -63,7 +62,7 @@ def curves(run: TrainingRun) -> list[Curve]:
     return found
 
 
-def settings_section(run: TrainingRun) -> str:
+def settings_section(run: TrainingRun) -> Section:
     """The data sets, and what was trained with which settings and versions."""
     rows = [
         {
@@ -78,11 +77,11 @@ def settings_section(run: TrainingRun) -> str:
         for data in (part.dataset for part in run.data)
     ]
     cards = [
-        card("Data", table(rows), wide=True),
-        facts_card("What was trained", _facts(run), wide=True),
+        Card("Data", [Table(rows)], wide=True),
+        Card("What was trained", [Facts(_facts(run))], wide=True),
     ]
     lead = f"All settings: {run.folder / 'config.json'}. {_state(run)}"
-    return section("Data and settings", lead, cards)
+    return Section("Data and settings", lead, cards)
 
 
 def _state(run: TrainingRun) -> str:

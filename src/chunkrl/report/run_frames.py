@@ -6,14 +6,13 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 from PIL import Image
 
-from chunkrl.report.page import card, section
-from chunkrl.report.sections import signed
-from chunkrl.report.tables import Cell, count_cell, table
+from chunkrl.report.numbers import signed
+from chunkrl.report.page import Card, Frame, Frames, Section
+from chunkrl.report.tables import Cell, Table, count_cell
 from chunkrl.report.training_run import Episode, LabelledData
 
 NUM_FRAMES = 8
@@ -56,20 +55,21 @@ FilmOf = Callable[[LabelledData, Episode], str]
 """Where an episode's film is on the page; "" where there is none."""
 
 
-def extreme_frames_section(data: Sequence[LabelledData], film_of: FilmOf, num: int = NUM_FRAMES) -> str:
+def extreme_frames_section(data: Sequence[LabelledData], film_of: FilmOf, num: int = NUM_FRAMES) -> Section:
     """Both ends, one frame an episode, which leads to the episode's film."""
     cards = []
     for highest, title in ((True, "Highest advantages"), (False, "Lowest advantages")):
         found = extreme_frames(data, num, highest)
         pictured = all(part.cameras for part in data)
-        cards.append(card(title, _pictures(found, film_of) if pictured else _rows(found, film_of), wide=True))
+        part = _pictures(found, film_of) if pictured else _rows(found, film_of)
+        cards.append(Card(title, [part], wide=True))
     lead = (
         "One frame an episode. The chunk that begins here led to more, or less, than its situation promised."
     )
-    return section("Frames with the highest and lowest advantages", lead, cards)
+    return Section("Frames with the highest and lowest advantages", lead, cards)
 
 
-def _rows(found: Sequence[ExtremeFrame], film_of: FilmOf) -> str:
+def _rows(found: Sequence[ExtremeFrame], film_of: FilmOf) -> Table:
     rows = [
         {
             "episode": Cell(
@@ -83,27 +83,28 @@ def _rows(found: Sequence[ExtremeFrame], film_of: FilmOf) -> str:
         }
         for one in found
     ]
-    return table(rows)
+    return Table(rows)
 
 
-def _pictures(found: Sequence[ExtremeFrame], film_of: FilmOf) -> str:
-    figures = []
+def _pictures(found: Sequence[ExtremeFrame], film_of: FilmOf) -> Frames:
+    frames = []
     for one in found:
         where = f"episode {one.episode.index}, frame {one.frame}"
-        images = "".join(
-            f'<img src="{_data_uri(one.data.pictures(camera, np.array([one.row]))[0])}" '
-            f'alt="{escape(camera)}, {where}">'
+        shots = [
+            (f"{camera}, {where}", _data_uri(one.data.pictures(camera, np.array([one.row]))[0]))
             for camera in one.data.cameras
+        ]
+        frames.append(
+            Frame(
+                shots,
+                f"advantage {signed(one.advantage)}",
+                f"value {one.value:.3f}",
+                where,
+                ("good", "success") if one.episode.success else ("bad", "failure"),
+                film_of(one.data, one.episode),
+            )
         )
-        kind = "good" if one.episode.success else "bad"
-        outcome = "success" if one.episode.success else "failure"
-        film = film_of(one.data, one.episode)
-        link = f'<a href="{escape(film)}">{where}</a>' if film else where
-        figures.append(
-            f'<figure><div class="shots">{images}</div><figcaption><b>advantage {signed(one.advantage)}</b>, value '
-            f'{one.value:.3f}<br>{link} <span class="pill {kind}">{outcome}</span></figcaption></figure>'
-        )
-    return f'<div class="frames">{"".join(figures)}</div>'
+    return Frames(frames)
 
 
 def _data_uri(picture: np.ndarray) -> str:

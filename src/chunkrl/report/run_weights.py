@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from html import escape
-
 import numpy as np
+from markupsafe import Markup
 
 from chunkrl.algorithms.balance import episode_steps, equal_count_bins
 from chunkrl.algorithms.weights import STARVED, THIRDS, Spread, normalized, weight_spread
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.draws import draw_rates, trained_starts
 from chunkrl.report import distributions
-from chunkrl.report.page import card
-from chunkrl.report.sections import percent
-from chunkrl.report.svg import NARROW, chart, element, text
+from chunkrl.report.numbers import percent
+from chunkrl.report.page import Card
+from chunkrl.report.svg import NARROW, chart, element, join, text, title
 from chunkrl.report.training_run import TrainingRun
 
 TOP_SHARE = 0.1  # of the frames, whose part of all weight is told
@@ -45,7 +44,7 @@ def run_spread(run: TrainingRun) -> Spread | None:
     return weight_spread(run.column("weight"), data, _rates(data))
 
 
-def weight_cards(run: TrainingRun) -> list[str]:
+def weight_cards(run: TrainingRun) -> list[Card]:
     """The cards of a run whose starts differ in weight; none of another."""
     spread = run_spread(run)
     if spread is None:
@@ -59,7 +58,7 @@ def weight_cards(run: TrainingRun) -> list[str]:
     ]
 
 
-def _advantage_card(weight: np.ndarray, advantage: np.ndarray, rate: np.ndarray) -> str:
+def _advantage_card(weight: np.ndarray, advantage: np.ndarray, rate: np.ndarray) -> Card:
     """How much of all weight lies on the frames of each tenth of the advantages, of those that are drawn."""
     drawn = np.flatnonzero(rate > 0)
     order = drawn[np.argsort(advantage[drawn], kind="stable")[::-1]]
@@ -78,13 +77,13 @@ def _advantage_card(weight: np.ndarray, advantage: np.ndarray, rate: np.ndarray)
         f"Tenths of the frames by advantage. Effective sample size: {percent(round(size, 3))} of the frames."
     )
     summary = f"Share of all weight by tenth of the advantages; effective sample size {size:.2f}."
-    return card("Share of all weight", distributions.share_chart(shares[:3] + shares[-1:], summary), note)
+    return Card("Share of all weight", [distributions.share_chart(shares[:3] + shares[-1:], summary)], note)
 
 
-def _thirds_card(spread: Spread) -> str:
+def _thirds_card(spread: Spread) -> Card:
     """The thirds of the successful episodes, beside what cloning of the successes would give them."""
     if np.isnan(spread.frames).any():
-        return card("Weight along successful episodes", "", "No episode succeeds.")
+        return Card("Weight along successful episodes", [], "No episode succeeds.")
     shares = [
         distributions.Share(f"{name} third", weight, f"{percent(round(frames, 3))} of the frames")
         for name, weight, frames in zip(THIRDS, spread.thirds, spread.frames, strict=True)
@@ -92,10 +91,10 @@ def _thirds_card(spread: Spread) -> str:
     starved = f" Starved: {', '.join(spread.starved)}." if spread.starved else ""
     note = f"{percent(round(spread.on_successes, 3))} of all weight lies on successful episodes.{starved}"
     summary = "; ".join(f"{one.label} {percent(round(one.share, 3))} of the weight" for one in shares)
-    return card("Weight along successful episodes", distributions.share_chart(shares, summary), note)
+    return Card("Weight along successful episodes", [distributions.share_chart(shares, summary)], note)
 
 
-def _place_card(weight: np.ndarray, value: np.ndarray, data: ChunkCollection, rate: np.ndarray) -> str:
+def _place_card(weight: np.ndarray, value: np.ndarray, data: ChunkCollection, rate: np.ndarray) -> Card:
     """A grid over time and held-out value: the share of the weight, marked where it is below the successes' share."""
     step, length = episode_steps(data)
     time = np.minimum(TIMES * step // np.maximum(length, 1), TIMES - 1)
@@ -111,10 +110,10 @@ def _place_card(weight: np.ndarray, value: np.ndarray, data: ChunkCollection, ra
         f"Numbers: per cent of all weight; outlined: less than {percent(STARVED)} of what the successful episodes' "
         "frames there would have."
     )
-    return card("Weight over time and value", place_chart(shares, due), note)
+    return Card("Weight over time and value", [place_chart(shares, due)], note)
 
 
-def place_chart(shares: np.ndarray, due: np.ndarray) -> str:
+def place_chart(shares: np.ndarray, due: np.ndarray) -> Markup:
     """shares, due: float [LEVELS * TIMES], of all weight, and of the frames of successful episodes."""
     cell, gap, top = NARROW / TIMES, 3, 4
     parts = []
@@ -127,7 +126,7 @@ def place_chart(shares: np.ndarray, due: np.ndarray) -> str:
         parts.append(
             element(
                 "g",
-                f"<title>{escape(words)}</title>"
+                title(words)
                 + element("rect", **box, class_="track")
                 + element(
                     "rect",
@@ -135,11 +134,11 @@ def place_chart(shares: np.ndarray, due: np.ndarray) -> str:
                     class_="bar strong",
                     fill_opacity=min(0.75, share / max(shares.max(), 1e-9)),
                 )
-                + (element("rect", **box, class_="starved") if share < STARVED * fair else "")
+                + (element("rect", **box, class_="starved") if share < STARVED * fair else Markup(""))
                 + text(
                     x + cell / 2, y + cell / 2 + 4, f"{100 * share:.1f}", class_="tick", text_anchor="middle"
                 ),
             )
         )
     summary = "Share of the weight over time and value."
-    return chart(top + LEVELS * cell, "".join(parts), summary, NARROW)
+    return chart(top + LEVELS * cell, join(parts), summary, NARROW)

@@ -1,12 +1,14 @@
-"""SVG primitives: elements, axes, ticks and number formats. Text from outside is escaped here."""
+"""SVG primitives: elements, axes and ticks. What is not `Markup` is escaped here."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
+from markupsafe import Markup, escape
+
+from chunkrl.report.numbers import tick_labels
 from chunkrl.statistics import Interval
 
 WIDTH = 520  # of a chart, two beside each other on a wide screen
@@ -26,21 +28,31 @@ class Range:
         return start + (value - self.low) / (self.high - self.low) * (stop - start)
 
 
-def element(tag: str, content: str = "", **attributes: object) -> str:
-    """One XML element; `_` in an attribute's name stands for `-`, a trailing one is dropped; values escaped.
+def element(tag: str, content: str = "", **attributes: object) -> Markup:
+    """One XML element; `_` in an attribute's name stands for `-`, a trailing one is dropped.
 
-    `content` is markup and must be escaped already.
+    Values are escaped, and so is `content` unless it is `Markup`, as every element is.
     """
     written = "".join(
         f' {name.rstrip("_").replace("_", "-")}="{escape(_number(value))}"'
         for name, value in attributes.items()
     )
-    return f"<{tag}{written}>{content}</{tag}>" if content else f"<{tag}{written}/>"
+    return Markup(f"<{tag}{written}>{escape(content)}</{tag}>" if content else f"<{tag}{written}/>")
 
 
-def text(x: float, y: float, content: str, **attributes: object) -> str:
-    """A text element at (x, y), escaped."""
-    return element("text", escape(content), x=x, y=y, **attributes)
+def join(parts: Iterable[str]) -> Markup:
+    """Elements behind each other; what is not `Markup` is escaped."""
+    return Markup("").join(parts)
+
+
+def text(x: float, y: float, content: str, **attributes: object) -> Markup:
+    """A text element at (x, y)."""
+    return element("text", content, x=x, y=y, **attributes)
+
+
+def title(content: str) -> Markup:
+    """What the pointer shows over the element that holds it."""
+    return element("title", content)
 
 
 def span(values: Sequence[float], pad: float = 0.05, include: float | None = None) -> Range:
@@ -71,43 +83,6 @@ def nice_ticks(axis: Range, num: int, whole: bool = False) -> list[float]:
     return list(dict.fromkeys(ticks))  # where the axis is shorter than numbers of its size can tell apart
 
 
-def tick_labels(ticks: Sequence[float], form: Callable[[float, int], str] | None = None) -> list[str]:
-    """A short text for each of different numbers, no two the same: as many digits as that takes.
-
-    form: (number, digits) -> text, `compact` by default.
-    """
-    form = form or compact
-    for digits in range(3, 20):
-        labels = [form(tick, digits) for tick in ticks]
-        if len(set(labels)) == len(ticks):
-            return labels
-    raise ValueError(f"ticks are not different: {list(ticks)}")
-
-
-def compact(value: float, digits: int = 3) -> str:
-    """A short number of at least `digits` digits where it has as many: 0.25, 12, 3.5k, 2M; 1e+09 with two less."""
-    if abs(value) >= 1e9 or 0 < abs(value) < 1e-3:
-        return f"{value:.{digits - 3}e}".replace("-", "−", 1 if value < 0 else 0)
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.{digits + 3}g}{unit}".replace("-", "−")
-    rounded = f"{value:.{digits}g}"
-    if "e" in rounded:  # 999.9 is 1k
-        return compact(float(rounded), digits)
-    return rounded.replace("-", "−")
-
-
-def signed_points(fraction: float, digits: int = 3) -> str:
-    """A difference in percentage points with its sign, to a tenth (`digits` - 2 decimals): +12, 0, −3.5."""
-    points = round(100 * fraction, digits - 2)
-    return f"{points:+.{digits - 2}f}".removesuffix(".0").replace("-", "−") if points else "0"
-
-
-def shorten(label: str, max_characters: int) -> str:
-    """`label`, or its beginning where it would run into what stands beside it."""
-    return label if len(label) <= max_characters else label[: max_characters - 1].rstrip() + "…"
-
-
 def _number(value: object) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
@@ -134,7 +109,7 @@ def sign_class(interval: Interval) -> str:
 
 def y_axis(
     axis: Range, top: float, bottom: float, right: float, num_ticks: int = 4, whole: bool = False
-) -> str:
+) -> Markup:
     """Grid lines across to `right` and their numbers, from `bottom` up to `top`; whole: of counts."""
     parts = []
     ticks = nice_ticks(axis, num_ticks, whole)
@@ -142,10 +117,10 @@ def y_axis(
         y = axis.scale(tick, bottom, top)
         parts.append(element("path", d=f"M{LEFT} {y:.1f}H{right}", class_="grid-line"))
         parts.append(text(LEFT - 6, y + 4, label, class_="tick", text_anchor="end"))
-    return "".join(parts)
+    return join(parts)
 
 
-def chart(height: float, content: str, summary: str, width: float = WIDTH) -> str:
-    """The whole picture, with its spoken summary; `content` is markup. One with links is no image to a reader."""
+def chart(height: float, content: Markup, summary: str, width: float = WIDTH) -> Markup:
+    """The whole picture, with its spoken summary. One with links is no image to a reader."""
     role = "group" if "<a " in content else "img"
     return element("svg", content, viewBox=f"0 0 {width} {height:g}", role=role, aria_label=summary)

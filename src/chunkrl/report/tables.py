@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from functools import cached_property
+from typing import ClassVar
 
 from chunkrl.evaluation.speed import MEDIAN, PER_1000, Speed, speed_cells
-from chunkrl.report.sections import percent
-from chunkrl.report.svg import element
+from chunkrl.report.numbers import percent
+from chunkrl.report.page import Part
 from chunkrl.statistics import Interval
 
 
@@ -22,6 +23,11 @@ class Cell:
     text: str
     order: float | None = None
     link: str = ""
+
+    @property
+    def sort_key(self) -> str:
+        """`order` as the page's script reads it."""
+        return "" if self.order is None else repr(float(self.order))
 
 
 Row = Mapping[str, "Cell | str"]
@@ -50,46 +56,47 @@ def speed_columns(speed: Speed | None) -> dict[str, Cell]:
     return {MEDIAN: Cell(median, speed.median_steps), PER_1000: Cell(per_1000, speed.per_1000_steps)}
 
 
-def table(rows: Sequence[Row], foot: Sequence[Row] = ()) -> str:
-    """A table of records with the same columns, in the order of the first row's.
+@dataclass(frozen=True)
+class Table(Part):
+    """Records with the same columns, in the order of the first row's.
 
     The page's script sorts `rows` by a click on a column's head; `foot` (sums and means) stays below them.
 
     Raises:
         ValueError: a row that has other columns than the first: its values would stand under other heads.
     """
-    everything = [*rows, *foot]
-    columns = list(everything[0])
-    for row in everything:
-        if list(row) != columns:
-            raise ValueError(f"a row has the columns {list(row)}, the first {columns}")
-    cells = [[_cell(row[column]) for column in columns] for row in everything]
-    kinds = [
-        "number" if any(row[place].order is not None for row in cells) else "words"
-        for place in range(len(columns))
-    ]
-    head = "".join(
-        f'<th scope="col" class="{kind}">{escape(name)}</th>'
-        for name, kind in zip(columns, kinds, strict=True)
-    )
-    lines = ["<tr>" + "".join(map(_drawn, row, kinds)) + "</tr>" for row in cells]
-    body = f"<tbody>{''.join(lines[: len(rows)])}</tbody>"
-    if foot:
-        body += f"<tfoot>{''.join(lines[len(rows) :])}</tfoot>"
-    # the box scrolls, and can be reached by the keyboard; the page around it stays where it is
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="table: {escape(", ".join(columns))}">'
-        f"<table><thead><tr>{head}</tr></thead>{body}</table></div>"
-    )
+
+    macro: ClassVar[str] = "table"
+    rows: Sequence[Row]
+    foot: Sequence[Row] = ()
+
+    def __post_init__(self) -> None:
+        columns = list([*self.rows, *self.foot][0])
+        for row in (*self.rows, *self.foot):
+            if list(row) != columns:
+                raise ValueError(f"a row has the columns {list(row)}, the first {columns}")
+
+    @cached_property
+    def lines(self) -> list[list[Cell]]:
+        """The cells of `rows`."""
+        return [_cells(row) for row in self.rows]
+
+    @cached_property
+    def foot_lines(self) -> list[list[Cell]]:
+        """The cells of `foot`."""
+        return [_cells(row) for row in self.foot]
+
+    @cached_property
+    def heads(self) -> list[tuple[str, str]]:
+        """Every column's name, and its class: number or words."""
+        columns = zip(
+            [*self.rows, *self.foot][0], zip(*self.lines, *self.foot_lines, strict=True), strict=True
+        )
+        return [
+            (name, "number" if any(cell.order is not None for cell in cells) else "words")
+            for name, cells in columns
+        ]
 
 
-def _cell(found: Cell | str) -> Cell:
-    return Cell(found) if isinstance(found, str) else found
-
-
-def _drawn(cell: Cell, kind: str) -> str:
-    content = escape(cell.text)
-    if cell.link:
-        content = element("a", content, href=cell.link)
-    order = "" if cell.order is None else f' data-order="{float(cell.order)!r}"'
-    return f'<td class="{kind}"{order}>{content}</td>'
+def _cells(row: Row) -> list[Cell]:
+    return [Cell(found) if isinstance(found, str) else found for found in row.values()]
