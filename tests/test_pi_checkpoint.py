@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -296,17 +295,6 @@ def test_saved_tensors_are_those_stock_lerobot_expects() -> None:
     assert torch.equal(tensors["model." + HEADS[0]], tensors[embedding])
 
 
-def test_what_stock_lerobot_would_do_otherwise_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        save_pretrained(tiny_policy("pi05", tiny_recipe("pi05", "pi05_padded_state")), tmp_path / "same")
-    assert not caplog.records
-    with caplog.at_level(logging.WARNING):
-        save_pretrained(tiny_policy("pi05", tiny_recipe("pi05", "pi05_no_state")), tmp_path / "other")
-    assert "pi05_no_state" in caplog.text
-
-
 MEASURE = """
 import re, sys
 from pathlib import Path
@@ -349,9 +337,10 @@ def test_lerobot_config_gives_the_recipe(kind: ModelKind, tmp_path: Path) -> Non
     from chunkrl.models.pi import lerobot_format
 
     lerobot_format.write_config(tmp_path, real, "float32")
+    lerobot_format.write_processors(tmp_path, real, tiny_stats())
     read = lerobot_format.read_recipe(tmp_path / "config.json")
     assert read.config == real.config
-    assert read.settings.prompt_format == ("pi0" if kind == "pi0" else "pi05_padded_state")
+    assert read.settings.prompt_format == ("pi0" if kind == "pi0" else "pi05_state")
     assert read.settings.cameras == ("observation.images.front", "observation.images.wrist")
     assert (read.settings.state_dim, read.settings.action_dim) == (8, 7)
     assert read.settings.normalization == recipe.settings.normalization

@@ -140,6 +140,7 @@ LEROBOT = {
     "max_period": 4.0,
     "time_sampling_scale": 0.999,
     "paligemma_variant": "gemma_2b",
+    "use_relative_actions": False,
 }
 
 
@@ -149,9 +150,11 @@ def test_lerobots_configuration_is_checked(tmp_path: Path) -> None:
     assert read_recipe(file).settings.state_dim == 8
     for key in LEROBOT:
         for value in WRONG:
-            if (key, value) in (("min_period", 10**9), ("min_period", 1.5)) or (
-                type(value) in (int, float) and value > 0 and ("period" in key or "scale" in key)
-            ):
+            if (key, value) in (
+                ("min_period", 10**9),
+                ("min_period", 1.5),
+                ("use_relative_actions", True),
+            ) or (type(value) in (int, float) and value > 0 and ("period" in key or "scale" in key)):
                 continue
             file.write_text(json.dumps(LEROBOT | {key: value}))
             with pytest.raises(CheckpointError, match=r"config\.json"):

@@ -41,7 +41,7 @@ def _foreign(root: Path) -> Path:
 
 def _lerobot(root: Path) -> None:
     """Its config.json says the published sizes; the recipe for these weights is given."""
-    recipe = replace(tiny_recipe("pi05", "pi05_padded_state"), config=pi05_config())
+    recipe = replace(tiny_recipe("pi05"), config=pi05_config())
     write_config(_foreign(root), recipe, "float32")
 
 

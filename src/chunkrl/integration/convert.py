@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import tyro
 
 from chunkrl.errors import CheckpointError
+from chunkrl.models.pi.config import PromptFormat
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class ConvertCommand:
     """Values of the robot's state (base recipes)."""
     action_dim: int = 0
     """Values of an action (base recipes)."""
+    prompt_format: PromptFormat | None = None
+    """Of a LeRobot folder that does not say it: pi05_state (0.5.0), pi05_padded_state (0.4)."""
     asset_id: str | None = None
     """Which norm stats, where an openpi folder has several."""
     tokenizer: str | None = None
@@ -49,6 +52,7 @@ def convert(command: ConvertCommand) -> None:
 
     from chunkrl.models.pi.checkpoint import (
         check_target,
+        find_recipe,
         inspect_pretrained,
         load_pretrained,
         save_pretrained,
@@ -65,6 +69,9 @@ def convert(command: ConvertCommand) -> None:
         raise CheckpointError(
             "--cameras, --state-dim and --action-dim belong to --recipe pi0_base or pi05_base"
         )
+    if command.prompt_format is not None:
+        recipe = recipe or find_recipe(command.source, command.revision, command.prompt_format)
+        recipe = replace(recipe, settings=replace(recipe.settings, prompt_format=command.prompt_format))
     report = inspect_pretrained(command.source, recipe, command.revision)
     print(report.summary())
     policy = load_pretrained(
@@ -78,6 +85,7 @@ def convert(command: ConvertCommand) -> None:
     folder = save_pretrained(policy, command.target, overwrite=command.overwrite)
     settings = policy.recipe.settings
     print(f"prompt format {settings.prompt_format}, cameras {', '.join(settings.cameras)}")
-    print(f"norm stats: {'absent: give them when loading' if policy.norm_stats is None else 'written'}")
+    absent = "absent: give them when loading; stock LeRobot refuses the folder"
+    print(f"norm stats: {absent if policy.norm_stats is None else 'written'}")
     print(f"tokenizer: {'absent: chunkrl download tokenizer' if policy.tokenizer is None else 'written'}")
     print(f"{folder}: a LeRobot folder of type {policy.recipe.config.kind}")

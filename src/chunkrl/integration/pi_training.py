@@ -61,6 +61,7 @@ def pi_networks(
         )
     recipe = find_pi_recipe(data, checkpoint, source, data.cameras)
     recipe = _for_data(data, recipe, source, config, conditioning)
+    warn_of_stock_lerobot(recipe)
     policy = load_pretrained(
         checkpoint,
         recipe=recipe,
@@ -108,6 +109,18 @@ def _for_data(
         heard = conditions(conditioning)
         settings = replace(settings, condition=heard[-1], conditions=heard, guidance=conditioning.guidance)
     return replace(recipe, settings=settings)
+
+
+def warn_of_stock_lerobot(recipe: PiRecipe) -> None:
+    """Says before training what no export of the policy can mend."""
+    settings = recipe.settings
+    if settings.condition and settings.condition_place == "end" and settings.prompt_format != "pi0":
+        _LOG.warning(
+            "the advantage stands behind the state in the prompt, where stock LeRobot cannot write it: there this "
+            "policy will need the plug-in lerobot_policy_chunkrl. With --pi.condition-place task stock LeRobot can, "
+            "its task string ending with ', %s'",
+            settings.condition,
+        )
 
 
 def _data_stats(data: ChunkData, recipe: PiRecipe) -> NormStats:

@@ -22,9 +22,11 @@ from torch import Tensor
 from chunkrl.errors import CheckpointError
 from chunkrl.files.json_files import read_json
 from chunkrl.files.regular_files import is_there
-from chunkrl.manifest import MANIFEST_FILE, MARK, verify, write_manifest
+from chunkrl.manifest import MANIFEST_FILE, MARK, read_manifest, verify, write_manifest
 from chunkrl.models.pi import layout, lerobot_format, norm_stats
-from chunkrl.models.pi.config import PiRecipe
+from chunkrl.models.pi.config import PiRecipe, PromptFormat
+from chunkrl.models.pi.lerobot_check import check_export
+from chunkrl.models.pi.lerobot_pipelines import LEROBOT_POSTPROCESSOR
 from chunkrl.models.pi.norm_stats import NormStats
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.pi.tokenizer import TOKENIZER_FILE, SentencePieceTokenizer, find_tokenizer
@@ -43,6 +45,10 @@ _LOG = logging.getLogger(__name__)
 
 RECIPE_FILE = "chunkrl_pi.json"
 _COPY = "copy the checkpoint again"
+# What only LeRobot reads, where the statistics are beside our recipe.
+_PIPELINES = tuple(
+    name.removesuffix(".json") for name in (norm_stats.LEROBOT_PREPROCESSOR, LEROBOT_POSTPROCESSOR)
+)
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -91,14 +97,16 @@ def _find(root: Path) -> _Folder:
     )
 
 
-def _find_recipe(folder: _Folder, recipe: PiRecipe | None) -> PiRecipe:
+def _find_recipe(
+    folder: _Folder, recipe: PiRecipe | None, prompt_format: PromptFormat | None = None
+) -> PiRecipe:
     if recipe is not None:
         return recipe
     own = folder.root / RECIPE_FILE
     if is_there(own, CheckpointError, _COPY):
         return PiRecipe.read(own)
     if folder.layout == "LeRobot":
-        return lerobot_format.read_recipe(folder.root / lerobot_format.CONFIG_FILE)
+        return lerobot_format.read_recipe(folder.root / lerobot_format.CONFIG_FILE, prompt_format)
     raise CheckpointError(
         f"{folder.root} ({folder.layout}) does not say its prompt format, cameras, horizon and normalisation; "
         "give a recipe: pi0_libero, pi05_libero, pi0_base or pi05_base (chunkrl.models.pi.recipes)"
@@ -124,16 +132,20 @@ def _source(folder: _Folder, recipe: PiRecipe) -> WeightSource:
     return torch_source(folder.weights, folder.layout)
 
 
-def find_recipe(path_or_repo: str | Path, revision: str | None = None) -> PiRecipe:
+def find_recipe(
+    path_or_repo: str | Path, revision: str | None = None, prompt_format: PromptFormat | None = None
+) -> PiRecipe:
     """What a folder says of its sizes and settings, to be changed with `dataclasses.replace` and given to loading.
 
     For example a LeRobot folder that holds openpi's `pi05_libero`: its prompt format must be `pi05_no_state`.
 
+    prompt_format: of a LeRobot folder that does not say it.
+
     Raises:
-        CheckpointError: the folder does not say (openpi's folders).
+        CheckpointError: the folder does not say (openpi's folders; the prompt format of LeRobot 0.5.0 and before).
     """
     folder = _find(_local_folder(path_or_repo, revision))
-    recipe = _find_recipe(folder, None)
+    recipe = _find_recipe(folder, None, prompt_format)
     _verify(folder, only=(RECIPE_FILE, lerobot_format.CONFIG_FILE))
     return recipe
 
@@ -190,7 +202,8 @@ def load_pretrained(
     recipe = _find_recipe(folder, recipe)
     _check_openpi_config(folder, recipe)
     if stats is None:
-        stats = norm_stats.find_lerobot(folder.root) or norm_stats.find_openpi(folder.root, asset_id)
+        found = norm_stats.find_own(folder.root) or norm_stats.find_lerobot(folder.root)
+        stats = found or norm_stats.find_openpi(folder.root, asset_id)
     if stats is not None:
         stats.check(recipe.settings, str(folder.root))
     reader = _find_tokenizer(tokenizer, folder.root, recipe.config.vocab_size)
@@ -210,15 +223,20 @@ def _verify(folder: _Folder, only: Collection[str] | None = None) -> None:
     marked = is_ours and MARK in read_json(recipe, dict, CheckpointError, _COPY)
     if not is_ours and not is_there(root / MANIFEST_FILE, CheckpointError, _COPY):
         return
-    used = [
-        RECIPE_FILE,
-        lerobot_format.CONFIG_FILE,
-        norm_stats.LEROBOT_PREPROCESSOR,
-        WEIGHTS_FILE,
-        WEIGHTS_INDEX,
-    ]
+    used = [RECIPE_FILE, lerobot_format.CONFIG_FILE, norm_stats.OWN_FILE, WEIGHTS_FILE, WEIGHTS_INDEX]
     used += [f.relative_to(root).as_posix() for f in (root / "assets").rglob(norm_stats.OPENPI_FILE)]
+    if not (root / norm_stats.OWN_FILE).is_file():
+        verify(root, marked, only=only, used=[*used, norm_stats.LEROBOT_PREPROCESSOR])
+        return
+    listed = read_manifest(root)
+    pipelines = () if listed is None else {name for name in listed.files if name.startswith(_PIPELINES)}
+    if only is None and listed is not None:
+        only = set(listed.files) - set(pipelines)
     verify(root, marked, only=only, used=used)
+    try:
+        verify(root, marked, only=pipelines)
+    except CheckpointError as error:
+        _LOG.warning("%s. chunkrl does not read it, and acts as before; LeRobot does read it", error)
 
 
 def _find_tokenizer(
@@ -296,7 +314,7 @@ def save_pretrained(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _write(policy, temporary)
+        differences = _write(policy, temporary)
         if beside is not None:
             beside(temporary)
         for file in (f for f in temporary.rglob("*") if f.is_file()):
@@ -310,10 +328,11 @@ def save_pretrained(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    differences = lerobot_format.differences(policy.recipe)
     if differences:
         _LOG.warning(
-            "%s: stock LeRobot %s; act with chunkrl's load_policy", folder, " and ".join(differences)
+            "%s: stock LeRobot %s; act with chunkrl's load_policy, or with the plug-in lerobot_policy_chunkrl",
+            folder,
+            " and ".join(differences),
         )
     return folder
 
@@ -333,12 +352,24 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
         shutil.rmtree(replaced)
 
 
-def _write(policy: PiPolicy, folder: Path) -> None:
+def _write(policy: PiPolicy, folder: Path) -> list[str]:
+    """Writes the files, and says what stock LeRobot would do otherwise with them."""
     recipe = policy.recipe
     save_file(published_tensors(policy), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     is_bfloat16 = policy.model.language.dtype == torch.bfloat16
     lerobot_format.write_config(folder, recipe, "bfloat16" if is_bfloat16 else "float32")
-    lerobot_format.write_processors(folder, recipe, policy.norm_stats)
     (folder / RECIPE_FILE).write_text(recipe.to_json({MARK: MANIFEST_FILE}), encoding="utf-8")
     if isinstance(policy.tokenizer, SentencePieceTokenizer):
         shutil.copyfile(policy.tokenizer.path, folder / TOKENIZER_FILE)
+    differences = lerobot_format.differences(recipe)
+    if policy.norm_stats is None and recipe.settings.normalization != "identity":
+        # with pipelines it would act on numbers of another scale and say nothing; without them it stops
+        return [
+            *differences,
+            "refuses the folder, which has no statistics (policy_preprocessor.json is left out)",
+        ]
+    stats = policy.stats()
+    if policy.norm_stats is not None:
+        norm_stats.write_own(folder, stats)
+    lerobot_format.write_processors(folder, recipe, stats)
+    return differences + check_export(folder, recipe, stats)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from chunkrl.errors import CheckpointError
@@ -24,7 +24,12 @@ from chunkrl.types import TensorRecord
 
 LEROBOT_PREPROCESSOR = "policy_preprocessor.json"
 LEROBOT_NORMALIZER_STEP = "normalizer_processor"
+LEROBOT_EPSILON: dict[NormalizationMode, float] = {"mean_std": 1e-8, "quantiles": 0.0, "identity": 0.0}
+OWN_FILE = (
+    "chunkrl_pi_stats.safetensors"  # beside the recipe, so that no rewritten file of LeRobot's loses them
+)
 OPENPI_FILE = "norm_stats.json"
+_STATE, _ACTION = "observation.state", "action"
 # Where a quantile range is empty and there is no epsilon, LeRobot divides by this.
 _EMPTY_RANGE = 1e-8
 # Narrower than this, a dimension is taken to be constant: rounding alone makes some width.
@@ -72,8 +77,19 @@ def normalize(x: Tensor, stats: Mapping[str, Tensor], mode: NormalizationMode, e
     """x [..., D] in the data's units -> float64 [..., D]; statistics wider than D are cut to D."""
     if mode == "identity":
         return x.double()
+    if mode == "quantiles" and eps == LEROBOT_EPSILON[mode]:
+        return _lerobot_quantiles(x, stats)
     offset, scale = _affine(stats, mode, eps, x)
     return (x.double() - offset) / scale
+
+
+def _lerobot_quantiles(x: Tensor, stats: Mapping[str, Tensor]) -> Tensor:
+    """LeRobot's float32 arithmetic, operation for operation: a state on the edge of two of the prompt's bins, or one
+    that never varies and is the statistic but for its rounding, must fall where LeRobot lets it fall."""
+    low, high = (stats[key][: x.shape[-1]].to(x.device, torch.float32) for key in _NEEDED["quantiles"])
+    spread = high - low
+    spread = torch.where(spread == 0, torch.full_like(spread, _EMPTY_RANGE), spread)
+    return (2.0 * (x.float() - low) / spread - 1.0).double()
 
 
 def unnormalize(x: Tensor, stats: Mapping[str, Tensor], mode: NormalizationMode, eps: float) -> Tensor:
@@ -143,6 +159,30 @@ def _vectors(stats: Any, where: str) -> dict[str, Tensor]:
     }
 
 
+def write_own(folder: Path, stats: NormStats) -> None:
+    """`OWN_FILE`: every bit of the statistics."""
+    tensors = {
+        f"{name}.{key}": value.cpu().contiguous()
+        for name, values in ((_STATE, stats.state), (_ACTION, stats.action))
+        for key, value in values.items()
+    }
+    save_file(tensors, folder / OWN_FILE)
+
+
+def find_own(folder: Path) -> NormStats | None:
+    """What `write_own` wrote, or None where it did not (folders of earlier releases)."""
+    file = folder / OWN_FILE
+    return _read_tensors(file, "") if is_there(file, CheckpointError, _CURE) else None
+
+
+def read_steps(file: Path) -> list[dict[str, Any]]:
+    """The steps of a pipeline of LeRobot. Raises CheckpointError where the file holds none."""
+    steps = read_json(file, dict, CheckpointError, _CURE, nan=True).get("steps")
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise CheckpointError(f"{file} is not a LeRobot pipeline ('steps' is no list of objects): {_CURE}")
+    return steps
+
+
 def find_lerobot(folder: Path) -> NormStats | None:
     """Statistics of a LeRobot policy's preprocessor, or None where it has none.
 
@@ -152,27 +192,24 @@ def find_lerobot(folder: Path) -> NormStats | None:
     pipeline = folder / LEROBOT_PREPROCESSOR
     if not is_there(pipeline, CheckpointError, _CURE):
         return None
-    steps = read_json(pipeline, dict, CheckpointError, _CURE, nan=True).get("steps")
-    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        raise CheckpointError(
-            f"{pipeline} is not a LeRobot pipeline ('steps' is no list of objects): {_CURE}"
-        )
     names = [
         step["state_file"]
-        for step in steps
+        for step in read_steps(pipeline)
         if step.get("registry_name") == LEROBOT_NORMALIZER_STEP and "state_file" in step
     ]
     if not names:
         return None
     file = inside(folder, names[0], f"{pipeline}: 'state_file'", CheckpointError)
+    return _read_tensors(file, f", named by {pipeline.name},")
+
+
+def _read_tensors(file: Path, named: str) -> NormStats:
     check_regular(file, CheckpointError, _CURE)
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{file}, named by {pipeline.name}, cannot be read ({error}): {_CURE}"
-        ) from error
-    return NormStats(state=_pick(tensors, "observation.state", file), action=_pick(tensors, "action", file))
+        raise CheckpointError(f"{file}{named} cannot be read ({error}): {_CURE}") from error
+    return NormStats(state=_pick(tensors, _STATE, file), action=_pick(tensors, _ACTION, file))
 
 
 def _pick(tensors: Mapping[str, Tensor], feature: str, file: Path) -> dict[str, Tensor]:
