@@ -107,6 +107,7 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
             "iterate",
             "learner",
             "actor",
+            "serve",
             "report",
             "download",
             "convert",

@@ -32,7 +32,7 @@ from chunkrl.online.link.sender import LearnerClient, UnreachableError
 from chunkrl.online.link.spool import Spool
 from chunkrl.online.link.streams import ReceivedStreams
 from chunkrl.online.link.transport import SpoolReceiver
-from chunkrl.online.status import WARNING, LearnerView
+from chunkrl.online.status import WARNING, RowsView
 from chunkrl.report.run import render_run
 from chunkrl.report.training_run import load_run
 from chunkrl.run.policy_io import load_policy
@@ -151,7 +151,7 @@ def test_a_beginning_that_is_not_there_is_known_before_actors_bring_episodes(tmp
 
 def test_a_line_of_the_learner_does_not_repeat_a_warning_that_was_logged():
     lines = io.StringIO()
-    LearnerView(
+    RowsView(
         "learner", lambda: [("updates", "3"), (WARNING, "refused"), ("actors", "none")], False, lines
     ).close()
     assert lines.getvalue() == "updates 3 | actors none\n"

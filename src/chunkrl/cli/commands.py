@@ -210,6 +210,17 @@ _COMMANDS = (
         ),
     ),
     Command(
+        "serve",
+        "a policy for robots that speak openpi's websocket protocol",
+        "chunkrl.serve.config:ServeCommand",
+        "chunkrl.serve.command:serve_policy",
+        shows_progress=False,
+        common=(
+            *("policy", "listen.address", "listen.token-file", "listen.tls-certificate", "listen.tls-key"),
+            *("rename", "ignore", "task", "action-dim", "mode", "condition", "guidance", "device"),
+        ),
+    ),
+    Command(
         "report",
         "one HTML page of a training run: data, curves, values, advantages, frames",
         "chunkrl.report.config:ReportCommand",

@@ -14,6 +14,11 @@ STATE_NAMES = ("observation.state", "observation/state", "state")
 ACTION_NAMES = ("action", "actions")
 REQUIRED_NAMES = ("timestamp", "frame_index", "episode_index", "task_index")
 MOST_PIXELS, LONGEST_SIDE, LONGEST_VECTOR = 10**8, 16384, 2**16  # no camera and no robot has more
+SAME_CAMERA = (
+    ("observation.images.image", "observation/image", "image"),
+    ("observation.images.image2", "observation/wrist_image", "wrist_image", "observation.images.wrist_image"),
+)
+"""Names of one camera: of environments and LeRobot data sets, of openpi's transforms, of its LIBERO checkpoints."""
 _CAMERA = re.compile(r"observation\.images\..+|observation\.image|observation/.*image.*|image|wrist_image")
 
 

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from chunkrl.data.roles import SAME_CAMERA
 from chunkrl.envs.family import EnvInfo, EnvOptions
 from chunkrl.envs.libero_tasks import InitialStates
 from chunkrl.envs.offscreen import Rendering
@@ -22,12 +23,6 @@ from chunkrl.evaluation.evaluation_result import EvaluationSettings
 from chunkrl.evaluation.rollout import Actor, Episode, initial_seeds
 from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.types import Observation
-
-# Names of one camera: of environments and LeRobot data sets, of openpi's transforms, of its LIBERO checkpoints.
-_SAME_CAMERA = (
-    ("observation.images.image", "observation/image", "image"),
-    ("observation.images.image2", "observation/wrist_image", "wrist_image", "observation.images.wrist_image"),
-)
 
 
 @dataclass(frozen=True)
@@ -107,7 +102,7 @@ def _rename(cameras: Sequence[str], info: EnvInfo, rename: Sequence[str]) -> tup
         given[theirs] = ours
     pairs = []
     for camera in cameras:
-        known = next((names for names in _SAME_CAMERA if camera in names), (camera,))
+        known = next((names for names in SAME_CAMERA if camera in names), (camera,))
         found = given.get(camera) or next((name for name in info.cameras if name in (camera, *known)), None)
         if found is None:
             raise ChunkRLError(

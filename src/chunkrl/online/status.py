@@ -4,7 +4,7 @@ What an actor is doing, as one line of a terminal that rewrites itself.
 
 What an actor is doing, as a panel on a terminal; `chunkrl.online.status.StatusLine` is the same as lines.
 
-What a learner is doing: a panel on a terminal, else a line now and then.
+What a learner or a policy server is doing: a panel on a terminal, else a line now and then.
 
 Where a session's messages go: all to a file in its run folder, warnings to its view too.
 """
@@ -184,11 +184,11 @@ class LiveView:
 
 
 Rows = Callable[[], Sequence[tuple[str, str]]]
-_LEARNER_REFRESHES_HZ = 2
+_ROWS_REFRESHES_HZ = 2
 _LINE_S = 10.0
 
 
-class LearnerView:
+class RowsView:
     """Shows `rows`, which a thread of its own asks for.
 
     rows: name and text; what is named `status.WARNING` stands out in a panel, and a line leaves it out.
@@ -199,6 +199,7 @@ class LearnerView:
         self._title, self._rows = title, rows
         self._stream = sys.stderr if stream is None else stream
         self._closing = threading.Event()
+        self._said = ""
         self._live: Live | None = None
         self._thread: threading.Thread | None = None
         if live and self._stream.isatty():
@@ -206,12 +207,12 @@ class LearnerView:
             self._live = Live(
                 console=console,
                 get_renderable=self.render,
-                refresh_per_second=_LEARNER_REFRESHES_HZ,
+                refresh_per_second=_ROWS_REFRESHES_HZ,
                 redirect_stdout=False,
             )
             self._live.start()
             return
-        self._thread = threading.Thread(target=self._print, daemon=True, name="learner-view")
+        self._thread = threading.Thread(target=self._print, daemon=True, name="rows-view")
         self._thread.start()
 
     @property
@@ -247,8 +248,10 @@ class LearnerView:
     def _line(self) -> None:
         # warnings are logged, each in a line of its own
         text = " | ".join(f"{name} {value}" for name, value in self._rows() if name != WARNING)
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        if text != self._said:  # days in which nothing happens fill no log
+            self._stream.write(text + "\n")
+            self._stream.flush()
+            self._said = text
 
 
 _SHOWN_S = 30.0

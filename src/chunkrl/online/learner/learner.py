@@ -37,7 +37,7 @@ from chunkrl.online.learner.videos import EpisodeVideos
 from chunkrl.online.link.streams import ReceivedStreams
 from chunkrl.online.link.transport import SpoolReceiver
 from chunkrl.online.link.weights import VersionCounter, WeightPublisher, policy_features, snapshot
-from chunkrl.online.status import WARNING, LastWarning, LearnerView, session_log
+from chunkrl.online.status import WARNING, LastWarning, RowsView, session_log
 from chunkrl.progress import Progress, silent
 from chunkrl.run.build import open_datasets, with_data_decided, with_labels_used
 from chunkrl.run.config import TrainConfig, as_fresh
@@ -186,7 +186,7 @@ class _Session:
         self._source.push_now()
         self._publisher.flush()
         self._listen(f"--policy {policy_dir}")
-        view = LearnerView(f"chunkrl learner: {self._train.objective}", self._rows, self._config.live)
+        view = RowsView(f"chunkrl learner: {self._train.objective}", self._rows, self._config.live)
         self._shown.callback(view.close)
         self._shown.enter_context(self._warnings.quiet(view.is_live))
         if self._train.resume is None:

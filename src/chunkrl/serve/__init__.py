@@ -1,0 +1,1 @@
+"""`chunkrl serve`: a policy for robots that speak openpi's protocol."""
