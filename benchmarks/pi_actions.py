@@ -29,7 +29,6 @@ from chunkrl.integration.chunk_cache import ChunkRequest, cached_chunks
 from chunkrl.models.config import NetworkConfig
 from chunkrl.models.pi import PiConfig, PiModel, PiPolicy, PiRecipe, PiSettings, VisionConfig
 from chunkrl.progress import silent
-from chunkrl.run.build import build_factory
 from chunkrl.run.config import TrainConfig
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
@@ -139,7 +138,7 @@ def learn(dataset: ChunkDataset, num_updates: int, seed: int) -> ChunkIQL:
     torch.manual_seed(seed)
     algorithm = ChunkIQL(
         IQLConfig(num_updates=num_updates, target_rate=0.02),
-        build_factory(config, dataset),
+        config.family.networks(config, dataset, CPU, silent),
         OptimConfig(lr=1e-3),
         dataset,
         seed,

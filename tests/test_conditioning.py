@@ -12,7 +12,7 @@ from chunkrl.algorithms.advantage_bins import advantage_bins, forced_high
 from chunkrl.algorithms.conditioning import check_prompts, conditions, drop_labels, texts
 from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.pi.condition import NO_LABEL, condition_text
+from chunkrl.models.condition import NO_LABEL, condition_text
 
 QUANTILES = ConditioningConfig(edges="quantiles")
 

@@ -13,7 +13,7 @@ from chunkrl.integration.config import PiTrainingConfig
 from chunkrl.integration.pi_training import choose_trained
 from chunkrl.models.config import LoRAConfig
 from chunkrl.models.pi import PiPolicy, load_pretrained
-from chunkrl.run.policy_io import save_pi_policy
+from chunkrl.models.pi.saving import save_pi_policy
 from chunkrl.training.optim import Ema
 
 CPU = torch.device("cpu")

@@ -29,8 +29,8 @@ from chunkrl.manifest import MANIFEST_FILE, write_manifest
 from chunkrl.models.config import LoRAConfig, PolicyConfig
 from chunkrl.models.pi import load_pretrained, save_pretrained
 from chunkrl.models.pi.config import PiCriticConfig
+from chunkrl.models.pi.saving import Q_FOLDER
 from chunkrl.run import offline
-from chunkrl.run.policy_io import Q_FOLDER
 from chunkrl.training.checkpoint import load_state, save_state
 from chunkrl.training.metrics import MEASURED, METRICS_FILE
 from chunkrl.training.saved_batch import load_batch

@@ -15,11 +15,12 @@ from chunkrl.models.lora import apply_lora
 from chunkrl.models.pi import PiModel
 from chunkrl.models.pi.config import PiCriticConfig, pi0_config, pi05_config
 from chunkrl.models.pi.critic import PiValue
+from chunkrl.models.pi.memory import MemoryPlan, memory_plan, meta_model
+from chunkrl.models.pi.presets import PI_PRESETS
 from chunkrl.models.value_head import ValueHead
 from chunkrl.training.config import OptimConfig, OptimizerKind
-from chunkrl.training.memory import MemoryPlan, memory_plan, meta_model
 from chunkrl.training.optim import Ema, Optimizer, prepare_precision
-from chunkrl.training.trainable import ALL, PI_PRESETS, count_trainable, select_trainable
+from chunkrl.training.trainable import ALL, count_trainable, select_trainable
 
 LANGUAGE_LORA = LoRAConfig(rank=4, targets=("language.layers.*.self_attn.*", "language.layers.*.mlp.*"))
 

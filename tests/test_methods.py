@@ -20,7 +20,7 @@ from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.config import changed_settings, with_defaults
 from chunkrl.errors import ChunkRLError
 from chunkrl.integration.config import PiTrainingConfig
-from chunkrl.models.config import NetworkConfig, PolicyConfig, PolicyKind
+from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.run.policy_io import load_policy
 
 SOURCES = Path(chunkrl.__file__).parent
@@ -132,7 +132,7 @@ def test_the_command_refuses_it(data: Path, objective: str, change: dict[str, An
     ],
 )
 def test_settings_of_the_other_kind_of_networks_are_refused(
-    data: Path, kind: PolicyKind, change: dict[str, Any], message: str
+    data: Path, kind: str, change: dict[str, Any], message: str
 ) -> None:
     checkpoint = {"pi0_config": "pi05_base"} if kind == "pi" else {}
     with pytest.raises(ChunkRLError, match=message):

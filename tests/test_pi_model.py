@@ -303,7 +303,7 @@ def test_rotation_depends_on_distance_only() -> None:
 
 
 def test_grouped_keys_equal_repeated_keys() -> None:
-    from chunkrl.models.pi.layers import attend
+    from chunkrl.models.layers import attend
 
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, 5, 4, 8, generator=generator)

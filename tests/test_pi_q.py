@@ -25,8 +25,9 @@ from chunkrl.manifest import MANIFEST_FILE, write_manifest
 from chunkrl.models.pi import load_pretrained, save_pretrained
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.flow import PiModel
+from chunkrl.models.pi.saving import Q_FOLDER
 from chunkrl.models.value_head import ValueHead
-from chunkrl.run.policy_io import Q_FOLDER, load_policy
+from chunkrl.run.policy_io import load_policy
 from chunkrl.training.checkpoint import load_state, save_state
 
 root, checkpoints = pi.root, pi.checkpoints

@@ -24,11 +24,11 @@ from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import CheckpointError, ChunkRLError, LabelError
 from chunkrl.integration.config import PiTrainingConfig
+from chunkrl.models.condition import condition_text
 from chunkrl.models.config import LoRAConfig, PolicyConfig
 from chunkrl.models.pi import load_pretrained, save_pretrained
 from chunkrl.models.pi import policy as policy_module
 from chunkrl.models.pi.actor import PiActor
-from chunkrl.models.pi.condition import condition_text
 from chunkrl.models.pi.config import PiCriticConfig
 from chunkrl.models.value_head import ValueHead
 from chunkrl.run.policy_io import load_policy

@@ -23,7 +23,7 @@ from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.algorithms.weighted import AdvantageWeighted, WeightedConfig
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.hold_action import HoldAction
-from chunkrl.models.config import NetworkConfig, PolicyConfig, PolicyKind
+from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.progress import Progress, silent
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
@@ -144,9 +144,7 @@ def test_outcome_values_reach_the_mean_return(corridor: ChunkDataset) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "flow"])
-def test_distilled_best_of_n_prefers_the_best_chunk_everywhere(
-    corridor: ChunkDataset, kind: PolicyKind
-) -> None:
+def test_distilled_best_of_n_prefers_the_best_chunk_everywhere(corridor: ChunkDataset, kind: str) -> None:
     """The advantage of a chunk here is the exact mean of its Monte-Carlo return minus V, and two steps to the right
     have the highest at every place: the distilled policy goes there, further than the clone that drew it."""
     batch = corridor.batch(np.arange(len(corridor)))

@@ -11,13 +11,8 @@ from chunkrl.models.config import LoRAConfig
 from chunkrl.models.lora import apply_lora
 from chunkrl.models.name_patterns import match_names
 from chunkrl.models.pi.config import ModelKind
-from chunkrl.training.trainable import (
-    PI_PRESETS,
-    PartCount,
-    count_trainable,
-    pi_patterns,
-    select_trainable,
-)
+from chunkrl.models.pi.presets import PI_PRESETS, pi_patterns
+from chunkrl.training.trainable import PartCount, count_trainable, select_trainable
 
 NAMES = ("encoder.0.weight", "encoder.1.weight", "head.weight", "head.bias")
 

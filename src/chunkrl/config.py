@@ -20,6 +20,20 @@ from chunkrl.suggest import did_you_mean
 T = TypeVar("T")
 
 
+class Variants:
+    """A part of a configuration whose class its `kind` chooses, as the settings of a policy's family."""
+
+    @classmethod
+    def kinds(cls) -> tuple[str, ...]:
+        """The values that `kind` can have."""
+        raise NotImplementedError
+
+    @classmethod
+    def class_of(cls, kind: str) -> type[Any]:
+        """The class of the settings of a kind. Raises ChunkRLError where there is no such kind (says the nearest)."""
+        raise NotImplementedError
+
+
 class _WrongValueError(dacite.DaciteFieldError):
     """dacite adds the path of the field."""
 
@@ -67,10 +81,28 @@ class _Hooks(dict[Any, Callable[[Any], Any]]):
     choices, of which it names none."""
 
     def __contains__(self, kind: object) -> bool:
-        return super().__contains__(kind) or get_origin(kind) in (tuple, Literal)
+        return super().__contains__(kind) or get_origin(kind) in (tuple, Literal) or _has_variants(kind)
 
     def __missing__(self, kind: Any) -> Callable[[Any], Any]:
+        if _has_variants(kind):
+            return partial(_variant, kind)
         return partial(_one_of, get_args(kind)) if get_origin(kind) is Literal else _listed
+
+
+def _has_variants(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Variants)
+
+
+def _variant(cls: type[Variants], value: Any) -> Any:
+    """The part of the class that its kind chooses. What is no object, dacite names with its key."""
+    if not isinstance(value, dict):
+        return value
+    try:
+        kind = _one_of(cls.kinds(), value.get("kind", cls.kinds()[0]))
+    except _WrongValueError as error:
+        error.update_path("kind")
+        raise
+    return dacite.from_dict(cls.class_of(kind), value, _CONFIG)
 
 
 _CONFIG = dacite.Config(

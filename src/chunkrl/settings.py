@@ -12,13 +12,14 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from inspect import get_annotations
+from operator import attrgetter
 from pathlib import Path
 from types import NoneType
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from chunkrl.config import from_dict, read_values
+from chunkrl.config import Variants, from_dict, read_values
 from chunkrl.errors import ChunkRLError
 from chunkrl.suggest import did_you_mean
 
@@ -31,7 +32,8 @@ class Setting:
 
     key: its place, `frames.resize`. flag: `--resize`, or for what has no flag "" (`is_positional`).
     kind: its type, without None (`is_optional`) and without annotations. default: as the command has it.
-    owner, name: the class that declares it, and the field there.
+    owner, name: the class that declares it, and the field there. variants: of a kind that
+    chooses the settings beside it, their class.
     """
 
     key: str
@@ -41,6 +43,7 @@ class Setting:
     owner: type
     name: str
     is_optional: bool = False
+    variants: type[Variants] | None = None
 
     @property
     def is_positional(self) -> bool:
@@ -61,6 +64,8 @@ class Setting:
     @property
     def choices(self) -> tuple[str, ...]:
         """The values that it can have; () where they are not a few."""
+        if self.variants is not None:
+            return self.variants.kinds()
         kind = (
             get_args(self.kind)[0] if get_origin(self.kind) is tuple and self.kind != tuple[()] else self.kind
         )
@@ -113,6 +118,9 @@ class Settings(Generic[T]):
         Raises:
             ChunkRLError: a name as of `find`, one given twice, or a value that its setting cannot have.
         """
+        chosen = self.with_kinds(dict(_dotted(values)))
+        if chosen is not self:
+            return chosen.of_values(values)
         default: Any = self.default
         merged = asdict(default)
         given: dict[str, str] = {}
@@ -126,6 +134,24 @@ class Settings(Generic[T]):
                 place = place[parent]
             place[last] = value
         return from_dict(type(self.default), merged)
+
+    @property
+    def kinds(self) -> dict[str, Any]:
+        """By place, the kinds that choose the settings beside them."""
+        return {setting.key: setting.default for setting in self.all if setting.variants is not None}
+
+    def with_kinds(self, values: Mapping[str, Any]) -> Settings[T]:
+        """These settings, or those of the kinds that `values` (by written name) choose, where these have others
+        (`Variants`). What is no kind is left for whoever takes the values."""
+        for name, value in values.items():
+            found = self.matches(name) if name.replace("-", "_").endswith("kind") else []
+            place = found[0].key.rpartition(".")[0] if len(found) == 1 else ""
+            part = attrgetter(place)(self.default) if place else None
+            if not isinstance(part, Variants) or value not in part.kinds():
+                continue
+            if (cls := part.class_of(value)) is not type(part):
+                return Settings(_with(self.default, place, cls())).with_kinds(values)
+        return self
 
     def of_file(self, file: Path, cure: str = "give another file, or correct it") -> T:
         """The record with the values of a JSON or YAML file (by its ending) in it.
@@ -150,7 +176,7 @@ class Settings(Generic[T]):
         own = {field.name for field in fields(default)} & {*self.sections}
         records = {name: value for name, value in values.items() if is_dataclass(value) and name in own}
         for name, value in records.items():
-            if not isinstance(value, type(getattr(default, name))):
+            if not isinstance(value, _base(type(getattr(default, name)))):
                 raise ChunkRLError(f"{name} is {value!r}: give a {type(getattr(default, name)).__name__}")
         others = {name: _as_in_file(value) for name, value in values.items() if name not in records}
         for name, value in others.items():
@@ -210,6 +236,26 @@ def _as_in_file(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
+def _base(cls: type) -> type:
+    """What the values of a part of this class are: of a class that a kind chooses, any of its variants."""
+    return next(
+        (base for base in reversed(cls.__mro__) if issubclass(base, Variants) and base is not Variants), cls
+    )
+
+
+def _with(record: Any, place: str, part: Any) -> Any:
+    """The record with another part at a place (`train.policy`)."""
+    name, _, rest = place.partition(".")
+    return replace(record, **{name: _with(getattr(record, name), rest, part) if rest else part})
+
+
+def _dotted(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values of nested objects, as `policy.kind`."""
+    for name, value in values.items():
+        whole = f"{within}.{name}" if within else name
+        yield from _dotted(value, whole) if isinstance(value, Mapping) else [(whole, value)]
+
+
 def _plain(name: str) -> str:
     return name.removeprefix("--").replace("-", "_")
 
@@ -250,6 +296,7 @@ def _walk(default: Any, key: str = "", flag: str = "", omit: bool = False) -> It
             owner=_owner(type(default), field.name),
             name=field.name,
             is_optional=is_optional,
+            variants=type(default) if isinstance(default, Variants) and field.name == "kind" else None,
         )
 
 

@@ -41,7 +41,7 @@ class Observation(TensorRecord):
     state: float32 [..., S], in the data set's units (networks normalise), or None.
     task: the task's text; a tuple of B texts in a batch.
     vision: [..., C, T, W], a pi policy's tokens of the images, where they are computed already
-        (`models.pi.policy.PiPolicy.with_vision`); None: whoever needs them computes them.
+        (`models.policy.PolicyModel.with_vision`); None: whoever needs them computes them.
     """
 
     images: Mapping[str, Tensor] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.algorithms.human_chunks import forced_metrics
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.errors import LabelError
-from chunkrl.models.pi.condition import condition_text
+from chunkrl.models.condition import condition_text
 
 _LOG = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from torch import nn
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.registry import Method
 from chunkrl.data.collection import ChunkData
+from chunkrl.models.policy import PolicyModel
 from chunkrl.models.value_head import ValueHead
 from chunkrl.progress import Progress, silent
 from chunkrl.training.config import OptimConfig
@@ -69,11 +70,11 @@ class Phase:
 
 
 class Networks(Protocol):
-    """Builds the networks of one run, each call a fresh one from torch's global generator: small ones
-    (`models.factory`) or those on a pi policy (`models.pi.factory`)."""
+    """Builds the networks of one run, each call a fresh one from torch's global generator
+    (`chunkrl.models.family.PolicyFamily.networks`)."""
 
-    def policy(self) -> Any:
-        """A `PolicyModel` that is an nn.Module."""
+    def policy(self) -> PolicyModel:
+        """pi(A | x)."""
         ...
 
     def value(self, head: ValueHead) -> nn.Module:
@@ -121,7 +122,7 @@ class MethodInputs:
 class Algorithm(Protocol):
     """A learner over chunk transitions."""
 
-    policy: Any
+    policy: PolicyModel
 
     def phases(self) -> tuple[Phase, ...]:
         """The phases in order; constant over the run."""

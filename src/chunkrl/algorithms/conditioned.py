@@ -27,7 +27,7 @@ from chunkrl.algorithms.policy_step import Sums
 from chunkrl.algorithms.value_labels import ValueLabels
 from chunkrl.data.draws import share_weights, starts_by_share
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.pi.condition import condition_text
+from chunkrl.models.condition import condition_text
 from chunkrl.types import ChunkTransition
 
 

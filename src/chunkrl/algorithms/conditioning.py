@@ -2,8 +2,7 @@
 
 RECAP / pi*0.6 (arXiv 2511.14759) writes "Advantage: positive" or "negative"; the advantage-conditioned pi0.5
 document writes one of five bins. `advantage_bins` says which start gets which. Training and inference build the text
-with `chunkrl.models.pi.condition` and put it into the prompt with `chunkrl.models.pi.prompt`, the one place where
-prompts are made.
+with `chunkrl.models.condition`, and the policy's family puts it into its prompt in one place.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 
 from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.pi.condition import NO_LABEL, condition_text
+from chunkrl.models.condition import NO_LABEL, condition_text
 from chunkrl.ranks import draw_rows
 
 

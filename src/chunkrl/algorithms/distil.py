@@ -23,6 +23,7 @@ from chunkrl.algorithms.best_of_n import least_q
 from chunkrl.algorithms.cross_fit import CrossFitted, labelling_batch_size, labelling_batches
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.large_arrays import zeros
+from chunkrl.models.policy import PolicyModel
 from chunkrl.progress import Progress
 from chunkrl.training.optim import autocast
 from chunkrl.types import ChunkTransition
@@ -44,7 +45,7 @@ class BestChunks:
 
 @torch.no_grad()
 def best_chunks(
-    policy: Any,
+    policy: PolicyModel,
     critics: CrossFitted,
     data: ChunkData,
     positions: np.ndarray | None,

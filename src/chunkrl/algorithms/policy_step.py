@@ -17,6 +17,7 @@ from chunkrl import ranks
 from chunkrl.algorithms import losses
 from chunkrl.algorithms.base import Metrics
 from chunkrl.algorithms.value_learner import microbatches
+from chunkrl.models.policy import PolicyModel
 from chunkrl.training.checkpoint import load_trained_state, trained_state
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.optim import Ema, Optimizer, autocast
@@ -35,7 +36,7 @@ class PolicyStep:
 
     def __init__(
         self,
-        policy: Any,
+        policy: PolicyModel,
         optim: OptimConfig,
         num_updates: int,
         ema_decay: float,

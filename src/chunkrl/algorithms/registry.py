@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
+from chunkrl.models.registry import critic_settings
+
 _FITTED = (
     *(
         "gamma",
@@ -32,14 +34,16 @@ _FITTED = (
         "fit.noise",
     ),
     *("fit.target", "fit.target_rate", "fit.head", "fit.fold_order", "fit.return_range"),
-    *("fit.num_critics", "fit.aggregate", "fit.quantile", "pi.critic"),
+    *("fit.num_critics", "fit.aggregate", "fit.quantile"),
+    *critic_settings(),
 )
 _VALUES = (*_FITTED, "values", "train_q", "critic_updates", "relabel_interval")
 _POLICY = ("ema_decay", "microbatch_size")
 _WEIGHTS = ("beta", "fit.advantage_scale", "fit.weight_clip", "fit.draw", "fit.past_advantage", "balance")
 _JOINT = (
     *("gamma", "reward", "critic_horizon", "beta", "lambda_v", "lambda_pi", "value_lr", "relabel_interval"),
-    *("value_videos", "fit.time_out", "ema_decay", "pi.critic"),
+    *("value_videos", "fit.time_out", "ema_decay"),
+    *critic_settings(),
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -28,15 +28,23 @@ def parse(command: Command, arguments: Sequence[str]) -> Any:
 
     given, file = _take_config(arguments)
     cls = command.options_class()
-    settings = Settings(cls())
+    settings, chosen = Settings(cls()), _named_values(given)
+    of_file = None if file is None else Settings(settings.of_file(file))
+    settings = settings.with_kinds({**({} if of_file is None else of_file.kinds), **chosen})
     flags = as_flags(settings, command.name, given)
     default = settings.default
-    if file is not None:
-        default = settings.of_file(file)
+    if of_file is not None:
+        default = of_file.with_kinds(chosen).default
     elif command.resumed and (run := _value_of("--resume", flags)) is not None:
         names = {flag[2:].replace("-", "_") for flag in flags if flag.startswith("--")}
         default = command.resumed_options(Path(run), names)
     return tyro.cli(cls, prog=f"chunkrl {command.name}", args=flags, default=default, add_help=False)
+
+
+def _named_values(arguments: Sequence[str]) -> dict[str, str]:
+    """What each flag has as its first value."""
+    parts = [part for argument in arguments for part in argument.split("=", 1)]
+    return {name: value for name, value in pairwise(parts) if name.startswith("--")}
 
 
 def _value_of(flag: str, flags: Sequence[str]) -> str | None:

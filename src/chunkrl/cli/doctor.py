@@ -18,8 +18,9 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from chunkrl import __version__
-from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.errors import ChunkRLError
 from chunkrl.install import install_command
+from chunkrl.models import registry
 from chunkrl.options import DoctorConfig
 
 _WIDTH = 80
@@ -75,46 +76,6 @@ def _memory() -> str:
     return f"{total:.1f} GiB, {int(values['MemAvailable'].split()[0]) / 2**20:.1f} GiB available"
 
 
-def _tokenizer() -> str:
-    from chunkrl.models.pi.tokenizer import find_tokenizer
-
-    try:
-        return str(find_tokenizer(None, None))
-    except CheckpointError as error:
-        return f"MISSING: {error}"
-
-
-def _checkpoint(folder: Path) -> str:
-    """What a folder of weights is, or why it cannot be loaded; no weight is read."""
-    from chunkrl.models.pi.checkpoint import find_layout, find_recipe
-    from chunkrl.models.pi.recipes import RECIPES
-
-    try:
-        layout = find_layout(folder)
-    except CheckpointError as error:
-        return f"NOT A CHECKPOINT: {error}"
-    try:
-        recipe = RECIPES[folder.name]() if folder.name in RECIPES else find_recipe(folder)
-    except CheckpointError as error:
-        return f"{layout}; {error}"
-    config, settings = recipe.config, recipe.settings
-    return f"{layout}, {config.kind}, horizon {config.horizon}, prompt format {settings.prompt_format}"
-
-
-def _checkpoints(root: Path) -> list[str]:
-    """One line a checkpoint in `root`, unfinished downloads included."""
-    if not root.is_dir():
-        return [f"none: no folder {root} (chunkrl download pi05_libero makes it)"]
-    lines = []
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        if folder.name.endswith(".partial"):
-            name = folder.name.removeprefix(".").removesuffix(".partial")
-            lines.append(f"{root / name}: NOT WHOLE: its download did not end; the same command goes on")
-        elif not folder.name.startswith("."):
-            lines.append(f"{folder}: {_checkpoint(folder)}")
-    return lines or [f"none in {root} (chunkrl download pi05_libero)"]
-
-
 def _opengl() -> str:
     """Which library draws LIBERO's pictures; nothing is loaded."""
     from chunkrl.envs.offscreen import choose_backend
@@ -159,8 +120,9 @@ def _keys() -> str:
 
 def run_doctor(config: DoctorConfig) -> None:
     """Prints a table of what is there: the machine, pi checkpoints, and the extras that can be completed here."""
-    rows = [*_machine(Path(config.output_dir).resolve()), ("tokenizer", _tokenizer())]
-    rows += [("checkpoint", line) for line in _checkpoints(Path(config.pi0_checkpoints_dir))]
+    rows = [*_machine(Path(config.output_dir).resolve())]
+    for family in registry.FAMILIES:
+        rows += family.found_here(Path(config.pi0_checkpoints_dir))
     rows.append(("keys", _keys()))
     if importlib.util.find_spec("mujoco") is not None:
         rows.append(("opengl", _opengl()))

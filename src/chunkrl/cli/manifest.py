@@ -10,9 +10,8 @@ from chunkrl.errors import CheckpointError
 from chunkrl.files.json_files import read_json
 from chunkrl.files.tensor_files import read_tensors
 from chunkrl.manifest import MANIFEST_FILE, read_manifest, verify, write_manifest
-from chunkrl.models.pi.checkpoint import RECIPE_FILE, inspect_pretrained
+from chunkrl.models import registry
 from chunkrl.options import ManifestCommand
-from chunkrl.run.policy_io import Q_FOLDER
 from chunkrl.training.checkpoint import VALUES
 
 _OURS = (".json", ".safetensors", ".model")  # what else lies in such a folder, somebody added
@@ -43,19 +42,19 @@ def _inside(run: Path) -> list[Path]:
 
 
 def _is_one(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (VALUES, RECIPE_FILE))
+    return (folder / VALUES).is_file() or any(family.is_own(folder) for family in registry.FAMILIES)
 
 
 def _check(folder: Path, renew: bool) -> None:
-    if (folder / Q_FOLDER).is_dir():  # its manifest first: the outer one has the sum of it
-        _check(folder / Q_FOLDER, renew)
+    inner = registry.family_in(folder).inner_folders(folder)
+    for name in inner:  # their manifests first: the outer one has the sums of them
+        _check(folder / name, renew)
     if _is_verified(folder, None, renew):
         return
     names = [
         f.name for f in folder.iterdir() if f.is_file() and f.suffix in _OURS and f.name != MANIFEST_FILE
     ]
-    if (folder / Q_FOLDER).is_dir():
-        names.append(f"{Q_FOLDER}/{MANIFEST_FILE}")
+    names += [f"{name}/{MANIFEST_FILE}" for name in inner]
     _look_through(folder, names)
     write_manifest(folder, names)
     print(f"{folder}: looked through, {MANIFEST_FILE} written ({len(names)} files)")
@@ -68,7 +67,7 @@ def _look_through(folder: Path, names: list[str]) -> None:
             read_json(folder / name, dict, CheckpointError, cure, nan=True)
         elif name.endswith(".safetensors"):
             read_tensors(folder / name, CheckpointError, cure)
-    if (folder / RECIPE_FILE).is_file() and (problems := inspect_pretrained(folder).problems()):
+    if problems := registry.family_in(folder).problems(folder):
         raise CheckpointError(f"{folder} is no whole policy: {cure}\n{problems}")
 
 

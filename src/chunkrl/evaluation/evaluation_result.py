@@ -77,8 +77,8 @@ def told_mode(settings: EvaluationSettings) -> str:
     """How chunks were chosen, for people."""
     if settings.num_candidates:
         return f"{settings.mode} of {settings.num_candidates}"
-    is_pi = settings.num_steps is not None
-    return "mode (the flow from zero noise)" if is_pi and settings.mode == "mode" else settings.mode
+    takes_steps = settings.num_steps is not None
+    return "mode (the flow from zero noise)" if takes_steps and settings.mode == "mode" else settings.mode
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,18 @@ from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.integration.config import PiChunkConfig, PiTrainingConfig
 from chunkrl.integration.pi_chunks import check_fits, find_pi_recipe
+from chunkrl.models.condition import condition_text
 from chunkrl.models.config import LoRAConfig
 from chunkrl.models.lora import apply_lora
 from chunkrl.models.pi.checkpoint import load_pretrained
-from chunkrl.models.pi.condition import condition_text
 from chunkrl.models.pi.config import PiRecipe
 from chunkrl.models.pi.factory import PiNetworks
 from chunkrl.models.pi.norm_stats import NormStats
 from chunkrl.models.pi.policy import PiPolicy
+from chunkrl.models.pi.presets import pi_patterns
 from chunkrl.progress import Progress, silent
 from chunkrl.training.optim import frozen_dtype, prepare_precision
-from chunkrl.training.trainable import count_trainable, pi_patterns, select_trainable
+from chunkrl.training.trainable import count_trainable, select_trainable
 
 _LOG = logging.getLogger(__name__)
 

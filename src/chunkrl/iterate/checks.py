@@ -14,8 +14,6 @@ from chunkrl.iterate.config import ArmName, IterateConfig
 from chunkrl.iterate.plan import Plan, load_actor
 from chunkrl.iterate.records import Rollouts
 from chunkrl.run.checks import check_config
-from chunkrl.run.config import TrainConfig
-from chunkrl.run.policy_io import ChunkPolicy, PolicySpec, load_policy
 
 _FREE_RULES = ("auto", "next.success")  # of success, that fit what simulators and actors record
 
@@ -24,11 +22,8 @@ def make_plan(config: IterateConfig) -> Plan:
     """The steps of `config`. Raises ChunkRLError for settings that exclude each other or the pretrained policy."""
     _check_own(config)
     _check_labels(config)
-    if config.trains_pi:
-        pretrained = _pi_folder(config.train)
-    else:
-        pretrained, spec = _small_policy(config.train)
-        config = replace(config, train=_fitted(config.train, spec))
+    pretrained, train = config.train.family.pretrained(config.train)
+    config = replace(config, train=train)
     actor = None if config.rollouts.actor is None else load_actor(config.rollouts.actor)
     plan = Plan(config, pretrained, actor)
     _check_source(plan)
@@ -99,69 +94,6 @@ def _check_labels(config: IterateConfig) -> None:
         raise ChunkRLError(
             "--success episodes lists episodes of one data set: label each round's with chunkrl label --export"
         )
-
-
-def _pi_folder(train: TrainConfig) -> Path:
-    if train.init is not None:
-        raise ChunkRLError(
-            "--init gives a pi policy's training another start than --pi0-config, the pretrained policy that each "
-            "round begins with: leave it out"
-        )
-    if train.pi0_config is None:
-        raise ChunkRLError(
-            "--policy.kind pi needs the pretrained policy: --pi0-checkpoints-dir and --pi0-config"
-        )
-    if train.pi.norm_stats == "data":
-        raise ChunkRLError(
-            "--pi.norm-stats data would give each round's policy other statistics than the one that acted: train "
-            "once with it (chunkrl train), and iterate from that policy with --pi0-checkpoints-dir RUN --pi0-config "
-            "policy"
-        )
-    return Path(train.pi0_checkpoints_dir).expanduser() / train.pi0_config
-
-
-def _small_policy(train: TrainConfig) -> tuple[Path, PolicySpec]:
-    if train.init is None:
-        raise ChunkRLError(
-            "name the pretrained policy, which acts first and which each round begins with: --init RUN/policy of an "
-            "earlier chunkrl train, or --policy.kind pi with --pi0-config"
-        )
-    if not train.method.takes_init:
-        raise ChunkRLError(
-            f"--objective {train.objective} begins with fresh networks, not with a pretrained policy's: use "
-            "cross_fitted"
-        )
-    folder = Path(train.init)
-    policy = load_policy(folder)
-    if not isinstance(policy, ChunkPolicy):
-        raise ChunkRLError(
-            f"--init {folder} is a pi policy: give --policy.kind pi --pi0-checkpoints-dir {folder.parent} "
-            f"--pi0-config {folder.name}"
-        )
-    return folder, policy.spec
-
-
-def _fitted(train: TrainConfig, spec: PolicySpec) -> TrainConfig:
-    """The training settings that the pretrained policy decides. Raises ChunkRLError where others were given."""
-    observation, untouched = spec.observation, TrainConfig()
-    decided = {
-        "action_horizon": spec.shape.horizon,
-        "action_dim": spec.shape.action_dim,
-        "policy": spec.policy,
-        "network": spec.network,
-        "encoding": spec.encoding,
-        "cameras": observation.cameras,
-        "use_state": observation.state_dim > 0,
-        "use_task": observation.use_task,
-    }
-    for name, value in decided.items():
-        given = getattr(train, name)
-        if given not in (value, getattr(untouched, name)):
-            raise ChunkRLError(
-                f"{name} is {given}, and the pretrained policy {train.init} has {value}: leave it out, the policy "
-                "decides it"
-            )
-    return replace(train, **decided)
 
 
 def _check_source(plan: Plan) -> None:

@@ -109,11 +109,6 @@ class IterateConfig:
     stop: StopRule = field(default_factory=StopRule)
     """When rounds end early."""
 
-    @property
-    def trains_pi(self) -> bool:
-        """Whether the policy is a pi policy."""
-        return self.train.policy.kind == "pi"
-
 
 def resumed_iteration(run: Path, given: Collection[str] = ()) -> IterateConfig:
     """All settings of the run in the folder `run`, to go on with it; given: as `run_folder.resumed_config`.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal
 
+from chunkrl.config import Variants
 from chunkrl.errors import ChunkRLError
 
 # larger networks are none of these small ones: a damaged file says so, and building them would not end
@@ -50,22 +51,50 @@ class NetworkConfig:
             raise ChunkRLError("network text_buckets must lie in 2 to 2**24 and dropout in [0, 1)")
 
 
-PolicyKind = Literal["gaussian", "flow", "pi"]
+@dataclass(frozen=True)
+class PolicySettings(Variants):
+    """What a policy's family lets one set; each family has a class for it (`chunkrl.models.family`).
+
+    kind: `gaussian`, `flow`, or `pi`, the pretrained checkpoint of --pi0-config.
+    """
+
+    kind: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        if self.class_of(self.kind) is not type(self):
+            own = self.class_of(self.kind).__name__
+            raise ChunkRLError(f"policy kind {self.kind!r} has settings of its own: give {own}(...)")
+
+    @classmethod
+    def kinds(cls) -> tuple[str, ...]:
+        """Of all families."""
+        from chunkrl.models import registry  # its families have settings of here
+
+        return registry.kinds()
+
+    @classmethod
+    def class_of(cls, kind: str) -> type[Any]:
+        """The family's class. Raises ChunkRLError where there is no such kind."""
+        from chunkrl.models import registry
+
+        return registry.family_of(kind).settings
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
-    """kind: `gaussian`, `flow`, or `pi`, the pretrained checkpoint of --pi0-config. spread: of the Gaussian, `state`
-    (a network output) or `fixed`. fixed_std: its deviation where it is fixed, normalised
-    units. flow_steps: Euler steps when sampling."""
+class PolicyConfig(PolicySettings):
+    """Of the Gaussian, the flow, and a pi policy, which reads its kind alone.
 
-    kind: PolicyKind = "gaussian"
+    spread: of the Gaussian, `state` (a network output) or `fixed`. fixed_std: its deviation where it is fixed,
+    normalised units. flow_steps: Euler steps when sampling.
+    """
+
     spread: Literal["state", "fixed"] = "state"
     fixed_std: float = 0.3
     flow_steps: int = 10
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(PolicyKind) or self.spread not in ("state", "fixed"):
+        super().__post_init__()
+        if self.spread not in ("state", "fixed"):
             raise ChunkRLError(f"policy kind {self.kind!r} with spread {self.spread!r}: see PolicyConfig")
         if not 0 < self.fixed_std < math.inf or not 1 <= self.flow_steps <= 10_000:
             raise ChunkRLError("policy fixed_std must be positive and flow_steps lie in 1 to 10,000")
@@ -85,7 +114,7 @@ class LoRAConfig:
         "expert.layers.*.self_attn.*",
         "expert.layers.*.mlp.*",
     )
-    """Globs on the names of linear modules, a leading - excludes; default: attention and MLPs of a `PiModel`'s prefix
+    """Globs on the names of linear modules, a leading - excludes; default: attention and MLPs of a pi model's prefix
     language model and action expert."""
 
     def __post_init__(self) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 
 from chunkrl.data.normalize import Normalizer
-from chunkrl.models.config import NetworkConfig, PolicyConfig
+from chunkrl.models.config import NetworkConfig, PolicyConfig, PolicySettings
 from chunkrl.models.critic import Critic
 from chunkrl.models.encoders import ActionEncoder, ObservationEncoder, ObservationSpec
-from chunkrl.models.policy import ChunkShape, PolicyNetwork
+from chunkrl.models.policy import ChunkShape, PolicyModel, PolicyNetwork
 from chunkrl.models.value import ValueNetwork
 from chunkrl.models.value_head import ValueHead
 
@@ -22,7 +23,7 @@ class NetworkFactory:
 
     action_range: lowest and highest action of the data, float [A] each; samples are clipped to it.
     network: the policy's sizes. critic_network: the values' and critics'. state_noise: on the normalised state
-        while values and critics train.
+        while values and critics train. make_policy: the network that the policy is.
     """
 
     spec: ObservationSpec
@@ -31,9 +32,10 @@ class NetworkFactory:
     action_normalizer: Normalizer
     action_range: tuple[torch.Tensor, torch.Tensor]
     network: NetworkConfig = NetworkConfig()
-    policy_config: PolicyConfig = PolicyConfig()
+    policy_config: PolicySettings = field(default_factory=PolicyConfig)
     critic_network: NetworkConfig = NetworkConfig()
     state_noise: float = 0.0
+    make_policy: Callable[[NetworkFactory], PolicyModel] = PolicyNetwork.of
 
     def encoder(self, network: NetworkConfig) -> ObservationEncoder:
         """An observation encoder with its own copy of the statistics."""
@@ -52,13 +54,6 @@ class NetworkFactory:
         encoders = [self.encoder(network) for _ in range(num_critics)]
         return Critic(encoders, actions, network, head, self.state_noise)
 
-    def policy(self) -> PolicyNetwork:
+    def policy(self) -> PolicyModel:
         """pi(A | x)."""
-        return PolicyNetwork(
-            self.encoder(self.network),
-            self.shape,
-            copy.deepcopy(self.action_normalizer),
-            self.action_range,
-            self.policy_config,
-            self.network,
-        )
+        return self.make_policy(self)

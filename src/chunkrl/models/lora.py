@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.models.config import LoRAConfig
+from chunkrl.models.layers import Linear
 from chunkrl.models.name_patterns import match_names
-from chunkrl.models.pi.layers import Linear
 
 # Subclasses with a forward of their own are not ours to replace.
 _ADAPTABLE = (nn.Linear, Linear)
@@ -60,7 +60,7 @@ def apply_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
     """Adapts the matching linear layers of `model` in place and freezes their own weights; other parameters stay
     as they are (`training.trainable.select_trainable` chooses among them).
 
-    Layers that are frozen already are left alone: a `PiModel` freezes those that reach no output. Build what
+    Layers that are frozen already are left alone: a pi model freezes those that reach no output. Build what
     copies layers (critics) before.
 
     Returns:

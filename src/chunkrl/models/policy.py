@@ -9,10 +9,12 @@ t = 1 is noise; sampling integrates from 1 to 0 in Euler steps.
 
 from __future__ import annotations
 
+import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,9 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.models.encoders import MOST_VALUES, ObservationEncoder, Prepared, mlp
 from chunkrl.types import Observation
+
+if TYPE_CHECKING:  # it makes them
+    from chunkrl.models.factory import NetworkFactory
 
 LOG_STD_MIN, LOG_STD_MAX = (
     -4.0,
@@ -54,30 +59,40 @@ class ImitationLoss:
     parts: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
 
-class PolicyModel(Protocol):
-    """What algorithms ask of a policy, small or pi; `has_log_prob`: whether log pi(A|x) is cheap."""
+class PolicyModel(nn.Module, ABC):
+    """What trainers and algorithms ask of a policy, of whichever family.
 
-    has_log_prob: bool
+    Shapes: observations batched [B]; actions [B, H, A] in the data's units; action_mask bool [B, H].
+    """
+
+    has_log_prob = False
+    """Whether log pi(A | x) is cheap, so that `prepare` and `log_prob` are there."""
+
+    @property
+    def acting(self) -> nn.Module:
+        """The networks by the names that the saved policy has: `ActingPolicy.policy`."""
+        return self
 
     @property
     def trains_features(self) -> bool:
         """Whether its training changes what critics read."""
-        ...
+        return False
 
     def with_vision(self, observation: Observation) -> Observation:
         """The observation with what the policy and the critics on its features share of it."""
-        ...
+        return observation
 
     @property
+    @abstractmethod
     def noise_shape(self) -> tuple[int, int]:
         """Of the noise of one sample."""
-        ...
 
-    def sample(self, observation: Observation, num_samples: int, noise: Tensor) -> Tensor:
+    @abstractmethod
+    def sample(self, observation: Observation, num_samples: int, noise: Tensor | None = None) -> Tensor:
         """Chunks [B, N, H, A] in the data's units, from standard normal noise [B, N, *noise_shape]; as it trains,
-        without a condition."""
-        ...
+        without a condition. None draws the noise (torch's global generator)."""
 
+    @abstractmethod
     def imitation_loss(
         self,
         observation: Observation,
@@ -85,8 +100,27 @@ class PolicyModel(Protocol):
         action_mask: Tensor,
         condition: Sequence[str] | None = None,
     ) -> ImitationLoss:
-        """actions [B, H, A] in the data's units, action_mask bool [B, H]; condition: a text for every row."""
-        ...
+        """condition: a text for every row; None: none. Raises ChunkRLError where it reads none and there is one."""
+
+    def most_likely(self, observation: Observation) -> Tensor:
+        """The chunk [B, H, A] of acting without noise: by default, the sample of zero noise."""
+        noise = torch.zeros(observation.batch_size, 1, *self.noise_shape)
+        return self.sample(observation, 1, noise)[:, 0]
+
+    def forward(self, observation: Observation) -> Tensor:
+        """See `most_likely`."""
+        return self.most_likely(observation)
+
+    def prepare(self, observation: Observation) -> Any:
+        """The observation as `log_prob` takes it."""
+        raise NotImplementedError(f"{type(self).__name__} has no log-likelihood")
+
+    def log_prob(self, prepared: Any, actions: Tensor, action_mask: Tensor) -> Tensor:
+        """log pi(A | x) summed over real steps and dimensions, normalised units: [B]."""
+        raise NotImplementedError(f"{type(self).__name__} has no log-likelihood")
+
+
+NO_PROMPT = "a small policy has no prompt to write an advantage into: use --policy.kind pi"
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -95,7 +129,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values.mean(-1) * weights).sum(-1) / weights.sum(-1).clamp(min=1.0)
 
 
-class PolicyNetwork(nn.Module):
+class PolicyNetwork(PolicyModel):
     """pi(A | x), Gaussian or flow matching by `config.kind`.
 
     Shapes: observation batched [B]; actions [B, H, A] in the data's units; action_mask bool [B, H].
@@ -111,8 +145,9 @@ class PolicyNetwork(nn.Module):
         network: NetworkConfig,
     ) -> None:
         super().__init__()
-        assert config.kind != "pi", "models.pi builds pi policies"
+        assert config.kind in ("gaussian", "flow"), "another family builds its policies"
         self.encoder, self.shape, self.config = encoder, shape, config
+        self.has_log_prob = config.kind == "gaussian"
         self.action_normalizer = action_normalizer
         self.action_low: Tensor
         self.action_high: Tensor
@@ -125,12 +160,18 @@ class PolicyNetwork(nn.Module):
         else:
             self.head = mlp(encoder.out_dim + num_values + TIME_FEATURES, num_values, network)
 
-    trains_features = False  # critics have encoders of their own
-
-    @property
-    def has_log_prob(self) -> bool:
-        """Whether `log_prob` is there."""
-        return self.config.kind == "gaussian"
+    @classmethod
+    def of(cls, parts: NetworkFactory) -> PolicyNetwork:
+        """With statistics and an encoder of its own."""
+        assert isinstance(parts.policy_config, PolicyConfig)
+        return cls(
+            parts.encoder(parts.network),
+            parts.shape,
+            copy.deepcopy(parts.action_normalizer),
+            parts.action_range,
+            parts.policy_config,
+            parts.network,
+        )
 
     @property
     def noise_shape(self) -> tuple[int, int]:
@@ -141,12 +182,8 @@ class PolicyNetwork(nn.Module):
         """See `ObservationEncoder.prepare`."""
         return self.encoder.prepare(observation)
 
-    def with_vision(self, observation: Observation) -> Observation:
-        """The observation itself: small networks have an encoder each, and share nothing."""
-        return observation
-
-    def forward(self, observation: Observation) -> Tensor:
-        """The most likely chunk (Gaussian mean; the flow started from zero noise): [B, H, A]."""
+    def most_likely(self, observation: Observation) -> Tensor:
+        """The Gaussian's mean; the flow started from zero noise."""
         prepared = self.encoder.prepare(observation)
         if self.config.kind == "gaussian":
             mean, _ = self.gaussian(prepared)
@@ -199,9 +236,7 @@ class PolicyNetwork(nn.Module):
     ) -> ImitationLoss:
         """See `PolicyModel`; small policies read no condition. Raises ChunkRLError when there is one."""
         if condition is not None:
-            raise ChunkRLError(
-                "a small policy has no prompt to write an advantage into: use --policy.kind pi"
-            )
+            raise ChunkRLError(NO_PROMPT)
         prepared = self.prepare(observation)
         return ImitationLoss(self.negative_log_likelihood(prepared, actions, action_mask))
 

@@ -14,7 +14,7 @@ from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.value_labels import known_outcomes
 from chunkrl.algorithms.value_quality import ValueQuality, quality_warnings, value_quality
 from chunkrl.algorithms.weights import starved_warnings
-from chunkrl.models.pi.condition import condition_text
+from chunkrl.models.condition import condition_text
 from chunkrl.report import distributions
 from chunkrl.report.numbers import percent, signed
 from chunkrl.report.page import Card, Facts, Film, Page, Section, Tile, notes_card

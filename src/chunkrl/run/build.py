@@ -10,22 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from chunkrl.algorithms.base import Algorithm, MethodInputs, Networks
+from chunkrl.algorithms.base import Algorithm, MethodInputs
 from chunkrl.algorithms.value_labels import ValueLabels
 from chunkrl.algorithms.values_io import load_values
 from chunkrl.config import load_config
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS, LabelRule
-from chunkrl.data.normalize import Normalizer
-from chunkrl.data.roles import describe_columns
 from chunkrl.data.sample_weights import read_sample_weights
 from chunkrl.errors import ChunkRLError, DatasetError
-from chunkrl.integration.pi_training import FROZEN, pi_networks
-from chunkrl.models.config import NetworkConfig
-from chunkrl.models.encoders import ObservationSpec
-from chunkrl.models.factory import NetworkFactory
-from chunkrl.models.policy import ChunkShape
 from chunkrl.progress import Progress, silent
 from chunkrl.run.config import TrainConfig
 
@@ -137,61 +130,6 @@ def with_labels_used(config: TrainConfig, datasets: Sequence[ChunkDataset]) -> T
     return replace(config, labels=labels, additional_labels=others)
 
 
-def build_networks(
-    config: TrainConfig, dataset: ChunkData, device: torch.device, progress: Progress = silent
-) -> Networks:
-    """What builds the networks of a run: small ones, or those on the checkpoint of --pi0-config."""
-    if config.policy.kind != "pi":
-        return build_factory(config, dataset)
-    assert config.pi0_config is not None, "check_config asks for it"
-    return pi_networks(
-        dataset,
-        Path(config.pi0_checkpoints_dir).expanduser() / config.pi0_config,
-        config.pi0,
-        # values alone train nothing of the policy: no masters in float32, no LoRA
-        config.pi if config.method.trains_policy else replace(config.pi, trainable=FROZEN),
-        config.conditioning if config.method.conditions else None,
-        device,
-        progress,
-    )
-
-
-def reads_task(config: TrainConfig, dataset: ChunkData) -> bool:
-    """Whether small networks read the task's text: as the settings say, else where the data have several."""
-    return len(dataset.tasks) > 1 if config.use_task is None else config.use_task
-
-
-def build_factory(config: TrainConfig, dataset: ChunkData) -> NetworkFactory:
-    """The factory of small networks: inputs from the data, statistics of its states and actions."""
-    use_state = config.use_state and dataset.state_dim > 0
-    if not (dataset.cameras or use_state or reads_task(config, dataset)):
-        description = ChunkCollection.of(dataset).datasets[0].table.description
-        raise ChunkRLError(
-            f"{description.root}: the networks would see nothing: of its columns no state and no camera is read "
-            f"({describe_columns(description.features.values())}): name them, or let the networks read the "
-            "task's text with --use-task"
-        )
-    spec = ObservationSpec(
-        dataset.cameras, dataset.state_dim if use_state else 0, reads_task(config, dataset)
-    )
-    actions = dataset.action_statistics()
-    state = Normalizer(dataset.state_statistics(), "mean_std") if use_state else Normalizer.identity(1)
-    joint = config.method.joint
-    fit = config.fit
-    fitted = NetworkConfig(hidden_dim=fit.hidden_dim, num_layers=fit.num_layers, dropout=fit.dropout)
-    return NetworkFactory(
-        spec,
-        ChunkShape(dataset.action_horizon, dataset.action_dim),
-        state,
-        Normalizer(actions, "mean_std"),
-        (torch.from_numpy(actions.min), torch.from_numpy(actions.max)),
-        config.network,
-        config.policy,
-        critic_network=config.network if joint else fitted,
-        state_noise=0.0 if joint else fit.noise,
-    )
-
-
 def build_algorithm(
     config: TrainConfig,
     dataset: ChunkData,
@@ -217,7 +155,7 @@ def build_algorithm(
     inputs = MethodInputs(
         config.method,
         config,
-        build_networks(config, dataset, device, progress),
+        config.family.networks(config, dataset, device, progress),
         config.optim_config(),
         config.value_optim_config(),
         dataset,

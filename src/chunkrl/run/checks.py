@@ -12,7 +12,9 @@ from chunkrl.algorithms.registry import METHODS
 from chunkrl.algorithms.values_io import values_file
 from chunkrl.config import changed_settings
 from chunkrl.errors import ChunkRLError
+from chunkrl.models import registry
 from chunkrl.run.config import TrainConfig
+from chunkrl.run.folder import DECIDED
 
 
 def check_config(config: TrainConfig, has_data: bool = False) -> None:
@@ -24,7 +26,7 @@ def check_config(config: TrainConfig, has_data: bool = False) -> None:
         )
     config.tracking.check()
     _check_names_and_numbers(config)
-    _check_pi(config)
+    _check_policy(config)
     _check_read(config)
     _check_kind(config)
     _check_values(config)
@@ -32,23 +34,20 @@ def check_config(config: TrainConfig, has_data: bool = False) -> None:
     _check_datasets(config)
 
 
-def _check_pi(config: TrainConfig) -> None:
-    trains_pi = config.policy.kind == "pi"
-    if (config.use_pi0_actions or trains_pi) != (config.pi0_config is not None):
+def _check_policy(config: TrainConfig) -> None:
+    family = config.family
+    if (config.use_pi0_actions or family.is_pretrained) != (config.pi0_config is not None):
         raise ChunkRLError(
             "--pi0-config belongs to --use-pi0-actions and --policy.kind pi, which need it: the checkpoint in "
             f"{config.pi0_checkpoints_dir}, for example pi05_libero (chunkrl download pi05_libero fetches it)"
         )
-    if config.method.conditions and not trains_pi:
+    if config.method.conditions and not family.has_prompt:
+        able = [other for other in registry.FAMILIES if other.has_prompt]
         raise ChunkRLError(
-            f"--objective {config.objective} writes into the prompt of a pi policy: use --policy.kind pi"
+            f"--objective {config.objective} writes into the prompt of a {' or '.join(f.name for f in able)} policy: "
+            f"use --policy.kind {' or '.join(kind for f in able for kind in f.kinds)}"
         )
-    if config.init and trains_pi and config.pi.norm_stats == "data":
-        raise ChunkRLError(
-            "--init with --pi.norm-stats data would give the run's networks other statistics than they learned with: "
-            "leave --init out and start from its policy, with --pi0-checkpoints-dir RUN --pi0-config policy "
-            "--pi.norm-stats checkpoint"
-        )
+    family.check(config)
     if config.use_pi0_actions and config.pi0.use == "candidates" and not config.method.takes_candidates:
         able = " or ".join(method.name for method in METHODS.values() if method.takes_candidates)
         raise ChunkRLError(f"--pi0.use candidates needs the Q and V of --objective {able}")
@@ -82,14 +81,17 @@ def _check_read(config: TrainConfig) -> None:
 def _check_kind(config: TrainConfig) -> None:
     """Refuses settings of networks that are not built: whoever gives them means others."""
     unread = config.unread_by_kind()
+    if config.resume:  # runs of before have what their first data decided, read or not
+        unread = tuple(path for path in unread if path not in DECIDED)
     if not unread:
         return
-    cure = "or use --policy.kind pi, whose settings these are"
-    if config.policy.kind == "pi":
-        cure = "those of its critics are --pi.critic.depth, --pi.critic.dropout and --pi.critic.state-noise"
+    able = [kind for f in registry.FAMILIES if all(map(f.reads_setting, unread)) for kind in f.kinds]
+    cure = config.family.instead(unread) or (
+        f"or use --policy.kind {' or '.join(able)}, whose settings these are" if able else ""
+    )
     raise ChunkRLError(
         f"--policy.kind {config.policy.kind} does not read {', '.join(map(_flag, unread))}: leave {_those(unread)} "
-        f"out, {cure}"
+        f"out{', ' if cure else ''}{cure}"
     )
 
 
@@ -163,7 +165,7 @@ def _check_names_and_numbers(config: TrainConfig) -> None:
             f"value_updates is {config.value_updates}; it must be at least 1, or 0 with --init, whose values "
             "label the data"
         )
-    begun_with = config.init or config.resume or config.policy.kind == "pi"
+    begun_with = config.init or config.resume or config.family.is_pretrained
     trained_before = config.distil.num_candidates and begun_with
     if config.num_updates is not None and config.num_updates < (0 if trained_before else 1):
         raise ChunkRLError(

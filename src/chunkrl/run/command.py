@@ -16,7 +16,6 @@ from chunkrl.algorithms.value_quality import quality_warnings
 from chunkrl.data.notes import data_notes
 from chunkrl.errors import TrainingStopped
 from chunkrl.files.output_folder import check_folder
-from chunkrl.models.pi.learner import PiLearner
 from chunkrl.progress import Progress
 from chunkrl.run.build import choose_device
 from chunkrl.run.config import TrainCommand, TrainConfig
@@ -24,7 +23,6 @@ from chunkrl.run.offline import ChunkLevelOfflineRL
 from chunkrl.run.plan import FirstMinutes
 from chunkrl.signals import handled
 from chunkrl.training.distributed import process_group
-from chunkrl.training.trainable import count_trainable
 
 REHEARSED = 10
 """Updates of each phase that are tried out to say how many minutes all of them take."""
@@ -63,12 +61,12 @@ def _train(config: TrainConfig, progress: Progress, is_dry: bool) -> None:
     for dataset in run.dataset.datasets:
         for problem in dataset.table.problems:
             print(f"  set aside: {problem.message}")
-    for note in data_notes(run.dataset.datasets, config.policy.kind != "pi"):
+    for note in data_notes(run.dataset.datasets, config.family.encodes_actions):
         print(f"  note: {note}")
-    if isinstance(run.policy, PiLearner) and config.method.trains_policy:
-        print(f"what trains of {config.pi0_config}:\n{count_trainable(run.policy.policy.model)}")
-    # a pi policy is too large to be built twice, and several processes would have to rehearse together
-    is_small = config.policy.kind != "pi" and not config.use_pi0_actions
+    if config.method.trains_policy and (told := config.family.told(run.policy, config)):
+        print(told)
+    # a large policy cannot be built twice, and several processes would have to rehearse together
+    is_small = config.family.is_light and not config.use_pi0_actions
     rehearsed = REHEARSED if ranks.world_size() == 1 and (is_dry or is_small) else 0
     plan = run.plan(rehearsed)
     print(plan, flush=True)

@@ -19,20 +19,15 @@ from chunkrl.data.hold_action import HoldAction
 from chunkrl.data.label_rules import LabelRule, SuccessRule
 from chunkrl.errors import ChunkRLError
 from chunkrl.integration.config import PiChunkConfig, PiTrainingConfig
-from chunkrl.models.config import NetworkConfig, PolicyConfig
+from chunkrl.models import registry
+from chunkrl.models.config import NetworkConfig, PolicyConfig, PolicySettings
+from chunkrl.models.family import PolicyFamily
 from chunkrl.training.config import OptimConfig, OptimizerKind, Schedule, TrackingConfig, ValueVideoConfig
 
 if TYPE_CHECKING:
     Objective = str
 else:
     Objective = Literal[tuple(METHODS)]
-
-
-_OF_SMALL_NETWORKS = (
-    *("network", "policy.spread", "policy.fixed_std", "policy.flow_steps"),
-    *("fit.hidden_dim", "fit.num_layers", "fit.dropout", "fit.noise"),
-)
-"""Settings that a pi policy and its critics do not read."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +100,7 @@ class TrainConfig:
     """How success is read in the additional data sets; default: as --success says for all."""
     additional_labels: tuple[str, ...] = ()
     """Labels of each additional data set, as --labels takes them; default: the files that are found beside them."""
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    policy: PolicySettings = field(default_factory=PolicyConfig)
     """Kind of policy: Gaussian, flow matching, or the pretrained pi of --pi0-config."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Sizes of the networks."""
@@ -205,6 +200,11 @@ class TrainConfig:
             raise ChunkRLError(f"objective is {self.objective!r}; use one of {', '.join(METHODS)}")
         return METHODS[self.objective]
 
+    @property
+    def family(self) -> PolicyFamily:
+        """What `policy.kind` is of."""
+        return registry.family_of(self.policy.kind)
+
     def unread(self) -> tuple[str, ...]:
         """Settings that differ from their defaults and that the objective does not read, as "fit.lam"."""
         method = self.method
@@ -215,12 +215,7 @@ class TrainConfig:
 
     def unread_by_kind(self) -> tuple[str, ...]:
         """Settings that differ from their defaults and are of networks that the kind of policy has not."""
-        parts = _OF_SMALL_NETWORKS if self.policy.kind == "pi" else ("pi",)
-        return tuple(
-            path
-            for path in changed_settings(self)
-            if any(path == part or path.startswith(f"{part}.") for part in parts)
-        )
+        return tuple(registry.unread(self.policy.kind, changed_settings(self)))
 
     def with_objective(self, objective: Objective) -> TrainConfig:
         """The same run with another objective: what that does not read stands at its default."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.files.json_files import read_json
 from chunkrl.files.regular_files import is_there, open_regular
 from chunkrl.run.config import TrainCommand, TrainConfig, as_fresh, going_on
-from chunkrl.run.policy_io import PolicySpec, read_spec
 from chunkrl.training.checkpoint import VALUES, left_behind, load_state
 
 RUN_FILE = "run.json"
@@ -125,20 +124,19 @@ def find_values(folder: Path) -> Path | None:
     return None
 
 
-def initial_networks(source: Path, spec: PolicySpec | None) -> dict[str, Any]:
+def initial_networks(source: Path, check: Callable[[Path, dict[str, Any]], None]) -> dict[str, Any]:
     """The networks that a new run begins with, as `Algorithm.take_networks` takes them.
 
     source: a run's folder or checkpoint gives policy and moments of its last checkpoint, and values of the last one
         that has them; a saved policy's folder gives the policy's networks and statistics alone.
-    spec: what the new run builds, to be the saved policy's; None for a policy that says nothing of the kind.
+    check: raises CheckpointError unless the saved policy of a folder and its state is one that the new run builds.
 
     Raises CheckpointError where there is neither, or the saved policy is another kind of policy.
     """
     folder = find_checkpoint(source)
     state = load_state(folder)
     if "spec_json" in state:
-        if spec is not None:
-            _check_same_networks(source, read_spec(folder, state), spec)
+        check(folder, state)
         return {"policy": state.get("policy", {})}
     networks = _algorithm_of(folder, state)
     values = find_values(folder)
@@ -153,23 +151,6 @@ def _algorithm_of(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
             f"{folder} is no checkpoint of a run and no saved policy: give a run's folder or its `policy`"
         )
     return state["algorithm"]
-
-
-# what equal tensors do not show: names of inputs, and what outputs mean
-_SAME = ("observation", "shape", "network", "policy", "encoding")
-
-
-def _check_same_networks(source: Path, saved: PolicySpec, built: PolicySpec) -> None:
-    differing = [
-        f"{name} {getattr(saved, name)} there and {getattr(built, name)} here"
-        for name in _SAME
-        if getattr(saved, name) != getattr(built, name)
-    ]
-    if differing:
-        raise CheckpointError(
-            f"--init {source}: another policy than these settings build: {'; '.join(differing)}. Give the settings "
-            "of the run that made it (its config.json), and --use-task as its data decided it"
-        )
 
 
 # settings that the first data decide where they grow; a resumption has other data

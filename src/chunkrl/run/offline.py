@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,21 @@ import numpy as np
 import torch
 
 from chunkrl import __version__, ranks
-from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.values_io import save_values
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.errors import CheckpointError, ChunkRLError, LabelError, TrainingStopped
 from chunkrl.files.atomic import write_text
 from chunkrl.files.regular_files import is_there
 from chunkrl.integration.pi_chunks import use_pi_chunks
+from chunkrl.models import registry
 from chunkrl.models.acting_policy import ActingPolicy
-from chunkrl.models.pi.actor import PiActor
-from chunkrl.models.pi.learner import PiLearner
+from chunkrl.models.family import TrainedPolicy
 from chunkrl.progress import Progress, silent
 from chunkrl.run.begin import begin_run, held_by_main, planned_folder
 from chunkrl.run.build import (
     build_algorithm,
     choose_device,
     open_data,
-    reads_task,
     with_data_decided,
     with_labels_used,
 )
@@ -47,10 +46,8 @@ from chunkrl.run.folder import (
 )
 from chunkrl.run.parts import SETTINGS, settings_of
 from chunkrl.run.plan import TrainingPlan, make_plan, measured, rehearse
-from chunkrl.run.policy_io import ChunkPolicy, PolicySpec, QSpec, pi_q_state, save_pi_policy
 from chunkrl.settings import Settings
 from chunkrl.training.data_source import DataSource, FixedData
-from chunkrl.training.distributed import gather_policy
 from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.training.value_videos import ValueVideos
 
@@ -149,8 +146,8 @@ class ChunkLevelOfflineRL:
         if value_updates is None:
             value_updates = math.ceil(config.value_epochs * self.updates_per_epoch)
         if self._grows:  # the same when it resumes with more data
-            decided = {"value_updates": value_updates, "use_task": reads_task(config, dataset)}
-            assert set(decided) == set(DECIDED)
+            decided = {"value_updates": value_updates, **config.family.decided(config, dataset)}
+            assert set(decided) <= set(DECIDED)
             config = self.config = replace(config, **decided)
         self.algorithm = build_algorithm(
             config, dataset, num_updates, value_updates, self.device, self.progress, self._grows
@@ -280,45 +277,22 @@ class ChunkLevelOfflineRL:
 
     def chunk_policy(self) -> ActingPolicy:
         """The policy as it stands, with Q for best-of-N where the objective trained one."""
-        q = self.algorithm.q_ensemble()
-        q = None if q is None else q.to(self.device)
-        if isinstance(self.policy, PiLearner):
-            return PiActor(self.policy.policy, q=q)
-        return ChunkPolicy(self._policy_spec(q), self.policy, q)
+        return self.config.family.acting(self._trained())
 
-    def _policy_spec(self, q: QEnsemble | None = None) -> PolicySpec:
-        config = self.config
-        return PolicySpec(
-            observation=self.policy.encoder.spec,
-            shape=self.policy.shape,
-            network=config.network,
-            policy=config.policy,
-            q=None if q is None else _q_spec(q),
-            fps=float(self.dataset.fps),
-            objective=config.objective,
-            dataset_fingerprint=self.dataset.fingerprint,
-            encoding=self.dataset.encoding,
-            image_sizes=self.dataset.image_sizes,
-            resize=self.dataset.resize,
-            recorded_sizes=self.dataset.recorded_sizes,
-        )
+    def _trained(self) -> TrainedPolicy:
+        def q() -> Any:
+            found = self.algorithm.q_ensemble()
+            return None if found is None else found.to(self.device)
+
+        return TrainedPolicy(self.policy, q, self.config, self.dataset)
 
     def save(self, folder: str | Path) -> None:
         """Writes the deployable policy to `folder`; `run.policy_io.load_policy` reads it.
 
-        A pi policy becomes a LeRobot folder, with Q in a folder of its own in it; where an average is kept, it is
-        what is saved.
+        Where an average is kept, it is what is saved. A pi policy becomes a LeRobot folder.
         """
         with self.algorithm.deployed():
-            if isinstance(self.policy, PiLearner):
-                whole, q = gather_policy(self.policy.policy), self.algorithm.q_ensemble()
-                q_state = None if q is None else pi_q_state(q)
-                if whole is not None:
-                    save_pi_policy(whole, folder, q_state)
-            else:
-                policy = self.chunk_policy()
-                assert isinstance(policy, ChunkPolicy)
-                policy.save(folder)
+            self.config.family.save(self._trained(), Path(folder))
         ranks.barrier()
 
     def load(self, path: str | Path) -> None:
@@ -333,8 +307,8 @@ class ChunkLevelOfflineRL:
 
     def _take_networks(self, source: Path) -> None:
         """Begins with the networks of another run, or of a saved policy (`initial_networks`)."""
-        spec = None if isinstance(self.policy, PiLearner) else self._policy_spec()
-        state = initial_networks(source, spec)
+        family, trained = self.config.family, self._trained()
+        state = initial_networks(source, partial(family.check_initial, trained, source))
         if (
             self.config.value_updates == 0
             and "training" not in state.get("values", {})
@@ -396,19 +370,15 @@ def _versions() -> dict[str, str]:
     return {"chunkrl": __version__, "torch": torch.__version__, "numpy": np.__version__}
 
 
-def _q_spec(q: Any) -> QSpec:
-    first = q.critic.networks[0]
-    return QSpec(q.critic.num_folds, len(first.heads), first.encoders[0].config, first.value_head)
-
-
 def check_ranks(config: TrainConfig) -> None:
     """Raises ChunkRLError for settings that several processes do not train with."""
     if ranks.world_size() == 1:
         return
     number = f"{ranks.world_size()} processes"
-    if config.policy.kind != "pi" or config.method.joint:
+    if not config.family.trains_in_parts or config.method.joint:
+        able = " or ".join(family.name for family in registry.FAMILIES if family.trains_in_parts)
         raise ChunkRLError(
-            f"{number} train pi policies (--policy.kind pi), whose values are trained before them: start one "
+            f"{number} train {able} policies (--policy.kind {able}), whose values are trained before them: start one "
             "process, without torchrun; small policies need no more"
         )
     if config.optimizer != "adamw":
@@ -416,8 +386,7 @@ def check_ranks(config: TrainConfig) -> None:
             f"--optimizer {config.optimizer} is for one process: on {number} the moments are divided already; use "
             "adamw"
         )
-    if config.pi.critic.dropout > 0:
-        raise ChunkRLError(f"--pi.critic.dropout is for one process, not for {number}: set it to 0")
+    config.family.check_parts(config, ranks.world_size())
     if config.batch_size % ranks.world_size():
         raise ChunkRLError(
             f"--batch-size {config.batch_size} is that of all processes together: make it a multiple of "

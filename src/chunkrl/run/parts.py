@@ -15,10 +15,10 @@ from chunkrl.data.sidecar import read_metadata
 from chunkrl.errors import ChunkRLError, OutputFolderError
 from chunkrl.files.json_files import as_json, first_object, leaves
 from chunkrl.files.output_folder import KINDS
+from chunkrl.models.registry import family_in
 from chunkrl.run.config import TrainConfig
 from chunkrl.run.folder import FREE, run_config, without_label_files
-from chunkrl.run.policy_io import read_spec
-from chunkrl.training.checkpoint import VALUES, read_plain
+from chunkrl.training.checkpoint import VALUES
 from chunkrl.training.metrics import MEASURED, METRICS_FILE
 
 SETTINGS = "settings"
@@ -88,15 +88,10 @@ def _wrong_policy(folder: Path, config: TrainConfig) -> Iterator[str]:
     policy = folder / "policy"
     if not policy.is_dir():
         return
-    is_pi = not (policy / VALUES).is_file()
-    if is_pi != (config.policy.kind == "pi"):
-        yield f"policy/ is {'a' if is_pi else 'no'} pi policy, and config.json has policy.kind {config.policy.kind}"
-    if is_pi:
-        return
-    spec = read_spec(policy, read_plain(policy))
-    there = {"objective": spec.objective, "action_horizon": spec.shape.horizon}
-    there |= {name: asdict(getattr(spec, name)) for name in ("policy", "network", "encoding")}
-    if told := _told(as_json(there), settings_of(config)):
+    family = family_in(policy)
+    if family is not config.family:
+        yield f"policy/ is a {family.name} policy, and config.json has policy.kind {config.policy.kind}"
+    if told := _told(family.made_with(policy), settings_of(config)):
         yield f"policy/ was made with {told}"
 
 

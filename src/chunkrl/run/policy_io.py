@@ -15,34 +15,25 @@ from torch import Tensor
 
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.cross_fit import CrossFitted
-from chunkrl.config import from_dict, record_of
+from chunkrl.config import from_dict
 from chunkrl.data.action_encoding import ActionEncoding
 from chunkrl.data.normalize import Normalizer
 from chunkrl.data.resize import Resize
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.files.tensor_files import load_module
-from chunkrl.manifest import MANIFEST_FILE, check_listed
+from chunkrl.models import registry
 from chunkrl.models.acting import CameraInput, ObservationInput, check_request
 from chunkrl.models.acting_policy import ASKED, ActingPolicy, Asked
-from chunkrl.models.config import NetworkConfig, PolicyConfig
+from chunkrl.models.config import NetworkConfig, PolicySettings
 from chunkrl.models.encoders import MOST_VALUES, ObservationSpec
 from chunkrl.models.factory import NetworkFactory
-from chunkrl.models.lora import adapted_modules, merge_lora
-from chunkrl.models.pi.actor import PiActor
-from chunkrl.models.pi.checkpoint import RECIPE_FILE, load_pretrained, save_pretrained
-from chunkrl.models.pi.config import PiCriticConfig
-from chunkrl.models.pi.critic import PiCritic
-from chunkrl.models.pi.policy import PiPolicy
-from chunkrl.models.pi.weights import WEIGHTS_FILE, WEIGHTS_INDEX
-from chunkrl.models.policy import ChunkShape, PolicyNetwork
+from chunkrl.models.policy import ChunkShape, PolicyModel
+from chunkrl.models.small_family import SmallFamily
 from chunkrl.models.value_head import ValueHead
-from chunkrl.training.checkpoint import VALUES, load_state, save_state
+from chunkrl.training.checkpoint import load_state, save_state
 from chunkrl.training.config import ActionMode
-from chunkrl.training.distributed import gather_state
 from chunkrl.types import Observation
 
-Q_FOLDER = "chunkrl_q"  # in a pi policy's folder
-_CURE_Q = "delete it, or copy the whole policy folder again"
 # what a policy says of the data it comes from, which weights do not depend on
 _OF_THE_DATA = ("q", "fps", "objective", "dataset_fingerprint", "image_sizes", "recorded_sizes")
 _MOST_NETWORKS = 1024  # of each kind: more are a damaged file
@@ -58,10 +49,11 @@ class QSpec:
     head: ValueHead = ValueHead("scalar")
 
     def __post_init__(self) -> None:
-        _check_networks(self.num_folds, self.num_critics)
+        check_networks(self.num_folds, self.num_critics)
 
 
-def _check_networks(num_folds: int, num_critics: int) -> None:
+def check_networks(num_folds: int, num_critics: int) -> None:
+    """Raises ChunkRLError for numbers that no Q ensemble has."""
     if not 1 <= num_folds <= _MOST_NETWORKS or not 1 <= num_critics <= _MOST_NETWORKS:
         raise ChunkRLError(f"{num_folds} folds of {num_critics} networks: give 1 to {_MOST_NETWORKS} of each")
 
@@ -79,7 +71,7 @@ class PolicySpec:
     observation: ObservationSpec
     shape: ChunkShape
     network: NetworkConfig
-    policy: PolicyConfig
+    policy: PolicySettings
     q: QSpec | None
     fps: float
     objective: str
@@ -135,7 +127,7 @@ class ChunkPolicy:
     takes: what it takes.
     """
 
-    def __init__(self, spec: PolicySpec, policy: PolicyNetwork, q: QEnsemble | None) -> None:
+    def __init__(self, spec: PolicySpec, policy: PolicyModel, q: QEnsemble | None) -> None:
         self.spec, self.policy, self.q = spec, policy.eval(), q
         self.takes = _input_of(spec)
 
@@ -230,9 +222,9 @@ class ChunkPolicy:
     ) -> Tensor:
         """The chunks as the networks write them; Q was trained on such ones."""
         if mode == "mode":
-            return self.policy(observation)
+            return self.policy.most_likely(observation)
         num_samples = num_candidates if mode == "best_of_n" else 1
-        shape = (num_samples, self.spec.shape.horizon, self.spec.shape.action_dim)
+        shape = (num_samples, *self.policy.noise_shape)
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
         candidates = self.policy.sample(observation, num_samples, noise)
         if mode == "sample":
@@ -255,7 +247,11 @@ class ChunkPolicy:
         """Reads what `save` wrote; strict. Raises CheckpointError when the folder is no whole policy."""
         state = load_state(Path(folder))
         spec = read_spec(folder, state)
-        shape = spec.shape
+        shape, family = spec.shape, registry.family_of(spec.policy.kind)
+        if not isinstance(family, SmallFamily):
+            raise CheckpointError(
+                f"{folder} describes a {family.name} policy, which is saved otherwise: copy it again"
+            )
         factory = NetworkFactory(
             spec.observation,
             shape,
@@ -265,6 +261,7 @@ class ChunkPolicy:
             spec.network,
             spec.policy,
             critic_network=spec.network if spec.q is None else spec.q.network,
+            make_policy=family.policy,
         )
         policy = factory.policy()
         q = None
@@ -278,76 +275,11 @@ class ChunkPolicy:
         return cls(spec, policy.to(device), None if q is None else q.to(device).eval())
 
 
-@dataclass(frozen=True)
-class PiQSpec:
-    """How Q on a pi policy was built: folds, networks of each, how their outputs are read, their size."""
-
-    num_folds: int
-    num_critics: int
-    head: ValueHead
-    critic: PiCriticConfig
-
-    def __post_init__(self) -> None:
-        _check_networks(self.num_folds, self.num_critics)
-
-
-def pi_q_state(q: QEnsemble) -> dict[str, Any] | None:
-    """What `save_pi_policy` writes of Q on a pi policy; None but in the main process. All processes call it."""
-    first: Any = q.critic.networks[0]
-    spec = PiQSpec(q.critic.num_folds, len(first.networks), first.value_head, first.networks[0].config)
-    state = gather_state(q)
-    return None if state is None else {"spec_json": asdict(spec), "q": state}
-
-
-def save_pi_policy(policy: PiPolicy, folder: str | Path, q_state: dict[str, Any] | None = None) -> None:
-    """Writes a LeRobot folder, LoRA merged into the weights, whole or not at all; an older one is replaced.
-
-    q_state: of `pi_q_state`, for a folder `Q_FOLDER` in it, which stock LeRobot does not look at.
-    """
-    if adapted_modules(policy.model):
-        # a copy, for training may go on; on the CPU, for a GPU may have no room for it
-        state = {name: t.detach().to("cpu", copy=True) for name, t in policy.model.state_dict().items()}
-        policy = policy.with_state(state)
-        merge_lora(policy.model)
-    beside = None if q_state is None else lambda whole: save_state(whole / Q_FOLDER, q_state)
-    save_pretrained(policy, folder, overwrite=True, beside=beside)
-
-
-def _load_pi_q(folder: Path, policy: PiPolicy) -> QEnsemble:
-    state = load_state(folder)
-    if "spec_json" not in state:
-        raise CheckpointError(f"{folder} is not a saved Q: {_CURE_Q}")
-    spec = record_of(PiQSpec, state["spec_json"], f"{folder}, 'spec_json'", CheckpointError, _CURE_Q)
-    try:
-        critic = CrossFitted(
-            lambda: PiCritic(policy, spec.critic, spec.head, spec.num_critics), spec.num_folds
-        )
-        q = QEnsemble(critic)
-        load_module(q, state.get("q", {}), folder, CheckpointError)
-    except (ChunkRLError, RuntimeError) as error:
-        raise CheckpointError(f"the Q in {folder} does not fit the policy beside it: {error}") from error
-    return q.to(policy.device).eval().requires_grad_(False)
-
-
 def load_policy(folder: str | Path, device: torch.device | str = "cpu", with_q: bool = True) -> ActingPolicy:
-    """A policy that acts, of either kind: what a run saved, or any pi checkpoint folder that says its settings.
+    """A policy that acts, of whichever family: what a run saved, or a published checkpoint that says its settings.
 
-    with_q: False leaves a pi policy's Q in its folder: a float32 critic a fold, more memory than the policy, which
-    best-of-N alone needs.
+    with_q: False leaves Q in its folder where it is a large one of its own, which best-of-N alone needs.
 
     Raises CheckpointError when the folder is no whole policy.
     """
-    folder = Path(folder)
-    if not (folder / VALUES).is_file():
-        if any((folder / name).is_file() for name in (RECIPE_FILE, WEIGHTS_FILE, WEIGHTS_INDEX)):
-            policy = load_pretrained(folder, device=device)
-            if not with_q or not (folder / Q_FOLDER).is_dir():
-                return PiActor(policy)
-            check_listed(folder, [f"{Q_FOLDER}/{MANIFEST_FILE}"])
-            return PiActor(policy, q=_load_pi_q(folder / Q_FOLDER, policy))
-        if (folder / "policy").is_dir():
-            raise CheckpointError(f"{folder} is a run, not a policy: give its policy, {folder / 'policy'}")
-        raise CheckpointError(
-            f"{folder} holds no policy: give a run's `policy` folder, or a pi checkpoint's (docs/pi0.md)"
-        )
-    return ChunkPolicy.load(folder, device)
+    return registry.family_in(Path(folder)).load(Path(folder), device, with_q)

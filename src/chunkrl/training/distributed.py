@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,10 +20,6 @@ from torch import nn
 
 from chunkrl import ranks
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.pi.critic import PiValue
-from chunkrl.models.pi.flow import PiModel
-from chunkrl.models.pi.language import ExpertLayer, PrefixLayer
-from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.training.shards import gather
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -32,13 +28,17 @@ Module = TypeVar("Module", bound=nn.Module)
 _LEAST_TORCH = "2.13"
 # The main process may read and decode data for hours while the others wait for its caches.
 _TIMEOUT = timedelta(hours=24)
-# What is called besides `forward`, and needs the module's parameters.
-_METHODS: dict[type[nn.Module], tuple[str, ...]] = {
-    PiModel: ("embed_images", "embed_prefix", "encode_prefix", "flow_loss", "sample"),
-    PiValue: ("outputs",),
-    PrefixLayer: ("keys_values",),
-    ExpertLayer: ("modulation",),
-}
+
+
+class ShardRoot(Protocol):
+    """A network whose parameters can be divided.
+
+    What is called of it or its units besides `forward`, and needs their parameters, stands in `sharded_methods`.
+    """
+
+    def shard_units(self) -> list[nn.Module]:
+        """Parts whose parameters are gathered and freed together; the root has the rest."""
+        ...
 
 
 @contextmanager
@@ -72,31 +72,23 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def shard(module: Module) -> Module:
-    """Divides the parameters of the pi policies and critics in `module` over the processes, in place.
+    """Divides the parameters of every `ShardRoot` in `module` over the processes, in place.
 
     Call it on the device where `module` trains, after choosing what trains and before building optimisers and
     averages. In one process it does nothing.
     """
     if ranks.world_size() == 1:
         return module
-    roots = [part for part in module.modules() if isinstance(part, (PiModel, PiValue))]
+    roots: list[Any] = [part for part in module.modules() if hasattr(part, "shard_units")]
     if not roots:
-        raise ChunkRLError("only pi policies and their critics train on several processes")
+        raise ChunkRLError(f"{type(module).__name__} does not train on several processes: start one")
     # FSDP warns of in-place changes of what its modules return; no module here makes any.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
     for root in roots:
-        for unit in _units(root):
+        for unit in root.shard_units():
             _shard(unit)
         _shard(root)
     return module
-
-
-def _units(root: PiModel | PiValue) -> list[nn.Module]:
-    """Parts whose parameters are gathered and freed together; the root has the rest."""
-    if isinstance(root, PiValue):
-        return list(root.layers)
-    language = root.language
-    return [*root.vision.layers(), language.embed_tokens, *language.layers, *root.expert.layers]
 
 
 def _shard(module: nn.Module) -> None:
@@ -106,9 +98,8 @@ def _shard(module: nn.Module) -> None:
     device = next(module.parameters()).device
     # Also the root's: what stays whole after a pass without gradient would miss the next update.
     fully_shard(module, mesh=init_device_mesh(device.type, (ranks.world_size(),)), reshard_after_forward=True)
-    for kind, methods in _METHODS.items():
-        for method in methods if isinstance(module, kind) else ():
-            register_fsdp_forward_method(module, method)
+    for method in getattr(module, "sharded_methods", ()):
+        register_fsdp_forward_method(module, method)
 
 
 def gather_state(module: nn.Module) -> dict[str, torch.Tensor] | None:
@@ -118,14 +109,3 @@ def gather_state(module: nn.Module) -> dict[str, torch.Tensor] | None:
     whole = ((name, gather(tensor, ranks.is_main())) for name, tensor in module.state_dict().items())
     state = {name: tensor for name, tensor in whole if tensor is not None}
     return state if ranks.is_main() else None
-
-
-def gather_policy(policy: PiPolicy) -> PiPolicy | None:
-    """The whole policy on the CPU of the main process, None on the others; all processes call it.
-
-    One parameter at a time is whole on the other processes. In one process: `policy` itself.
-    """
-    if ranks.world_size() == 1:
-        return policy
-    state = gather_state(policy.model)
-    return None if state is None else policy.with_state(state)

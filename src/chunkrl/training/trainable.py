@@ -11,43 +11,6 @@ from chunkrl.models.name_patterns import EXCLUDE, match_names
 
 ALL = ("*",)
 
-# Selections for a `PiModel`, pi0 and pi0.5 alike. `lora` and `lora_and_expert` are for a model after `apply_lora`,
-# the latter with targets in `language` alone.
-PI_PRESETS: dict[str, tuple[str, ...]] = {
-    "full": ALL,
-    "language_and_expert": ("*", "-vision.*", "-projector.*", "-language.embed_tokens.*"),
-    "expert": ("*", "-vision.*", "-projector.*", "-language.*"),
-    "lora": ("*.lora_A", "*.lora_B"),
-    "lora_and_expert": (
-        "*",
-        "-vision.*",
-        "-projector.*",
-        "-language.embed_tokens.*",
-        "-language.layers.*norm.*",
-    ),
-}
-_LAST_LAYERS = "expert_and_last_layers:"
-
-
-def pi_patterns(preset: str, depth: int) -> tuple[str, ...]:
-    """A selection by name: one of `PI_PRESETS`, or `expert_and_last_layers:N`, the expert and the last N layers
-    of the prefix LM.
-
-    Args:
-        depth: layers of the prefix LM (`PiConfig.depth`).
-
-    Raises:
-        ChunkRLError: no such preset.
-    """
-    if preset in PI_PRESETS:
-        return PI_PRESETS[preset]
-    number = preset.removeprefix(_LAST_LAYERS)
-    if number == preset or not number.isdecimal() or not 1 <= int(number) <= depth:
-        known = ", ".join((*PI_PRESETS, f"{_LAST_LAYERS}N"))
-        raise ChunkRLError(f"there is no selection '{preset}': use one of {known}, N from 1 to {depth}")
-    frozen = tuple(f"-language.layers.{index}.*" for index in range(depth - int(number)))
-    return (*PI_PRESETS["language_and_expert"], *frozen)
-
 
 @dataclass(frozen=True)
 class PartCount:
@@ -100,7 +63,7 @@ def count_trainable(module: nn.Module) -> TrainableReport:
 
 
 def select_trainable(module: nn.Module, patterns: tuple[str, ...]) -> TrainableReport:
-    """Freezes what the patterns do not choose. What is frozen already stays so: a `PiModel` freezes what reaches
+    """Freezes what the patterns do not choose. What is frozen already stays so: a pi model freezes what reaches
     no output, `apply_lora` the weights under its updates.
 
     Args:

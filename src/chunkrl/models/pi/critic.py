@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from chunkrl.errors import ChunkRLError
+from chunkrl.models.layers import Linear, RMSNorm
 from chunkrl.models.lora import merge_lora
 from chunkrl.models.pi.config import PiCriticConfig
 from chunkrl.models.pi.flow import attention_mask, token_positions
 from chunkrl.models.pi.language import KeyValues, PrefixLayer, rotary_angles
-from chunkrl.models.pi.layers import Linear, RMSNorm
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.value_head import ValueHead
 from chunkrl.types import Observation, TensorRecord
@@ -89,6 +89,8 @@ class PiValue(nn.Module):
     policy: gives the blocks to copy and the features. Outputs are read by `value_head`.
     """
 
+    sharded_methods = ("outputs",)
+
     def __init__(
         self, policy: PiPolicy, config: PiCriticConfig, head: ValueHead, takes_actions: bool = False
     ) -> None:
@@ -119,6 +121,10 @@ class PiValue(nn.Module):
         self.readout = nn.Linear(config.num_queries * width, 2 * config.head_width)
         self.dropout = nn.Dropout(config.dropout)
         self.out = nn.Linear(config.head_width, head.num_outputs)
+
+    def shard_units(self) -> list[nn.Module]:
+        """See `chunkrl.training.distributed.ShardRoot`."""
+        return list(self.layers)
 
     @staticmethod
     def _state_proj(policy: PiPolicy, width: int) -> Linear | None:

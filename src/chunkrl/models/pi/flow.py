@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from chunkrl.errors import ChunkRLError
+from chunkrl.models.layers import Linear
 from chunkrl.models.pi.config import PiConfig
 from chunkrl.models.pi.language import ActionExpert, KeyValues, Modulations, PrefixLayer, PrefixLM
-from chunkrl.models.pi.layers import Linear
 from chunkrl.models.pi.vision import SigLIP
 from chunkrl.ranks import draw_rows
 from chunkrl.types import TensorRecord
@@ -136,6 +136,8 @@ def _visible_somewhere(mask: Tensor) -> Tensor:
 class PiModel(nn.Module):
     """pi0 or pi0.5 on model inputs; `chunkrl.models.pi.policy.PiPolicy` takes observations."""
 
+    sharded_methods = ("embed_images", "embed_prefix", "encode_prefix", "flow_loss", "sample")
+
     def __init__(self, config: PiConfig) -> None:
         super().__init__()
         self.config = config
@@ -154,6 +156,11 @@ class PiModel(nn.Module):
             self.action_time_mlp_in = Linear(2 * width, width)
             self.action_time_mlp_out = Linear(width, width)
         self.freeze_unused()
+
+    def shard_units(self) -> list[nn.Module]:
+        """See `chunkrl.training.distributed.ShardRoot`."""
+        language = self.language
+        return [*self.vision.layers(), language.embed_tokens, *language.layers, *self.expert.layers]
 
     def freeze_unused(self) -> None:
         """Parameters that reach no output take no gradient: optimisers and DDP may skip them.

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from chunkrl.models.layers import AdaptiveRMSNorm, Linear, RMSNorm, attend
 from chunkrl.models.pi.config import PiConfig
-from chunkrl.models.pi.layers import AdaptiveRMSNorm, Linear, RMSNorm, attend
 
 _ROPE_BASE = 10_000.0
 
@@ -109,6 +109,8 @@ class _MLP(nn.Module):
 class PrefixLayer(nn.Module):
     """One layer of the prefix language model."""
 
+    sharded_methods = ("keys_values",)  # `chunkrl.training.distributed`
+
     def __init__(self, config: PiConfig) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.prefix_width)
@@ -183,6 +185,8 @@ class PrefixLM(nn.Module):
 
 class ExpertLayer(nn.Module):
     """One layer of the action expert; its norms are adaptive in pi0.5."""
+
+    sharded_methods = ("modulation",)  # `chunkrl.training.distributed`
 
     def __init__(self, config: PiConfig) -> None:
         super().__init__()

@@ -5,25 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from chunkrl.errors import CheckpointError
 from chunkrl.models.pi.policy import PiPolicy
-from chunkrl.models.policy import ImitationLoss
+from chunkrl.models.policy import ImitationLoss, PolicyModel
 from chunkrl.types import Observation
 
 _NUM_LEVELS = 4  # quarters of the flow time in which the loss is logged
 
 
-class PiLearner(nn.Module):
-    """The interface of `chunkrl.models.policy.PolicyModel` on a pi policy.
+class PiLearner(PolicyModel):
+    """See `PolicyModel`.
 
     num_noise: (noise, time) draws of each chunk; they share the prefix pass, which is nearly all of the work.
     state_noise: deviation of the noise on the state while training, see `PiPolicy.with_state_noise`.
     pretrained: fingerprint of the checkpoint; the frozen parameters, which a run's checkpoints leave out, are its.
     """
-
-    has_log_prob = False
 
     def __init__(
         self, policy: PiPolicy, num_noise: int = 4, state_noise: float = 0.0, pretrained: str = ""
@@ -31,6 +29,11 @@ class PiLearner(nn.Module):
         super().__init__()
         self.policy, self.num_noise, self.state_noise = policy, num_noise, state_noise
         self.pretrained = pretrained
+
+    @property
+    def acting(self) -> PiPolicy:
+        """The policy."""
+        return self.policy
 
     @property
     def trains_features(self) -> bool:
@@ -62,7 +65,7 @@ class PiLearner(nn.Module):
         config = self.policy.recipe.config
         return config.horizon, config.action_dim
 
-    def sample(self, observation: Observation, num_samples: int, noise: Tensor) -> Tensor:
+    def sample(self, observation: Observation, num_samples: int, noise: Tensor | None = None) -> Tensor:
         """See `PolicyModel`."""
         return self.policy.sample(observation, num_samples, condition="", noise=noise, guidance=1.0)
 

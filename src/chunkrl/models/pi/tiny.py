@@ -34,10 +34,10 @@ from chunkrl.data.chunk_settings import ChunkSettings
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.normalize import Statistics
 from chunkrl.errors import ChunkRLError
+from chunkrl.models.layers import AdaptiveRMSNorm
 from chunkrl.models.pi.checkpoint import save_pretrained
 from chunkrl.models.pi.config import PiConfig, PiRecipe, PiSettings, VisionConfig
 from chunkrl.models.pi.flow import PiModel
-from chunkrl.models.pi.layers import AdaptiveRMSNorm
 from chunkrl.models.pi.norm_stats import NormStats
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.pi.tiny_tokenizer import NUM_BINS, TINY_TOKENIZER, vocab_size

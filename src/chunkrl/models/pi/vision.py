@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chunkrl.models.layers import LayerNorm, Linear, attend
 from chunkrl.models.pi.config import VisionConfig
-from chunkrl.models.pi.layers import LayerNorm, Linear, attend
 
 _LAYER_NORM_EPS = 1e-6
 

@@ -168,11 +168,7 @@ class LearnerConfig:
         if train.fit.fold_order != "together":
             raise ChunkRLError("values of data that grow train together: use --fit.fold-order together")
         check_penalty(train, train.labels)
-        if train.policy.kind == "pi" and train.pi.norm_stats == "data":
-            raise ChunkRLError(
-                "--pi.norm-stats data are of data that stay: train offline first, and go on from that policy with "
-                "--pi0-checkpoints-dir RUN --pi0-config policy --pi.norm-stats checkpoint"
-            )
+        train.family.check_growing(train)
         if train.value_videos.num_episodes or train.value_videos.every_saves != 1:
             raise ChunkRLError(
                 "--value-videos.num-episodes and --value-videos.every-saves film data that stay: use "

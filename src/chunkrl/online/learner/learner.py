@@ -98,7 +98,7 @@ class _Session:
         """All of it."""
         config, train, changed = self._config, self._train, threading.Condition()
         offline = open_datasets(train, progress) if train.dataset_dir else []
-        for note in data_notes(offline, train.policy.kind != "pi"):
+        for note in data_notes(offline, train.family.encodes_actions):
             print(f"note: {note}", flush=True)
         train = self._train = with_labels_used(train, offline)
         if offline:  # the replay's shards are padded alike
@@ -209,7 +209,7 @@ class _Session:
         if data is self._looked_at or run is None:
             return
         self._looked_at = data
-        is_blind = run.config.policy.kind != "pi" and not run.config.use_task
+        is_blind = not run.config.family.always_reads_task and not run.config.use_task
         if is_blind and len(data.tasks) > 1 and not self._told_of_tasks:
             self._told_of_tasks = True
             _LOG.warning(

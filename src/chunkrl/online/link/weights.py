@@ -26,7 +26,7 @@ from chunkrl.files.atomic import write_text
 from chunkrl.files.json_files import read_json
 from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.models.lora import adapted_modules
-from chunkrl.models.pi.learner import PiLearner
+from chunkrl.models.policy import PolicyModel
 from chunkrl.online.link.records import TensorData, WeightPush
 from chunkrl.online.link.sender import UnreachableError
 from chunkrl.online.link.transport import POLICY_FEATURE
@@ -179,8 +179,8 @@ class WeightFetcher:
 @torch.no_grad()
 def acting_parameters(policy: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     """Copies on the CPU of what is trained, by the names that the saved policy has: LoRA layers as merged weights."""
-    if isinstance(policy, PiLearner):
-        policy = policy.policy
+    if isinstance(policy, PolicyModel):
+        policy = policy.acting
     trained: dict[str, Tensor] = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     for name, layer in adapted_modules(policy).items():
         for part in ("lora_A", "lora_B"):
