@@ -29,11 +29,15 @@ from chunkrl.errors import CheckpointError, ChunkRLError, TrainingStopped
 from chunkrl.models import registry
 from chunkrl.models.config import PolicyConfig
 from chunkrl.models.pi.actor import PiActor
-from chunkrl.online.policy_runner import PolicyRunner
-from chunkrl.online.publisher import WeightPublisher, policy_features, snapshot
-from chunkrl.online.records import WeightPush
-from chunkrl.online.versions import VersionCounter
-from chunkrl.online.weights import push_tensors
+from chunkrl.online.actor.policy_runner import PolicyRunner
+from chunkrl.online.link.records import WeightPush
+from chunkrl.online.link.weights import (
+    VersionCounter,
+    WeightPublisher,
+    policy_features,
+    push_tensors,
+    snapshot,
+)
 from chunkrl.run.parts import check_one_run
 from chunkrl.run.policy_io import ChunkPolicy, load_policy
 
