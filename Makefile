@@ -7,10 +7,11 @@ DEV := $(VENV)/.installed-dev
 LEROBOT_VENV ?= .venv-lerobot
 LEROBOT_PIP ?=
 LIBERO_VENV ?= .venv-libero
+OPENPI_VENV ?= .venv-openpi
 PIP := install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: proto demo test test-slow test-gpu test-robustness test-tracking test-lerobot test-libero lint typecheck check benchmark
-.PHONY: clean
+.PHONY: test-openpi clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "chunkrl needs Python 3.10 or newer")'
@@ -72,6 +73,14 @@ test-libero:
 	$(LIBERO_VENV)/bin/pip $(PIP) --editable '.[libero,sim,pi,dev]'; }
 	$(LIBERO_VENV)/bin/python -m pytest -m libero tests/test_libero*.py
 
+# openpi's client wants numpy below 2: its processes run in an environment of their own, the server in .venv.
+OPENPI_PYTHON := $(abspath $(OPENPI_VENV))/bin/python
+test-openpi: $(DEV)
+	$(OPENPI_PYTHON) -c 'import openpi_client.websocket_client_policy' 2>/dev/null || { \
+	$(PYTHON) -m venv $(OPENPI_VENV) && $(OPENPI_VENV)/bin/pip install --quiet --disable-pip-version-check \
+	'openpi-client==0.1.2' typing_extensions; }
+	OPENPI_PYTHON=$(OPENPI_PYTHON) $(BIN)/pytest -m openpi tests/test_serve_openpi_client.py
+
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -85,4 +94,4 @@ benchmark: $(USE)
 	$(BIN)/python -m benchmarks.metaworld
 
 clean:
-	rm -rf $(VENV) .venv-lerobot .venv-libero build *.egg-info src/*.egg-info
+	rm -rf $(VENV) .venv-lerobot .venv-libero .venv-openpi build *.egg-info src/*.egg-info
