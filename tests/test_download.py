@@ -419,23 +419,6 @@ def test_all_looks_before_it_fetches(
     assert folders == {"pi0_libero", "pi0_base", "pi05_libero", "pi05_base"}
 
 
-@pytest.mark.parametrize("folder", [None, "checkpoints/pi0/rlvla"])
-def test_a_repository_of_the_hub(
-    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str | None
-) -> None:
-    asked: list[str] = []
-
-    def hub(url: str, **_: Any) -> tuple[Bucket, str]:
-        asked.append(url)
-        return Bucket(), "/openpi/checkpoints/pi05_libero"
-
-    monkeypatch.setattr(fsspec.core, "url_to_fs", hub)
-    more = [] if folder is None else ["--download-dir", folder]
-    main([*command, "--repo-id", "yunzhenzhang/rlvla", "--revision", "v1", *more])
-    assert asked == ["hf://yunzhenzhang/rlvla@v1"]
-    assert content(tmp_path / "checkpoints/pi0/rlvla") == CONTENT
-
-
 def test_hub_checksums() -> None:
     assert remote._checksum({"lfs": {"sha256": "ab"}, "blob_id": "c"}) == "sha256:ab"
 

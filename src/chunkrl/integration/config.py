@@ -113,6 +113,8 @@ class DownloadCommand:
     """A Hub repository, owner/name."""
     revision: str | None = None
     """Branch, tag or commit of the Hub repository."""
+    include: tuple[str, ...] = ()
+    """Glob patterns of the Hub repository's files that are fetched, such as '*.safetensors'; default: all."""
     download_dir: str | None = None
     """For names: the folder that gets one folder each (default checkpoints/pi0). For --repo-id: the folder itself
     (default checkpoints/pi0/NAME)."""

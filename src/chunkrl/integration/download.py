@@ -14,9 +14,18 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub.constants import HF_HUB_OFFLINE
+
 from chunkrl.integration.config import DownloadCommand
-from chunkrl.integration.remote import DownloadError, RemoteTree, list_tree
-from chunkrl.integration.transfer import check_free_space, fetch_tree, missing_bytes
+from chunkrl.integration.hub import hub_url, list_repository
+from chunkrl.integration.remote import DownloadError, list_tree
+from chunkrl.integration.transfer import (
+    Tree,
+    check_free_space,
+    fetch_tree,
+    is_recorded_whole,
+    missing_bytes,
+)
 from chunkrl.progress import Progress
 
 CHECKPOINTS = ("pi0_libero", "pi0_base", "pi05_libero", "pi05_base")
@@ -26,7 +35,7 @@ _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class _Order:
-    tree: RemoteTree
+    tree: Tree
     target: Path
     recipe: str | None
 
@@ -49,8 +58,17 @@ def download(command: DownloadCommand, progress: Progress) -> tuple[Path, ...]:
         )
     if "all" in names:
         names = dict.fromkeys((*CHECKPOINTS, *(name for name in names if name == "tokenizer")))
+    if command.include and command.repo_id is None:
+        raise DownloadError("--include names files of a Hub repository: give --repo-id owner/name with it")
     if command.repo_id is not None:
-        orders = [_hub_order(command, command.repo_id)]
+        target = _hub_target(command, command.repo_id)
+        if HF_HUB_OFFLINE and is_recorded_whole(target, hub_url(command.repo_id, command.revision)):
+            print(
+                f"{target}: there and whole; HF_HUB_OFFLINE is set, so that the Hub was not asked for newer files"
+            )
+            return (target,)
+        tree = list_repository(command.repo_id, command.revision, command.include)
+        orders = [_Order(tree, target, None)]
     else:
         root = DEFAULT_FOLDER if command.download_dir is None else Path(command.download_dir).expanduser()
         orders = [
@@ -70,13 +88,11 @@ def download(command: DownloadCommand, progress: Progress) -> tuple[Path, ...]:
     return tuple(order.target for order in orders)
 
 
-def _hub_order(command: DownloadCommand, repo_id: str) -> _Order:
+def _hub_target(command: DownloadCommand, repo_id: str) -> Path:
     if not _REPO_ID.fullmatch(repo_id):
         raise DownloadError(f"--repo-id is '{repo_id}'; a Hub repository is owner/name")
     default = DEFAULT_FOLDER / repo_id.partition("/")[2]
-    target = default if command.download_dir is None else Path(command.download_dir).expanduser()
-    revision = "" if command.revision is None else f"@{command.revision}"
-    return _Order(list_tree(f"hf://{repo_id}{revision}"), target, None)
+    return default if command.download_dir is None else Path(command.download_dir).expanduser()
 
 
 def _recipe_file(name: str | None) -> dict[str, str]:

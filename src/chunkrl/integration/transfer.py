@@ -1,8 +1,9 @@
 """Copying a remote tree into a folder: resumed after a kill, checked, and never half there.
 
 `fetch_tree(tree, target)` fills a hidden folder beside `target` and renames it when every file in it is whole:
-under its own name a folder is complete. A file being fetched is `NAME.part`; it loses the suffix after its
-checksum agreed. Only one process works on a target, others wait for it and find it done.
+under its own name a folder is complete. Only one process works on a target, others wait for it and find it done. A
+repository of the Hub is the library's to fetch (`hub`); of any other tree a file being fetched is `NAME.part`, which
+loses the suffix after its checksum agreed.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from filelock import FileLock, Timeout
 
 from chunkrl.errors import MissingExtraError
 from chunkrl.files.json_files import read_json
+from chunkrl.integration.hub import HubTree, fill_from_hub
 from chunkrl.integration.remote import RANGE_BYTES, DownloadError, RemoteFile, RemoteTree, read_ranges
 from chunkrl.progress import Progress
 
 _LOG = logging.getLogger(__name__)
+
+Tree = RemoteTree | HubTree
 
 MANIFEST = "chunkrl_download.json"
 _MEGABYTE = 10**6
@@ -47,7 +51,7 @@ def _hash(kind: str) -> _Hash:
     return google_crc32c.Checksum()
 
 
-def is_complete(target: Path, tree: RemoteTree) -> bool:
+def is_complete(target: Path, tree: Tree) -> bool:
     """Whether `target` is this tree, fetched whole; sizes are compared, contents were when it was fetched."""
     if not target.is_dir() or not _recorded(target, tree.url):
         return False
@@ -55,7 +59,7 @@ def is_complete(target: Path, tree: RemoteTree) -> bool:
     return all(recorded.get(f.name) == _record(f) and _size(target / f.name) == f.size for f in tree.files)
 
 
-def missing_bytes(target: Path, tree: RemoteTree) -> int:
+def missing_bytes(target: Path, tree: Tree) -> int:
     """What is still to come for `target`, counting what an interrupted attempt left."""
     if is_complete(target, tree):
         return 0
@@ -75,13 +79,19 @@ def check_free_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def fetch_tree(
-    tree: RemoteTree, target: Path, progress: Progress, extra: Mapping[str, str] | None = None
-) -> bool:
+def is_recorded_whole(target: Path, url: str) -> bool:
+    """Whether `target` was filled from `url` and every file has the size that it had there; nobody is asked."""
+    if not target.is_dir():
+        return False
+    recorded = _recorded(target, url)
+    return bool(recorded) and all(_size(target / name) == file["size"] for name, file in recorded.items())
+
+
+def fetch_tree(tree: Tree, target: Path, progress: Progress, extra: Mapping[str, str] | None = None) -> bool:
     """Make `target` a copy of the tree; False where it was there already.
 
     Args:
-        tree: what to fetch (`list_tree`).
+        tree: what to fetch (`list_tree`, `list_repository`).
         target: the folder; it must not exist, be empty, or be this tree.
         progress: called with megabytes.
         extra: name -> text of files that are put beside the tree's.
@@ -143,7 +153,7 @@ def _recorded(folder: Path, url: str) -> dict[str, Any]:
     return data["files"] if data["url"] == url else {}
 
 
-def _fill(tree: RemoteTree, folder: Path, progress: Progress, stage: str) -> None:
+def _fill(tree: Tree, folder: Path, progress: Progress, stage: str) -> None:
     folder.mkdir(exist_ok=True)
     recorded = _recorded(folder, tree.url)
     for file in tree.files:
@@ -155,6 +165,13 @@ def _fill(tree: RemoteTree, folder: Path, progress: Progress, stage: str) -> Non
     temporary = folder / (MANIFEST + ".tmp")
     temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     temporary.replace(folder / MANIFEST)
+    if isinstance(tree, HubTree):
+        fill_from_hub(tree, folder, progress, stage)
+    else:
+        _fill_by_ranges(tree, folder, progress, stage)
+
+
+def _fill_by_ranges(tree: RemoteTree, folder: Path, progress: Progress, stage: str) -> None:
     total = -(-tree.size // _MEGABYTE)
     before = 0
     for file in tree.files:
