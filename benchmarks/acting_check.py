@@ -19,7 +19,7 @@ from chunkrl.data.resize import Resize
 from chunkrl.models.encoders import NetworkConfig, ObservationSpec
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.policy import ChunkShape, PolicyConfig
-from chunkrl.run.policy_io import ChunkPolicy, PolicySpec
+from chunkrl.policies.chunk_policy import ChunkPolicy, PolicySpec
 from chunkrl.types import Observation
 
 STATE_DIM, ACTION_DIM, SIZE, BATCH = 8, 7, 128, 4

@@ -49,11 +49,11 @@ from chunkrl.evaluation.observed import fit_policy, make_pool, renamed
 from chunkrl.evaluation.rollout import Episode, EpisodeResult, RolloutConfig, run_episodes
 from chunkrl.files.atomic import write_text
 from chunkrl.models.config import NetworkConfig
+from chunkrl.policies.chunk_policy import ChunkPolicy
 from chunkrl.progress import Progress, ProgressBars, silent
 from chunkrl.run.config import TrainConfig
 from chunkrl.run.folder import run_config
 from chunkrl.run.offline import ChunkLevelOfflineRL
-from chunkrl.run.policy_io import ChunkPolicy
 
 Variant = Literal["state", "images"]
 _CANDIDATES = [arm for arm in CANDIDATES if arm.values == CHUNK_RL.values]  # they share one value phase

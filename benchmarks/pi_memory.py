@@ -13,12 +13,12 @@ from unittest import mock
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from chunkrl.integration.pi_memory import MemoryPlan, memory_plan, meta_model
+from chunkrl.integration.pi_presets import PI_PRESETS
 from chunkrl.models.config import LoRAConfig
 from chunkrl.models.pi.config import PiCriticConfig, pi05_base
 from chunkrl.models.pi.critic import CriticInputs, PiValue
-from chunkrl.models.pi.memory import MemoryPlan, memory_plan, meta_model
 from chunkrl.models.pi.policy import PiPolicy
-from chunkrl.models.pi.presets import PI_PRESETS
 from chunkrl.models.value_head import ValueHead
 from chunkrl.training.config import OptimizerKind
 from chunkrl.types import Observation

@@ -19,7 +19,7 @@ from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.policy import ChunkShape
 from chunkrl.online.actor.executor import ControlRate
 from chunkrl.online.actor.policy_runner import PolicyChunk
-from chunkrl.run.policy_io import ChunkPolicy, PolicySpec
+from chunkrl.policies.chunk_policy import ChunkPolicy, PolicySpec
 
 
 class CountingSource:

@@ -22,7 +22,7 @@ from chunkrl.errors import ChunkRLError, ObservationError
 from chunkrl.integration.lerobot_frames import lerobot_observation
 from chunkrl.models.encoders import NetworkConfig
 from chunkrl.models.pi.actor import PiActor
-from chunkrl.run.policy_io import ChunkPolicy
+from chunkrl.policies.chunk_policy import ChunkPolicy
 from chunkrl.types import Observation
 
 CAMERA, WRIST = "observation.images.front", "observation.images.wrist"

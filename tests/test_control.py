@@ -22,11 +22,11 @@ from chunkrl.data.inspect_config import InspectCommand
 from chunkrl.envs.metaworld import MetaWorldEnv
 from chunkrl.errors import CheckpointError, ChunkRLError, DatasetError
 from chunkrl.models.pi.actor import PiActor
+from chunkrl.policies.chunk_policy import ChunkPolicy
 from chunkrl.progress import silent
 from chunkrl.run import command as commands
 from chunkrl.run.config import TrainConfig
 from chunkrl.run.folder import run_config
-from chunkrl.run.policy_io import ChunkPolicy
 
 LENGTH = 40
 

@@ -10,10 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from chunkrl.integration import pi_training
 from chunkrl.integration.config import PiTrainingConfig
+from chunkrl.integration.pi_saving import save_pi_policy
 from chunkrl.integration.pi_training import choose_trained
 from chunkrl.models.config import LoRAConfig
 from chunkrl.models.pi import PiPolicy, load_pretrained
-from chunkrl.models.pi.saving import save_pi_policy
 from chunkrl.training.optim import Ema
 
 CPU = torch.device("cpu")

@@ -25,8 +25,8 @@ from chunkrl.data.chunks import ChunkDataset
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import PolicyConfig
 from chunkrl.models.value_head import ValueHead
+from chunkrl.policies.chunk_policy import ChunkPolicy
 from chunkrl.progress import silent
-from chunkrl.run.policy_io import ChunkPolicy
 from chunkrl.training.checkpoint import load_state
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig

@@ -25,11 +25,11 @@ from chunkrl.config import save_config
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration import pi_training
 from chunkrl.integration.config import PiTrainingConfig
+from chunkrl.integration.pi_saving import Q_FOLDER
 from chunkrl.manifest import MANIFEST_FILE, write_manifest
 from chunkrl.models.config import LoRAConfig, PolicyConfig
 from chunkrl.models.pi import load_pretrained, save_pretrained
 from chunkrl.models.pi.config import PiCriticConfig
-from chunkrl.models.pi.saving import Q_FOLDER
 from chunkrl.run import offline
 from chunkrl.training.checkpoint import load_state, save_state
 from chunkrl.training.metrics import MEASURED, METRICS_FILE

@@ -15,7 +15,7 @@ from chunkrl.data.action_encoding import ActionEncoding
 from chunkrl.data.hold_action import HoldAction
 from chunkrl.errors import CheckpointError
 from chunkrl.models.config import NetworkConfig
-from chunkrl.run.policy_io import ChunkPolicy
+from chunkrl.policies.chunk_policy import ChunkPolicy
 
 
 @pytest.fixture(scope="module")

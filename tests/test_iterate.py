@@ -30,10 +30,10 @@ from chunkrl.iterate import steps
 from chunkrl.iterate.command import iterate
 from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule, StopRule
 from chunkrl.manifest import write_manifest
+from chunkrl.policies.chunk_policy import ChunkPolicy
 from chunkrl.progress import Progress
 from chunkrl.report.numbers import words
 from chunkrl.run.config import TrainConfig
-from chunkrl.run.policy_io import ChunkPolicy
 
 COLLECT = CollectConfig(env="walk", num_episodes=8, max_steps=MAX_STEPS, num_workers=0, seed=3)
 EVALUATION = EvaluateConfig(env=(), num_episodes=12, max_steps=MAX_STEPS, num_workers=0, device="cpu")

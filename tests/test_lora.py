@@ -11,11 +11,11 @@ from pi_tiny import KINDS, random_inputs, random_model, tiny_policy
 from torch import Tensor, nn
 
 from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.integration.pi_presets import PI_PRESETS
 from chunkrl.models.config import LoRAConfig
 from chunkrl.models.lora import apply_lora, load_lora_state, lora_state, merge_lora
 from chunkrl.models.pi import PiModel, save_pretrained
 from chunkrl.models.pi.config import ModelKind
-from chunkrl.models.pi.presets import PI_PRESETS
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.optim import Optimizer, prepare_precision
 from chunkrl.training.trainable import select_trainable

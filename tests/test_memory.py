@@ -10,13 +10,13 @@ from pi_tiny import random_inputs, random_model, tiny_config, tiny_policy
 from test_optim import needs_torchao
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from chunkrl.integration.pi_memory import MemoryPlan, memory_plan, meta_model
+from chunkrl.integration.pi_presets import PI_PRESETS
 from chunkrl.models.config import LoRAConfig
 from chunkrl.models.lora import apply_lora
 from chunkrl.models.pi import PiModel
 from chunkrl.models.pi.config import PiCriticConfig, pi0_config, pi05_config
 from chunkrl.models.pi.critic import PiValue
-from chunkrl.models.pi.memory import MemoryPlan, memory_plan, meta_model
-from chunkrl.models.pi.presets import PI_PRESETS
 from chunkrl.models.value_head import ValueHead
 from chunkrl.training.config import OptimConfig, OptimizerKind
 from chunkrl.training.optim import Ema, Optimizer, prepare_precision

@@ -15,12 +15,13 @@ from chunk_data import random_episodes, settings, write_dataset
 import chunkrl
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.algorithms.base import MethodInputs
-from chunkrl.algorithms.registry import METHODS, Method
+from chunkrl.algorithms.registry import CRITICS, METHODS, Method
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.config import changed_settings, with_defaults
 from chunkrl.errors import ChunkRLError
 from chunkrl.integration.config import PiTrainingConfig
 from chunkrl.models.config import NetworkConfig, PolicyConfig
+from chunkrl.run.config import is_read
 from chunkrl.run.policy_io import load_policy
 
 SOURCES = Path(chunkrl.__file__).parent
@@ -33,7 +34,7 @@ OUTSIDE = {
     "value_updates",
     "value_videos",
     "values",
-    "pi",
+    CRITICS,
 }
 OUTSIDE |= {"value_lr", "sample_weights", "train_q"}
 """What is read around the method: by the data, the phases' lengths, networks, videos."""
@@ -79,15 +80,15 @@ def test_a_setting_that_is_not_read_is_refused_with_the_cure(method: Method) -> 
         if path == "objective":
             continue
         assert path in changed_settings(other)
-        someone = any(m.reads_setting(path, train_q=True) for m in METHODS.values())
-        assert other.unread() == ((path,) if someone and not method.reads_setting(path) else ())
+        someone = any(is_read(m, path, train_q=True) for m in METHODS.values())
+        assert other.unread() == ((path,) if someone and not is_read(method, path) else ())
         assert not with_defaults(other, other.unread()).unread()
 
 
 @ALL
 def test_what_nobody_reads_is_no_setting_of_a_method(method: Method) -> None:
     paths = leaves(TrainConfig())
-    for read in (*method.reads, *method.reads_for_q):
+    for read in {*method.reads, *method.reads_for_q} - {CRITICS}:
         assert any(path == read or path.startswith(f"{read}.") for path in paths), read
 
 

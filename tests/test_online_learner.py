@@ -38,7 +38,8 @@ from chunkrl.online.link.records import Hello, StepRecord
 from chunkrl.online.link.sender import LearnerClient, SpoolSender
 from chunkrl.online.link.spool import Spool
 from chunkrl.online.link.weights import WeightFetcher, policy_features
-from chunkrl.run.policy_io import ChunkPolicy, load_policy
+from chunkrl.policies.chunk_policy import ChunkPolicy
+from chunkrl.run.policy_io import load_policy
 from chunkrl.training.metrics import read_records
 
 SETTINGS = [

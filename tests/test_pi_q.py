@@ -21,11 +21,11 @@ from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.cli import main
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration.config import PiTrainingConfig
+from chunkrl.integration.pi_saving import Q_FOLDER
 from chunkrl.manifest import MANIFEST_FILE, write_manifest
 from chunkrl.models.pi import load_pretrained, save_pretrained
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.flow import PiModel
-from chunkrl.models.pi.saving import Q_FOLDER
 from chunkrl.models.value_head import ValueHead
 from chunkrl.run.policy_io import load_policy
 from chunkrl.training.checkpoint import load_state, save_state

@@ -26,7 +26,6 @@ from chunkrl.config import from_dict, load_config
 from chunkrl.data.frames import FrameTable
 from chunkrl.envs import registry as envs
 from chunkrl.errors import CheckpointError, ChunkRLError, TrainingStopped
-from chunkrl.models import registry
 from chunkrl.models.config import PolicyConfig
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.online.actor.policy_runner import PolicyRunner
@@ -38,8 +37,10 @@ from chunkrl.online.link.weights import (
     push_tensors,
     snapshot,
 )
+from chunkrl.policies import registry
+from chunkrl.policies.chunk_policy import ChunkPolicy
 from chunkrl.run.parts import check_one_run
-from chunkrl.run.policy_io import ChunkPolicy, load_policy
+from chunkrl.run.policy_io import load_policy
 
 SOURCES = Path(chunkrl.__file__).parent
 
@@ -226,7 +227,7 @@ NAMED = re.compile(
 )
 EXCEPTIONS = {
     "run/config.py": "its settings are flags of before families: --pi.*, --pi0.* and --pi0-config",
-    "models/registry.py": "the list",
+    "policies/registry.py": "the list",
     "models/policy.py": "the small family's network, one for the Gaussian and the flow",
     "cli/doctor.py": "the extra of that name",
     "cli/hiserl.py": "translates another project's configuration of a pi policy",

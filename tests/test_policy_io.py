@@ -15,7 +15,7 @@ from chunkrl.data.hold_action import HoldAction
 from chunkrl.errors import CheckpointError, ChunkRLError, DatasetError
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.models.value_head import ValueHead
-from chunkrl.run.policy_io import ChunkPolicy
+from chunkrl.policies.chunk_policy import ChunkPolicy
 from chunkrl.training.checkpoint import TENSORS, VALUES, load_state, save_state
 from chunkrl.types import Observation
 

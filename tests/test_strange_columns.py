@@ -30,7 +30,8 @@ from chunkrl.config import from_dict
 from chunkrl.data.chunk_settings import ColumnMapping
 from chunkrl.data.formats import describe
 from chunkrl.errors import ChunkRLError, DatasetError
-from chunkrl.run.policy_io import ChunkPolicy, load_policy
+from chunkrl.policies.chunk_policy import ChunkPolicy
+from chunkrl.run.policy_io import load_policy
 
 VERSIONS: tuple[Version, ...] = ("v2.0", "v2.1", "v3.0")
 N = 12

@@ -7,11 +7,11 @@ from pi_tiny import KINDS, random_model
 from torch import nn
 
 from chunkrl.errors import ChunkRLError
+from chunkrl.integration.pi_presets import PI_PRESETS, pi_patterns
 from chunkrl.models.config import LoRAConfig
 from chunkrl.models.lora import apply_lora
 from chunkrl.models.name_patterns import match_names
 from chunkrl.models.pi.config import ModelKind
-from chunkrl.models.pi.presets import PI_PRESETS, pi_patterns
 from chunkrl.training.trainable import PartCount, count_trainable, select_trainable
 
 NAMES = ("encoder.0.weight", "encoder.1.weight", "head.weight", "head.bias")

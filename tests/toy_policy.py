@@ -13,7 +13,7 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import PolicySettings
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.policy import ImitationLoss, PolicyModel, masked_mean
-from chunkrl.models.small_family import SmallFamily
+from chunkrl.policies.small import SmallFamily
 from chunkrl.types import Observation
 
 

@@ -7,8 +7,9 @@ import json
 import math
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import dacite
 
@@ -21,17 +22,22 @@ T = TypeVar("T")
 
 
 class Variants:
-    """A part of a configuration whose class its `kind` chooses, as the settings of a policy's family."""
+    """A part of a configuration whose class its `kind` chooses, as the settings of a policy's family.
+
+    registry: module with `kinds()` and `settings_of(kind)`. It stands above the settings that it lists.
+    """
+
+    registry: ClassVar[str]
 
     @classmethod
     def kinds(cls) -> tuple[str, ...]:
         """The values that `kind` can have."""
-        raise NotImplementedError
+        return import_module(cls.registry).kinds()
 
     @classmethod
     def class_of(cls, kind: str) -> type[Any]:
         """The class of the settings of a kind. Raises ChunkRLError where there is no such kind (says the nearest)."""
-        raise NotImplementedError
+        return import_module(cls.registry).settings_of(kind)
 
 
 class _WrongValueError(dacite.DaciteFieldError):

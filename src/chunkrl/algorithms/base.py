@@ -71,7 +71,7 @@ class Phase:
 
 class Networks(Protocol):
     """Builds the networks of one run, each call a fresh one from torch's global generator
-    (`chunkrl.models.family.PolicyFamily.networks`)."""
+    (`chunkrl.policies.family.PolicyFamily.networks`)."""
 
     def policy(self) -> PolicyModel:
         """pi(A | x)."""

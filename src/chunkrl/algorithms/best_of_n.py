@@ -8,12 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from chunkrl.algorithms.cross_fit import CrossFitted
+from chunkrl.errors import ChunkRLError
 from chunkrl.types import Observation
+
+_MOST_NETWORKS = 1024  # of each kind: more are a damaged file
 
 
 def least_q(critics: CrossFitted, prepared: Any, actions: Tensor) -> Tensor:
     """Each fold's Q of chunks [B, H, A], the minimum over its heads: [K, B]; of N each [B, N, H, A]: [K, B, N]."""
     return critics.each(lambda q: q.forward_prepared(prepared, actions).amin(0))  # type: ignore[operator]
+
+
+def check_ensemble(num_folds: int, num_critics: int) -> None:
+    """Raises ChunkRLError for numbers that no Q ensemble has."""
+    if not 1 <= num_folds <= _MOST_NETWORKS or not 1 <= num_critics <= _MOST_NETWORKS:
+        raise ChunkRLError(f"{num_folds} folds of {num_critics} networks: give 1 to {_MOST_NETWORKS} of each")
 
 
 class QEnsemble(nn.Module):

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
-from chunkrl.models.registry import critic_settings
+CRITICS = "critics"
+"""Among what a method reads: the settings that a policy's family has for V and Q."""
 
 _FITTED = (
     *(
@@ -35,7 +36,7 @@ _FITTED = (
     ),
     *("fit.target", "fit.target_rate", "fit.head", "fit.fold_order", "fit.return_range"),
     *("fit.num_critics", "fit.aggregate", "fit.quantile"),
-    *critic_settings(),
+    CRITICS,
 )
 _VALUES = (*_FITTED, "values", "train_q", "critic_updates", "relabel_interval")
 _POLICY = ("ema_decay", "microbatch_size")
@@ -43,7 +44,7 @@ _WEIGHTS = ("beta", "fit.advantage_scale", "fit.weight_clip", "fit.draw", "fit.p
 _JOINT = (
     *("gamma", "reward", "critic_horizon", "beta", "lambda_v", "lambda_pi", "value_lr", "relabel_interval"),
     *("value_videos", "fit.time_out", "ema_decay"),
-    *critic_settings(),
+    CRITICS,
 )
 
 

@@ -20,8 +20,8 @@ from packaging.version import Version
 from chunkrl import __version__
 from chunkrl.errors import ChunkRLError
 from chunkrl.install import install_command
-from chunkrl.models import registry
 from chunkrl.options import DoctorConfig
+from chunkrl.policies import registry
 
 _WIDTH = 80
 PURPOSES = {

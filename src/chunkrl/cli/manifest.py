@@ -10,8 +10,8 @@ from chunkrl.errors import CheckpointError
 from chunkrl.files.json_files import read_json
 from chunkrl.files.tensor_files import read_tensors
 from chunkrl.manifest import MANIFEST_FILE, read_manifest, verify, write_manifest
-from chunkrl.models import registry
 from chunkrl.options import ManifestCommand
+from chunkrl.policies import registry
 from chunkrl.training.checkpoint import VALUES
 
 _OURS = (".json", ".safetensors", ".model")  # what else lies in such a folder, somebody added

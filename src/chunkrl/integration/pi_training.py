@@ -17,6 +17,7 @@ from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.integration.config import PiChunkConfig, PiTrainingConfig
 from chunkrl.integration.pi_chunks import check_fits, find_pi_recipe
+from chunkrl.integration.pi_presets import pi_patterns
 from chunkrl.models.condition import condition_text
 from chunkrl.models.config import LoRAConfig
 from chunkrl.models.lora import apply_lora
@@ -25,7 +26,6 @@ from chunkrl.models.pi.config import PiRecipe
 from chunkrl.models.pi.factory import PiNetworks
 from chunkrl.models.pi.norm_stats import NormStats
 from chunkrl.models.pi.policy import PiPolicy
-from chunkrl.models.pi.presets import pi_patterns
 from chunkrl.progress import Progress, silent
 from chunkrl.training.optim import frozen_dtype, prepare_precision
 from chunkrl.training.trainable import count_trainable, select_trainable

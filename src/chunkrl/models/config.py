@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from chunkrl.config import Variants
 from chunkrl.errors import ChunkRLError
@@ -53,31 +53,18 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class PolicySettings(Variants):
-    """What a policy's family lets one set; each family has a class for it (`chunkrl.models.family`).
+    """What a policy's family lets one set; each family has a class for it (`chunkrl.policies.family`).
 
     kind: `gaussian`, `flow`, or `pi`, the pretrained checkpoint of --pi0-config.
     """
 
+    registry: ClassVar[str] = "chunkrl.policies.registry"
     kind: str = "gaussian"
 
     def __post_init__(self) -> None:
         if self.class_of(self.kind) is not type(self):
             own = self.class_of(self.kind).__name__
             raise ChunkRLError(f"policy kind {self.kind!r} has settings of its own: give {own}(...)")
-
-    @classmethod
-    def kinds(cls) -> tuple[str, ...]:
-        """Of all families."""
-        from chunkrl.models import registry  # its families have settings of here
-
-        return registry.kinds()
-
-    @classmethod
-    def class_of(cls, kind: str) -> type[Any]:
-        """The family's class. Raises ChunkRLError where there is no such kind."""
-        from chunkrl.models import registry
-
-        return registry.family_of(kind).settings
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from chunkrl.algorithms.registry import METHODS
 from chunkrl.algorithms.values_io import values_file
 from chunkrl.config import changed_settings
 from chunkrl.errors import ChunkRLError
-from chunkrl.models import registry
-from chunkrl.run.config import TrainConfig
+from chunkrl.policies import registry
+from chunkrl.run.config import TrainConfig, is_read
 from chunkrl.run.folder import DECIDED
 
 
@@ -70,7 +70,7 @@ def _check_read(config: TrainConfig) -> None:
     unread = config.unread()
     if not unread:
         return
-    able = [m.name for m in METHODS.values() if all(m.reads_setting(path, config.train_q) for path in unread)]
+    able = [m.name for m in METHODS.values() if all(is_read(m, path, config.train_q) for path in unread)]
     flags = ", ".join(_flag(path) + _own(config, path) for path in unread)
     other = f", or use --objective {' or '.join(able)}" if able else ""
     raise ChunkRLError(

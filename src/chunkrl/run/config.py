@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig, DistilConfig, HumanRule, IQLSettings
-from chunkrl.algorithms.registry import METHODS, Method
+from chunkrl.algorithms.registry import CRITICS, METHODS, Method
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.config import changed_settings, with_defaults
 from chunkrl.data.action_encoding import ActionEncoding
@@ -19,15 +19,21 @@ from chunkrl.data.hold_action import HoldAction
 from chunkrl.data.label_rules import LabelRule, SuccessRule
 from chunkrl.errors import ChunkRLError
 from chunkrl.integration.config import PiChunkConfig, PiTrainingConfig
-from chunkrl.models import registry
 from chunkrl.models.config import NetworkConfig, PolicyConfig, PolicySettings
-from chunkrl.models.family import PolicyFamily
+from chunkrl.policies import registry
+from chunkrl.policies.family import PolicyFamily
 from chunkrl.training.config import OptimConfig, OptimizerKind, Schedule, TrackingConfig, ValueVideoConfig
 
 if TYPE_CHECKING:
     Objective = str
 else:
     Objective = Literal[tuple(METHODS)]
+
+
+def is_read(method: Method, path: str, train_q: bool = False) -> bool:
+    """Whether a method reads the setting `path` ("fit.lam") of those that are not every run's."""
+    of_critics = any(path == of or path.startswith(f"{of}.") for of in registry.critic_settings())
+    return method.reads_setting(CRITICS if of_critics else path, train_q)
 
 
 @dataclass(frozen=True)
@@ -208,10 +214,8 @@ class TrainConfig:
     def unread(self) -> tuple[str, ...]:
         """Settings that differ from their defaults and that the objective does not read, as "fit.lam"."""
         method = self.method
-        of_methods = [
-            p for p in changed_settings(self) if any(m.reads_setting(p, True) for m in METHODS.values())
-        ]
-        return tuple(path for path in of_methods if not method.reads_setting(path, self.train_q))
+        of_methods = [p for p in changed_settings(self) if any(is_read(m, p, True) for m in METHODS.values())]
+        return tuple(path for path in of_methods if not is_read(method, path, self.train_q))
 
     def unread_by_kind(self) -> tuple[str, ...]:
         """Settings that differ from their defaults and are of networks that the kind of policy has not."""

@@ -21,9 +21,9 @@ from chunkrl.errors import CheckpointError, ChunkRLError, LabelError, TrainingSt
 from chunkrl.files.atomic import write_text
 from chunkrl.files.regular_files import is_there
 from chunkrl.integration.pi_chunks import use_pi_chunks
-from chunkrl.models import registry
 from chunkrl.models.acting_policy import ActingPolicy
-from chunkrl.models.family import TrainedPolicy
+from chunkrl.policies import registry
+from chunkrl.policies.family import TrainedPolicy
 from chunkrl.progress import Progress, silent
 from chunkrl.run.begin import begin_run, held_by_main, planned_folder
 from chunkrl.run.build import (

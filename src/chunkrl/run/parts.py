@@ -15,7 +15,7 @@ from chunkrl.data.sidecar import read_metadata
 from chunkrl.errors import ChunkRLError, OutputFolderError
 from chunkrl.files.json_files import as_json, first_object, leaves
 from chunkrl.files.output_folder import KINDS
-from chunkrl.models.registry import family_in
+from chunkrl.policies.registry import family_in
 from chunkrl.run.config import TrainConfig
 from chunkrl.run.folder import FREE, run_config, without_label_files
 from chunkrl.training.checkpoint import VALUES

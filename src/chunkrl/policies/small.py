@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.models.config import NetworkConfig, PolicyConfig
-from chunkrl.models.family import PolicyFamily, TrainedPolicy
+from chunkrl.policies.family import PolicyFamily, RunSettings, TrainedPolicy
 
 if TYPE_CHECKING:
     import torch
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from chunkrl.models.encoders import ObservationSpec
     from chunkrl.models.factory import NetworkFactory
     from chunkrl.models.policy import PolicyModel
+    from chunkrl.policies.chunk_policy import ChunkPolicy, PolicySpec, QSpec
     from chunkrl.progress import Progress
-    from chunkrl.run.config import TrainConfig
-    from chunkrl.run.policy_io import ChunkPolicy, PolicySpec, QSpec
 
 # what equal tensors do not show: names of inputs, and what outputs mean
 _SAME = ("observation", "shape", "network", "policy", "encoding")
@@ -47,14 +46,14 @@ class SmallFamily(PolicyFamily):
 
         return PolicyNetwork.of(parts)
 
-    def decided(self, config: TrainConfig, dataset: ChunkData) -> dict[str, Any]:
+    def decided(self, config: RunSettings, dataset: ChunkData) -> dict[str, Any]:
         """Whether the networks read the task's text."""
         return {"use_task": _reads_task(config, dataset)}
 
     # ---- networks
 
     def networks(
-        self, config: TrainConfig, dataset: ChunkData, device: torch.device, progress: Progress
+        self, config: RunSettings, dataset: ChunkData, device: torch.device, progress: Progress
     ) -> NetworkFactory:
         """Inputs from the data, statistics of its states and actions."""
         import torch
@@ -87,7 +86,7 @@ class SmallFamily(PolicyFamily):
 
     def matches(self, folder: Path) -> bool:
         """By the kind that its description has; where that has none, the first such family says what is wrong."""
-        from chunkrl.models import registry
+        from chunkrl.policies import registry
         from chunkrl.training.checkpoint import VALUES, read_plain
 
         if not (folder / VALUES).is_file():
@@ -100,20 +99,20 @@ class SmallFamily(PolicyFamily):
 
     def load(self, folder: Path, device: torch.device | str, with_q: bool) -> ChunkPolicy:
         """With Q: it is small, too."""
-        from chunkrl.run.policy_io import ChunkPolicy
+        from chunkrl.policies.chunk_policy import ChunkPolicy
 
         return ChunkPolicy.load(folder, device)
 
     def acting(self, trained: TrainedPolicy) -> ChunkPolicy:
         """With Q where the method trained one."""
-        from chunkrl.run.policy_io import ChunkPolicy
+        from chunkrl.policies.chunk_policy import ChunkPolicy
 
         q = trained.q()
         return ChunkPolicy(self._spec(trained, q), trained.networks, q)
 
     def _spec(self, trained: TrainedPolicy, q: QEnsemble | None = None) -> PolicySpec:
         from chunkrl.models.policy import ChunkShape
-        from chunkrl.run.policy_io import PolicySpec
+        from chunkrl.policies.chunk_policy import PolicySpec
 
         config, dataset = trained.config, trained.dataset
         return PolicySpec(
@@ -135,7 +134,7 @@ class SmallFamily(PolicyFamily):
         self, trained: TrainedPolicy, source: Path, folder: Path, state: dict[str, Any]
     ) -> None:
         """Names, sizes and meanings must be equal."""
-        from chunkrl.run.policy_io import read_spec
+        from chunkrl.policies.chunk_policy import read_spec
 
         saved, built = read_spec(folder, state), self._spec(trained)
         differing = [
@@ -152,7 +151,7 @@ class SmallFamily(PolicyFamily):
     def made_with(self, folder: Path) -> dict[str, Any]:
         """What its description has of the run's settings."""
         from chunkrl.files.json_files import as_json
-        from chunkrl.run.policy_io import read_spec
+        from chunkrl.policies.chunk_policy import read_spec
         from chunkrl.training.checkpoint import read_plain
 
         spec = read_spec(folder, read_plain(folder))
@@ -160,10 +159,10 @@ class SmallFamily(PolicyFamily):
         there |= {name: asdict(getattr(spec, name)) for name in ("policy", "network", "encoding")}
         return as_json(there)
 
-    def pretrained(self, config: TrainConfig) -> tuple[Path, TrainConfig]:
+    def pretrained(self, config: RunSettings) -> tuple[Path, RunSettings]:
         """The policy of --init, which decides sizes and inputs."""
-        from chunkrl.models import registry
-        from chunkrl.run.policy_io import ChunkPolicy, load_policy
+        from chunkrl.policies import registry
+        from chunkrl.policies.chunk_policy import ChunkPolicy
 
         if config.init is None:
             raise ChunkRLError(
@@ -176,9 +175,10 @@ class SmallFamily(PolicyFamily):
                 "cross_fitted"
             )
         folder = Path(config.init)
-        policy = load_policy(folder)
+        found = registry.family_in(folder)
+        policy = found.load(folder, "cpu", True)
         if not isinstance(policy, ChunkPolicy):
-            kind = registry.family_in(folder).kinds[0]
+            kind = found.kinds[0]
             raise ChunkRLError(
                 f"--init {folder} is a {kind} policy: give --policy.kind {kind} --pi0-checkpoints-dir "
                 f"{folder.parent} --pi0-config {folder.name}"
@@ -186,12 +186,12 @@ class SmallFamily(PolicyFamily):
         return folder, _fitted(config, policy.spec)
 
 
-def _reads_task(config: TrainConfig, dataset: ChunkData) -> bool:
+def _reads_task(config: RunSettings, dataset: ChunkData) -> bool:
     """As the settings say, else where the data have several tasks."""
     return len(dataset.tasks) > 1 if config.use_task is None else config.use_task
 
 
-def observation_spec(config: TrainConfig, dataset: ChunkData) -> ObservationSpec:
+def observation_spec(config: RunSettings, dataset: ChunkData) -> ObservationSpec:
     """What the networks see. Raises ChunkRLError where that is nothing."""
     from chunkrl.data.collection import ChunkCollection
     from chunkrl.data.roles import describe_columns
@@ -209,13 +209,13 @@ def observation_spec(config: TrainConfig, dataset: ChunkData) -> ObservationSpec
 
 
 def _q_spec(q: Any) -> QSpec:
-    from chunkrl.run.policy_io import QSpec
+    from chunkrl.policies.chunk_policy import QSpec
 
     first = q.critic.networks[0]
     return QSpec(q.critic.num_folds, len(first.heads), first.encoders[0].config, first.value_head)
 
 
-def _fitted(config: TrainConfig, spec: PolicySpec) -> TrainConfig:
+def _fitted(config: RunSettings, spec: PolicySpec) -> RunSettings:
     """The training settings that the pretrained policy decides. Raises ChunkRLError where others were given."""
     observation, untouched = spec.observation, type(config)()
     decided = {

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from chunkrl import ranks
-from chunkrl.algorithms.best_of_n import QEnsemble
+from chunkrl.algorithms.best_of_n import QEnsemble, check_ensemble
 from chunkrl.algorithms.cross_fit import CrossFitted
 from chunkrl.config import record_of
 from chunkrl.errors import CheckpointError, ChunkRLError
@@ -22,7 +22,6 @@ from chunkrl.models.pi.config import PiCriticConfig
 from chunkrl.models.pi.critic import PiCritic
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.value_head import ValueHead
-from chunkrl.run.policy_io import check_networks
 from chunkrl.training.checkpoint import load_state, save_state
 from chunkrl.training.distributed import gather_state
 
@@ -40,7 +39,7 @@ class PiQSpec:
     critic: PiCriticConfig
 
     def __post_init__(self) -> None:
-        check_networks(self.num_folds, self.num_critics)
+        check_ensemble(self.num_folds, self.num_critics)
 
 
 def gather_policy(policy: PiPolicy) -> PiPolicy | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from chunkrl.errors import CheckpointError, ChunkRLError
-from chunkrl.models.family import PolicyFamily
-from chunkrl.models.pi.family import PiFamily
-from chunkrl.models.small_family import SmallFamily
+from chunkrl.models.config import PolicySettings
+from chunkrl.policies.family import PolicyFamily
+from chunkrl.policies.pi import PiFamily
+from chunkrl.policies.small import SmallFamily
 from chunkrl.suggest import did_you_mean
 
 FAMILIES: list[PolicyFamily] = [SmallFamily(), PiFamily()]
@@ -25,6 +26,11 @@ def family_of(kind: str) -> PolicyFamily:
         near = did_you_mean(str(kind), kinds())
         raise ChunkRLError(f"policy.kind is {kind!r}; use one of {', '.join(kinds())}{near}")
     return found
+
+
+def settings_of(kind: str) -> type[PolicySettings]:
+    """The class of `policy` in the settings of a run. Raises as `family_of`."""
+    return family_of(kind).settings
 
 
 def family_in(folder: Path) -> PolicyFamily:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import PolicyConfig
-from chunkrl.models.family import PolicyFamily, TrainedPolicy
+from chunkrl.policies.family import PolicyFamily, RunSettings, TrainedPolicy
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from chunkrl.models.pi.factory import PiNetworks
     from chunkrl.models.policy import PolicyModel
     from chunkrl.progress import Progress
-    from chunkrl.run.config import TrainConfig
 
 
 class PiFamily(PolicyFamily):
@@ -45,7 +44,7 @@ class PiFamily(PolicyFamily):
             return "a pi policy reads the task, and the state as its recipe says"
         return "those of its critics are --pi.critic.depth, --pi.critic.dropout and --pi.critic.state-noise"
 
-    def check(self, config: TrainConfig) -> None:
+    def check(self, config: RunSettings) -> None:
         """Statistics must stay those that networks learned with."""
         if config.init and config.pi.norm_stats == "data":
             raise ChunkRLError(
@@ -54,7 +53,7 @@ class PiFamily(PolicyFamily):
                 "policy --pi.norm-stats checkpoint"
             )
 
-    def check_growing(self, config: TrainConfig) -> None:
+    def check_growing(self, config: RunSettings) -> None:
         """Statistics are of data that stay."""
         if config.pi.norm_stats == "data":
             raise ChunkRLError(
@@ -62,7 +61,7 @@ class PiFamily(PolicyFamily):
                 "--pi0-checkpoints-dir RUN --pi0-config policy --pi.norm-stats checkpoint"
             )
 
-    def check_parts(self, config: TrainConfig, num_processes: int) -> None:
+    def check_parts(self, config: RunSettings, num_processes: int) -> None:
         """Each process would drop other values."""
         if config.pi.critic.dropout > 0:
             raise ChunkRLError(
@@ -72,7 +71,7 @@ class PiFamily(PolicyFamily):
     # ---- networks
 
     def networks(
-        self, config: TrainConfig, dataset: ChunkData, device: torch.device, progress: Progress
+        self, config: RunSettings, dataset: ChunkData, device: torch.device, progress: Progress
     ) -> PiNetworks:
         """On the checkpoint's policy."""
         from chunkrl.integration.pi_training import FROZEN, pi_networks
@@ -88,7 +87,7 @@ class PiFamily(PolicyFamily):
             progress,
         )
 
-    def told(self, policy: PolicyModel, config: TrainConfig) -> str:
+    def told(self, policy: PolicyModel, config: RunSettings) -> str:
         """What trains, by part."""
         from chunkrl.training.trainable import count_trainable
 
@@ -109,7 +108,7 @@ class PiFamily(PolicyFamily):
 
         with_q: False leaves Q in its folder: a float32 critic a fold, more memory than the policy.
         """
-        from chunkrl.models.pi.saving import load_pi_policy
+        from chunkrl.integration.pi_saving import load_pi_policy
 
         return load_pi_policy(folder, device, with_q)
 
@@ -122,7 +121,7 @@ class PiFamily(PolicyFamily):
 
     def save(self, trained: TrainedPolicy, folder: Path) -> None:
         """A LeRobot folder, with Q in a folder of its own in it; gathered from all processes."""
-        from chunkrl.models.pi.saving import gather_policy, pi_q_state, save_pi_policy
+        from chunkrl.integration.pi_saving import gather_policy, pi_q_state, save_pi_policy
 
         policy: Any = trained.networks.acting
         whole, q = gather_policy(policy), trained.q()
@@ -143,7 +142,7 @@ class PiFamily(PolicyFamily):
 
     def inner_folders(self, folder: Path) -> tuple[str, ...]:
         """Q, where there is one."""
-        from chunkrl.models.pi.saving import Q_FOLDER
+        from chunkrl.integration.pi_saving import Q_FOLDER
 
         return (Q_FOLDER,) if (folder / Q_FOLDER).is_dir() else ()
 
@@ -162,7 +161,7 @@ class PiFamily(PolicyFamily):
             *(("checkpoint", line) for line in found.checkpoints(checkpoints)),
         ]
 
-    def pretrained(self, config: TrainConfig) -> tuple[Path, TrainConfig]:
+    def pretrained(self, config: RunSettings) -> tuple[Path, RunSettings]:
         """The checkpoint."""
         if config.init is not None:
             raise ChunkRLError(
@@ -182,6 +181,6 @@ class PiFamily(PolicyFamily):
         return _checkpoint(config), config
 
 
-def _checkpoint(config: TrainConfig) -> Path:
+def _checkpoint(config: RunSettings) -> Path:
     assert config.pi0_config is not None, "check_config asks for it"
     return Path(config.pi0_checkpoints_dir).expanduser() / config.pi0_config

@@ -1,8 +1,8 @@
 """One family of policies: what its networks are built of, how they are saved, and what they can do.
 
-To add one, write a `PolicyFamily` beside its networks and list it in `chunkrl.models.registry`. Nobody else knows a
-family by name: whoever must tell them apart asks for a capability. Without torch, which methods import where they
-need it: help texts are made of the families' settings.
+To add one, write a `PolicyFamily` and list it in `chunkrl.policies.registry`. Nobody else knows a family by name:
+whoever must tell them apart asks for a capability. Without torch, which methods import where they need it: help texts
+are made of the families' settings.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import PolicySettings
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from chunkrl.models.acting_policy import ActingPolicy
     from chunkrl.models.policy import PolicyModel
     from chunkrl.progress import Progress
-    from chunkrl.run.config import TrainConfig
+
+
+RunSettings: TypeAlias = Any
+"""A run's `TrainConfig`, whose package stands above this one."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class TrainedPolicy:
 
     networks: PolicyModel
     q: Callable[[], QEnsemble | None]
-    config: TrainConfig
+    config: RunSettings
     dataset: ChunkData
 
 
@@ -76,16 +79,16 @@ class PolicyFamily(ABC):
         """What to use in place of settings that it does not read; "" where there is nothing."""
         return ""
 
-    def check(self, config: TrainConfig) -> None:  # noqa: B027  # optional
+    def check(self, config: RunSettings) -> None:  # noqa: B027  # optional
         """Raises ChunkRLError for settings that can fit no data."""
 
-    def check_growing(self, config: TrainConfig) -> None:  # noqa: B027  # optional
+    def check_growing(self, config: RunSettings) -> None:  # noqa: B027  # optional
         """Raises ChunkRLError for settings that fit no data which grow (`chunkrl learner`)."""
 
-    def check_parts(self, config: TrainConfig, num_processes: int) -> None:  # noqa: B027  # optional
+    def check_parts(self, config: RunSettings, num_processes: int) -> None:  # noqa: B027  # optional
         """Raises ChunkRLError for settings that several processes do not train with."""
 
-    def decided(self, config: TrainConfig, dataset: ChunkData) -> dict[str, Any]:
+    def decided(self, config: RunSettings, dataset: ChunkData) -> dict[str, Any]:
         """Settings that the first data decide, and that more data must not change."""
         return {}
 
@@ -93,7 +96,7 @@ class PolicyFamily(ABC):
 
     @abstractmethod
     def networks(
-        self, config: TrainConfig, dataset: ChunkData, device: torch.device, progress: Progress
+        self, config: RunSettings, dataset: ChunkData, device: torch.device, progress: Progress
     ) -> Networks:
         """What builds the networks of a run.
 
@@ -101,7 +104,7 @@ class PolicyFamily(ABC):
             ChunkRLError: settings and data do not fit; CheckpointError: what it begins with is missing or damaged.
         """
 
-    def told(self, policy: PolicyModel, config: TrainConfig) -> str:
+    def told(self, policy: PolicyModel, config: RunSettings) -> str:
         """What a run says of its networks before it begins; "" for nothing."""
         return ""
 
@@ -156,7 +159,7 @@ class PolicyFamily(ABC):
         """What `chunkrl doctor` says of it here: names and texts. checkpoints: the folder of published ones."""
         return []
 
-    def pretrained(self, config: TrainConfig) -> tuple[Path, TrainConfig]:
+    def pretrained(self, config: RunSettings) -> tuple[Path, RunSettings]:
         """The saved policy that acts first and that every training of an iteration begins with, and the settings with
         what it decides.
 

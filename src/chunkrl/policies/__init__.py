@@ -1,0 +1,1 @@
+"""Families of policies: what a run builds, saves and acts with, whatever the networks are."""

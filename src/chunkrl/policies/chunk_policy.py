@@ -1,0 +1,268 @@
+"""A small policy that acts: networks and statistics, in a folder that needs neither the data set nor the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chunkrl.algorithms.best_of_n import QEnsemble, check_ensemble
+from chunkrl.algorithms.cross_fit import CrossFitted
+from chunkrl.config import from_dict
+from chunkrl.data.action_encoding import ActionEncoding
+from chunkrl.data.normalize import Normalizer
+from chunkrl.data.resize import Resize
+from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.files.tensor_files import load_module
+from chunkrl.models.acting import CameraInput, ObservationInput, check_request
+from chunkrl.models.acting_policy import ASKED, Asked
+from chunkrl.models.config import NetworkConfig, PolicySettings
+from chunkrl.models.encoders import MOST_VALUES, ObservationSpec
+from chunkrl.models.factory import NetworkFactory
+from chunkrl.models.policy import ChunkShape, PolicyModel
+from chunkrl.models.value_head import ValueHead
+from chunkrl.policies import registry
+from chunkrl.policies.small import SmallFamily
+from chunkrl.training.checkpoint import load_state, save_state
+from chunkrl.training.config import ActionMode
+from chunkrl.types import Observation
+
+# what a policy says of the data it comes from, which weights do not depend on
+_OF_THE_DATA = ("q", "fps", "objective", "dataset_fingerprint", "image_sizes", "recorded_sizes")
+
+
+@dataclass(frozen=True)
+class QSpec:
+    """How the Q ensemble was built: folds, networks of each, their size, how their outputs are read."""
+
+    num_folds: int
+    num_critics: int
+    network: NetworkConfig
+    head: ValueHead = ValueHead("scalar")
+
+    def __post_init__(self) -> None:
+        check_ensemble(self.num_folds, self.num_critics)
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """Everything that rebuilds the networks of a saved policy.
+
+    fps: of the data, steps/s. objective, dataset_fingerprint: where the policy comes from. encoding: how the
+    networks write actions. image_sizes: (height, width) of each camera's pictures; () in policies of before they were
+    noted. resize: what made these of the recorded ones, None: nothing. recorded_sizes: (height, width) of each
+    camera's pictures in the files, of every data set; () in policies of before they were noted.
+    """
+
+    observation: ObservationSpec
+    shape: ChunkShape
+    network: NetworkConfig
+    policy: PolicySettings
+    q: QSpec | None
+    fps: float
+    objective: str
+    dataset_fingerprint: str
+    encoding: ActionEncoding = ActionEncoding()
+    image_sizes: tuple[tuple[int, int], ...] = ()
+    resize: Resize | None = None
+    recorded_sizes: tuple[tuple[tuple[int, int], ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps < math.inf:
+            raise ChunkRLError(f"fps is {self.fps}, expected steps a second")
+        sizes = [*self.image_sizes, *(size for sizes in self.recorded_sizes for size in sizes)]
+        if any(not 0 < side <= MOST_VALUES for size in sizes for side in size):
+            raise ChunkRLError(
+                f"image_sizes are {self.image_sizes}, recorded {self.recorded_sizes}: expected pixels"
+            )
+        for of_cameras in (self.image_sizes, self.recorded_sizes):
+            if of_cameras and len(of_cameras) != len(self.observation.cameras):
+                raise ChunkRLError(f"sizes {of_cameras}: expected one for each of {self.observation.cameras}")
+        if self.observation.state_dim:  # else actions may be encoded by a state that the networks do not see
+            self.encoding.check(self.shape.action_dim, self.observation.state_dim)
+
+
+def read_spec(folder: str | Path, state: Mapping[str, Any]) -> PolicySpec:
+    """The description in a saved policy's state. Raises CheckpointError where another version wrote it."""
+    if not isinstance(state.get("spec_json"), dict):
+        raise CheckpointError(f"{folder} is not a saved policy (a run's `policy` folder)")
+    try:
+        return from_dict(PolicySpec, state["spec_json"])
+    except ChunkRLError as error:
+        raise CheckpointError(
+            f"{folder} was saved by another version of chunkrl, which named settings otherwise ({error}): use "
+            "that version, or train it again"
+        ) from error
+
+
+def _input_of(spec: PolicySpec) -> ObservationInput:
+    """What a small policy takes; of one that does not say the sizes of its pictures, any."""
+    names, sizes, recorded = spec.observation.cameras, spec.image_sizes, spec.recorded_sizes
+    cameras = (
+        CameraInput(name, sizes[i] if sizes else None, (recorded[i] if recorded else ()) if sizes else None)
+        for i, name in enumerate(names)
+    )
+    return ObservationInput(
+        tuple(cameras), spec.observation.state_dim, spec.observation.use_task, spec.resize
+    )
+
+
+class ChunkPolicy:
+    """A trained policy that acts: chunks [B, H, A] in the data's units from batched observations.
+
+    takes: what it takes.
+    """
+
+    def __init__(self, spec: PolicySpec, policy: PolicyModel, q: QEnsemble | None) -> None:
+        self.spec, self.policy, self.q = spec, policy.eval(), q
+        self.takes = _input_of(spec)
+
+    @property
+    def action_horizon(self) -> int:
+        """H."""
+        return self.spec.shape.horizon
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return self.spec.shape.action_dim
+
+    @property
+    def state_dim(self) -> int:
+        """S; 0 for a policy without state."""
+        return self.spec.observation.state_dim
+
+    @property
+    def fps(self) -> float | None:
+        """Of the data, steps/s."""
+        return self.spec.fps
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Cameras that observations must have."""
+        return self.spec.observation.cameras
+
+    @property
+    def image_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of each camera's pictures as the networks see them; () where the policy does not say."""
+        return self.spec.image_sizes
+
+    @property
+    def recorded_sizes(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """(height, width) of each camera's pictures in the data's files; () where the policy does not say."""
+        return self.spec.recorded_sizes
+
+    @property
+    def own_image_size(self) -> int | None:
+        """None: pictures are what training made of them."""
+        return None
+
+    def ask_as(self, asked: Asked) -> dict[str, Any]:
+        """Refuses what is asked: a small policy has no prompt and no flow that takes steps."""
+        given = [f"--{name.replace('_', '-')}" for name in ASKED if getattr(asked, name) is not None]
+        if given:
+            raise ChunkRLError(
+                f"{' and '.join(given)} are for pi policies, and {asked.policy} is a small one: leave them out"
+            )
+        return dict.fromkeys(ASKED)
+
+    def identity(self) -> str:
+        """See `ActingPolicy.identity`."""
+        spec = {name: value for name, value in asdict(self.spec).items() if name not in _OF_THE_DATA}
+        if spec["resize"] is None:  # as of releases that do not know it
+            del spec["resize"]
+        digest = hashlib.sha256(json.dumps(spec, sort_keys=True, default=str).encode())
+        for name, buffer in sorted(self.policy.named_buffers()):
+            digest.update(name.encode() + buffer.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    @torch.no_grad()
+    def act(
+        self,
+        observation: Observation,
+        generators: Sequence[torch.Generator] = (),
+        mode: ActionMode = "mode",
+        num_candidates: int = 16,
+    ) -> Tensor:
+        """A chunk [H, A] for one observation, or chunks [B, H, A] for a batch; row b's noise comes from
+        generators[b] alone.
+
+        observation: as `ObservationInput.take` takes it, numpy or torch. Mode `mode` draws no noise, and takes any
+        generators, or none. Raises ObservationError for what the policy did not learn from, DatasetError where
+        actions are encoded by the state and the observation has none, ChunkRLError for another mode.
+        """
+        taken = self.takes.take(observation)
+        observation = taken.observation
+        check_request(mode, generators, observation.batch_size, num_candidates)
+        actions = self._encoded(observation, generators, mode, num_candidates)
+        state = observation.state
+        actions = self.spec.encoding.decode(actions, None if state is None else state.to(actions.device))
+        return actions[0] if taken.single else actions
+
+    def _encoded(
+        self,
+        observation: Observation,
+        generators: Sequence[torch.Generator],
+        mode: ActionMode,
+        num_candidates: int,
+    ) -> Tensor:
+        """The chunks as the networks write them; Q was trained on such ones."""
+        if mode == "mode":
+            return self.policy.most_likely(observation)
+        num_samples = num_candidates if mode == "best_of_n" else 1
+        shape = (num_samples, *self.policy.noise_shape)
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        candidates = self.policy.sample(observation, num_samples, noise)
+        if mode == "sample":
+            return candidates[:, 0]
+        if self.q is None:
+            raise ChunkRLError(
+                "best-of-N needs Q(x, A), and this policy was trained without: train with --train-q"
+            )
+        return self.q.best(observation, candidates)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `folder` whole or not at all."""
+        state: dict[str, Any] = {"spec_json": asdict(self.spec), "policy": self.policy.state_dict()}
+        if self.q is not None:
+            state["q"] = self.q.state_dict()
+        save_state(Path(folder), state)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> ChunkPolicy:
+        """Reads what `save` wrote; strict. Raises CheckpointError when the folder is no whole policy."""
+        state = load_state(Path(folder))
+        spec = read_spec(folder, state)
+        shape, family = spec.shape, registry.family_of(spec.policy.kind)
+        if not isinstance(family, SmallFamily):
+            raise CheckpointError(
+                f"{folder} describes a {family.name} policy, which is saved otherwise: copy it again"
+            )
+        factory = NetworkFactory(
+            spec.observation,
+            shape,
+            Normalizer.identity(max(spec.observation.state_dim, 1)),
+            Normalizer.identity(shape.action_dim),
+            (torch.zeros(shape.action_dim), torch.zeros(shape.action_dim)),
+            spec.network,
+            spec.policy,
+            critic_network=spec.network if spec.q is None else spec.q.network,
+            make_policy=family.policy,
+        )
+        policy = factory.policy()
+        q = None
+        if spec.q is not None:
+            q_spec = spec.q
+            critic = CrossFitted(lambda: factory.critic(q_spec.num_critics, q_spec.head), q_spec.num_folds)
+            q = QEnsemble(critic)
+        load_module(policy, state.get("policy", {}), Path(folder), CheckpointError)
+        if q is not None:
+            load_module(q, state.get("q", {}), Path(folder), CheckpointError)
+        return cls(spec, policy.to(device), None if q is None else q.to(device).eval())
