@@ -228,6 +228,7 @@ NAMED = re.compile(
 EXCEPTIONS = {
     "run/config.py": "its settings are flags of before families: --pi.*, --pi0.* and --pi0-config",
     "policies/registry.py": "the list",
+    "policies/pi.py": "the family",
     "models/policy.py": "the small family's network, one for the Gaussian and the flow",
     "cli/doctor.py": "the extra of that name",
     "cli/hiserl.py": "translates another project's configuration of a pi policy",
