@@ -99,6 +99,11 @@ class ActingPolicy(Protocol):
         """Side of the pictures that networks which resize any make of them; None: they resize none."""
         ...
 
+    @property
+    def gains_from_batches(self) -> bool:
+        """Whether a few observations together take hardly longer than one."""
+        ...
+
     def act(
         self,
         observation: Observation,

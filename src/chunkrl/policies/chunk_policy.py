@@ -164,6 +164,11 @@ class ChunkPolicy:
         """None: pictures are what training made of them."""
         return None
 
+    @property
+    def gains_from_batches(self) -> bool:
+        """Its passes are short."""
+        return False
+
     def ask_as(self, asked: Asked) -> dict[str, Any]:
         """Refuses what is asked: a small policy has no prompt and no flow that takes steps."""
         given = [f"--{name.replace('_', '-')}" for name in ASKED if getattr(asked, name) is not None]

@@ -16,7 +16,6 @@ import torch
 from chunkrl import __version__
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.acting_policy import ActingPolicy
-from chunkrl.models.pi.actor import PiActor
 from chunkrl.online.link.config import parse_address
 from chunkrl.online.status import WARNING, LastWarning, RowsView
 from chunkrl.run.build import choose_device
@@ -82,7 +81,7 @@ def try_policy(policy: ActingPolicy, command: ServeCommand) -> float:
 
 def make_server(policy: ActingPolicy, keys: KeyMap, command: ServeCommand) -> PolicyServer:
     """A server that is not started. Raises TransportError as `PolicyServer` does."""
-    together = isinstance(policy, PiActor) if command.together is None else command.together
+    together = policy.gains_from_batches if command.together is None else command.together
     settings = BatchSettings(
         command.mode, command.num_candidates, command.batch_size, command.wait_ms / 1000, together
     )

@@ -131,6 +131,11 @@ class PiActor:
         """Side of the pictures that the vision tower sees."""
         return self.policy.recipe.config.vision.image_size
 
+    @property
+    def gains_from_batches(self) -> bool:
+        """A forward pass reads all weights, however few the rows."""
+        return True
+
     def ask_as(self, asked: Asked) -> dict[str, Any]:
         """See `ActingPolicy.ask_as`."""
         if asked.mode == "best_of_n" and self.q is None:
