@@ -33,8 +33,10 @@ proto:
 demo: $(USE)
 	$(BIN)/chunkrl demo
 
+# Two tests at a time, those of one file one after the other: they share what is costly to make. JOBS=0: in one process.
+JOBS ?= 2
 test: $(DEV)
-	$(BIN)/pytest -m "not slow and not gpu and not lerobot and not libero"
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not lerobot and not libero"
 
 test-slow: $(DEV)
 	$(BIN)/pytest -m "slow"

@@ -37,11 +37,11 @@ from chunkrl.evaluation.evaluation_result import Evaluation, read_evaluation
 from chunkrl.files.atomic import write_text
 from chunkrl.iterate.command import CONFIG_FILE, iterate
 from chunkrl.iterate.config import ArmName, IterateConfig, SelectionRule, StopRule
+from chunkrl.models.config import ActionMode
 from chunkrl.progress import silent
 from chunkrl.report.commands import evaluate_policy
 from chunkrl.run.config import TrainConfig
 from chunkrl.run.offline import ChunkLevelOfflineRL
-from chunkrl.training.config import ActionMode
 
 EVALUATION_SEED = 20261205  # MetaWorld's reported states
 ROUNDS = 3

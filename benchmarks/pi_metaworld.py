@@ -42,7 +42,7 @@ from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.evaluation.rollout import evaluate, initial_seeds
 from chunkrl.files.atomic import write_text
 from chunkrl.integration.config import PiTrainingConfig
-from chunkrl.models.config import PolicyConfig
+from chunkrl.models.config import ActionMode, PolicyConfig
 from chunkrl.models.pi import load_pretrained, save_pretrained
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.config import PiCriticConfig
@@ -50,7 +50,6 @@ from chunkrl.models.pi.tiny import tiny_policy, tiny_recipe
 from chunkrl.models.value_head import ValueHead
 from chunkrl.run.folder import find_checkpoint
 from chunkrl.statistics import auc, spearman
-from chunkrl.training.config import ActionMode
 
 # chunks from drawn noise, as pi is run, and from zero noise
 MODES: tuple[ActionMode, ...] = ("sample", "mode")

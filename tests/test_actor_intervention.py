@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from chunkrl.envs.fake_robot import FakeLeader
 from chunkrl.envs.metaworld import FULL_STATE
 from chunkrl.envs.protocol import EnvStep
-from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.errors import ChunkRLError
+from chunkrl.install import MissingExtraError
 from chunkrl.online.human.correctors import Handover, LeaderArm, ScriptedCorrector, task_distance
 from chunkrl.online.human.intervention import EpisodePhases, Phase
 from chunkrl.online.human.keys import PynputKeys, TerminalKeys, key_source

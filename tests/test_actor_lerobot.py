@@ -9,7 +9,8 @@ from actor_fakes import CountingSource, fake_rate
 
 from chunkrl.envs.action_guard import ActionSpace
 from chunkrl.envs.robot import RobotEnvironment
-from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.errors import ChunkRLError
+from chunkrl.install import MissingExtraError
 from chunkrl.integration.lerobot_devices import LeRobotLeader, LeRobotRobot, lerobot_robot, make_device
 from chunkrl.integration.lerobot_processors import ProcessedDevice, ProcessorFiles, processed
 from chunkrl.online.actor.actor import Actor, ActorConfig, Human

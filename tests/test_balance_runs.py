@@ -26,10 +26,10 @@ from chunkrl.data.frames import FrameTable
 from chunkrl.demo.experiment import CHUNK_RL
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.progress import silent
+from chunkrl.report.load_run import load_run
 from chunkrl.report.numbers import percent
 from chunkrl.report.run import render_run
 from chunkrl.report.run_weights import weight_cards
-from chunkrl.report.training_run import load_run
 
 
 def _of_before(data: Path, output: Path, **changes: Any) -> Path:

@@ -14,10 +14,11 @@ from pages import Page
 from test_evaluate import evaluation
 
 from chunkrl.cli import main
-from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation import aggregates
 from chunkrl.evaluation.compare import group
 from chunkrl.evaluation.evaluation_result import write_evaluation
+from chunkrl.install import MissingExtraError
 
 NEW = ((1, 1, 1, 1, 1, 1), (1, 0, 1, 0, 1, 1))
 OLD = ((0, 0, 0, 0, 0, 1), (1, 0, 0, 0, 1, 1))

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chunkrl import ChunkLevelOfflineRL
-from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.cloning import Cloning, CloningConfig
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds
 from chunkrl.algorithms.iql import ChunkIQL, IQLConfig
@@ -21,6 +20,7 @@ from chunkrl.algorithms.value_labels import ValueLabels
 from chunkrl.algorithms.weighted import AdvantageWeighted, WeightedConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import NetworkConfig
+from chunkrl.training.algorithm import Histogram
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 

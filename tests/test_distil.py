@@ -13,7 +13,6 @@ from hypothesis.extra.numpy import arrays
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.advantage_critic import AdvantageCritic
-from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.cloning import Cloning, CloningConfig
 from chunkrl.algorithms.config import DistilConfig
 from chunkrl.algorithms.cross_fit import CrossFitted
@@ -27,6 +26,7 @@ from chunkrl.models.config import PolicyConfig
 from chunkrl.models.value_head import ValueHead
 from chunkrl.policies.chunk_policy import ChunkPolicy
 from chunkrl.progress import silent
+from chunkrl.training.algorithm import Histogram
 from chunkrl.training.checkpoint import load_state
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chunkrl.cli import main
-from chunkrl.errors import MissingExtraError
+from chunkrl.install import MissingExtraError
 from chunkrl.integration import remote, transfer
 from chunkrl.integration.remote import DownloadError, RemoteTree, list_tree
 from chunkrl.integration.transfer import MANIFEST, fetch_tree, missing_bytes

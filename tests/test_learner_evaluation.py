@@ -18,8 +18,8 @@ from chunkrl.online.learner.evaluation import FOLDER, RESULTS, Evaluations, read
 
 STAND_IN = """#!/bin/sh
 for i in $(seq 3000); do [ -e {gate} ] && break; sleep 0.02; done
-mkdir -p $3/policy $3/result
-echo '{{"success": 0.5, "interval": [0.2, 0.8], "num_episodes": 4}}' > $3/result/result.json
+mkdir -p $4/policy $4/result
+echo '{{"success": 0.5, "interval": [0.2, 0.8], "num_episodes": 4}}' > $4/result/result.json
 """
 
 

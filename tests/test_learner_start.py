@@ -33,8 +33,8 @@ from chunkrl.online.link.spool import Spool
 from chunkrl.online.link.streams import ReceivedStreams
 from chunkrl.online.link.transport import SpoolReceiver
 from chunkrl.online.status import WARNING, RowsView
+from chunkrl.report.load_run import load_run
 from chunkrl.report.run import render_run
-from chunkrl.report.training_run import load_run
 from chunkrl.run.policy_io import load_policy
 from chunkrl.training.metrics import read_records
 

@@ -23,9 +23,10 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.online.learner.config import LearnerConfig
 from chunkrl.online.learner.data import Generation, LearnerData
 from chunkrl.online.learner.replay import Replay
-from chunkrl.online.learner.videos import EpisodeVideos, write_episode_video
+from chunkrl.online.learner.videos import EpisodeVideos
 from chunkrl.online.link.config import ReplayConfig
 from chunkrl.online.link.records import StepRecord
+from chunkrl.report.beside_learner import write_episode_video
 from chunkrl.report.value_video import HUMAN
 from chunkrl.run.checks import check_config
 from chunkrl.run.config import TrainConfig

@@ -14,7 +14,8 @@ import torch
 from chunkrl.envs import libero_package, libero_tasks, offscreen
 from chunkrl.envs.libero import axis_angle
 from chunkrl.envs.libero_tasks import find_task, initial_states, suite_tasks
-from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.errors import ChunkRLError
+from chunkrl.install import MissingExtraError
 
 FILES = {
     "libero_spatial": ["put_the_cup_down", "lift_the_cup"],

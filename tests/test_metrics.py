@@ -14,10 +14,11 @@ from chunk_data import identity_factory, open_chunks, random_episodes, settings,
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from chunkrl import ChunkLevelOfflineRL
-from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.cloning import Cloning, CloningConfig
-from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.errors import ChunkRLError
+from chunkrl.install import MissingExtraError
 from chunkrl.training import trainer
+from chunkrl.training.algorithm import Histogram
 from chunkrl.training.config import OptimConfig, TrackingConfig
 from chunkrl.training.metrics import (
     METRICS_FILE,

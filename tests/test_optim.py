@@ -14,7 +14,8 @@ import torch
 from pi_tiny import KINDS, random_inputs, random_model
 from torch import Tensor, nn
 
-from chunkrl.errors import CheckpointError, ChunkRLError, MissingExtraError
+from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.install import MissingExtraError
 from chunkrl.models.pi.config import ModelKind
 from chunkrl.training.checkpoint import load_state, save_state
 from chunkrl.training.config import OptimConfig

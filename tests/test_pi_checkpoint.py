@@ -30,7 +30,8 @@ from pi_tiny import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from chunkrl.errors import CheckpointError, ChunkRLError, MissingExtraError
+from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.install import MissingExtraError
 from chunkrl.models.pi import (
     PiConfig,
     PiPolicy,

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 from chunk_data import open_chunks, random_episodes, write_dataset
 
-from chunkrl.algorithms.base import Histogram
 from chunkrl.config import from_dict, load_config, save_config
 from chunkrl.data.normalize import Statistics, compute_statistics
 from chunkrl.data.sidecar import load_sidecar, save_sidecar
@@ -34,6 +33,7 @@ from chunkrl.online.link.spool_files import identify, read_watermark
 from chunkrl.online.link.streams import read_spec
 from chunkrl.online.link.weights import VersionCounter
 from chunkrl.report.evaluation import write_page
+from chunkrl.training.algorithm import Histogram
 from chunkrl.training.metrics import METRICS_FILE, Record, read_records
 
 WRONG: tuple[Any, ...] = (None, True, "1", "text", [], [1], {}, {"a": 1}, -1, 1.5, math.nan, math.inf, 10**30)

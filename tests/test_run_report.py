@@ -15,7 +15,6 @@ from pages import Page, check_loads_nothing
 
 import chunkrl
 from chunkrl import ChunkLevelOfflineRL
-from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.algorithms.value_quality import calibration, value_quality
 from chunkrl.cli import main
@@ -24,12 +23,14 @@ from chunkrl.data.sidecar import save_sidecar
 from chunkrl.errors import ChunkRLError
 from chunkrl.manifest import write_manifest
 from chunkrl.report import distributions
+from chunkrl.report.load_run import load_run
 from chunkrl.report.numbers import compact, percent
 from chunkrl.report.run import render_run
 from chunkrl.report.run_frames import NUM_FRAMES, ExtremeFrame, extreme_frames
-from chunkrl.report.training_run import TrainingRun, load_run
+from chunkrl.report.training_run import TrainingRun
 from chunkrl.run.config import TrainConfig
 from chunkrl.run.parts import SETTINGS, settings_of
+from chunkrl.training.algorithm import Histogram
 from chunkrl.training.metrics import METRICS_FILE
 
 EVIL = "push <script>alert('&')</script>"

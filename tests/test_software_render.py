@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from chunkrl.envs import software_geometry, software_raster, software_render
 from chunkrl.envs.software_render import AMBIENT, DISPLAY_GAMMA, LIGHT, SHADOW, Camera, SoftwareRenderer
-from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.errors import ChunkRLError
+from chunkrl.install import MissingExtraError
 
 mujoco = pytest.importorskip("mujoco", reason="the extra `sim` is not installed")
 

@@ -15,7 +15,6 @@ import torch
 from chunk_data import identity_factory, open_chunks, write_dataset
 
 from chunkrl.algorithms import losses
-from chunkrl.algorithms.base import Metrics
 from chunkrl.algorithms.config import DistilConfig
 from chunkrl.algorithms.document import DocumentConfig, DocumentObjective
 from chunkrl.algorithms.iql import ChunkIQL, IQLConfig
@@ -25,6 +24,7 @@ from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.hold_action import HoldAction
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.progress import Progress, silent
+from chunkrl.training.algorithm import Metrics
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.types import ChunkTransition

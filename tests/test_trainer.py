@@ -16,7 +16,6 @@ from chunk_data import identity_factory, image_episodes, open_chunks, random_epi
 from chunk_data import settings as training_settings
 
 from chunkrl import ChunkLevelOfflineRL
-from chunkrl.algorithms.base import Metrics
 from chunkrl.algorithms.cloning import Cloning, CloningConfig
 from chunkrl.algorithms.config import DistilConfig
 from chunkrl.algorithms.value_config import ValueFit
@@ -24,6 +23,7 @@ from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.manifest import MANIFEST_FILE
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.training import checkpoint
+from chunkrl.training.algorithm import Metrics
 from chunkrl.training.checkpoint import load_state, save_state
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.saved_batch import load_batch, save_batch

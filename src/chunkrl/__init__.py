@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from chunkrl.run.policy_io import load_policy
     from chunkrl.types import Observation
 
-__version__ = "0.1.0"
+from chunkrl.version import __version__
+
 __all__ = [
     "ChunkDataset",
     "ChunkLevelOfflineRL",

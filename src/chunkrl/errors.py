@@ -42,15 +42,6 @@ class TrainingStopped(KeyboardInterrupt):
         )
 
 
-class MissingExtraError(ChunkRLError):
-    """A feature whose optional packages are not installed."""
-
-    def __init__(self, feature: str, package: str, extra: str) -> None:
-        from chunkrl.install import install_command
-
-        super().__init__(f"{feature} needs '{package}', which is not installed: {install_command(extra)}")
-
-
 class RecordError(ChunkRLError):
     """A record or message that came over the network and is malformed, or does not fit the others."""
 

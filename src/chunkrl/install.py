@@ -10,6 +10,13 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.files.json_files import parse_json
 
 
+class MissingExtraError(ChunkRLError):
+    """A feature whose optional packages are not installed."""
+
+    def __init__(self, feature: str, package: str, extra: str) -> None:
+        super().__init__(f"{feature} needs '{package}', which is not installed: {install_command(extra)}")
+
+
 def install_command(extra: str, record: str | None = None) -> str:
     """The command that works here, run from the current folder.
 

@@ -15,8 +15,8 @@ import torch
 from chunkrl import ChunkLevelOfflineRL, __version__
 from chunkrl.evaluation.evaluation_result import read_evaluation
 from chunkrl.policies.chunk_policy import ChunkPolicy
+from chunkrl.report.load_run import load_run
 from chunkrl.report.run import render_run
-from chunkrl.report.training_run import load_run
 from chunkrl.run.policy_io import load_policy
 from chunkrl.training.metrics import MEASURED
 from chunkrl.types import Observation

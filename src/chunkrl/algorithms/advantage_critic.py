@@ -16,11 +16,12 @@ import torch
 
 from chunkrl import ranks
 from chunkrl.algorithms import advantages as adv
-from chunkrl.algorithms.base import Metrics, Networks
+from chunkrl.algorithms.base import Networks
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.cross_fit import CrossFitted
 from chunkrl.algorithms.value_learner import microbatches
 from chunkrl.models.value_head import ValueHead
+from chunkrl.training.algorithm import Metrics
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.distributed import shard
 from chunkrl.training.optim import Optimizer, autocast

@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from chunkrl.algorithms.base import MethodInputs, Metrics
+from chunkrl.algorithms.base import MethodInputs
 from chunkrl.algorithms.cross_fitted import CrossFittedConfig, CrossFittedMethod, shared_settings
 from chunkrl.algorithms.weights import normalized, spread_metrics, starved_warnings
 from chunkrl.data.draws import draw_rates
 from chunkrl.data.large_arrays import keep
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress
+from chunkrl.training.algorithm import Metrics
 
 
 @dataclass(frozen=True)

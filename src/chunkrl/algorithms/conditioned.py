@@ -19,7 +19,7 @@ import torch
 
 from chunkrl.algorithms.advantage_bins import label_bins
 from chunkrl.algorithms.balance import StrataLabels, with_past_advantage
-from chunkrl.algorithms.base import MethodInputs, Metrics
+from chunkrl.algorithms.base import MethodInputs
 from chunkrl.algorithms.conditioning import trained_texts
 from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig, HumanRule
 from chunkrl.algorithms.cross_fitted import CrossFittedConfig, CrossFittedMethod, shared_settings
@@ -28,6 +28,7 @@ from chunkrl.algorithms.value_labels import ValueLabels
 from chunkrl.data.draws import share_weights, starts_by_share
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.condition import condition_text
+from chunkrl.training.algorithm import Metrics
 from chunkrl.types import ChunkTransition
 
 

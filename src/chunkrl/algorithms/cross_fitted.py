@@ -26,7 +26,7 @@ from torch import nn
 from chunkrl.algorithms.advantage_critic import LABEL as Q_LABEL
 from chunkrl.algorithms.advantage_critic import AdvantageCritic
 from chunkrl.algorithms.advantages import shuffle_between
-from chunkrl.algorithms.base import MethodInputs, Metrics, Networks, Phase, only_finite
+from chunkrl.algorithms.base import MethodInputs, Networks
 from chunkrl.algorithms.best_of_n import QEnsemble
 from chunkrl.algorithms.human_chunks import human_chunks
 from chunkrl.algorithms.policy_step import PolicyStep
@@ -38,6 +38,7 @@ from chunkrl.data.draws import draw_rates, trained_starts
 from chunkrl.data.large_arrays import keep
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
+from chunkrl.training.algorithm import Metrics, Phase, only_finite
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.distributed import shard
 from chunkrl.types import ChunkTransition

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from chunkrl import ranks
-from chunkrl.algorithms.base import Histogram, Metrics
 from chunkrl.algorithms.best_of_n import least_q
 from chunkrl.algorithms.cross_fit import CrossFitted, labelling_batch_size, labelling_batches
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.large_arrays import zeros
 from chunkrl.models.policy import PolicyModel
 from chunkrl.progress import Progress
+from chunkrl.training.algorithm import Histogram, Metrics
 from chunkrl.training.optim import autocast
 from chunkrl.types import ChunkTransition
 

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from chunkrl.algorithms import losses
-from chunkrl.algorithms.base import MethodInputs, Metrics
+from chunkrl.algorithms.base import MethodInputs
 from chunkrl.algorithms.joint import JointConfig, JointMethod, shared_settings
 from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.policy import ImitationLoss
+from chunkrl.training.algorithm import Metrics
 from chunkrl.types import ChunkTransition
 
 

@@ -22,11 +22,12 @@ import torch
 
 from chunkrl.algorithms import losses
 from chunkrl.algorithms.balance import RunningBalance, make_strata
-from chunkrl.algorithms.base import MethodInputs, Metrics
+from chunkrl.algorithms.base import MethodInputs
 from chunkrl.algorithms.config import BalanceConfig, IQLSettings
 from chunkrl.algorithms.joint import JointConfig, JointMethod, shared_settings
 from chunkrl.data.draws import draw_rates
 from chunkrl.errors import ChunkRLError
+from chunkrl.training.algorithm import Metrics
 from chunkrl.types import ChunkTransition
 
 

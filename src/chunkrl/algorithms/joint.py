@@ -24,7 +24,7 @@ from torch import nn
 
 from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms import losses
-from chunkrl.algorithms.base import Histogram, MethodInputs, Metrics, Networks, Phase, only_finite
+from chunkrl.algorithms.base import MethodInputs, Networks
 from chunkrl.algorithms.best_of_n import QEnsemble, least_q
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
 from chunkrl.algorithms.value_labels import (
@@ -41,6 +41,7 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.models.policy import ImitationLoss
 from chunkrl.models.value_head import ValueHead
 from chunkrl.progress import Progress, silent
+from chunkrl.training.algorithm import Histogram, Metrics, Phase, only_finite
 from chunkrl.training.checkpoint import load_trained_state, trained_state
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.optim import Ema, Optimizer, autocast, update_ema

@@ -15,9 +15,9 @@ import torch
 
 from chunkrl import ranks
 from chunkrl.algorithms import losses
-from chunkrl.algorithms.base import Metrics
 from chunkrl.algorithms.value_learner import microbatches
 from chunkrl.models.policy import PolicyModel
+from chunkrl.training.algorithm import Metrics
 from chunkrl.training.checkpoint import load_trained_state, trained_state
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.optim import Ema, Optimizer, autocast

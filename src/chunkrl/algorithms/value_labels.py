@@ -8,13 +8,13 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from chunkrl.algorithms.base import Histogram, Metrics
 from chunkrl.algorithms.value_quality import value_quality
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.draws import trained_starts
 from chunkrl.data.label_rules import TimeOut
 from chunkrl.data.large_arrays import by_blocks, keep
 from chunkrl.data.returns import lambda_returns
+from chunkrl.training.algorithm import Histogram, Metrics
 
 _LOG = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from chunkrl import ranks
 from chunkrl.algorithms import advantages as adv
-from chunkrl.algorithms.base import Histogram, Metrics, Networks
+from chunkrl.algorithms.base import Networks
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
 from chunkrl.algorithms.fold_training import FoldTraining
 from chunkrl.algorithms.growth import EpisodeRows, carry, extend_folds, warn_outside
@@ -39,6 +39,7 @@ from chunkrl.data.returns import lambda_returns, n_step_returns
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
 from chunkrl.statistics import spearman
+from chunkrl.training.algorithm import Histogram, Metrics
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.optim import autocast
 from chunkrl.types import ChunkTransition

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from chunkrl.algorithms.balance import StrataLabels, with_past_advantage
-from chunkrl.algorithms.base import MethodInputs, Metrics, Phase
+from chunkrl.algorithms.base import MethodInputs
 from chunkrl.algorithms.config import BalanceConfig, DistilConfig, HumanRule
 from chunkrl.algorithms.cross_fitted import CrossFittedConfig, CrossFittedMethod, shared_settings
 from chunkrl.algorithms.distil import best_chunks, distil_metrics, mixture, with_best_chunks
@@ -27,6 +27,7 @@ from chunkrl.algorithms.weights import WeightRule, spread_metrics, starved_warni
 from chunkrl.data.draws import draw_rates, starts_by_weight
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
+from chunkrl.training.algorithm import Metrics, Phase
 from chunkrl.types import ChunkTransition
 
 

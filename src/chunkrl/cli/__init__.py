@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(usage())
         return
     if arguments[0] == "--version":
-        from chunkrl import __version__
+        from chunkrl.version import __version__
 
         print(__version__)
         return

@@ -17,11 +17,11 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from chunkrl import __version__
 from chunkrl.errors import ChunkRLError
 from chunkrl.install import install_command
 from chunkrl.options import DoctorConfig
 from chunkrl.policies import registry
+from chunkrl.version import __version__
 
 _WIDTH = 80
 PURPOSES = {

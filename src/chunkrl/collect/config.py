@@ -12,9 +12,9 @@ from chunkrl.envs.offscreen import Rendering
 from chunkrl.envs.registry import check_rendering, describe, expand, family_of
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError
+from chunkrl.models.config import ActionMode
 
 Naming = Literal["lerobot", "openpi"]
-PolicyMode = Literal["mode", "sample", "best_of_n"]
 # (state, action, cameras) of openpi's LIBERO data sets; LeRobot's are the environments' own.
 _OPENPI = ("state", "actions", ("image", "wrist_image"))
 CONTROLLER, SUBGOAL_KINDS, INITIAL_SEED = (
@@ -53,7 +53,7 @@ class CollectConfig:
     """LIBERO: what the column `subgoal` marks at its onset: goal (each condition of the task's goal), grasp, lift."""
     policy: str | None = None
     """A learned policy that acts in its share (--mixture.policy-share): a run's `policy`, or a pi folder."""
-    policy_mode: PolicyMode = "sample"
+    policy_mode: ActionMode = "sample"
     """How the policy acts: mode, sample, or best_of_n."""
     exec_steps: int | None = None
     """Actions executed of each of the policy's chunks; default: the whole chunk."""
@@ -70,7 +70,7 @@ class CollectConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ChunkRLError(f"{name} is {value}; it must be at least {least}")
-        for name, values in (("naming", Naming), ("policy_mode", PolicyMode)):
+        for name, values in (("naming", Naming), ("policy_mode", ActionMode)):
             if getattr(self, name) not in get_args(values):
                 raise ChunkRLError(f"{name} is {getattr(self, name)!r}; use one of {get_args(values)}")
         check_kinds(self.subgoals)

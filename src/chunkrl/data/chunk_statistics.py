@@ -4,21 +4,40 @@ from __future__ import annotations
 
 import hashlib
 from functools import reduce
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from chunkrl.data.chunk_semantics import chunk_steps
+from chunkrl.data.action_encoding import ActionEncoding
+from chunkrl.data.chunk_semantics import ChunkSteps, Segments, chunk_steps
+from chunkrl.data.frames import FrameTable
 from chunkrl.data.normalize import Statistics, compute_statistics, merge, saved_statistics
-
-if TYPE_CHECKING:
-    from chunkrl.data.chunks import ChunkDataset
 
 BLOCK_STARTS = 16384
 
 
-def encoded_action_statistics(dataset: ChunkDataset) -> Statistics:
+class EncodedChunks(Protocol):
+    """What is needed of a `ChunkDataset`, which asks for its own statistics."""
+
+    @property
+    def table(self) -> FrameTable: ...
+    @property
+    def encoding(self) -> ActionEncoding: ...
+    @property
+    def action_horizon(self) -> int: ...
+    @property
+    def segments(self) -> Segments: ...
+    @property
+    def starts(self) -> np.ndarray: ...
+    @property
+    def cache_dir(self) -> Path: ...
+    def actions(self, start: np.ndarray, steps: ChunkSteps) -> torch.Tensor: ...
+    def __len__(self) -> int: ...
+
+
+def encoded_action_statistics(dataset: EncodedChunks) -> Statistics:
     """Of the real steps of all chunks, each as often as chunks hold it, float32 [A] each.
 
     Quantiles of large data sets are means over blocks (`normalize.merge`).
@@ -27,7 +46,7 @@ def encoded_action_statistics(dataset: ChunkDataset) -> Statistics:
     return saved_statistics(file, lambda: _compute(dataset))
 
 
-def _digest(dataset: ChunkDataset) -> str:
+def _digest(dataset: EncodedChunks) -> str:
     """Of all that they depend on beside the data set's files: labels count by the segments that they cut."""
     description = dataset.table.description
     settings = (dataset.encoding, dataset.action_horizon, description.action_keys, description.state_keys)
@@ -37,7 +56,7 @@ def _digest(dataset: ChunkDataset) -> str:
     return digest.hexdigest()
 
 
-def _compute(dataset: ChunkDataset) -> Statistics:
+def _compute(dataset: EncodedChunks) -> Statistics:
     blocks = []
     for begin in range(0, len(dataset), BLOCK_STARTS):
         start = dataset.starts[begin : begin + BLOCK_STARTS]

@@ -15,12 +15,12 @@ from chunkrl.data.episode_rows import by_data_file, whole_episodes
 from chunkrl.data.export_plan import LABEL_FEATURES, ExportPlan, plan_export
 from chunkrl.data.formats import DatasetDescription
 from chunkrl.data.frames import FrameTable
+from chunkrl.data.label_rules import Others
 from chunkrl.data.labels import FrameLabels
 from chunkrl.data.video_copy import EncodedVideo
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.errors import DatasetError
 from chunkrl.files.output_folder import kind_of, set_aside
-from chunkrl.label.config import Others
 from chunkrl.progress import Progress
 
 TIME_TOLERANCE = 1e-4  # seconds, LeRobot's

@@ -13,12 +13,12 @@ from chunkrl.data.episode_rows import by_data_file, whole_episodes
 from chunkrl.data.feature_spec import FeatureSpec
 from chunkrl.data.formats import DatasetDescription, Feature, image_size
 from chunkrl.data.frames import FrameTable
+from chunkrl.data.label_rules import Others
 from chunkrl.data.parquet import open_parquet, reading
 from chunkrl.data.problems import refuse
 from chunkrl.data.video_copy import VideoFormat, packet_formats
 from chunkrl.data.video_spans import check_spans
 from chunkrl.errors import DatasetError
-from chunkrl.label.config import Others
 
 LABEL_FEATURES = {
     "next.reward": FeatureSpec("float32", (1,)),

@@ -23,6 +23,7 @@ REWARDS = ("next.reward", "reward")
 FlagAt = Literal["action", "observation"]
 PickPlaceEvent = Literal["goal", "grasp", "lift"]
 TimeOut = Literal["failure", "bootstrap"]
+Others = Literal["copy", "leave_out"]  # episodes that an export does not label
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from chunkrl import __version__
 from chunkrl.algorithms.values_io import read_values_files
 from chunkrl.config import load_config, save_config
 from chunkrl.data.frames import FrameTable
@@ -32,6 +31,7 @@ from chunkrl.files.output_folder import begin_folder, begin_numbered
 from chunkrl.options import DemoConfig
 from chunkrl.report.comparison import render_report
 from chunkrl.report.records import ClipPair, Curve, EpisodeTrace, Segment
+from chunkrl.version import __version__
 
 RECORD_EVERY, VIDEO_FPS = 4, 10.0  # every 4th of 80 steps a second, shown at half speed
 

@@ -38,14 +38,13 @@ from chunkrl.envs.scripted import CONTROLLERS, Mixture, MixtureConfig
 from chunkrl.evaluation.rollout import evaluate, initial_seeds
 from chunkrl.files.atomic import replace_file
 from chunkrl.models.acting_policy import ActingPolicy
-from chunkrl.models.config import PolicyConfig
+from chunkrl.models.config import ActionMode, PolicyConfig
 from chunkrl.progress import Progress, silent
 from chunkrl.run.command import train_until_stopped
 from chunkrl.run.config import Objective, TrainConfig
 from chunkrl.run.offline import ChunkLevelOfflineRL
 from chunkrl.run.policy_io import load_policy
 from chunkrl.statistics import auc
-from chunkrl.training.config import ActionMode
 from chunkrl.training.trainer import NonFiniteLossError
 
 NUM_ENVS = 10  # simulators a process steps together

@@ -16,7 +16,8 @@ import numpy as np
 from chunkrl.data.hold_action import HoldAction
 from chunkrl.envs.offscreen import check_picture, choose_backend
 from chunkrl.envs.protocol import EnvStep
-from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.errors import ChunkRLError
+from chunkrl.install import MissingExtraError
 
 PREFIX = "gym_hil/"
 TASK = f"{PREFIX}PandaPickCube"

@@ -22,8 +22,9 @@ from typing import Any
 from chunkrl.data.cache import ensure
 from chunkrl.envs.libero_tasks import package_folder
 from chunkrl.envs.offscreen import DEBIAN_PACKAGES
-from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.errors import ChunkRLError
 from chunkrl.files.atomic import write_text
+from chunkrl.install import MissingExtraError
 
 ASSETS_VARIABLE = "LIBERO_ASSETS"
 HUB_DATASET = "lerobot/libero-assets"  # where hf-libero itself fetches them

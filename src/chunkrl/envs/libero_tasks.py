@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.errors import ChunkRLError
+from chunkrl.install import MissingExtraError
 from chunkrl.suggest import did_you_mean
 
 # Time limits in environment steps, as openpi's LIBERO evaluation has them (libero_90: 400).

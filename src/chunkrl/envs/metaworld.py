@@ -14,7 +14,8 @@ import numpy as np
 from chunkrl.envs.metaworld_states import InitialStates, touches
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.envs.software_render import SoftwareRenderer, metaworld_camera
-from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.errors import ChunkRLError
+from chunkrl.install import MissingExtraError
 from chunkrl.suggest import did_you_mean
 
 State = Literal["full", "compact"]

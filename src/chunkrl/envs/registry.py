@@ -10,7 +10,8 @@ from chunkrl.envs.libero_family import LiberoFamily
 from chunkrl.envs.metaworld_family import MetaWorldFamily
 from chunkrl.envs.offscreen import Rendering, choose_backend
 from chunkrl.envs.protocol import Environment
-from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.errors import ChunkRLError
+from chunkrl.install import MissingExtraError
 
 FAMILIES: list[EnvFamily] = [GymHilFamily(), LiberoFamily(), MetaWorldFamily()]
 """In this order: a name is of the first that it matches, and the last matches all."""

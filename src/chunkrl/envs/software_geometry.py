@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.errors import ChunkRLError
+from chunkrl.install import MissingExtraError
 
 MjModel = Any  # mujoco's classes live in an extension module without type information
 MjData = Any

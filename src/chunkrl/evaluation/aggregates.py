@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chunkrl.errors import ChunkRLError, MissingExtraError
-from chunkrl.install import install_command
+from chunkrl.errors import ChunkRLError
+from chunkrl.install import MissingExtraError, install_command
 from chunkrl.statistics import Interval
 
 NUM_RESAMPLES = 2000

@@ -10,7 +10,7 @@ import tyro
 from chunkrl.envs.libero_tasks import InitialStates
 from chunkrl.envs.offscreen import Rendering
 from chunkrl.errors import ChunkRLError
-from chunkrl.training.config import ActionMode
+from chunkrl.models.config import ActionMode
 
 _LEAST = {
     **{"num_episodes": 1, "num_workers": 0, "max_steps": 1, "num_candidates": 1, "seed": 0, "camera_size": 1},

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from chunkrl.collect.config import PolicyMode
 from chunkrl.config import record_of
 from chunkrl.envs.libero_tasks import InitialStates
 from chunkrl.envs.offscreen import Rendering
@@ -18,6 +17,7 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.speed import Speed, speed_json
 from chunkrl.files.atomic import write_text
 from chunkrl.files.json_files import read_json
+from chunkrl.models.config import ActionMode
 from chunkrl.statistics import Interval, wilson_interval
 
 RESULT_FILE = "result.json"
@@ -49,7 +49,7 @@ class EvaluationSettings:
     max_steps: tuple[int, ...]
     exec_steps: int
     horizon: int
-    mode: PolicyMode
+    mode: ActionMode
     num_candidates: int
     condition: str | None
     guidance: float | None

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from chunkrl.envs.robot import RobotState
-from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.errors import ChunkRLError
+from chunkrl.install import MissingExtraError
 
 _POSITION = ".pos"  # how LeRobot's keys of joints end
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.errors import ChunkRLError
+from chunkrl.install import MissingExtraError
 from chunkrl.integration.lerobot_devices import RobotDevice
 
 

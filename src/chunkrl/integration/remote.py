@@ -12,7 +12,8 @@ from typing import Any
 import fsspec
 from fsspec.utils import get_protocol
 
-from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.errors import ChunkRLError
+from chunkrl.install import MissingExtraError
 
 RANGE_BYTES = 1 << 24
 # Ranges asked for at once: one stream does not fill a fast line.

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from chunkrl.errors import MissingExtraError
 from chunkrl.files.json_files import read_json
+from chunkrl.install import MissingExtraError
 from chunkrl.integration.hub import HubTree, fill_from_hub
 from chunkrl.integration.remote import RANGE_BYTES, DownloadError, RemoteFile, RemoteTree, read_ranges
 from chunkrl.progress import Progress

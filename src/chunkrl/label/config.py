@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from chunkrl.data.chunk_settings import ColumnMapping
-from chunkrl.data.label_rules import LabelRule, TimeOut
+from chunkrl.data.label_rules import LabelRule, Others, TimeOut
 from chunkrl.envs.libero_replay import ReplayConfig
 from chunkrl.errors import DatasetError
-
-Others = Literal["copy", "leave_out"]
 
 
 @dataclass(frozen=True)

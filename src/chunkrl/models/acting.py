@@ -18,7 +18,7 @@ from torch import Tensor
 
 from chunkrl.data.resize import Resize
 from chunkrl.errors import ChunkRLError, ObservationError
-from chunkrl.training.config import ActionMode
+from chunkrl.models.config import ActionMode
 from chunkrl.types import Observation
 
 _LOG = logging.getLogger(__name__)

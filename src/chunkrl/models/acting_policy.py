@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from chunkrl.models.acting import ObservationInput
-from chunkrl.training.config import ActionMode
+from chunkrl.models.config import ActionMode
 from chunkrl.types import Observation
 
 ASKED = ("condition", "guidance", "num_steps")

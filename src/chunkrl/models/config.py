@@ -9,6 +9,9 @@ from typing import ClassVar, Literal
 from chunkrl.config import Variants
 from chunkrl.errors import ChunkRLError
 
+ActionMode = Literal["mode", "sample", "best_of_n"]
+"""How a policy acts: its most likely chunk, one that is drawn, or of N that are drawn the one that Q prefers."""
+
 # larger networks are none of these small ones: a damaged file says so, and building them would not end
 _MOST = {"hidden_dim": 2**14, "num_layers": 256, "text_dim": 2**14, "text_tokens": 2**16}
 

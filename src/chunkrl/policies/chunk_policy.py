@@ -23,7 +23,7 @@ from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.files.tensor_files import load_module
 from chunkrl.models.acting import CameraInput, ObservationInput, check_request
 from chunkrl.models.acting_policy import ASKED, Asked
-from chunkrl.models.config import NetworkConfig, PolicySettings
+from chunkrl.models.config import ActionMode, NetworkConfig, PolicySettings
 from chunkrl.models.encoders import MOST_VALUES, ObservationSpec
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.policy import ChunkShape, PolicyModel
@@ -31,7 +31,6 @@ from chunkrl.models.value_head import ValueHead
 from chunkrl.policies import registry
 from chunkrl.policies.small import SmallFamily
 from chunkrl.training.checkpoint import load_state, save_state
-from chunkrl.training.config import ActionMode
 from chunkrl.types import Observation
 
 # what a policy says of the data it comes from, which weights do not depend on

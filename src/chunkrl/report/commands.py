@@ -34,8 +34,8 @@ from chunkrl.progress import Progress, silent
 from chunkrl.report.comparison import render_report
 from chunkrl.report.config import ReportCommand
 from chunkrl.report.evaluation import write_page
+from chunkrl.report.load_run import load_run
 from chunkrl.report.run import render_run, run_warnings, value_quality_of
-from chunkrl.report.training_run import load_run
 
 
 def evaluate(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.value_quality import Calibration
 from chunkrl.report.numbers import compact, percent, shorten, tick_labels
 from chunkrl.report.svg import (
@@ -25,6 +24,7 @@ from chunkrl.report.svg import (
     title,
     y_axis,
 )
+from chunkrl.training.algorithm import Histogram
 
 _IN_A_ROW = 25  # squares of a grid of states
 

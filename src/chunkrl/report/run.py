@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from chunkrl.algorithms.base import Histogram
 from chunkrl.algorithms.value_labels import known_outcomes
 from chunkrl.algorithms.value_quality import ValueQuality, quality_warnings, value_quality
 from chunkrl.algorithms.weights import starved_warnings
@@ -25,6 +24,7 @@ from chunkrl.report.run_weights import run_spread, trained_column, weight_cards
 from chunkrl.report.sections import curve_section, trace_section
 from chunkrl.report.training_run import Episode, LabelledData, TrainingRun
 from chunkrl.report.value_video import render_episodes
+from chunkrl.training.algorithm import Histogram
 
 NUM_TRACES = 6
 

@@ -13,17 +13,13 @@ import numpy as np
 from chunkrl.algorithms.values_io import read_values_files, values_file
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.on_demand import OnDemandCamera
-from chunkrl.errors import ChunkRLError, DatasetError
-from chunkrl.files.json_files import read_json
+from chunkrl.errors import DatasetError
 from chunkrl.files.regular_files import is_there
 from chunkrl.manifest import MANIFEST_FILE
 from chunkrl.progress import Progress, silent
 from chunkrl.run.build import open_data
 from chunkrl.run.config import TrainConfig
-from chunkrl.run.folder import beginning, run_config
-from chunkrl.run.offline import VERSIONS_FILE
-from chunkrl.run.parts import check_one_run
-from chunkrl.training.metrics import METRICS_FILE, Record, read_records
+from chunkrl.training.metrics import Record
 
 
 @dataclass(frozen=True)
@@ -150,38 +146,3 @@ def load_data(config: TrainConfig, values_dir: Path, progress: Progress = silent
         LabelledData(dataset, sidecar.arrays, sidecar.metadata)
         for dataset, sidecar in zip(datasets, sidecars, strict=True)
     )
-
-
-def load_run(folder: str | Path, progress: Progress = silent) -> TrainingRun:
-    """What `chunkrl train` or `chunkrl learner` left in `folder`.
-
-    Raises:
-        ChunkRLError: it is no folder of a run, holds parts of two, or a file of it is damaged. DatasetError: as
-            `load_data`.
-    """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file() or not (folder / METRICS_FILE).is_file():
-        raise ChunkRLError(
-            f"{folder} is no folder of a training run: it needs config.json and {METRICS_FILE}, which chunkrl train "
-            "writes to --output-dir"
-        )
-    check_one_run(folder)
-    config = run_config(folder / "config.json")
-    versions, records = _read_versions(folder / VERSIONS_FILE), tuple(read_records(folder / METRICS_FILE))
-    begun = beginning(folder)
-    if begun is not None and begun.command == "learner":
-        from chunkrl.report.learner import learner_run  # late: no other run has actors
-
-        return learner_run(TrainingRun(folder, config, versions, records, ()), progress)
-    data = load_data(config, folder, progress)
-    return TrainingRun(folder, config, versions, records, data, config.dataset_weights)
-
-
-def _read_versions(path: Path) -> dict[str, str]:
-    cure = "delete it, or resume the run"
-    if not is_there(path, ChunkRLError, cure):
-        return {"versions": "not recorded"}  # by runs of before 2026-11
-    versions = read_json(path, dict, ChunkRLError, cure)
-    if not all(isinstance(version, str) for version in versions.values()):
-        raise ChunkRLError(f"{path} is damaged (a version is no text): {cure}")
-    return versions

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from chunkrl.algorithms.base import Algorithm, MethodInputs
+from chunkrl.algorithms.base import ChunkAlgorithm, MethodInputs
 from chunkrl.algorithms.value_labels import ValueLabels
 from chunkrl.algorithms.values_io import load_values
 from chunkrl.config import load_config
@@ -138,7 +138,7 @@ def build_algorithm(
     device: torch.device,
     progress: Progress = silent,
     keep_values: bool = False,
-) -> Algorithm:
+) -> ChunkAlgorithm:
     """The algorithm of `config.objective`, with fresh networks on `device`.
 
     num_updates: of the policy. value_updates: of the value phase, where the method has one.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from chunkrl import __version__, ranks
+from chunkrl import ranks
 from chunkrl.algorithms.values_io import save_values
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.errors import CheckpointError, ChunkRLError, LabelError, TrainingStopped
@@ -50,6 +50,7 @@ from chunkrl.settings import Settings
 from chunkrl.training.data_source import DataSource, FixedData
 from chunkrl.training.trainer import Trainer, TrainerConfig
 from chunkrl.training.value_videos import ValueVideos
+from chunkrl.version import __version__
 
 VERSIONS_FILE = "versions.json"  # in a run's folder: what it was last started with
 # what loading a state raises that other settings, or another version, wrote

@@ -16,11 +16,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from chunkrl.algorithms.base import Algorithm, Metrics, Phase
 from chunkrl.data.collection import ChunkData
 from chunkrl.errors import LabelError
 from chunkrl.progress import Progress, describe, silent
 from chunkrl.run.config import TrainConfig
+from chunkrl.training.algorithm import Algorithm, Metrics, Phase
 from chunkrl.training.eight_bit import moment_bytes
 from chunkrl.training.metrics import peak_resident_bytes
 from chunkrl.training.save_clock import FIRST_S

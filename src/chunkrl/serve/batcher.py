@@ -22,7 +22,7 @@ from torch import Tensor
 
 from chunkrl.errors import ChunkRLError, ObservationError
 from chunkrl.models.acting_policy import ActingPolicy
-from chunkrl.training.config import ActionMode
+from chunkrl.models.config import ActionMode
 from chunkrl.types import Observation
 
 _LOG = logging.getLogger(__name__)

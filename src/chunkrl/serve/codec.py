@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from chunkrl.errors import MissingExtraError, RecordError
+from chunkrl.errors import RecordError
+from chunkrl.install import MissingExtraError
 
 try:
     import msgpack

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from chunkrl.errors import ChunkRLError, TransportError
+from chunkrl.models.config import ActionMode
 from chunkrl.online.link.config import TOKEN_CURE, parse_address
-from chunkrl.training.config import ActionMode
 
 DEFAULT_ADDRESS = "127.0.0.1:8000"
 _LEAST = {

@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from chunkrl.errors import ChunkRLError, MissingExtraError, RecordError, TransportError
+from chunkrl.errors import ChunkRLError, RecordError, TransportError
+from chunkrl.install import MissingExtraError
 from chunkrl.online.link.config import is_shown, parse_address, read_token
 from chunkrl.serve.batcher import Answer, Batcher, noise_seed
 from chunkrl.serve.codec import decode, encode

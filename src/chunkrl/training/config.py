@@ -6,7 +6,8 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.errors import ChunkRLError
+from chunkrl.install import MissingExtraError
 
 Schedule = Literal["constant", "cosine"]
 OptimizerKind = Literal["adamw", "adamw_8bit"]
@@ -87,6 +88,3 @@ class ValueVideoConfig:
                 "value_videos.num_episodes and value_videos.every_episodes must be at least 0, "
                 "value_videos.every_saves at least 1"
             )
-
-
-ActionMode = Literal["mode", "sample", "best_of_n"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chunkrl.errors import MissingExtraError
+from chunkrl.install import MissingExtraError
 
 _BLOCK_SIZE, _LEAST_ELEMENTS = 256, 4096
 _PARTS = ("codes", "scale", "qmap")

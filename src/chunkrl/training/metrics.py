@@ -22,11 +22,11 @@ from typing import Any, Protocol
 import torch
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from chunkrl.algorithms.base import Histogram
 from chunkrl.errors import ChunkRLError
 from chunkrl.files.atomic import write_text
 from chunkrl.files.json_files import json_lines, read_json
 from chunkrl.files.regular_files import is_there
+from chunkrl.training.algorithm import Histogram
 from chunkrl.training.config import TrackingConfig
 
 METRICS_FILE = "metrics.jsonl"

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from chunkrl import ranks
-from chunkrl.algorithms.base import Algorithm, Histogram, Phase
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.loader import ChunkLoader
@@ -22,6 +21,7 @@ from chunkrl.data.prefetch import Prefetcher
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.files.atomic import write_text
 from chunkrl.progress import Progress, describe, silent
+from chunkrl.training.algorithm import Algorithm, Histogram, Phase
 from chunkrl.training.checkpoint import BackgroundSaver, load_state
 from chunkrl.training.checkpoint_checks import check_like, read_progress
 from chunkrl.training.config import TrackingConfig

@@ -14,10 +14,10 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.models.acting import CameraInput, ObservationInput, check_request
 from chunkrl.models.acting_policy import ASKED, Asked
 from chunkrl.models.condition import conditions_beside
+from chunkrl.models.config import ActionMode
 from chunkrl.models.pi.checkpoint import save_pretrained
 from chunkrl.models.pi.config import DEFAULT_NUM_STEPS
 from chunkrl.models.pi.policy import PiPolicy
-from chunkrl.training.config import ActionMode
 from chunkrl.types import Observation
 
 NO_Q = (

@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from chunkrl.errors import MissingExtraError
+from chunkrl.install import MissingExtraError
 
 TINY_TOKENIZER = Path(__file__).with_name("tiny_tokenizer.model")
 NUM_BINS = 256

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from chunkrl.errors import CheckpointError, MissingExtraError
+from chunkrl.errors import CheckpointError
+from chunkrl.install import MissingExtraError
 
 TOKENIZER_FILE = "paligemma_tokenizer.model"
 TOKENIZER_SOURCE = "gs://big_vision/paligemma_tokenizer.model"

@@ -12,10 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from chunkrl.errors import CheckpointError, MissingExtraError
+from chunkrl.errors import CheckpointError
 from chunkrl.files.json_files import read_json
 from chunkrl.files.regular_files import check_regular, inside
 from chunkrl.files.tensor_files import check_finite
+from chunkrl.install import MissingExtraError
 from chunkrl.models.pi import layout
 from chunkrl.models.pi.config import PiConfig
 from chunkrl.models.pi.flow import PiModel

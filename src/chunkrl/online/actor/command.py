@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from chunkrl.errors import ChunkRLError
+from chunkrl.models.config import ActionMode
 from chunkrl.online.human.keys import KeySourceName
 from chunkrl.online.link.config import ConnectConfig, CorrectionRule, SwapAt
-from chunkrl.training.config import ActionMode
 
 CorrectorName = Literal["none", "scripted", "leader", "keyboard"]
 _LEAST = {

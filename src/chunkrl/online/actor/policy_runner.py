@@ -16,8 +16,8 @@ from chunkrl.envs.protocol import EnvStep
 from chunkrl.envs.robot import CAMERA_PREFIX
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.evaluation.rollout import batch_observation
+from chunkrl.models.config import ActionMode
 from chunkrl.online.link.config import SwapAt
-from chunkrl.training.config import ActionMode
 from chunkrl.types import Observation
 
 

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterable
 from typing import Literal, Protocol, get_args
 
-from chunkrl.errors import ChunkRLError, MissingExtraError
+from chunkrl.errors import ChunkRLError
+from chunkrl.install import MissingExtraError
 
 # what arrows and the like send; it may hold digits, which nobody pressed
 _ESCAPE_SEQUENCE = re.compile(rb"\x1b(\[[0-?]*[ -/]*[@-~]?|O.)?")

@@ -14,9 +14,9 @@ from chunkrl.algorithms.registry import METHODS
 from chunkrl.config import load_config
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.models.config import ActionMode
 from chunkrl.online.link.config import ListenConfig, ReplayConfig
 from chunkrl.run.config import TrainConfig, going_on
-from chunkrl.training.config import ActionMode
 
 CONFIG_FILE = "learner.json"
 OBJECTIVES = tuple(method.name for method in METHODS.values() if method.learns_online)

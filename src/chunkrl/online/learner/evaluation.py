@@ -19,25 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chunkrl.config import load_config, record_of
+from chunkrl.config import record_of
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.config import EvaluateCommand
 from chunkrl.evaluation.evaluation_result import RESULT_FILE
 from chunkrl.files.atomic import replace_file, write_text
 from chunkrl.files.json_files import json_lines, read_json
-from chunkrl.files.tensor_files import read_tensors
 from chunkrl.online.learner.config import OnlineEvaluation
-from chunkrl.progress import silent
-from chunkrl.report.commands import evaluate_policy
-from chunkrl.run.policy_io import load_policy
 
 _LOG = logging.getLogger(__name__)
 FOLDER, RESULTS = "evaluations", "results.jsonl"
-_PARAMETERS, _LOG_FILE = "parameters.safetensors", "log.txt"
+PARAMETERS_FILE, JOB_FILE, _LOG_FILE = "parameters.safetensors", "job.json", "log.txt"
+PROGRAM = "chunkrl.report.beside_learner"  # by name: pages stand above the learner
 
 
 class Evaluations:
@@ -61,7 +56,7 @@ class Evaluations:
         self._starting, self._stopped = threading.Lock(), False
         self._begun = {path.name for path in self._folder.glob("[0-9]*-[0-9]*")}
         for name in sorted(self._begun - self._done.keys()):
-            if (self._folder / name / _PARAMETERS).is_file():
+            if (self._folder / name / PARAMETERS_FILE).is_file():
                 self._jobs.put(self._folder / name)
         self._keeper = threading.Thread(target=self._keep_all, daemon=True, name="evaluation-snapshots")
         self._thread = threading.Thread(target=self._run, daemon=True, name="evaluations")
@@ -137,8 +132,8 @@ class Evaluations:
 
     def _evaluate(self, folder: Path) -> None:
         settings = {"base": str(self._base), "device": self._device, "evaluation": vars(self._config)}
-        write_text(folder / "job.json", json.dumps(settings, indent=1) + "\n")
-        command = [sys.executable, "-m", __name__, str(folder)]
+        write_text(folder / JOB_FILE, json.dumps(settings, indent=1) + "\n")
+        command = [sys.executable, "-m", PROGRAM, "evaluation", str(folder)]
         environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         with (folder / _LOG_FILE).open("ab") as log:
             with self._starting:
@@ -163,7 +158,7 @@ class Evaluations:
         _cut_torn_line(self._folder / RESULTS)
         with (self._folder / RESULTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        (folder / _PARAMETERS).unlink()
+        (folder / PARAMETERS_FILE).unlink()
         shutil.rmtree(folder / "policy")  # as large as the whole network
         self._done[folder.name] = line
         self._fresh.append(line)
@@ -195,7 +190,7 @@ class _Line:
 
 
 @dataclass(frozen=True)
-class _Job:
+class SnapshotJob:
     """What the process of its own is told: a policy's folder, a device, and how to evaluate."""
 
     base: str
@@ -211,50 +206,5 @@ def _cut_torn_line(path: Path) -> None:
 
 def _keep(folder: Path, parameters: Mapping[str, Tensor]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with replace_file(folder / _PARAMETERS) as temporary:
+    with replace_file(folder / PARAMETERS_FILE) as temporary:
         save_file(dict(parameters), temporary)
-
-
-def evaluate_snapshot(folder: Path) -> None:
-    """In the process of its own: makes a policy's folder of the snapshot and evaluates it."""
-    job = load_config(_Job, folder / "job.json", cure="delete it, and start the learner again")
-    policy = load_policy(job.base, "cpu")
-    known = dict(policy.policy.named_parameters())
-    with torch.no_grad():
-        cure = "delete its folder: the next snapshot is evaluated"
-        for name, tensor in read_tensors(folder / _PARAMETERS, ChunkRLError, cure).items():
-            if name not in known or known[name].shape != tensor.shape or not tensor.is_floating_point():
-                raise ChunkRLError(f"{folder}: {name} is none of the policy's parameters: {cure}")
-            known[name].copy_(tensor)
-    policy.save(folder / "policy")
-    config = job.evaluation
-    command = EvaluateCommand(
-        policy=str(folder / "policy"),
-        env=config.env,
-        num_episodes=config.num_episodes,
-        seed=config.seed,
-        max_steps=config.max_steps,
-        exec_steps=config.exec_steps,
-        mode=config.mode,
-        num_workers=config.num_workers,
-        output_dir=str(folder / "result"),
-        device=job.device,
-    )
-    evaluate_policy(command, silent)
-
-
-def _end_with_parent() -> None:
-    """A learner that is killed closes the pipe."""
-
-    def watch() -> None:
-        while os.read(sys.stdin.fileno(), 1):  # not through sys.stdin: its lock would be held at the end
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-if __name__ == "__main__":
-    _end_with_parent()
-    torch.set_num_threads(1)
-    evaluate_snapshot(Path(sys.argv[1]))

@@ -1,35 +1,28 @@
 """Videos of the actors' newest episode with its values, beside training: a process of its own renders each.
 
 The learner hands over where the episode is and its values, as one small file; the renderer reads the pictures from
-the replay. `python -m chunkrl.online.learner.videos RUN FOLDER` is that program.
+the replay (`chunkrl.report.beside_learner` is that program).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import sys
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from chunkrl.config import load_config
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.errors import ChunkRLError
-from chunkrl.online.learner.data import Generation, open_shard_table, replay_settings
-from chunkrl.online.learner.replay import reading
-from chunkrl.report.training_run import LabelledData
-from chunkrl.report.value_video import render_beside_training, render_episode, side_by_side, write_video
-from chunkrl.run.config import TrainConfig
+from chunkrl.online.learner.data import Generation
+from chunkrl.online.learner.evaluation import PROGRAM
 from chunkrl.training.config import ValueVideoConfig
 from chunkrl.training.value_videos import FOLDER, Renderer
 
 _LOG = logging.getLogger(__name__)
-_JOB = "episode.json"
+EPISODE_FILE = "episode.json"
 _PATIENCE_S = 600.0  # at the end of a run
 
 
@@ -75,8 +68,10 @@ class EpisodeVideos:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # not through a synchronised file: training must not wait for the disk, and nobody reads it after a kill
-            (folder / _JOB).write_text(json.dumps(_job(generation, shard, labels)) + "\n", encoding="utf-8")
-            self._renderer.start(__name__, (self._run_dir, folder), folder)
+            (folder / EPISODE_FILE).write_text(
+                json.dumps(_job(generation, shard, labels)) + "\n", encoding="utf-8"
+            )
+            self._renderer.start(PROGRAM, ("video", self._run_dir, folder), folder)
         except OSError as error:
             _LOG.warning("no value video in %s: %s", folder, error)
 
@@ -109,68 +104,3 @@ def _job(generation: Generation, shard: ChunkDataset, labels: Mapping[str, np.nd
     rows = slice(begin + int(shard.table.episode_start[-1]), begin + len(shard))  # every row is a start
     job: dict[str, Any] = {"shard": shard.name, "episode": shard.episode_identities[-1]}
     return job | {name: labels[name][rows].tolist() for name in ("value", "advantage")}
-
-
-def write_episode_video(config: TrainConfig, folder: Path) -> Path:
-    """The video of the episode that the file in `folder` names.
-
-    Raises:
-        ChunkRLError: the replay dropped its data set meanwhile; or as `render_episode`.
-    """
-    job = load_config(_Job, folder / _JOB)
-    shard, settings = Path(job.shard), replay_settings(config.chunk_settings())
-    with tempfile.TemporaryDirectory() as cache:
-        # no longer than it takes to decode: no episode is stored meanwhile
-        with reading(shard.parent) as shards:
-            if shard.resolve() not in {path.resolve() for path in shards}:
-                raise ChunkRLError(
-                    f"{shard} was dropped before its newest episode was filmed: raise --replay.capacity-steps"
-                )
-            dataset = ChunkDataset(open_shard_table(shard, settings, Path(cache)), settings)
-            data = LabelledData(dataset, _spread(job, dataset), {})
-            episode = data.episodes[_position(job, dataset)]
-            frames = side_by_side(data, episode)
-        return write_video(folder, episode, *render_episode(data, episode, frames))
-
-
-@dataclass(frozen=True)
-class _Job:
-    """An episode of a shard by its identity, and its labels, [T] each."""
-
-    shard: str
-    episode: str
-    value: tuple[float, ...]
-    advantage: tuple[float, ...]
-
-
-def _position(job: _Job, dataset: ChunkDataset) -> int:
-    if job.episode not in dataset.episode_identities:
-        raise ChunkRLError(
-            f"{job.shard} has no episode {job.episode}: it has changed since the video was asked for"
-        )
-    return dataset.episode_identities.index(job.episode)
-
-
-def _spread(job: _Job, dataset: ChunkDataset) -> dict[str, np.ndarray]:
-    """The labels of the job's episode in their places among all frames of its data set, [N] each; elsewhere NaN."""
-    position = _position(job, dataset)
-    begin, length = (int(of[position]) for of in (dataset.table.episode_start, dataset.table.episode_length))
-    labels = {}
-    for name, values in (("value", job.value), ("advantage", job.advantage)):
-        if len(values) != length:
-            raise ChunkRLError(
-                f"{job.shard}: {len(values)} values of episode {job.episode}, which has {length} frames"
-            )
-        labels[name] = np.full(dataset.num_frames, np.nan)
-        labels[name][begin : begin + length] = values
-    return labels
-
-
-def main(arguments: list[str]) -> None:
-    """Renders what the learner asks for."""
-    run, folder = map(Path, arguments)
-    render_beside_training(lambda: write_episode_video(load_config(TrainConfig, run / "config.json"), folder))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -12,7 +12,8 @@ from typing import cast
 import numpy as np
 from isal import isal_zlib
 
-from chunkrl.errors import MissingExtraError, RecordError
+from chunkrl.errors import RecordError
+from chunkrl.install import MissingExtraError
 
 try:
     from google.protobuf.message import DecodeError

@@ -19,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from chunkrl.errors import ChunkRLError, MissingExtraError, RecordError, SpoolError, TransportError
+from chunkrl.errors import ChunkRLError, RecordError, SpoolError, TransportError
+from chunkrl.install import MissingExtraError
 from chunkrl.online.link import wire
 from chunkrl.online.link.config import ConnectConfig, ListenConfig, is_shown, read_secret, read_token
 from chunkrl.online.link.pictures import FEATURE

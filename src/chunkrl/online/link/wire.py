@@ -9,7 +9,8 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from chunkrl.errors import MissingExtraError, RecordError
+from chunkrl.errors import RecordError
+from chunkrl.install import MissingExtraError
 from chunkrl.online.link.pictures import check_packed, unpack
 from chunkrl.online.link.records import (
     ITEM_SIZES,
