@@ -62,9 +62,12 @@ def imports(name: str, file: Path, known: dict[str, Path]) -> Iterator[str]:
             continue
         for full in wanted:
             if full == API or full.startswith(API + "."):
-                while full not in known:
-                    full = full.rpartition(".")[0]
-                yield full
+                yield known_part(full, known)
+
+
+def known_part(name: str, known: dict[str, Path]) -> str:
+    """`name` without the class or function at its end."""
+    return name if name in known else known_part(name.rpartition(".")[0], known)
 
 
 def package_of(module: str) -> str:

@@ -1,7 +1,7 @@
 """The methods: what each objective of `chunkrl train` is, can do, and reads.
 
 To add a method, write one file that has `build(inputs: MethodInputs) -> ChunkAlgorithm`, and name it here. No other
-place knows methods by name: whoever must tell them apart asks for a capability. Without torch: help texts are made of it.
+place knows methods by name: whoever must tell them apart asks for a capability. Without torch: help is made of it.
 """
 
 from __future__ import annotations
