@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from chunkrl import __version__
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.online.link.config import parse_address
@@ -27,6 +26,7 @@ from chunkrl.serve.latency import latency_table
 from chunkrl.serve.server import HEALTH, PolicyServer
 from chunkrl.signals import handled
 from chunkrl.types import Observation
+from chunkrl.version import __version__
 
 _LOG = logging.getLogger(__name__)
 _SIDE = 64  # of the pictures of the trial, where the policy takes any
