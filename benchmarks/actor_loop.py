@@ -59,7 +59,7 @@ class LoopConfig:
     """What a chunk takes beyond the network itself, seconds."""
     push_every_s: float = 2.0
     """Time between two new versions of the weights."""
-    n_action_steps: int = 15
+    exec_steps: int = 15
     """Actions executed of each chunk."""
     prefetch_steps: int = 8
     """Actions left when the next chunk is asked for."""
@@ -142,7 +142,7 @@ def run(config: LoopConfig, push: bool, swap_at: SwapAt) -> Session:
     env = RobotEnvironment(robot, rate, "hold still", config.rate_hz, max_steps)
     policy = WidePolicy(config)
     runner = PolicyRunner(policy, env.task, "mode", swap_at)
-    executor = ChunkExecutor(runner, ExecutionConfig(config.n_action_steps, config.prefetch_steps))
+    executor = ChunkExecutor(runner, ExecutionConfig(config.exec_steps, config.prefetch_steps))
     bound = np.full(config.num_joints, 10.0, np.float32)
     space = ActionSpace.joint_targets(-bound, bound)
     pusher = Pusher(runner, policy, config.push_every_s)
@@ -153,7 +153,7 @@ def run(config: LoopConfig, push: bool, swap_at: SwapAt) -> Session:
     if push:
         pusher.stop()
     due, late = np.array(rate.ticks).T
-    swap_s = summary.execution.max_inference_s + config.n_action_steps / config.rate_hz
+    swap_s = summary.execution.max_inference_s + config.exec_steps / config.rate_hz
     near = np.zeros(len(due), bool)
     for began, ended in pusher.times:
         near |= (due >= began) & (due <= ended + swap_s)

@@ -85,7 +85,7 @@ class CurvesConfig:
     """How the actor acts: mode or sample."""
     objective: str = "cross_fitted"
     """Of every run."""
-    critic_updates: int = 0
+    value_updates_per_update: int = 0
     """Value updates before each policy update of an arm (0: the values of the start go on labelling). With 1 they
     memorised 40 episodes: rank correlation held out .25 to .05 over 1,125 updates."""
     relabel_interval: int = 0
@@ -123,7 +123,7 @@ class CurvesConfig:
             return []
         return [
             "--value-updates=0",
-            f"--critic-updates={self.critic_updates}",
+            f"--value-updates-per-update={self.value_updates_per_update}",
             f"--relabel-interval={self.relabel_interval}",
         ]
 

@@ -387,10 +387,10 @@ def test_a_pi_policy_is_asked_for_what_it_was_trained_with() -> None:
     texts = ("Advantage: negative", "Advantage: positive")
     recipe = tiny_recipe("pi05", condition=texts[-1], conditions=texts, guidance=1.5)
     actor = PiActor(tiny_policy("pi05", recipe))
-    assert (actor.condition, actor.guidance, actor.num_steps) == (texts[-1], 1.5, 10)
+    assert (actor.condition, actor.guidance, actor.flow_steps) == (texts[-1], 1.5, 10)
     good = actor.act(pi_row())
-    actor.ask(texts[0], guidance=2, num_steps=3)
-    assert (actor.condition, actor.guidance, actor.num_steps) == (texts[0], 2, 3)
+    actor.ask(texts[0], guidance=2, flow_steps=3)
+    assert (actor.condition, actor.guidance, actor.flow_steps) == (texts[0], 2, 3)
     assert not torch.equal(actor.act(pi_row()), good)
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"condition": "Advantage: neutral"}, "is not what"),

@@ -39,7 +39,7 @@ def _next(executor: ChunkExecutor, state: float) -> ProposedAction:
 
 def test_without_prefetch_each_chunk_belongs_to_the_step_where_it_begins():
     source = CountingSource(10)
-    executor = ChunkExecutor(source, ExecutionConfig(n_action_steps=4, when_dry="wait"))
+    executor = ChunkExecutor(source, ExecutionConfig(exec_steps=4, when_dry="wait"))
     executor.begin_episode(_step(0.0), seed=7)
     actions = [float(a.action[0]) for a in _drive(executor, 10)]
     executor.close()
@@ -49,7 +49,7 @@ def test_without_prefetch_each_chunk_belongs_to_the_step_where_it_begins():
 
 def test_prefetch_aligns_a_chunk_with_the_step_from_which_it_was_seen():
     source = CountingSource(10)
-    executor = ChunkExecutor(source, ExecutionConfig(n_action_steps=4, prefetch_steps=3, when_dry="wait"))
+    executor = ChunkExecutor(source, ExecutionConfig(exec_steps=4, prefetch_steps=3, when_dry="wait"))
     executor.begin_episode(_step(0.0), seed=0)
     proposed = _drive(executor, 12)
     executor.close()
@@ -62,7 +62,7 @@ def test_prefetch_aligns_a_chunk_with_the_step_from_which_it_was_seen():
 
 def test_prefetch_hides_the_time_that_a_chunk_takes_and_a_late_one_skips_nothing():
     source = CountingSource(6)
-    executor = ChunkExecutor(source, ExecutionConfig(n_action_steps=3, prefetch_steps=2))
+    executor = ChunkExecutor(source, ExecutionConfig(exec_steps=3, prefetch_steps=2))
     executor.begin_episode(_step(0.0), seed=0)
     source.gate.clear()
     early = _drive(executor, 3)
@@ -83,7 +83,7 @@ def test_prefetch_hides_the_time_that_a_chunk_takes_and_a_late_one_skips_nothing
 
 def test_an_interruption_drops_what_is_queued_and_what_is_being_made():
     source = CountingSource(6)
-    executor = ChunkExecutor(source, ExecutionConfig(n_action_steps=3, prefetch_steps=3, when_dry="wait"))
+    executor = ChunkExecutor(source, ExecutionConfig(exec_steps=3, prefetch_steps=3, when_dry="wait"))
     executor.begin_episode(_step(0.0), seed=0)
     _drive(executor, 1)  # asks for the next one at once
     executor.interrupt()
@@ -98,7 +98,7 @@ def test_what_the_policy_raises_reaches_the_loop():
         def act(self, step, seed):
             raise ChunkRLError("no camera 'front'")
 
-    executor = ChunkExecutor(Broken(5), ExecutionConfig(n_action_steps=5))
+    executor = ChunkExecutor(Broken(5), ExecutionConfig(exec_steps=5))
     with pytest.raises(ChunkRLError, match="front"):
         executor.begin_episode(_step(0.0), seed=0)
     executor.close()
@@ -107,10 +107,10 @@ def test_what_the_policy_raises_reaches_the_loop():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_action_steps": 0}, "n_action_steps"),
-        ({"n_action_steps": 2, "prefetch_steps": 3}, "prefetch_steps"),
+        ({"exec_steps": 0}, "exec_steps"),
+        ({"exec_steps": 2, "prefetch_steps": 3}, "prefetch_steps"),
         ({"when_dry": "guess"}, "when_dry"),
-        ({"n_action_steps": 4, "prefetch_steps": 3}, "chunk of 6"),
+        ({"exec_steps": 4, "prefetch_steps": 3}, "chunk of 6"),
     ],
 )
 def test_execution_that_cannot_be_is_refused(settings, message):
@@ -244,7 +244,7 @@ def test_weights_arrive_while_a_chunk_is_made_and_never_change_it():
 
 def test_the_seed_of_an_episode_determines_its_noise_dropped_chunks_or_not():
     runner = PolicyRunner(_ConstantPolicy(), "reach", "sample")
-    executor = ChunkExecutor(runner, ExecutionConfig(n_action_steps=2, prefetch_steps=1, when_dry="wait"))
+    executor = ChunkExecutor(runner, ExecutionConfig(exec_steps=2, prefetch_steps=1, when_dry="wait"))
 
     def actions(seed: int, wait_s: float) -> np.ndarray:
         executor.begin_episode(_step(0.0), seed)

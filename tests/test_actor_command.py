@@ -75,7 +75,7 @@ def port() -> int:
 
 
 def _command(folder: Path, run: Path, port: int = 1, **settings) -> ActorCommand:
-    defaults = {"num_episodes": 2, "keys": "none", "prefetch_steps": 2, "n_action_steps": 4, "finish_s": 20.0}
+    defaults = {"num_episodes": 2, "keys": "none", "prefetch_steps": 2, "exec_steps": 4, "finish_s": 20.0}
     return ActorCommand(
         policy=str(folder / "policy"),
         robot=str(folder / "robot.json"),
@@ -241,7 +241,7 @@ def test_the_robot_file_in_the_docs_is_one():
         ({"corrector": "scripted"}, "none of a robot's"),
         ({"robot": None, "env": "push-v3", "corrector": "leader"}, "is a robot's"),
         ({"guidance": 2.0}, "pi policies"),
-        ({"n_action_steps": 9}, "chunk of 8"),
+        ({"exec_steps": 9}, "chunk of 8"),
         ({"policy": "nowhere"}, "nowhere"),
     ],
 )

@@ -170,7 +170,7 @@ def test_the_actor_runs_a_follower_and_a_leader_of_lerobot():
     Actor(
         env,
         ActionSpace.joint_targets(-bound, bound),
-        ChunkExecutor(CountingSource(4, 3, 0.1), ExecutionConfig(n_action_steps=4, when_dry="wait")),
+        ChunkExecutor(CountingSource(4, 3, 0.1), ExecutionConfig(exec_steps=4, when_dry="wait")),
         items,
         ActorConfig(num_episodes=1),
         Human(

@@ -42,7 +42,7 @@ class _Session:
             3, max_steps=6, limit=limit, cameras={"front": (4, 5), "wrist.left": (2, 2)}
         )
         self.source = source or CountingSource(4, 3, scale=0.1)
-        execution = ExecutionConfig(n_action_steps=3, prefetch_steps=1, when_dry="wait")
+        execution = ExecutionConfig(exec_steps=3, prefetch_steps=1, when_dry="wait")
         corrector: Corrector | None = None
         if leader is not None:
             corrector = LeaderArm(leader, [0, 1, 2], max_step=0.5, tolerance=0.2)
@@ -318,7 +318,7 @@ def test_a_robot_that_fails_leaves_an_unfinished_episode_and_everything_closed()
 
 def test_actors_that_could_jump_or_do_not_fit_are_refused():
     _, env, space, rate = robot_rig(3)
-    executor = ChunkExecutor(CountingSource(4, 3), ExecutionConfig(n_action_steps=4))
+    executor = ChunkExecutor(CountingSource(4, 3), ExecutionConfig(exec_steps=4))
     corrector = LeaderArm(FakeLeader(3), [0, 1, 2], 0.5, 0.2)
     with pytest.raises(ChunkRLError, match="Handover"):
         Actor(env, space, executor, [], ActorConfig(), Human(corrector=corrector), rate)
@@ -430,7 +430,7 @@ def _metaworld_session(budget: int, paced: bool = False) -> tuple[list[Item], li
     corrector = ScriptedCorrector.of(MetaWorldFamily().correction(env), rule)
     rate = fake_rate(80.0)
     items: list[Item] = []
-    execution = ExecutionConfig(n_action_steps=5, prefetch_steps=2, when_dry="wait")
+    execution = ExecutionConfig(exec_steps=5, prefetch_steps=2, when_dry="wait")
     actor = Actor(
         PacedEnvironment(env, rate) if paced else env,
         ActionSpace.simulator(4),

@@ -33,7 +33,7 @@ def test_a_small_policy_runs_on_metaworld_and_changes_its_weights_on_the_way():
         if (status.episode, status.step) == (1, 20):
             runner.push(7, {name: tensor.detach().to(torch.bfloat16) for name, tensor in newer.items()})
 
-    execution = ExecutionConfig(n_action_steps=4, prefetch_steps=2, when_dry="wait")
+    execution = ExecutionConfig(exec_steps=4, prefetch_steps=2, when_dry="wait")
     summary = Actor(
         env,
         ActionSpace.simulator(ACTION_DIM),

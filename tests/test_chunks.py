@@ -58,7 +58,7 @@ def test_terminal_and_time_out_closed_form(two_episodes: Path) -> None:
     batch = dataset.batch(np.arange(10))
     # a success: k = min(H, T - t); its chunks that hold the last action have terminated
     # a time-out: no observation after the last action is stored, so k = min(H, T - 1 - t)
-    assert batch.num_steps.tolist() == [3, 3, 3, 2, 1, 3, 3, 2, 1, 0]
+    assert batch.covered_steps.tolist() == [3, 3, 3, 2, 1, 3, 3, 2, 1, 0]
     assert batch.terminated.tolist() == [False, False, True, True, True] + [False] * 5
     assert batch.truncated.tolist() == [False] * 5 + [False, False, True, True, True]
     assert batch.discount.tolist() == [0.125, 0.125, 0, 0, 0, 0.125, 0.125, 0.25, 0.5, 1.0]
@@ -85,7 +85,7 @@ def test_critic_horizon_shorter_than_the_chunk(two_episodes: Path) -> None:
     dataset = open_chunks(two_episodes, horizon=3, gamma=0.5, reward="sum", critic_horizon=2)
     batch = dataset.batch(np.arange(10))
     # rows 0 to 4 end in success, 5 to 9 in a time-out; k = min(2, what is left)
-    assert batch.num_steps.tolist() == [2, 2, 2, 2, 1, 2, 2, 2, 1, 0]
+    assert batch.covered_steps.tolist() == [2, 2, 2, 2, 1, 2, 2, 2, 1, 0]
     assert batch.terminated.tolist() == [False, False, False, True, True] + [False] * 5
     assert batch.truncated.tolist() == [False] * 8 + [True, True]
     assert batch.discount.tolist() == [0.25, 0.25, 0.25, 0, 0, 0.25, 0.25, 0.25, 0.5, 1.0]
@@ -98,7 +98,7 @@ def test_critic_horizon_shorter_than_the_chunk(two_episodes: Path) -> None:
 def test_critic_horizon_longer_than_the_chunk(two_episodes: Path) -> None:
     dataset = open_chunks(two_episodes, horizon=3, gamma=0.5, reward="sum", critic_horizon=4)
     batch = dataset.batch(np.arange(10))
-    assert batch.num_steps.tolist() == [4, 4, 3, 2, 1, 4, 3, 2, 1, 0]
+    assert batch.covered_steps.tolist() == [4, 4, 3, 2, 1, 4, 3, 2, 1, 0]
     assert batch.terminated.tolist() == [False, True, True, True, True] + [False] * 5
     assert batch.truncated.tolist() == [False] * 6 + [True] * 4
     assert batch.discount.tolist() == [1 / 16, 0, 0, 0, 0, 1 / 16, 0.125, 0.25, 0.5, 1.0]
@@ -126,12 +126,12 @@ def test_never_bootstraps_from_itself(two_episodes: Path) -> None:
         itself = np.array(rows_of(batch.observation)) == np.array(rows_of(batch.next_observation))
         bootstraps = (batch.critic_mask & (batch.discount > 0)).numpy()
         assert not (itself & bootstraps).any()
-        assert (batch.num_steps.numpy() == 0).sum() == 1  # the time-out's last frame alone
+        assert (batch.covered_steps.numpy() == 0).sum() == 1  # the time-out's last frame alone
 
 
 def test_horizon_one(two_episodes: Path) -> None:
     batch = open_chunks(two_episodes, horizon=1, gamma=0.5).batch(np.arange(10))
-    assert batch.num_steps.tolist() == [1] * 9 + [0]
+    assert batch.covered_steps.tolist() == [1] * 9 + [0]
     assert batch.action_mask.all()
     assert batch.discount.tolist() == [0.5] * 4 + [0] + [0.5] * 4 + [1.0]
     assert rows_of(batch.next_observation) == [1, 2, 3, 4, 4, 6, 7, 8, 9, 9]
@@ -141,7 +141,7 @@ def test_horizon_longer_than_one_episode_but_not_all(tmp_path: Path) -> None:
     short = counting(2, 0, **{"next.success": flags(2, 1)})
     root = write_dataset(tmp_path / "d", [short, counting(5, 2)])
     batch = open_chunks(root, horizon=5, gamma=0.5).batch(np.arange(7))
-    assert batch.num_steps.tolist() == [2, 1, 4, 3, 2, 1, 0]
+    assert batch.covered_steps.tolist() == [2, 1, 4, 3, 2, 1, 0]
     assert batch.action_mask.sum(1).tolist() == [2, 1, 5, 4, 3, 2, 1]
     assert batch.terminated.tolist() == [True, True] + [False] * 5
     with pytest.raises(DatasetError, match=r"longer than every episode .*longest: 5 frames.*shorter horizon"):
@@ -183,7 +183,7 @@ def test_frames_after_a_success_are_a_segment_of_their_own(tmp_path: Path) -> No
     root = write_dataset(tmp_path / "d", [counting(6, 0, **{"next.success": flags(6, 2)})])
     dataset = open_chunks(root, horizon=3, gamma=0.5)
     batch = dataset.batch(np.arange(6))
-    assert batch.num_steps.tolist() == [3, 2, 1, 2, 1, 0]
+    assert batch.covered_steps.tolist() == [3, 2, 1, 2, 1, 0]
     assert batch.terminated.tolist() == [True, True, True, False, False, False]
     assert batch.reward.tolist() == [1, 1, 1, 0, 0, 0]  # one success is counted once
     assert rows_of(batch.next_observation)[3:] == [5, 5, 5]
@@ -194,7 +194,7 @@ def test_frames_after_a_success_are_a_segment_of_their_own(tmp_path: Path) -> No
 def test_failure_declared_terminal_does_not_bootstrap(two_episodes: Path) -> None:
     dataset = open_chunks(two_episodes, horizon=3, gamma=0.5, labels=LabelRule(failure_terminal=True))
     batch = dataset.batch(np.arange(5, 10))
-    assert batch.num_steps.tolist() == [3, 3, 3, 2, 1]
+    assert batch.covered_steps.tolist() == [3, 3, 3, 2, 1]
     assert batch.discount.tolist() == [0.125, 0.125, 0, 0, 0]
     assert batch.reward.tolist() == [0.0] * 5
     assert batch.critic_mask.all()
@@ -272,7 +272,7 @@ def slow_chunk(
         terminated = ended
     return {
         "action_mask": mask,
-        "num_steps": powers,
+        "covered_steps": powers,
         "reward": float(subgoal) if kind == "any" else reward,
         "discount": 0.0 if terminated else gamma**powers,
         "terminated": terminated,
@@ -308,7 +308,7 @@ def test_property_against_the_slow_loop(
         for row in rows:
             slow = slow_chunk(int(row), horizon, gamma, kind, data, ends)
             assert steps.action_mask[row].tolist() == slow["action_mask"]
-            assert steps.num_steps[row] == slow["num_steps"]
+            assert steps.covered_steps[row] == slow["covered_steps"]
             assert steps.terminated[row] == slow["terminated"]
             assert steps.truncated[row] == slow["truncated"]
             assert reward[row] == pytest.approx(slow["reward"], abs=1e-5)
@@ -329,7 +329,7 @@ def test_batch_follows_the_slow_loop(tmp_path: Path) -> None:
         slow = slow_chunk(row, 4, 0.8, "any", data, ends)
         assert batch.discount[row].item() == pytest.approx(slow["discount"])
         assert batch.reward[row].item() == slow["reward"]
-        assert batch.critic_mask[row].item() == (slow["num_steps"] > 0)
+        assert batch.critic_mask[row].item() == (slow["covered_steps"] > 0)
         for i, real in enumerate(slow["action_mask"]):
             if real:
                 assert batch.actions[row, i].tolist() == table.action[row + i].tolist()

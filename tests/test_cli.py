@@ -41,7 +41,15 @@ OURS = {
     *("critic_horizon", "encoding", "tracking", "value_videos"),
     *("use_state", "use_task", "weight_decay", "grad_clip", "frames", "pi0"),
     *("additional_offline_dataset_paths", "dataset_weights", "additional_success", "additional_labels"),
-    *("values", "critic_updates", "relabel_interval", "conditioning", "pi", "microbatch_size", "ema_decay"),
+    *(
+        "values",
+        "value_updates_per_update",
+        "relabel_interval",
+        "conditioning",
+        "pi",
+        "microbatch_size",
+        "ema_decay",
+    ),
     *("value_updates", "init", "human_chunks", "balance", "sample_weights", "distil", "iql"),
     *(
         "save_updates",

@@ -111,7 +111,7 @@ def test_the_documents_configuration_becomes_files_of_the_commands(
     assert learner.train.num_updates is None and learner.train.output_dir != train.output_dir
 
     actor = parse(COMMANDS["actor"], ["--config", str(tmp_path / "ours" / "actor.json")])
-    assert (actor.n_action_steps, actor.connect.address, actor.seed) == (25, "127.0.0.1:50051", 7)
+    assert (actor.exec_steps, actor.connect.address, actor.seed) == (25, "127.0.0.1:50051", 7)
     assert (actor.corrector, actor.max_steps) == ("leader", 600)  # 20 s at 30 Hz
 
     assert actor.robot == str(tmp_path / "ours" / "robot.json")

@@ -201,7 +201,7 @@ def test_constant_values_at_a_relabelling_are_told_and_do_not_stop_the_run(
 ) -> None:
     dataset = open_chunks(write_dataset(tmp_path / "d", random_episodes(6)))
     config = WeightedConfig(
-        policy_updates=4, value_updates=2, num_folds=2, critic_updates=1, relabel_interval=2
+        policy_updates=4, value_updates=2, num_folds=2, value_updates_per_update=1, relabel_interval=2
     )
     learner = AdvantageWeighted(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
     assert learner.values is not None

@@ -17,7 +17,16 @@ from chunkrl.data.loader import ChunkLoader
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.progress import silent
 
-NAMES = ("actions", "action_mask", "reward", "discount", "num_steps", "episode_index", "frame_index", "index")
+NAMES = (
+    "actions",
+    "action_mask",
+    "reward",
+    "discount",
+    "covered_steps",
+    "episode_index",
+    "frame_index",
+    "index",
+)
 
 KEPT_BYTES, PEAK_BYTES = 2, 6
 """A frame, where arrays are mapped from 4 kB on; measured when this was written: 0.4 and 2.9."""

@@ -338,7 +338,10 @@ def test_checkpoints_hold_the_chunks(data: Path, tmp_path: Path) -> None:
         ),
         ({"distil": DistilConfig(4), "objective": "iql"}, "use --objective cross_fitted$"),
         ({"distil": DistilConfig(4), "objective": "shuffled_advantages"}, "use --objective cross_fitted$"),
-        ({"distil": DistilConfig(4), "critic_updates": 1, "relabel_interval": 2}, "without --critic-updates"),
+        (
+            {"distil": DistilConfig(4), "value_updates_per_update": 1, "relabel_interval": 2},
+            "without --value-updates-per-update",
+        ),
         ({"num_updates": 0}, "at least 1, or 0 with --distil.num-candidates"),
         ({"num_updates": 0, "distil": DistilConfig(4)}, "--init or --policy.kind pi"),
         ({"num_updates": 0, "distil": DistilConfig(4), "init": "x"}, "needs --distil.updates"),

@@ -188,7 +188,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "ema_decay": 0.5,
     },
     "values go on learning, in parts of a batch": {
-        "critic_updates": 1,
+        "value_updates_per_update": 1,
         "relabel_interval": 2,
         "microbatch_size": 10,
     },

@@ -192,7 +192,7 @@ def test_a_run_draws_by_weight_and_stores_the_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"objective": "advantage_conditioned"}, {"critic_updates": 1, "relabel_interval": 2}],
+    [{"objective": "advantage_conditioned"}, {"value_updates_per_update": 1, "relabel_interval": 2}],
     ids=["condition", "relabel"],
 )
 def test_drawing_by_weight_wants_weights_that_stay(tmp_path: Path, settings: dict[str, Any]) -> None:

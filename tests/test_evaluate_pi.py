@@ -69,7 +69,7 @@ def test_the_result_names_what_was_asked(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = evaluated(folder, tmp_path / "a")
-    named = ("condition", "guidance", "num_steps", "state", "camera_size", "mode", "exec_steps")
+    named = ("condition", "guidance", "flow_steps", "state", "camera_size", "mode", "exec_steps")
     assert [found[name] for name in named] == [POSITIVE, 1.5, 10, "compact", 0, "mode", 3]
     assert [episode["num_steps"] for episode in found["episodes"]] == [6, 6]
     shown = capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_the_result_names_what_was_asked(
         "chunk chosen by</dt><dd>mode (the flow from zero noise)"
         in (tmp_path / "a" / "report.html").read_text()
     )
-    asked = ("--condition", "Advantage: negative", "--guidance", "2", "--num-steps", "3", "--mode", "sample")
+    asked = ("--condition", "Advantage: negative", "--guidance", "2", "--flow-steps", "3", "--mode", "sample")
     found = evaluated(folder, tmp_path / "b", *asked)
     assert [found[name] for name in named[:3]] == ["Advantage: negative", 2.0, 3]
     assert found["mode"] == "sample" and "chosen by sample" in capsys.readouterr().out
@@ -93,11 +93,11 @@ def test_the_asked_condition_reaches_the_prompt(
     sample = PiPolicy.sample
 
     def recorded(self: PiPolicy, *args, **kwargs) -> torch.Tensor:
-        prompts.append((kwargs["condition"], kwargs["guidance"], kwargs["num_steps"]))
+        prompts.append((kwargs["condition"], kwargs["guidance"], kwargs["flow_steps"]))
         return sample(self, *args, **kwargs)
 
     monkeypatch.setattr(PiPolicy, "sample", recorded)
-    evaluated(folder, tmp_path / "a", "--condition", "Advantage: neutral", "--num-steps", "2")
+    evaluated(folder, tmp_path / "a", "--condition", "Advantage: neutral", "--flow-steps", "2")
     assert set(prompts) == {("Advantage: neutral", 1.5, 2)}
 
 
@@ -106,7 +106,7 @@ def test_a_policy_with_a_camera_sees_pictures_of_the_size_asked_for(
 ) -> None:
     tiny.main([str(data), str(tmp_path / "tiny"), "--horizon", "3", "--width", "16", "--depth", "1"])
     assert find_recipe(tmp_path / "tiny").settings.cameras == (CAMERA,)
-    few = ("--num-steps", "1", "--exec-steps", "3")
+    few = ("--flow-steps", "1", "--exec-steps", "3")
     assert evaluated(tmp_path / "tiny", tmp_path / "a", *few)["camera_size"] == tiny.IMAGE_SIZE
     found = evaluated(tmp_path / "tiny", tmp_path / "b", *few, "--camera-size", "16")
     assert (found["camera_size"], found["condition"], found["guidance"]) == (16, "", 1.0)
@@ -126,7 +126,7 @@ def test_what_cannot_be_asked_of_a_pi_policy(folder: Path, capsys: pytest.Captur
         ("--guidance", "-1"): "must not be negative",
         ("--mode", "best_of_n"): "train with --train-q or --objective iql",
         ("--camera-size", "32"): "this one has none",
-        ("--num-steps", "0"): "at least one step",
+        ("--flow-steps", "0"): "at least one step",
         ("--exec-steps", "4"): "longer than the policy's chunk 3",
     }
     for flags, message in cases.items():
@@ -146,8 +146,8 @@ def test_what_cannot_be_asked_of_a_small_policy(
     main(["train", *arguments.split(), *more.split()])
     assert "give its policy" in refused(capsys, tmp_path)
     policy = tmp_path / "policy"
-    error = refused(capsys, policy, "--condition", POSITIVE, "--num-steps", "5")
-    assert "--condition and --num-steps are for pi policies" in error
+    error = refused(capsys, policy, "--condition", POSITIVE, "--flow-steps", "5")
+    assert "--condition and --flow-steps are for pi policies" in error
     assert "trained on pictures of 16 x 16 pixels" in refused(capsys, policy, "--camera-size", "32")
     found = evaluated(policy, tmp_path / "a")
     assert (found["state"], found["camera_size"], found["condition"]) == ("compact", 16, None)

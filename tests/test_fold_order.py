@@ -156,7 +156,9 @@ def test_orders_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ChunkRLError, match="use together or one_by_one"):
         ValueFit(fold_order="sideways")  # type: ignore[arg-type]
     with pytest.raises(ChunkRLError, match=r"--fit\.fold-order together"):
-        WeightedConfig(1, 1, critic_updates=1, relabel_interval=1, fit=ValueFit(fold_order="one_by_one"))
+        WeightedConfig(
+            1, 1, value_updates_per_update=1, relabel_interval=1, fit=ValueFit(fold_order="one_by_one")
+        )
     monkeypatch.setattr("chunkrl.ranks.world_size", lambda: 2)
     with pytest.raises(ChunkRLError, match="one process"):
         FoldTraining(lambda: nn.Linear(1, 1), 2, OptimConfig(), 1, CPU, "one_by_one")

@@ -115,7 +115,7 @@ def test_each_round_trains_from_the_pretrained_policy_on_all_roll_outs_so_far(
     assert (first.action_horizon, first.action_dim, first.network.hidden_dim) == (3, 4, 16)
     collected = [load_config(CollectCommand, Path(data).parent / "collect.json") for data in rollouts]
     assert [c.seed for c in collected] == [3, 4]
-    assert [c.policy_mode for c in collected] == ["sample", "sample"]
+    assert [c.mode for c in collected] == ["sample", "sample"]
     assert [c.policy for c in collected] == [str(pretrained), str(whole / "default/round-001/train/policy")]
     found = results(whole)["arms"]["default"]["rounds"]
     assert [one["trained_on_rollouts"] for one in found] == [0, 8, 16]

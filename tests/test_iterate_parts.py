@@ -98,7 +98,7 @@ def test_success_of_roll_outs_is_read_by_a_rule_of_their_own(pretrained: Path) -
 
 
 def test_cloning_arms_differ_in_the_objective_alone(pretrained: Path) -> None:
-    own = {"critic_updates": 2, "relabel_interval": 10, "train_q": True}
+    own = {"value_updates_per_update": 2, "relabel_interval": 10, "train_q": True}
     own |= {"balance": BalanceConfig(time_bins=3), "distil": DistilConfig(num_candidates=4)}
     both = Plan(settings(pretrained, Path("run"), own), pretrained)
     default = both.train("default", 1, [some_rollouts("a", 3)])

@@ -11,7 +11,7 @@ import pytest
 SOURCES = Path(__file__).parent.parent / "src"
 # From the lowest up. A line imports itself, where it is one package, and what stands above it in this list.
 LAYERS = (
-    "errors types suggest progress signals ranks statistics options version",
+    "errors types suggest progress signals ranks statistics options version renamed",
     "files",
     "config install",
     "settings manifest",

@@ -313,10 +313,10 @@ def config(tmp_path: Path, **changes) -> TrainConfig:
     return replace(small, **changes)
 
 
-@pytest.mark.parametrize("critic_updates", [0, 1])
-def test_training_goes_on_as_data_come_and_go(tmp_path, critic_updates):
+@pytest.mark.parametrize("value_updates_per_update", [0, 1])
+def test_training_goes_on_as_data_come_and_go(tmp_path, value_updates_per_update):
     data = collections(tmp_path)
-    more = {"critic_updates": 1, "relabel_interval": 8} if critic_updates else {}
+    more = {"value_updates_per_update": 1, "relabel_interval": 8} if value_updates_per_update else {}
     run = ChunkLevelOfflineRL(
         config(tmp_path, **more),
         source=Growing(
@@ -336,7 +336,7 @@ def test_training_goes_on_as_data_come_and_go(tmp_path, critic_updates):
         assert len(run.algorithm.labels[name]) == len(data["fewer"])
     np.testing.assert_allclose(run.algorithm.labels["weight"].mean(), 1.0, rtol=1e-5)
     # what was carried is what the networks say, where they no longer learn
-    if not critic_updates:
+    if not value_updates_per_update:
         carried = run.algorithm.labels["value"]
         values.relabel()
         np.testing.assert_allclose(values.frame_values()[0], carried, atol=1e-6)

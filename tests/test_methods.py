@@ -182,7 +182,7 @@ def test_a_method_is_built_of_what_it_declares(data: Path, tmp_path: Path, metho
         "fit",
         "num_folds",
         "train_q",
-        "critic_updates",
+        "value_updates_per_update",
         "relabel_interval",
         "ema_decay",
         "microbatch_size",

@@ -208,7 +208,7 @@ def test_values_and_policy_of_one_update_draw_from_all_data_sets(
         dataset_weights=(1.0, 1.0),
         **{"action_horizon": 3, "action_dim": 2, "batch_size": 8, "num_updates": 4, "value_updates": 2},
         **{"num_folds": 2, "network": NetworkConfig(hidden_dim=8, num_layers=1), "device": "cpu"},
-        **{"critic_updates": 2, "relabel_interval": 2, "output_dir": str(tmp_path / "run")},
+        **{"value_updates_per_update": 2, "relabel_interval": 2, "output_dir": str(tmp_path / "run")},
     )
     seen: dict[str, list[list[int]]] = {"values": [], "policy": []}
 

@@ -106,7 +106,7 @@ def test_chunks_are_the_policys_whatever_the_batch(dataset: ChunkDataset) -> Non
 def test_made_once(dataset: ChunkDataset) -> None:
     first = np.array(cached_chunks(dataset, request(dataset), lambda: tiny_policy("pi05"), silent))
     assert np.array_equal(cached_chunks(dataset, request(dataset, batch_size=5), never, silent), first)
-    for change in ({"seed": 1}, {"fingerprint": "1"}, {"num_steps": 3}, {"num_samples": 1}, {"horizon": 2}):
+    for change in ({"seed": 1}, {"fingerprint": "1"}, {"flow_steps": 3}, {"num_samples": 1}, {"horizon": 2}):
         assert request(dataset, **change).key() != request(dataset).key()
 
 
@@ -217,7 +217,7 @@ def test_replaced_chunks_keep_reward_and_next_observation(root: Path, dataset: C
     replaced = dataset.batch(np.arange(NUM_STARTS))
     assert np.array_equal(replaced.actions.numpy(), chunks)
     assert bool(replaced.action_mask.all()) and not bool(recorded.action_mask.all())
-    for name in ("reward", "discount", "num_steps", "terminated", "critic_mask", "index"):
+    for name in ("reward", "discount", "covered_steps", "terminated", "critic_mask", "index"):
         assert torch.equal(getattr(replaced, name), getattr(recorded, name))
     assert dataset.digest() != digest  # a run on recorded chunks is not resumed on these
     with pytest.raises(ValueError, match="shape"):
@@ -323,7 +323,7 @@ def config(root: Path, checkpoints: Path, pi0: PiChunkConfig, **settings: object
 def test_training_on_a_policys_chunks(
     root: Path, checkpoints: Path, use: PiUse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pi0 = PiChunkConfig(use, num_candidates=2, cameras=CAMERAS, num_steps=2)
+    pi0 = PiChunkConfig(use, num_candidates=2, cameras=CAMERAS, flow_steps=2)
     settings = config(root, checkpoints, pi0, objective="iql")
     run = ChunkLevelOfflineRL(settings)
     batch = run.dataset.batch(np.arange(3))

@@ -98,7 +98,7 @@ def test_positives_have_their_share_of_the_loss_where_labels_move(
     settings = config(
         root, checkpoints, tmp_path, "advantage_conditioned", conditioning=labels, num_updates=4
     )
-    run = ChunkLevelOfflineRL(replace(settings, critic_updates=2, relabel_interval=2, batch_size=4))
+    run = ChunkLevelOfflineRL(replace(settings, value_updates_per_update=2, relabel_interval=2, batch_size=4))
     run.train()
     weight = run.dataset.labels_at(np.arange(30))["weight"].numpy()
     high = run.algorithm.labels["advantage_bin"] == 1

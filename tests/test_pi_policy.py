@@ -38,10 +38,10 @@ def seeded(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("kind", KINDS)
 def test_sample_shape_and_seed(kind: ModelKind) -> None:
     policy = tiny_policy(kind)
-    chunks = policy.sample(observation(), num_samples=3, num_steps=4, generator=seeded())
+    chunks = policy.sample(observation(), num_samples=3, flow_steps=4, generator=seeded())
     assert chunks.shape == (2, 3, HORIZON, ACTION_DIM) and chunks.dtype == torch.float32
     assert torch.isfinite(chunks).all()
-    again = policy.sample(observation(), num_samples=3, num_steps=4, generator=seeded())
+    again = policy.sample(observation(), num_samples=3, flow_steps=4, generator=seeded())
     assert torch.equal(chunks, again)
     assert not torch.equal(chunks[:, 0], chunks[:, 1])
     assert not torch.equal(chunks, policy.sample(observation(), 3, 4, generator=seeded(1)))
@@ -53,7 +53,7 @@ def test_sampling_runs_the_prefix_once(kind: ModelKind, monkeypatch: pytest.Monk
     calls = []
     original = policy.model.encode_prefix
     monkeypatch.setattr(policy.model, "encode_prefix", lambda *inputs: calls.append(1) or original(*inputs))
-    policy.sample(observation(), num_samples=3, num_steps=5)
+    policy.sample(observation(), num_samples=3, flow_steps=5)
     policy.flow_loss(observation(), torch.zeros(2, HORIZON, ACTION_DIM), num_noise=4)
     assert len(calls) == 2
 
@@ -222,7 +222,7 @@ def test_observations_that_do_not_fit_are_refused(kind: ModelKind) -> None:
     }
     for message, wrong in cases.items():
         with pytest.raises(ChunkRLError, match=message):
-            policy.sample(wrong, num_steps=1)
+            policy.sample(wrong, flow_steps=1)
     with pytest.raises(ChunkRLError, match="num_samples is 0"):
         policy.sample(obs, num_samples=0)
     with pytest.raises(ChunkRLError, match="horizon"):
@@ -238,9 +238,9 @@ def test_observations_that_do_not_fit_are_refused(kind: ModelKind) -> None:
 def test_what_a_policy_lacks_is_said() -> None:
     model, recipe = random_model("pi0"), tiny_recipe("pi0")
     with pytest.raises(ChunkRLError, match="norm stats"):
-        PiPolicy(model, recipe, None, CharacterTokenizer()).sample(observation(), num_steps=1)
+        PiPolicy(model, recipe, None, CharacterTokenizer()).sample(observation(), flow_steps=1)
     with pytest.raises(ChunkRLError, match="tokenizer"):
-        PiPolicy(model, recipe, tiny_stats(), None).sample(observation(), num_steps=1)
+        PiPolicy(model, recipe, tiny_stats(), None).sample(observation(), flow_steps=1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -340,7 +340,7 @@ def test_evaluate_takes_the_best_of_n(tmp_path: Path, capsys: pytest.CaptureFixt
     critic = "--pi.critic.depth 1 --pi.critic.num-queries 2 --pi.critic.head-width 8"
     main(["train", *train.split(), *pi_flags.split(), *few.split(), *critic.split()])
     asked = (
-        f"--policy {tmp_path / 'run' / 'policy'} --num-episodes 2 --max-steps 6 --device cpu --num-steps 2"
+        f"--policy {tmp_path / 'run' / 'policy'} --num-episodes 2 --max-steps 6 --device cpu --flow-steps 2"
     )
     capsys.readouterr()
     main(["evaluate", *asked.split(), "--mode", "best_of_n", "--num-candidates", "3"])

@@ -415,7 +415,7 @@ def test_values_trained_alone_are_used_by_other_objectives(
         ({"gamma": 0.9}, r"gamma 0\.99 there and 0\.9 here.*\(--gamma 0\.99\)"),
         ({"num_folds": 3}, r"num_folds 2 there and 3 here.*--num-folds 2"),
         ({"fit": ValueFit(lam=0.5)}, r"fit\.lam 0\.98 there and 0\.5 here.*--fit\.lam 0\.98"),
-        ({"fit": ValueFit(num_steps=2)}, r"leave --fit\.num-steps out"),
+        ({"fit": ValueFit(n_step=2)}, r"leave --fit\.n-step out"),
         ({"fit": ValueFit(time_out="bootstrap")}, r"--fit\.time-out failure"),
         ({"fit": ValueFit(target="bootstrap"), "reward": "sum"}, r"--reward any, --fit\.target monte_carlo"),
         ({"labels": LabelRule(success="all")}, "values of other returns"),
@@ -447,7 +447,7 @@ def test_critics_trained_one_by_one_are_those_of_together(
 
 
 def test_distributional_values_that_bootstrap(root: Path, checkpoints: Path, tmp_path: Path) -> None:
-    fit = ValueFit(head=ValueHead("hl_gauss"), target="bootstrap", num_steps=2)
+    fit = ValueFit(head=ValueHead("hl_gauss"), target="bootstrap", n_step=2)
     settings = config(root, checkpoints, tmp_path, "cross_fitted", fit=fit, reward="sum", critic_horizon=2)
     run = ChunkLevelOfflineRL(settings)
     run.train()
@@ -539,7 +539,7 @@ def test_old_checkpoints_go_when_newer_are_whole(root: Path, checkpoints: Path, 
 def test_values_that_go_on_learning_label_anew(root: Path, checkpoints: Path, tmp_path: Path) -> None:
     settings = config(
         *(root, checkpoints, tmp_path, "advantage_conditioned"),
-        critic_updates=2,
+        value_updates_per_update=2,
         relabel_interval=2,
         batch_size=4,
         num_updates=4,
@@ -596,8 +596,8 @@ def test_settings_that_cannot_be_used(root: Path, checkpoints: Path, tmp_path: P
             "does not read .*--train-q, --microbatch-size",
         ),
         (
-            {"critic_updates": 1, "relabel_interval": 1, "objective": "behaviour_cloning"},
-            "does not read .*--critic-updates",
+            {"value_updates_per_update": 1, "relabel_interval": 1, "objective": "behaviour_cloning"},
+            "does not read .*--value-updates-per-update",
         ),
         ({"values": str(tmp_path / "none")}, "values.parquet: name the folder of a run"),
         ({"conditioning": ConditioningConfig(force_high=(1,))}, "force-high names the data sets"),

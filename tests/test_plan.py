@@ -83,7 +83,7 @@ def test_a_dry_run_prints_the_plan_alone(
         {"train_q": True},
         {"distil": DistilConfig(3, updates=5)},
         {"objective": "iql"},
-        {"critic_updates": 1, "relabel_interval": 2},
+        {"value_updates_per_update": 1, "relabel_interval": 2},
     ],
     ids=["q", "distil", "iql", "values that go on"],
 )

@@ -377,7 +377,7 @@ def test_the_command_from_start_to_control_c(robot: Robot, folder: Path) -> None
         ("--policy {policy} --action-dim 7", "have 2 values: it was trained for another robot"),
         ("--policy {policy} --address 0.0.0.0:1", "give --token-file"),
         ("--policy {policy} --rename a=side", "give CLIENT'S=POLICY'S"),
-        ("--policy {policy} --num-steps 3", "--num-steps are for pi policies"),
+        ("--policy {policy} --flow-steps 3", "--flow-steps are for pi policies"),
         ("--policy {policy} --mode best_of_n", "best-of-N needs Q"),
         ("--policy {policy} --batch-size 0", "batch_size is 0"),
     ],

@@ -16,6 +16,7 @@ import dacite
 from chunkrl.errors import ChunkRLError
 from chunkrl.files.atomic import write_text
 from chunkrl.files.json_files import read_json
+from chunkrl.renamed import current_names
 from chunkrl.suggest import did_you_mean
 
 T = TypeVar("T")
@@ -149,9 +150,13 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:
-    """A dataclass from nested JSON values. Raises ChunkRLError naming the unknown key or the wrong value."""
+    """A dataclass from nested JSON values; names of earlier releases (`renamed`) count as those of now.
+
+    Raises:
+        ChunkRLError: names the unknown key or the wrong value.
+    """
     try:
-        return dacite.from_dict(cls, values, _CONFIG)
+        return dacite.from_dict(cls, current_names(cls, values), _CONFIG)
     except dacite.UnexpectedDataError as error:
         known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
         near = "".join(did_you_mean(key, known) for key in sorted(error.keys))

@@ -21,6 +21,7 @@ import tyro
 
 from chunkrl.config import Variants, from_dict, read_values
 from chunkrl.errors import ChunkRLError
+from chunkrl.renamed import name_now
 from chunkrl.suggest import did_you_mean
 
 T = TypeVar("T")
@@ -98,6 +99,16 @@ class Settings(Generic[T]):
             return [self._by_flag[plain]]
         return [self._by_key[key] for key in self._inside(within) if key.endswith(f".{plain}")]
 
+    def renamed(self, name: str, within: str = "") -> list[Setting]:
+        """The settings that had a name in an earlier release."""
+        section, _, old = (f"{within}.{_plain(name)}" if within else _plain(name)).rpartition(".")
+        return [
+            setting
+            for setting in self.all
+            if name_now(setting.owner, old) == setting.name
+            and f".{setting.key}".endswith(f".{section}.{setting.name}" if section else f".{setting.name}")
+        ]
+
     def find(self, name: str, within: str = "") -> Setting:
         """The setting of a name in a file.
 
@@ -110,6 +121,8 @@ class Settings(Generic[T]):
         if found:
             places = " or ".join(setting.key for setting in found)
             raise ChunkRLError(f"{name} is the name of several settings: write {places}")
+        if now := self.renamed(name, within):
+            raise ChunkRLError(f"{name} is called {' or '.join(s.key for s in now)} now: write that")
         raise ChunkRLError(f"unknown configuration key: {name}{self._nearest(_plain(name), within)}")
 
     def of_values(self, values: Mapping[str, Any]) -> T:

@@ -73,7 +73,7 @@ class ChunkTransition(TensorRecord):
     next_observation: x_{t+k}; where the episode ends without termination the last stored frame.
     terminated: bool [...], the task ended inside the chunk (success, or a failure declared terminal).
     truncated: bool [...], the recording ended inside the chunk without termination.
-    num_steps: int64 [...], k, the number of steps that reward and discount cover.
+    covered_steps: int64 [...], k, the number of steps that reward and discount cover.
     critic_mask: bool [...], False where k = 0: such a chunk trains the policy only.
     episode_index, frame_index: int64 [...], where the chunk starts.
     index: int64 [...], position of the start in its data set or collection (key for labels).
@@ -88,7 +88,7 @@ class ChunkTransition(TensorRecord):
     next_observation: Observation
     terminated: Tensor
     truncated: Tensor
-    num_steps: Tensor
+    covered_steps: Tensor
     critic_mask: Tensor
     episode_index: Tensor
     frame_index: Tensor

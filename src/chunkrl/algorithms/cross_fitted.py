@@ -53,8 +53,8 @@ class CrossFittedConfig:
     policy_updates, value_updates: updates of the two phases. num_folds: K, 1 turns cross-fitting off.
     train_q: also train Q(x, A) for best-of-N. fit: of the values.
     ema_decay: of the policy's average, which is deployed; 0: none.
-    critic_updates, relabel_interval: value updates before each policy update, and policy updates between two
-        labellings by them (0: values are fixed after their phase).
+    value_updates_per_update, relabel_interval: value updates before each policy update, and policy updates between
+        two labellings by them (0: values are fixed after their phase).
     microbatch_size: rows whose activations are in memory at once; None: the whole batch.
     keep_values: values stay after their phase, to label data that grow.
     shuffled: the control: what the labels decide by is permuted over the starts.
@@ -66,21 +66,22 @@ class CrossFittedConfig:
     train_q: bool = False
     fit: ValueFit = ValueFit()
     ema_decay: float = 0.0
-    critic_updates: int = 0
+    value_updates_per_update: int = 0
     relabel_interval: int = 0
     microbatch_size: int | None = None
     keep_values: bool = False
     shuffled: bool = False
 
     def __post_init__(self) -> None:
-        if (self.critic_updates > 0) != (self.relabel_interval > 0):
+        if (self.value_updates_per_update > 0) != (self.relabel_interval > 0):
             raise ChunkRLError(
-                "critic_updates and relabel_interval go together: values that go on learning change nothing until "
-                "the data is labelled anew"
+                "value_updates_per_update and relabel_interval go together: values that go on learning change "
+                "nothing until the data is labelled anew"
             )
-        if self.critic_updates and self.fit.fold_order != "together":
+        if self.value_updates_per_update and self.fit.fold_order != "together":
             raise ChunkRLError(
-                "values that learn beside the policy (critic_updates) train together: use --fit.fold-order together"
+                "values that learn beside the policy (value_updates_per_update) train together: use "
+                "--fit.fold-order together"
             )
         if self.microbatch_size is not None and self.microbatch_size < 1:
             raise ChunkRLError(f"microbatch_size is {self.microbatch_size}; it must be at least 1")
@@ -199,8 +200,10 @@ class CrossFittedMethod:
 
     def _policy_phases(self) -> tuple[Phase, ...]:
         config, values = self.config, self.values
-        next_observation = config.critic_updates > 0 and values is not None and values.uses_next_observation
-        multiple = 1 + config.critic_updates
+        next_observation = (
+            config.value_updates_per_update > 0 and values is not None and values.uses_next_observation
+        )
+        multiple = 1 + config.value_updates_per_update
         return (Phase("policy", config.policy_updates, self._subset, next_observation, multiple),)
 
     def start_phase(self, name: str, progress: Progress = silent) -> Metrics:
@@ -210,7 +213,7 @@ class CrossFittedMethod:
         if name != "value" and not self.labels:
             metrics = self._label(progress)
             self._attach()
-        keeps = self.config.critic_updates > 0 or self.config.keep_values
+        keeps = self.config.value_updates_per_update > 0 or self.config.keep_values
         if name != "value" and self.values is not None and not keeps:
             self.values.finish()
         if name not in ("value", "critic") and self.critic is not None:
@@ -251,12 +254,12 @@ class CrossFittedMethod:
 
     def _update_policy_and_values(self, batch: ChunkTransition) -> Metrics:
         config, metrics = self.config, {}
-        if config.critic_updates:
+        if config.value_updates_per_update:
             assert self.values is not None
-            size = len(batch.actions) // (1 + config.critic_updates)
-            for number in range(config.critic_updates):
+            size = len(batch.actions) // (1 + config.value_updates_per_update)
+            for number in range(config.value_updates_per_update):
                 metrics |= self.values.update(batch.rows(slice(number * size, (number + 1) * size)))
-            batch = batch.rows(slice(config.critic_updates * size, None))
+            batch = batch.rows(slice(config.value_updates_per_update * size, None))
             if self._num_policy_updates % config.relabel_interval == config.relabel_interval - 1:
                 self.values.relabel()
                 metrics |= only_finite(self._label(silent))
@@ -382,7 +385,7 @@ def shared_settings(inputs: MethodInputs) -> dict[str, Any]:
         "train_q": settings.train_q,
         "fit": settings.fit,
         "ema_decay": settings.ema_decay,
-        "critic_updates": settings.critic_updates,
+        "value_updates_per_update": settings.value_updates_per_update,
         "relabel_interval": settings.relabel_interval,
         "microbatch_size": settings.microbatch_size,
         "keep_values": inputs.keep_values,

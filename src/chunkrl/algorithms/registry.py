@@ -27,7 +27,7 @@ _FITTED = (
     ),
     *(
         "fit.lam",
-        "fit.num_steps",
+        "fit.n_step",
         "fit.time_out",
         "fit.hidden_dim",
         "fit.num_layers",
@@ -38,7 +38,7 @@ _FITTED = (
     *("fit.num_critics", "fit.aggregate", "fit.quantile"),
     CRITICS,
 )
-_VALUES = (*_FITTED, "values", "train_q", "critic_updates", "relabel_interval")
+_VALUES = (*_FITTED, "values", "train_q", "value_updates_per_update", "relabel_interval")
 _POLICY = ("ema_decay", "microbatch_size")
 _WEIGHTS = ("beta", "fit.advantage_scale", "fit.weight_clip", "fit.draw", "fit.past_advantage", "balance")
 _JOINT = (
@@ -174,7 +174,7 @@ _ALL = (
             *(
                 name
                 for name in _VALUES
-                if name not in ("values", "train_q", "critic_updates", "relabel_interval")
+                if name not in ("values", "train_q", "value_updates_per_update", "relabel_interval")
             ),
             "microbatch_size",
         ),

@@ -64,7 +64,7 @@ class ValueFit:
     distribution that they predict together."""
     quantile: float = 0.25
     """Which quantile, in (0, 1)."""
-    num_steps: int | None = None
+    n_step: int | None = None
     """N of the advantage as the sum of N rewards and V behind them, minus V (pi*0.6); default: TD(lambda)."""
 
     def __post_init__(self) -> None:
@@ -94,8 +94,8 @@ class ValueFit:
         self._check_ensemble()
         if not 0 <= self.past_advantage < math.inf:
             raise ChunkRLError(f"fit.past_advantage is {self.past_advantage}; it is finite and not negative")
-        if self.num_steps is not None and self.num_steps < 1:
-            raise ChunkRLError(f"fit.num_steps is {self.num_steps}; an advantage covers at least 1 step")
+        if self.n_step is not None and self.n_step < 1:
+            raise ChunkRLError(f"fit.n_step is {self.n_step}; an advantage covers at least 1 step")
 
     def _check_ensemble(self) -> None:
         if self.aggregate not in get_args(Aggregate) or self.num_critics < 1 or not 0 < self.quantile < 1:

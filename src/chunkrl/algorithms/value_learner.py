@@ -306,13 +306,13 @@ class ValueLearner:
         if len(data) != data.num_frames:
             raise ValueError("cross-fitted labels need every frame of the data set as a start")
         value, seen = self.frame_values(progress)
-        if fit.num_steps is None:
+        if fit.n_step is None:
             target = lambda_returns(
                 value, self._step_reward, data.segments, data.gamma, fit.lam, fit.time_out
             )
         else:
             target = n_step_returns(
-                value, self._step_reward, data.segments, data.gamma, fit.num_steps, fit.time_out
+                value, self._step_reward, data.segments, data.gamma, fit.n_step, fit.time_out
             )
         advantage = target - value
         advantage[data.frame_labels.after_success] = 0.0

@@ -47,10 +47,10 @@ class WeightedConfig(CrossFittedConfig):
             raise ChunkRLError(
                 "--fit.draw weight is of weights that stay: use uniform with --relabel-interval"
             )
-        if self.distil.num_candidates and (self.shuffled or self.critic_updates):
+        if self.distil.num_candidates and (self.shuffled or self.value_updates_per_update):
             raise ChunkRLError(
                 "--distil.num-candidates weights the chunks that a finished Q prefers: use it with --objective "
-                "cross_fitted, and without --critic-updates"
+                "cross_fitted, and without --value-updates-per-update"
             )
 
     @property

@@ -126,6 +126,8 @@ def _find(settings: Settings, command: str, name: str) -> tuple[Setting, bool]:
     switch = [s for s in settings.matches(plain.removeprefix("no_")) if s.is_switch]
     if plain.startswith("no_") and switch:
         raise ChunkRLError(f"{name} is written {switch[0].off_flag}")
+    if now := settings.renamed(plain):
+        raise ChunkRLError(f"{name} is called {' or '.join(s.flag for s in now)} now: write that")
     raise ChunkRLError(
         f"unknown option {name}{_nearest(settings, name)}; chunkrl {command} --help-all lists all"
     )

@@ -203,7 +203,7 @@ _COMMANDS = (
                 "seed",
                 "max-steps",
                 "rate-hz",
-                "n-action-steps",
+                "exec-steps",
                 "mode",
             ),
             *("keys", "confirm", "corrector", "camera-size", "device"),

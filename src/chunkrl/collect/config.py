@@ -53,7 +53,7 @@ class CollectConfig:
     """LIBERO: what the column `subgoal` marks at its onset: goal (each condition of the task's goal), grasp, lift."""
     policy: str | None = None
     """A learned policy that acts in its share (--mixture.policy-share): a run's `policy`, or a pi folder."""
-    policy_mode: ActionMode = "sample"
+    mode: ActionMode = "sample"
     """How the policy acts: mode, sample, or best_of_n."""
     exec_steps: int | None = None
     """Actions executed of each of the policy's chunks; default: the whole chunk."""
@@ -70,7 +70,7 @@ class CollectConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ChunkRLError(f"{name} is {value}; it must be at least {least}")
-        for name, values in (("naming", Naming), ("policy_mode", ActionMode)):
+        for name, values in (("naming", Naming), ("mode", ActionMode)):
             if getattr(self, name) not in get_args(values):
                 raise ChunkRLError(f"{name} is {getattr(self, name)!r}; use one of {get_args(values)}")
         check_kinds(self.subgoals)

@@ -44,7 +44,7 @@ def load_acting(config: CollectConfig) -> ActingPolicy:
     """The policy of `config`. Raises ChunkRLError: no policy, or no such device."""
     assert config.policy is not None
     torch.set_num_threads(1)  # each simulator process has its own copy
-    return load_policy(config.policy, choose_device(config.device), config.policy_mode == "best_of_n")
+    return load_policy(config.policy, choose_device(config.device), config.mode == "best_of_n")
 
 
 def make_controller(plan: CollectPlan, policy: ActingPolicy, env: str, task: str) -> PolicyController:
@@ -72,5 +72,5 @@ def make_controller(plan: CollectPlan, policy: ActingPolicy, env: str, task: str
         )
     ours = dict(zip(plan.info.cameras, plan.cameras, strict=True))
     pairs = [(ours[environments], theirs) for environments, theirs in request.rename]
-    actor = renamed(partial(policy.act, mode=config.policy_mode), pairs)
+    actor = renamed(partial(policy.act, mode=config.mode), pairs)
     return PolicyController(actor, task, exec_steps)

@@ -51,11 +51,11 @@ def cut_segments(terminated: np.ndarray, episode_start: np.ndarray, episode_leng
 @dataclass(frozen=True)
 class ChunkSteps:
     """For B starts: rows of the H steps [B, H] (clipped to the segment), `action_mask` [B, H] of real steps,
-    critic steps `num_steps` [B], `next_row` [B], `terminated`, `truncated` [B]."""
+    critic steps `covered_steps` [B], `next_row` [B], `terminated`, `truncated` [B]."""
 
     rows: np.ndarray
     action_mask: np.ndarray
-    num_steps: np.ndarray
+    covered_steps: np.ndarray
     next_row: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
@@ -70,13 +70,15 @@ def chunk_steps(start: np.ndarray, horizon: int, segments: Segments) -> ChunkSte
     steps = start[:, None] + np.arange(horizon)[None]
     action_mask = steps < end[:, None]
     reaches_end = start + horizon >= end
-    num_steps = np.where(ends_task, np.minimum(horizon, end - start), np.minimum(horizon, end - 1 - start))
+    covered_steps = np.where(
+        ends_task, np.minimum(horizon, end - start), np.minimum(horizon, end - 1 - start)
+    )
     terminated = ends_task & reaches_end
     return ChunkSteps(
         rows=np.minimum(steps, end[:, None] - 1),
         action_mask=action_mask,
-        num_steps=num_steps,
-        next_row=np.minimum(start + num_steps, end - 1),
+        covered_steps=covered_steps,
+        next_row=np.minimum(start + covered_steps, end - 1),
         terminated=terminated,
         truncated=~ends_task & reaches_end,
     )
@@ -93,7 +95,7 @@ def chunk_reward(
 
     step_reward: float [N]; subgoal: bool [N], onsets.
     """
-    counted = np.arange(steps.rows.shape[1])[None] < steps.num_steps[:, None]
+    counted = np.arange(steps.rows.shape[1])[None] < steps.covered_steps[:, None]
     if kind == "any":
         return (subgoal[steps.rows] & counted).any(axis=1).astype(np.float32)
     powers = gamma ** np.arange(steps.rows.shape[1])

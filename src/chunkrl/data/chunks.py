@@ -325,7 +325,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
             critic = chunk_steps(start, self.critic_horizon, self.segments)
         labels = self.frame_labels
         reward = chunk_reward(self.settings.reward, critic, labels.reward, labels.subgoal, self.gamma)
-        discount = np.where(critic.terminated, 0.0, self.gamma**critic.num_steps).astype(np.float32)
+        discount = np.where(critic.terminated, 0.0, self.gamma**critic.covered_steps).astype(np.float32)
         wanted = [start, critic.next_row] if next_observation else [start]
         observations = read_observations(self.table, self.cameras, *wanted)
         episode = self.table.episode_of(start)
@@ -338,8 +338,8 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
             next_observation=observations[-1],
             terminated=torch.from_numpy(critic.terminated),
             truncated=torch.from_numpy(critic.truncated),
-            num_steps=torch.from_numpy(critic.num_steps),
-            critic_mask=torch.from_numpy(critic.num_steps > 0),
+            covered_steps=torch.from_numpy(critic.covered_steps),
+            critic_mask=torch.from_numpy(critic.covered_steps > 0),
             episode_index=torch.from_numpy(self.table.episode_ids[episode]),
             frame_index=torch.from_numpy(start - self.table.episode_start[episode]),
             index=torch.from_numpy(index),

@@ -81,7 +81,7 @@ class Arm:
         """Arms with equal keys share one value phase; None: it needs none, or has one of its own."""
         if not METHODS[self.objective].reads_setting("values") and self.sample_weights is None:
             return None
-        meaning = (self.fit.lam, self.fit.num_steps, self.fit.target, self.fit.time_out)
+        meaning = (self.fit.lam, self.fit.n_step, self.fit.target, self.fit.time_out)
         networks = (self.fit.hidden_dim, self.fit.num_layers, self.fit.dropout, self.fit.noise, self.fit.head)
         ensemble = (self.fit.num_critics, self.fit.aggregate, self.fit.quantile)
         # left out where there is none: values that lie in the folders of earlier runs keep their keys

@@ -44,7 +44,7 @@ class EvaluateConfig:
     """What a pi policy is asked for, e.g. "Advantage: negative"; "" for nothing; default: what it was saved with."""
     guidance: float | None = None
     """Classifier-free guidance of a pi policy towards the condition; default: what it was saved with."""
-    num_steps: int | None = None
+    flow_steps: int | None = None
     """Euler steps of a pi policy; default 10."""
     camera_size: int | None = None
     """Side of the cameras' pictures, pixels; default: as the policy's data were recorded; of a pi policy: 256 in

@@ -33,7 +33,7 @@ class EvaluationSettings:
     policy: the folder as given, for people; fingerprint: of its contents. envs: the tasks, in order.
     num_episodes: a task. seed: determines initial states and noise. max_steps: each task's time limit.
     exec_steps: actions executed of each chunk of `horizon`. mode, num_candidates: how chunks are chosen.
-    condition, guidance, num_steps: what a pi policy was asked for. state, camera_size, rendering: what was observed.
+    condition, guidance, flow_steps: what a pi policy was asked for. state, camera_size, rendering: what was observed.
     rename: (environment's name, policy's name) of cameras. batch_size: observations a policy call.
     assets: fingerprint of LIBERO's meshes and textures; "" where the simulator's package brings them along.
     opengl: what drew the pictures that the policy saw; "" where it saw none, or none that OpenGL draws.
@@ -53,7 +53,7 @@ class EvaluationSettings:
     num_candidates: int
     condition: str | None
     guidance: float | None
-    num_steps: int | None
+    flow_steps: int | None
     state: str
     camera_size: int
     rendering: Rendering
@@ -77,7 +77,7 @@ def told_mode(settings: EvaluationSettings) -> str:
     """How chunks were chosen, for people."""
     if settings.num_candidates:
         return f"{settings.mode} of {settings.num_candidates}"
-    takes_steps = settings.num_steps is not None
+    takes_steps = settings.flow_steps is not None
     return "mode (the flow from zero noise)" if takes_steps and settings.mode == "mode" else settings.mode
 
 

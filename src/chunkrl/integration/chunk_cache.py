@@ -66,16 +66,16 @@ class ChunkRequest:
     cameras: tuple[tuple[str, str], ...]
     num_samples: int
     horizon: int
-    num_steps: int
+    flow_steps: int
     seed: int
     dtype: str
     batch_size: int = field(compare=False)
 
     def described(self) -> dict[str, Any]:
         """What `key` is made of."""
-        return {key: value for key, value in asdict(self).items() if key != "batch_size"} | {
-            "version": _VERSION
-        }
+        named = {key: value for key, value in asdict(self).items() if key not in ("batch_size", "flow_steps")}
+        # by its name of before 2026-12: caches of then are found
+        return named | {"num_steps": self.flow_steps, "version": _VERSION}
 
     def key(self) -> str:
         """Names the chunks in the cache."""
@@ -163,5 +163,7 @@ def sample_rows(
             for row in rows
         ]
     )
-    chunks = policy.sample(observation, request.num_samples, request.num_steps, noise=torch.from_numpy(noise))
+    chunks = policy.sample(
+        observation, request.num_samples, request.flow_steps, noise=torch.from_numpy(noise)
+    )
     return chunks[:, :, : request.horizon].cpu().numpy()

@@ -9,7 +9,7 @@ import tyro
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import LoRAConfig
-from chunkrl.models.pi.config import DEFAULT_NUM_STEPS, ConditionPlace, PiCriticConfig
+from chunkrl.models.pi.config import DEFAULT_FLOW_STEPS, ConditionPlace, PiCriticConfig
 
 PiUse = Literal["replace", "candidates"]
 PiDtype = Literal["auto", "float32", "bfloat16"]
@@ -31,7 +31,7 @@ class PiChunkConfig:
     """SentencePiece file; default: the checkpoint's or the cache's."""
     asset_id: str | None = None
     """Which norm stats, where an openpi folder has several."""
-    num_steps: int = DEFAULT_NUM_STEPS
+    flow_steps: int = DEFAULT_FLOW_STEPS
     """Euler steps of the flow."""
     batch_size: int = 16
     """Starts at once."""
@@ -46,7 +46,7 @@ class PiChunkConfig:
                 f"pi0.use is {self.use!r} and pi0.dtype {self.dtype!r}; use one of {', '.join(get_args(PiUse))}, and "
                 f"of {', '.join(get_args(PiDtype))}"
             )
-        for name in ("num_candidates", "num_steps", "batch_size"):
+        for name in ("num_candidates", "flow_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ChunkRLError(f"pi0.{name} is {getattr(self, name)}; it must be at least 1")
         if self.seed < 0:

@@ -85,7 +85,7 @@ def use_pi_chunks(
             cameras=pairs,
             num_samples=config.num_samples,
             horizon=dataset.action_horizon,
-            num_steps=config.num_steps,
+            flow_steps=config.flow_steps,
             seed=config.seed,
             dtype=str(dtype),
             batch_size=config.batch_size,

@@ -146,7 +146,7 @@ def _facts(result: IterateResult, plan: Plan) -> dict[str, str]:
     elif plan.actor is not None:
         facts["roll-outs"] = f"chunkrl actor, {plan.actor.num_episodes or 'any number of'} episodes a round"
     else:
-        facts["roll-outs"] = f"{config.collect.num_episodes} a round, mode {config.collect.policy_mode}"
+        facts["roll-outs"] = f"{config.collect.num_episodes} a round, mode {config.collect.mode}"
     human = sum(found.rollouts.num_human for run in result.arms for found in run.rounds if found.rollouts)
     if human:
         facts["corrected steps"] = str(human)

@@ -13,7 +13,7 @@ from chunkrl.models.acting import ObservationInput
 from chunkrl.models.config import ActionMode
 from chunkrl.types import Observation
 
-ASKED = ("condition", "guidance", "num_steps")
+ASKED = ("condition", "guidance", "flow_steps")
 """What `ActingPolicy.ask_as` takes from a command."""
 
 
@@ -41,7 +41,7 @@ class Asked(Protocol):
         ...
 
     @property
-    def num_steps(self) -> int | None:
+    def flow_steps(self) -> int | None:
         """Euler steps."""
         ...
 
@@ -115,7 +115,7 @@ class ActingPolicy(Protocol):
         ...
 
     def ask_as(self, asked: Asked) -> dict[str, Any]:
-        """Sets what it is asked for, and returns it: condition, guidance, num_steps (None of what it has not).
+        """Sets what it is asked for, and returns it: condition, guidance, flow_steps (None of what it has not).
 
         Raises:
             ChunkRLError: it has no such thing, or was not trained with it.

@@ -260,10 +260,10 @@ class PolicyNetwork(PolicyModel):
         return self.head(inputs).view_as(mixed)
 
     def _integrate(self, features: Tensor, noise: Tensor) -> Tensor:
-        chunk, num_steps = noise, self.config.flow_steps
-        for step in range(num_steps):
-            time = torch.full((len(noise),), 1 - step / num_steps, device=noise.device)
-            chunk = chunk - self._velocity(features, chunk, time) / num_steps
+        chunk, flow_steps = noise, self.config.flow_steps
+        for step in range(flow_steps):
+            time = torch.full((len(noise),), 1 - step / flow_steps, device=noise.device)
+            chunk = chunk - self._velocity(features, chunk, time) / flow_steps
         return chunk
 
     def _to_data(self, normalized: Tensor) -> Tensor:

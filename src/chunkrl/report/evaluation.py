@@ -199,8 +199,8 @@ def _facts(evaluation: Evaluation) -> dict[str, str]:
         "simulator processes": str(evaluation.num_workers or "none: all in the policy's own"),
         "simulators lost": str(evaluation.num_restarts),
     }
-    if settings.num_steps is not None:
-        facts["Euler steps"] = str(settings.num_steps)
+    if settings.flow_steps is not None:
+        facts["Euler steps"] = str(settings.flow_steps)
         facts["asked for"] = (
             f"{settings.condition!r} at guidance {settings.guidance:g}" if settings.condition else "nothing"
         )

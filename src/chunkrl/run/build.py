@@ -170,7 +170,7 @@ def build_algorithm(
 
 
 # what values and the advantages from them mean: a run that uses them says the same of them
-_MEANING = ("gamma", "reward", "num_folds", "fit.target", "fit.time_out", "fit.lam", "fit.num_steps")
+_MEANING = ("gamma", "reward", "num_folds", "fit.target", "fit.time_out", "fit.lam", "fit.n_step")
 _MEANING += ("fit.num_critics", "fit.aggregate", "fit.quantile")
 
 

@@ -106,9 +106,10 @@ def _check_values(config: TrainConfig) -> None:
             f"--sample-weights has {len(config.sample_weights)} files for {num_datasets} data sets: give one for "
             "each, that of --dataset-dir first"
         )
-    if config.critic_updates and config.values is not None:
+    if config.value_updates_per_update and config.values is not None:
         raise ChunkRLError(
-            "--critic-updates is for values that a run trains before its policy and beside it: leave --values out"
+            "--value-updates-per-update is for values that a run trains before its policy and beside it: leave "
+            "--values out"
         )
     if config.values is not None and not (Path(config.values) / values_file(0)).is_file():
         raise ChunkRLError(

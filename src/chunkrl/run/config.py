@@ -127,7 +127,7 @@ class TrainConfig:
     sample_weights: tuple[str, ...] = ()
     """Parquet files, one a data set, with a weight for every frame (columns episode_index, frame_index, weight), in
     place of equal weights (objective behaviour_cloning)."""
-    critic_updates: int = 0
+    value_updates_per_update: int = 0
     """Value updates before each policy update, after the value phase; with relabel_interval."""
     relabel_interval: int = 0
     """Policy updates between two labellings by values that go on learning (0: labelled once; iql and document: at

@@ -73,7 +73,7 @@ class ServeCommand:
     """What a pi policy is asked for, e.g. "Advantage: negative"; "" for nothing; default: what it was saved with."""
     guidance: float | None = None
     """Classifier-free guidance of a pi policy towards the condition; default: what it was saved with."""
-    num_steps: int | None = None
+    flow_steps: int | None = None
     """Euler steps of a pi policy; default 10."""
     seed: int = 0
     """Determines all noise: with the number of a client and of its observation."""

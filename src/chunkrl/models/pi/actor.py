@@ -16,7 +16,7 @@ from chunkrl.models.acting_policy import ASKED, Asked
 from chunkrl.models.condition import conditions_beside
 from chunkrl.models.config import ActionMode
 from chunkrl.models.pi.checkpoint import save_pretrained
-from chunkrl.models.pi.config import DEFAULT_NUM_STEPS
+from chunkrl.models.pi.config import DEFAULT_FLOW_STEPS
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.types import Observation
 
@@ -37,23 +37,23 @@ class ChunkScorer(Protocol):
 class PiActor:
     """Chunks [B, H, A] in the data's units from batched observations. takes: what it takes.
 
-    condition, guidance, num_steps: what it is asked for (`ask`). q: for best-of-N.
+    condition, guidance, flow_steps: what it is asked for (`ask`). q: for best-of-N.
     """
 
     condition: str
     guidance: float
-    num_steps: int
+    flow_steps: int
 
     def __init__(
         self,
         policy: PiPolicy,
-        num_steps: int | None = None,
+        flow_steps: int | None = None,
         condition: str | None = None,
         guidance: float | None = None,
         q: ChunkScorer | None = None,
     ) -> None:
         self.policy, self.q = policy.eval(), q
-        self.ask(condition, guidance, num_steps)
+        self.ask(condition, guidance, flow_steps)
         settings = policy.recipe.settings
         cameras = tuple(CameraInput(name) for name in settings.cameras)  # the model makes its own size of any
         self.takes = ObservationInput(
@@ -61,12 +61,12 @@ class PiActor:
         )
 
     def ask(
-        self, condition: str | None = None, guidance: float | None = None, num_steps: int | None = None
+        self, condition: str | None = None, guidance: float | None = None, flow_steps: int | None = None
     ) -> None:
         """From now on `act` asks for this; what is None is as the policy was saved.
 
         condition: a text that it was trained with ("Advantage: negative"), or "" for nothing. guidance: towards the
-        condition, from 0; 1 is the condition alone. num_steps: Euler steps.
+        condition, from 0; 1 is the condition alone. flow_steps: Euler steps.
 
         Raises:
             ChunkRLError: it was not trained with the condition, or guidance leads nowhere.
@@ -89,7 +89,7 @@ class PiActor:
         if not 0 <= guidance < math.inf:
             raise ChunkRLError(f"guidance is {guidance}; it must not be negative, and finite")
         self.condition, self.guidance = condition, guidance
-        self.num_steps = DEFAULT_NUM_STEPS if num_steps is None else num_steps
+        self.flow_steps = DEFAULT_FLOW_STEPS if flow_steps is None else flow_steps
 
     @property
     def action_horizon(self) -> int:
@@ -140,7 +140,7 @@ class PiActor:
         """See `ActingPolicy.ask_as`."""
         if asked.mode == "best_of_n" and self.q is None:
             raise ChunkRLError(NO_Q)
-        self.ask(asked.condition, asked.guidance, asked.num_steps)
+        self.ask(asked.condition, asked.guidance, asked.flow_steps)
         return {name: getattr(self, name) for name in ASKED}
 
     def identity(self) -> str:
@@ -182,7 +182,7 @@ class PiActor:
         chunks = self.policy.sample(
             observation,
             num_samples=shape[0],
-            num_steps=self.num_steps,
+            flow_steps=self.flow_steps,
             condition=self.condition,
             noise=noise,
             guidance=self.guidance,

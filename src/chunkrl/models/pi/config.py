@@ -337,4 +337,4 @@ class PiCriticConfig:
             raise ChunkRLError("critic dropout must lie in [0, 1), and state_noise must not be negative")
 
 
-DEFAULT_NUM_STEPS = 10
+DEFAULT_FLOW_STEPS = 10

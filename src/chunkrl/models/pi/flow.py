@@ -120,12 +120,12 @@ def token_positions(valid: Tensor) -> Tensor:
     return valid.to(torch.int64).cumsum(1) - 1
 
 
-def euler_times(num_steps: int, device: torch.device | str = "cpu") -> Tensor:
-    """Times at which the velocity is evaluated, float32 [num_steps]: 1, 1 - 1/N, ..., 1/N."""
-    if num_steps < 1:
-        raise ChunkRLError(f"num_steps is {num_steps}; sampling needs at least one step")
-    steps = torch.arange(num_steps, dtype=torch.float64, device=device)
-    return (1.0 - steps / num_steps).float()
+def euler_times(flow_steps: int, device: torch.device | str = "cpu") -> Tensor:
+    """Times at which the velocity is evaluated, float32 [flow_steps]: 1, 1 - 1/N, ..., 1/N."""
+    if flow_steps < 1:
+        raise ChunkRLError(f"flow_steps is {flow_steps}; sampling needs at least one step")
+    steps = torch.arange(flow_steps, dtype=torch.float64, device=device)
+    return (1.0 - steps / flow_steps).float()
 
 
 def _visible_somewhere(mask: Tensor) -> Tensor:
@@ -355,7 +355,7 @@ class PiModel(nn.Module):
         Args:
             prefix: of B observations.
             noise: float32 [B, N, H, A], N chunks per observation.
-            times: float32 [num_steps], see `euler_times`.
+            times: float32 [flow_steps], see `euler_times`.
             unconditioned: the same observations without the condition's text, for classifier-free guidance:
                 v = v_unconditioned + guidance (v - v_unconditioned) (arXiv 2207.12598; 2505.23458 for policies).
             guidance: 1 is plain conditioning.

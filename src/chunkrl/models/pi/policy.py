@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from chunkrl.errors import ChunkRLError
 from chunkrl.models import lora  # as a module: it imports layers of this package
 from chunkrl.models.acting import check_cameras
-from chunkrl.models.pi.config import DEFAULT_NUM_STEPS, PiRecipe
+from chunkrl.models.pi.config import DEFAULT_FLOW_STEPS, PiRecipe
 from chunkrl.models.pi.flow import PiModel, Prefix, PrefixInputs, euler_times
 from chunkrl.models.pi.images import prepare_images
 from chunkrl.models.pi.norm_stats import NormStats, is_constant, normalize, unnormalize
@@ -316,7 +316,7 @@ class PiPolicy(nn.Module):
         self,
         observation: Observation,
         num_samples: int = 1,
-        num_steps: int = DEFAULT_NUM_STEPS,
+        flow_steps: int = DEFAULT_FLOW_STEPS,
         condition: str | Sequence[str] | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
@@ -327,7 +327,7 @@ class PiPolicy(nn.Module):
         Args:
             observation: batched, with the settings' cameras.
             num_samples: N chunks per observation.
-            num_steps: Euler steps.
+            flow_steps: Euler steps.
             condition: text the policy is conditioned on; empty for none, None for the settings'.
             generator: on the CPU, so that the same seed gives the same noise on every device.
             noise: standard normal float32 [B, N, H, A] of the model's width, in place of drawing it.
@@ -340,7 +340,7 @@ class PiPolicy(nn.Module):
         if num_samples < 1:
             raise ChunkRLError(f"num_samples is {num_samples}; ask for at least one chunk")
         config = self.recipe.config
-        times = euler_times(num_steps, self.device)
+        times = euler_times(flow_steps, self.device)
         inputs = self.prepare(observation, condition, self._pad_to)
         guidance = self.recipe.settings.guidance if guidance is None else guidance
         free = self.with_condition(inputs, observation, "", self._pad_to) if guidance != 1 else None

@@ -12,7 +12,7 @@ from chunkrl.online.link.config import ConnectConfig, CorrectionRule, SwapAt
 
 CorrectorName = Literal["none", "scripted", "leader", "keyboard"]
 _LEAST = {
-    **{"num_episodes": 1, "max_steps": 1, "n_action_steps": 1, "num_candidates": 1, "camera_size": 1},
+    **{"num_episodes": 1, "max_steps": 1, "exec_steps": 1, "num_candidates": 1, "camera_size": 1},
     **{"seed": 0, "prefetch_steps": 0, "finish_s": 0, "max_ahead_steps": 0},
 }
 
@@ -49,7 +49,7 @@ class ActorCommand:
     """Wait before an episode while the learner owes updates for more than so many recorded steps; with 0 and one
     actor an online run does not depend on the machine's load. None: never wait."""
 
-    n_action_steps: int | None = None
+    exec_steps: int | None = None
     """Actions executed of each chunk; default: the whole chunk, less --prefetch-steps."""
     prefetch_steps: int = 0
     """Actions left when the next chunk is asked for, so that it is made meanwhile."""
@@ -64,7 +64,7 @@ class ActorCommand:
     """What a pi policy is asked for, e.g. "Advantage: negative"; "" for nothing; default: what it was saved with."""
     guidance: float | None = None
     """Classifier-free guidance of a pi policy towards the condition; default: what it was saved with."""
-    num_steps: int | None = None
+    flow_steps: int | None = None
     """Euler steps of a pi policy; default 10."""
     device: str = "auto"
     """cpu, cuda, or auto."""

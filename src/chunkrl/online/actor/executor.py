@@ -165,7 +165,7 @@ WhenDry = Literal["hold", "wait"]
 class ExecutionConfig:
     """How chunks are executed."""
 
-    n_action_steps: int = 10
+    exec_steps: int = 10
     """n, actions executed of each chunk."""
     prefetch_steps: int = 0
     """p, actions left when the next chunk is asked for. 0: after the last one."""
@@ -174,11 +174,11 @@ class ExecutionConfig:
     it, for simulators, whose time stops meanwhile."""
 
     def __post_init__(self) -> None:
-        if self.n_action_steps < 1:
-            raise ChunkRLError(f"n_action_steps is {self.n_action_steps}; a chunk is executed for at least 1")
-        if not 0 <= self.prefetch_steps <= self.n_action_steps:
+        if self.exec_steps < 1:
+            raise ChunkRLError(f"exec_steps is {self.exec_steps}; a chunk is executed for at least 1")
+        if not 0 <= self.prefetch_steps <= self.exec_steps:
             raise ChunkRLError(
-                f"prefetch_steps is {self.prefetch_steps}; it must be 0 to n_action_steps ({self.n_action_steps})"
+                f"prefetch_steps is {self.prefetch_steps}; it must be 0 to exec_steps ({self.exec_steps})"
             )
         if self.when_dry not in get_args(WhenDry):
             raise ChunkRLError(f"when_dry is {self.when_dry!r}; it must be one of {get_args(WhenDry)}")
@@ -219,10 +219,10 @@ class ChunkExecutor:
 
     def __init__(self, source: ChunkSource, config: ExecutionConfig) -> None:
         """Raises ChunkRLError where the policy's chunks are shorter than what is executed and prefetched."""
-        needed = config.n_action_steps + config.prefetch_steps
+        needed = config.exec_steps + config.prefetch_steps
         if needed > source.action_horizon:
             raise ChunkRLError(
-                f"n_action_steps {config.n_action_steps} + prefetch_steps {config.prefetch_steps} is more than the "
+                f"exec_steps {config.exec_steps} + prefetch_steps {config.prefetch_steps} is more than the "
                 f"policy's chunk of {source.action_horizon} actions: lower one of them"
             )
         self._source, self._config = source, config
@@ -312,6 +312,6 @@ class ChunkExecutor:
         expected = (self._source.action_horizon, self._source.action_dim)
         if chunk.actions.shape != expected:
             raise ChunkRLError(f"the policy made a chunk of shape {chunk.actions.shape}, expected {expected}")
-        for offset in range(request.lead, request.lead + self._config.n_action_steps):
+        for offset in range(request.lead, request.lead + self._config.exec_steps):
             self._queue.append(ProposedAction(chunk.actions[offset], chunk.version, self._num_chunks, offset))
         self._num_chunks += 1

@@ -123,7 +123,7 @@ class _Session:
 
     def _execution(self, horizon: int, station: Station) -> ExecutionConfig:
         command = self._command
-        n = horizon - command.prefetch_steps if command.n_action_steps is None else command.n_action_steps
+        n = horizon - command.prefetch_steps if command.exec_steps is None else command.exec_steps
         return ExecutionConfig(n, command.prefetch_steps, station.when_dry)
 
     def _act(self, station: Station, executor: ChunkExecutor, log: ActorLog) -> ActorSummary:
