@@ -77,7 +77,8 @@ def ask(dataset: ChunkDataset, num_folds: int, positions: np.ndarray | None = No
     critics = CrossFitted(Near, num_folds)
     fold = np.arange(len(dataset)) % num_folds
     dataset.attach("fold", fold)
-    return best_chunks(Noise(), critics, dataset, positions, N, 3, CPU, silent), fold
+    policy: Any = Noise()
+    return best_chunks(policy, critics, dataset, positions, N, 3, CPU, silent), fold
 
 
 @pytest.mark.parametrize("num_folds", [1, 3])

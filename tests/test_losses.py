@@ -106,7 +106,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ChunkDataset:
 
 @pytest.mark.parametrize("spread", ["state", "fixed"])
 def test_gaussian_log_prob_is_the_density(dataset: ChunkDataset, spread: str) -> None:
-    policy = identity_factory(dataset, policy=PolicyConfig("gaussian", spread)).policy()  # type: ignore[arg-type]
+    policy: Any = identity_factory(dataset, policy=PolicyConfig("gaussian", spread)).policy()  # type: ignore[arg-type]
     batch = dataset.batch(np.arange(8))
     prepared = policy.encoder.prepare(batch.observation)
     mean, log_std = policy.gaussian(prepared)
@@ -119,7 +119,7 @@ def test_gaussian_log_prob_is_the_density(dataset: ChunkDataset, spread: str) ->
 
 
 def test_flow_loss_by_hand(dataset: ChunkDataset) -> None:
-    policy = identity_factory(dataset, policy=PolicyConfig("flow")).policy()
+    policy: Any = identity_factory(dataset, policy=PolicyConfig("flow")).policy()
     for parameter in policy.head.parameters():
         torch.nn.init.zeros_(parameter)  # the velocity is 0: the loss is the mean of (noise - A)^2
     batch = dataset.batch(np.arange(8))
@@ -137,7 +137,7 @@ def test_flow_loss_by_hand(dataset: ChunkDataset) -> None:
 
 @pytest.mark.parametrize("kind", ["gaussian", "flow"])
 def test_what_stands_in_the_padding_changes_no_policy_loss(dataset: ChunkDataset, kind: str) -> None:
-    policy = identity_factory(dataset, policy=PolicyConfig(kind)).policy()
+    policy: Any = identity_factory(dataset, policy=PolicyConfig(kind)).policy()
     batch = dataset.batch(np.arange(len(dataset)))
     assert not batch.action_mask.all()
     garbage = torch.where(batch.action_mask[..., None], batch.actions, torch.full_like(batch.actions, 50.0))
@@ -185,7 +185,7 @@ def test_critic_scores_candidates_as_single_chunks(dataset: ChunkDataset) -> Non
 
 
 def test_flow_policy_has_no_log_prob(dataset: ChunkDataset) -> None:
-    policy = identity_factory(dataset, policy=PolicyConfig("flow")).policy()
+    policy: Any = identity_factory(dataset, policy=PolicyConfig("flow")).policy()
     batch = dataset.batch(np.arange(2))
     with pytest.raises(ValueError, match="no cheap log-likelihood"):
         policy.log_prob(policy.encoder.prepare(batch.observation), batch.actions, batch.action_mask)

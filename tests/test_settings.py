@@ -17,6 +17,7 @@ from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.errors import ChunkRLError
 from chunkrl.files.yaml_files import read_yaml
 from chunkrl.iterate.plan import load_actor
+from chunkrl.models.config import PolicyConfig
 from chunkrl.online.actor.station import RobotFile
 from chunkrl.online.learner.config import LearnerConfig
 from chunkrl.run.config import TrainCommand
@@ -128,6 +129,7 @@ def test_python_takes_the_same_names() -> None:
         "lr": 1,
     }
     config = TRAIN.replaced({**asked, "output_dir": Path("runs/x"), "resize": np.array([4, 5])})
+    assert isinstance(config.policy, PolicyConfig)
     assert (config.policy.kind, config.policy.flow_steps, config.fit.head.num_bins) == ("flow", 10, 51)
     assert (config.batch_size, config.lr, config.output_dir) == (3, 1.0, "runs/x")
     assert config.frames.resize == (4, 5) and type(config.batch_size) is int

@@ -8,6 +8,7 @@ define them, by fixed-point iteration over tables.
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,7 +195,8 @@ def test_document_objective_moves_as_its_formulas_say(corridor: ChunkDataset) ->
     config = DocumentConfig(num_updates=1, beta=0.7, lambda_v=0.5, lambda_pi=2.0)
     learner = DocumentObjective(config, factory, OptimConfig(), corridor, 0, CPU)
     batch = corridor.batch(np.arange(len(corridor)))
-    value, critic, policy = learner.value.networks[0], learner.critic.networks[0], learner.policy
+    policy: Any = learner.policy
+    value, critic = learner.value.networks[0], learner.critic.networks[0]
     with torch.no_grad():
         v, v_next = value(batch.observation), value(batch.next_observation)
         q = critic(batch.observation, batch.actions)[0]
@@ -245,8 +247,9 @@ def test_document_objective_reaches_its_fixed_point_on_a_one_step_problem(tmp_pa
         q = learner.critic.networks[0](batch.observation, batch.actions)[0]
         assert q.numpy() == pytest.approx(batch.reward.numpy(), abs=0.06)
         one = batch.observation.map(lambda tensor: tensor[:1].expand(4000, 1))
-        chunk = learner.policy.sample(one, 1)[:, 0]
-        prepared = learner.policy.encoder.prepare(one)
-        entropy = learner.policy.log_prob(prepared, chunk, torch.ones(4000, 1, dtype=torch.bool))
+        policy: Any = learner.policy
+        chunk = policy.sample(one, 1)[:, 0]
+        prepared = policy.encoder.prepare(one)
+        entropy = policy.log_prob(prepared, chunk, torch.ones(4000, 1, dtype=torch.bool))
         soft = losses.bellman_target(learner.critic.networks[0](one, chunk)[0], -entropy, torch.ones(4000))
         assert learner.value.networks[0](one)[0].item() == pytest.approx(soft.mean().item(), abs=0.15)

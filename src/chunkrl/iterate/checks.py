@@ -13,6 +13,7 @@ from chunkrl.evaluation.rollout import initial_seeds
 from chunkrl.iterate.config import ArmName, IterateConfig
 from chunkrl.iterate.plan import Plan, load_actor
 from chunkrl.iterate.records import Rollouts
+from chunkrl.policies.registry import family_in
 from chunkrl.run.checks import check_config
 
 _FREE_RULES = ("auto", "next.success")  # of success, that fit what simulators and actors record
@@ -22,7 +23,7 @@ def make_plan(config: IterateConfig) -> Plan:
     """The steps of `config`. Raises ChunkRLError for settings that exclude each other or the pretrained policy."""
     _check_own(config)
     _check_labels(config)
-    pretrained, train = config.train.family.pretrained(config.train)
+    pretrained, train = config.train.family.pretrained(config.train, family_in)
     config = replace(config, train=train)
     actor = None if config.rollouts.actor is None else load_actor(config.rollouts.actor)
     plan = Plan(config, pretrained, actor)

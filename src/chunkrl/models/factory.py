@@ -9,12 +9,29 @@ from dataclasses import dataclass, field
 import torch
 
 from chunkrl.data.normalize import Normalizer
+from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import NetworkConfig, PolicyConfig, PolicySettings
 from chunkrl.models.critic import Critic
 from chunkrl.models.encoders import ActionEncoder, ObservationEncoder, ObservationSpec
 from chunkrl.models.policy import ChunkShape, PolicyModel, PolicyNetwork
 from chunkrl.models.value import ValueNetwork
 from chunkrl.models.value_head import ValueHead
+
+
+def policy_network(parts: NetworkFactory) -> PolicyNetwork:
+    """pi(A | x) with statistics and an encoder of its own."""
+    if not isinstance(parts.policy_config, PolicyConfig):
+        raise ChunkRLError(
+            f"{parts.policy_config.kind} is another family of policies: load it with load_policy"
+        )
+    return PolicyNetwork(
+        parts.encoder(parts.network),
+        parts.shape,
+        copy.deepcopy(parts.action_normalizer),
+        parts.action_range,
+        parts.policy_config,
+        parts.network,
+    )
 
 
 @dataclass(frozen=True)
@@ -35,7 +52,7 @@ class NetworkFactory:
     policy_config: PolicySettings = field(default_factory=PolicyConfig)
     critic_network: NetworkConfig = NetworkConfig()
     state_noise: float = 0.0
-    make_policy: Callable[[NetworkFactory], PolicyModel] = PolicyNetwork.of
+    make_policy: Callable[[NetworkFactory], PolicyModel] = policy_network
 
     def encoder(self, network: NetworkConfig) -> ObservationEncoder:
         """An observation encoder with its own copy of the statistics."""

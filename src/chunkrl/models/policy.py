@@ -9,12 +9,11 @@ t = 1 is noise; sampling integrates from 1 to 0 in Euler steps.
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +23,6 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.models.encoders import MOST_VALUES, ObservationEncoder, Prepared, mlp
 from chunkrl.types import Observation
-
-if TYPE_CHECKING:  # it makes them
-    from chunkrl.models.factory import NetworkFactory
 
 LOG_STD_MIN, LOG_STD_MAX = (
     -4.0,
@@ -159,19 +155,6 @@ class PolicyNetwork(PolicyModel):
             self.head = mlp(encoder.out_dim, num_outputs, network)
         else:
             self.head = mlp(encoder.out_dim + num_values + TIME_FEATURES, num_values, network)
-
-    @classmethod
-    def of(cls, parts: NetworkFactory) -> PolicyNetwork:
-        """With statistics and an encoder of its own."""
-        assert isinstance(parts.policy_config, PolicyConfig)
-        return cls(
-            parts.encoder(parts.network),
-            parts.shape,
-            copy.deepcopy(parts.action_normalizer),
-            parts.action_range,
-            parts.policy_config,
-            parts.network,
-        )
 
     @property
     def noise_shape(self) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,9 @@ from chunkrl.models.acting import CameraInput, ObservationInput, check_request
 from chunkrl.models.acting_policy import ASKED, Asked
 from chunkrl.models.config import ActionMode, NetworkConfig, PolicySettings
 from chunkrl.models.encoders import MOST_VALUES, ObservationSpec
-from chunkrl.models.factory import NetworkFactory
+from chunkrl.models.factory import NetworkFactory, policy_network
 from chunkrl.models.policy import ChunkShape, PolicyModel
 from chunkrl.models.value_head import ValueHead
-from chunkrl.policies import registry
-from chunkrl.policies.small import SmallFamily
 from chunkrl.training.checkpoint import load_state, save_state
 from chunkrl.types import Observation
 
@@ -240,15 +238,20 @@ class ChunkPolicy:
         save_state(Path(folder), state)
 
     @classmethod
-    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> ChunkPolicy:
-        """Reads what `save` wrote; strict. Raises CheckpointError when the folder is no whole policy."""
+    def load(
+        cls,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        make_policy: Callable[[NetworkFactory], PolicyModel] = policy_network,
+    ) -> ChunkPolicy:
+        """Reads what `save` wrote; strict. make_policy: the network that the policy is.
+
+        Raises:
+            CheckpointError: the folder is no whole policy.
+        """
         state = load_state(Path(folder))
         spec = read_spec(folder, state)
-        shape, family = spec.shape, registry.family_of(spec.policy.kind)
-        if not isinstance(family, SmallFamily):
-            raise CheckpointError(
-                f"{folder} describes a {family.name} policy, which is saved otherwise: copy it again"
-            )
+        shape = spec.shape
         factory = NetworkFactory(
             spec.observation,
             shape,
@@ -258,7 +261,7 @@ class ChunkPolicy:
             spec.network,
             spec.policy,
             critic_network=spec.network if spec.q is None else spec.q.network,
-            make_policy=family.policy,
+            make_policy=make_policy,
         )
         policy = factory.policy()
         q = None

@@ -8,7 +8,7 @@ are made of the families' settings.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -111,8 +111,8 @@ class PolicyFamily(ABC):
     # ---- a policy's folder
 
     @abstractmethod
-    def matches(self, folder: Path) -> bool:
-        """Whether a folder holds a policy of this family; nothing is loaded."""
+    def matches(self, folder: Path, kinds: Collection[str]) -> bool:
+        """Whether a folder holds a policy of this family; nothing is loaded. kinds: those of all families."""
 
     @abstractmethod
     def load(self, folder: Path, device: torch.device | str, with_q: bool) -> ActingPolicy:
@@ -145,7 +145,7 @@ class PolicyFamily(ABC):
 
     def is_own(self, folder: Path) -> bool:
         """Whether a run of this project wrote the folder, and a manifest with it, and no other program."""
-        return self.matches(folder)
+        return self.matches(folder, self.kinds)
 
     def inner_folders(self, folder: Path) -> tuple[str, ...]:
         """Names of the folders in a policy's that have manifests of their own."""
@@ -159,9 +159,11 @@ class PolicyFamily(ABC):
         """What `chunkrl doctor` says of it here: names and texts. checkpoints: the folder of published ones."""
         return []
 
-    def pretrained(self, config: RunSettings) -> tuple[Path, RunSettings]:
+    def pretrained(
+        self, config: RunSettings, family_in: Callable[[Path], PolicyFamily]
+    ) -> tuple[Path, RunSettings]:
         """The saved policy that acts first and that every training of an iteration begins with, and the settings with
-        what it decides.
+        what it decides. family_in: the family of a saved policy (`registry.family_in`).
 
         Raises:
             ChunkRLError: the settings name none, or contradict it.

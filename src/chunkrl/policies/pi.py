@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +96,7 @@ class PiFamily(PolicyFamily):
 
     # ---- a policy's folder
 
-    def matches(self, folder: Path) -> bool:
+    def matches(self, folder: Path, kinds: Collection[str]) -> bool:
         """Any layout that a checkpoint has."""
         from chunkrl.models.pi.checkpoint import RECIPE_FILE
         from chunkrl.models.pi.weights import WEIGHTS_FILE, WEIGHTS_INDEX
@@ -161,7 +161,9 @@ class PiFamily(PolicyFamily):
             *(("checkpoint", line) for line in found.checkpoints(checkpoints)),
         ]
 
-    def pretrained(self, config: RunSettings) -> tuple[Path, RunSettings]:
+    def pretrained(
+        self, config: RunSettings, family_in: Callable[[Path], PolicyFamily]
+    ) -> tuple[Path, RunSettings]:
         """The checkpoint."""
         if config.init is not None:
             raise ChunkRLError(

@@ -39,7 +39,7 @@ def family_in(folder: Path) -> PolicyFamily:
     Raises:
         CheckpointError: the folder holds none (says what to give).
     """
-    found = next((family for family in FAMILIES if family.matches(folder)), None)
+    found = next((family for family in FAMILIES if family.matches(folder, kinds())), None)
     if found is None:
         if (folder / "policy").is_dir():
             raise CheckpointError(f"{folder} is a run, not a policy: give its policy, {folder / 'policy'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,9 +43,9 @@ class SmallFamily(PolicyFamily):
 
     def policy(self, parts: NetworkFactory) -> PolicyModel:
         """pi(A | x), freshly initialised, with `parts.encoder(parts.network)` for what it sees."""
-        from chunkrl.models.policy import PolicyNetwork
+        from chunkrl.models.factory import policy_network
 
-        return PolicyNetwork.of(parts)
+        return policy_network(parts)
 
     def decided(self, config: RunSettings, dataset: ChunkData) -> dict[str, Any]:
         """Whether the networks read the task's text."""
@@ -84,9 +85,8 @@ class SmallFamily(PolicyFamily):
 
     # ---- a policy's folder
 
-    def matches(self, folder: Path) -> bool:
-        """By the kind that its description has; where that has none, the first such family says what is wrong."""
-        from chunkrl.policies import registry
+    def matches(self, folder: Path, kinds: Collection[str]) -> bool:
+        """By the kind that its description has; where that is none, the first such family says what is wrong."""
         from chunkrl.training.checkpoint import VALUES, read_plain
 
         if not (folder / VALUES).is_file():
@@ -95,13 +95,13 @@ class SmallFamily(PolicyFamily):
             kind = read_plain(folder)["spec_json"]["policy"]["kind"]
         except (ChunkRLError, KeyError, TypeError):
             return True
-        return kind in self.kinds or kind not in registry.kinds()
+        return kind in self.kinds or kind not in kinds
 
     def load(self, folder: Path, device: torch.device | str, with_q: bool) -> ChunkPolicy:
         """With Q: it is small, too."""
         from chunkrl.policies.chunk_policy import ChunkPolicy
 
-        return ChunkPolicy.load(folder, device)
+        return ChunkPolicy.load(folder, device, self.policy)
 
     def acting(self, trained: TrainedPolicy) -> ChunkPolicy:
         """With Q where the method trained one."""
@@ -159,9 +159,10 @@ class SmallFamily(PolicyFamily):
         there |= {name: asdict(getattr(spec, name)) for name in ("policy", "network", "encoding")}
         return as_json(there)
 
-    def pretrained(self, config: RunSettings) -> tuple[Path, RunSettings]:
+    def pretrained(
+        self, config: RunSettings, family_in: Callable[[Path], PolicyFamily]
+    ) -> tuple[Path, RunSettings]:
         """The policy of --init, which decides sizes and inputs."""
-        from chunkrl.policies import registry
         from chunkrl.policies.chunk_policy import ChunkPolicy
 
         if config.init is None:
@@ -175,7 +176,7 @@ class SmallFamily(PolicyFamily):
                 "cross_fitted"
             )
         folder = Path(config.init)
-        found = registry.family_in(folder)
+        found = family_in(folder)
         policy = found.load(folder, "cpu", True)
         if not isinstance(policy, ChunkPolicy):
             kind = found.kinds[0]
