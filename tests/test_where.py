@@ -43,3 +43,18 @@ def test_lines_that_an_addition_took() -> None:
     assert {name for name, _ in told} == {"toy_method.py", "toy_env.py"}
     for name, lines in told:
         assert len((Path(__file__).parent / name).read_text().splitlines()) == int(lines)
+
+
+def test_hand_written_parts_name_the_library_that_was_considered() -> None:
+    text = (PAGE.parent / "libraries.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| `([\w/]+\.py)` \| (`[^|]+`) \|(.*)\|$", text, re.MULTILINE)
+    assert len(rows) >= 20 and len({file for file, _, _ in rows}) == len(rows)
+    for file, considered, _ in rows:
+        told = ast.get_docstring(ast.parse((SOURCES / file).read_text(encoding="utf-8"))) or ""
+        for library in re.findall(r"`([^`]+)`", considered):
+            assert library.lower() in told.lower(), f"{file} does not name {library}"
+    named = {file for file, _, _ in rows}
+    for path in SOURCES.rglob("*.py"):
+        told = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        if re.search(r"^Librar(y|ies) considered:", told, re.MULTILINE):
+            assert path.relative_to(SOURCES).as_posix() in named, f"{path} is not in docs/design/libraries.md"

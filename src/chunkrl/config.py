@@ -1,4 +1,8 @@
-"""Typed configuration and records in and out of JSON: unknown keys, wrong types and NaN are errors."""
+"""Typed configuration and records in and out of JSON: unknown keys, wrong types and NaN are errors.
+
+Libraries considered: dacite, which builds the records (0.2 s); added are what it lets pass (NaN, unknown keys'
+nearest names). OmegaConf (part of Hydra's 0.8 s) has its own containers in place of dataclasses.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Progress of long work: one callback type, and its terminal bars with ETA."""
+"""Progress of long work: one callback type, and its terminal bars with ETA.
+
+Library considered: tqdm, which draws the bars; what is written here is the callback that keeps it out of the
+library's code.
+"""
 
 from __future__ import annotations
 

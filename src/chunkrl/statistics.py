@@ -1,5 +1,8 @@
 """Intervals and comparisons of success rates, and rank statistics of a critic.
 
+Library considered: scipy.stats (113 MB, 7 s to import on a busy machine, numpy 0.7; no bootstrap over seeds, then
+states).
+
 What varies, and what each function says about it:
 
 - One policy on n initial states: `wilson_interval` (E. B. Wilson, JASA 1927).

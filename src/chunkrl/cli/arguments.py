@@ -1,4 +1,8 @@
-"""A command's options from flags, on top of those of `--config FILE`: every name that `chunkrl.settings` knows."""
+"""A command's options from flags, on top of those of `--config FILE`: every name that `chunkrl.settings` knows.
+
+Libraries considered: tyro, which parses; it takes 0.4 s to import, so that help and completion (0.17 s) are made
+without it; and Hydra (9 MB, 0.8 s, with a layout of configuration files of its own).
+"""
 
 from __future__ import annotations
 

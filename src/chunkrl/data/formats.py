@@ -1,4 +1,8 @@
-"""One description of a LeRobot data set of any readable version: metadata only, no frame is read."""
+"""One description of a LeRobot data set of any readable version: metadata only, no frame is read.
+
+Library considered: lerobot (it needs torch < 2.11 and so an environment of its own, and reads one version of the
+format; older ones have to be converted first).
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """Write LeRobot v3.0 data sets, an episode at a time, so that a kill loses at most the episode being written.
 
+Library considered: lerobot (as for reading; besides, its parquet files cannot be read until `finalize`, so that a
+kill loses the episodes of the open file).
+
 Order of an episode's files: data and videos, tasks, its row of `meta/episodes`, then `meta/info.json`,
 whose `total_episodes` says what exists; every file is renamed into place. What lies beyond the first
 `total_episodes` rows of `meta/episodes` (in file order) does not exist yet or is a copy left by an

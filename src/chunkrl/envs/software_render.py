@@ -1,5 +1,8 @@
 """Pictures of a MuJoCo scene without OpenGL, drawn in numpy.
 
+Library considered: MuJoCo's renderer (by OSMesa 234 ms, by EGL without a GPU 190 ms of processor time for 320 x
+240, against about 60 here; and libraries of the system that a fresh machine lacks).
+
 MuJoCo's own renderer needs a display, EGL or OSMesa; a fresh machine has none of them. This one draws
 filled, flat-shaded triangles with one directional light, shadows of what moves on what stands still, and
 the goal as a translucent ball. Not drawn: textures (their mean colour is), height fields, flexes, skins,

@@ -1,4 +1,8 @@
-"""Simulators in processes of their own: several cores, one rendering context a process, and no crash that spreads."""
+"""Simulators in processes of their own: several cores, one rendering context a process, and no crash that spreads.
+
+Library considered: gymnasium's AsyncVectorEnv (3.3 ms a step of four empty environments, a message a step where a
+stretch of actions is one here; a killed worker ends all of them).
+"""
 
 from __future__ import annotations
 

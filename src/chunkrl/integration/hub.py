@@ -1,5 +1,7 @@
 """Repositories of the Hub, fetched by `huggingface_hub.snapshot_download`, and what it leaves to its caller.
 
+Library considered: huggingface_hub, which fetches.
+
 The library logs in, retries, and moves large files in parallel parts (Xet). Added here: the folder has its own name
 only when it is whole (`transfer`), every file is compared with the Hub's checksum (the library compares sizes), space
 is looked for first, and what is missing is an error also where the library returns a folder that it could not ask

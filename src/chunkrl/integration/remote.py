@@ -1,4 +1,9 @@
-"""Listing and reading trees of files at any fsspec location: Google Cloud Storage, the Hub, a folder."""
+"""Listing and reading trees of files at any fsspec location: Google Cloud Storage, the Hub, a folder.
+
+Libraries considered: google-cloud-storage (40 MB, 21 packages, 1.6 s to import, buckets alone) and gcsfs, which is
+used (80 MB, extra `gcs`) since any fsspec location is then a mirror; both leave checking a whole tree and going on
+after a kill to the caller.
+"""
 
 from __future__ import annotations
 

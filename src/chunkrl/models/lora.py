@@ -1,5 +1,8 @@
 """Low-rank adaptation of linear layers (LoRA, Hu et al. 2021, arXiv 2106.09685).
 
+Library considered: PEFT (155 MB with what it needs beside torch; it renames a layer's weights to
+base_model.model.*.base_layer, so that a plain checkpoint no longer fits).
+
 y = W x + b + (alpha / rank) B A x, with W and b frozen, A [rank, in] random and B [out, rank] zero, so that the
 function does not change at the start. W + B A is formed once, when merging, and never in training. W keeps its
 name, so a plain checkpoint's names are a subset of the adapted model's.

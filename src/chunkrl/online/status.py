@@ -1,5 +1,8 @@
 """What an actor or a learner says of itself while it runs: lines, panels, log files.
 
+Library considered: rich, which draws the panels; curses-like views (textual) would take the terminal that a
+person's keys come from.
+
 What an actor is doing, as one line of a terminal that rewrites itself.
 
 What an actor is doing, as a panel on a terminal; `chunkrl.online.status.StatusLine` is the same as lines.

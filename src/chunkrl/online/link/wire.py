@@ -1,5 +1,9 @@
 """Records as protobuf bytes and back. What comes from a peer is bounded and checked before it is used: whatever
-the bytes are, decoding gives a record or a RecordError."""
+the bytes are, decoding gives a record or a RecordError.
+
+Library considered: protobuf, which packs, over gRPC; written here are the bounds that it does not check. pickle
+runs what a peer wrote.
+"""
 
 from __future__ import annotations
 
