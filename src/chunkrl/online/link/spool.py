@@ -1,7 +1,7 @@
 """A durable log on the local disk: the actor writes here first and sends after; the learner receives into one.
 
-Library considered: SQLite (0.034 ms an entry of 20 kB with a write-ahead log, against 0.016 here; what damage costs is
-not said by entry there).
+Library considered: SQLite (0.034 ms an entry of 20 kB with a write-ahead log, against 0.016 here; what damage costs
+is not said by entry there).
 
 Guarantees:
 - What `append` returned for is there after the process is killed at any moment. After a power cut it is there
