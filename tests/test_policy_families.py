@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from chunkrl.config import from_dict, load_config
 from chunkrl.data.frames import FrameTable
 from chunkrl.envs import registry as envs
 from chunkrl.errors import CheckpointError, ChunkRLError, TrainingStopped
-from chunkrl.models.config import PolicyConfig
+from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.online.actor.policy_runner import PolicyRunner
 from chunkrl.online.link.records import WeightPush
@@ -39,6 +38,7 @@ from chunkrl.online.link.weights import (
 )
 from chunkrl.policies import registry
 from chunkrl.policies.chunk_policy import ChunkPolicy
+from chunkrl.run.checks import check_config
 from chunkrl.run.parts import check_one_run
 from chunkrl.run.policy_io import load_policy
 
@@ -175,6 +175,9 @@ def test_a_saved_policy_of_another_family_or_of_none_is_said(
     with pytest.raises(CheckpointError, match=r"another policy than these settings build: policy ToyConfig"):
         other = replace(config, policy=PolicyConfig(), init=str(tmp_path / "run/policy"), output_dir="")
         ChunkLevelOfflineRL(other)
+    rounds = replace(config, policy=ToyConfig(), network=NetworkConfig(), init=str(tmp_path / "run/policy"))
+    folder, fitted = config.family.pretrained(rounds)
+    assert folder == tmp_path / "run/policy" and fitted.policy == ToyConfig(width=16)
     monkeypatch.setattr(registry, "FAMILIES", registry.FAMILIES[:-1])
     with pytest.raises(
         CheckpointError, match=r"saved by another version .*expected one of gaussian, flow, pi"
@@ -189,6 +192,9 @@ def test_configurations_of_before_load() -> None:
     policy = {"kind": "pi", "spread": "state", "fixed_std": 0.3, "flow_steps": 10}
     config = from_dict(TrainConfig, {"policy": policy, "pi0_config": "p", "use_task": False})
     assert config.family.name == "pi" and config.unread_by_kind() == ("use_task",)
+    check_config(replace(config, dataset_dir="d", resume="learner"))
+    with pytest.raises(ChunkRLError, match=r"pi does not read --use-task: leave that out"):
+        check_config(replace(config, dataset_dir="d"))
     assert from_dict(TrainConfig, {"policy": {"flow_steps": 3}}).policy == PolicyConfig(flow_steps=3)
 
 
@@ -208,7 +214,7 @@ def test_a_setting_that_no_network_of_the_kind_reads_is_refused(kind: str) -> No
 
 
 def test_what_a_pi_policy_does_not_read_is_an_error(data: Path) -> None:
-    given: Mapping[str, Any] = {
+    given: dict[str, Any] = {
         "policy": PolicyConfig(kind="pi"),
         "pi0_config": "p",
         "dataset_dir": str(data),
@@ -218,7 +224,7 @@ def test_what_a_pi_policy_does_not_read_is_an_error(data: Path) -> None:
         with pytest.raises(
             ChunkRLError, match=f"pi does not read --{flag}: leave that out, a pi policy reads"
         ):
-            ChunkLevelOfflineRL(**given, **{name: value})
+            ChunkLevelOfflineRL(**{**given, name: value})
 
 
 NAMED = re.compile(
