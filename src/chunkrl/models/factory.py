@@ -20,16 +20,15 @@ from chunkrl.models.value_head import ValueHead
 
 def policy_network(parts: NetworkFactory) -> PolicyNetwork:
     """pi(A | x) with statistics and an encoder of its own."""
-    if not isinstance(parts.policy_config, PolicyConfig):
-        raise ChunkRLError(
-            f"{parts.policy_config.kind} is another family of policies: load it with load_policy"
-        )
+    config = parts.policy_config
+    if not isinstance(config, PolicyConfig) or config.kind not in ("gaussian", "flow"):
+        raise ChunkRLError(f"{config.kind} is another family of policies: load it with load_policy")
     return PolicyNetwork(
         parts.encoder(parts.network),
         parts.shape,
         copy.deepcopy(parts.action_normalizer),
         parts.action_range,
-        parts.policy_config,
+        config,
         parts.network,
     )
 

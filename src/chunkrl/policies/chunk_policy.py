@@ -263,7 +263,10 @@ class ChunkPolicy:
             critic_network=spec.network if spec.q is None else spec.q.network,
             make_policy=make_policy,
         )
-        policy = factory.policy()
+        try:
+            policy = factory.policy()
+        except ChunkRLError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
         q = None
         if spec.q is not None:
             q_spec = spec.q

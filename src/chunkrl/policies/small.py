@@ -219,6 +219,7 @@ def _q_spec(q: Any) -> QSpec:
 def _fitted(config: RunSettings, spec: PolicySpec) -> RunSettings:
     """The training settings that the pretrained policy decides. Raises ChunkRLError where others were given."""
     observation, untouched = spec.observation, type(config)()
+    kind_alone = replace(type(spec.policy)(), kind=spec.policy.kind)
     decided = {
         "action_horizon": spec.shape.horizon,
         "action_dim": spec.shape.action_dim,
@@ -231,7 +232,7 @@ def _fitted(config: RunSettings, spec: PolicySpec) -> RunSettings:
     }
     for name, value in decided.items():
         given = getattr(config, name)
-        if given not in (value, getattr(untouched, name)):
+        if given not in (value, getattr(untouched, name), kind_alone):
             raise ChunkRLError(
                 f"{name} is {given}, and the pretrained policy {config.init} has {value}: leave it out, the policy "
                 "decides it"
