@@ -236,7 +236,6 @@ EXCEPTIONS = {
     "policies/registry.py": "the list",
     "policies/pi.py": "the family",
     "models/policy.py": "the small family's network, one for the Gaussian and the flow",
-    "renamed.py": "old names of settings, by their class",
     "cli/doctor.py": "the extra of that name",
     "cli/hiserl.py": "translates another project's configuration of a pi policy",
     "renamed.py": "names of records",
