@@ -229,10 +229,11 @@ def _verify(folder: _Folder, only: Collection[str] | None = None) -> None:
         verify(root, marked, only=only, used=[*used, norm_stats.LEROBOT_PREPROCESSOR])
         return
     listed = read_manifest(root)
-    pipelines = () if listed is None else {name for name in listed.files if name.startswith(_PIPELINES)}
-    if only is None and listed is not None:
-        only = set(listed.files) - set(pipelines)
-    verify(root, marked, only=only, used=used)
+    if only is not None or listed is None:
+        verify(root, marked, only=only, used=used)
+        return
+    pipelines = {name for name in listed.files if name.startswith(_PIPELINES)}
+    verify(root, marked, only=set(listed.files) - pipelines, used=used)
     try:
         verify(root, marked, only=pipelines)
     except CheckpointError as error:
