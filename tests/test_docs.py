@@ -51,6 +51,11 @@ LIBERO_BENCHMARKS = ("--suites", "--num-states", "--datasets")
             ("--constraint", "--horizon", "--export", *LIBERO_BENCHMARKS),
         ),
         (
+            "deploy",
+            ("serve", "evaluate"),
+            ("--config", "--no-together", "--address", "--token-file", "--tls-certificate", "--tls-key"),
+        ),
+        (
             "iterate",
             ("iterate", "collect", "train", "label"),
             ("--config", "--export", "--stop.no-at-full-success"),

@@ -151,7 +151,7 @@ def test_a_policy_that_fails_is_told_without_a_traceback(
 ) -> None:
     class Broken:
         takes, cameras, state_dim, action_dim = robot.policy.takes, robot.policy.cameras, 3, 2
-        action_horizon, fps = 3, None
+        action_horizon, fps, gains_from_batches = 3, None, False
 
         def act(self, *_: Any) -> Any:
             raise RuntimeError("out of memory")
@@ -310,7 +310,7 @@ def test_the_end_answers_what_was_asked(robot: Robot) -> None:
 
     class Slow:
         takes, cameras, state_dim, action_dim = robot.policy.takes, robot.policy.cameras, 3, 2
-        action_horizon, fps = 3, None
+        action_horizon, fps, gains_from_batches = 3, None, False
 
         def act(self, *arguments: Any) -> Any:
             begun.set()
