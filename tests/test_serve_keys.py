@@ -38,7 +38,16 @@ def test_the_names_of_openpis_libero_client_are_the_data_sets() -> None:
 
 
 @pytest.mark.parametrize(
-    "form", ["{}", "observation/{}", "observation/images/{}", "images/{}", "observation.images.{}"]
+    "form",
+    [
+        "{}",
+        "observation/{}",
+        "observation/images/{}",
+        "observation/{}_image",
+        "images/{}",
+        "{}_image",
+        "observation.images.{}",
+    ],
 )
 def test_a_camera_goes_by_its_own_names(form: str) -> None:
     message = {form.format("front"): PICTURE, form.format("wrist"): PICTURE, "state": STATE, "task": "push"}

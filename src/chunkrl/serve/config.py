@@ -89,7 +89,7 @@ class ServeCommand:
     rounding (1e-6). Default: of pi policies; a small policy makes each as if it were alone, to the bit."""
     max_clients: int = 64
     """Clients at a time; more are refused."""
-    max_message_mb: int = 32
+    max_message_mb: int = 16
     """Largest observation that is read, MiB."""
     ping_s: float = 60.0
     """A client whose machine does not answer for so long is dropped, seconds."""

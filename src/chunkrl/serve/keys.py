@@ -188,7 +188,10 @@ def _camera_keys(cameras: Sequence[str]) -> dict[str, tuple[str, ...]]:
     for camera in cameras:
         short = camera.removeprefix(CAMERA_PREFIX)
         same = next((names for names in SAME_CAMERA if camera in names), ())
-        short_names = (f"observation/{short}", f"observation/images/{short}", f"images/{short}", short)
+        forms = ["observation/{}", "observation/images/{}", "images/{}", "{}"]
+        if "image" not in short:
+            forms += ["observation/{}_image", "{}_image"]
+        short_names = (form.format(short) for form in forms)
         only = _ONLY_CAMERA if len(cameras) == 1 else ()
         found[camera] = list(dict.fromkeys((camera, *same, *short_names, *only)))
     count = Counter(name for names in found.values() for name in names)

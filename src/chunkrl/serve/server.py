@@ -39,6 +39,7 @@ _LOG = logging.getLogger(__name__)
 HEALTH = "/healthz"
 _QUEUED, _OPEN_S, _CLOSE_S = 1, 10.0, 2.0
 _MIB = 2**20
+_ENDS = "the server ends"
 
 
 @dataclass
@@ -112,7 +113,7 @@ class PolicyServer:
         self._tls = tls_context(config.listen)
         self._numbers = itertools.count(1)
         self._open: set[ServerConnection] = set()
-        self._busy, self._idle = 0, asyncio.Event()
+        self._busy, self._idle, self._ending = 0, asyncio.Event(), False
         self._server: Server | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -155,12 +156,13 @@ class PolicyServer:
     async def stop(self) -> None:
         """In order: nobody is let in, what is being answered is answered, clients are told, the port is free."""
         assert self._server is not None and self._task is not None
+        self._ending = True
         self._server.close(close_connections=False)
         if self._busy:
             self._idle.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), self._config.finish_s)
-        closing = [c.close(CloseCode.GOING_AWAY, "the server ends") for c in self._open]
+        closing = [c.close(CloseCode.GOING_AWAY, _ENDS) for c in self._open]
         await asyncio.gather(*closing, return_exceptions=True)
         await self._server.wait_closed()
         self._task.cancel()
@@ -222,6 +224,9 @@ class PolicyServer:
                     self._idle.set()
             total_ms = 1000 * (time.perf_counter() - begun)
             self.counts.add(answer, total_ms)
+            if self._ending:  # else a client that asks at once keeps it busy
+                await connection.close(CloseCode.GOING_AWAY, _ENDS)
+                return
             previous = {"prev_total_ms": total_ms}
 
     async def _answer(self, frame: str | bytes, seed: int, gone: asyncio.Task[None]) -> Answer | None:
