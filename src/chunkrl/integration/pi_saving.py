@@ -1,4 +1,4 @@
-"""A pi policy's folder: LeRobot's layout, with Q for best-of-N in a folder of its own in it."""
+"""A pi policy's folder: LeRobot's names of tensors, with Q for best-of-N in a folder of its own in it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from chunkrl.models.pi.checkpoint import load_pretrained, save_pretrained
 from chunkrl.models.pi.config import PiCriticConfig
 from chunkrl.models.pi.critic import PiCritic
 from chunkrl.models.pi.policy import PiPolicy
+from chunkrl.models.plugin_files import plugin_files
 from chunkrl.models.value_head import ValueHead
 from chunkrl.training.checkpoint import load_state, save_state
 from chunkrl.training.distributed import gather_state
@@ -62,9 +63,9 @@ def pi_q_state(q: QEnsemble) -> dict[str, Any] | None:
 
 
 def save_pi_policy(policy: PiPolicy, folder: str | Path, q_state: dict[str, Any] | None = None) -> None:
-    """Writes a LeRobot folder, LoRA merged into the weights, whole or not at all; an older one is replaced.
+    """Writes a folder for LeRobot's plug-in, LoRA merged into the weights, whole or not at all; an older one goes.
 
-    q_state: of `pi_q_state`, for a folder `Q_FOLDER` in it, which stock LeRobot does not look at.
+    q_state: of `pi_q_state`, for a folder `Q_FOLDER` in it.
     """
     if adapted_modules(policy.model):
         # a copy, for training may go on; on the CPU, for a GPU may have no room for it
@@ -72,7 +73,7 @@ def save_pi_policy(policy: PiPolicy, folder: str | Path, q_state: dict[str, Any]
         policy = policy.with_state(state)
         merge_lora(policy.model)
     beside = None if q_state is None else lambda whole: save_state(whole / Q_FOLDER, q_state)
-    save_pretrained(policy, folder, overwrite=True, beside=beside)
+    save_pretrained(policy, folder, overwrite=True, beside=beside, plugin=plugin_files(PiActor(policy)))
 
 
 def load_pi_policy(folder: Path, device: torch.device | str, with_q: bool) -> PiActor:

@@ -114,6 +114,16 @@ class ActingPolicy(Protocol):
         """Chunks [B, H, A], or one [H, A], in the data's units."""
         ...
 
+    def imitation_loss(
+        self, observation: Observation, actions: Tensor, action_mask: Tensor | None = None
+    ) -> Tensor:
+        """What the policy loses on chunks [B, H, A] in the data's units, a value a chunk [B].
+
+        action_mask: bool [B, H], the real steps; None: all.
+        observation: as the networks take it (`ObservationInput.take`). With gradients, where they are enabled.
+        """
+        ...
+
     def ask_as(self, asked: Asked) -> dict[str, Any]:
         """Sets what it is asked for, and returns it: condition, guidance, flow_steps (None of what it has not).
 

@@ -26,6 +26,7 @@ from chunkrl.models.acting_policy import ASKED, Asked
 from chunkrl.models.config import ActionMode, NetworkConfig, PolicySettings
 from chunkrl.models.encoders import MOST_VALUES, ObservationSpec
 from chunkrl.models.factory import NetworkFactory, policy_network
+from chunkrl.models.plugin_files import plugin_files
 from chunkrl.models.policy import ChunkShape, PolicyModel
 from chunkrl.models.value_head import ValueHead
 from chunkrl.training.checkpoint import load_state, save_state
@@ -230,12 +231,21 @@ class ChunkPolicy:
             )
         return self.q.best(observation, candidates)
 
+    def imitation_loss(
+        self, observation: Observation, actions: Tensor, action_mask: Tensor | None = None
+    ) -> Tensor:
+        """See `ActingPolicy`."""
+        if action_mask is None:
+            action_mask = torch.ones(actions.shape[:2], dtype=torch.bool, device=actions.device)
+        encoded = self.spec.encoding.encode(actions, observation.state)
+        return self.policy.imitation_loss(observation, encoded, action_mask).per_chunk
+
     def save(self, folder: str | Path) -> None:
-        """Writes `folder` whole or not at all."""
+        """Writes `folder` whole or not at all, with the files of LeRobot's plug-in."""
         state: dict[str, Any] = {"spec_json": asdict(self.spec), "policy": self.policy.state_dict()}
         if self.q is not None:
             state["q"] = self.q.state_dict()
-        save_state(Path(folder), state)
+        save_state(Path(folder), state, plugin_files(self))
 
     @classmethod
     def load(

@@ -65,9 +65,10 @@ def _insert(tree: dict[str, Any], name: str, item: Any) -> None:
         tree[leaf] = item
 
 
-def save_state(folder: Path, tree: Mapping[str, Any]) -> None:
+def save_state(folder: Path, tree: Mapping[str, Any], beside: Mapping[str, str] | None = None) -> None:
     """Writes nested mappings of tensors and JSON values as `folder`, replacing an older one only when whole.
 
+    beside: texts of other files in the folder, by name.
     A kill between the two renames of a replacement leaves the older one under its `.old` name, where
     `load_state` finds it. What killed writers of this folder left is deleted once the new one is in place.
     Where tensors are sharded all processes call it, and the folder appears when the last one has written.
@@ -75,7 +76,7 @@ def save_state(folder: Path, tree: Mapping[str, Any]) -> None:
     tensors, values = _snapshot(tree)
     sharded = {name: tensor for name, tensor in tensors.items() if is_sharded(tensor)}
     if not sharded:
-        _write_whole(folder, tensors, values)
+        _write_whole(folder, tensors, values, beside)
         return
     temporary = folder.with_name(f".{folder.name}.shared.tmp")
     if ranks.is_main():
@@ -86,7 +87,7 @@ def save_state(folder: Path, tree: Mapping[str, Any]) -> None:
     _sync(file)
     save_config(file_sums(file), file.with_name(file.name + _SUMS))
     if ranks.is_main():
-        _write(temporary, {name: t for name, t in tensors.items() if name not in sharded}, values)
+        _write(temporary, {name: t for name, t in tensors.items() if name not in sharded}, values, beside)
         shapes = {name: list(tensor.shape) for name, tensor in sharded.items()}
         layout = {"num_ranks": ranks.world_size(), "shapes": shapes}
         (temporary / SHARDS).write_text(json.dumps(layout, indent=1) + "\n", encoding="utf-8")
@@ -156,9 +157,11 @@ def _snapshot(tree: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], str]:
     return tensors, json.dumps({MARK: MANIFEST_FILE} | values, indent=1) + "\n"
 
 
-def _write_whole(folder: Path, tensors: dict[str, torch.Tensor], values: str) -> None:
+def _write_whole(
+    folder: Path, tensors: dict[str, torch.Tensor], values: str, beside: Mapping[str, str] | None = None
+) -> None:
     temporary = _fresh_temporary(folder, str(os.getpid()))
-    _write(temporary, tensors, values)
+    _write(temporary, tensors, values, beside)
     write_manifest(temporary)
     _put_in_place(temporary, folder)
 
@@ -185,10 +188,14 @@ def _fresh_temporary(folder: Path, writer: str) -> Path:
     return temporary
 
 
-def _write(folder: Path, tensors: dict[str, torch.Tensor], values: str) -> None:
+def _write(
+    folder: Path, tensors: dict[str, torch.Tensor], values: str, beside: Mapping[str, str] | None
+) -> None:
     save_file(tensors, folder / TENSORS)
-    (folder / VALUES).write_text(values, encoding="utf-8")
-    for name in (TENSORS, VALUES):
+    texts = {VALUES: values, **(beside or {})}
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    for name in (TENSORS, *texts):
         _sync(folder / name)
 
 

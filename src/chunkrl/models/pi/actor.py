@@ -18,6 +18,7 @@ from chunkrl.models.config import ActionMode
 from chunkrl.models.pi.checkpoint import save_pretrained
 from chunkrl.models.pi.config import DEFAULT_FLOW_STEPS
 from chunkrl.models.pi.policy import PiPolicy
+from chunkrl.models.plugin_files import plugin_files
 from chunkrl.types import Observation
 
 NO_Q = (
@@ -136,6 +137,12 @@ class PiActor:
         """A forward pass reads all weights, however few the rows."""
         return True
 
+    def imitation_loss(
+        self, observation: Observation, actions: Tensor, action_mask: Tensor | None = None
+    ) -> Tensor:
+        """See `ActingPolicy`; of the condition that it is asked for."""
+        return self.policy.flow_loss(observation, actions, action_mask, condition=self.condition).mean(dim=1)
+
     def ask_as(self, asked: Asked) -> dict[str, Any]:
         """See `ActingPolicy.ask_as`."""
         if asked.mode == "best_of_n" and self.q is None:
@@ -149,7 +156,7 @@ class PiActor:
 
     def save(self, folder: str | Path) -> None:
         """See `ActingPolicy.save`; without Q."""
-        save_pretrained(self.policy, folder, overwrite=True)
+        save_pretrained(self.policy, folder, overwrite=True, plugin=plugin_files(self))
 
     @torch.no_grad()
     def act(

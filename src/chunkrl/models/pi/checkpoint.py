@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +22,10 @@ from torch import Tensor
 from chunkrl.errors import CheckpointError
 from chunkrl.files.json_files import read_json
 from chunkrl.files.regular_files import is_there
-from chunkrl.manifest import MANIFEST_FILE, MARK, read_manifest, verify, write_manifest
+from chunkrl.manifest import MANIFEST_FILE, MARK, verify, write_manifest
 from chunkrl.models.pi import layout, lerobot_format, norm_stats
 from chunkrl.models.pi.config import PiRecipe, PromptFormat
 from chunkrl.models.pi.lerobot_check import check_export
-from chunkrl.models.pi.lerobot_pipelines import LEROBOT_POSTPROCESSOR
 from chunkrl.models.pi.norm_stats import NormStats
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.pi.tokenizer import TOKENIZER_FILE, SentencePieceTokenizer, find_tokenizer
@@ -40,15 +39,12 @@ from chunkrl.models.pi.weights import (
     load_model,
     torch_source,
 )
+from chunkrl.models.plugin_files import policy_below
 
 _LOG = logging.getLogger(__name__)
 
 RECIPE_FILE = "chunkrl_pi.json"
 _COPY = "copy the checkpoint again"
-# What only LeRobot reads, where the statistics are beside our recipe.
-_PIPELINES = tuple(
-    name.removesuffix(".json") for name in (norm_stats.LEROBOT_PREPROCESSOR, LEROBOT_POSTPROCESSOR)
-)
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -64,7 +60,7 @@ class _Folder:
 def _local_folder(path_or_repo: str | Path, revision: str | None) -> Path:
     path = Path(path_or_repo).expanduser()
     if path.is_dir():
-        return path
+        return policy_below(path)
     if path.exists() or not isinstance(path_or_repo, str) or not _REPO_ID.fullmatch(path_or_repo):
         raise CheckpointError(
             f"{path_or_repo} is neither a checkpoint folder nor a Hub repository 'owner/name'"
@@ -225,19 +221,9 @@ def _verify(folder: _Folder, only: Collection[str] | None = None) -> None:
         return
     used = [RECIPE_FILE, lerobot_format.CONFIG_FILE, norm_stats.OWN_FILE, WEIGHTS_FILE, WEIGHTS_INDEX]
     used += [f.relative_to(root).as_posix() for f in (root / "assets").rglob(norm_stats.OPENPI_FILE)]
-    if not (root / norm_stats.OWN_FILE).is_file():
-        verify(root, marked, only=only, used=[*used, norm_stats.LEROBOT_PREPROCESSOR])
-        return
-    listed = read_manifest(root)
-    if only is not None or listed is None:
-        verify(root, marked, only=only, used=used)
-        return
-    pipelines = {name for name in listed.files if name.startswith(_PIPELINES)}
-    verify(root, marked, only=set(listed.files) - pipelines, used=used)
-    try:
-        verify(root, marked, only=pipelines)
-    except CheckpointError as error:
-        _LOG.warning("%s. chunkrl does not read it, and acts as before; LeRobot does read it", error)
+    if not (root / norm_stats.OWN_FILE).is_file():  # else LeRobot alone reads its files
+        used.append(norm_stats.LEROBOT_PREPROCESSOR)
+    verify(root, marked, only=only, used=used)
 
 
 def _find_tokenizer(
@@ -296,6 +282,7 @@ def save_pretrained(
     *,
     overwrite: bool = False,
     beside: Callable[[Path], None] | None = None,
+    plugin: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a LeRobot policy folder that `load_pretrained` reads back bit for bit, with a manifest of its files.
 
@@ -305,6 +292,7 @@ def save_pretrained(
         policy: any loaded or trained policy, each parameter in the dtype it has.
         folder: must not exist or be empty, unless `overwrite`.
         beside: writes what else belongs into the folder, which it is called with before that has its name.
+        plugin: files of `plugin_files` in place of those that stock LeRobot reads, which then refuses the folder.
 
     Raises:
         CheckpointError: the folder is there already, or cannot be written.
@@ -315,7 +303,7 @@ def save_pretrained(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        differences = _write(policy, temporary)
+        differences = _write(policy, temporary, plugin)
         if beside is not None:
             beside(temporary)
         for file in (f for f in temporary.rglob("*") if f.is_file()):
@@ -353,15 +341,21 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
         shutil.rmtree(replaced)
 
 
-def _write(policy: PiPolicy, folder: Path) -> list[str]:
+def _write(policy: PiPolicy, folder: Path, plugin: Mapping[str, str] | None) -> list[str]:
     """Writes the files, and says what stock LeRobot would do otherwise with them."""
     recipe = policy.recipe
     save_file(published_tensors(policy), folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    is_bfloat16 = policy.model.language.dtype == torch.bfloat16
-    lerobot_format.write_config(folder, recipe, "bfloat16" if is_bfloat16 else "float32")
     (folder / RECIPE_FILE).write_text(recipe.to_json({MARK: MANIFEST_FILE}), encoding="utf-8")
     if isinstance(policy.tokenizer, SentencePieceTokenizer):
         shutil.copyfile(policy.tokenizer.path, folder / TOKENIZER_FILE)
+    if policy.norm_stats is not None:
+        norm_stats.write_own(folder, policy.norm_stats)
+    if plugin is not None:
+        for name, text in plugin.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        return []
+    is_bfloat16 = policy.model.language.dtype == torch.bfloat16
+    lerobot_format.write_config(folder, recipe, "bfloat16" if is_bfloat16 else "float32")
     differences = lerobot_format.differences(recipe)
     if policy.norm_stats is None and recipe.settings.normalization != "identity":
         # with pipelines it would act on numbers of another scale and say nothing; without them it stops
@@ -369,8 +363,5 @@ def _write(policy: PiPolicy, folder: Path) -> list[str]:
             *differences,
             "refuses the folder, which has no statistics (policy_preprocessor.json is left out)",
         ]
-    stats = policy.stats()
-    if policy.norm_stats is not None:
-        norm_stats.write_own(folder, stats)
-    lerobot_format.write_processors(folder, recipe, stats)
-    return differences + check_export(folder, recipe, stats)
+    lerobot_format.write_processors(folder, recipe, policy.stats())
+    return differences + check_export(folder, recipe, policy.stats())

@@ -23,14 +23,10 @@ from chunkrl.models.pi.config import (
 )
 from chunkrl.models.pi.lerobot_pipelines import read_pipelines, relative_mask, write_pipelines
 from chunkrl.models.pi.norm_stats import LEROBOT_EPSILON, NormStats
+from chunkrl.models.plugin_files import feature_key
 
 CONFIG_FILE = "config.json"
-_OBSERVATION, _IMAGES, _STATE, _ACTION = (
-    "observation.",
-    "observation.images.",
-    "observation.state",
-    "action",
-)
+_IMAGES, _STATE, _ACTION = "observation.images.", "observation.state", "action"
 _EMPTY_CAMERA = _IMAGES + "empty_camera_"
 # (width, MLP width) of the variants that LeRobot can build; all have 18 layers.
 _VARIANTS = {"gemma_2b": (2048, 16384), "gemma_300m": (1024, 4096)}
@@ -186,11 +182,6 @@ def _variant(width: int, mlp_width: int, config: PiConfig) -> str:
             if sizes == (width, mlp_width):
                 return name
     return f"chunkrl_{width}x{mlp_width}x{config.depth}"
-
-
-def feature_key(camera: str) -> str:
-    """A camera's key in LeRobot: names that are keys already stay, `observation.image` among them."""
-    return camera if camera.startswith(_OBSERVATION) else _IMAGES + camera
 
 
 def _features(recipe: PiRecipe) -> tuple[dict[str, Any], dict[str, Any]]:
