@@ -117,8 +117,8 @@ def gap(policy: ActingPolicy, episodes: list[dict[str, np.ndarray]], steps: int)
         (small, ("--policy.n_action_steps=3",), {}, 3, 0.0),
         (
             tiny_pi,
-            (f"--policy.condition={NEGATIVE}", "--policy.num_steps=4", "--policy.n_action_steps=5"),
-            {"condition": NEGATIVE, "num_steps": 4},
+            (f"--policy.condition={NEGATIVE}", "--policy.flow_steps=4", "--policy.n_action_steps=5"),
+            {"condition": NEGATIVE, "flow_steps": 4},
             5,
             1e-6,
         ),

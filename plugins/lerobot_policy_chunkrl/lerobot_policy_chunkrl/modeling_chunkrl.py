@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from torch import Tensor
 
 from chunkrl import load_policy
 from chunkrl.errors import CheckpointError, ChunkRLError, ObservationError
 from chunkrl.integration.lerobot_frames import lerobot_observation
 from chunkrl.models.acting_policy import ActingPolicy
+from chunkrl.models.overlap import Overlap
 from chunkrl.models.plugin_files import ACTION, STATE, feature_key, features
 from chunkrl.types import Observation
 from lerobot_policy_chunkrl.configuration_chunkrl import ChunkRLConfig
@@ -41,7 +43,7 @@ class ChunkRLPolicy(PreTrainedPolicy):
         self.network = actor.policy  # registered, so that LeRobot moves and counts it
         self._q = getattr(actor, "q", None)  # best-of-N's, if it is a module
         asked = _Asked(config)
-        if any(value is not None for value in (config.condition, config.guidance, config.num_steps)) or (
+        if any(value is not None for value in (config.condition, config.guidance, config.flow_steps)) or (
             config.mode == "best_of_n"
         ):
             actor.ask_as(asked)
@@ -111,21 +113,50 @@ class ChunkRLPolicy(PreTrainedPolicy):
         self._queue.clear()
 
     def supports_rtc(self) -> bool:
-        """Whether chunks can be asked for that go on from the last one."""
-        return False
+        """Whether chunks can be asked for that go on from the last one: flows can, Gaussians cannot."""
+        return self.actor.takes_overlap
 
     @torch.no_grad()
-    def predict_action_chunk(self, batch: dict[str, Any], **_: Any) -> Tensor:
-        """Chunks [B, H, A] in the data's units."""
+    def predict_action_chunk(
+        self,
+        batch: dict[str, Any],
+        inference_delay: int | None = None,
+        prev_chunk_left_over: Tensor | None = None,
+        execution_horizon: int | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """Chunks [B, H, A] in the data's units.
+
+        prev_chunk_left_over: [T, A] or [B, T, A], what is left of the last chunk, as this returned it; the new one
+        goes on from it. inference_delay: how many of it will have been executed before the new one is there.
+        """
         self.eval()
         observation = self._observation(batch)
         size = observation.batch_size
         while len(self._generators) < size:
             generator = torch.Generator().manual_seed(self.config.seed + len(self._generators))
             self._generators.append(generator)
-        return self.actor.act(
-            observation, self._generators[:size], self.config.mode, self.config.num_candidates
-        )
+        generators = self._generators[:size]
+        overlap = self._overlap(prev_chunk_left_over, inference_delay, execution_horizon)
+        if overlap is not None:
+            return self.actor.act_on(observation, overlap, generators, self.config.mode)
+        return self.actor.act(observation, generators, self.config.mode, self.config.num_candidates)
+
+    def _overlap(
+        self, left: Tensor | None, delay: int | None, execution_horizon: int | None
+    ) -> Overlap | None:
+        if left is None:
+            return None
+        left = left[None] if left.ndim == 2 else left
+        # LeRobot fills it up with zeros to the length of its horizon; in the data's units zeros are actions
+        real = (left != 0).flatten(2).any(dim=2).any(dim=0).nonzero()
+        if not len(real):
+            return None
+        rtc = self.config.rtc_config or RTCConfig()
+        schedule = rtc.prefix_attention_schedule.value.lower()
+        horizon = rtc.execution_horizon if execution_horizon is None else execution_horizon
+        kept = left[:, : int(real[-1]) + 1].float()
+        return Overlap(kept, delay or 0, horizon, schedule, float(rtc.max_guidance_weight))
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **_: Any) -> Tensor:
@@ -177,7 +208,7 @@ class _Asked:
     def __init__(self, config: ChunkRLConfig) -> None:
         self.policy = str(config.pretrained_path or "the policy")
         self.mode = config.mode
-        self.condition, self.guidance, self.num_steps = config.condition, config.guidance, config.num_steps
+        self.condition, self.guidance, self.flow_steps = config.condition, config.guidance, config.flow_steps
 
 
 def _check_config(folder: Path, config: ChunkRLConfig, actor: ActingPolicy) -> None:

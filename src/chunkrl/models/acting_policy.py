@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from chunkrl.models.acting import ObservationInput
 from chunkrl.models.config import ActionMode
+from chunkrl.models.overlap import Overlap
 from chunkrl.types import Observation
 
 ASKED = ("condition", "guidance", "flow_steps")
@@ -112,6 +113,25 @@ class ActingPolicy(Protocol):
         num_candidates: int = 16,
     ) -> Tensor:
         """Chunks [B, H, A], or one [H, A], in the data's units."""
+        ...
+
+    @property
+    def takes_overlap(self) -> bool:
+        """Whether `act_on` is there: flows can be guided, what has no flow cannot."""
+        ...
+
+    def act_on(
+        self,
+        observation: Observation,
+        overlap: Overlap,
+        generators: Sequence[torch.Generator] = (),
+        mode: ActionMode = "mode",
+    ) -> Tensor:
+        """Chunks [B, H, A] for a batch that go on from what is left of the last ones (`models.overlap`).
+
+        Raises:
+            ChunkRLError: the policy has no flow, or what is left does not fit it.
+        """
         ...
 
     def imitation_loss(

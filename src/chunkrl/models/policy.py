@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from chunkrl.data.normalize import Normalizer
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.models.encoders import MOST_VALUES, ObservationEncoder, Prepared, mlp
+from chunkrl.models.overlap import Guide, Overlap
 from chunkrl.types import Observation
 
 LOG_STD_MIN, LOG_STD_MAX = (
@@ -175,10 +177,22 @@ class PolicyNetwork(PolicyModel):
         zero = features.new_zeros(len(features), self.shape.horizon, self.shape.action_dim)
         return self._to_data(self._integrate(features, zero))
 
-    def sample(self, observation: Observation, num_samples: int, noise: Tensor | None = None) -> Tensor:
+    @property
+    def takes_overlap(self) -> bool:
+        """Whether `sample` takes an overlap: a flow, which can be guided."""
+        return self.config.kind == "flow"
+
+    def sample(
+        self,
+        observation: Observation,
+        num_samples: int,
+        noise: Tensor | None = None,
+        overlap: Overlap | None = None,
+    ) -> Tensor:
         """`num_samples` chunks for each observation: [B, N, H, A]; the observation is encoded once.
 
-        noise: standard normal [B, N, H, A], for reproducible samples; None draws it.
+        noise: standard normal [B, N, H, A], for reproducible samples; None draws it. overlap: what a flow's chunks go
+        on from.
         """
         prepared = self.encoder.prepare(observation)
         shape = (observation.batch_size, num_samples, self.shape.horizon, self.shape.action_dim)
@@ -189,7 +203,12 @@ class PolicyNetwork(PolicyModel):
             mean, log_std = self.gaussian(prepared)
             return self._to_data(mean[:, None] + log_std.exp()[:, None] * noise)
         features = self.encoder(prepared).repeat_interleave(num_samples, dim=0)
-        return self._to_data(self._integrate(features, noise.flatten(0, 1))).view(shape)
+        guide = None if overlap is None else self._guide(overlap).repeated(num_samples)
+        return self._to_data(self._integrate(features, noise.flatten(0, 1), guide)).view(shape)
+
+    def _guide(self, overlap: Overlap) -> Guide:
+        left = overlap.padded(self.shape.horizon).to(self.action_low.device)
+        return Guide.of(overlap, self.action_normalizer.normalize(left), self.shape.action_dim)
 
     def gaussian(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation, normalised units, each [B, H, A]."""
@@ -242,11 +261,13 @@ class PolicyNetwork(PolicyModel):
         inputs = torch.cat([features, mixed.flatten(1), time_features(time)], dim=-1)
         return self.head(inputs).view_as(mixed)
 
-    def _integrate(self, features: Tensor, noise: Tensor) -> Tensor:
+    def _integrate(self, features: Tensor, noise: Tensor, guide: Guide | None = None) -> Tensor:
         chunk, flow_steps = noise, self.config.flow_steps
         for step in range(flow_steps):
             time = torch.full((len(noise),), 1 - step / flow_steps, device=noise.device)
-            chunk = chunk - self._velocity(features, chunk, time) / flow_steps
+            plain = partial(self._velocity, features, time=time)
+            velocity = plain(chunk) if guide is None else guide.velocity(plain, chunk, 1 - step / flow_steps)
+            chunk = chunk - velocity / flow_steps
         return chunk
 
     def _to_data(self, normalized: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from chunkrl.models.acting_policy import ASKED, Asked
 from chunkrl.models.config import ActionMode, NetworkConfig, PolicySettings
 from chunkrl.models.encoders import MOST_VALUES, ObservationSpec
 from chunkrl.models.factory import NetworkFactory, policy_network
+from chunkrl.models.overlap import Overlap, check_overlap, draw_noise
 from chunkrl.models.plugin_files import plugin_files
 from chunkrl.models.policy import ChunkShape, PolicyModel
 from chunkrl.models.value_head import ValueHead
@@ -230,6 +231,35 @@ class ChunkPolicy:
                 "best-of-N needs Q(x, A), and this policy was trained without: train with --train-q"
             )
         return self.q.best(observation, candidates)
+
+    @property
+    def takes_overlap(self) -> bool:
+        """Flows do."""
+        return bool(getattr(self.policy, "takes_overlap", False))
+
+    @torch.no_grad()
+    def act_on(
+        self,
+        observation: Observation,
+        overlap: Overlap,
+        generators: Sequence[torch.Generator] = (),
+        mode: ActionMode = "mode",
+    ) -> Tensor:
+        """See `ActingPolicy.act_on`."""
+        if not self.takes_overlap:
+            raise ChunkRLError(
+                "this policy has no flow that could be guided by what is left of the last chunk: use --policy.kind "
+                "flow or pi, or execute whole chunks"
+            )
+        taken = self.takes.take(observation).observation
+        check_overlap(overlap, taken.batch_size, self.action_dim, mode)
+        check_request(mode, generators, taken.batch_size, 1)
+        state = None if taken.state is None else taken.state.to(overlap.actions.device)
+        left = replace(overlap, actions=self.spec.encoding.encode(overlap.actions, state))
+        noise = draw_noise(mode, generators, taken.batch_size, (1, *self.policy.noise_shape))
+        network: Any = self.policy
+        chunks = network.sample(taken, 1, noise, overlap=left)[:, 0]
+        return self.spec.encoding.decode(chunks, None if state is None else state.to(chunks.device))
 
     def imitation_loss(
         self, observation: Observation, actions: Tensor, action_mask: Tensor | None = None

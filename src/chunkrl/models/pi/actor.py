@@ -15,6 +15,7 @@ from chunkrl.models.acting import CameraInput, ObservationInput, check_request
 from chunkrl.models.acting_policy import ASKED, Asked
 from chunkrl.models.condition import conditions_beside
 from chunkrl.models.config import ActionMode
+from chunkrl.models.overlap import Overlap, check_overlap, draw_noise
 from chunkrl.models.pi.checkpoint import save_pretrained
 from chunkrl.models.pi.config import DEFAULT_FLOW_STEPS
 from chunkrl.models.pi.policy import PiPolicy
@@ -136,6 +137,33 @@ class PiActor:
     def gains_from_batches(self) -> bool:
         """A forward pass reads all weights, however few the rows."""
         return True
+
+    @property
+    def takes_overlap(self) -> bool:
+        """A flow can be guided."""
+        return True
+
+    @torch.no_grad()
+    def act_on(
+        self,
+        observation: Observation,
+        overlap: Overlap,
+        generators: Sequence[torch.Generator] = (),
+        mode: ActionMode = "mode",
+    ) -> Tensor:
+        """See `ActingPolicy.act_on`."""
+        taken = self.takes.take(observation).observation
+        check_overlap(overlap, taken.batch_size, self.action_dim, mode)
+        check_request(mode, generators, taken.batch_size, 1)
+        config = self.policy.recipe.config
+        return self.policy.sample(
+            taken,
+            flow_steps=self.flow_steps,
+            condition=self.condition,
+            noise=draw_noise(mode, generators, taken.batch_size, (1, config.horizon, config.action_dim)),
+            guidance=self.guidance,
+            overlap=overlap,
+        )[:, 0]
 
     def imitation_loss(
         self, observation: Observation, actions: Tensor, action_mask: Tensor | None = None

@@ -22,10 +22,11 @@ from torch import Tensor
 from chunkrl.errors import CheckpointError
 from chunkrl.files.json_files import read_json
 from chunkrl.files.regular_files import is_there
-from chunkrl.manifest import MANIFEST_FILE, MARK, verify, write_manifest
+from chunkrl.manifest import MANIFEST_FILE, MARK, read_manifest, verify, write_manifest
 from chunkrl.models.pi import layout, lerobot_format, norm_stats
 from chunkrl.models.pi.config import PiRecipe, PromptFormat
 from chunkrl.models.pi.lerobot_check import check_export
+from chunkrl.models.pi.lerobot_pipelines import LEROBOT_POSTPROCESSOR
 from chunkrl.models.pi.norm_stats import NormStats
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.pi.tokenizer import TOKENIZER_FILE, SentencePieceTokenizer, find_tokenizer
@@ -45,6 +46,10 @@ _LOG = logging.getLogger(__name__)
 
 RECIPE_FILE = "chunkrl_pi.json"
 _COPY = "copy the checkpoint again"
+# What only LeRobot reads, where the statistics are beside our recipe.
+_PIPELINES = tuple(
+    name.removesuffix(".json") for name in (norm_stats.LEROBOT_PREPROCESSOR, LEROBOT_POSTPROCESSOR)
+)
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -221,9 +226,19 @@ def _verify(folder: _Folder, only: Collection[str] | None = None) -> None:
         return
     used = [RECIPE_FILE, lerobot_format.CONFIG_FILE, norm_stats.OWN_FILE, WEIGHTS_FILE, WEIGHTS_INDEX]
     used += [f.relative_to(root).as_posix() for f in (root / "assets").rglob(norm_stats.OPENPI_FILE)]
-    if not (root / norm_stats.OWN_FILE).is_file():  # else LeRobot alone reads its files
-        used.append(norm_stats.LEROBOT_PREPROCESSOR)
-    verify(root, marked, only=only, used=used)
+    if not (root / norm_stats.OWN_FILE).is_file():
+        verify(root, marked, only=only, used=[*used, norm_stats.LEROBOT_PREPROCESSOR])
+        return
+    listed = read_manifest(root)
+    if only is not None or listed is None:
+        verify(root, marked, only=only, used=used)
+        return
+    pipelines = {name for name in listed.files if name.startswith(_PIPELINES)}
+    verify(root, marked, only=set(listed.files) - pipelines, used=used)
+    try:
+        verify(root, marked, only=pipelines)
+    except CheckpointError as error:
+        _LOG.warning("%s. chunkrl does not read it, and acts as before; LeRobot does read it", error)
 
 
 def _find_tokenizer(

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.layers import Linear
+from chunkrl.models.overlap import Guide
 from chunkrl.models.pi.config import PiConfig
 from chunkrl.models.pi.language import ActionExpert, KeyValues, Modulations, PrefixLayer, PrefixLM
 from chunkrl.models.pi.vision import SigLIP
@@ -349,6 +350,7 @@ class PiModel(nn.Module):
         times: Tensor,
         unconditioned: Prefix | None = None,
         guidance: float = 1.0,
+        guide: Guide | None = None,
     ) -> Tensor:
         """Euler steps of -1 / len(times) from noise to actions.
 
@@ -359,6 +361,7 @@ class PiModel(nn.Module):
             unconditioned: the same observations without the condition's text, for classifier-free guidance:
                 v = v_unconditioned + guidance (v - v_unconditioned) (arXiv 2207.12598; 2505.23458 for policies).
             guidance: 1 is plain conditioning.
+            guide: what is left of the last chunk, [B, H, A], which all N go on from.
 
         Returns:
             float32 [B, N, H, A], normalised and padded.
@@ -368,10 +371,16 @@ class PiModel(nn.Module):
         free = None if unconditioned is None else self._suffix(unconditioned, num_samples, None)
         condition = self.condition_on_time(times)
         x = noise.flatten(0, 1).float()
+        guide = None if guide is None else guide.repeated(num_samples)
         for step in range(len(times)):
-            velocity = self._velocity(suffix, x, condition.row(step))
-            if free is not None:
-                base = self._velocity(free, x, condition.row(step))
-                velocity = base + guidance * (velocity - base)
+
+            def plain(point: Tensor, time: TimeCondition = condition.row(step)) -> Tensor:
+                velocity = self._velocity(suffix, point, time)
+                if free is None:
+                    return velocity
+                base = self._velocity(free, point, time)
+                return base + guidance * (velocity - base)
+
+            velocity = plain(x) if guide is None else guide.velocity(plain, x, 1 - step / len(times))
             x = x - velocity / len(times)
         return x.unflatten(0, (batch, num_samples))

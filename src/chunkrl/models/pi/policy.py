@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from chunkrl.errors import ChunkRLError
 from chunkrl.models import lora  # as a module: it imports layers of this package
 from chunkrl.models.acting import check_cameras
+from chunkrl.models.overlap import Guide, Overlap
 from chunkrl.models.pi.config import DEFAULT_FLOW_STEPS, PiRecipe
 from chunkrl.models.pi.flow import PiModel, Prefix, PrefixInputs, euler_times
 from chunkrl.models.pi.images import prepare_images
@@ -305,11 +306,12 @@ class PiPolicy(nn.Module):
         times: Tensor,
         free: PrefixInputs | None = None,
         guidance: float = 1.0,
+        guide: Guide | None = None,
     ) -> Tensor:
         vision = self.model.embed_cameras(inputs)
         unconditioned = None if free is None else self.model.encode_prefix(free, vision)
         prefix = self.model.encode_prefix(inputs, vision)
-        return self.model.sample(prefix, noise, times, unconditioned, guidance)
+        return self.model.sample(prefix, noise, times, unconditioned, guidance, guide)
 
     @torch.no_grad()
     def sample(
@@ -321,6 +323,7 @@ class PiPolicy(nn.Module):
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         guidance: float | None = None,
+        overlap: Overlap | None = None,
     ) -> Tensor:
         """Action chunks for a batched observation; the prefix is computed once for all samples and steps.
 
@@ -333,6 +336,7 @@ class PiPolicy(nn.Module):
             noise: standard normal float32 [B, N, H, A] of the model's width, in place of drawing it.
             guidance: of classifier-free guidance towards the condition; None for the settings'. Other values than
                 1 cost a second prefix pass and twice the denoising.
+            overlap: what is left of the last chunk, which the new ones go on from; not compiled.
 
         Returns:
             float32 [B, N, H, action_dim] in the data's units.
@@ -349,7 +353,12 @@ class PiPolicy(nn.Module):
             noise = torch.randn(shape, generator=generator)
         elif tuple(noise.shape) != shape:
             raise ChunkRLError(f"noise has shape {list(noise.shape)}; the policy takes {list(shape)}")
-        chunks = self._sample_chunks(inputs, noise.to(self.device), times, free, guidance)
+        if overlap is None:
+            chunks = self._sample_chunks(inputs, noise.to(self.device), times, free, guidance)
+        else:
+            left = self.actions_to_model(overlap.padded(config.horizon), observation)
+            guide = Guide.of(overlap, left, self.recipe.settings.action_dim)
+            chunks = self._eager_sample(inputs, noise.to(self.device), times, free, guidance, guide)
         return self.actions_from_model(chunks, observation)
 
     def flow_loss(
