@@ -22,7 +22,7 @@ from chunkrl.models.encoders import ObservationSpec
 from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.overlap import Guide, Overlap, Schedule
 from chunkrl.models.pi.actor import PiActor
-from chunkrl.models.policy import ChunkShape, PolicyNetwork
+from chunkrl.models.policy import ChunkShape
 from chunkrl.policies.chunk_policy import ChunkPolicy, PolicySpec
 
 LEFT = torch.ones(1, 6, 2)
@@ -82,7 +82,6 @@ def flow_policy(horizon: int = 8) -> ChunkPolicy:
         network,
         config,
         critic_network=network,
-        make_policy=PolicyNetwork.of,
     )
     return ChunkPolicy(
         PolicySpec(spec, shape, network, config, None, 80.0, "test", ""), factory.policy(), None
