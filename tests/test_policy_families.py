@@ -22,6 +22,7 @@ from chunkrl.cli import main
 from chunkrl.cli.arguments import parse
 from chunkrl.cli.commands import COMMANDS
 from chunkrl.config import from_dict, load_config
+from chunkrl.data.action_encoding import ActionEncoding
 from chunkrl.data.frames import FrameTable
 from chunkrl.envs import registry as envs
 from chunkrl.errors import CheckpointError, ChunkRLError, TrainingStopped
@@ -204,12 +205,12 @@ def test_a_setting_that_no_network_of_the_kind_reads_is_refused(kind: str) -> No
     config = TrainConfig(dataset_dir="d", policy=PolicyConfig(kind=kind))
     family = config.family
     paths = leaves(config)
-    for read in (*family.reads, *family.critic_settings):
+    for read in (*family.reads, *family.reads_of.get(kind, ()), *family.critic_settings):
         assert any(path == read or path.startswith(f"{read}.") for path in paths), read
-    assert all(map(family.reads_setting, family.critic_settings))
+    assert all(family.reads_setting(path, kind) for path in family.critic_settings)
     for path in set(paths) - {"policy.kind"}:
-        someone = any(other.reads_setting(path) for other in registry.FAMILIES)
-        refused = (path,) if someone and not family.reads_setting(path) else ()
+        able = [k for k in registry.kinds() if registry.family_of(k).reads_setting(path, k)]
+        refused = (path,) if able and kind not in able else ()
         assert changed(config, path).unread_by_kind() == refused
 
 
@@ -219,12 +220,26 @@ def test_what_a_pi_policy_does_not_read_is_an_error(data: Path) -> None:
         "pi0_config": "p",
         "dataset_dir": str(data),
     }
-    for name, value in {"use_task": True, "use_state": False}.items():
+    encoding = ActionEncoding("delta", (0,))
+    for name, value in {"use_task": True, "use_state": False, "encoding": encoding}.items():
         flag = name.replace("_", "-")
         with pytest.raises(
-            ChunkRLError, match=f"pi does not read --{flag}: leave that out, a pi policy reads"
+            ChunkRLError, match=rf"pi does not read --{flag}[a-z.-]*.*: leave th.* out, a pi policy"
         ):
             ChunkLevelOfflineRL(**{**given, name: value})
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (PolicyConfig("gaussian", flow_steps=3), r"does not read --policy.flow-steps: .*--policy.kind flow"),
+        (PolicyConfig("flow", spread="fixed"), r"does not read --policy.spread: .*--policy.kind gaussian"),
+        (PolicyConfig("gaussian", fixed_std=0.1), r"--policy.fixed-std is read with --policy.spread fixed"),
+    ],
+)
+def test_what_one_kind_reads_is_no_setting_of_another(policy: PolicyConfig, message: str) -> None:
+    with pytest.raises(ChunkRLError, match=message):
+        check_config(TrainConfig(dataset_dir="d", policy=policy))
 
 
 NAMED = re.compile(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -89,15 +90,7 @@ class ToyFamily(SmallFamily):
     name = "toy"
     kinds = ("act",)
     settings = ToyConfig
-    reads = (
-        "network",
-        "use_state",
-        "use_task",
-        "fit.hidden_dim",
-        "fit.num_layers",
-        "fit.dropout",
-        "fit.noise",
-    )
+    reads_of: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # its settings are of its own class
 
     def policy(self, parts: NetworkFactory) -> ToyPolicy:
         """See the module."""

@@ -8,7 +8,7 @@ are made of the families' settings.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -48,8 +48,8 @@ class PolicyFamily(ABC):
     """What is true of most families; one says what differs.
 
     name: for messages. kinds: values of --policy.kind. settings: the class of `TrainConfig.policy`.
-    reads: settings of `TrainConfig` that not every family reads, "network" for all of a part. critic_settings: of V
-        and Q alone, which only methods that train these read.
+    reads: settings of `TrainConfig` that not every family reads, "network" for all of a part. reads_of: those that
+        one of its kinds reads alone. critic_settings: of V and Q alone, which only methods that train these read.
     has_prompt: a condition can be written into what it reads (`PolicyModel.imitation_loss`).
     always_reads_task: whatever --use-task says. encodes_actions: it writes actions as --encoding says.
     is_pretrained: it begins with a checkpoint, and so is trained already.
@@ -61,6 +61,7 @@ class PolicyFamily(ABC):
     kinds: tuple[str, ...] = ()
     settings: type[PolicySettings] = PolicySettings
     reads: tuple[str, ...] = ()
+    reads_of: Mapping[str, tuple[str, ...]] = {}
     critic_settings: tuple[str, ...] = ()
     has_prompt = False
     always_reads_task = False
@@ -71,9 +72,10 @@ class PolicyFamily(ABC):
 
     # ---- settings, before data are opened
 
-    def reads_setting(self, path: str) -> bool:
-        """Whether it reads the setting `path` ("network.hidden_dim") of those that are not every family's."""
-        return any(path == read or path.startswith(f"{read}.") for read in self.reads)
+    def reads_setting(self, path: str, kind: str) -> bool:
+        """Whether a kind of it reads the setting `path` ("network.hidden_dim") of those that not all kinds read."""
+        reads = (*self.reads, *self.reads_of.get(kind, ()))
+        return any(path == read or path.startswith(f"{read}.") for read in reads)
 
     def instead(self, unread: Sequence[str]) -> str:
         """What to use in place of settings that it does not read; "" where there is nothing."""

@@ -40,6 +40,8 @@ class PiFamily(PolicyFamily):
 
     def instead(self, unread: Sequence[str]) -> str:
         """Its own names of them."""
+        if all(path.startswith("encoding") for path in unread):
+            return "a pi policy writes actions as they are recorded"
         if all(path in ("use_state", "use_task") for path in unread):
             return "a pi policy reads the task, and the state as its recipe says"
         return "those of its critics are --pi.critic.depth, --pi.critic.dropout and --pi.critic.state-noise"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from chunkrl.errors import CheckpointError, ChunkRLError
@@ -54,11 +55,16 @@ def critic_settings() -> tuple[str, ...]:
     return tuple(path for family in FAMILIES for path in family.critic_settings)
 
 
-def unread(kind: str, changed: list[str]) -> list[str]:
-    """Of settings that differ from their defaults, those that other families read and that of `kind` does not."""
-    family = family_of(kind)
+def kinds_that_read(paths: Collection[str]) -> list[str]:
+    """The kinds whose family reads all these settings for them."""
     return [
-        path
-        for path in changed
-        if not family.reads_setting(path) and any(other.reads_setting(path) for other in FAMILIES)
+        kind
+        for family in FAMILIES
+        for kind in family.kinds
+        if all(family.reads_setting(path, kind) for path in paths)
     ]
+
+
+def unread(kind: str, changed: Sequence[str]) -> list[str]:
+    """Of settings that differ from their defaults, those that other kinds read and this one does not."""
+    return [path for path in changed if (able := kinds_that_read([path])) and kind not in able]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,15 +37,27 @@ class SmallFamily(PolicyFamily):
     kinds: tuple[str, ...] = ("gaussian", "flow")
     settings = PolicyConfig
     reads: tuple[str, ...] = (
-        *("network", "use_state", "use_task", "policy.spread", "policy.fixed_std", "policy.flow_steps"),
+        *("network", "use_state", "use_task", "encoding"),
         *("fit.hidden_dim", "fit.num_layers", "fit.dropout", "fit.noise"),
     )
+    reads_of: Mapping[str, tuple[str, ...]] = {
+        "gaussian": ("policy.spread", "policy.fixed_std"),
+        "flow": ("policy.flow_steps",),
+    }
 
     def policy(self, parts: NetworkFactory) -> PolicyModel:
         """pi(A | x), freshly initialised, with `parts.encoder(parts.network)` for what it sees."""
         from chunkrl.models.factory import policy_network
 
         return policy_network(parts)
+
+    def check(self, config: RunSettings) -> None:
+        """A deviation is read where it is fixed."""
+        policy = config.policy
+        if not isinstance(policy, PolicyConfig) or policy.spread == "fixed":
+            return
+        if policy.fixed_std != PolicyConfig.fixed_std:
+            raise ChunkRLError("--policy.fixed-std is read with --policy.spread fixed: give both, or neither")
 
     def decided(self, config: RunSettings, dataset: ChunkData) -> dict[str, Any]:
         """Whether the networks read the task's text."""

@@ -14,7 +14,6 @@ from chunkrl.config import changed_settings
 from chunkrl.errors import ChunkRLError
 from chunkrl.policies import registry
 from chunkrl.run.config import TrainConfig, is_read
-from chunkrl.run.folder import DECIDED
 
 
 def check_config(config: TrainConfig, has_data: bool = False) -> None:
@@ -79,13 +78,14 @@ def _check_read(config: TrainConfig) -> None:
 
 
 def _check_kind(config: TrainConfig) -> None:
-    """Refuses settings of networks that are not built: whoever gives them means others."""
+    """Refuses settings of networks that are not built: whoever gives them means others.
+
+    A run that goes on has those that it was begun with, by a release that did not look.
+    """
     unread = config.unread_by_kind()
-    if config.resume:  # runs of before have what their first data decided, read or not
-        unread = tuple(path for path in unread if path not in DECIDED)
-    if not unread:
+    if not unread or config.resume:
         return
-    able = [kind for f in registry.FAMILIES if all(map(f.reads_setting, unread)) for kind in f.kinds]
+    able = registry.kinds_that_read(unread)
     cure = config.family.instead(unread) or (
         f"or use --policy.kind {' or '.join(able)}, whose settings these are" if able else ""
     )
