@@ -258,7 +258,7 @@ def test_time_embedding_is_periodic_in_closed_form() -> None:
 
 def test_euler_times() -> None:
     assert euler_times(4).tolist() == [1.0, 0.75, 0.5, 0.25]
-    with pytest.raises(ChunkRLError, match="num_steps is 0"):
+    with pytest.raises(ChunkRLError, match="flow_steps is 0"):
         euler_times(0)
 
 
