@@ -15,7 +15,7 @@ import tyro
 from benchmarks.metaworld import BenchmarkConfig, run
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.algorithms.value_config import ValueFit
-from chunkrl.demo.experiment import CHUNK_RL, SHUFFLED, SUCCESS_BC, UNBALANCED, Arm
+from chunkrl.demo.arms import CHUNK_RL, SHUFFLED, SUCCESS_BC, UNBALANCED, Arm
 
 
 def _balanced(name: str, fit: ValueFit = ValueFit(), **settings: object) -> Arm:

@@ -16,7 +16,7 @@ from benchmarks.balance_choice import ChoiceConfig
 from benchmarks.metaworld import run
 from chunkrl.algorithms.config import DistilConfig
 from chunkrl.algorithms.value_config import ValueFit
-from chunkrl.demo.experiment import CHUNK_RL, DISTILLED, FLOW_RL, Arm
+from chunkrl.demo.arms import CHUNK_RL, DISTILLED, FLOW_RL, Arm
 from chunkrl.models.value_head import ValueHead
 
 # as many updates as the arm that it is compared with, half of them before

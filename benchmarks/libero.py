@@ -31,17 +31,8 @@ from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.algorithms.value_config import Draw
 from chunkrl.collect.command import CollectConfig, collect_dataset
 from chunkrl.data.frames import FrameTable
-from chunkrl.demo.experiment import (
-    BC,
-    BEST_OF_16,
-    CHUNK_RL,
-    DISTILLED,
-    SHUFFLED,
-    SUCCESS_BC,
-    UNBALANCED,
-    Arm,
-    data_hash,
-)
+from chunkrl.demo.arms import BC, BEST_OF_16, CHUNK_RL, DISTILLED, SHUFFLED, SUCCESS_BC, UNBALANCED, Arm
+from chunkrl.demo.experiment import data_hash
 from chunkrl.envs.registry import asset_fingerprint, expand
 from chunkrl.envs.scripted import Mixture, MixtureConfig
 from chunkrl.errors import ChunkRLError

@@ -24,7 +24,9 @@ import tyro
 
 from benchmarks.rabc import by_time, by_value
 from benchmarks.speed_tables import speed_of, speed_table
-from chunkrl.demo.experiment import ALL_ARMS, Arm, Job, JobResult, run_jobs
+from chunkrl.demo.arms import ALL_ARMS, Arm
+from chunkrl.demo.experiment import Job, JobResult
+from chunkrl.demo.workers import run_jobs
 from chunkrl.errors import ChunkRLError
 from chunkrl.files.atomic import write_text
 from chunkrl.statistics import bootstrap_over_tasks

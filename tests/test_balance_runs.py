@@ -23,7 +23,7 @@ from benchmarks.metaworld import (
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.data.frames import FrameTable
-from chunkrl.demo.experiment import CHUNK_RL
+from chunkrl.demo.arms import CHUNK_RL
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.progress import silent
 from chunkrl.report.load_run import load_run

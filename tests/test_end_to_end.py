@@ -12,8 +12,8 @@ pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
 
 from chunkrl.cli import main
 from chunkrl.data.frames import FrameTable
+from chunkrl.demo.arms import DEMO_ARMS
 from chunkrl.demo.command import run_demo
-from chunkrl.demo.experiment import DEMO_ARMS
 from chunkrl.envs.scripted import POLICY
 from chunkrl.errors import ChunkRLError, OutputFolderError
 from chunkrl.options import DemoConfig

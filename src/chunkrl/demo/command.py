@@ -16,7 +16,9 @@ from chunkrl.algorithms.values_io import read_values_files
 from chunkrl.config import load_config, save_config
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import label_frames
-from chunkrl.demo.experiment import BC, CHUNK_RL, SUCCESS_BC, Job, JobResult, run_jobs, saved_policy
+from chunkrl.demo.arms import BC, CHUNK_RL, SUCCESS_BC
+from chunkrl.demo.experiment import Job, JobResult, saved_policy
+from chunkrl.demo.workers import run_jobs
 from chunkrl.envs.metaworld import MetaWorldEnv
 from chunkrl.envs.scripted import CONTROLLERS
 from chunkrl.errors import ChunkRLError

@@ -6,14 +6,6 @@ The demo and the benchmark are both lists of jobs of this module.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
-import queue
-import sys
-import threading
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,99 +15,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
 
 from chunkrl.algorithms.config import BalanceConfig, DistilConfig
 from chunkrl.algorithms.registry import METHODS
-from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.algorithms.values_io import values_file
 from chunkrl.algorithms.weights import THIRDS
 from chunkrl.collect.command import CollectConfig, collect_dataset
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.frames import FrameTable
+from chunkrl.demo.arms import DEMO_ARMS, Arm
 from chunkrl.envs.metaworld import ACTION_DIM, MetaWorldEnv
 from chunkrl.envs.scripted import CONTROLLERS, Mixture, MixtureConfig
 from chunkrl.evaluation.rollout import evaluate, initial_seeds
 from chunkrl.files.atomic import replace_file
 from chunkrl.models.acting_policy import ActingPolicy
-from chunkrl.models.config import ActionMode, PolicyConfig
+from chunkrl.models.config import PolicyConfig
 from chunkrl.progress import Progress, silent
 from chunkrl.run.command import train_until_stopped
-from chunkrl.run.config import Objective, TrainConfig
+from chunkrl.run.config import TrainConfig
 from chunkrl.run.offline import ChunkLevelOfflineRL
 from chunkrl.run.policy_io import load_policy
 from chunkrl.statistics import auc
 from chunkrl.training.trainer import NonFiniteLossError
 
 NUM_ENVS = 10  # simulators a process steps together
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One policy of a comparison. Arms that differ in `mode` alone share one training (`training`).
-
-    updates_factor: of the job's policy updates; flow policies need more than Gaussian ones.
-    sample_weights: (data set, folder of its values, seed) -> the weight of every frame, float32 [N], that
-        behaviour_cloning clones with.
-    """
-
-    name: str
-    objective: Objective
-    mode: ActionMode = "mode"
-    policy: PolicyConfig = PolicyConfig()
-    num_folds: int = 5
-    updates_factor: float = 1.0
-    fit: ValueFit = ValueFit()
-    balance: BalanceConfig = BalanceConfig()
-    distil: DistilConfig = DistilConfig()
-    sample_weights: Callable[[ChunkDataset, Path, int], np.ndarray] | None = None
-
-    @property
-    def training(self) -> tuple[Any, ...]:
-        """Arms with equal keys share one training run."""
-        settings = (self.fit, self.balance, self.distil, self.sample_weights)
-        return (self.objective, self.policy, self.num_folds, self.updates_factor, *settings)
-
-    @property
-    def values(self) -> tuple[Any, ...] | None:
-        """Arms with equal keys share one value phase; None: it needs none, or has one of its own."""
-        if not METHODS[self.objective].reads_setting("values") and self.sample_weights is None:
-            return None
-        meaning = (self.fit.lam, self.fit.n_step, self.fit.target, self.fit.time_out)
-        networks = (self.fit.hidden_dim, self.fit.num_layers, self.fit.dropout, self.fit.noise, self.fit.head)
-        ensemble = (self.fit.num_critics, self.fit.aggregate, self.fit.quantile)
-        # left out where there is none: values that lie in the folders of earlier runs keep their keys
-        return (self.num_folds, *meaning, *networks, *(() if ensemble[:2] == (1, "mean") else ensemble))
-
-
-BC = Arm("behaviour_cloning", "behaviour_cloning")
-SUCCESS_BC = Arm("success_cloning", "success_cloning")
-CHUNK_RL = Arm("chunk_rl", "cross_fitted")
-SHUFFLED = Arm("shuffled_advantages", "shuffled_advantages")
-UNBALANCED = Arm("unbalanced", "cross_fitted", balance=BalanceConfig("none"))  # the weights of before
-NOT_CROSS_FITTED = Arm("not_cross_fitted", "cross_fitted", num_folds=1)
-IQL = Arm("iql", "iql", num_folds=1)
-DOCUMENT = Arm("document_objective", "document")
-_FLOW = PolicyConfig(kind="flow")
-FLOW_BC = Arm("flow_behaviour_cloning", "behaviour_cloning", policy=_FLOW, updates_factor=1.5)
-FLOW_BC_SAMPLED = replace(FLOW_BC, name="flow_behaviour_cloning_sampled", mode="sample")
-BEST_OF_16 = replace(FLOW_BC, name="best_of_16_by_q", mode="best_of_n")
-FLOW_RL = replace(FLOW_BC, name="flow_chunk_rl", objective="cross_fitted")
-# as many updates as chunk_rl, half of them of cloning, half on the best of 16
-DISTILLED = replace(CHUNK_RL, name="distilled_best_of_16", updates_factor=0.5, distil=DistilConfig(16))
-DEMO_ARMS = (BC, SUCCESS_BC, CHUNK_RL, BEST_OF_16)
-ALL_ARMS = (
-    *DEMO_ARMS,
-    FLOW_BC,
-    FLOW_BC_SAMPLED,
-    FLOW_RL,
-    DISTILLED,
-    UNBALANCED,
-    SHUFFLED,
-    NOT_CROSS_FITTED,
-    IQL,
-    DOCUMENT,
-)
 
 
 @dataclass(frozen=True)
@@ -348,129 +271,3 @@ def saved_policy(job: Job, arm: Arm) -> ActingPolicy:
     """The saved policy of an arm of a finished job."""
     first = next(a for a in job.arms if a.training == arm.training)
     return load_policy(job.run_dir(first) / "policy")
-
-
-def run_jobs(jobs: Sequence[Job], num_workers: int, on_result: Callable[[JobResult], None]) -> None:
-    """Runs jobs in `num_workers` processes, with a bar and an ETA for each running job and for all.
-
-    on_result: called in this process as each job ends.
-    """
-    context = multiprocessing.get_context("spawn")
-    events: Any = context.Queue()
-    with ProcessPoolExecutor(
-        num_workers, mp_context=context, initializer=_start_worker, initargs=(events,)
-    ) as pool:
-        board = _Board(jobs, events)
-        futures = [pool.submit(_run_reporting, job, number) for number, job in enumerate(jobs)]
-        try:
-            for future in futures:
-                on_result(future.result())
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        finally:
-            board.close()
-
-
-_EVENTS: list[Any] = []  # a worker's way to the board
-
-
-def _start_worker(events: Any) -> None:
-    """Keeps the way to the board, and ends with the parent: else a worker of a killed run trains on, unseen."""
-    _EVENTS[:] = [events]
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _run_reporting(job: Job, number: int) -> JobResult:
-    last = -1.0
-
-    def report(stage: str, done: int, total: int) -> None:
-        nonlocal last
-        step = done / total
-        if done == total or step < last or step - last >= 0.02:
-            last = 0.0 if done == total else step
-            _EVENTS[0].put((number, stage, done, total))
-
-    result = run_job(job, report)
-    _EVENTS[0].put((number, "done", 1, 1))
-    return result
-
-
-class _Board:
-    """Shows the jobs' progress: one bar over all stages of all jobs, the running stages beside it."""
-
-    def __init__(self, jobs: Sequence[Job], events: Any) -> None:
-        self._events, self._stop = events, threading.Event()
-        self._jobs = jobs
-        self._totals = [_num_stages(job) for job in jobs]
-        self._done = [0.0] * len(jobs)
-        self._finished_stages = [0] * len(jobs)
-        interactive = sys.stderr.isatty()
-        self._interval = 0.5 if interactive else 20.0  # seconds between drawings; a log wants few lines
-        self._drawn = 0.0
-        self._bar = tqdm(
-            total=float(sum(self._totals)),
-            desc="all",
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left {postfix}",
-            ncols=None if interactive else 120,
-            miniters=float("inf"),  # drawn by _draw alone
-        )
-        self._running: dict[int, str] = {}
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
-
-    def _listen(self) -> None:
-        while not self._stop.is_set():
-            try:
-                number, stage, done, total = self._events.get(timeout=0.3)
-            except queue.Empty:
-                continue
-            except (EOFError, OSError):
-                return
-            self._show(number, stage, done, total)
-
-    def _show(self, number: int, stage: str, done: int, total: int) -> None:
-        if stage == "done":
-            self._done[number] = self._totals[number]
-            self._running.pop(number, None)
-        else:
-            self._running[number] = f"{self._jobs[number].task} {stage}"
-            if done == total:
-                self._finished_stages[number] += 1
-            part = 0.0 if done == total else done / total
-            self._done[number] = min(self._finished_stages[number] + part, self._totals[number])
-        self._bar.n = sum(self._done)
-        self._draw()
-
-    def _draw(self, now: bool = False) -> None:
-        if now or time.monotonic() - self._drawn >= self._interval:
-            self._drawn = time.monotonic()
-            self._bar.set_postfix_str(" | ".join(self._running.values())[:100], refresh=False)
-            self._bar.refresh()
-
-    def close(self) -> None:
-        """Draws the last state."""
-        self._stop.set()
-        self._thread.join(timeout=2)
-        self._draw(now=True)
-        self._bar.close()
-
-
-def _num_stages(job: Job) -> int:
-    """Stages that `run_job` reports: collecting, each training's phases, each arm's evaluation."""
-    phases = len({arm.values for arm in job.arms} - {None}) if job.share_values else 0
-    for training in {arm.training: arm for arm in job.arms}.values():
-        distils = training.distil.num_candidates > 0
-        with_q = distils or any(
-            arm.training == training.training and arm.mode == "best_of_n" for arm in job.arms
-        )
-        with_values = with_q or (training.values is not None and not job.share_values)
-        phases += 1 + with_values + with_q + distils
-    return 1 + phases + len(job.arms)
