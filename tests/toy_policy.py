@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +89,7 @@ class ToyFamily(SmallFamily):
     name = "toy"
     kinds = ("act",)
     settings = ToyConfig
-    reads_of: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # its settings are of its own class
+    reads_of: Mapping[str, tuple[str, ...]] = {}  # its settings are of its own class
 
     def policy(self, parts: NetworkFactory) -> ToyPolicy:
         """See the module."""
