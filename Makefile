@@ -5,12 +5,15 @@ BIN := $(VENV)/bin
 USE := $(VENV)/.installed-use
 DEV := $(VENV)/.installed-dev
 LEROBOT_VENV ?= .venv-lerobot
+LEROBOT06_VENV ?= .venv-lerobot06
+PYTHON312 ?= python3.12
+comma := ,
 LEROBOT_PIP ?=
 LIBERO_VENV ?= .venv-libero
 OPENPI_VENV ?= .venv-openpi
 PIP := install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: proto demo test test-slow test-gpu test-robustness test-tracking test-lerobot test-libero lint typecheck check benchmark
+.PHONY: proto demo test test-slow test-gpu test-robustness test-tracking test-lerobot test-lerobot04 test-lerobot06 test-libero lint typecheck check benchmark
 .PHONY: test-openpi clean
 
 $(VENV)/bin/python:
@@ -54,18 +57,28 @@ test-tracking: $(DEV)
 	$(BIN)/pip $(PIP) --editable '.[tracking]'
 	$(BIN)/pytest tests/test_metrics.py -k wandb
 
-# LeRobot 0.4.4 pins an older torch, so its tests have an environment of their own. On Linux its torch, torchvision
-# and torchcodec come with CUDA (10 GB); LEROBOT_PIP may say where CPU builds are to be had ("--index-url ..."), or
-# LEROBOT_VENV may name an environment made by hand. Without LeRobot the tests skip: so its import is tried first.
-LEROBOT_RUN = PYTHONPATH=src:$(PYTHONPATH) $(LEROBOT_VENV)/bin/python
-LEROBOT_IMPORT := import lerobot.datasets.lerobot_dataset
-test-lerobot:
-	$(LEROBOT_RUN) -c '$(LEROBOT_IMPORT)' 2>/dev/null || { $(PYTHON) -m venv $(LEROBOT_VENV) && \
-	$(LEROBOT_VENV)/bin/pip install --quiet --disable-pip-version-check $(LEROBOT_PIP) \
-	'lerobot[feetech]==0.4.4' pytest hypothesis tyro dacite && \
-	$(LEROBOT_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable . && \
-	$(LEROBOT_RUN) -c '$(LEROBOT_IMPORT)'; }
-	$(LEROBOT_RUN) -m pytest -m lerobot $$(grep -l "mark.lerobot" tests/*.py)
+# LeRobot pins its torch, so its tests have environments of their own, one a release: 0.4.4, and 0.6.1 on Python 3.12 or
+# newer. On Linux their torch, torchvision and torchcodec come with CUDA (6 to 9 GB each); LEROBOT_PIP may say where CPU
+# builds are to be had ("--index-url ..."), LEROBOT_VENV and LEROBOT06_VENV may name environments made by hand. Without
+# LeRobot the tests skip: so its import is tried first.
+LEROBOT_IMPORT := import lerobot.datasets.lerobot_dataset, lerobot_policy_chunkrl
+LEROBOT_PLUGIN := plugins/lerobot_policy_chunkrl
+LEROBOT_BESIDE := pytest hypothesis tyro dacite sentencepiece deflate isal tensorboard
+LEROBOT_RUN = PYTHONPATH=src:$(PYTHONPATH) HF_HUB_OFFLINE=1 $(1)/bin/python
+# $(call lerobot,environment,python,requirements)
+define lerobot
+	$(call LEROBOT_RUN,$(1)) -c '$(LEROBOT_IMPORT)' 2>/dev/null || { $(2) -m venv $(1) && \
+	$(1)/bin/pip install --quiet --disable-pip-version-check $(LEROBOT_PIP) $(3) $(LEROBOT_BESIDE) && \
+	$(1)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable . --editable $(LEROBOT_PLUGIN) && \
+	$(call LEROBOT_RUN,$(1)) -c '$(LEROBOT_IMPORT)'; }
+endef
+test-lerobot: test-lerobot04 test-lerobot06
+test-lerobot04:
+	$(call lerobot,$(LEROBOT_VENV),$(PYTHON),'lerobot[feetech]==0.4.4')
+	$(call LEROBOT_RUN,$(LEROBOT_VENV)) -m pytest -m lerobot $$(grep -l "mark.lerobot" tests/*.py)
+test-lerobot06:
+	$(call lerobot,$(LEROBOT06_VENV),$(PYTHON312),'lerobot[pi$(comma)dataset$(comma)evaluation$(comma)async]==0.6.1')
+	$(call LEROBOT_RUN,$(LEROBOT06_VENV)) -m pytest -m lerobot tests/test_lerobot_*.py tests/test_writer.py
 
 # LIBERO's packages are many and build with cmake: an environment of its own, too (LIBERO_VENV may name one made by
 # hand). Meshes and textures come from the Hub, or from the folder LIBERO_ASSETS; without any the tests skip.

@@ -63,12 +63,16 @@ class NoClock:
 
 
 def small_policy(
-    seed: int, state_dim: int = STATE_DIM, action_dim: int = ACTION_DIM, cameras: tuple[str, ...] = ()
+    seed: int,
+    state_dim: int = STATE_DIM,
+    action_dim: int = ACTION_DIM,
+    cameras: tuple[str, ...] = (),
+    kind: str = "gaussian",
 ) -> ChunkPolicy:
     """Random networks; chunks of 8 actions, up to +-2: beyond what simulators take."""
     torch.manual_seed(seed)
     network = NetworkConfig(hidden_dim=16, num_layers=1)
-    shape, config = ChunkShape(horizon=8, action_dim=action_dim), PolicyConfig()
+    shape, config = ChunkShape(horizon=8, action_dim=action_dim), PolicyConfig(kind=kind)
     spec = ObservationSpec(state_dim=state_dim, cameras=cameras)
     scales = Normalizer.identity(state_dim), Normalizer.identity(action_dim)
     bound = 2.0 * torch.ones(action_dim)

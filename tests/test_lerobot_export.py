@@ -153,6 +153,15 @@ def test_a_constant_state_is_the_first_bin_as_in_lerobot(value: float) -> None:
     assert build_prompt("pi05_state", "x", normed[0]).tail.split()[4] == "0"
 
 
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7, -0.7, 0.0, 123.456])
+@pytest.mark.parametrize("width", [0.0, 1e-3, 1.7])
+def test_the_lowest_state_is_the_first_bin_with_an_epsilon_too(value: float, width: float) -> None:
+    """As in openpi, where (q01 - q01) is 0: rounding put it a hair below -1, into the bin before."""
+    low = torch.tensor([value]).double()  # a recorded float32
+    stats = {"q01": low, "q99": low + width}
+    assert normalize(low.float()[None], stats, "quantiles", 1e-6).item() == -1.0
+
+
 def test_lerobots_quantiles_are_float32_to_the_bit() -> None:
     """Multiples of a hundredth lie on edges of bins in float32, and beside them in float64."""
     stats = {
@@ -165,7 +174,9 @@ def test_lerobots_quantiles_are_float32_to_the_bit() -> None:
     assert torch.equal(normalize(x, stats, "quantiles", 0.0), expected.double())
 
 
-@pytest.mark.parametrize(("value", "told"), [(0.5, False), (0.3, True), (0.7, True)])
+@pytest.mark.parametrize(
+    ("value", "told"), [(0.5, False), (float(torch.tensor(0.3)), False), (0.3, True), (0.7, True)]
+)
 def test_a_constant_that_float32_changes_is_told_where_it_changes_the_prompt(
     value: float, told: bool, tmp_path: Path
 ) -> None:

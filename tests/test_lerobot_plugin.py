@@ -293,3 +293,62 @@ def test_what_it_saves_it_loads(tmp_path: Path, plugin: Any) -> None:
     batch = {"observation.state": torch.linspace(-1, 1, STATE_DIM)[None], "task": ["x"]}
     again = plugin.ChunkRLPolicy.from_pretrained(tmp_path / "saved")
     assert torch.equal(policy.predict_action_chunk(batch), again.predict_action_chunk(batch))
+
+
+# ---- real-time chunking
+
+
+def flow(folder: Path) -> Path:
+    """A small flow policy of the toy's state."""
+    small_policy(0, STATE_DIM, ACTION_DIM, kind="flow").save(folder)
+    return folder
+
+
+def seen_by_robot() -> dict[str, Any]:
+    """One observation as LeRobot's loop gives it."""
+    generator = torch.Generator().manual_seed(5)
+    pictures = torch.randint(0, 256, (2, 1, 3, 56, 56), generator=generator) / 255
+    state = torch.randn(1, STATE_DIM, generator=generator)
+    names = ("observation.images.front", "observation.images.wrist")
+    return {
+        "observation.state": state,
+        "task": ["push the red cup"],
+        **dict(zip(names, pictures, strict=True)),
+    }
+
+
+@pytest.mark.parametrize("write", [flow, tiny_pi])
+def test_chunks_go_on_from_what_lerobot_kept(
+    write: Callable[[Path], Path], tmp_path: Path, plugin: Any
+) -> None:
+    """Acceptance test 6: by the call that LeRobot's RTC loop makes, zeros behind what is left included."""
+    policy = plugin.ChunkRLPolicy.from_pretrained(write(tmp_path / "policy"))
+    assert policy.supports_rtc()
+    policy.config.rtc_config = plugin.RTCConfig(execution_horizon=8, max_guidance_weight=10.0)
+    plain = policy.predict_action_chunk(seen_by_robot())
+    first = policy.predict_action_chunk(seen_by_robot(), inference_delay=0, prev_chunk_left_over=None)
+    assert torch.equal(plain, first)
+    left = plain[0, :5] + 0.3
+    filled = torch.cat([left, torch.zeros(3, ACTION_DIM)])
+    chunks = [
+        policy.predict_action_chunk(seen_by_robot(), inference_delay=2, prev_chunk_left_over=kept)
+        for kept in (left, filled)
+    ]
+    assert torch.equal(*chunks)
+    gaps = [float((chunk[0, :2] - left[:2]).abs().mean()) for chunk in (chunks[0], plain)]
+    assert gaps[0] < 0.2 * gaps[1]
+    nothing = policy.predict_action_chunk(
+        seen_by_robot(), inference_delay=2, prev_chunk_left_over=torch.zeros(8, ACTION_DIM)
+    )
+    assert torch.equal(nothing, plain)
+
+
+def test_a_gaussian_says_that_it_cannot(tmp_path: Path, plugin: Any) -> None:
+    from chunkrl.errors import ChunkRLError
+
+    policy = plugin.ChunkRLPolicy.from_pretrained(small(tmp_path / "policy"))
+    assert not policy.supports_rtc()
+    with pytest.raises(ChunkRLError, match="no flow that could be guided"):
+        policy.predict_action_chunk(
+            seen_by_robot(), inference_delay=1, prev_chunk_left_over=torch.ones(3, ACTION_DIM)
+        )

@@ -14,16 +14,11 @@ from pi_tiny import ACTION_DIM, STATE_DIM, observation, tiny_policy, tiny_recipe
 from torch import Tensor
 
 from chunkrl import Observation
-from chunkrl.data.normalize import Normalizer
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.acting_policy import ActingPolicy
-from chunkrl.models.config import NetworkConfig, PolicyConfig
-from chunkrl.models.encoders import ObservationSpec
-from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.overlap import Guide, Overlap, Schedule
 from chunkrl.models.pi.actor import PiActor
-from chunkrl.models.policy import ChunkShape
-from chunkrl.policies.chunk_policy import ChunkPolicy, PolicySpec
+from chunkrl.policies.chunk_policy import ChunkPolicy
 
 LEFT = torch.ones(1, 6, 2)
 
@@ -67,25 +62,9 @@ def test_a_guided_velocity_is_the_formulas(time: float) -> None:
     assert torch.allclose(found, expected, atol=1e-6) and not found.requires_grad
 
 
-def flow_policy(horizon: int = 8) -> ChunkPolicy:
+def flow_policy() -> ChunkPolicy:
     """A small flow with random weights."""
-    torch.manual_seed(0)
-    network, shape = NetworkConfig(hidden_dim=16, num_layers=1), ChunkShape(horizon, ACTION_DIM)
-    config, spec = PolicyConfig(kind="flow"), ObservationSpec(state_dim=STATE_DIM, cameras=())
-    bound = 5.0 * torch.ones(ACTION_DIM)
-    scales = Normalizer.identity(STATE_DIM), Normalizer.identity(ACTION_DIM)
-    factory = NetworkFactory(
-        spec,
-        shape,
-        *scales,
-        (-bound, bound),
-        network,
-        config,
-        critic_network=network,
-    )
-    return ChunkPolicy(
-        PolicySpec(spec, shape, network, config, None, 80.0, "test", ""), factory.policy(), None
-    )
+    return small_policy(0, STATE_DIM, ACTION_DIM, kind="flow")
 
 
 def tiny_pi(**settings: Any) -> PiActor:

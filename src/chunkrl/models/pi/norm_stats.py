@@ -80,7 +80,12 @@ def normalize(x: Tensor, stats: Mapping[str, Tensor], mode: NormalizationMode, e
     if mode == "quantiles" and eps == LEROBOT_EPSILON[mode]:
         return _lerobot_quantiles(x, stats)
     offset, scale = _affine(stats, mode, eps, x)
-    return (x.double() - offset) / scale
+    normed = (x.double() - offset) / scale
+    if mode == "mean_std":
+        return normed
+    # as openpi's (x - q01) / (q99 - q01 + eps) * 2 - 1: rounding must not put it below, into the prompt's bin -1
+    low = stats["q01"][: x.shape[-1]].to(x.device, torch.float64)
+    return torch.where(x.double() == low, -1.0, normed)
 
 
 def _lerobot_quantiles(x: Tensor, stats: Mapping[str, Tensor]) -> Tensor:
