@@ -9,7 +9,7 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from hub_server import Hub, served
+from hub_server import Hub, point_at, served
 
 from chunkrl.cli import main
 from chunkrl.integration import download as command_module
@@ -32,11 +32,7 @@ CONTENT = {
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     monkeypatch.chdir(tmp_path)
     with served(Hub(dict(CONTENT))) as found:
-        constants = huggingface_hub.constants
-        monkeypatch.setattr(constants, "ENDPOINT", found.url)
-        template = found.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        point_at(found, tmp_path / "hub-cache", monkeypatch)
         yield found
 
 

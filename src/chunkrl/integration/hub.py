@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
@@ -35,10 +35,11 @@ from huggingface_hub.utils import tqdm
 from chunkrl.integration.remote import DownloadError, RemoteFile
 from chunkrl.progress import Progress
 
+RepositoryKind = Literal["model", "dataset"]
 _CACHE = ".cache/huggingface"  # what the library keeps in a folder that it fills
 _BLOCK = 1 << 24
 _LOOK_S = 1.0  # how often the folder is measured for the progress
-_MEGABYTE = 10**6
+MEGABYTE = 10**6
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class HubTree:
     repo_id: str
     commit: str
     files: tuple[RemoteFile, ...]
+    kind: RepositoryKind = "model"
 
     @property
     def size(self) -> int:
@@ -61,7 +63,9 @@ def hub_url(repo_id: str, revision: str | None) -> str:
     return f"hf://{repo_id}" + ("" if revision is None else f"@{revision}")
 
 
-def list_repository(repo_id: str, revision: str | None, include: tuple[str, ...] = ()) -> HubTree:
+def list_repository(
+    repo_id: str, revision: str | None, include: tuple[str, ...] = (), kind: RepositoryKind = "model"
+) -> HubTree:
     """The files of a repository, with sizes and checksums.
 
     revision: branch, tag or commit; None: main. include: glob patterns of the files that are wanted; (): all.
@@ -72,10 +76,10 @@ def list_repository(repo_id: str, revision: str | None, include: tuple[str, ...]
     url = hub_url(repo_id, revision)
     api = HfApi()
     try:
-        commit = api.repo_info(repo_id, revision=revision).sha
+        commit = api.repo_info(repo_id, revision=revision, repo_type=kind).sha
         if commit is None:
             raise DownloadError(f"{url}: the Hub names no commit; check the name")
-        entries = list(api.list_repo_tree(repo_id, recursive=True, revision=commit))
+        entries = list(api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=kind))
     except Exception as error:  # no connection, no such server, no permission: dozens of kinds
         raise _told(url, error) from error
     files = []
@@ -90,7 +94,7 @@ def list_repository(repo_id: str, revision: str | None, include: tuple[str, ...]
     if not files:
         wanted = f" that {', '.join(include)} names" if include else ""
         raise DownloadError(f"there is nothing at {url}{wanted}; check the name")
-    return HubTree(url, repo_id, commit, tuple(files))
+    return HubTree(url, repo_id, commit, tuple(files), kind)
 
 
 def fill_from_hub(tree: HubTree, folder: Path, progress: Progress, stage: str) -> None:
@@ -108,6 +112,7 @@ def fill_from_hub(tree: HubTree, folder: Path, progress: Progress, stage: str) -
         with _measured(tree, folder, progress, stage):
             snapshot_download(
                 tree.repo_id,
+                repo_type=tree.kind,
                 revision=tree.commit,
                 local_dir=folder,
                 allow_patterns=[glob.escape(file.name) for file in tree.files],
@@ -123,7 +128,7 @@ def fill_from_hub(tree: HubTree, folder: Path, progress: Progress, stage: str) -
         shutil.rmtree(folder / _CACHE)
         if not any((folder / _CACHE).parent.iterdir()):
             (folder / _CACHE).parent.rmdir()
-    progress(stage, -(-tree.size // _MEGABYTE), -(-tree.size // _MEGABYTE))
+    progress(stage, -(-tree.size // MEGABYTE), -(-tree.size // MEGABYTE))
 
 
 class _Silent(tqdm):
@@ -142,7 +147,7 @@ def _check(tree: HubTree, file: RemoteFile, folder: Path) -> None:
     kind, _, expected = file.checksum.partition(":")
     if not expected:
         kind, expected = "git's sha1", file.version
-    found = _digest(local, kind)
+    found = file_digest(local, kind)
     if local.stat().st_size != file.size or found != expected:
         local.unlink()
         raise DownloadError(
@@ -151,8 +156,8 @@ def _check(tree: HubTree, file: RemoteFile, folder: Path) -> None:
         )
 
 
-def _digest(file: Path, kind: str) -> str:
-    """In hexadecimal. kind: sha256, or git's sha1 of a blob, which begins with its size."""
+def file_digest(file: Path, kind: str) -> str:
+    """Of a file, in hexadecimal. kind: sha256, or git's sha1 of a blob, which begins with its size."""
     digest = hashlib.sha256() if kind == "sha256" else hashlib.sha1(usedforsecurity=False)
     if kind != "sha256":
         digest.update(b"blob %d\0" % file.stat().st_size)
@@ -165,11 +170,11 @@ def _digest(file: Path, kind: str) -> str:
 @contextmanager
 def _measured(tree: HubTree, folder: Path, progress: Progress, stage: str) -> Iterator[None]:
     """Shows what has arrived, in megabytes, until the block ends."""
-    done, total = threading.Event(), -(-tree.size // _MEGABYTE)
+    done, total = threading.Event(), -(-tree.size // MEGABYTE)
 
     def look() -> None:
         while not done.wait(_LOOK_S):
-            progress(stage, min(_arrived(folder) // _MEGABYTE, max(total - 1, 0)), total)
+            progress(stage, min(_arrived(folder) // MEGABYTE, max(total - 1, 0)), total)
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
