@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -28,6 +29,10 @@ from chunkrl.models.plugin_files import POSTPROCESSOR, PREPROCESSOR
 pytestmark = pytest.mark.lerobot
 TOY = Path(__file__).parent / "lerobot_toy"
 PLUGIN = Path(__file__).parents[1] / "plugins" / "lerobot_policy_chunkrl"
+needs_rollout = pytest.mark.skipif(
+    importlib.util.find_spec("lerobot") is None or importlib.util.find_spec("lerobot.rollout") is None,
+    reason="LeRobot 0.4 has no lerobot-rollout",
+)
 POSITIVE, NEGATIVE = "Advantage: positive", "Advantage: negative"
 
 
@@ -39,6 +44,12 @@ def _lerobot() -> None:
 def small(folder: Path) -> Path:
     """A small Gaussian policy of the toy's state."""
     small_policy(0, STATE_DIM, ACTION_DIM).save(folder)
+    return folder
+
+
+def flow(folder: Path) -> Path:
+    """A small flow policy of the toy's state."""
+    small_policy(0, STATE_DIM, ACTION_DIM, kind="flow").save(folder)
     return folder
 
 
@@ -164,6 +175,47 @@ def test_cameras_that_the_environment_lacks_are_named_with_its_own(tmp_path: Pat
     )
     assert done.returncode != 0
     assert "observation.images.wrist" in done.stderr and "observation.images.side" in done.stderr
+
+
+def rolled_out(folder: Path, tmp_path: Path, *more: str) -> tuple[dict[str, np.ndarray], str]:
+    """What the toy robot saw and was told in a few seconds of `lerobot-rollout`, and what LeRobot said."""
+    log = tmp_path / "log"
+    done = lerobot(
+        "lerobot_rollout",
+        f"--policy.path={folder}",
+        "--policy.device=cpu",
+        "--device=cpu",
+        "--robot.type=chunkrltoyrobot",
+        "--task=push the red cup",
+        "--fps=5",
+        "--return_to_initial_position=false",
+        "--play_sounds=false",
+        *more,
+        log=log,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return dict(np.load(log / "robot.npz")), done.stderr
+
+
+@needs_rollout
+@pytest.mark.parametrize(("write", "tolerance"), [(small, 0.0), (tiny_pi, 1e-6)])
+def test_lerobot_rollout_acts_as_load_policy(
+    write: Callable[[Path], Path], tolerance: float, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "policy")
+    more = ("--duration=4", "--policy.n_action_steps=3")
+    episode, _ = rolled_out(folder, tmp_path, *more)
+    assert len(episode["action"]) >= 4
+    assert gap(load_policy(folder), [episode], 3) <= tolerance
+
+
+@needs_rollout
+def test_lerobot_rollout_asks_for_chunks_in_real_time(tmp_path: Path) -> None:
+    """Its RTC loop, with what is left of each chunk: no error, and the robot moves."""
+    more = ("--duration=8", "--inference.type=rtc", "--inference.rtc.execution_horizon=6")
+    episode, said = rolled_out(flow(tmp_path / "policy"), tmp_path, *more, "--inference.queue_threshold=4")
+    assert "RTC inference error" not in said and "not supported" not in said
+    assert len(episode["action"]) > 8 and np.isfinite(episode["action"]).all()
 
 
 # ---- in this process
@@ -296,12 +348,6 @@ def test_what_it_saves_it_loads(tmp_path: Path, plugin: Any) -> None:
 
 
 # ---- real-time chunking
-
-
-def flow(folder: Path) -> Path:
-    """A small flow policy of the toy's state."""
-    small_policy(0, STATE_DIM, ACTION_DIM, kind="flow").save(folder)
-    return folder
 
 
 def seen_by_robot() -> dict[str, Any]:

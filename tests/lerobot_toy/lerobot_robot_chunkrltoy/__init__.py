@@ -1,4 +1,4 @@
-"""A toy environment for LeRobot's own commands: it keeps what it showed and what it was told to do.
+"""A toy environment and a toy robot for LeRobot's own commands: they keep what they showed and what they were told.
 
 LeRobot imports it by the name of its distribution (`lerobot_robot_`: the older release knows no `lerobot_env_`).
 """
@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
+from lerobot.robots import Robot, RobotConfig
 
 STATE, ACTION, SIDE, STEPS = 8, 7, 56, 7
 CAMERAS = ("front", "wrist")
@@ -103,3 +104,57 @@ class ToyConfig(EnvConfig):
 
 # without wrappers, behind which LeRobot 0.4.4 does not see the task
 gym.register("lerobot_robot_chunkrltoy/toy-v0", ToyEnv, order_enforce=False, disable_env_checker=True)
+
+
+@RobotConfig.register_subclass("chunkrltoyrobot")
+@dataclass
+class ToyRobotConfig(RobotConfig):
+    """Nothing to set."""
+
+
+class ToyRobot(Robot):
+    """Eight joints that are seen, of which seven are moved, and two cameras."""
+
+    config_class = ToyRobotConfig
+    name = "chunkrltoyrobot"
+    is_connected = is_calibrated = False
+
+    def __init__(self, config: ToyRobotConfig) -> None:
+        super().__init__(config)
+        self.random, self.log = np.random.default_rng(0), []
+        self.state = self.random.normal(size=STATE).astype(np.float32)
+
+    @property
+    def observation_features(self) -> dict:
+        joints = {f"j{i}.pos": float for i in range(STATE)}
+        return joints | dict.fromkeys(CAMERAS, (SIDE, SIDE + 8, 3))
+
+    @property
+    def action_features(self) -> dict:
+        return {f"j{i}.pos": float for i in range(ACTION)}
+
+    def connect(self, calibrate: bool = True) -> None:
+        self.is_connected = True
+
+    def calibrate(self) -> None: ...
+
+    def configure(self) -> None: ...
+
+    def get_observation(self) -> dict:
+        shape = (SIDE, SIDE + 8, 3)
+        self.pictures = {name: self.random.integers(0, 256, shape, np.uint8) for name in CAMERAS}
+        self.seen = self.state.copy()
+        return {f"j{i}.pos": float(v) for i, v in enumerate(self.seen)} | self.pictures
+
+    def send_action(self, action: dict) -> dict:
+        values = np.array([action[name] for name in self.action_features], np.float32)
+        self.log.append({"state": self.seen, "action": values, **self.pictures})
+        self.state[:ACTION] = 0.9 * self.state[:ACTION] + 0.1 * values
+        return action
+
+    def disconnect(self) -> None:
+        folder = Path(os.environ["CHUNKRL_TOY_LOG"])
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = {name: np.stack([step[name] for step in self.log]) for name in self.log[0]}
+        np.savez(folder / "robot.npz", **kept)
+        self.is_connected = False
