@@ -35,9 +35,9 @@ from PIL import Image
 from benchmarks.loading_data import CAMERAS, FPS, HORIZON, SIZE, TASK, episode, features, write_set
 from chunkrl.data import ChunkDataset, ChunkSettings
 from chunkrl.data.chunk_settings import FrameSettings
+from chunkrl.data.file_segments import VideoEncoding, encode_video
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.data.pictures import decode_picture
-from chunkrl.data.segments import VideoEncoding, encode_video
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.files.atomic import write_text
 from chunkrl.progress import silent

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from chunkrl import ChunkLevelOfflineRL
-from chunkrl.algorithms.advantage_critic import AdvantageCritic
+from chunkrl.algorithms.best_of_n_critic import AdvantageCritic
 from chunkrl.algorithms.cloning import Cloning, CloningConfig
 from chunkrl.algorithms.config import DistilConfig
 from chunkrl.algorithms.cross_fit import CrossFitted

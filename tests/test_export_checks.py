@@ -17,7 +17,7 @@ from strange_sets import FRONT, data_files, edit_info, inspected, opened, says, 
 from test_cli import refused
 
 from chunkrl.cli import main
-from chunkrl.data.segments import VideoEncoding, encode_video
+from chunkrl.data.file_segments import VideoEncoding, encode_video
 
 WRIST = "observation.images.wrist"
 N = 12

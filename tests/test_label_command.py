@@ -15,9 +15,9 @@ from PIL import Image
 from chunkrl.cli import main
 from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.feature_spec import FeatureSpec
+from chunkrl.data.file_segments import encode_video
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.labels import label_frames
-from chunkrl.data.segments import encode_video
 from chunkrl.data.sidecar import load_sidecar, save_sidecar
 from chunkrl.data.writer import DatasetWriter, VideoEncoding
 from chunkrl.progress import silent

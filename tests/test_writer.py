@@ -23,8 +23,8 @@ from PIL import Image
 from chunkrl.data import dataset_files
 from chunkrl.data.episode_stats import aggregate_statistics, column_statistics, image_statistics
 from chunkrl.data.feature_spec import FeatureSpec
+from chunkrl.data.file_segments import LEAVES, Segment, merge_range
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.segments import LEAVES, Segment, merge_range
 from chunkrl.data.writer import DatasetWriter, VideoEncoding
 from chunkrl.errors import DatasetError
 from chunkrl.progress import silent

@@ -1,4 +1,4 @@
-"""Rewards, ranges of returns and standardised advantages along whole episodes (numpy, one pass)."""
+"""Advantages, rewards and ranges of returns along whole episodes (numpy, one pass)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.label_rules import TimeOut
 from chunkrl.data.large_arrays import by_blocks
+from chunkrl.data.returns import lambda_returns, n_step_returns
 from chunkrl.errors import ChunkRLError
 
 _LOG = logging.getLogger(__name__)
+
+
+def frame_advantages(
+    value: np.ndarray, step_reward: np.ndarray, data: ChunkData, fit: ValueFit
+) -> np.ndarray:
+    """A = target - V of every frame, float32 [N]; 0 after a success, which nobody trains on (`draws.trained_starts`).
+
+    value: V by networks that never saw the episode, float32 [N]. step_reward: float32 [N]. The target is the
+    TD(lambda) return, or with `fit.n_step` N rewards and V after them.
+    """
+    if fit.n_step is None:
+        target = lambda_returns(value, step_reward, data.segments, data.gamma, fit.lam, fit.time_out)
+    else:
+        target = n_step_returns(value, step_reward, data.segments, data.gamma, fit.n_step, fit.time_out)
+    advantage = target - value
+    advantage[data.frame_labels.after_success] = 0.0
+    return advantage
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Best-of-N: sample N chunks from the policy, execute the one that Q prefers (IDQL, arXiv 2304.10573)."""
+"""Best-of-N: sample N chunks from the policy, execute the one that Q prefers (IDQL, arXiv 2304.10573).
+
+Q is trained by `best_of_n_critic`, or by `iql`.
+"""
 
 from __future__ import annotations
 

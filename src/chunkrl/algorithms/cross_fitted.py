@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from chunkrl.algorithms.advantage_critic import LABEL as Q_LABEL
-from chunkrl.algorithms.advantage_critic import AdvantageCritic
 from chunkrl.algorithms.advantages import shuffle_between
 from chunkrl.algorithms.base import MethodInputs, Networks
 from chunkrl.algorithms.best_of_n import QEnsemble
+from chunkrl.algorithms.best_of_n_critic import LABEL as Q_LABEL
+from chunkrl.algorithms.best_of_n_critic import AdvantageCritic
 from chunkrl.algorithms.human_chunks import human_chunks
 from chunkrl.algorithms.policy_step import PolicyStep
 from chunkrl.algorithms.value_config import ValueFit

@@ -2,7 +2,8 @@
 
 The document's forms (chunk-level offline RL, "Core Formulations") and the repairs that practice added:
 bootstrapping only past a non-terminated end, expectile values (IQL, arXiv 2110.06169), a temperature on
-log pi, normalised and clipped weights (AWAC, arXiv 2006.09359). Shapes: B transitions, K networks.
+log pi, normalised and clipped weights (AWAC, arXiv 2006.09359). Shapes: B transitions, K networks. V and Q that are
+trained before the policy have the loss of their output head (`chunkrl.models.value_head.ValueHead.loss`).
 """
 
 from __future__ import annotations

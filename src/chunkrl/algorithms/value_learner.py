@@ -35,7 +35,7 @@ from chunkrl.algorithms.value_labels import (
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.draws import trained_starts
 from chunkrl.data.large_arrays import by_blocks, keep
-from chunkrl.data.returns import lambda_returns, n_step_returns
+from chunkrl.data.returns import n_step_returns
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
 from chunkrl.statistics import spearman
@@ -306,16 +306,7 @@ class ValueLearner:
         if len(data) != data.num_frames:
             raise ValueError("cross-fitted labels need every frame of the data set as a start")
         value, seen = self.frame_values(progress)
-        if fit.n_step is None:
-            target = lambda_returns(
-                value, self._step_reward, data.segments, data.gamma, fit.lam, fit.time_out
-            )
-        else:
-            target = n_step_returns(
-                value, self._step_reward, data.segments, data.gamma, fit.n_step, fit.time_out
-            )
-        advantage = target - value
-        advantage[data.frame_labels.after_success] = 0.0
+        advantage = adv.frame_advantages(value, self._step_reward, data, fit)
         return ValueLabels(value, seen, self.returns, keep(data.cache_dir, advantage))
 
     def target_metrics(self, labels: ValueLabels) -> Metrics:

@@ -1,4 +1,4 @@
-"""The files of a v3.0 data set that grows by segments (`chunkrl.data.segments`): paths, recovery, merging."""
+"""The files of a v3.0 data set that grows by segments (`chunkrl.data.file_segments`): paths, recovery, merging."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chunkrl.data import segments as sg
-from chunkrl.data.segments import Segment, VideoEncoding
+from chunkrl.data import file_segments as sg
+from chunkrl.data.file_segments import Segment, VideoEncoding
 from chunkrl.data.video_copy import VideoFormat
 from chunkrl.errors import DatasetError
 from chunkrl.files.atomic import replace_file

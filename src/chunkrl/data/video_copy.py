@@ -13,9 +13,9 @@ import numpy as np
 from av.error import FFmpegError
 from av.packet import Packet
 
+from chunkrl.data.file_segments import describe_video
 from chunkrl.data.formats import DatasetDescription, Episode
 from chunkrl.data.parquet import reading
-from chunkrl.data.segments import describe_video
 from chunkrl.errors import DatasetError
 
 TIME_TOLERANCE = 5e-5  # seconds; LeRobot refuses frames that lie 1e-4 from their time

@@ -7,7 +7,7 @@ Order of an episode's files: data and videos, tasks, its row of `meta/episodes`,
 whose `total_episodes` says what exists; every file is renamed into place. What lies beyond the first
 `total_episodes` rows of `meta/episodes` (in file order) does not exist yet or is a copy left by an
 interrupted merge: readers take the first rows, find a row's frames by its episode index, and the next
-writer removes the rest. A merge (`chunkrl.data.segments`) takes no file away before every row points to its
+writer removes the rest. A merge (`chunkrl.data.file_segments`) takes no file away before every row points to its
 successor. A byte is written about 2 + log2(file limit / 8 episodes) times while writing, and once more, at
 most one file's limit, on `close`.
 """
@@ -30,10 +30,10 @@ from PIL import Image
 from chunkrl.data import dataset_files as df
 from chunkrl.data import episode_columns as ec
 from chunkrl.data import episode_stats as es
-from chunkrl.data import segments as sg
+from chunkrl.data import file_segments as sg
 from chunkrl.data.feature_spec import FeatureSpec
+from chunkrl.data.file_segments import VideoEncoding
 from chunkrl.data.metadata import integer
-from chunkrl.data.segments import VideoEncoding
 from chunkrl.data.video_copy import EncodedVideo, VideoFormat, copy_video
 from chunkrl.errors import DatasetError
 from chunkrl.files.atomic import remove_temporaries, replace_file, write_text
