@@ -2,7 +2,7 @@
 
     python -m benchmarks.acting_check --repeats 500
 
-A small policy on states, on two cameras of 128 x 128, and the same where training resized pictures from 256 x 256.
+A small policy on states, on two cameras of 128 x 128, and the same where training resized images from 256 x 256.
 """
 
 from __future__ import annotations

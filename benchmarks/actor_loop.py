@@ -50,7 +50,7 @@ class LoopConfig:
     num_joints: int = 7
     """Of the fake robot."""
     camera_size: int = 224
-    """Side of the pictures of its two cameras, pixels."""
+    """Side of the images of its two cameras, pixels."""
     width: int = 1024
     """Of the policy's hidden layers."""
     num_layers: int = 12

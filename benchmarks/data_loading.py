@@ -156,7 +156,7 @@ def lerobot_write(root: Path, kind: str, data: list[dict[str, np.ndarray]]) -> N
 
 
 def bare_decoder(root: Path, kind: str, config: LoadingConfig) -> Timed:
-    """One decoder on one thread, from the first picture to the last of a file."""
+    """One decoder on one thread, from the first image to the last of a file."""
     if kind == "video":
         file = next((root / "videos").rglob("*.mp4"))
 
@@ -206,7 +206,7 @@ def measure_reading(root: Path, cache: Path, config: LoadingConfig, kind: str) -
         dataset.table.images(name, np.array([0]))
     built = 2 * dataset.table.num_frames / (time.perf_counter() - begin)
     many = 10 * config.batches
-    # The same bytes, from memory to memory, one picture after the other.
+    # The same bytes, from memory to memory, one image after the other.
     pictures = np.zeros((config.batch_size * 4, 3, SIZE, SIZE), np.uint8)
     target = np.ones_like(pictures)
 

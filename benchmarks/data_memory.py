@@ -36,7 +36,7 @@ class MemoryConfig:
     episode_length: int = 1000
     """Frames of an episode, a divisor of all sizes."""
     picture: int = 0
-    """Height and width of the pictures of one camera; 0: state and action alone."""
+    """Height and width of the images of one camera; 0: state and action alone."""
     batches: int = 200
     """Of 64 transitions."""
     child: str | None = None
@@ -44,7 +44,7 @@ class MemoryConfig:
 
 
 def write(root: Path, num_frames: int, length: int, picture: int) -> None:
-    """A data set of random numbers and pictures."""
+    """A data set of random numbers and images."""
     features = {
         "observation.state": FeatureSpec("float32", (8,)),
         "action": FeatureSpec("float32", (7,)),
@@ -120,7 +120,7 @@ def main(config: MemoryConfig) -> None:
         print(f"| {size:,} | {cells} |")
     for name in ("kept", "peak"):
         slope = (found[-1][name] - found[0][name]) / (config.sizes[-1] - config.sizes[0])
-        print(f"{name}: {slope:.0f} bytes a frame")
+        print(f"{name}: {slope:.0f} bytes per frame")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Config:
     hidden_dim: int = 256
     """Of the policy's three layers."""
     camera_size: int = 0
-    """Side of the cameras' pictures, pixels; drawn, and not looked at."""
+    """Side of the cameras' images, pixels; drawn, and not looked at."""
     rounds: int = 3
     """Turns of each kind."""
 
@@ -111,7 +111,7 @@ def measure(task: str, config: Config) -> dict[str, float | str]:
 
 
 def main() -> None:
-    """Prints one JSON line a task."""
+    """Prints one JSON line per task."""
     config = tyro.cli(Config)
     torch.set_num_threads(1)
     cores = len(os.sched_getaffinity(0))

@@ -85,7 +85,7 @@ def measure(task: str, config: Config) -> dict[str, float | str]:
 
 
 def main() -> None:
-    """Prints one JSON line a task."""
+    """Prints one JSON line per task."""
     config = tyro.cli(Config)
     for task in config.tasks:
         found = {

@@ -53,7 +53,7 @@ class Suite:
     """Tasks, the policy to begin with, and what a round is.
 
     num_scripted, controllers: of the episodes that are cloned (`MixtureConfig.episode_controllers`).
-    pretraining, training: settings of `chunkrl train`. num_reported, num_selected: initial states a task.
+    pretraining, training: settings of `chunkrl train`. num_reported, num_selected: initial states per task.
     """
 
     env: str

@@ -55,7 +55,7 @@ class ThroughputConfig:
     rate_hz: float = 30.0
     """Steps a second of an actor that keeps time."""
     camera_size: int = 0
-    """Side of the pictures of one camera, pixels; 0: no camera."""
+    """Side of the images of one camera, pixels; 0: no camera."""
     batch_size: int = 256
     """Rows a batch."""
     hidden_dim: int = 256

@@ -57,7 +57,7 @@ class Recipe:
     """What a variant has unless the command line says otherwise.
 
     num_collect: episodes of a data set. num_folds, value_epochs, lam: of the values; draw: of the policy's starts.
-    The few episodes with pictures are memorised within two passes, and where V knows little of unseen episodes the
+    The few episodes with images are memorised within two passes, and where V knows little of unseen episodes the
     advantage is better made of returns alone (lambda 1): otherwise the first steps of an episode, which V's error
     outweighs, are hardly learned. Of a batch of 64 eight rows would carry the weighted loss: starts are drawn by
     weight.
@@ -98,7 +98,7 @@ class LiberoBenchmark:
     num_collect: int | None = None
     """Episodes of each data set; this and the next ones: the variant's where they are not given."""
     num_states: int = 5
-    """Official initial states a task: 0, 1, ..."""
+    """Official initial states per task: 0, 1, ..."""
     mixture: Mixture = "episodes"
     """How good and bad behaviour are mixed: whole episodes, or `within` them."""
     updates: int | None = None

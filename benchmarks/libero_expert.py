@@ -3,7 +3,7 @@
     python -m benchmarks.libero_expert                                 # both suites, 10 states of each kind
     python -m benchmarks.libero_expert --suites libero_spatial/4 --num-states 3 --initial official
 
-No pictures are drawn. Prints Markdown: successes, and steps of the successful episodes.
+No images are drawn. Prints Markdown: successes, and steps of the successful episodes.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class StepsConfig:
     num_steps: int = 100
     """Steps of each row, after the settling ones."""
     sizes: tuple[int, ...] = (128, 256)
-    """Sides of the pictures, pixels, two cameras each."""
+    """Sides of the images, pixels, two cameras each."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Row:
 
 
 def upstream_environment(task: str, camera_size: int) -> Any:
-    """LIBERO's own environment (`ControlEnv`), as openpi and LeRobot make it; camera_size 0: without pictures."""
+    """LIBERO's own environment (`ControlEnv`), as openpi and LeRobot make it; camera_size 0: without images."""
     import_libero()
     wrappers = importlib.import_module("libero.libero.envs.env_wrapper")
     if camera_size:

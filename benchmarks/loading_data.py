@@ -1,4 +1,4 @@
-"""The data set of `benchmarks.data_loading`: two cameras with moving patterns that compress about as pictures do."""
+"""The data set of `benchmarks.data_loading`: two cameras with moving patterns that compress about as images do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TASK = "push the block"
 
 
 def episode(number: int, length: int) -> dict[str, np.ndarray]:
-    """Moving patterns with a little noise: PNG and AV1 compress them about as camera pictures."""
+    """Moving patterns with a little noise: PNG and AV1 compress them about as camera images."""
     rng = np.random.default_rng(number)
     y, x = np.mgrid[:SIZE, :SIZE]
     columns: dict[str, np.ndarray] = {

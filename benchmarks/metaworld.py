@@ -98,7 +98,7 @@ def record_path(config: BenchmarkConfig, job: Job, arm: str) -> Path:
 
 
 def to_records(result: JobResult) -> dict[str, dict[str, Any]]:
-    """A job's outcome as JSON, a record an arm."""
+    """A job's outcome as JSON, a record per arm."""
     job = result.job
     common = {
         "task": job.task,

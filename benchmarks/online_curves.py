@@ -12,7 +12,7 @@ and from it three arms with equally many further updates:
 `updates_per_step` and the `--max-ahead-steps 0` of the actor keep the two in step, so that a curve does not depend
 on what else the machine does. Every arm is evaluated after the same numbers of updates from the same initial states,
 which nobody learns from. What is done is kept (one JSON an evaluation) and is not done again; an arm that was cut off
-begins anew beside its remains.
+begins again beside its remains.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python -m benchmarks.pi_memory          # half a minute, less than 1 GB
 
-The two phases follow one another. In the value phase there are the policy's weights and one critic a fold, or with
+The two phases follow one another. In the value phase there are the policy's weights and one critic per fold, or with
 `--fit.fold-order one_by_one` one critic; in the policy phase there are no critics.
 """
 

@@ -1,4 +1,4 @@
-"""Speed and memory of training pi0.5: samples a second, peak memory, share of the device's matrix throughput.
+"""Speed and memory of training pi0.5: samples per second, peak memory, share of the device's matrix throughput.
 
     python -m benchmarks.pi_training                                  # real size, random weights; a GPU with 80 GB
     python -m benchmarks.pi_training --train expert lora value --batch-size 8      # what fits smaller ones
@@ -64,8 +64,8 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class Measured:
-    """samples a second (median), peak memory of the device in GB (0 on a CPU), TFLOP a sample as done, and the share
-    of the device's matrix throughput; trained: parameters."""
+    """Samples per second (median), peak memory of the device in GB (0 on a CPU), TFLOP per sample as done, and the
+    share of the device's matrix throughput; trained: parameters."""
 
     samples_per_second: float
     peak_memory: float

@@ -1,4 +1,4 @@
-"""Size and time of lossless codecs for an actor's pictures.
+"""Size and time of lossless codecs for an actor's images.
 
 python -m benchmarks.picture_codecs      # seconds; prints Markdown
 """
@@ -56,7 +56,7 @@ CODECS: dict[str, Callable[[np.ndarray], bytes]] = {
 
 
 def measure(codec: Callable[[np.ndarray], bytes], pictures: list[np.ndarray]) -> str:
-    """Mean size of a picture and its milliseconds: the shortest, as what else the machine does adds to the others."""
+    """Mean size of an image and its milliseconds: the shortest, as what else the machine does adds to the others."""
     times, sizes = [], []
     for picture in pictures:
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Milliseconds that one thread takes to decode a picture of `benchmarks.data_loading`, by every decoder installed.
+"""Milliseconds that one thread takes to decode an image of `benchmarks.data_loading`, by every decoder installed.
 
     python -m benchmarks.png_decoders
 
@@ -80,7 +80,7 @@ def main() -> None:
             for data in files:
                 decode(data)
             times[name].append((time.thread_time() - begin) / NUM_PICTURES * 1e3)
-    print("| decoder | ms a picture | pixels | damaged |\n|---|---:|---|---|")
+    print("| decoder | ms per image | pixels | damaged |\n|---|---:|---|---|")
     for name, decode in decoders().items():
         same = all(np.array_equal(decode(data), p) for data, p in zip(files, pictures, strict=True))
         pixels = "right" if same else "wrong"

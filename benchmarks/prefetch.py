@@ -1,7 +1,7 @@
-"""What loading batches beside training saves: the share of a run's time that it waits for data, both ways.
+"""What loading batches alongside training saves: the share of a run's time that it waits for data, both ways.
 
-chunkrl collect --num-episodes 40 --camera-size 64 --output-dir data/pictures
-python -m benchmarks.prefetch --dataset-dir data/pictures          # pictures decoded on demand: the slow way
+chunkrl collect --num-episodes 40 --camera-size 64 --output-dir data/images
+python -m benchmarks.prefetch --dataset-dir data/images          # images decoded on demand: the slow way
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 LeRobot 0.6.1 weights a chunk by how far a progress estimate rises over it: d = progress[t + H] - progress[t] (the
 episode's last frame where t + H lies beyond its end); 0 where d < 0, 1 where d > kappa = 0.01, between them a ramp
-over mean +- 2 deviations of d. Written anew from that description. Two estimates of progress:
+over mean +- 2 deviations of d. Written again from that description. Two estimates of progress:
 
 - `value_progress`: our held-out V between its lowest and highest return;
 - `time_progress`: the part of a successful episode that has passed, regressed from the state as SARM learns it, from

@@ -5,7 +5,7 @@
 
 Clients are processes that speak openpi's protocol and ask again as soon as they have an answer: no robot does, so
 this is the worst case. Bare `act` runs alone before and after, one observation at a time, in the process that serves;
-ratios are to both together. Pictures are noise of the size that the networks see, so that nothing is resized. The
+ratios are to both together. Images are noise of the size that the networks see, so that nothing is resized. The
 serving process's processor time depends less than the rest on what else the machine does. Writes JSON.
 """
 

@@ -1,4 +1,4 @@
-"""Success against steps over training seeds: intervals, a table and a picture."""
+"""Success against steps over training seeds: intervals, a table and an image."""
 
 from __future__ import annotations
 

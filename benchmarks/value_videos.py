@@ -1,4 +1,4 @@
-"""What value videos cost the training loop: milliseconds in the hook after each checkpoint, and samples a second.
+"""What value videos cost the training loop: milliseconds in the hook after each checkpoint, and samples per second.
 
     python -m benchmarks.value_videos --dataset-dir data/push-v3
 

@@ -66,7 +66,7 @@ def random_episodes(
 def image_episodes(
     num_episodes: int, cameras: Sequence[str] = ("front", "wrist"), size: int = 32
 ) -> list[dict[str, np.ndarray]]:
-    """Episodes with pictures of several cameras, uint8 [T, size, size, 3]."""
+    """Episodes with images of several cameras, uint8 [T, size, size, 3]."""
     rng = np.random.default_rng(3)
     return [
         columns

@@ -51,7 +51,7 @@ class Person:
 
 
 def main(folder: Path) -> None:
-    """One episode by keyboard, then the same initial state with pictures."""
+    """One episode by keyboard, then the same initial state with images."""
     outer, inner = pty.openpty()
     person = Person(outer)
 

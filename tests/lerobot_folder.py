@@ -71,7 +71,7 @@ def write_lerobot_folder(
     fps: int = 10,
     seed: int = 0,
 ) -> LeRobotFolder:
-    """Writes a data set of random numbers and pictures; episodes_per_file is for v3.0.
+    """Writes a data set of random numbers and images; episodes_per_file is for v3.0.
 
     Pages carry check sums, videos are lossless: what is read back is exact or an error.
     """

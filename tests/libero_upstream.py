@@ -2,7 +2,7 @@
 
     python tests/libero_upstream.py TASK INITIAL_STATE ACTIONS.npy FIXTURES.npz OUT.npz
 
-FIXTURES: where the model has its bodies, which LIBERO draws anew at every reset and keeps in no initial state.
+FIXTURES: where the model has its bodies, which LIBERO draws again at every reset and keeps in no initial state.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from chunkrl.envs.libero_tasks import find_task, initial_states
 
 
 def main(name: str, initial_state: str, actions: str, fixtures: str, out: str) -> None:
-    """Writes states [T + 1, 8], pictures [T + 1, 2, size, size, 3], success [T] and the last qpos and qvel."""
+    """Writes states [T + 1, 8], images [T + 1, 2, size, size, 3], success [T] and the last qpos and qvel."""
     env = upstream_environment(name, camera_size=64)
     env.reset()
     for key, value in np.load(fixtures).items():

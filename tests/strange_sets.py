@@ -85,7 +85,7 @@ def opened(root: Path, mapping: ColumnMapping = RECOGNISE, cache: bool = True) -
 
 
 def decoded(root: Path, cache: bool = True) -> FrameTable:
-    """The data set, every picture of it decoded."""
+    """The data set, every image of it decoded."""
     table = opened(root, cache=cache)
     for camera in table.description.cameras:
         table.images(camera, np.arange(table.num_frames))

@@ -52,7 +52,7 @@ class Trained:
             self.chunk = network(self.batch)[0]
 
     def observed(self, **changes: Any) -> Observation:
-        """The first frame as a robot gives it: pictures [height, width, 3], state [S]."""
+        """The first frame as a robot gives it: images [height, width, 3], state [S]."""
         first = self.episodes[0]
         images = {name: first[name][0] for name in (CAMERA, WRIST)}
         return replace(Observation(images, first["observation.state"][0], "push the cup"), **changes)  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ def first_last(image: np.ndarray) -> np.ndarray:
 
 
 def flipped(image: np.ndarray) -> np.ndarray:
-    """A view with negative strides of the same picture, as `frame[..., ::-1]` of OpenCV is one."""
+    """A view with negative strides of the same image, as `frame[..., ::-1]` of OpenCV is one."""
     return np.ascontiguousarray(image[:, :, ::-1])[:, :, ::-1]
 
 
@@ -184,7 +184,7 @@ WRONG: dict[str, tuple[Callable[[Observation], Any], str]] = {
         "front'.*neither first nor last are 3",
     ),
     "no layout": (images_of(lambda i: i[:3]), "front'.*could be the channels"),
-    "a film": (images_of(lambda i: i[None, None]), r"front'.*\[1, 1, \d+, \d+, 3\]"),
+    "a video": (images_of(lambda i: i[None, None]), r"front'.*\[1, 1, \d+, \d+, 3\]"),
     "nothing": (images_of(lambda i: i[:0]), "front'"),
     "another shape": (
         images_of(lambda i: i[: len(i) // 2]),
@@ -203,7 +203,7 @@ WRONG: dict[str, tuple[Callable[[Observation], Any], str]] = {
         lambda seen: replace(seen, images={"front": seen.images[CAMERA], WRIST: seen.images[WRIST]}),
         rf"missing \['{CAMERA}'\], unknown \['front'\]",
     ),
-    "a picture alone": (
+    "an image alone": (
         lambda seen: replace(seen, images=seen.images[CAMERA]),
         "images is ndarray: give a dict",
     ),
@@ -280,7 +280,7 @@ def test_larger_pictures_of_the_same_shape_are_resized_and_it_is_said(
         small = images_of(lambda _, p=large: Resize(SEEN, SEEN)(p))(trained.observed())
         assert torch.equal(found[0], trained.policy.act(small)) and torch.equal(*found)
         assert [record.message for record in caplog.records if f"{size} x {size}" in record.message] == [
-            f"camera '{CAMERA}': pictures are {size} x {size} pixels, the policy learned from 32 x 32 pixels, "
+            f"camera '{CAMERA}': images are {size} x {size} pixels, the policy learned from 32 x 32 pixels, "
             f"recorded as {'32 x 32' if trained is plain else '96 x 96'} pixels: they are resized. The recorded size "
             "is safer"
         ]
@@ -306,7 +306,7 @@ def test_a_policy_that_reads_no_task_needs_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["resized", "plain"])
 def test_lerobots_frames_give_the_same_chunk(kind: str, request: pytest.FixtureRequest) -> None:
-    """Its data sets give float pictures [3, height, width] in [0, 1]: k / 255 of each grey level k."""
+    """Its data sets give float images [3, height, width] in [0, 1]: k / 255 of each grey level k."""
     trained: Trained = request.getfixturevalue(kind)
     first = trained.episodes[0]
     frame: dict[str, Any] = {
@@ -433,7 +433,7 @@ def test_what_a_pi_policy_did_not_learn_from_is_refused(number: int) -> None:
 
 
 def test_a_pi_policy_resizes_as_its_data_were() -> None:
-    """Trained on pictures that the data path made 28 x 28 of any, and its model 56 x 56 of those."""
+    """Trained on images that the data path made 28 x 28 of any, and its model 56 x 56 of those."""
     actor = PiActor(tiny_policy("pi05", tiny_recipe("pi05", data_resize=Resize(28, 28))))
     plain = PiActor(tiny_policy("pi05"))
     recorded = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)

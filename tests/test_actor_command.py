@@ -402,7 +402,7 @@ def test_keys_of_a_terminal_lead_a_session_and_sigterm_ends_another_in_order(fol
     human = [item.human for item in learner.items("keys") if isinstance(item, StepRecord)]
     assert any(human) and not all(human)
     until(lambda: sum(isinstance(item, EpisodeSummary) for item in learner.items("signal")) >= 1)
-    # The panel is drawn a few times a second: a busy machine may draw none between an episode's end and the next.
+    # The panel is drawn a few times per second: a busy machine may draw none between an episode's end and the next.
     until(lambda: b"ended: truncated" in by_signal.shown)
     by_signal.process.send_signal(signal.SIGTERM)
     assert "all records are with the learner" in by_signal.end()

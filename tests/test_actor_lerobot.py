@@ -211,7 +211,7 @@ def test_lerobots_own_so100_is_understood(monkeypatch, tmp_path):
 
 
 class _SeenDevice(_Device):
-    """A stand-in whose scalars are where its motors are, with one picture."""
+    """A stand-in whose scalars are where its motors are, with one image."""
 
     def get_observation(self) -> dict:
         pictures = {name: np.zeros((*size, 3), np.uint8) for name, size in self.cameras.items()}

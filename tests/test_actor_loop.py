@@ -32,8 +32,8 @@ START = ("2", "")
 
 
 class _Session:
-    """An actor on a fake robot of 3 joints whose policy goes up by 0.1 a step; `keys`: one entry a poll. There is
-    a poll after the world was reset (`*START`), and one a step."""
+    """An actor on a fake robot of 3 joints whose policy goes up by 0.1 per step; `keys`: one entry a poll. There is
+    a poll after the world was reset (`*START`), and one per step."""
 
     def __init__(
         self, keys, leader: FakeLeader | None = None, source=None, limit=np.inf, confirm=True, **config
@@ -395,7 +395,7 @@ def test_a_robot_that_reports_nonsense_is_not_driven():
         env.step(np.array([np.nan, 0.0]))
     assert robot.sent == []
     for seen, message in (
-        (RobotState(np.zeros(2, np.float32)), "camera 'front' of fake_robot gives no picture"),
+        (RobotState(np.zeros(2, np.float32)), "camera 'front' of fake_robot gives no image"),
         (
             RobotState(np.zeros(2, np.float32), {"front": np.zeros((2, 4, 3), np.uint8)}),
             r"\(2, 4, 3\), declared",

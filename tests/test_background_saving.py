@@ -1,4 +1,4 @@
-"""Checkpoints written beside training: what was copied is what is written, one at a time, and nothing is hidden."""
+"""Checkpoints written alongside training: what was copied is what is written, one at a time, nothing hidden."""
 
 import json
 import logging

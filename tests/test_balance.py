@@ -103,7 +103,7 @@ def test_strata_lie_within_tasks_and_ignore_what_is_never_drawn() -> None:
 
 
 def _tabular() -> dict[str, np.ndarray]:
-    """Four states (two times, two values), two actions, exact advantages; a row a start, many alike.
+    """Four states (two times, two values), two actions, exact advantages; a row per start, many alike.
 
     Episodes are of one time and one state, so a start's success is its episode's.
     """
@@ -554,7 +554,7 @@ def test_settings_that_nothing_reads_are_refused(tmp_path: Path) -> None:
             IQLConfig(balance=unread)
 
 
-# ---- the report's pictures
+# ---- the report's images
 
 
 def test_the_picture_over_time_and_value_marks_what_is_starved() -> None:

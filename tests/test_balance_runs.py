@@ -69,7 +69,7 @@ def test_a_run_that_has_no_weights_resumes_as_it_is(tmp_path: Path) -> None:
 
 
 def test_the_report_counts_frames_as_training_draws_them(tmp_path: Path) -> None:
-    """Data sets with weights, and frames behind a success, which are never drawn."""
+    """Data sets with weights, and frames after a success, which are never drawn."""
     rng = np.random.default_rng(0)
     roots = []
     for name in "ab":

@@ -47,10 +47,12 @@ def test_a_lost_simulator_costs_its_episode_alone(
     hang_s = "25" if sent is signal.SIGSTOP else "600"
     main(arguments(root, "--num-episodes", "4", "--num-workers", "1", "--hang-s", hang_s))
     assert (tmp_path / "stopped").exists() and lost(root) == 1
-    assert "were lost, and their episodes made anew: 1\n" in capsys.readouterr().out
+    assert "were lost, and their episodes made again: 1\n" in capsys.readouterr().out
     assert files(root) == files(tmp_path / "whole")
     monkeypatch.setattr(collect, "EpisodeMaker", maker)
-    main(arguments(root, "--num-episodes", "5", "--num-workers", "0"))  # the count goes on with the data set
+    main(
+        arguments(root, "--num-episodes", "5", "--num-workers", "0")
+    )  # the count continues from the data set
     assert lost(root) == 1
 
 

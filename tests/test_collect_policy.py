@@ -1,4 +1,4 @@
-"""`chunkrl collect` with a learned policy: what it sees, what its data depend on, and what is gone on with."""
+"""`chunkrl collect` with a learned policy: what it sees, what its data depend on, and what is resumed."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_policys_cameras_may_have_other_names(tmp_path: Path, monkeypatch: pyt
         ChunkRLError, match=f"needs the camera 'front', and MetaWorld has .*{CAMERA}.*--rename"
     ):
         collect_dataset(tmp_path / "a", asked)
-    with pytest.raises(ChunkRLError, match="sees pictures of 16 pixels: collect with --camera-size 16"):
+    with pytest.raises(ChunkRLError, match="sees images of 16 pixels: collect with --camera-size 16"):
         collect_dataset(tmp_path / "b", replace(asked, camera_size=0, rename=(f"{CAMERA}=front",)))
     collect_dataset(tmp_path / "c", replace(asked, rename=(f"{CAMERA}=front",)))
     table = FrameTable.open(tmp_path / "c", progress=silent)

@@ -204,7 +204,7 @@ def test_a_run_takes_what_the_data_decide_says_it_and_keeps_it(
     root = write(tmp_path / "arm", arm)
     commands.train(config(root, tmp_path / "run"), silent)
     said = capsys.readouterr().out
-    assert "chunks of 3 actions are 0.3 s at 10 frames a second" in said
+    assert "chunks of 3 actions are 0.3 s at 10 frames per second" in said
     assert "note: actions are targets near the next state" in said
     kept = run_config(tmp_path / "run" / "config.json")
     assert kept.action_dim == 6 and kept.hold == HoldAction("absolute")
@@ -273,7 +273,9 @@ def test_a_robot_moves_at_the_rate_of_the_policys_data(
         assert rate() == 10 and not caplog.records
         assert rate(rate_hz=10) == 10 and not caplog.records
         assert rate(rate_hz=30) == 30
-        assert "rate_hz is 30, and the policy's data had 10 frames a second: it moves 3 times" in caplog.text
+        assert (
+            "rate_hz is 30, and the policy's data had 10 frames per second: it moves 3 times" in caplog.text
+        )
     recipe = tiny_recipe("pi05", cameras=(), state_dim=3, action_dim=3)
     unknown = PiActor(tiny_policy("pi05", recipe))  # as it was downloaded
     with pytest.raises(ChunkRLError, match=r"gives no rate_hz, and the policy does not say .*: give it"):

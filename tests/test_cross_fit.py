@@ -74,7 +74,7 @@ def test_one_fold_turns_it_off() -> None:
 
 
 @pytest.mark.parametrize("grad_clip", [10.0, 1e-3])
-@pytest.mark.parametrize("algorithm", ["cross_fitted", "two critics a fold", "iql"])
+@pytest.mark.parametrize("algorithm", ["cross_fitted", "two critics per fold", "iql"])
 def test_an_episodes_values_do_not_depend_on_its_own_data(
     tmp_path: Path, algorithm: str, grad_clip: float
 ) -> None:
@@ -164,7 +164,7 @@ def test_nothing_to_learn_from_is_said_before_training(tmp_path: Path) -> None:
     clone("all")  # plain cloning needs no reward
 
 
-@pytest.mark.parametrize("algorithm", ["cross_fitted", "two critics a fold", "iql"])
+@pytest.mark.parametrize("algorithm", ["cross_fitted", "two critics per fold", "iql"])
 def test_success_alone_comes_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, algorithm: str
 ) -> None:
@@ -235,7 +235,7 @@ def test_q_beside_given_values_trains_no_values(tmp_path: Path) -> None:
     assert [phase.name for phase in run.algorithm.phases()] == ["critic", "policy"]
     assert run.trainer.update == 5 and "loss/value" not in run.trainer.history
     history = run.trainer.history
-    checkpoint = tmp_path / "q" / "checkpoints" / "0000003"  # behind Q's phase
+    checkpoint = tmp_path / "q" / "checkpoints" / "0000003"  # after Q's phase
     resumed = ChunkLevelOfflineRL(**settings, resume=str(checkpoint), output_dir=str(tmp_path / "again"))
     resumed.train()
     assert resumed.trainer is not None and resumed.trainer.history == history

@@ -42,7 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[LeRobotFo
 
 def damage(draw: st.DataObject, file: Path, others: list[Path]) -> None:
     """Damages a file in one way."""
-    # An mp4 has no check sums: flipped bytes may decode to other pictures without any sign.
+    # An mp4 has no check sums: flipped bytes may decode to other images without any sign.
     ways = (
         ["truncate", "delete", "empty"] if file.suffix == ".mp4" else ["flip", "zero", "append", "swap"] * 2
     )

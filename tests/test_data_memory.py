@@ -1,4 +1,4 @@
-"""What a data set keeps in memory a frame; columns and pictures are mapped files and do not count."""
+"""What a data set keeps in memory a frame; columns and images are mapped files and do not count."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_memory_a_frame_is_small(tmp_path: Path, small_limits: None):
     sizes = (20_000, 80_000)
     measured = [traced(write(tmp_path / str(size), size), tmp_path / "cache") for size in sizes]
     kept, peak = (np.diff(values)[0] / np.diff(sizes)[0] for values in zip(*measured, strict=True))
-    print(f"{kept:.1f} bytes a frame kept, {peak:.1f} at the peak")
+    print(f"{kept:.1f} bytes per frame kept, {peak:.1f} at the peak")
     assert kept < KEPT_BYTES
     assert peak < PEAK_BYTES
 

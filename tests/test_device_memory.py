@@ -61,7 +61,7 @@ def test_lora_is_merged_in_a_copy_on_the_cpu(tmp_path: Path) -> None:
     with Copies(list(policy.model.parameters())) as copies:
         save_pi_policy(policy, tmp_path / "policy")
     assert copies.to_cpu == len(before) and copies.in_place == 0
-    # training may go on with what it had
+    # training may keep what it had
     after = policy.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())

@@ -202,7 +202,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         ),
     },
     "Q, the expert alone": {"train_q": True, "pi": replace(PI, train="expert")},
-    "two critics a fold": {"fit": ValueFit(num_critics=2, aggregate="min")},
+    "two critics per fold": {"fit": ValueFit(num_critics=2, aggregate="min")},
     "best of N, distilled": {
         "objective": "cross_fitted",
         "distil": DistilConfig(2),

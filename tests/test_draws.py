@@ -1,4 +1,4 @@
-"""What is averaged over the data counts each start as often as training draws it, and nothing behind a success."""
+"""What is averaged over the data counts each start as often as training draws it, and nothing after a success."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_drawing_by_weight_wants_weights_that_stay(tmp_path: Path, settings: dic
         )
 
 
-# ---- behind a success
+# ---- after a success
 
 
 def with_a_rest(seed: int) -> list[dict[str, np.ndarray]]:
@@ -293,7 +293,7 @@ def test_q_learns_the_advantages_of_chunks(tmp_path: Path, kind: str) -> None:
 
 
 def costly(tmp_path: Path, last: float, success_length: int = 8) -> Path:
-    """Rewards -1 a step, 0 at success; failures take 4 steps, and their last reward is `last`."""
+    """Rewards -1 per step, 0 at success; failures take 4 steps, and their last reward is `last`."""
     rng = np.random.default_rng(0)
     episodes = []
     for number in range(4):
@@ -344,7 +344,7 @@ def test_a_penalty_below_the_costs_of_a_success_is_a_warning(
 
 
 def test_rewards_of_progress_are_no_costs(tmp_path: Path) -> None:
-    """They may be negative at times, also behind a slow success, and say nothing against a time limit."""
+    """They may be negative at times, also after a slow success, and say nothing against a time limit."""
     rng = np.random.default_rng(0)
     episodes = []
     for number in range(4):

@@ -38,7 +38,7 @@ def test_collect_train_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert 0 <= found["interval"][0] <= found["success"] <= found["interval"][1] <= 1
         assert found["exec_steps"] == 4
         assert re.search(r"success \d/2", capsys.readouterr().out)
-    mixed = tmp_path / "mixed"  # the policy acts in data that are collected anew
+    mixed = tmp_path / "mixed"  # the policy acts in data that are collected again
     more = (
         f"--num-episodes 2 --max-steps 60 --policy {run / 'policy'} --mixture.policy-share 0.5 --exec-steps 3"
     )

@@ -1,4 +1,4 @@
-"""Several value networks a fold: what V is of them, and that one of them is what it was."""
+"""Several value networks per fold: what V is of them, and that one of them is what it was."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`chunkrl evaluate` on MetaWorld: folders that go on, what is refused, films, the page."""
+"""`chunkrl evaluate` on MetaWorld: folders that go on, what is refused, videos, the page."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_another_device_or_opengl_library_goes_on_with_no_evaluation(tmp_path: P
     EvaluationFolder(tmp_path / "older", SETTINGS).close()  # of before they were noted
     EvaluationFolder(tmp_path / "older", replace(SETTINGS, device="cpu")).close()
     page = Page(write_page(tmp_path, evaluation((1,), (0,), settings=ran)).read_text())
-    assert "pictures 64 pixels, rendering fast, OpenGL by egl" in page.text and "device cuda" in page.text
+    assert "images 64 pixels, rendering fast, OpenGL by egl" in page.text and "device cuda" in page.text
 
 
 def test_what_cannot_be_evaluated(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,7 +239,7 @@ def test_films_show_failures_first_and_are_made_once(
     page = (tmp_path / "e" / "report.html").read_text()
     assert page.count("<video") == 3
     assert "simulator processes none: all in the policy's own" in Page(page).text
-    assert list(Page(page).targets().values()) == ["div"] * 5  # two tasks and three films
+    assert list(Page(page).targets().values()) == ["div"] * 5  # two tasks and three videos
     monkeypatch.setattr("chunkrl.evaluation.evaluation_videos.episode_video", None)  # would fail if called
     main(arguments(policy, tmp_path / "e", *few))
     assert read_evaluation(tmp_path / "e").videos == videos
@@ -271,7 +271,7 @@ def test_a_fault_while_filming_loses_no_result(
 
 
 def test_one_environment_where_a_process_can_draw_in_one_alone() -> None:
-    """A state policy's films in LIBERO need the one rendering context that a process can have."""
+    """A state policy's videos in LIBERO need the one rendering context that a process can have."""
 
     def num_slots(one_context: bool, camera_size: int, films: bool) -> int:
         known = {
@@ -325,7 +325,7 @@ def test_result_and_page_say_the_numbers(tmp_path: Path) -> None:
         "initial",
     )  # those of before are official
     sampled = replace(on_libero, settings=replace(noted, initial="sampled"))
-    assert "2 a task, sampled, seed 0" in Page(write_page(tmp_path, sampled).read_text()).text
+    assert "2 per task, sampled, seed 0" in Page(write_page(tmp_path, sampled).read_text()).text
     assert "meshes and textures 25611af90b3b791d" in Page(write_page(tmp_path, on_libero).read_text()).text
     squares = [
         attrs for tag, attrs in page.tags if tag == "rect" and attrs.get("class") in ("bar good", "bar bad")
@@ -377,7 +377,7 @@ def test_policies_that_do_not_fit_are_told_what_does_not() -> None:
     resized = {
         "image_sizes": ((32, 32),),
         "recorded_sizes": (((96, 96),),),
-    }  # pictures as its data were recorded
+    }  # images as its data were recorded
     assert fitted((CAMERA,), **resized).options.camera_size == 96
     assert fitted((CAMERA,), **resized, camera_size=32).options.camera_size == 32
     cases: tuple[tuple[dict[str, Any], str], ...] = (

@@ -148,7 +148,7 @@ def test_what_cannot_be_asked_of_a_small_policy(
     policy = tmp_path / "policy"
     error = refused(capsys, policy, "--condition", POSITIVE, "--flow-steps", "5")
     assert "--condition and --flow-steps are for pi policies" in error
-    assert "trained on pictures of 16 x 16 pixels" in refused(capsys, policy, "--camera-size", "32")
+    assert "trained on images of 16 x 16 pixels" in refused(capsys, policy, "--camera-size", "32")
     found = evaluated(policy, tmp_path / "a")
     assert (found["state"], found["camera_size"], found["condition"]) == ("compact", 16, None)
 

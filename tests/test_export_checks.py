@@ -174,7 +174,7 @@ def test_a_depth_video_is_copied_packet_by_packet(tmp_path: Path) -> None:
     root = tmp_path / "new"
     features = json.loads((root / "meta/info.json").read_text())["features"]
     assert features[WRIST] == {"dtype": "video", "shape": [16, 16, 1], "names": None}
-    # Read as what it was, its pictures are the same.
+    # Read as what it was, its images are the same.
     edit_info(root, **{WRIST: {"dtype": "video", "shape": [16, 16, 3], "names": None}})
     got = opened(root).images(WRIST, np.arange(N))
     np.testing.assert_array_equal(got, folder.images[WRIST].transpose(0, 3, 1, 2))
@@ -218,7 +218,7 @@ def test_a_video_that_ends_early_leaves_nothing_behind(
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 def test_videos_of_several_codecs_are_copied_too(tmp_path: Path, version: Any) -> None:
-    """Recordings of several LeRobot versions in one data set: no picture changes, and an mp4 has one codec."""
+    """Recordings of several LeRobot versions in one data set: no image changes, and an mp4 has one codec."""
     folder = write_lerobot_folder(
         tmp_path / "set", version, camera="video", lengths=(5,) * 20, episodes_per_file=1
     )

@@ -301,5 +301,5 @@ def test_rows_behind_the_last_episode_are_leftovers_of_a_killed_writer(tmp_path:
     # Totals that hide an episode of the middle are no leftover.
     pq.write_table(rows.take([0, 2, 1]), root / "meta/episodes/chunk-000/file-000.parquet")
     edit_json(root / "meta/info.json", total_episodes=2, total_frames=9)
-    with pytest.raises(DatasetError, match=r"episode 1 stands behind the 2 episodes"):
+    with pytest.raises(DatasetError, match=r"episode 1 stands after the 2 episodes"):
         describe(root)

@@ -1,4 +1,4 @@
-"""Pictures at another size, decoded on demand, and data sets with bad episodes."""
+"""Images at another size, decoded on demand, and data sets with bad episodes."""
 
 from __future__ import annotations
 

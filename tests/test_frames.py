@@ -1,4 +1,4 @@
-"""FrameTable: exact columns and pictures of every version, and its cache."""
+"""FrameTable: exact columns and images of every version, and its cache."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def opened(root: Path, mapping: ColumnMapping = RECOGNISE) -> FrameTable:
 def test_reads_exactly_what_was_written(
     tmp_path: Path, cached: Path, version: Version, camera: Literal["image", "video"] | None, naming: str
 ):
-    # The document's pictures are 256 x 256; row groups and batches cut episodes anywhere.
+    # The document's images are 256 x 256; row groups and batches cut episodes anywhere.
     size = (256, 256) if naming == "document" else (12, 16)
     lengths = (3, 2) if naming == "document" else (5, 3, 40, 1, 7)
     folder = write_lerobot_folder(
@@ -112,7 +112,7 @@ def test_agrees_with_lerobot(cached: Path, name: str):
 @pytest.mark.lerobot
 @pytest.mark.parametrize("naming", NAMING)
 def test_lerobot_reads_the_same(tmp_path: Path, cached: Path, naming: str):
-    """Every naming, the document's `observation/image` too: values and pictures are LeRobot's for the same index."""
+    """Every naming, the document's `observation/image` too: values and images are LeRobot's for the same index."""
     lerobot_dataset = pytest.importorskip("lerobot.datasets.lerobot_dataset")
     root = write_lerobot_folder(
         tmp_path / "set", "v3.0", naming=naming, camera="image", lengths=(5, 3, 7)
@@ -249,7 +249,7 @@ def test_decoding_resumes_after_a_kill(
     target = next(cached.iterdir()) / "cameras"
     assert not (target / FRONT).exists()
     reported: list[int] = []
-    if kill_at < 6:  # what was decoded is not decoded again: mark one picture of the first episode
+    if kill_at < 6:  # what was decoded is not decoded again: mark one image of the first episode
         pictures = cache.load_array(target / f"{FRONT}.building" / "pictures.npy", writable=True)
         pictures[0] = 7
 

@@ -1,4 +1,4 @@
-"""What FrameTable refuses: bad values, lengths that disagree, damaged pictures and videos."""
+"""What FrameTable refuses: bad values, lengths that disagree, damaged images and videos."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _with(values: list[float] | list[int] | list[list[float]], position: int, va
         ),
         ("timestamp", [0.0, 0.1, 0.1], ("episode 1", "frame 2", "increase")),
         ("timestamp", [0.0, np.nan, 0.1], ("episode 1", "frame 1", "increase")),
-        ("timestamp", [0.0, 0.2, 0.4], ("episode 1", "0.2 s", "10 a second")),
+        ("timestamp", [0.0, 0.2, 0.4], ("episode 1", "0.2 s", "10 per second")),
         ("task_index", [1, 7, 1], ("episode 1", "frame 1", "task_index 7", "known: 0, 1")),
         ("task_index", [0, 0, 0], ("episode 1", "open the drawer", "close the drawer")),
         ("episode_index", [1, 2, 2], ("episode 1", "frame 1", "episode 2")),
@@ -220,8 +220,8 @@ def images_of(shape: tuple[int, ...]) -> bytes:
     [
         ((2, 16, 16), 10, ("no frame at 0.2000 s",)),
         ((4, 16, 16), 10, ("0.3000 s", "after the episode's end")),
-        ((3, 16, 16), 6, ("6 frames a second", "says 10")),
-        ((3, 16, 16), 20, ("ends at 0.15 s", "last frame is at 0.2 s", "20 frames a second")),
+        ((3, 16, 16), 6, ("6 frames per second", "says 10")),
+        ((3, 16, 16), 20, ("ends at 0.15 s", "last frame is at 0.2 s", "20 frames per second")),
         ((3, 16, 12), 10, ("16 x 12", "16 x 16")),
     ],
 )

@@ -337,9 +337,7 @@ def test_a_folder_of_another_run_is_refused(whole: Path, pretrained: Path, tmp_p
     assert results(whole) == before
     (tmp_path / "other" / "checkpoints" / "0000004").mkdir(parents=True)
     assert "would mix its own files into it" in refused(settings(pretrained, tmp_path / "other"))
-    assert "no run of chunkrl iterate to go on with" in refused(
-        resumed(settings(pretrained, tmp_path / "new"))
-    )
+    assert "no run of chunkrl iterate to resume" in refused(resumed(settings(pretrained, tmp_path / "new")))
     elsewhere = replace(config, train=replace(config.train, resume=str(tmp_path)))
     assert "goes on in the run's own folder" in refused(elsewhere)
 

@@ -209,7 +209,7 @@ def test_rates_over_rounds_are_drawn_with_their_intervals() -> None:
 
 
 def test_interventions_of_a_scripted_corrector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """MetaWorld's expert takes over from a policy that does nothing of use; a session that is cut off begins anew."""
+    """MetaWorld's expert takes over from a policy that does nothing of use; one that is cut off begins again."""
     pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
     pytest.importorskip("grpc", reason="needs the extra chunkrl[online]")
     from chunkrl.online.learner.intake import store_recordings

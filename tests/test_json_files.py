@@ -24,7 +24,7 @@ CURE = "fetch it again"
 DAMAGED = {
     "empty": b"",
     "cut": b'{"a": [1, 2',
-    "behind the end": b'{"a": 1} x',
+    "after the end": b'{"a": 1} x',
     "no UTF-8": b'{"a": "\xff\xfe"}',
     "byte-order mark": b'\xef\xbb\xbf{"a": 1}',
     "UTF-16": '{"a": 1}'.encode("utf-16"),

@@ -151,7 +151,7 @@ def test_files_that_hold_no_labels_of_success_are_refused(root: Path) -> None:
 
 
 def test_bad_episodes_that_are_set_aside_have_no_part_in_the_file(tmp_path: Path) -> None:
-    """The labels were made of all; `chunkrl label` looks at no picture."""
+    """The labels were made of all; `chunkrl label` looks at no image."""
     root = write_dataset(tmp_path / "data", image_episodes(4))
     label(root, LabelRule(success="episodes", success_episodes=(1, 3)))
     whole = FrameTable.open(root, settings=FrameSettings(cache=False))

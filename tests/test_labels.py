@@ -253,7 +253,7 @@ def test_reward_rules():
 def test_flags_must_be_flags():
     with pytest.raises(DatasetError, match=r"frame 1: 'next.success' is 2, which is not a flag"):
         label_frames(_table(2, next_success=[0, 2]))
-    with pytest.raises(DatasetError, match="2 values a frame"):
+    with pytest.raises(DatasetError, match="2 values per frame"):
         label_frames(_table(1, next_success=[[0, 1]]))
 
 

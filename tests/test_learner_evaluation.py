@@ -1,4 +1,4 @@
-"""Snapshots that a learner evaluates beside training; the evaluation itself is a stand-in."""
+"""Snapshots that a learner evaluates alongside training; the evaluation itself is a stand-in."""
 
 from __future__ import annotations
 

@@ -220,7 +220,7 @@ def test_a_kill_or_a_full_disk_between_leaves_the_pictures_of_before(tmp_path, r
     for table in (before, after):
         np.testing.assert_array_equal(table.images(camera, np.arange(4)), pictures)
     files = {file.stat().st_ino for file in (tmp_path / "cache").rglob("pictures.npy")}
-    assert len(files) == 2  # it began anew, but not by emptying the file that is trained on
+    assert len(files) == 2  # it began again, but not by emptying the file that is trained on
 
 
 def test_an_evicted_shard_is_gone_and_counts_go_on(tmp_path, replay):
@@ -276,7 +276,7 @@ class Growing:
 
 
 def collections(tmp_path: Path) -> dict[str, ChunkCollection]:
-    """few: two shards of 4 episodes; more: the second has 8; fewer: the first is gone. Opened anew by each call."""
+    """few: two shards of 4 episodes; more: the second has 8; fewer: the first is gone. Opened again by each call."""
     made = {}
     for name, numbers in (("a", range(4)), ("b", range(4, 8)), ("c", range(4, 12))):
         if not (tmp_path / name).exists():

@@ -85,7 +85,7 @@ def test_the_newest_episode_is_filmed_with_its_own_values(tmp_path, monkeypatch)
     assert videos.newest == path
     pictures = decoded(path.read_bytes())
     assert len(pictures) == 8 + 15
-    # of the 8 steps, 1, 4 and 7 are a human's; the curves' picture is 150 high and they are 83 below its top
+    # of the 8 steps, 1, 4 and 7 are a human's; the curves' image is 150 high and they are 83 below its top
     band = pictures[0, -150 + 83 : -150 + 87, 44:-10]
     marked = near(band, HUMAN, 70).any(0)
     middles = ((np.arange(8) + 0.5) / 8 * len(marked)).astype(int)
@@ -147,7 +147,7 @@ def test_data_without_cameras_and_settings_without_meaning_are_refused(tmp_path,
     assert "no cameras to show" in caplog.text
     blind.replay.close()
 
-    with pytest.raises(ChunkRLError, match=r"every-episodes films .* use --value-videos.num-episodes"):
+    with pytest.raises(ChunkRLError, match=r"every-episodes records .* use --value-videos.num-episodes"):
         check_config(replace(CONFIG, dataset_dir="d", value_videos=EVERY_TWO))
     with pytest.raises(ChunkRLError, match=r"does not read .*--value-videos.every-episodes"):
         check_config(replace(CONFIG, objective="success_cloning", value_videos=EVERY_TWO), has_data=True)

@@ -116,7 +116,7 @@ def test_cameras_that_become_one_are_told() -> None:
     assert differences(recipe) == ["cannot tell the cameras front, observation.images.front apart"]
 
 
-# ---- 3: pictures
+# ---- 3: images
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_without_statistics_there_is_nothing_that_stock_lerobot_would_act_with(
 
 
 @pytest.mark.parametrize(
-    ("place", "told"), [("end", "cannot write ', A' behind the state"), ("task", "ends with ', A'")]
+    ("place", "told"), [("end", "cannot write ', A' after the state"), ("task", "ends with ', A'")]
 )
 def test_a_condition_is_told_by_its_place(place: str, told: str) -> None:
     (found,) = differences(published(condition="A", condition_place=place, **STOCK))

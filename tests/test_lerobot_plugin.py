@@ -367,7 +367,7 @@ def seen_by_robot() -> dict[str, Any]:
 def test_chunks_go_on_from_what_lerobot_kept(
     write: Callable[[Path], Path], tmp_path: Path, plugin: Any
 ) -> None:
-    """Acceptance test 6: by the call that LeRobot's RTC loop makes, zeros behind what is left included."""
+    """Acceptance test 6: by the call that LeRobot's RTC loop makes, zeros after what is left included."""
     policy = plugin.ChunkRLPolicy.from_pretrained(write(tmp_path / "policy"))
     assert policy.supports_rtc()
     policy.config.rtc_config = plugin.RTCConfig(execution_horizon=8, max_guidance_weight=10.0)

@@ -92,7 +92,7 @@ def ours(stats: NormStats, **settings: Any) -> PiPolicy:
 
 
 def seen() -> Observation:
-    """Two rows with pictures that are not square, and the constant as it was recorded."""
+    """Two rows with images that are not square, and the constant as it was recorded."""
     generator = torch.Generator().manual_seed(3)
     images = {
         name: torch.randint(0, 256, (2, 3, 80, 120), generator=generator, dtype=torch.int32).byte()
@@ -140,7 +140,7 @@ def gap(modeling: Any, policy: PiPolicy, tmp_path: Path) -> float:
 def test_stock_lerobot_acts_as_the_policy(
     modeling: Any, epsilon: float, value: float, tmp_path: Path
 ) -> None:
-    """Acceptance test 1: padded widths, a constant state, pictures that are not square, camera observation.image."""
+    """Acceptance test 1: padded widths, a constant state, images that are not square, camera observation.image."""
     told = (
         epsilon > 0 and value == 0.3
     )  # a constant that float32 changes, seen with an epsilon: `check_export` says so

@@ -35,7 +35,7 @@ EVERY_FRAME = Counter({(episode, frame): 1 for episode in range(6) for frame in 
 
 
 class DeafTokenizer:
-    """Hears the task's first words and nothing behind them, as a tokenizer that cuts would."""
+    """Hears the task's first words and nothing after them, as a tokenizer that cuts would."""
 
     def encode(self, text: str, add_bos: bool) -> list[int]:
         return [ord(c) % 200 + 3 for c in text[:12]]

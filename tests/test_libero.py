@@ -149,7 +149,7 @@ def test_official_states_are_numbered_and_sampled_ones_are_others(env: LiberoEnv
     sampled = LiberoEnv(DRAWER, initial="sampled")
     sampled.reset(1000)
     official = libero.initial_states(libero.find_task(DRAWER))
-    places = sampled.mujoco[1].qpos[9:]  # behind arm and fingers: the objects
+    places = sampled.mujoco[1].qpos[9:]  # after arm and fingers: the objects
     assert np.abs(official[:, 10 : 1 + len(sampled.mujoco[1].qpos)] - places).max(axis=1).min() > 1e-3
     sampled.close()
 
@@ -237,7 +237,7 @@ def test_pictures_are_named_rotated_and_one_context_is_all() -> None:
     raw = env._renderer.draw(env.mujoco[1], env._camera_ids[0], 48)
     np.testing.assert_array_equal(env._draw(env._camera_ids[0], 48), np.rot90(raw, 2))
     env._renderer._mujoco = BrokenContext()
-    with pytest.raises(offscreen.RenderError, match="'agentview' gave a blank picture"):
+    with pytest.raises(offscreen.RenderError, match="'agentview' gave a blank image"):
         env.step(libero.NO_MOTION)
     env.close()
     after = LiberoEnv("libero_spatial/0", camera_size=48, rendering="fast")  # the next may have the context

@@ -1,4 +1,4 @@
-"""Both uses of the advantage on LIBERO at tiny size: collect, label, train on pictures, evaluate, compare."""
+"""Both uses of the advantage on LIBERO at tiny size: collect, label, train on images, evaluate, compare."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def train(root: Path, name: str, *more: str) -> Path:
 
 
 def evaluate(policy: Path, *more: str) -> Evaluation:
-    """Three chunks from the first official initial state of two tasks, one film."""
+    """Three chunks from the first official initial state of two tasks, one video."""
     brief = "--num-episodes 1 --max-steps 12 --num-workers 2 --videos 1 --rendering fast --device cpu"
     folder = policy.parent / "evaluation"
     arguments = f"--policy {policy} --env {' '.join(TASKS)} --output-dir {folder} {brief}"
@@ -89,7 +89,7 @@ def test_both_uses_of_the_advantage(root: Path, capsys: pytest.CaptureFixture[st
         root, "conditioned", *pi_flags(root), "--policy.kind", "pi", *critic.split(),
         "--objective", "advantage_conditioned",
     )  # fmt: skip
-    conditioned = evaluate(policy)  # its pictures: of the public data sets' size, scaled by the policy
+    conditioned = evaluate(policy)  # its images: of the public data sets' size, scaled by the policy
     assert conditioned.settings.condition == "Advantage: positive"
     assert conditioned.settings.camera_size == PUBLIC_CAMERA_SIZE
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""LIBERO's tasks, files, assets and pictures as far as they need no simulator: a package and a Hub made here."""
+"""LIBERO's tasks, files, assets and images as far as they need no simulator: a package and a Hub made here."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_axis_and_angle_are_those_of_the_rotation() -> None:
 
 def test_a_picture_of_nothing_is_refused() -> None:
     picture = np.full((8, 8, 3), 77, np.uint8)
-    with pytest.raises(offscreen.RenderError, match=r"agentview gave a blank picture.*mean 77.0"):
+    with pytest.raises(offscreen.RenderError, match=r"agentview gave a blank image.*mean 77.0"):
         offscreen.check_picture(picture, "agentview")
     picture[:4] = 120
     offscreen.check_picture(picture, "agentview")

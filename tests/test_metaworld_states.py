@@ -27,7 +27,7 @@ def states(monkeypatch: pytest.MonkeyPatch) -> InitialStates:
 
 def episode(env: MetaWorldEnv, seed: int, by_expert: bool) -> list[tuple[Any, ...]]:
     """All that can be seen of an episode: MetaWorld's own observation, reward and facts (among them `grasp_success`),
-    the step's state, success and ends, and where things are at first, which is what pictures are drawn from."""
+    the step's state, success and ends, and where things are at first, which is what images are drawn from."""
     own: list[tuple[Any, ...]] = []
     simulate = type(env._env).step
 

@@ -65,7 +65,7 @@ def test_a_line_that_a_kill_cut_off_is_left_out_and_a_damaged_one_named(tmp_path
     with pytest.raises(ChunkRLError, match=r"metrics.jsonl, line 1 is no record"):
         read_records(path)
     path.write_text("".join(reversed(whole.splitlines(keepends=True))))
-    with pytest.raises(ChunkRLError, match="line 2: update 1 stands behind update 2"):
+    with pytest.raises(ChunkRLError, match="line 2: update 1 stands after update 2"):
         read_records(path)
     path.write_text(whole + whole.splitlines(keepends=True)[1])
     with pytest.raises(ChunkRLError, match="line 3: the same record of update 2 stands before it"):

@@ -236,7 +236,7 @@ def test_data_sets_of_different_rates_are_refused(
     for part in (
         fast.name,
         datasets[0].name,
-        "frames a second: 20.0, but",
+        "frames per second: 20.0, but",
         "has 10.0",
         "leave the data set out",
     ):
@@ -253,7 +253,7 @@ def test_what_does_not_fit_is_refused(datasets: list[ChunkDataset], tmp_path: Pa
     with pytest.raises(DatasetError, match="multiple"):
         mixture(datasets, world_size=3)
     other = open_chunks(Path(datasets[0].name), horizon=2)
-    with pytest.raises(DatasetError, match=r"actions a chunk: 2, but .* has 3"):
+    with pytest.raises(DatasetError, match=r"actions per chunk: 2, but .* has 3"):
         ChunkCollection([datasets[1], other])
     with pytest.raises(DatasetError, match=r"is there twice: .*--dataset-weights"):
         ChunkCollection([datasets[0], datasets[1], datasets[0]])

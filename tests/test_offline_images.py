@@ -1,4 +1,4 @@
-"""Training on pictures of several cameras, text and state, and on any subset of them."""
+"""Training on images of several cameras, text and state, and on any subset of them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_images_text_and_state_train(root: Path, tmp_path: Path, objective: str)
     assert run.policy.encoder.spec.cameras == (FRONT, WRIST)
     assert run.policy.encoder.spec.use_task and run.policy.encoder.spec.state_dim == 3
     run.train()
-    # train() builds its networks anew from the seed: the same ones
+    # train() builds its networks again from the seed: the same ones
     moved = {name for name, p in run.policy.named_parameters() if not torch.equal(p, before[name])}
     assert {"encoder.images.0.temperature", "encoder.images.1.temperature"} <= moved
     assert "encoder.text.embed.weight" in moved

@@ -1,4 +1,4 @@
-"""Pictures are packed without loss on the wire, and what comes packed is bounded."""
+"""Images are packed without loss on the wire, and what comes packed is bounded."""
 
 import tracemalloc
 

@@ -227,7 +227,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SpoolError, match="use a writable folder"):
         Spool(tmp_path / "file" / "spool")
-    with Spool(tmp_path / "a") as spool, pytest.raises(SpoolError, match="use smaller pictures"):
+    with Spool(tmp_path / "a") as spool, pytest.raises(SpoolError, match="use smaller images"):
         spool.append(bytes(sf.MAX_PAYLOAD_BYTES + 1))
 
 

@@ -104,7 +104,7 @@ def test_a_call_whose_entries_a_greeting_has_confirmed_begins_again(tmp_path):
             return read(first, max_bytes, end)
 
         spool.read = overtaken
-        with pytest.raises(UnreachableError, match="the next call begins behind it"):
+        with pytest.raises(UnreachableError, match="the next call begins after it"):
             link.drain()
         link.close()
 
@@ -396,7 +396,7 @@ def test_weights_are_fetched_when_newer(tmp_path):
         with pytest.raises(RecordError, match="more than the 1000 allowed"):
             link.fetch_weights(2, max_bytes=1000)
         assert link.fetch_weights(2) == push(5)
-        receiver._policies.clear()  # a learner that was started anew: it asks who is there before it gives anything
+        receiver._policies.clear()  # a learner that was started again: it asks who is there before it gives anything
         with pytest.raises(UnreachableError, match="greet before"):
             link.fetch_weights(2)
         assert link.fetch_weights(2) == push(5)

@@ -210,7 +210,7 @@ def test_a_run_that_goes_on_is_one_run(data: Path, tmp_path: Path) -> None:
         (tmp_path / "page.html").write_text("mine")
         report(ReportCommand(str(tmp_path / "run"), output=str(tmp_path / "page.html")), silent)
     assert (tmp_path / "page.html").read_text() == "mine"
-    report(ReportCommand(str(tmp_path / "run")), silent)  # its own page is made anew
+    report(ReportCommand(str(tmp_path / "run")), silent)  # its own page is made again
 
 
 def test_one_process_at_a_time(data: Path, tmp_path: Path) -> None:

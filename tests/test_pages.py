@@ -204,7 +204,7 @@ def test_a_task_leads_to_its_states_and_an_episode_to_its_film(tmp_path: Path, f
         f"#film-0-{seeds[0]}": "div",
         f"#film-1-{seeds[1]}": "div",
     }
-    # each task by its bar and by its row in the table; each film by its square
+    # each task by its bar and by its row in the table; each video by its square
     links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
     assert Counter(links) == Counter(
         ["#states-0", "#states-1"] * 2 + [f"#film-{i}-{s}" for i, s in enumerate(seeds)]
@@ -212,7 +212,7 @@ def test_a_task_leads_to_its_states_and_an_episode_to_its_film(tmp_path: Path, f
     filmed = [
         attrs["class"] for tag, attrs in page.tags if tag == "rect" and "filmed" in (attrs["class"] or "")
     ]
-    assert filmed == ["bar bad filmed"] * 2
+    assert filmed == ["bar bad recorded on video"] * 2
     assert Read(write_page(tmp_path, found).read_text()).targets().keys() == {"#states-0", "#states-1"}
 
 

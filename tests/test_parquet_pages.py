@@ -1,4 +1,4 @@
-"""Single pictures out of parquet pages are those that pyarrow reads, whatever the file's layout."""
+"""Single images out of parquet pages are those that pyarrow reads, whatever the file's layout."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_other_layouts_are_left_to_pyarrow(tmp_path):
     st.lists(st.sampled_from([None, *range(9)]), min_size=1, max_size=60), st.booleans(), st.integers(1, 20)
 )
 def test_where_values_are_missing_the_others_stay_in_their_rows(tmp_path_factory, numbers, dictionary, batch):
-    """Pages hold only what is there, and a dictionary's indices are padded: a gap would move all behind it."""
+    """Pages hold only what is there, and a dictionary's indices are padded: a gap would move all after it."""
     values = [None if number is None else bytes([number]) * 9 for number in numbers]
     file = tmp_path_factory.mktemp("pages") / "file.parquet"
     write(file, values, use_dictionary=dictionary, write_batch_size=batch, data_page_size=30)
@@ -95,7 +95,7 @@ def test_a_page_with_another_checksum_is_refused(tmp_path):
 
 
 def test_noise_in_the_pages_gives_values_or_none(tmp_path):
-    """Damage of pages without checksums is found by the pictures' own; here it must only not crash."""
+    """Damage of pages without checksums is found by the images' own; here it must only not crash."""
     file = tmp_path / "file.parquet"
     write(file, [bytes([i % 7]) * 30 for i in range(100)], dictionary_pagesize_limit=100, write_batch_size=8)
     content, rng = file.read_bytes(), np.random.default_rng(0)

@@ -108,7 +108,7 @@ def test_several_samples_equal_one_at_a_time(kind: ModelKind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_sampling_integrates_the_velocity(kind: ModelKind) -> None:
-    # The sampler computes modulations once for all steps; here they are computed anew at every step.
+    # The sampler computes modulations once for all steps; here they are computed again at every step.
     model, inputs = random_model(kind), random_inputs(kind)
     _, noise, _ = draws()
     prefix = model.encode_prefix(inputs)

@@ -222,7 +222,7 @@ def test_the_policy_is_trained_on_labels_of_which_a_share_is_dropped(
     kept = np.array([text != "" for text in heard])
     assert len(heard) == 120 and all(np.array(heard)[kept] == np.array(texts * 4)[kept])
     assert kept.mean() == pytest.approx(1 - dropout, abs=0.15 if dropout else 0.0)  # three deviations
-    assert dropout == 0 or len({tuple(part) for part in np.split(kept, 4)}) == 4  # drawn anew each update
+    assert dropout == 0 or len({tuple(part) for part in np.split(kept, 4)}) == 4  # drawn again each update
 
 
 def test_the_loss_is_the_weighted_flow_loss(root: Path, checkpoints: Path, tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_a_policy_resizes_pictures_as_its_training_did(
     seen: dict[str, Any] = {"frames": FrameSettings(resize=(28, 28), antialias=False)}
     run = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path, "behaviour_cloning", **seen))
     run.train()
-    assert "does not resize pictures to 28x28-bilinear first" in caplog.text
+    assert "does not resize images to 28x28-bilinear first" in caplog.text
     loaded = load_policy(tmp_path / "policy")
     assert isinstance(loaded, PiActor) and loaded.fps == run.dataset.fps
     by_data = run.dataset.batch(np.arange(3), next_observation=False).observation

@@ -100,7 +100,7 @@ def test_a_run_that_was_tried_out_is_the_same_run(data: Path, tmp_path: Path, ow
 def test_the_plan_of_a_resumption_and_the_place_of_its_pictures(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A dry run decodes on demand, whatever the run that goes on did; where pictures are kept is no other run."""
+    """A dry run decodes on demand, whatever the run that goes on did; where images are kept is no other run."""
     run = tmp_path / "run"
     ChunkLevelOfflineRL(**settings(data, run, objective="behaviour_cloning")).train()
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}

@@ -1,4 +1,4 @@
-"""PNG pictures: the pixels of Pillow's decoder, and an error for whatever is damaged."""
+"""PNG images: the pixels of Pillow's decoder, and an error for whatever is damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches loaded beside training: in order, bounded, with the labels of the moment, and nothing else changes."""
+"""Batches loaded alongside training: in order, bounded, with the labels of the moment, and nothing else changes."""
 
 import threading
 from pathlib import Path
@@ -50,12 +50,12 @@ def test_numbers_come_in_order_and_only_a_few_are_loaded_ahead() -> None:
 def test_an_error_comes_up_where_it_is_due_and_as_it_was_raised() -> None:
     def load(number: int) -> int:
         if number == 2:
-            raise DatasetError("picture 2 is damaged")
+            raise DatasetError("image 2 is damaged")
         return number
 
     with Prefetcher(load, range(5)) as ahead:
         assert [ahead.next(), ahead.next()] == [0, 1]
-        with pytest.raises(DatasetError, match="picture 2 is damaged"):
+        with pytest.raises(DatasetError, match="image 2 is damaged"):
             ahead.next()
     assert not threads()
 
@@ -142,10 +142,10 @@ def test_a_damaged_picture_stops_training_with_its_own_error(tmp_path: Path) -> 
 
     def damaged(*args: Any, **kwargs: Any) -> ChunkTransition:
         if len(algorithm.seen) >= 1:
-            raise DatasetError("episode 1: the picture is damaged")
+            raise DatasetError("episode 1: the image is damaged")
         return batch(*args, **kwargs)
 
     dataset.batch = damaged  # type: ignore[method-assign]
-    with pytest.raises(DatasetError, match="episode 1: the picture is damaged"):
+    with pytest.raises(DatasetError, match="episode 1: the image is damaged"):
         Trainer(algorithm, dataset, TrainerConfig(batch_size=4)).run()
     assert not threads()

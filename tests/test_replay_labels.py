@@ -204,7 +204,7 @@ def test_what_cannot_be_replayed_is_refused_or_left_out(
         "2": "the replay drifts by 0.030 m",
     }
     assert report["drift_m"] == {"median": 0.015, "max": 0.03} and report["successful_replays"] == 2
-    # a drift that is allowed: the kept replays are judged anew
+    # a drift that is allowed: the kept replays are judged again
     file = replay(root, "libero_90", skip_unmatched=True, tolerance_m=0.05)
     assert file.read_text().splitlines()[1:] == ["1,0,goal", "2,0,goal"]
     file = replay(write(tmp_path / "none", "open it"), "libero_90/0", skip_unmatched=True)

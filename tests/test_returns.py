@@ -89,7 +89,7 @@ def test_n_step_returns_lie_between_one_step_and_monte_carlo(
 
 def test_n_step_closed_form() -> None:
     found = n_step_returns(VALUE, REWARD, SEGMENTS, 0.5, 2)
-    # The success: V, then rewards to its end. The time-out: nothing behind it.
+    # The success: V, then rewards to its end. The time-out: nothing after it.
     assert found.tolist() == [0.25 * 3, 0.5, 1.0, 10 + 10 + 0.25 * 6, 20 + 15, 30.0]
     found = n_step_returns(VALUE, REWARD, SEGMENTS, 0.5, 2, "bootstrap")
     assert found.tolist() == [0.25 * 3, 0.5, 1.0, 10 + 10 + 0.25 * 6, 20 + 0.5 * 6, 6.0]

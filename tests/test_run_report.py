@@ -1,4 +1,4 @@
-"""`chunkrl report`: one page of a training run, with pictures, with rows, and without values."""
+"""`chunkrl report`: one page of a training run, with images, with rows, and without values."""
 
 import re
 import shutil
@@ -84,7 +84,7 @@ def test_a_run_on_states(plain: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "Training",
         "Data and settings",
     ]
-    assert "<img" not in page  # rows in place of pictures
+    assert "<img" not in page  # rows in place of images
     highest, lowest, data = Page(page).tables
     run = load_run(plain)
     for row, one in zip((*highest, *lowest), extremes(run), strict=True):
@@ -99,7 +99,7 @@ def test_a_run_on_states(plain: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (told,) = data
     table = run.data[0].dataset
     assert (told["task"], told["episodes"], told["frames"]) == (EVIL, "6", str(table.num_frames))
-    assert (told["frames a second"], told["made by a human"]) == (f"{table.fps:g}", "0 %")
+    assert (told["frames per second"], told["made by a human"]) == (f"{table.fps:g}", "0 %")
     assert "push &lt;script&gt;" in page
     run = load_run(plain)
     recorded = run.last("value/rank_correlation_held_out")
@@ -118,7 +118,7 @@ def test_a_run_on_pictures(pictured: Path, tmp_path: Path) -> None:
         page.count('<img src="data:image/jpeg;base64,') == 2 * 4 * 2
     )  # two ends, four episodes, two cameras
     assert page.count("<video ") == 1 and "Episodes with their values" in page
-    # the trace of the episode and its frames among the extreme ones lead to its film
+    # the trace of the episode and its frames among the extreme ones lead to its video
     assert Page(page).targets() == {"#film-0": "div"} and page.count('href="#film-0"') == 3
     assert "A title leads to" in page
     unfilmed = render_run(load_run(pictured))

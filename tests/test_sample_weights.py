@@ -1,4 +1,4 @@
-"""Weights from a file: exactly one number a frame, and the loss is the weighted one."""
+"""Weights from a file: exactly one number per frame, and the loss is the weighted one."""
 
 from __future__ import annotations
 

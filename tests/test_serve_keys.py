@@ -97,8 +97,8 @@ GOOD = {"front": PICTURE, "wrist": PICTURE, "state": STATE, "prompt": "push"}
         ),
         ({"frnt": PICTURE}, r"did you mean front"),
         ({"images/front": PICTURE}, r"both observation.images.front"),
-        ({"front": None}, r"front is NoneType: send one picture"),
-        ({"front": PICTURE[None]}, r"front is \[1, 4, 4, 3\]: send one picture"),
+        ({"front": None}, r"front is NoneType: send one image"),
+        ({"front": PICTURE[None]}, r"front is \[1, 4, 4, 3\]: send one image"),
         ({"state": STATE[None]}, r"state is float64 \[1, 3\]: send one state"),
         ({"state": "x"}, "state is str"),
         (

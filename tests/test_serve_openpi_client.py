@@ -37,7 +37,7 @@ pytestmark = [
 
 
 def pi_robot(folder: Path) -> Robot:
-    """A tiny pi0.5 from its folder, and six pictures that are not square."""
+    """A tiny pi0.5 from its folder, and six images that are not square."""
     pytest.importorskip("sentencepiece", reason="the tokenizer needs chunkrl[pi]")
     save_pretrained(tiny_policy("pi05"), folder / "bare")
     save_pretrained(load_pretrained(folder / "bare", tokenizer=TOKENIZER), folder / "pi05")

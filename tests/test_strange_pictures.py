@@ -1,4 +1,4 @@
-"""Pictures of strangers' data sets: depth cameras, other formats, other sizes, raw bytes. Right, or a clear word."""
+"""Images of strangers' data sets: depth cameras, other formats, other sizes, raw bytes. Right, or a clear word."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_film_is_no_picture(folder: LeRobotFolder) -> None:
     frames[0].save(stream, "WEBP", save_all=True, append_images=frames[1:])
     whole = [encoded(picture) for picture in folder.images[FRONT]]
     set_column(folder.root, FRONT, structs([*whole[:11], stream.getvalue()]))
-    says(problems(folder.root), "episode 2, frame 3", "film of 3 frames")
+    says(problems(folder.root), "episode 2, frame 3", "video of 3 frames")
 
 
 def test_raw_bytes_name_every_episode_once(folder: LeRobotFolder, capsys: pytest.CaptureFixture[str]) -> None:

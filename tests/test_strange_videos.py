@@ -1,4 +1,4 @@
-"""Videos of strangers' data sets: spans that are wrong, other rates and times, codecs. Right pictures or an error."""
+"""Videos of strangers' data sets: spans that are wrong, other rates and times, codecs. Right images or an error."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_frames_behind_the_last_span_are_refused(tmp_path: Path) -> None:
     pictures = folder.images[FRONT]
     file = folder.root / f"{SPAN}/chunk-000/file-000.mp4"
     write_video(file, np.concatenate([pictures, pictures[:2]]), 10)
-    refused_everywhere(folder.root, "file-000.mp4", "2 frames behind its last episode")
+    refused_everywhere(folder.root, "file-000.mp4", "2 frames after its last episode")
     write_video(file, pictures[:-3], 10)
     refused_everywhere(folder.root, "file-000.mp4", "ends 3 frames before")
 

@@ -98,7 +98,7 @@ def test_text_from_outside_shows_as_text() -> None:
     attributes = [value for _, attrs in read.tags for value in attrs.values()]
     assert (
         attributes.count(EVIL) == 7
-    )  # links of cell, frame and card; name; alt; spoken name and type of the film
+    )  # links of cell, frame and card; name; alt; spoken name and type of the video
     assert {attrs.get("class") for tag, attrs in read.tags if tag == "div"} >= {"card", "card wide", "grid"}
 
 

@@ -58,7 +58,7 @@ def test_a_cursor_moves_along_the_curves() -> None:
 @pytest.mark.parametrize(("success", "colour"), [(True, video.SUCCESS), (False, video.FAILURE)])
 def test_the_outcome_stands_from_the_first_frame(success: bool, colour: tuple[int, int, int]) -> None:
     frames = np.zeros((4, 16, 16, 3), np.uint8)
-    title = "a title that is much longer than the film is wide, so that it must be shortened for the outcome"
+    title = "a title that is much longer than the video is wide, so that it must be shortened for the outcome"
     content, _ = value_video(frames, np.ones(4), np.ones(4), title, fps=10, success=success)
     marked = near(decoded(content)[0, :30], colour)
     assert marked[:, -80:].sum() > 20  # pixels of the word, at the right of the head

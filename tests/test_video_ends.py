@@ -18,7 +18,7 @@ CAMERA = "observation.images.front"
 
 @pytest.mark.parametrize("missing", [0, 3, 7])
 def test_a_lost_frame_spoils_every_episode_of_its_file(tmp_path: Path, missing: int) -> None:
-    """What follows it stands a frame early: pictures of other frames, and nothing in them says so."""
+    """What follows it stands a frame early: images of other frames, and nothing in them says so."""
     folder = write_lerobot_folder(tmp_path / "d", "v3.0", camera="video", lengths=(5, 3, 4))
     pictures = np.delete(folder.images[CAMERA][:8], missing, axis=0)
     write_video(tmp_path / f"d/videos/{CAMERA}/chunk-000/file-000.mp4", pictures, folder.fps)

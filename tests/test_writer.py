@@ -124,7 +124,7 @@ def test_episodes_come_back(tmp_path, kind, tolerance):
     assert [e["tasks"] for e in episodes[:3]] == [["task 0"], ["task 1"], ["task 0"]]
     assert [e["task_index"][0] for e in episodes[:3]] == [0, 1, 0]
     assert episodes[1]["timestamp"] == [np.float32(i / 10) for i in range(4)]
-    # Several episodes a file, and nothing but the data set left.
+    # Several episodes per file, and nothing but the data set left.
     files = sorted(
         p.relative_to(tmp_path / "set").as_posix() for p in (tmp_path / "set").rglob("*.*") if p.is_file()
     )

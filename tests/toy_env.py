@@ -16,7 +16,7 @@ MAX_STEPS, FPS = 12, 10.0
 
 
 class ToyEnv:
-    """A point moves by up to 0.5 a step."""
+    """A point moves by up to 0.5 per step."""
 
     task = "come to the goal"
     state_dim, action_dim, fps = len(STATE_NAMES), 1, FPS

@@ -38,7 +38,7 @@ class TrainingStopped(KeyboardInterrupt):
     def __str__(self) -> str:
         return (
             f"stopped after update {self.update} of {self.num_updates}; checkpoint: {self.checkpoint}\n"
-            f"go on with: {self.cure}"
+            f"resume with: {self.cure}"
         )
 
 

@@ -52,7 +52,7 @@ class Manifest:
 
 
 def file_sums(path: Path) -> FileSums:
-    """Of one file, read once in small pieces. Raises CheckpointError where it cannot be read."""
+    """The sums of one file, read once in small pieces. Raises CheckpointError where it cannot be read."""
     size = _size(path)
     return FileSums(size, tuple(_sum_blocks([(path, number) for number in range(_num_blocks(size))])))
 
@@ -185,7 +185,7 @@ def _num_blocks(size: int) -> int:
 
 
 def _sum_blocks(blocks: list[tuple[Path, int]]) -> list[str]:
-    """Of (file, number of the block) each."""
+    """The sums of (file, number of the block) each."""
     threads = min(len(blocks), os.cpu_count() or 1, _MOST_THREADS)
     if threads <= 1:
         return [_sum_block(*block) for block in blocks]

@@ -30,7 +30,7 @@ class DemoConfig:
     policy_updates: int = 4000
     """Updates of every policy."""
     seed: int = 0
-    """Of collection and training."""
+    """Seed of collection and training."""
     num_workers: int = 2
     """Processes, one task each."""
 
@@ -52,7 +52,7 @@ class ManifestCommand:
     folder: Annotated[str, tyro.conf.Positional] = ""
     """A run's folder (its policy, checkpoints and values), or one of these."""
     renew: bool = False
-    """Accept what has changed since: look the files through, and write their sums anew."""
+    """Accept what has changed since: look the files through, and write their sums again."""
 
 
 @dataclass(frozen=True)

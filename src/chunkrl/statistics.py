@@ -191,7 +191,7 @@ def bootstrap_over_tasks(
 
     Seeds are drawn jointly over tasks: drawn seed s contributes its results on every task. That is right
     where one policy serves all tasks, and right (if noisier) where each task has its own training run. States
-    are drawn anew for each task. Tasks are not resampled: the interval speaks of these tasks alone.
+    are drawn again for each task. Tasks are not resampled: the interval speaks of these tasks alone.
 
     Raises:
         ChunkRLError: tasks, shapes or numbers of seeds differ, an array is empty, or a value is not finite.

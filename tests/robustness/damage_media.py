@@ -1,4 +1,4 @@
-"""Damage to videos and pictures that leaves readable files, and to the spans of episodes in videos."""
+"""Damage to videos and images that leaves readable files, and to the spans of episodes in videos."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Done = tuple[Path, str] | None
 
 
 def _frames(path: Path) -> tuple[np.ndarray, float]:
-    """uint8 RGB [n, height, width, 3] and frames a second."""
+    """uint8 RGB [n, height, width, 3] and frames per second."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         rate = float(stream.average_rate or 10)
@@ -68,12 +68,12 @@ for _name, _change in {
     "a rate a little higher": lambda f, rate, rng: (f, rate * 1.1),
     "another size": lambda f, rate, rng: (f[:, :16, :16], rate),
     "turned": lambda f, rate, rng: (f.transpose(0, 2, 1, 3)[:, :, :30], rate),
-    "other pictures": lambda f, rate, rng: (255 - f, rate),
+    "other images": lambda f, rate, rng: (255 - f, rate),
 }.items():
     _on_video(_name, _change)
 
 
-@kind("video/without a picture stream")
+@kind("video/without an image stream")
 def _sound(root: Path, rng: random.Random) -> Done:
     path = pick(root, rng, ".mp4")
     if path is None:
@@ -159,7 +159,7 @@ def _bomb(data: bytes) -> bytes:
 
 
 def _on_picture(name: str, change: Callable[[bytes, random.Random], bytes | None]) -> None:
-    """Another file in the place of one picture, or of all pictures of a camera."""
+    """Another file in the place of one image, or of all images of a camera."""
 
     def apply(root: Path, rng: random.Random) -> Done:
         path = pick(root, rng, ".parquet")
@@ -178,7 +178,7 @@ def _on_picture(name: str, change: Callable[[bytes, random.Random], bytes | None
         place = table.schema.get_field_index(column)
         table = table.set_column(place, column, pa.array(cells, table.schema.field(column).type))
         pq.write_table(table, path)
-        return path, f"'{column}': {len(rows)} pictures {name}"
+        return path, f"'{column}': {len(rows)} images {name}"
 
     KINDS[f"picture/{name}"] = apply
 

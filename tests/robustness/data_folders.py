@@ -59,7 +59,7 @@ def _without_checksums(root: Path) -> None:
 
 
 def _smooth(folder_images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Pictures that differ from frame to frame and compress well."""
+    """Images that differ from frame to frame and compress well."""
     y, x = np.mgrid[0 : SIZE[0], 0 : SIZE[1]]
     return {
         name: np.stack(
@@ -95,7 +95,7 @@ def _jpeg(root: Path) -> None:
 
 
 def as_jpeg(data: bytes) -> bytes:
-    """A picture file as JPEG."""
+    """An image file as JPEG."""
     stream = io.BytesIO()
     Image.open(io.BytesIO(data)).save(stream, "JPEG", quality=90)
     return stream.getvalue()

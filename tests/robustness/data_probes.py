@@ -87,7 +87,7 @@ def export(root: Path, scratch: Path) -> Content:
 
 
 def _as_exported(content: Content) -> Content:
-    """What an exported data set has of its source: episodes counted anew, times as LeRobot writes them, no '/' in
+    """What an exported data set has of its source: episodes counted again, times as LeRobot writes them, no '/' in
     names, labels of its own."""
     kept = {name: values for name, values in content.columns.items() if name not in EXPORTED_ANEW}
     kept["timestamp"] = (kept["frame_index"] / content.fps).astype(np.float32)

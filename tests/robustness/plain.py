@@ -216,7 +216,7 @@ def _pictures(
 
 
 def _pixels(picture: np.ndarray, feature: Mapping[str, Any]) -> np.ndarray:
-    agree(list(picture.shape) == feature["shape"] and picture.dtype == np.uint8, "shape of a picture")
+    agree(list(picture.shape) == feature["shape"] and picture.dtype == np.uint8, "shape of an image")
     return picture.transpose(2, 0, 1)
 
 
@@ -249,7 +249,7 @@ def _video(
             found.append(_pixels(pictures[nearest], feature))
         start += row["length"]
     for path, end in ends.items():
-        agree(decoded[path][0][-1] < end + 0.45 / info["fps"], "frames behind the last span")
+        agree(decoded[path][0][-1] < end + 0.45 / info["fps"], "frames after the last span")
     return np.stack(found)
 
 

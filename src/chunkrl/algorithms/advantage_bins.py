@@ -25,8 +25,8 @@ _LOG = logging.getLogger(__name__)
 
 
 def _quantiles(values: np.ndarray, rates: np.ndarray | None, shares: tuple[float, ...]) -> np.ndarray:
-    """Of values float [N]; with rates float [N], the smallest values that such shares of what is drawn do not
-    exceed."""
+    """The quantiles of values float [N]; with rates float [N], the smallest values that such shares of what is drawn
+    do not exceed."""
     if rates is None:
         return np.quantile(values, shares)
     order = np.argsort(values, kind="stable")

@@ -89,7 +89,7 @@ def check_outcomes(name: str, returns: np.ndarray, known: np.ndarray) -> None:
 
 def check_failures(data: ChunkData, reward: np.ndarray, returns: np.ndarray, time_out: TimeOut) -> None:
     """Raises ChunkRLError where failing is an escape from the costs of going on: steps cost on average, nothing
-    stands behind the last action of a failed episode, and so its last frames have better returns than successes.
+    stands after the last action of a failed episode, and so its last frames have better returns than successes.
 
     A failure is an unfinished episode with `time_out="failure"`, and a failure that a rule declared terminal. Where
     its last action has a penalty, and that is smaller than the costs of a success, it is a warning.
@@ -134,7 +134,7 @@ def standardize(advantage: np.ndarray, scale: float, rates: np.ndarray | None = 
     mean, deviation = moments(advantage, rates)
     if not np.isfinite(deviation):
         raise ChunkRLError(
-            "advantages are NaN or infinite, so that nothing can be weighted by them: train values anew"
+            "advantages are NaN or infinite, so that nothing can be weighted by them: train values again"
         )
     if deviation < 1e-8:
         return np.zeros_like(advantage)

@@ -30,7 +30,7 @@ def drop_labels(labels: torch.Tensor, dropout: float) -> torch.Tensor:
 
 
 def trained_texts(labels: torch.Tensor, config: ConditioningConfig) -> list[str]:
-    """What stands in the prompt of every row of labels int [B] in an update: some are dropped anew each time."""
+    """What stands in the prompt of every row of labels int [B] in an update: some are dropped again each time."""
     heard = drop_labels(labels, config.dropout)
     if config.negatives == "unconditional":
         heard = torch.where(heard < config.highest, NO_LABEL, heard)

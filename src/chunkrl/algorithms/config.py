@@ -94,7 +94,7 @@ class ConditioningConfig:
     dropout: float = 0.1
     """Share of chunks trained without the advantage: what guidance compares with."""
     guidance: float = 1.0
-    """Of classifier-free guidance, saved as the policy's default."""
+    """Scale of classifier-free guidance, saved as the policy's default."""
 
     def __post_init__(self) -> None:
         if self.num_bins not in BIN_QUANTILES:
@@ -204,7 +204,7 @@ class DistilConfig:
         return self.num_candidates > 0 and self.first == "cloned"
 
     def num_updates(self, policy_updates: int) -> int:
-        """Of the phase. Raises ChunkRLError where nothing says how many."""
+        """The number of updates of the phase. Raises ChunkRLError where nothing says how many."""
         if not self.num_candidates:
             return 0
         if self.updates is None and policy_updates == 0:
@@ -216,7 +216,7 @@ class DistilConfig:
 
 @dataclass(frozen=True)
 class IQLSettings:
-    """Of objective iql alone."""
+    """Settings of objective iql alone."""
 
     expectile: float = 0.7
     """tau: V is this expectile of Q over the recorded chunks, in (0, 1)."""

@@ -46,11 +46,11 @@ def assign_folds(success: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
 
 
 class CrossFitted(nn.Module):
-    """K networks of one kind, one a fold. With K = 1 there is no held-out network and all data trains it.
+    """K networks of one kind, one per fold. With K = 1 there is no held-out network and all data trains it.
 
     networks: built by `make()`, which must return a freshly initialised module each time.
-    num_critics: M, networks a fold, which learn from the same episodes; network number k M + m is of fold k. Where it
-        is not 1, `by_fold` stands between `each` and `held_out`.
+    num_critics: M, networks per fold, which learn from the same episodes; network number k M + m is of fold k. Where
+        it is not 1, `by_fold` stands between `each` and `held_out`.
     waiting_for: a device that has memory for one of them: their parameters wait on the CPU and come to it while they
         are at work. Buffers, a few statistics that all share, stay where they are made.
     """
@@ -138,7 +138,7 @@ def move_parameters(module: nn.Module, device: torch.device) -> None:
 
 
 def labelling_batch_size(dataset: ChunkData) -> int:
-    """Rows to label at once: pictures and their feature maps take about 10 MB a row, states next to nothing."""
+    """Rows to label at once: images and their feature maps take about 10 MB per row, states next to nothing."""
     return 64 if dataset.cameras else 4096
 
 

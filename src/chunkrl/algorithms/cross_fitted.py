@@ -76,11 +76,11 @@ class CrossFittedConfig:
         if (self.value_updates_per_update > 0) != (self.relabel_interval > 0):
             raise ChunkRLError(
                 "value_updates_per_update and relabel_interval go together: values that go on learning change "
-                "nothing until the data is labelled anew"
+                "nothing until the data is labelled again"
             )
         if self.value_updates_per_update and self.fit.fold_order != "together":
             raise ChunkRLError(
-                "values that learn beside the policy (value_updates_per_update) train together: use "
+                "values that learn alongside the policy (value_updates_per_update) train together: use "
                 "--fit.fold-order together"
             )
         if self.microbatch_size is not None and self.microbatch_size < 1:
@@ -163,7 +163,7 @@ class CrossFittedMethod:
             raise ChunkRLError(
                 "--train-q and --distil.* train Q before the policy, on vision tokens and text embeddings that "
                 "the policy's training would change: freeze them (--pi.train expert, expert_and_last_layers:N, "
-                "lora or lora_and_expert), or use --objective iql, which trains Q beside the policy"
+                "lora or lora_and_expert), or use --objective iql, which trains Q alongside the policy"
             )
         return AdvantageCritic(
             networks,
@@ -363,8 +363,8 @@ class CrossFittedMethod:
             self.values.take_networks(state["values"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`; the labels are attached to the data set again, or made anew where its episodes
-        are not those that were saved."""
+        """The inverse of `state_dict`; the labels are attached to the data set again, or made again where its
+        episodes are not those that were saved."""
         self.step.load_state_dict(state)
         for key, part in self._parts().items():
             part.load_state_dict(state[key])

@@ -33,9 +33,9 @@ _NOISE = 0xBE57  # the stream of random numbers of candidates
 
 @dataclass(frozen=True)
 class BestChunks:
-    """Of every start: the one of the policy's chunks that Q prefers, float32 [len, H, A] in the units of batches;
-    what Q says of it, of the recorded chunk, and of the policy's on average, float32 [len] each. Zero where it is not
-    asked about."""
+    """Labels of every start: the one of the policy's chunks that Q prefers, float32 [len, H, A] in the units of
+    batches; what Q says of it, of the recorded chunk, and of the policy's on average, float32 [len] each. Zero where
+    it is not asked about."""
 
     chunk: np.ndarray
     q: np.ndarray

@@ -31,7 +31,7 @@ class FoldTraining:
     Args:
         make: builds a fresh network, K times.
         target_rate: of a moving average of each network; None: there is none.
-        num_critics: M, networks a fold: all of them are networks here, and K M the number of them.
+        num_critics: M, networks per fold: all of them are networks here, and K M the number of them.
 
     Raises:
         ChunkRLError: one by one on several processes.

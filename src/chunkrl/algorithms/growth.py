@@ -50,7 +50,7 @@ class EpisodeRows:
 
 
 def episode_ends(data: ChunkData) -> np.ndarray:
-    """int64 [E], the row behind each episode."""
+    """int64 [E], the row after each episode."""
     datasets = data.datasets if isinstance(data, ChunkCollection) else (data,)
     lengths = [dataset.table.episode_length for dataset in datasets]
     return np.cumsum(np.concatenate(lengths))

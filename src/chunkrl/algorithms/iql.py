@@ -70,7 +70,7 @@ class ChunkIQL(JointMethod):
         self._balance = RunningBalance.of(strata, rates, self.device)
 
     def _chunks(self, batch: ChunkTransition) -> torch.Tensor:
-        """The recorded chunks, with the other policy's behind them where there are some: [B, N + 1, H, A]."""
+        """The recorded chunks, with the other policy's after them where there are some: [B, N + 1, H, A]."""
         candidates = batch.labels.get("candidates")
         if candidates is None:
             return batch.actions

@@ -123,7 +123,7 @@ class JointMethod(ABC):
         """Before networks are built: what the method attaches to the data."""
 
     def _ends(self, batch: ChunkTransition) -> tuple[torch.Tensor, torch.Tensor]:
-        """Discount float [B] of what V says behind the transition, and which rows Q learns from, bool [B]."""
+        """Discount float [B] of what V says after the transition, and which rows Q learns from, bool [B]."""
         return batch.discount, batch.critic_mask
 
     def _chunks(self, batch: ChunkTransition) -> torch.Tensor:

@@ -44,7 +44,7 @@ class ValueFit:
     """On their normalised state, while training."""
     target: ValueTarget = "monte_carlo"
     """What V learns from: monte_carlo, the return of the episode; bootstrap, the rewards of the steps that a
-    transition covers (--critic-horizon) and V behind them, from a moving average of V."""
+    transition covers (--critic-horizon) and V after them, from a moving average of V."""
     target_rate: float = 0.005
     """By which that average moves an update."""
     head: ValueHead = field(default_factory=ValueHead)
@@ -58,14 +58,14 @@ class ValueFit:
     """c: weights and labels are made of A + c (V(x) - V(x_0)), x_0 where the episode began. V(x) - V(x_0) is what the
     advantages before x sum to: how much likelier than the data's the improved policy is to come here."""
     num_critics: int = 1
-    """M, value networks a fold, which differ in their initial weights and noise."""
+    """M, value networks per fold, which differ in their initial weights and noise."""
     aggregate: Aggregate = "mean"
     """What V is of the M: their mean, their min (the worst), or a quantile of them; with hl_gauss, of the
     distribution that they predict together."""
     quantile: float = 0.25
     """Which quantile, in (0, 1)."""
     n_step: int | None = None
-    """N of the advantage as the sum of N rewards and V behind them, minus V (pi*0.6); default: TD(lambda)."""
+    """N of the advantage as the sum of N rewards and V after them, minus V (pi*0.6); default: TD(lambda)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.lam <= 1:

@@ -21,8 +21,8 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ValueLabels:
-    """Of every start, float32 [len] each, in units of returns: V by networks that never saw the episode, the mean
-    of those that did, the Monte-Carlo return, and the advantage from the first."""
+    """Labels of every start, float32 [len] each, in units of returns: V by networks that never saw the episode, the
+    mean of those that did, the Monte-Carlo return, and the advantage from the first."""
 
     value: np.ndarray
     value_seen: np.ndarray

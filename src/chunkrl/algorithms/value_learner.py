@@ -108,7 +108,7 @@ class ValueLearner:
         adv.check_outcomes(data.name, self.returns, self.known[data.starts])
 
     def _counted_returns(self) -> np.ndarray:
-        """Returns of all frames but those behind a success."""
+        """Returns of all frames but those after a success."""
         after = self._data.frame_labels.after_success
         return self.returns[~after] if after.any() else self.returns
 
@@ -264,7 +264,7 @@ class ValueLearner:
 
     @torch.no_grad()
     def _target(self, k: int, batch: ChunkTransition, following: Any) -> Tensor:
-        """Of network k, in [0, 1], [B]."""
+        """The target of network k, in [0, 1], [B]."""
         targets = self.training.targets
         if targets is None:
             return batch.labels["outcome"]
@@ -310,7 +310,7 @@ class ValueLearner:
         return ValueLabels(value, seen, self.returns, keep(data.cache_dir, advantage))
 
     def target_metrics(self, labels: ValueLabels) -> Metrics:
-        """How targets that bootstrap are distributed over what is trained on, with the labels' values behind the
+        """How targets that bootstrap are distributed over what is trained on, with the labels' values after the
         rewards. Where they are returns, `label_metrics` has them."""
         data, fit = self._data, self.fit
         if fit.target == "monte_carlo":
@@ -346,7 +346,7 @@ class ValueLearner:
 
     def take_networks(self, state: dict[str, Any]) -> None:
         """Goes on from the values of another run: networks, moments, averages, range, and the folds of the episodes
-        that both have. Learning rates begin anew. state: of `state_dict`, from before that run finished its values.
+        that both have. Learning rates begin again. state: of `state_dict`, from before that run finished its values.
         """
         self.training.take_networks(state["training"])
         self._take_folds(state)

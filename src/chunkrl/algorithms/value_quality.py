@@ -39,7 +39,7 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class ValueQuality:
-    """Of N frames; nan where values or returns are constant.
+    """How well values order and predict the returns of N frames; nan where values or returns are constant.
 
     held_out, seen: Spearman rank correlation with the return, of values by networks that never saw the episode, and
     by those that trained on it. calibration: of the held-out values.

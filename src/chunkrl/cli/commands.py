@@ -32,7 +32,7 @@ class Command:
         return _load(self.options)
 
     def resumed_options(self, run: Path, given: Collection[str]) -> Any:
-        """The options of the run in the folder `run`, to go on with it. given: names of options that are given."""
+        """The options of the run in the folder `run`, to resume it. given: names of options that are given."""
         return _load(self.resumed)(run, given)
 
     def __call__(self, options: Any) -> None:

@@ -77,7 +77,7 @@ def _memory() -> str:
 
 
 def _opengl() -> str:
-    """Which library draws LIBERO's pictures; nothing is loaded."""
+    """Which library draws LIBERO's images; nothing is loaded."""
     from chunkrl.envs.offscreen import choose_backend
 
     try:

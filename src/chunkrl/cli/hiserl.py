@@ -296,7 +296,7 @@ _MAPPED: dict[str, _Rule] = {
 }
 _IGNORED = {
     "job_name": "a run's folder is its name (output_dir)",
-    "resume": "a run goes on with --resume RUN",
+    "resume": "a run resumes with --resume RUN",
     "num_workers": "data are memory-mapped and read ahead",
     "save_checkpoint": "checkpoints are always written; how often: --save-updates",
     "use_policy_training_preset": "there are no presets",
@@ -306,7 +306,7 @@ _IGNORED = {
     "scheduler": "--schedule, --warmup-updates",
     "wandb": "of Weights & Biases only project and mode are set here",
     "dataset.episodes": "whole data sets are read; make one of these episodes",
-    "dataset.use_imagenet_stats": "the pretrained policy normalises its own pictures",
+    "dataset.use_imagenet_stats": "the pretrained policy normalises its own images",
     "dataset.image_transforms": "no such augmentation; small policies have --network.image-shift",
     "dataset": "how LeRobot loads videos; here --cache and --resize",
     "policy_update_freq": "values train before the policy; --value-updates-per-update trains them on",

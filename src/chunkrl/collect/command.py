@@ -1,7 +1,7 @@
 """Collects mixed-quality episodes in simulator processes and writes them as a LeRobot data set.
 
 Resumable: episode i depends on the configuration and i alone, and the data set says which configuration it is of
-(`meta/collection.json`), so that what a kill left is gone on with, and more episodes can be added later.
+(`meta/collection.json`), so that what a kill left is resumed, and more episodes can be added later.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["CollectCommand", "CollectConfig", "collect", "collect_dataset", "col
 
 RECORD = "meta/collection.json"
 _NOT_OF_THE_DATA = ("num_episodes", "num_workers", "hang_s", "device", "output_dir", "overwrite")
-_LOST = "simulators_lost"  # in the record, of all sessions: their episodes were made anew
+_LOST = "simulators_lost"  # in the record, of all sessions: their episodes were made again
 _TOLD = (_LOST, "policy")  # for people: a policy is known by its contents, wherever it lies
 _MOST_LOSSES = 3  # of one episode's simulator
 _CURE = "choose another --output-dir, or put the new one in its place with --overwrite"
@@ -110,7 +110,7 @@ def collect_dataset(
 ) -> int:
     """Writes the episodes of `config` to a LeRobot v3.0 data set at `root`; returns the successes, of all episodes.
 
-    Goes on with a data set that has fewer episodes of the same configuration.
+    Resumes a data set that has fewer episodes of the same configuration.
 
     accept_complete: a data set that holds just these episodes already is what was asked for.
 
@@ -230,5 +230,5 @@ def collect(command: CollectCommand, progress: Progress) -> None:
     num_success = collect_dataset(folder, command, progress)
     told = f"{folder}: {command.num_episodes} episodes, {num_success} successful"
     if num_lost := read_json(folder / RECORD, dict, DatasetError, "collect again")[_LOST]:
-        told += f"; simulators that were lost, and their episodes made anew: {num_lost}"
+        told += f"; simulators that were lost, and their episodes made again: {num_lost}"
     print(told)

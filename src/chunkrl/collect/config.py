@@ -42,9 +42,9 @@ class CollectConfig:
     """MetaWorld: full (39 entries) or compact; LIBERO: full (the field's 8) or privileged (8 and where object and
     target are). Evaluate with the same."""
     camera_size: int = 0
-    """Side of the cameras' pictures, pixels (0: no camera). Evaluate with the same."""
+    """Side of the cameras' images, pixels (0: no camera). Evaluate with the same."""
     rendering: Rendering = "default"
-    """Of LIBERO: default, or fast (no shadows, reflections and multisampling). Evaluate with the same."""
+    """How LIBERO draws: default, or fast (no shadows, reflections and multisampling). Evaluate with the same."""
     naming: Naming = "lerobot"
     """Columns as LeRobot's LIBERO data sets name them, or as openpi's (image, wrist_image, state, actions)."""
     fps: float | None = None
@@ -87,7 +87,7 @@ class CollectCommand(CollectConfig):
     """Mixed-quality episodes of scripted and learned policies in a simulator, as a LeRobot v3.0 data set."""
 
     output_dir: str = ""
-    """The data set's folder; default: data/<env>. What a kill left there is gone on with; another set is refused."""
+    """The data set's folder; default: data/<env>. What a kill left there is resumed; another set is refused."""
     overwrite: bool = False
     """Another data set in --output-dir makes place: its folder is kept as NAME.replaced-001."""
 

@@ -102,7 +102,7 @@ class EpisodeMaker:
     def _stage(self, name: str) -> _Stage:
         if name not in self._stages:
             if self._plan.config.camera_size:
-                self.close()  # one rendering context a process
+                self.close()  # one rendering context per process
             try:
                 self._stages[name] = self._make_stage(name)
             except ChunkRLError as error:

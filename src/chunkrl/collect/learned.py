@@ -53,7 +53,7 @@ def make_controller(plan: CollectPlan, policy: ActingPolicy, env: str, task: str
     Raises ChunkRLError where it does not fit the environment, or the state that is collected.
     """
     config = plan.config
-    camera_size = config.camera_size or None if policy.cameras else None  # pictures may be for the data alone
+    camera_size = config.camera_size or None if policy.cameras else None  # images may be for the data alone
     request = fit_policy(policy, (env,), config.max_steps, camera_size, config.rename)
     if policy.state_dim and request.options.state != config.state:
         raise ChunkRLError(
@@ -62,7 +62,7 @@ def make_controller(plan: CollectPlan, policy: ActingPolicy, env: str, task: str
         )
     if policy.cameras and request.options.camera_size != config.camera_size:
         raise ChunkRLError(
-            f"--policy {config.policy} sees pictures of {request.options.camera_size} pixels: collect with "
+            f"--policy {config.policy} sees images of {request.options.camera_size} pixels: collect with "
             f"--camera-size {request.options.camera_size}"
         )
     exec_steps = policy.action_horizon if config.exec_steps is None else config.exec_steps

@@ -14,14 +14,14 @@ def check_alike(a: ChunkDataset, b: ChunkDataset) -> None:
     def shape(dataset: ChunkDataset) -> dict[str, Any]:
         """What must be equal, by its name in the message."""
         return {
-            "actions a chunk": dataset.action_horizon,
+            "actions per chunk": dataset.action_horizon,
             "steps of the critic": dataset.critic_horizon,
             "values an action": dataset.action_dim,
-            "values a state": dataset.state_dim,
+            "values per state": dataset.state_dim,
             "cameras (height, width)": {
                 name: dataset.table.camera(name).size for name in sorted(dataset.cameras)
             },
-            "frames a second": float(dataset.fps),
+            "frames per second": float(dataset.fps),
             "discount": dataset.gamma,
             "reward": dataset.reward_kind,
             "action encoding": dataset.encoding,
@@ -32,7 +32,7 @@ def check_alike(a: ChunkDataset, b: ChunkDataset) -> None:
         if theirs[name] != value:
             raise DatasetError(
                 f"{b.name}: {name}: {theirs[name]}, but {a.name} has {value}: "
-                "name columns and cameras alike, resize pictures, or leave the data set out"
+                "name columns and cameras alike, resize images, or leave the data set out"
             )
 
 
@@ -48,7 +48,7 @@ def check_names(a: ChunkDataset, b: ChunkDataset) -> None:
             if theirs.count(name) == 1 and known.get(name, place) != place:
                 raise DatasetError(
                     f"{b.name}: its {role}s are {', '.join(theirs)}, those of {a.name} are {', '.join(ours)}: "
-                    f"'{name}' stands at another place; write one of them anew in the other's order, or correct the "
+                    f"'{name}' stands at another place; write one of them again in the other's order, or correct the "
                     "names in meta/info.json where they are wrong"
                 )
 

@@ -25,7 +25,7 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.files.regular_files import check_regular
 
 BUILDING = ".building"
-"""Behind the name of a folder that is not whole yet."""
+"""After the name of a folder that is not whole yet."""
 _COPIED_ROWS = 32
 _LONGEST_NAME = 150
 

@@ -22,7 +22,7 @@ from chunkrl.data.chunk_settings import ChunkReward
 
 @dataclass(frozen=True)
 class Segments:
-    """S segments, one behind the other.
+    """S segments, one after the other.
 
     ends: int [S], growing, the row after each one's last. terminated: bool [S], whether that last action ended
     the task.

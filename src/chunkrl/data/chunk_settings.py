@@ -41,9 +41,9 @@ class FrameSettings:
     """How frames are kept and given."""
 
     cache: bool = True
-    """Keep decoded pictures on disk; --no-cache decodes them whenever they are asked for."""
+    """Keep decoded images on disk; --no-cache decodes them whenever they are asked for."""
     resize: tuple[int, int] | None = None
-    """Height and width of pictures, in shape, with black bars; default: as recorded."""
+    """Height and width of images, in shape, with black bars; default: as recorded."""
     antialias: bool = True
     """Resize as Pillow's bilinear filter does (openpi's data); else without antialiasing (LeRobot's)."""
     skip_bad_episodes: bool = False
@@ -51,7 +51,7 @@ class FrameSettings:
 
     @property
     def picture_resize(self) -> Resize | None:
-        """What makes pictures of the recorded ones; None: nothing."""
+        """What makes images of the recorded ones; None: nothing."""
         return None if self.resize is None else Resize(*self.resize, antialias=self.antialias)
 
 
@@ -63,7 +63,7 @@ class ChunkSettings:
     """
 
     action_horizon: int = 10
-    """H, actions a chunk."""
+    """H, actions per chunk."""
     gamma: float = 0.99
     """Discount a step."""
     critic_horizon: int | None = None
@@ -84,7 +84,7 @@ class ChunkSettings:
     revision: str | None = None
     """Hub revision of the data set."""
     frames: FrameSettings = FrameSettings()
-    """How frames are kept: cache, picture size, bad episodes."""
+    """How frames are kept: cache, image size, bad episodes."""
 
     def __post_init__(self) -> None:
         if self.action_horizon < 1:

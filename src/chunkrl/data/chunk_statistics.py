@@ -38,7 +38,7 @@ class EncodedChunks(Protocol):
 
 
 def encoded_action_statistics(dataset: EncodedChunks) -> Statistics:
-    """Of the real steps of all chunks, each as often as chunks hold it, float32 [A] each.
+    """Statistics of the real steps of all chunks, each as often as chunks hold it, float32 [A] each.
 
     Quantiles of large data sets are means over blocks (`normalize.merge`).
     """
@@ -47,7 +47,8 @@ def encoded_action_statistics(dataset: EncodedChunks) -> Statistics:
 
 
 def _digest(dataset: EncodedChunks) -> str:
-    """Of all that they depend on beside the data set's files: labels count by the segments that they cut."""
+    """The digest of all that the statistics depend on beside the data set's files: labels count by the segments that
+    they cut."""
     description = dataset.table.description
     settings = (dataset.encoding, dataset.action_horizon, description.action_keys, description.state_keys)
     digest = hashlib.blake2b(repr((*settings, BLOCK_STARTS)).encode(), digest_size=16)

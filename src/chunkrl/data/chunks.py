@@ -121,7 +121,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
 
     @property
     def action_horizon(self) -> int:
-        """H, actions a chunk."""
+        """H, actions per chunk."""
         return self.settings.action_horizon
 
     @property
@@ -151,22 +151,22 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
 
     @property
     def image_sizes(self) -> tuple[tuple[int, int], ...]:
-        """(height, width) of each camera's pictures, in the order of `cameras`."""
+        """(height, width) of each camera's images, in the order of `cameras`."""
         return tuple(self.table.camera(name).size for name in self.cameras)
 
     @property
     def recorded_sizes(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """(height, width) of each camera's pictures in the files, in the order of `cameras`."""
+        """(height, width) of each camera's images in the files, in the order of `cameras`."""
         return tuple((self.table.camera(name).recorded_size,) for name in self.cameras)
 
     @property
     def resize(self) -> Resize | None:
-        """What makes the pictures of the recorded ones; None: they are as recorded."""
+        """What makes the images of the recorded ones; None: they are as recorded."""
         return self.table.settings.picture_resize
 
     @property
     def state_dim(self) -> int:
-        """S, values a state; 0 without one."""
+        """S, values per state; 0 without one."""
         return 0 if self.table.state is None else self.table.state.shape[1]
 
     @property
@@ -186,7 +186,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
 
     @property
     def fingerprint(self) -> str:
-        """Of the data set's files."""
+        """The fingerprint of the data set's files."""
         return self.table.description.fingerprint
 
     @property
@@ -238,7 +238,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         self.labels.clear()
 
     def digest(self) -> str:
-        """Of episodes, actions and labels: equal where a run may be resumed, wherever the files are."""
+        """The digest of episodes, actions and labels: equal where a run may be resumed, wherever the files are."""
         labels, table = self.frame_labels, self.table
         parts = (
             table.episode_length,
@@ -259,7 +259,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         return np.zeros(len(positions), dtype=np.int64)
 
     def attach(self, name: str, values: np.ndarray) -> None:
-        """Adds a label float [len], one value a start; batches carry it in `labels[name]`."""
+        """Adds a label float [len], one value per start; batches carry it in `labels[name]`."""
         if values.shape[0] != len(self):
             raise ValueError(f"label {name!r} has {values.shape[0]} rows for {len(self)} starts")
         self.labels[name] = keep(self.cache_dir, np.asarray(values))

@@ -30,7 +30,7 @@ class ChunkCollection:
     collection of one data set gives what that data set gives.
 
     Args:
-        datasets: with equal horizons, discount, reward, encoding, frame rate, state, action and picture sizes.
+        datasets: with equal horizons, discount, reward, encoding, frame rate, state, action and image sizes.
         weights: how often each is drawn from, relative to each other (`ChunkLoader`); None: every start is
             equally likely.
 
@@ -103,7 +103,7 @@ class ChunkCollection:
 
     @property
     def fingerprint(self) -> str:
-        """Of the files of all data sets."""
+        """The fingerprints of the files of all data sets."""
         return "+".join(dataset.fingerprint for dataset in self.datasets)
 
     @property
@@ -137,7 +137,7 @@ class ChunkCollection:
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
-        """The positions of each data set: first, and behind the last."""
+        """The positions of each data set: first, and after the last."""
         return tuple(pairwise(self._offsets.tolist()))
 
     @property
@@ -179,7 +179,7 @@ class ChunkCollection:
         return np.split(values, self._offsets[1:-1])
 
     def attach(self, name: str, values: np.ndarray) -> None:
-        """Adds a label [len, ...], one value a start; batches carry it in `labels[name]`."""
+        """Adds a label [len, ...], one value per start; batches carry it in `labels[name]`."""
         if values.shape[0] != len(self):
             raise ValueError(f"label {name!r} has {values.shape[0]} rows for {len(self)} starts")
         for dataset, part in zip(self.datasets, self.split(keep(self.cache_dir, values)), strict=True):
@@ -191,7 +191,7 @@ class ChunkCollection:
             dataset.detach_all()
 
     def digest(self) -> str:
-        """Of episodes, actions and labels: equal where a run may be resumed, wherever the files are."""
+        """The digest of episodes, actions and labels: equal where a run may be resumed, wherever the files are."""
         digests = [dataset.digest() for dataset in self.datasets]
         return digests[0] if len(digests) == 1 else f"{zlib.crc32(' '.join(digests).encode()):08x}"
 

@@ -73,7 +73,7 @@ def check_columns(
     arrays = {key: _check_column(spec, columns[key], f"{where}, '{key}'") for key, spec in features.items()}
     lengths = {key: len(array) for key, array in arrays.items()}
     if len(set(lengths.values())) != 1:
-        raise DatasetError(f"{where}: columns of different lengths {lengths}; give each one row a frame")
+        raise DatasetError(f"{where}: columns of different lengths {lengths}; give each one row per frame")
     num_frames = next(iter(lengths.values()))
     if num_frames == 0:
         raise DatasetError(f"{where} has no frames: leave it out")
@@ -94,7 +94,7 @@ def raw_columns(
         if spec.kind is None:
             continue
         if values is None or len(values) != num_frames:
-            raise DatasetError(f"episode {episode}: '{key}' has not {num_frames} rows; give one a frame")
+            raise DatasetError(f"episode {episode}: '{key}' has not {num_frames} rows; give one per frame")
         found.append(values.cast(spec.kind))
     return found
 
@@ -108,7 +108,7 @@ def _check_column(spec: FeatureSpec, values: Any, where: str) -> np.ndarray:
         raise DatasetError(f"{where}: shape {array.shape}, expected [T, {', '.join(map(str, spec.shape))}]")
     if spec.is_camera:
         if array.dtype != np.uint8:
-            raise DatasetError(f"{where}: {array.dtype}, expected uint8 pictures in 0..255")
+            raise DatasetError(f"{where}: {array.dtype}, expected uint8 images in 0..255")
         return array
     if spec.dtype == "string":
         if array.dtype.kind not in "UO" or not all(isinstance(text, str) for text in array.flat):
@@ -127,15 +127,15 @@ def _check_column(spec: FeatureSpec, values: Any, where: str) -> np.ndarray:
 
 
 def frame_tasks(task: str | Sequence[str], num_frames: int, episode: int) -> list[str]:
-    """One task text a frame.
+    """One task text per frame.
 
     Raises:
-        DatasetError: an empty text, or not one text a frame.
+        DatasetError: an empty text, or not one text per frame.
     """
     texts = [task] * num_frames if isinstance(task, str) else [str(text) for text in task]
     if len(texts) != num_frames:
         raise DatasetError(
-            f"episode {episode}: {len(texts)} task texts for {num_frames} frames; give one, or one a frame"
+            f"episode {episode}: {len(texts)} task texts for {num_frames} frames; give one, or one per frame"
         )
     if not all(text.strip() for text in texts):
         raise DatasetError(f"episode {episode}: a task text is empty; name the task")

@@ -86,7 +86,7 @@ def _episode_v3(root: Path, info: Info, row: dict[str, Any], videos: Videos, whe
 def read_episodes(root: Path, info: Info, videos: Videos, report: Report) -> tuple[list[Episode], int]:
     """All episodes in order of their index, `start` and `offset` still 0, and the number of their rows.
 
-    v3: the first `total_episodes` rows in order of the files are the data set. What stands behind them is
+    v3: the first `total_episodes` rows in order of the files are the data set. What stands after them is
     what a killed writer leaves (`chunkrl.data.writer`): episodes that do not exist yet, and copies.
 
     videos: the video columns to locate; those that no role uses may lack an entry.
@@ -123,11 +123,11 @@ def read_episodes(root: Path, info: Info, videos: Videos, report: Report) -> tup
 
 
 def _check_leftover(row: dict[str, Any], episodes: Mapping[int, Episode], where: str) -> None:
-    """Refuses a row behind the last episode that no killed writer leaves: the totals must be wrong."""
+    """Refuses a row after the last episode that no killed writer leaves: the totals must be wrong."""
     index = integer(row, "episode_index", where)
     if index not in episodes and index < max(episodes, default=-1):
         raise DatasetError(
-            f"{where}: episode {index} stands behind the {len(episodes)} episodes that meta/info.json counts: "
+            f"{where}: episode {index} stands after the {len(episodes)} episodes that meta/info.json counts: "
             "correct 'total_episodes' or the order of the rows"
         )
 

@@ -34,7 +34,7 @@ def export_labels(
     others: Others = "copy",
     overwrite: bool = False,
 ) -> None:
-    """Writes a new data set: every column, text, picture and task of `table`, and its labels as `next.*` columns.
+    """Writes a new data set: every column, text, image and task of `table`, and its labels as `next.*` columns.
 
     Columns of those names are replaced. LeRobot allows no `/` in names: `observation/image` becomes
     `observation.image`. Videos are copied packet by packet where a key frame begins each episode, as LeRobot's own do

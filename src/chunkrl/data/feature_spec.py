@@ -21,7 +21,7 @@ class FeatureSpec:
 
     dtype: a NumPy number type or bool, "string", or for cameras "image" (PNG in the parquet file) or "video"
         (mp4).
-    shape: without the frame dimension; (1,) for a number a frame, (height, width, 3) for cameras.
+    shape: without the frame dimension; (1,) for a number per frame, (height, width, 3) for cameras.
     names: of the entries, as LeRobot has it: a list, a dict of lists, or None.
     """
 
@@ -47,7 +47,7 @@ class FeatureSpec:
 
     @property
     def is_camera(self) -> bool:
-        """Whether frames are pictures, uint8 [height, width, 3]."""
+        """Whether frames are images, uint8 [height, width, 3]."""
         return self.dtype in CAMERA_DTYPES
 
     def to_json(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ A *segment* is a run of whole episodes with one data file, one file of `meta/epi
 all under the same chunk and file index. A new episode is a new segment. Merging joins the last segments into
 the first of them, and `merge_range` chooses so that a byte is copied O(log(file limit / episode size)) times,
 not once per later episode: merging waits for `LEAVES` single-episode segments, and then takes in an earlier
-segment only while that is no larger than everything behind it.
+segment only while that is no larger than everything after it.
 """
 
 from __future__ import annotations
@@ -176,9 +176,9 @@ def join_tables(sources: Sequence[tuple[Path, int]], target: Path, binary_column
 def parquet_options(schema: pa.Schema, binary_columns: Sequence[str]) -> dict[str, Any]:
     """Writer options: no dictionary, no min/max and no further compression for encoded images.
 
-    A reader of one picture looks at the header of every page before its own, once a file, and at the length of every
-    picture before its own in the page; of compressed pages it would have to decompress the whole. The writer looks
-    after every `write_batch_size` values whether a page is full: so 8 pictures get a page, small ones share it.
+    A reader of one image looks at the header of every page before its own, once per file, and at the length of every
+    image before its own in the page; of compressed pages it would have to decompress the whole. The writer looks
+    after every `write_batch_size` values whether a page is full: so 8 images get a page, small ones share it.
     """
     plain = [name for name in schema.names if name not in binary_columns]
     options: dict[str, Any] = {"use_dictionary": plain, "write_statistics": plain}

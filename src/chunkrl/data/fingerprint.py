@@ -23,7 +23,7 @@ def dataset_fingerprint(
     """Digest of every file's name, size and content; every file needed must exist.
 
     Metadata are read whole; of data and video files longer than 160 kB, the first and last 64 kB (a parquet file's
-    directory, an mp4's index) and 8 blocks of 4 kB evenly spaced between. A file that is written anew changes there;
+    directory, an mp4's index) and 8 blocks of 4 kB evenly spaced between. A file that is written again changes there;
     a few bytes overwritten in place between the blocks, in a file of the same length, go unseen.
 
     report: is told which files are missing or cannot be read.
@@ -62,7 +62,7 @@ def dataset_fingerprint(
 
 
 def _content_digest(file: Path, whole: bool) -> bytes:
-    """Of a file's size and content, or of blocks of it; see `dataset_fingerprint`."""
+    """The digest of a file's size and content, or of blocks of it; see `dataset_fingerprint`."""
     digest = hashlib.sha256()
     with file.open("rb", buffering=0) as stream:
         size = stream.seek(0, 2)

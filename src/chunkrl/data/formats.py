@@ -44,7 +44,7 @@ class DatasetDescription:
     """What a data set holds.
 
     version: `v2.0`, `v2.1`, `v3.0` or `v3.1`; shares_files: whether several episodes stand in one file.
-    fps: frames a second.
+    fps: frames per second.
     tasks: task index -> text.
     state_keys, action_keys: columns by role, joined in this order; state_keys may be (). cameras: columns.
     left_out: columns that are not read -> why ("has ...").

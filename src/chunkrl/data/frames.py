@@ -1,4 +1,4 @@
-"""Every frame of a LeRobot data set by row: numeric columns and pictures, memory-mapped from the cache."""
+"""Every frame of a LeRobot data set by row: numeric columns and images, memory-mapped from the cache."""
 
 from __future__ import annotations
 
@@ -158,12 +158,12 @@ class FrameTable:
         return self._columns.read(name)
 
     def images(self, camera: str, rows: np.ndarray) -> np.ndarray:
-        """Pictures of a camera, uint8 RGB [n, 3, height, width], for int rows [n].
+        """Images of a camera, uint8 RGB [n, 3, height, width], for int rows [n].
 
         The first call for a camera decodes all of it into the cache, unless the settings say otherwise.
 
         Raises:
-            DatasetError: the description has no such camera; a picture or a video is missing or damaged.
+            DatasetError: the description has no such camera; an image or a video is missing or damaged.
             ChunkRLError: the cache has no space or cannot be written.
         """
         return self.start_images(camera, rows)()
@@ -171,7 +171,7 @@ class FrameTable:
     def start_images(self, camera: str, rows: np.ndarray) -> Callable[[], np.ndarray]:
         """Begins what `images` does, and returns a function that gives its result or raises its error.
 
-        Where pictures are decoded on demand, several that are begun before the first is waited for keep all cores
+        Where images are decoded on demand, several that are begun before the first is waited for keep all cores
         busy to the end.
         """
         self.open_cameras([camera])
@@ -206,7 +206,7 @@ class FrameTable:
         return saved_statistics(file, lambda: compute_statistics(self._columns.vectors(names)))
 
     def camera(self, name: str) -> Camera:
-        """What the camera's pictures are decoded from, and their size.
+        """What the camera's images are decoded from, and their size.
 
         Raises:
             DatasetError: the description has no such camera.
@@ -214,7 +214,7 @@ class FrameTable:
         return Camera(self.description, name, self._columns.read("timestamp"), self.settings.picture_resize)
 
     def decoder(self, name: str) -> OnDemandCamera:
-        """Decodes single pictures of the camera, whatever the settings say of the cache.
+        """Decodes single images of the camera, whatever the settings say of the cache.
 
         Raises:
             DatasetError: the description has no such camera.

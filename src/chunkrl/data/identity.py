@@ -1,4 +1,4 @@
-"""Which episode is which: names that stay with an episode while data sets grow, shrink and are put together anew."""
+"""Which episode is which: names that stay with an episode while data sets grow, shrink and are put together again."""
 
 from __future__ import annotations
 

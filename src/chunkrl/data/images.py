@@ -1,4 +1,4 @@
-"""A camera's pictures, decoded once into a memory-mapped store in the cache."""
+"""A camera's images, decoded once into a memory-mapped store in the cache."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _PICTURES = "pictures.npy"
 _DONE = "episodes_done.txt"
 
 Job = tuple[int, int, Callable[[], Iterator[np.ndarray]]]
-"""Position of an episode, a row, and a function that decodes the pictures of the rows from that one on."""
+"""Position of an episode, a row, and a function that decodes the images of the rows from that one on."""
 
 
 def store_bytes(camera: Camera) -> int:
@@ -70,13 +70,13 @@ def check_space(cameras: Iterable[Camera], folder: Path) -> None:
 
 
 def open_camera(camera: Camera, folder: Path, progress: Progress) -> np.ndarray:
-    """The camera's pictures, uint8 RGB [N, 3, height, width], read-only; decoded on first use.
+    """The camera's images, uint8 RGB [N, 3, height, width], read-only; decoded on first use.
 
     Args:
         folder: the data set's folder in the cache.
 
     Raises:
-        DatasetError: a picture or a video is missing or damaged.
+        DatasetError: an image or a video is missing or damaged.
         ChunkRLError: the cache has no space or cannot be written.
     """
     target = camera_folder(folder, camera)
@@ -86,7 +86,7 @@ def open_camera(camera: Camera, folder: Path, progress: Progress) -> np.ndarray:
 
 def continue_store(before: Camera, before_folder: Path, camera: Camera, folder: Path) -> None:
     """Spares `open_camera` the episodes that it decoded before the data set grew: a build in `folder` begins with
-    their pictures, and with the file of the camera's store of then, in `before_folder` (`grow_array`).
+    their images, and with the file of the camera's store of then, in `before_folder` (`grow_array`).
 
     Raises:
         ChunkRLError: the cache has no space or cannot be written.
@@ -130,7 +130,7 @@ def _build(camera: Camera, folder: Path, progress: Progress) -> None:
 
 
 def _num_saved(file: Path, num_episodes: int) -> int:
-    cure = f"delete the folder {file.parent}: its pictures are decoded again"
+    cure = f"delete the folder {file.parent}: its images are decoded again"
     with open_regular(file, DatasetError, cure) as stream:
         text = stream.read(20)
     if not text.isdigit() or int(text) > num_episodes:
@@ -181,7 +181,7 @@ def _video_jobs(camera: Camera, first: int) -> Iterator[Job]:
 
 
 def _image_jobs(camera: Camera, first: int) -> Iterator[Job]:
-    """Reads the parquet files in order, a few pictures at a time; to decode them is the job."""
+    """Reads the parquet files in order, a few images at a time; to decode them is the job."""
     all_episodes = camera.description.episodes
     starts = [episode.start for episode in all_episodes]
     for file, episodes in by_data_file(all_episodes[first:]):

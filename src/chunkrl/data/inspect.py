@@ -40,7 +40,7 @@ BATCH_STARTS = 65536
 
 @dataclass(frozen=True)
 class CameraReport:
-    """size: (height, width). store_gb: disk space of its decoded pictures, GB."""
+    """size: (height, width). store_gb: disk space of its decoded images, GB."""
 
     name: str
     dtype: str
@@ -50,8 +50,8 @@ class CameraReport:
 
 @dataclass(frozen=True)
 class RewardReport:
-    """Of the good episodes: share that succeed, share of frames that reach a sub-goal or have a reward other
-    than 0, and of the `num_chunks` starts those whose chunk of `horizon` actions reaches a sub-goal.
+    """What is earned in the good episodes: share that succeed, share of frames that reach a sub-goal or have a reward
+    other than 0, and of the `num_chunks` starts those whose chunk of `horizon` actions reaches a sub-goal.
 
     rules: what success and sub-goals were taken from."""
 
@@ -208,7 +208,7 @@ def _rewards(table: FrameTable, labels: FrameLabels, horizon: int) -> RewardRepo
 def to_text(report: DatasetReport) -> str:
     """The report for people."""
     rows = [
-        f"{report.root}: LeRobot {report.version}, {report.fps:g} frames a second"
+        f"{report.root}: LeRobot {report.version}, {report.fps:g} frames per second"
         + (f", robot {report.robot_type}" if report.robot_type else ""),
         f"episodes   {report.num_episodes} ({report.num_bad_episodes} with problems), "
         f"{report.num_frames} frames",

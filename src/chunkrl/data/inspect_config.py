@@ -20,7 +20,7 @@ class InspectCommand:
     json: bool = False
     """Print JSON instead of text."""
     images: bool = True
-    """Decode every picture, to find those that are damaged."""
+    """Decode every image, to find those that are damaged."""
     horizon: int = 10
     """Actions a chunk, for the number of chunks that carry reward."""
     labels: Annotated[LabelRule, tyro.conf.OmitArgPrefixes] = field(default_factory=LabelRule)

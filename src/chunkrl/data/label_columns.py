@@ -1,4 +1,4 @@
-"""Columns of a data set as labels: one checked value a frame, at the action that earned it."""
+"""Columns of a data set as labels: one checked value per frame, at the action that earned it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from chunkrl.errors import DatasetError
 
 
 def label_column(table: FrameTable, name: str, flag: str) -> np.ndarray:
-    """A column with one value a frame, [N]."""
+    """A column with one value per frame, [N]."""
     if not table.has_column(name):
         raise DatasetError(f"{table.description.root} has no column '{name}': choose another {flag}")
     values = np.asarray(table.column(name)).reshape(table.num_frames, -1)
     if values.shape[1] != 1:
         raise DatasetError(
-            f"{table.description.root}: '{name}' has {values.shape[1]} values a frame, expected one"
+            f"{table.description.root}: '{name}' has {values.shape[1]} values per frame, expected one"
         )
     return values[:, 0]
 

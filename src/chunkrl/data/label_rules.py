@@ -78,7 +78,7 @@ class LabelRule:
     subgoal_key: the column with the sub-goal flags. gripper_index: the action's dimension of the gripper.
     pick_place: settings of subgoal="pick_place".
     step_reward: auto: next.reward if there is one, else reward, else success. success: 1 at success, else 0.
-        cost: -1 a step, 0 at success, -`failure_penalty` at the last action of an unsuccessful episode, and 0
+        cost: -1 per step, 0 at success, -`failure_penalty` at the last action of an unsuccessful episode, and 0
         after a success: the return says how long success takes (the advantage-conditioned document's reward).
     failure_terminal: the last action of every unsuccessful episode ended the task (no bootstrap), for example
         because the recording was stopped at a failure and not for lack of time; else that of those which

@@ -3,7 +3,7 @@
 Conventions, all decided here:
 - Columns `next.*` say what the action of their frame led to. Other columns do so too, unless
   `flag_at="observation"`: then a flag or reward at frame t was earned by the action of frame t - 1.
-- A success ends the task: `terminated` is True at the first frame whose action succeeded, once an episode.
+- A success ends the task: `terminated` is True at the first frame whose action succeeded, once per episode.
   Frames recorded after it stay in the data set; `after_success` marks them, and rewards there are the data's.
 - `next.done` says only that a recording ends and is not read. An episode without success failed where
   `next.terminated` is True at its last frame (a human said so), or where failures are declared terminal; else it is
@@ -41,7 +41,7 @@ class FrameLabels:
 
     reward: float32 [N], of the action of the frame.
     subgoal: bool [N], the action of the frame reached a sub-goal.
-    terminated: bool [N], the action of the frame ended the task (at most once an episode).
+    terminated: bool [N], the action of the frame ended the task (at most once per episode).
     truncated: bool [N], last frame of an episode that did not terminate.
     after_success: bool [N], frames recorded after the task had ended.
     human: bool [N], a human chose the frame's action (an intervention).
@@ -236,7 +236,7 @@ def _success_rewards(table: FrameTable, name: str) -> np.ndarray:
     """bool [N], the frames whose reward says success."""
     values = label_column(table, name, "--success")
     costs = first_row(values, lambda part: part == -1) is not None
-    what = "a reward of success (0 and 1, or -1 a step and 0 at success): use another --success"
+    what = "a reward of success (0 and 1, or -1 per step and 0 at success): use another --success"
     check_values(table, name, values, (-1, 0) if costs else (0, 1), what)
     wanted = 0 if costs else 1
     return by_blocks(table.cache_dir, len(values), bool, lambda rows: values[rows] == wanted)

@@ -1,4 +1,4 @@
-"""Arrays with one value a frame: in memory while small, in the cache's files where they would fill it.
+"""Arrays with one value per frame: in memory while small, in the cache's files where they would fill it.
 
 From `MAPPED_BYTES` on an array is a map of a file without a name, which is gone with the array. Its pages are the
 system's to write back and to drop, so a process's own memory does not grow with the data set, provided that nothing

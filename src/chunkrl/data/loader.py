@@ -29,7 +29,7 @@ def source_counts(weights: np.ndarray, batch_size: int, offset: float) -> np.nda
 class ChunkLoader:
     """Batches of one or several data sets.
 
-    Each data set is drawn from without replacement and shuffled anew on each pass; rows that do not fill their
+    Each data set is drawn from without replacement and shuffled again on each pass; rows that do not fill their
     place in a batch wait for a later pass (so of one data set, the incomplete last batch is left out). Of several,
     every batch has its share of each, rounded up or down, exact on average.
 
@@ -139,7 +139,7 @@ class ChunkLoader:
 
 
 class _Part:
-    """The positions in `span` (first, and behind the last) that are drawn from; chosen: int [n], or None for all."""
+    """The positions in `span` (first, and after the last) that are drawn from; chosen: int [n], or None for all."""
 
     def __init__(self, span: tuple[int, int], chosen: np.ndarray | None, folder: Path) -> None:
         self._first, self._folder, self._chosen = span[0], folder, None

@@ -24,7 +24,7 @@ from chunkrl.files.json_files import json_lines, read_json
 
 CURE = "fetch or write this file again"
 VERSIONS = ("v2.0", "v2.1", "v3.0", "v3.1")
-SHARED_FILES = ("v3.0", "v3.1")  # many episodes a file; v3.1 adds columns of texts, and no other layout
+SHARED_FILES = ("v3.0", "v3.1")  # many episodes per file; v3.1 adds columns of texts, and no other layout
 CAMERA_DTYPES = ("image", "video")
 TEXT_DTYPES = ("string", "language")
 NUMERIC_DTYPES = (
@@ -53,7 +53,7 @@ class Feature:
 
     @property
     def is_camera(self) -> bool:
-        """Whether the column holds pictures."""
+        """Whether the column holds images."""
         return self.fault is None and self.dtype in CAMERA_DTYPES
 
     @property
@@ -95,7 +95,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Info:
-    """The part of info.json that reading needs. fps: frames a second."""
+    """The part of info.json that reading needs. fps: frames per second."""
 
     file: Path
     version: str

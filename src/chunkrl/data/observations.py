@@ -12,7 +12,7 @@ from chunkrl.types import Observation
 
 
 def read_observations(table: FrameTable, cameras: Sequence[str], *rows: np.ndarray) -> list[Observation]:
-    """The batched observation at each of these table rows int [B]; their pictures are decoded together."""
+    """The batched observation at each of these table rows int [B]; their images are decoded together."""
     table.open_cameras(cameras)
     begun = {camera: table.start_images(camera, np.concatenate(rows)) for camera in cameras}
     pictures = {camera: finish() for camera, finish in begun.items()}

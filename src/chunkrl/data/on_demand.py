@@ -1,4 +1,4 @@
-"""Pictures decoded when they are asked for: no disk space, but every batch pays for decoding.
+"""Images decoded when they are asked for: no disk space, but every batch pays for decoding.
 
 Decoders work outside Python's lock, so threads share the cores; all cameras share one set of threads.
 """
@@ -84,7 +84,7 @@ class _Recent(Generic[K, V]):
 class DataFiles:
     """The parquet files of a data set: open for all its cameras, and for all threads of one process.
 
-    Of pictures only the pages asked for are read; where a file's layout does not allow that, whole row groups, of
+    Of images only the pages asked for are read; where a file's layout does not allow that, whole row groups, of
     which the last are kept.
     """
 
@@ -134,7 +134,7 @@ class DataFiles:
         frames: list[int],
         rows: list[int],
     ) -> Iterator[np.ndarray]:
-        """The pictures at these rows of a row group, which are these frames of the episode."""
+        """The images at these rows of a row group, which are these frames of the episode."""
         file, name = pages.file, camera.name
         if (encoded := pages.read(group, f"{name}.bytes", rows)) is not None:
             return decode_frames(camera, file, episode, frames, encoded)
@@ -144,7 +144,7 @@ class DataFiles:
 
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
-    """Of this process, for all cameras: as many as it has cores."""
+    """The decoding threads of this process, for all cameras: as many as it has cores."""
     return ThreadPoolExecutor(num_workers(), thread_name_prefix="decode")
 
 
@@ -172,12 +172,12 @@ class OnDemandCamera:
         """uint8 RGB [n, 3, height, width] of int rows [n] of the table.
 
         Raises:
-            DatasetError: a picture or a video is missing or damaged.
+            DatasetError: an image or a video is missing or damaged.
         """
         return self.start(rows)()
 
     def start(self, rows: np.ndarray) -> Callable[[], np.ndarray]:
-        """Begins to `read`; the function that it returns waits for the pictures, or raises what was wrong."""
+        """Begins to `read`; the function that it returns waits for the images, or raises what was wrong."""
         if self._process != os.getpid():
             # A forked process would move the parent's place in the files; decoders wait for threads as they close.
             _OF_PARENTS.append(self._videos)

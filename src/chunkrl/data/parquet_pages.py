@@ -1,9 +1,9 @@
 """Single values of a parquet file's binary columns, without reading the rest of their row group.
 
-Library considered: pyarrow, which reads whole column chunks: 65 ms for one picture of a row group of 100, against
+Library considered: pyarrow, which reads whole column chunks: 65 ms for one image of a row group of 100, against
 1.1 here.
 
-pyarrow reads a column chunk whole: the 10 MB of an episode's pictures for one of 100 kB. Chunks are made of pages of
+pyarrow reads a column chunk whole: the 10 MB of an episode's images for one of 100 kB. Chunks are made of pages of
 about 1 MB, which can be found and decompressed alone (Apache Parquet format: parquet.thrift, Encodings.md, Thrift's
 compact protocol). Read here are flat columns in data pages of version 1, plain or with a dictionary, without missing
 values; where a file is made otherwise `BinaryPages.read` says so, and pyarrow reads it.
@@ -179,7 +179,7 @@ class BinaryPages:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """An unsigned variable-length integer and the place behind it."""
+    """An unsigned variable-length integer and the place after it."""
     value = shift = 0
     while True:
         byte = data[at]
@@ -193,7 +193,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def _struct(data: memoryview, at: int, end: int) -> tuple[dict[int, Any], int]:
-    """A struct of Thrift's compact protocol as field number -> value, and the place behind it."""
+    """A struct of Thrift's compact protocol as field number -> value, and the place after it."""
     fields: dict[int, Any] = {}
     number = 0
     while at < end:
@@ -226,7 +226,7 @@ def _behind_levels(data: memoryview, present: int, count: int) -> memoryview:
     """A page without its `count` definition levels, which must all say that there is a value."""
     end = 4 + int.from_bytes(data[:4], "little")
     levels = _hybrid(data[4:end], present.bit_length(), count)
-    # a page that lacks some holds fewer values, and those behind the first gap would be others
+    # a page that lacks some holds fewer values, and those after the first gap would be others
     if len(levels) < count or set(levels) != {present}:
         raise _UnsupportedError
     return data[end:]

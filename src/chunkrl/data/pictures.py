@@ -1,4 +1,4 @@
-"""A camera's pictures as they are decoded from a data set's files: parquet (PNG, JPEG, WebP) or mp4."""
+"""A camera's images as they are decoded from a data set's files: parquet (PNG, JPEG, WebP) or mp4."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Camera:
 
     @property
     def is_video(self) -> bool:
-        """Whether the pictures are in mp4 files."""
+        """Whether the images are in mp4 files."""
         return self.description.features[self.name].dtype == "video"
 
     @property
@@ -92,7 +92,7 @@ def num_workers() -> int:
 def video_frames(
     camera: Camera, episode: Episode, frames: np.ndarray | None = None, video: VideoFile | None = None
 ) -> Iterator[np.ndarray]:
-    """Pictures of an episode as recorded, uint8 RGB [height, width, 3].
+    """Images of an episode as recorded, uint8 RGB [height, width, 3].
 
     Args:
         frames: int [n], which ones, increasing; None: all. That a file of this episode alone has no more, and no
@@ -114,7 +114,7 @@ def video_frames(
             end = opened.end if span.to_timestamp is None else span.to_timestamp - 2 * half_frame
             opened.check_rate(fps, episode.length)
             if end is not None and times[-1] > end + half_frame:
-                rates = f" (its video has {opened.rate:.6g} frames a second, meta/info.json says {fps:g})"
+                rates = f" (its video has {opened.rate:.6g} frames per second, meta/info.json says {fps:g})"
                 raise DatasetError(
                     f"{span.file}: ends at {end:.6g} s, the episode's last frame is at {round(times[-1], 4):.14g} s"
                     f"{rates if abs(opened.rate / fps - 1) > 1e-4 else ''}: correct the timestamps or the metadata, "
@@ -162,7 +162,7 @@ def decode_frames(
     frames: Sequence[int] | range,
     encoded: Iterable[memoryview | None],
 ) -> Iterator[np.ndarray]:
-    """Decodes these frames of the episode, as recorded. encoded: the picture file of each.
+    """Decodes these frames of the episode, as recorded. encoded: the image file of each.
 
     Raises:
         DatasetError: names file, episode, frame and camera.
@@ -183,7 +183,7 @@ def decode_picture(data: bytes | memoryview | None, size: tuple[int, int]) -> np
         DatasetError: it is damaged, of another format or size, or not RGB; the message does not name the place.
     """
     if data is None:
-        raise DatasetError("the picture's bytes are not in the parquet file: embed them")
+        raise DatasetError("the image's bytes are not in the parquet file: embed them")
     try:
         if data[: len(SIGNATURE)] == SIGNATURE:
             header = check_png(data)
@@ -193,7 +193,7 @@ def decode_picture(data: bytes | memoryview | None, size: tuple[int, int]) -> np
             found = (image.height, image.width, image.mode)
             if getattr(image, "n_frames", 1) > 1:
                 raise DatasetError(
-                    f"the picture is a film of {image.n_frames} frames: write one picture a frame"
+                    f"the image is a video of {image.n_frames} frames: write one image per frame"
                 )
             if found == (*size, "RGB"):
                 image.verify()  # check sums, which decoding skips; ends this reading
@@ -203,21 +203,21 @@ def decode_picture(data: bytes | memoryview | None, size: tuple[int, int]) -> np
     except DatasetError:
         raise
     except UnidentifiedImageError as error:
-        raise DatasetError(f"the picture {_unread(bytes(data[:16]))}") from error
+        raise DatasetError(f"the image {_unread(bytes(data[:16]))}") from error
     except _DAMAGE as error:
-        raise DatasetError(f"the picture is damaged ({error}): write the file again") from error
+        raise DatasetError(f"the image is damaged ({error}): write the file again") from error
     except Image.DecompressionBombError as error:
         raise DatasetError(
-            f"the picture is not of {size[0]} x {size[1]} pixels ({error}): correct it"
+            f"the image is not of {size[0]} x {size[1]} pixels ({error}): correct it"
         ) from error
     raise DatasetError(
-        f"the picture is {found[0]} x {found[1]} {found[2]}, "
+        f"the image is {found[0]} x {found[1]} {found[2]}, "
         f"meta/info.json says {size[0]} x {size[1]} RGB: correct one"
     )
 
 
 def _unread(start: bytes) -> str:
-    """What is wrong with a picture that begins like this, and what to do."""
+    """What is wrong with an image that begins like this, and what to do."""
     if not start:
         return "is damaged (empty): write the file again"
     for signature, name in _OWN.items():

@@ -1,6 +1,6 @@
-"""Plain PNG pictures in less than half of Pillow's time, with all that can be checked of them checked.
+"""Plain PNG images in less than half of Pillow's time, with all that can be checked of them checked.
 
-Libraries considered: Pillow (2.13 ms a picture of 256 x 256, against 0.79 here), imagecodecs (1.19) and pyspng
+Libraries considered: Pillow (2.13 ms an image of 256 x 256, against 0.79 here), imagecodecs (1.19) and pyspng
 (1.09, wrong pixels where one bit changed).
 
 Half of a decoder's time is zlib's, and libdeflate needs a third of zlib's. So the pixels are inflated here and go to
@@ -69,7 +69,7 @@ def check_png(data: bytes | memoryview) -> PngHeader:
 
 
 def decode_plain(header: PngHeader) -> np.ndarray:
-    """A picture that `check_png` calls plain, uint8 RGB [height, width, 3].
+    """An image that `check_png` calls plain, uint8 RGB [height, width, 3].
 
     Raises:
         FFmpegError, DeflateError, ValueError: it is damaged.
@@ -90,7 +90,7 @@ def decode_plain(header: PngHeader) -> np.ndarray:
     packet = Packet(b"".join([SIGNATURE, *chunks]))
     frames = decoder.decode(packet) or decoder.decode(None)
     if len(frames) != 1 or frames[0].is_corrupt or frames[0].format.name != "rgb24":
-        raise ValueError("no whole picture")
+        raise ValueError("no whole image")
     return rgb_pixels(frames[0])
 
 

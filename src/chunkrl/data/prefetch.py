@@ -1,4 +1,4 @@
-"""Batches loaded beside training, a few ahead, by one thread."""
+"""Batches loaded alongside training, a few ahead, by one thread."""
 
 from __future__ import annotations
 

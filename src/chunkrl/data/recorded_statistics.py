@@ -50,7 +50,7 @@ def compare_with_recorded(table: FrameTable) -> list[Problem]:
             if range_ is None:
                 message = (
                     f"{recorded.file}: minimum and maximum of '{recorded.key}' are not {values.shape[1]} "
-                    "numbers each: compute the statistics anew"
+                    "numbers each: compute the statistics again"
                 )
                 problems[message] = Problem(message, ())
                 continue
@@ -63,7 +63,7 @@ def compare_with_recorded(table: FrameTable) -> list[Problem]:
         if outside.count:
             message = (
                 f"{file}: {outside.count} values of '{key}' lie outside its minimum and maximum, the farthest in "
-                f"{outside.worst[1]}: correct the values, or compute the statistics anew"
+                f"{outside.worst[1]}: correct the values, or compute the statistics again"
             )
             problems[message] = Problem(message, tuple(sorted(outside.episodes)))
     return list(problems.values())
@@ -115,8 +115,8 @@ def _range(recorded: _Recorded, width: int) -> tuple[np.ndarray, np.ndarray] | N
 
 
 def _recorded(description: DatasetDescription, keys: tuple[str, ...]) -> Iterator[_Recorded]:
-    """Of the episodes; of the columns that have none, those of the whole data set, which a killed writer leaves as
-    they were before the last episode."""
+    """The recorded statistics of the episodes; of the columns that have none, those of the whole data set, which a
+    killed writer leaves as they were before the last episode."""
     of_episodes: set[str] = set()
     for recorded in _of_episodes(description, keys):
         of_episodes.add(recorded.key)

@@ -1,4 +1,4 @@
-"""Pictures at another size, kept in shape: what is over becomes black bars, as the pi models take them."""
+"""Images at another size, kept in shape: what is over becomes black bars, as the pi models take them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Resize:
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 1:
-            raise DatasetError(f"pictures of {self.height} x {self.width} pixels: both must be at least 1")
+            raise DatasetError(f"images of {self.height} x {self.width} pixels: both must be at least 1")
 
     @property
     def name(self) -> str:
-        """A file name for pictures of this kind."""
+        """A file name for images of this kind."""
         return f"{self.height}x{self.width}" + ("" if self.antialias else "-bilinear")
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:

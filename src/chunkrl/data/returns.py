@@ -21,7 +21,7 @@ def lambda_returns(
 
     The lambda-return of Sutton and Barto (ch. 12); G - V is the generalised advantage (arXiv 1506.02438),
     lam = 1 gives the Monte-Carlo return. value, reward: float [N], per frame, rows in episode order.
-    Behind the last action of a segment stands 0 where the task ended; where only the recording ended, 0 for
+    After the last action of a segment stands 0 where the task ended; where only the recording ended, 0 for
     `time_out="failure"` (an episode has its time limit, and not succeeding within it is failing), or
     V of the last stored frame for `bootstrap` (then the last action's reward is not counted: its result is
     not stored).
@@ -50,7 +50,7 @@ def n_step_returns(
 ) -> np.ndarray:
     """N-step returns per frame [N]: G_t = sum_{i < n} gamma^i r_{t+i} + gamma^n V_{t+n} (Sutton and Barto, ch. 7).
 
-    value, reward: float [N], per frame, rows in episode order. What stands behind the last action of a segment
+    value, reward: float [N], per frame, rows in episode order. What stands after the last action of a segment
     is as in `lambda_returns`, which gives the same for 1 step with lam = 0, and for endless ones with lam = 1.
     """
     returns = np.empty(len(value), dtype=np.float32)

@@ -51,7 +51,7 @@ def find_roles(info: Info, mapping: ColumnMapping) -> Roles:
             raise DatasetError(f"{info.file}: no column '{name}', which every LeRobot data set has: add it")
         if not feature.is_numeric or feature.shape != (1,):
             raise DatasetError(
-                f"{info.file}: column '{name}' {_as(feature)}, expected one number a frame: correct it"
+                f"{info.file}: column '{name}' {_as(feature)}, expected one number per frame: correct it"
             )
     cameras = _cameras(info, mapping.image_keys)
     left_out = {f.name: f.fault for f in info.features.values() if f.fault is not None}
@@ -68,7 +68,7 @@ def find_roles(info: Info, mapping: ColumnMapping) -> Roles:
 
 
 def image_size(feature: Feature) -> tuple[int, int] | None:
-    """(height, width) of an RGB camera's pictures, None for a camera that is not RGB."""
+    """(height, width) of an RGB camera's images, None for a camera that is not RGB."""
     if len(feature.shape) != 3:
         return None
     first, middle, last = feature.shape
@@ -118,7 +118,7 @@ def _is_choice(feature: Feature) -> bool:
 
 
 def _as(feature: Feature) -> str:
-    """What a column is declared as, behind its name."""
+    """What a column is declared as, after its name."""
     return feature.fault or f"is {feature.dtype} {list(feature.shape)}"
 
 
@@ -147,7 +147,7 @@ def _vectors(info: Info, role: str, wanted: tuple[str, ...] | None, known: Seque
             )
     if sum(features[name].shape[0] for name in found) > LONGEST_VECTOR:
         raise DatasetError(
-            f"{info.file}: the {role} ({', '.join(found)}) has more than {LONGEST_VECTOR} values a frame: correct "
+            f"{info.file}: the {role} ({', '.join(found)}) has more than {LONGEST_VECTOR} values per frame: correct "
             "its shape, or name other columns"
         )
     return found
@@ -171,7 +171,7 @@ def _cameras(info: Info, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
         assert size is not None
         if max(size) > LONGEST_SIDE or size[0] * size[1] > MOST_PIXELS:
             raise DatasetError(
-                f"{info.file}: camera '{name}' has pictures of {size[0]} x {size[1]}, which no camera has: correct "
+                f"{info.file}: camera '{name}' has images of {size[0]} x {size[1]}, which no camera has: correct "
                 "its shape, or leave it out with --image-keys"
             )
     return wanted
@@ -183,5 +183,5 @@ def _why_no_camera(feature: Feature) -> str | None:
     if image_size(feature) is not None:
         return None
     sizes = {shape[0], shape[-1]} & {1, 2, 4} if len(shape) == 3 else set()
-    channels = f"{min(sizes)} channel{'s' * (min(sizes) > 1)} (depth?)" if sizes else "other pictures"
-    return f"has shape {list(shape)}, {channels}: only RGB pictures are read"
+    channels = f"{min(sizes)} channel{'s' * (min(sizes) > 1)} (depth?)" if sizes else "other images"
+    return f"has shape {list(shape)}, {channels}: only RGB images are read"

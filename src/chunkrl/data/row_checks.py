@@ -22,7 +22,7 @@ class MisplacedRowsError(DatasetError):
 def check_rows(file: Path, episodes: Sequence[Episode], closed: bool) -> None:
     """Checks that a parquet file has every row of its episodes, and outside their places none.
 
-    closed: the file holds these episodes alone (v2.x). Behind its episodes a v3.0 file may have others, which
+    closed: the file holds these episodes alone (v2.x). After its episodes a v3.0 file may have others, which
         a killed merge left (`chunkrl.data.writer`), and between them such as were set aside.
 
     Raises:
@@ -114,7 +114,7 @@ def _causes(
             causes.append(
                 f"rows of episode {index}, which the metadata does not list, stand {'between' * (len(between) > 1)}"
                 f"{'beside' * (len(between) < 2)} those of {' and '.join(between)}: list it, or write the data set "
-                "anew without it"
+                "again without it"
             )
     for episode in episodes:
         if length[episode.index] == 0:

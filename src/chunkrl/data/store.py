@@ -22,13 +22,13 @@ from chunkrl.errors import DatasetError
 from chunkrl.files.json_files import read_json
 from chunkrl.progress import Progress
 
-WIDE = 256  # values a frame; wider columns are read when they are asked for
+WIDE = 256  # values per frame; wider columns are read when they are asked for
 _MANIFEST = "columns.json"
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """Of a column: the first row with a NaN or an infinite value, and what is wrong with all of it."""
+    """What is known of a column: the first row with a NaN or an infinite value, and what is wrong with all of it."""
 
     not_finite: int | None = None
     fault: str | None = None

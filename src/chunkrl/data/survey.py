@@ -58,7 +58,7 @@ def examine(
     Args:
         description, found: from `describe(report=found)`.
         folder: the data set's folder in the cache.
-        images: also decode every picture.
+        images: also decode every image.
         label_columns: those that labels are read from; absent ones are passed over.
     """
     labels = sorted(name for name in label_columns if name in description.features)
@@ -104,7 +104,7 @@ def survey(
     images: bool,
     label_columns: Collection[str] = (),
 ) -> None:
-    """Reads all columns that are used, and with `images` decodes all pictures; tells `found` of every problem.
+    """Reads all columns that are used, and with `images` decodes all images; tells `found` of every problem.
 
     Episodes that `found` knows are not read. Where row groups of a parquet file are damaged, the episodes with a
     row in them are bad; where all of it is, all its episodes; where it has not the rows that the metadata says, those
@@ -204,7 +204,7 @@ def _survey_camera(
     found: Collector,
     progress: Progress,
 ) -> None:
-    """Decodes the pictures of the episodes that are good so far; their columns are known to be readable."""
+    """Decodes the images of the episodes that are good so far; their columns are known to be readable."""
     bad = found.bad_episodes
     check_ends(camera, [e for _, run in runs for e in run if e.index not in bad], found)
     bad = found.bad_episodes

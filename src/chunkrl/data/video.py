@@ -61,7 +61,7 @@ class VideoFile:
     def check_rate(self, fps: float, num_frames: int) -> None:
         """Refuses a video whose frames drift away from those of a data set within `num_frames` frames.
 
-        One with half as many again, or more, is taken for one with more frames a second than the data set, and is
+        One with half as many again, or more, is taken for one with more frames per second than the data set, and is
         searched by time.
 
         Raises:
@@ -74,19 +74,19 @@ class VideoFile:
         drift = abs(self.rate / fps - 1) * num_frames
         if drift > 0.5 and self.rate < 1.5 * fps:
             raise DatasetError(
-                f"{self.file}: its video has {self.rate:.6g} frames a second, meta/info.json says {fps:g}: correct "
+                f"{self.file}: its video has {self.rate:.6g} frames per second, meta/info.json says {fps:g}: correct "
                 "'fps', or encode the video again"
             )
 
     def check_whole(self, times: np.ndarray, tolerance: float) -> None:
-        """Refuses a file that, by its own index, has not the frames of these times, or goes on behind them.
+        """Refuses a file that, by its own index, has not the frames of these times, or goes on after them.
 
         times, tolerance: as `frames_at` takes them, of all that the file holds.
 
         Raises:
-            DatasetError: what follows a frame that is lost stands too early, and nothing in the pictures says so.
+            DatasetError: what follows a frame that is lost stands too early, and nothing in the images says so.
         """
-        many = self.rate > 1.5 / (2 * tolerance)  # more frames a second than the data set
+        many = self.rate > 1.5 / (2 * tolerance)  # more frames per second than the data set
         fewer = 0 < self.num_frames < len(times)
         longer = self.end is not None and self.end > times[-1] + 3.9 * tolerance
         if fewer or longer or (self.num_frames > len(times) and not many):
@@ -133,13 +133,13 @@ class VideoFile:
             alone: the file must end with the last of these frames.
 
         Yields:
-            n pictures, uint8 RGB [height, width, 3].
+            n images, uint8 RGB [height, width, 3].
 
         Raises:
             DatasetError: the file is damaged, is too long, or has no frame near a time.
         """
         with reading(self.file, FFmpegError):
-            # A video may have more frames a second than the data set: those of the last period are its own.
+            # A video may have more frames per second than the data set: those of the last period are its own.
             end = times[-1] + 1.9 * tolerance if alone else math.inf
             frames = self._frames_from(times[0], end)
             nearest_frames = _nearest(frames, times, 2 * tolerance * SAME_TIME)
@@ -210,7 +210,7 @@ class VideoFile:
     def _decoded(self) -> Iterator[VideoFrame]:
         """Decoded frames from where the file stands on, without those shown before the key frame there.
 
-        Behind a key frame of an open group of pictures such frames follow that cannot be decoded from it.
+        After a key frame of an open group of images such frames follow that cannot be decoded from it.
         """
         first: int | None = None
         for packet in self._container.demux(self._stream):

@@ -37,9 +37,9 @@ class VideoFormat:
 
 @dataclass(frozen=True)
 class EncodedVideo:
-    """An episode's pictures with the packets that they were decoded from.
+    """An episode's images with the packets that they were decoded from.
 
-    pictures: uint8 RGB [T, height, width, 3], or how many they are where nobody looks at them. file, start: the mp4,
+    images: uint8 RGB [T, height, width, 3], or how many they are where nobody looks at them. file, start: the mp4,
     and the time of the first of them in it, seconds. format: of the packets.
     """
 
@@ -57,9 +57,9 @@ class EncodedVideo:
 def packet_formats(
     description: DatasetDescription, camera: str, timestamps: np.ndarray
 ) -> list[VideoFormat] | None:
-    """The format of a video camera's packets, an episode; None where not every one can be copied (then encode anew).
+    """The format of a video camera's packets, an episode; None where not every one can be copied (then encode again).
 
-    They can where pictures have one size, an episode begins with a key frame, its packets are its frames alone, and
+    They can where images have one size, an episode begins with a key frame, its packets are its frames alone, and
     these are as far apart as `fps` says. timestamps: [N], seconds from the episode's start.
 
     Raises:
@@ -91,7 +91,7 @@ def copy_video(video: EncodedVideo, target: Path, fps: float) -> None:
         if packets is None:
             raise DatasetError(
                 f"{video.file}: no key frame begins the {num_frames} frames from {video.start:.4f} s: "
-                "encode them anew"
+                "encode them again"
             )
         with av.open(str(target), "w", format="mp4") as output:
             stream = output.add_stream_from_template(template, opaque=True)
@@ -119,7 +119,7 @@ def _packets_of(file: Path, episode: Episode, start: float, fps: float) -> list[
 
 def _select(container: Any, stream: Any, start: float, num_frames: int, fps: float) -> list[Packet] | None:
     """The packets of `num_frames` frames from `start` seconds on, in the file's order; None where they are not the
-    next ones behind a key frame there, one each 1 / fps."""
+    next ones after a key frame there, one each 1 / fps."""
     container.seek(max(0, round(start / stream.time_base)), stream=stream)
     packets = _first(container.demux(stream), start - TIME_TOLERANCE, float(stream.time_base), num_frames)
     times = np.array([float(packet.pts * stream.time_base) for packet in packets])

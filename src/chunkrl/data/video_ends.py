@@ -15,9 +15,9 @@ from chunkrl.errors import DatasetError
 
 
 def check_ends(camera: Camera, episodes: Sequence[Episode], report: Report) -> None:
-    """Checks that a camera's files end with their last episode: frames behind it are a sign that spans are wrong.
+    """Checks that a camera's files end with their last episode: frames after it are a sign that spans are wrong.
 
-    Those of episodes that stand behind it in the data file too are what a killed merge leaves (see the `writer`).
+    Those of episodes that stand after it in the data file too are what a killed merge leaves (see the `writer`).
 
     Args:
         episodes: those to be read. report: is told what is wrong.
@@ -39,7 +39,7 @@ def check_ends(camera: Camera, episodes: Sequence[Episode], report: Report) -> N
                 lost = expected - video.num_frames if video.num_frames and excess < -0.5 else 0
             if excess > 0.75 and abs(excess - _rows_behind(own[-1], episodes)) > 0.75:
                 raise DatasetError(
-                    f"{file}: goes on for {excess:.4g} frames behind its last episode, which ends at "
+                    f"{file}: goes on for {excess:.4g} frames after its last episode, which ends at "
                     f"{ends[file]:.4g} s: {SPANS_CURE}"
                 )
             if excess < -1.5:
@@ -56,6 +56,6 @@ def check_ends(camera: Camera, episodes: Sequence[Episode], report: Report) -> N
 
 
 def _rows_behind(last: Episode, episodes: Sequence[Episode]) -> int:
-    """How many rows stand in the data file of `last` behind the episodes that the metadata puts there."""
+    """How many rows stand in the data file of `last` after the episodes that the metadata puts there."""
     own = [episode for episode in episodes if episode.data_file == last.data_file]
     return int(group_starts(last.data_file)[-1]) - own[-1].offset - own[-1].length

@@ -1,6 +1,6 @@
 """Where episodes lie in video files, by the metadata: whether spans fit each other and their lengths.
 
-A span that is wrong gives the pictures of other frames without a sign: LeRobot's own merge tool has written such.
+A span that is wrong gives the images of other frames without a sign: LeRobot's own merge tool has written such.
 """
 
 from __future__ import annotations

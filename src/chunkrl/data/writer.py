@@ -50,7 +50,7 @@ class DatasetWriter:
         task_index), which are made here.
     overwrite: delete the data set at `root` first.
     video: encoder settings of cameras of dtype "video".
-    copied: cameras of dtype "video" whose episodes are given as `EncodedVideo`, not encoded anew; `meta/info.json`
+    copied: cameras of dtype "video" whose episodes are given as `EncodedVideo`, not encoded again; `meta/info.json`
         tells of the format given here. An mp4 holds episodes of one format.
     raw: further columns, which are written as they are given; videos among them are in `copied`.
 
@@ -104,7 +104,7 @@ class DatasetWriter:
 
         columns: feature -> [T, *shape]; [T] serves for shape (1,). Cameras: uint8 [T, height, width, 3], or an
             `EncodedVideo` for those of `copied`. Raw columns: arrow arrays [T].
-        task: the episode's text, or one text a frame.
+        task: the episode's text, or one text per frame.
 
         Raises:
             DatasetError: names the episode and the column; the data set keeps its earlier episodes.

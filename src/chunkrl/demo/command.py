@@ -35,7 +35,7 @@ from chunkrl.report.comparison import render_report
 from chunkrl.report.records import ClipPair, Curve, EpisodeTrace, Segment
 from chunkrl.version import __version__
 
-RECORD_EVERY, VIDEO_FPS = 4, 10.0  # every 4th of 80 steps a second, shown at half speed
+RECORD_EVERY, VIDEO_FPS = 4, 10.0  # every 4th of 80 steps per second, shown at half speed
 
 
 def demo_jobs(config: DemoConfig, root: Path) -> list[Job]:
@@ -76,7 +76,7 @@ def run_demo(config: DemoConfig) -> Path:
     try:
         run_jobs(demo_jobs(config, output), config.num_workers, results.append)
     except KeyboardInterrupt:
-        told = f"\nstopped; go on with: chunkrl demo --resume --output-dir {output}, and the same settings"
+        told = f"\nstopped; resume with: chunkrl demo --resume --output-dir {output}, and the same settings"
         print(told, file=sys.stderr)
         raise KeyboardInterrupt from None
     arms = arm_results(results)
@@ -111,7 +111,7 @@ def run_demo(config: DemoConfig) -> Path:
 
 
 def _begin(output: Path, config: DemoConfig) -> None:
-    """Notes what the folder's demo is. Raises ChunkRLError where it goes on with another one."""
+    """Notes what the folder's demo is. Raises ChunkRLError where it resumes another one."""
     file, asked = output / "demo.json", replace(config, output_dir="", resume=False, overwrite=False)
     if config.resume and file.is_file():
         there = load_config(DemoConfig, file)
@@ -149,14 +149,14 @@ def format_values(results: list[JobResult]) -> str:
 
 
 def _diagnostics(result: JobResult) -> dict[str, float]:
-    """Of the values, where they were trained."""
+    """The diagnostics of the values, where they were trained."""
     return result.diagnostics.get(CHUNK_RL.name, {})
 
 
 def _notes(results: list[JobResult]) -> list[str]:
     notes = [
         "Data recipe and method were fixed on other data sets and other initial states than these.",
-        "One training seed a task: docs/results.md has five, with controls.",
+        "One training seed per task: docs/results.md has five, with controls.",
     ]
     for r in results:
         if found := _diagnostics(r):

@@ -164,7 +164,7 @@ def _train_values(job: Job, arm: Arm, progress: Progress) -> Path | None:
 
 
 def _continued(config: TrainConfig, job: Job) -> TrainConfig:
-    """Going on with the training in its folder, or in its place."""
+    """Resuming the training in its folder, or in its place."""
     if job.resume and (Path(config.output_dir) / "checkpoints" / "last").is_file():
         return replace(config, resume=config.output_dir)
     return replace(config, overwrite=True)

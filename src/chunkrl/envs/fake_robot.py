@@ -13,7 +13,7 @@ from chunkrl.envs.robot import RobotState
 class FakeRobot:
     """N joints that go a fixed share of the way to their targets at each `send`.
 
-    sent: every target received [N], in order. Pictures show the number of observations made, modulo 256.
+    sent: every target received [N], in order. Images show the number of observations made, modulo 256.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class FakeRobot:
         self._num_observed = 0
 
     def observe(self) -> RobotState:
-        """Positions and one grey picture a camera."""
+        """Positions and one grey image per camera."""
         if self._observe_s:
             self._sleep(self._observe_s)
         grey = self._num_observed % 256

@@ -26,7 +26,7 @@ class EnvOptions:
     """What to observe, and where to start.
 
     max_steps: time limit; None: the task's own. state: one of the environment's states.
-    camera_size: side of all cameras' pictures, pixels; 0: none. cameras: what they are called; (): as `EnvInfo` says.
+    camera_size: side of all cameras' images, pixels; 0: none. cameras: what they are called; (): as `EnvInfo` says.
     rendering, initial: of LIBERO (see `chunkrl.envs.libero.LiberoEnv`).
     """
 
@@ -44,8 +44,8 @@ class EnvInfo:
 
     kind: for messages. states: name -> names of its entries. cameras: names in `EnvStep.images`.
     max_steps: default time limit of every task. num_initial_states: official ones, numbered from 0; None: any seed.
-    default_episodes: of an evaluation. fps: control steps a second. one_context: a process can hold one environment
-    with cameras. public_camera_size: side of the pictures in the public data sets, pixels; 0: there are none.
+    default_episodes: of an evaluation. fps: control steps per second. one_context: a process can hold one environment
+    with cameras. public_camera_size: side of the images in the public data sets, pixels; 0: there are none.
     """
 
     kind: str
@@ -101,7 +101,7 @@ class EnvFamily(ABC):
 
     @abstractmethod
     def describe(self, tasks: Sequence[str]) -> EnvInfo:
-        """Of tasks of this kind."""
+        """The description of tasks of this kind."""
 
     @abstractmethod
     def make(self, name: str, options: EnvOptions) -> Environment:

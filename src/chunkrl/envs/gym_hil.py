@@ -2,7 +2,7 @@
 
 State [21]: 7 joint positions and velocities, the gripper's command (0 open, 255 closed), the gripper's position (m),
 and the cube's. Action [4] in [-1, 1]: motion of the gripper (1: 2.5 cm), and change of its command (+1 closes, -1
-opens, 0 leaves it). 10 actions a second. An episode ends at success (the cube 10 cm up), at a failure (the cube out
+opens, 0 leaves it). 10 actions per second. An episode ends at success (the cube 10 cm up), at a failure (the cube out
 of reach) or after `max_steps`.
 """
 
@@ -60,7 +60,7 @@ class GymHilEnv:
         Args:
             name: `TASK`.
             max_steps: time limit, steps.
-            camera_size: side of the pictures of `CAMERAS`, pixels; 0: none.
+            camera_size: side of the images of `CAMERAS`, pixels; 0: none.
 
         Raises:
             ChunkRLError: no such scene, a negative size, or no OpenGL.
@@ -111,7 +111,7 @@ class GymHilEnv:
         return {"state": state, "images": images}
 
     def step(self, action: np.ndarray, draw: bool = True) -> EnvStep:
-        """One 10 Hz action; reward 1 at success, else 0. draw: with pictures."""
+        """One 10 Hz action; reward 1 at success, else 0. draw: with images."""
         action = np.asarray(action, dtype=np.float32)
         if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
             raise ValueError(f"{self.name} takes {ACTION_DIM} finite action values, got {action}")

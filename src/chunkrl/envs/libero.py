@@ -2,8 +2,9 @@
 
 State [8]: position of the gripper (m, world frame), its orientation as axis times angle (rad), the two finger joints
 (m). Action [7] in [-1, 1]: changes of position (1: 5 cm) and orientation (1: 0.5 rad) of the controller's target, and
-the gripper: -1 opens, +1 closes. 20 actions a second. After a reset 10 actions without motion let the objects settle.
-Pictures are rotated by 180 degrees. An episode ends at success, by the task's own predicate, or after `max_steps`.
+the gripper: -1 opens, +1 closes. 20 actions per second. After a reset 10 actions without motion let the objects
+settle. Images are rotated by 180 degrees. An episode ends at success, by the task's own predicate, or after
+`max_steps`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ ARM_NOISE_RAD = 0.02  # of the joints, robosuite's default, with which the offic
 # ahead by the two readings that a reset and the setting of an initial state force.
 OBSERVED_SUBSTEP = 23
 NO_MOTION = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float64)
-PUBLIC_CAMERA_SIZE = 256  # of openpi's and LeRobot's data sets; policies scale the pictures themselves
+PUBLIC_CAMERA_SIZE = 256  # of openpi's and LeRobot's data sets; policies scale the images themselves
 VIDEO_SIZE = 256
 
 
@@ -63,7 +64,7 @@ class LiberoEnv:
         Args:
             name: `suite/number`, e.g. `libero_spatial/3`.
             max_steps: time limit, steps, settling not counted; default: the suite's.
-            camera_size: side of the pictures, pixels; 0: no camera, and no rendering context.
+            camera_size: side of the images, pixels; 0: no camera, and no rendering context.
             cameras: names of the outer and the wrist camera in `EnvStep.images`.
             rendering: `default` as robosuite draws; `fast` without shadows, reflections and multisampling.
             initial: `official`: `reset(i)` starts in the official initial state i (0 to 49), for evaluation;
@@ -118,7 +119,7 @@ class LiberoEnv:
     def reset(self, seed: int) -> EnvStep:
         """Starts the episode of initial state `seed` (`official`: 0 to 49), whatever ran before.
 
-        LIBERO places fixtures (cabinet, stove) anew at every reset and keeps their place in no initial state: `seed`
+        LIBERO places fixtures (cabinet, stove) again at every reset and keeps their place in no initial state: `seed`
         determines it as well.
 
         Raises:
@@ -180,7 +181,7 @@ class LiberoEnv:
             model.body_quat[body] = np.array(root.get("quat", "1 0 0 0").split(), dtype=float)
 
     def step(self, action: np.ndarray, draw: bool = True) -> EnvStep:
-        """One action, 1/20 s; reward 1 at success, else 0. Without `draw` there are no pictures."""
+        """One action, 1/20 s; reward 1 at success, else 0. Without `draw` there are no images."""
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
             raise ValueError(f"{self.name} takes {ACTION_DIM} finite action values, got {action}")

@@ -32,7 +32,7 @@ class ArmControl:
         self._middle, self._half = 0.5 * (ranges[:, 1] + ranges[:, 0]), 0.5 * (ranges[:, 1] - ranges[:, 0])
 
     def begin(self) -> None:
-        """After every reset, which makes robosuite's controller anew."""
+        """After every reset, which makes robosuite's controller again."""
         controller, gripper = self._robot.controller, self._robot.gripper
         controller.update = MethodType(self._read, controller)
         gripper.current_action = np.zeros_like(gripper.current_action)  # the one state that a reset leaves

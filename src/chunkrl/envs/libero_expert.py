@@ -1,7 +1,7 @@
 """A privileged scripted expert for LIBERO's pick-and-place tasks: one object onto or into one target.
 
 It reads poses and collision geometry from the simulator and follows the goal of the task's BDDL file. What it
-does is decided anew at every step from where things are (as MetaWorld's experts do), with little memory: so it
+does is decided again at every step from where things are (as MetaWorld's experts do), with little memory: so it
 recovers from noise, from other controllers that act in between, and from a grasp that failed.
 
 A grasp is chosen by geometry: through the object's middle where it is narrow enough for the open gripper, else

@@ -73,7 +73,7 @@ class LiberoFamily(EnvFamily):
         find_assets()
 
     def asset_fingerprint(self) -> str:
-        """Of those."""
+        """The fingerprint of the meshes and textures."""
         from chunkrl.envs.libero_package import assets_fingerprint, find_assets
 
         return assets_fingerprint(find_assets())

@@ -79,8 +79,9 @@ def find_assets() -> Path:
 
 @cache
 def assets_fingerprint(folder: Path) -> str:
-    """Of an asset folder, 16 hexadecimal digits: names and sizes of the files in its folders, hidden ones left out
-    (the Hub's client puts some there). The same assets have the same one on every machine, substitutes another."""
+    """The fingerprint of an asset folder, 16 hexadecimal digits: names and sizes of the files in its folders, hidden
+    ones left out (the Hub's client puts some there). The same assets have the same one on every machine, substitutes
+    another."""
     lines = []
     for place, _, names in os.walk(folder, followlinks=True):  # links: as in the Hub's own cache
         for file in (Path(place, name) for name in names):

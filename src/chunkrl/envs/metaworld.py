@@ -36,7 +36,7 @@ CAMERA = "observation.images.camera"  # as data sets name it, so that policies k
 STATE_DIM = len(FULL_STATE)
 ACTION_DIM = 4
 GOAL = slice(36, 39)
-VIDEO_SIZE = (240, 320)  # height and width of `render`'s pictures
+VIDEO_SIZE = (240, 320)  # height and width of `render`'s images
 MAX_STEPS = 150  # default time limit
 FPS = 80.0  # MuJoCo step 2.5 ms, 5 steps an action
 TASK_TEXT = {
@@ -81,7 +81,7 @@ def check_observation(state: str, camera_size: int) -> None:
         raise ChunkRLError(f"state is {state!r}; it must be one of {get_args(State)}")
     if camera_size < 0:
         raise ChunkRLError(
-            f"camera_size is {camera_size}; it must be 0 (no camera) or a picture's side in pixels"
+            f"camera_size is {camera_size}; it must be 0 (no camera) or an image's side in pixels"
         )
 
 
@@ -105,7 +105,7 @@ class MetaWorldEnv:
             max_steps: time limit, steps.
             state: entries of the state, named by `STATE_NAMES`: `full` has all 39; `compact` the 10 of hand,
                 gripper, object position and goal (no orientation, no second object, no previous frame).
-            camera_size: side of the square picture of camera `CAMERA`, pixels; 0: no camera. Drawn in software.
+            camera_size: side of the square image of camera `CAMERA`, pixels; 0: no camera. Drawn in software.
             plain: with MetaWorld's own reset and contacts: what the quick ones are compared with.
 
         Raises:
@@ -173,7 +173,7 @@ class MetaWorldEnv:
         return {"state": self.full_state[self._entries], "images": images}
 
     def step(self, action: np.ndarray, draw: bool = True) -> EnvStep:
-        """One 80 Hz action [dx, dy, dz, gripper] in [-1, 1]; reward 1 at success; no picture without `draw`."""
+        """One 80 Hz action [dx, dy, dz, gripper] in [-1, 1]; reward 1 at success; no image without `draw`."""
         action = np.asarray(action, dtype=np.float32)
         if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
             raise ValueError(f"{self.name} takes {ACTION_DIM} finite action values, got {action}")
@@ -189,7 +189,7 @@ class MetaWorldEnv:
         )
 
     def render(self) -> np.ndarray:
-        """The scene for videos, uint8 [*VIDEO_SIZE, 3]: larger than a policy's pictures, drawn in software."""
+        """The scene for videos, uint8 [*VIDEO_SIZE, 3]: larger than a policy's images, drawn in software."""
         if self._video_renderer is None:
             height, width = VIDEO_SIZE
             self._video_renderer = SoftwareRenderer(self.mujoco[0], metaworld_camera(), width, height)

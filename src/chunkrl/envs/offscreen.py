@@ -1,6 +1,6 @@
-"""Pictures of a MuJoCo scene with OpenGL and without a display: one rendering context a process.
+"""Images of a MuJoCo scene with OpenGL and without a display: one rendering context per process.
 
-A second context in one process gave blank or garbage pictures (measured with OSMesa), so it is refused: environments
+A second context in one process gave blank or garbage images (measured with OSMesa), so it is refused: environments
 with cameras run in processes of their own (`chunkrl.envs.workers`). What is drawn is checked before it is used.
 """
 
@@ -20,7 +20,7 @@ from chunkrl.errors import ChunkRLError
 
 Rendering = Literal["default", "fast"]
 BACKENDS = ("osmesa", "egl", "glfw")
-LEAST_DEVIATION = 2.0  # of a picture's values from their mean, of 255; a scene in view has 30 to 60
+LEAST_DEVIATION = 2.0  # of an image's values from their mean, of 255; a scene in view has 30 to 60
 MAX_GEOMS = 5000
 DEBIAN_PACKAGES = "libosmesa6 libgl1 libglib2.0-0"
 
@@ -28,7 +28,7 @@ _current: OffscreenRenderer | None = None
 
 
 class RenderError(ChunkRLError):
-    """A picture that shows nothing, or rubbish: it must not be evaluated on or recorded."""
+    """An image that shows nothing, or rubbish: it must not be evaluated on or recorded."""
 
 
 def choose_backend() -> str:
@@ -54,7 +54,7 @@ def choose_backend() -> str:
     if ctypes.util.find_library("OSMesa"):
         return "osmesa"
     raise ChunkRLError(
-        f"no OpenGL library for pictures: apt-get install {DEBIAN_PACKAGES} (software rendering), or use a "
+        f"no OpenGL library for images: apt-get install {DEBIAN_PACKAGES} (software rendering), or use a "
         "machine with a GPU and EGL; an environment without cameras needs neither"
     )
 
@@ -85,7 +85,7 @@ class OffscreenRenderer:
     def __init__(self, model: MjModel, max_size: int, rendering: Rendering = "default") -> None:
         """
         Args:
-            max_size: largest side of a picture, pixels.
+            max_size: largest side of an image, pixels.
             rendering: `default`: as the model says, with shadows, reflections and multisampling, which is how
                 robosuite draws; `fast`: without these three.
 
@@ -127,10 +127,10 @@ class OffscreenRenderer:
         """The view of camera number `camera`, uint8 [size, size, 3], first row at the bottom as OpenGL has it.
 
         Raises:
-            RenderError: the picture is blank.
+            RenderError: the image is blank.
         """
         if not 1 <= size <= self._max_size:
-            raise ValueError(f"a picture's side must be 1 to {self._max_size} pixels, got {size}")
+            raise ValueError(f"an image's side must be 1 to {self._max_size} pixels, got {size}")
         mujoco = self._mujoco
         self._camera.fixedcamid = camera
         everything = mujoco.mjtCatBit.mjCAT_ALL
@@ -148,7 +148,7 @@ class OffscreenRenderer:
         """Draws the same twice, which a broken context does not do.
 
         Raises:
-            RenderError: the pictures differ, or are blank.
+            RenderError: the images differ, or are blank.
         """
         if not np.array_equal(self.draw(data, camera, size), self.draw(data, camera, size)):
             raise RenderError(
@@ -166,10 +166,10 @@ class OffscreenRenderer:
 
 
 def check_picture(picture: np.ndarray, what: str) -> None:
-    """Raises RenderError for a picture [height, width, 3] that shows next to nothing."""
+    """Raises RenderError for an image [height, width, 3] that shows next to nothing."""
     deviation = float(picture.std())
     if not deviation >= LEAST_DEVIATION:  # NaN too
         raise RenderError(
-            f"{what} gave a blank picture (standard deviation {deviation:.2f} of 255, mean {picture.mean():.1f}): "
+            f"{what} gave a blank image (standard deviation {deviation:.2f} of 255, mean {picture.mean():.1f}): "
             "the rendering context is broken; start a new process, and check MUJOCO_GL (chunkrl doctor)"
         )

@@ -17,8 +17,8 @@ class SlotReport:
     """What a slot has done since it was last told something.
 
     slot: which. step: the world now; None where the simulator was lost (crashed, hung, or raised), and `failure`
-    says how: its episode must begin anew. num_steps: actions executed. task: the task's text.
-    frames: pictures uint8 [height, width, 3] that were drawn on the way, where the episode is recorded.
+    says how: its episode must begin again. num_steps: actions executed. task: the task's text.
+    frames: images uint8 [height, width, 3] that were drawn on the way, where the episode is recorded.
     """
 
     slot: int
@@ -29,7 +29,7 @@ class SlotReport:
     failure: str = ""
 
 
-# the world now, number of actions executed, the task's text, pictures drawn on the way
+# the world now, number of actions executed, the task's text, images drawn on the way
 SlotAnswer = tuple[EnvStep, int, str, tuple[np.ndarray, ...]]
 
 
@@ -81,7 +81,7 @@ class SlotEnvironment:
     def hold(self, name: str) -> Environment:
         """Makes the environment where another one is held."""
         if self._env is None or self._name != name:
-            self.close()  # before the next is made: one rendering context a process
+            self.close()  # before the next is made: one rendering context per process
             try:
                 self._env, self._name = self._make(name), name
             except ChunkRLError as error:
@@ -98,7 +98,7 @@ class SlotEnvironment:
     def execute(self, actions: np.ndarray) -> SlotAnswer:
         """(step, number of actions executed, task, frames).
 
-        The step has pictures where the episode goes on: a policy sees nothing in between, and not the end.
+        The step has images where the episode goes on: a policy sees nothing in between, and not the end.
         """
         env = self._env
         assert env is not None, "an episode must begin with reset"

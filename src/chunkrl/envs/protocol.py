@@ -51,12 +51,12 @@ class Environment(Protocol):
     def step(self, action: np.ndarray, draw: bool = True) -> EnvStep:
         """Executes one action, float [A] in [-1, 1]; raises ValueError on a wrong shape or a NaN.
 
-        draw: with pictures. A simulator saves the time where nobody looks: between the chunks of a policy.
+        draw: with images. A simulator saves the time where nobody looks: between the chunks of a policy.
         """
         ...
 
     def render(self) -> np.ndarray:
-        """A picture of the world for videos, uint8 [height, width, 3]; policies never see it."""
+        """An image of the world for videos, uint8 [height, width, 3]; policies never see it."""
         ...
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ def asset_fingerprint(tasks: Sequence[str]) -> str:
 
 
 def opengl_library(tasks: Sequence[str]) -> str:
-    """What draws the pictures of these tasks' cameras here; "" where they are drawn without OpenGL.
+    """What draws the images of these tasks' cameras here; "" where they are drawn without OpenGL.
 
     Raises:
         ChunkRLError: there is none (says how to install one).
@@ -82,7 +82,7 @@ def _families(tasks: Sequence[str]) -> list[EnvFamily]:
 
 
 def describe(tasks: Sequence[str]) -> EnvInfo:
-    """Of tasks of one kind (from `expand`).
+    """The description of tasks of one kind (from `expand`).
 
     Raises:
         ChunkRLError: tasks of two kinds, whose policies cannot be one.

@@ -59,7 +59,7 @@ class Pace(Protocol):
 class Home:
     """Where the robot goes at an episode's start, slowly, before the episode's clock runs.
 
-    positions: one a joint. max_step: the farthest that a target moves in a control step. tolerance: home is reached
+    positions: one per joint. max_step: the farthest that a target moves in a control step. tolerance: home is reached
     within it. Units of the positions. timeout_steps: control steps until it is given up.
     """
 
@@ -88,7 +88,7 @@ class RobotEnvironment:
         """
         Args:
             robot: is used and closed from here.
-            pace: ticks `fps` times a second.
+            pace: ticks `fps` times per second.
             task: the task's text.
             max_steps: time limit, steps.
             home: None: an episode starts where the robot stands.
@@ -137,7 +137,7 @@ class RobotEnvironment:
             )
         for camera, size in self._robot.cameras.items():
             if camera not in seen.images or seen.images[camera].shape != (*size, 3):
-                found = seen.images[camera].shape if camera in seen.images else "no picture"
+                found = seen.images[camera].shape if camera in seen.images else "no image"
                 raise ChunkRLError(
                     f"camera {camera!r} of {self.name} gives {found}, declared as {(*size, 3)}"
                 )
@@ -148,7 +148,7 @@ class RobotEnvironment:
     def step(self, action: np.ndarray, draw: bool = True) -> EnvStep:
         """One control period with joint targets `action` [N]; raises ValueError on a wrong shape or a NaN.
 
-        Pictures come with every step, `draw` or not: cameras cost no simulator's time.
+        Images come with every step, `draw` or not: cameras cost no simulator's time.
         """
         action = np.asarray(action, dtype=np.float32)
         if action.shape != (self.action_dim,) or not np.isfinite(action).all():
@@ -163,9 +163,9 @@ class RobotEnvironment:
         )
 
     def render(self) -> np.ndarray:
-        """The first camera's newest picture. Raises ChunkRLError where there is none."""
+        """The first camera's newest image. Raises ChunkRLError where there is none."""
         if not self._images:
-            raise ChunkRLError(f"{self.name} has no cameras, or was not reset: there is no picture of it")
+            raise ChunkRLError(f"{self.name} has no cameras, or was not reset: there is no image of it")
         return next(iter(self._images.values()))
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Mixed-quality behaviour in a simulator: the frozen data recipe of the demo and the benchmarks.
 
-Two mixtures. `within`: the controller is drawn anew every 8 to 15 steps, so quality changes within an
+Two mixtures. `within`: the controller is drawn again every 8 to 15 steps, so quality changes within an
 episode, failures hold useful pieces and successes hold detours. `episodes`: one controller for a whole
 episode, so episodes are good or bad as a whole. The recipe was fixed before any learning result was seen.
 A learned policy may take a share of the segments or episodes.

@@ -16,10 +16,10 @@ NEARNESS_STEPS = 2.0**30  # of the range (0, 1]; a key stays within int64
 
 @dataclass(frozen=True)
 class Flat:
-    """Triangles on a picture.
+    """Triangles on an image.
 
     points: float64 [F, 3, 2], (column, row) of the corners in samples, y down. nearness: float64 [F, 3] in
-    (0, 1], affine over the picture (near / z, or a linear function of depth in a parallel projection).
+    (0, 1], affine over the image (near / z, or a linear function of depth in a parallel projection).
     numbers: int64 [F], from 1. culled: bool [F], drawn only if the corners run counter-clockwise.
     """
 

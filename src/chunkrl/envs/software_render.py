@@ -1,4 +1,4 @@
-"""Pictures of a MuJoCo scene without OpenGL, drawn in numpy.
+"""Images of a MuJoCo scene without OpenGL, drawn in numpy.
 
 Library considered: MuJoCo's renderer (by OSMesa 234 ms, by EGL without a GPU 190 ms of processor time for 320 x
 240, against about 60 here; and libraries of the system that a fresh machine lacks).
@@ -61,12 +61,12 @@ def metaworld_camera() -> Camera:
 
 
 class SoftwareRenderer:
-    """Draws one model from one camera: triangles are made once, each picture moves them."""
+    """Draws one model from one camera: triangles are made once, each image moves them."""
 
     def __init__(self, model: MjModel, camera: Camera, width: int = 320, height: int = 240) -> None:
         """width, height: pixels. Raises ChunkRLError for a geom type that cannot be drawn."""
         if width < 1 or height < 1:
-            raise ValueError(f"a picture is at least 1 x 1 pixels, got {width} x {height}")
+            raise ValueError(f"an image is at least 1 x 1 pixels, got {width} x {height}")
         self.camera, self.width, self.height = camera, width, height
         self._columns, self._rows = width * SUPERSAMPLING, height * SUPERSAMPLING
         tangent = np.tan(np.deg2rad(camera.fov_deg) / 2)
@@ -216,7 +216,7 @@ class _Placed:
 
 @dataclass(frozen=True)
 class _Backdrop:
-    """The picture without what moves.
+    """The image without what moves.
 
     poses: where the geoms were, [G, 12]. keys: the z-buffer. colours: of triangle number n in row n.
     shadow_cell, shadow_nearness: for each sample its cell of the shadow map, and the nearness to the light

@@ -1,6 +1,6 @@
-"""Simulators in processes of their own: several cores, one rendering context a process, and no crash that spreads.
+"""Simulators in processes of their own: several cores, one rendering context per process, and no crash that spreads.
 
-Library considered: gymnasium's AsyncVectorEnv (3.3 ms a step of four empty environments, a message a step where a
+Library considered: gymnasium's AsyncVectorEnv (3.3 ms a step of four empty environments, a message per step where a
 stretch of actions is one here; a killed worker ends all of them).
 """
 
@@ -59,7 +59,7 @@ def _work(connection: Connection, make: Callable[[], Servant]) -> None:
         try:
             servant = make() if servant is None else servant
             answer = getattr(servant, method)(*arguments)
-        except Exception as error:  # the parent decides: an episode anew, or the end
+        except Exception as error:  # the parent decides: an episode again, or the end
             told = str(error) if isinstance(error, ChunkRLError) else traceback.format_exc(limit=-3)
             connection.send(("fatal" if isinstance(error, CannotServeError) else "failure", told))
             continue

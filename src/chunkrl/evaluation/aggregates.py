@@ -1,6 +1,6 @@
 """Aggregates over tasks and training seeds, by rliable (R. Agarwal et al., NeurIPS 2021), extra `evaluation`.
 
-Scores are success rates [num_seeds, num_tasks]. The bootstrap is stratified: training seeds are drawn anew within
+Scores are success rates [num_seeds, num_tasks]. The bootstrap is stratified: training seeds are drawn again within
 each task, so that intervals speak of other seeds on these tasks. With one seed there is nothing to draw.
 """
 

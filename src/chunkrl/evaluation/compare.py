@@ -34,7 +34,7 @@ def group(evaluations: Sequence[str]) -> dict[str, list[Evaluation]]:
 
     Raises:
         ChunkRLError: fewer than two methods, other numbers of seeds, one policy as several seeds, an evaluation
-            twice, other states, tasks or executed steps, or pictures of other assets or OpenGL libraries.
+            twice, other states, tasks or executed steps, or images of other assets or OpenGL libraries.
     """
     methods: dict[str, list[Evaluation]] = {}
     first: tuple[str, Evaluation] | None = None
@@ -93,7 +93,7 @@ def _check_same(first: tuple[str, Evaluation], second: tuple[str, Evaluation]) -
 def _check_same_pictures(
     methods: Mapping[str, Sequence[Evaluation]], setting: str, what: str, cure: str
 ) -> None:
-    """Policies on pictures of another `setting` were asked something else; those on states alone were not."""
+    """Policies on images of another `setting` were asked something else; those on states alone were not."""
     seen = {
         found: f"{name} ({setting} {found or 'not recorded'})"
         for name, evaluations in methods.items()
@@ -103,12 +103,12 @@ def _check_same_pictures(
     }
     if len(seen) > 1 and "" in seen:
         raise ChunkRLError(
-            f"{' and '.join(seen.values())} cannot be compared: whether their pictures are of the same {what} is not "
+            f"{' and '.join(seen.values())} cannot be compared: whether their images are of the same {what} is not "
             f"known. Evaluate {seen['']} again"
         )
     if len(seen) > 1:
         raise ChunkRLError(
-            f"{' and '.join(seen.values())} cannot be compared: their pictures are of different {what}. Evaluate all "
+            f"{' and '.join(seen.values())} cannot be compared: their images are of different {what}. Evaluate all "
             f"with the same {cure} (chunkrl doctor tells which there are)"
         )
 

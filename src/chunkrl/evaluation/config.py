@@ -25,7 +25,7 @@ class EvaluateConfig:
     env: tuple[str, ...] = ("push-v3",)
     """Tasks: MetaWorld's (push-v3), LIBERO's (libero_spatial/3), or a whole suite (libero_spatial)."""
     num_episodes: int | None = None
-    """Initial states a task; default: 100 in MetaWorld, all 50 official ones in LIBERO."""
+    """Initial states per task; default: 100 in MetaWorld, all 50 official ones in LIBERO."""
     seed: int = 0
     """Determines MetaWorld's initial states and all noise: equal seeds compare policies on equal states."""
     initial: InitialStates = "official"
@@ -47,20 +47,20 @@ class EvaluateConfig:
     flow_steps: int | None = None
     """Euler steps of a pi policy; default 10."""
     camera_size: int | None = None
-    """Side of the cameras' pictures, pixels; default: as the policy's data were recorded; of a pi policy: 256 in
+    """Side of the cameras' images, pixels; default: as the policy's data were recorded; of a pi policy: 256 in
     LIBERO, as its public data sets have it, else the policy's input."""
     rendering: Rendering = "default"
     """LIBERO: default, as robosuite draws; fast, without shadows, reflections and multisampling. As the data were."""
     rename: tuple[str, ...] = ()
     """Cameras that the policy knows by another name: ENVIRONMENT'S=POLICY'S."""
     num_workers: int | None = None
-    """Simulator processes; default: one a core; 0: in this process. Results do not depend on it."""
+    """Simulator processes; default: one per core; 0: in this process. Results do not depend on it."""
     batch_size: int = 4
     """Observations a policy call (1, or 4 and more); fewer are filled up: rounding must not depend on timing."""
     hang_s: float = 300.0
     """Seconds after which a silent simulator process is taken for hung and replaced."""
     videos: int = 0
-    """Episodes to repeat and film, failures first; needs --output-dir."""
+    """Episodes to repeat and record on video, failures first; needs --output-dir."""
     device: str = "auto"
     """cpu, cuda, or auto."""
 
@@ -92,7 +92,7 @@ class EvaluateCommand(EvaluateConfig):
     """A saved policy's folder (required): a run's `policy`, or any pi folder that says its settings."""
     output_dir: str | None = None
     """Folder for results, page and videos; default: only the rates are printed. An evaluation with the same settings
-    that lies there is gone on with, any other is refused."""
+    that lies there is resumed, any other is refused."""
     overwrite: bool = False
     """Another evaluation in --output-dir makes place: its folder is kept as NAME.replaced-001."""
 

@@ -86,7 +86,7 @@ def _evaluate_in(
     say: Callable[[str], None],
     write_page: WritePage,
 ) -> Evaluation:
-    """Runs what is missing in `folder`, writes result and page, and both again with the films."""
+    """Runs what is missing in `folder`, writes result and page, and both again with the videos."""
     episodes = plan_episodes(settings, request.info.num_initial_states)
     outcomes = folder.load(episodes)
     clock = folder.clock()
@@ -111,7 +111,7 @@ def _evaluate_in(
             evaluation = replace(evaluation, videos=films_there(folder, chosen))
             write_evaluation(folder.root, evaluation)
             write_page(folder.root, evaluation)
-            say(f"films:  {len(chosen)}, in the page and in {folder.root / 'videos'}")
+            say(f"videos:  {len(chosen)}, in the page and in {folder.root / 'videos'}")
     return evaluation
 
 
@@ -202,13 +202,13 @@ def _evaluation(
 
 
 def format_evaluation(evaluation: Evaluation) -> str:
-    """One line a task, then the suite."""
+    """One line per task, then the suite."""
     settings = evaluation.settings
     how = f"{settings.exec_steps} actions of each chunk executed, chosen by {told_mode(settings)}"
     if settings.condition:
         how += f", asked for {settings.condition!r} at guidance {settings.guidance:g}"
     if evaluation.num_restarts:
-        how += f", {evaluation.num_restarts} simulators lost and their episodes begun anew"
+        how += f", {evaluation.num_restarts} simulators lost and their episodes begun again"
 
     def line(name: str, rate: Rate) -> str:
         low, high = rate.interval.low, rate.interval.high

@@ -55,7 +55,7 @@ class EvaluationFolder:
             )
             raise ChunkRLError(
                 f"{self.root} holds an evaluation of other settings ({told}): give another --output-dir, the same "
-                "settings to go on with it, or --overwrite to put the new one in its place"
+                "settings to resume it, or --overwrite to put the new one in its place"
             )
 
     def _episode_file(self, episode: Episode) -> Path:
@@ -75,16 +75,16 @@ class EvaluationFolder:
         return found
 
     def films(self) -> list[Video]:
-        """The films that are there."""
+        """The videos that are there."""
         return [load_config(Video, file) for file in sorted((self.root / _VIDEOS).glob("*.json"))]
 
     def save_film(self, film: Video) -> None:
-        """Notes a film whose file is there."""
+        """Notes a video whose file is there."""
         file = (self.root / film.file).with_suffix(".json")
         write_text(file, json.dumps(asdict(film)) + "\n")
 
     def clock(self) -> SessionClock:
-        """Of a new session."""
+        """The number of a new session."""
         return SessionClock(self.root / _SESSIONS)
 
     def close(self) -> None:

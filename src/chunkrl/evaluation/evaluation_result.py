@@ -36,7 +36,7 @@ class EvaluationSettings:
     condition, guidance, flow_steps: what a pi policy was asked for. state, camera_size, rendering: what was observed.
     rename: (environment's name, policy's name) of cameras. batch_size: observations a policy call.
     assets: fingerprint of LIBERO's meshes and textures; "" where the simulator's package brings them along.
-    opengl: what drew the pictures that the policy saw; "" where it saw none, or none that OpenGL draws.
+    opengl: what drew the images that the policy saw; "" where it saw none, or none that OpenGL draws.
     device: where the policy ran, cpu or cuda. These three are "" in results of before they were recorded.
     initial: where LIBERO's episodes begin, official or sampled; other simulators have the first alone.
     """
@@ -135,7 +135,7 @@ class Evaluation:
 
     @property
     def num_restarts(self) -> int:
-        """Simulators that were lost and started anew."""
+        """Simulators that were lost and started again."""
         return sum(e.num_restarts for episodes in self.episodes.values() for e in episodes)
 
 
@@ -151,8 +151,8 @@ class Rate:
 
 
 def rate_of(success: np.ndarray, num_steps: np.ndarray) -> Rate:
-    """Of episodes: bool [n], and int [n] their environment steps (of a successful one, those to its success); with
-    the Wilson interval."""
+    """The success rate of episodes: bool [n], and int [n] their environment steps (of a successful one, those to its
+    success); with the Wilson interval."""
     num_success = int(success.sum())
     interval = wilson_interval(num_success, len(success))
     return Rate(num_success, len(success), float(success.mean()), interval, Speed.of(success, num_steps))
@@ -170,12 +170,12 @@ def rate_json(rate: Rate) -> dict[str, Any]:
 
 
 def task_rate(evaluation: Evaluation, env: str) -> Rate:
-    """Of one task, with its Wilson interval."""
+    """The success rate of one task, with its Wilson interval."""
     return _rate(evaluation, [env])
 
 
 def suite_rate(evaluation: Evaluation) -> Rate:
-    """Of all tasks together: the mean over equally many episodes of each.
+    """The success rate of all tasks together: the mean over equally many episodes of each.
 
     The Wilson interval takes episodes as draws from the mixture of tasks. With the tasks fixed, as in a suite,
     it is the wider side: strata take no variance from between them.
@@ -217,7 +217,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> Path:
 
 @dataclass(frozen=True)
 class _Task:
-    """Of `to_json`; the rates follow from the episodes."""
+    """A task in what `to_json` writes; the rates follow from the episodes."""
 
     episodes: tuple[EpisodeOutcome, ...]
     success: float
@@ -276,7 +276,7 @@ def read_evaluation(path: str | Path) -> Evaluation:
     if not file.is_file():
         raise ChunkRLError(
             f"{file} does not exist: give the --output-dir of an evaluation that has finished (run chunkrl evaluate "
-            "again to go on with one that was stopped)"
+            "again to resume one that was stopped)"
         )
     content = read_json(file, dict, ChunkRLError, _CURE)
     if "version" not in content:

@@ -1,4 +1,4 @@
-"""Films of evaluated episodes, failures first: the chosen episodes are run once more, with pictures."""
+"""Videos of evaluated episodes, failures first: the chosen episodes are run once more, with images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from chunkrl.evaluation.video import episode_video
 from chunkrl.files.atomic import replace_file
 from chunkrl.progress import Progress
 
-FPS = 10.0  # of the films, in the simulator's own time
+FPS = 10.0  # of the videos, in the simulator's own time
 _SUFFIX = {"video/mp4": "mp4", "video/webm": "webm"}
 MIME = {suffix: mime for mime, suffix in _SUFFIX.items()}
 
@@ -30,7 +30,7 @@ def choose_episodes(evaluation: Evaluation, episodes: Sequence[Episode], num_vid
 
 
 def films_there(folder: EvaluationFolder, chosen: Sequence[Episode]) -> tuple[Video, ...]:
-    """The films of the episodes `chosen` that are in the folder, in their order."""
+    """The videos of the episodes `chosen` that are in the folder, in their order."""
     films = {video.episode: video for video in folder.films()}
     return tuple(films[e.env, e.seed] for e in chosen if (e.env, e.seed) in films)
 
@@ -44,10 +44,10 @@ def record_videos(
     fps: float,
     progress: Progress,
 ) -> int:
-    """Films the episodes `chosen` into the folder, all but those that are there already; returns how many.
+    """Records on video the episodes `chosen` into the folder, all but those that are there already; returns how many.
 
     Episodes are functions of state and noise, so the repetition shows what was counted. Where it ends otherwise, the
-    simulator or the policy's device is not deterministic; the video says so. fps: control steps a second.
+    simulator or the policy's device is not deterministic; the video says so. fps: control steps per second.
     """
     outcomes = {(env, e.seed): e for env, found in evaluation.episodes.items() for e in found}
     there = {video.episode for video in films_there(folder, chosen)}
@@ -56,7 +56,7 @@ def record_videos(
     num_done = 0
 
     def finished(position: int, result: EpisodeResult) -> None:
-        """Writes the film, then the note that it is there."""
+        """Writes the video, then the note that it is there."""
         nonlocal num_done
         episode = missing[position]
         assert result.frames is not None

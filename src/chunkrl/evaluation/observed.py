@@ -53,7 +53,7 @@ def fit_policy(
 
     Args:
         names: tasks or suites. max_steps: time limit; None: each task's own.
-        camera_size: side of the pictures; None: as a small policy's data were recorded, which it resizes; for a pi
+        camera_size: side of the images; None: as a small policy's data were recorded, which it resizes; for a pi
             policy the public data sets', or else its input.
         rename: "ENVIRONMENT'S=POLICY'S" camera names. rendering, initial: of LIBERO.
 
@@ -119,7 +119,7 @@ def _rename(cameras: Sequence[str], info: EnvInfo, rename: Sequence[str]) -> tup
 
 
 def _camera_size(policy: ActingPolicy, info: EnvInfo, camera_size: int | None) -> int:
-    """Side of the pictures; 0: none are needed."""
+    """Side of the images; 0: none are needed."""
     if not policy.cameras:
         if camera_size is not None:
             raise ChunkRLError(
@@ -132,23 +132,23 @@ def _camera_size(policy: ActingPolicy, info: EnvInfo, camera_size: int | None) -
     told = " and ".join(f"{height} x {width}" for height, width in policy.image_sizes)
     if seen is None and policy.image_sizes:
         raise ChunkRLError(
-            f"the policy was trained on pictures of {told} pixels, and {info.kind} draws squares of one size: train "
+            f"the policy was trained on images of {told} pixels, and {info.kind} draws squares of one size: train "
             "with --resize SIDE SIDE"
         )
     if camera_size and policy.image_sizes and camera_size not in (seen, recorded):
         raise ChunkRLError(
-            f"--camera-size {camera_size}: the policy was trained on pictures of {told} pixels, leave it out"
+            f"--camera-size {camera_size}: the policy was trained on images of {told} pixels, leave it out"
         )
     if size := camera_size or recorded or seen:
         return size
     raise ChunkRLError(
         f"the policy sees {', '.join(repr(camera) for camera in policy.cameras)}: say with --camera-size how large "
-        "the pictures of its data were, as in chunkrl collect"
+        "the images of its data were, as in chunkrl collect"
     )
 
 
 def _side(sizes: Sequence[tuple[int, int]]) -> int | None:
-    """The side of pictures that are all squares of one size."""
+    """The side of images that are all squares of one size."""
     sides = {side for size in sizes for side in size}
     return sides.pop() if len(sides) == 1 else None
 
@@ -194,7 +194,7 @@ def make_pool(
     films: bool = False,
 ) -> EnvPool:
     """Simulators for the request: processes, or (`num_workers` 0) as many environments in this process as a policy
-    call takes; one, where a process can draw in one alone and the policy or the films need pictures."""
+    call takes; one, where a process can draw in one alone and the policy or the videos need images."""
     if num_workers == 0:
         draws = request.options.camera_size > 0 or films
         num_slots = 1 if draws and request.info.one_context else min(batch_size, num_episodes)

@@ -1,4 +1,4 @@
-"""Pictures of single episodes: an environment that is drawn while an actor runs."""
+"""Images of single episodes: an environment that is drawn while an actor runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Clip:
 
 
 def record(actor: Actor, env: Environment, seed: int, exec_steps: int, every: int = 4) -> Clip:
-    """The episode of `actor` from the initial state `seed`: a picture of its first, every n-th and last step."""
+    """The episode of `actor` from the initial state `seed`: an image of its first, every n-th and last step."""
     found: list[EpisodeResult] = []
     run_episodes(
         actor,

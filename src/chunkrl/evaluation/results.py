@@ -72,7 +72,7 @@ class ArmResult:
 
     @property
     def speed(self) -> Speed | None:
-        """Of all episodes; None where steps are not known."""
+        """The speed of all episodes; None where steps are not known."""
         return None if self.num_steps is None else Speed.of(self.success, np.asarray(self.num_steps))
 
     @property

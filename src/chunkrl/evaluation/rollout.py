@@ -154,9 +154,9 @@ def run_episodes(
 
     While the policy makes chunks for the slots that are ready, the others simulate: a call waits for half of the
     slots (or `batch_size`, whichever is less), so that neither side stands still. A simulator that is lost costs its
-    episode alone: it begins anew, with the same noise, and so with the same result.
+    episode alone: it begins again, with the same noise, and so with the same result.
 
-    record_every: pictures are drawn of every n-th step, if n > 0.
+    record_every: images are drawn of every n-th step, if n > 0.
 
     Raises:
         ChunkRLError: exec_steps is longer than the policy's chunk, an action is NaN or infinite, or an episode lost

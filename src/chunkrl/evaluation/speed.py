@@ -26,7 +26,8 @@ class Speed:
 
     @classmethod
     def of(cls, success: NDArray[np.bool_], num_steps: NDArray[np.integer]) -> Speed:
-        """Of episodes, arrays of one shape; an episode that succeeds ends there, so its steps are those to success.
+        """The speed of episodes, arrays of one shape; an episode that succeeds ends there, so its steps are those to
+        success.
 
         Raises:
             ChunkRLError: other shapes, no episode, or an episode without a step.

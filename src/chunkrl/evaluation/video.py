@@ -46,7 +46,7 @@ def side_by_side(
         labels: text above each side.
         fps: frames per second.
         success: whether each side's episode succeeded; from its last frame on the side has a green or red
-            border and says so. The last picture stays for 1.5 s.
+            border and says so. The last image stays for 1.5 s.
 
     Returns:
         The file's bytes and its MIME type: H.264 in mp4, or VP9 in webm where PyAV has no H.264 encoder.
@@ -103,7 +103,7 @@ def _check(left: NDArray[np.uint8], right: NDArray[np.uint8], fps: float) -> Non
 
 
 def hold_last(fps: float) -> int:
-    """How many more pictures the last frame stays."""
+    """How many more images the last frame stays."""
     return round(_HOLD_SECONDS * fps)
 
 
@@ -140,7 +140,7 @@ def pane(
 
 
 def encode(pictures: Iterable[NDArray[np.uint8]], fps: float) -> tuple[bytes, str]:
-    """The file's bytes and MIME type, from RGB pictures uint8 [H, W, 3] of one size.
+    """The file's bytes and MIME type, from RGB images uint8 [H, W, 3] of one size.
 
     They are cropped to even sides, as 4:2:0 colour needs.
 

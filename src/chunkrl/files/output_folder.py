@@ -1,6 +1,6 @@
 """Where commands write, by one rule: what an earlier run left is never written over.
 
-A folder that holds a run is refused. With `--resume` the command goes on with a run of its own kind; with
+A folder that holds a run is refused. With `--resume` the command resumes a run of its own kind; with
 `--overwrite` a run of its own kind makes place: its folder is renamed to `NAME.replaced-001` and kept, whatever
 becomes of the new run. chunkrl deletes none. Files that are none of chunkrl's (a log, notes) do not count. Where
 nobody names a folder, a numbered one is new: `runs/<data>-<objective>-001`.
@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 RUNS = Path("runs")
 LOCK = ".lock"
 WRITER_LOCK = ".writer.lock"
-"""Of a data set that is being written."""
+"""The lock of a data set that is being written."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ def kind_of(folder: Path) -> str | None:
 def check_folder(folder: Path, command: str, *, resumes: bool = False, overwrite: bool = False) -> None:
     """Whether `command` may write into `folder`: the rule of this module, which changes nothing here.
 
-    resumes: it goes on with what a command of its kind left there.
+    resumes: it resumes what a command of its kind left there.
 
     Raises:
-        OutputFolderError: the folder holds a run that this command does not go on with, or is a file.
+        OutputFolderError: the folder holds a run that this command does not resume, or is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputFolderError(f"output_dir {folder} is a file; name a folder")
@@ -89,8 +89,8 @@ _CURE = (
     "{folder}.replaced-001)"
 )
 _CURES = {
-    "demo": "go on with it by --resume, " + _CURE,
-    **dict.fromkeys(("train", "learner", "iterate"), "go on with it by --resume {folder}, " + _CURE),
+    "demo": "resume it with --resume, " + _CURE,
+    **dict.fromkeys(("train", "learner", "iterate"), "resume it with --resume {folder}, " + _CURE),
 }
 
 

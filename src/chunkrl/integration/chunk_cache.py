@@ -33,7 +33,8 @@ _VERSION = 1
 
 
 def fingerprint(paths: tuple[Path, ...], progress: Progress) -> str:
-    """Of the contents of files and folders, hexadecimal: other weights are another policy whatever their name."""
+    """The fingerprint of the contents of files and folders, hexadecimal: other weights are another policy whatever
+    their name."""
     files = [
         (file.relative_to(path).as_posix(), file)
         for path in paths

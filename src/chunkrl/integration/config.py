@@ -36,7 +36,7 @@ class PiChunkConfig:
     batch_size: int = 16
     """Starts at once."""
     dtype: PiDtype = "auto"
-    """Of the weights; auto: bfloat16 on a GPU, float32 on a CPU."""
+    """Precision of the weights; auto: bfloat16 on a GPU, float32 on a CPU."""
     seed: int = 0
     """Determines the noise."""
 
@@ -54,7 +54,7 @@ class PiChunkConfig:
 
     @property
     def num_samples(self) -> int:
-        """N, chunks a start."""
+        """N, chunks per start."""
         return self.num_candidates if self.use == "candidates" else 1
 
 
@@ -80,7 +80,7 @@ class PiTrainingConfig:
     norm_stats: NormStatsFrom = "checkpoint"
     """What normalises states and actions: the checkpoint's statistics, or this data's (a new robot)."""
     condition_place: ConditionPlace = "end"
-    """Where the advantage stands in the prompt: behind the state, or behind the task (for stock LeRobot)."""
+    """Where the advantage stands in the prompt: after the state, or after the task (for stock LeRobot)."""
     critic: PiCriticConfig = field(default_factory=PiCriticConfig)
     """V and Q on the policy's features."""
 

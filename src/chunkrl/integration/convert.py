@@ -28,15 +28,15 @@ class ConvertCommand:
     action_dim: int = 0
     """Values of an action (base recipes)."""
     prompt_format: PromptFormat | None = None
-    """Of a LeRobot folder that does not say it: pi05_state (0.5.0), pi05_padded_state (0.4)."""
+    """The prompt's format of a LeRobot folder that does not say it: pi05_state (0.5.0), pi05_padded_state (0.4)."""
     asset_id: str | None = None
     """Which norm stats, where an openpi folder has several."""
     tokenizer: str | None = None
     """SentencePiece file that goes along; default: the folder's or the cache's where there is one."""
     dtype: Literal["stored", "float32", "bfloat16"] = "stored"
-    """Of the weights."""
+    """Precision of the weights."""
     revision: str | None = None
-    """Of the Hub repository."""
+    """Revision of the Hub repository."""
     overwrite: bool = False
     """Replace what is at the target."""
 

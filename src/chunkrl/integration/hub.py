@@ -5,7 +5,7 @@ Library considered: huggingface_hub, which fetches.
 The library logs in, retries, and moves large files in parallel parts (Xet). Added here: the folder has its own name
 only when it is whole (`transfer`), every file is compared with the Hub's checksum (the library compares sizes), space
 is looked for first, and what is missing is an error also where the library returns a folder that it could not ask
-about. A killed transfer keeps the files that have arrived whole; the library begins the others anew.
+about. A killed transfer keeps the files that have arrived whole; the library begins the others again.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def fill_from_hub(tree: HubTree, folder: Path, progress: Progress, stage: str) -
     """
     for stale in (folder / _CACHE).rglob(
         "*.incomplete"
-    ):  # of a killed process: the library does not go on with it
+    ):  # of a killed process: the library does not resume it
         stale.unlink()
     try:
         with _measured(tree, folder, progress, stage):

@@ -153,7 +153,7 @@ class LeRobotRobot:
         }
 
     def observe(self) -> RobotState:
-        """Positions in the device's units, newest pictures."""
+        """Positions in the device's units, newest images."""
         seen = self._device.get_observation()
         images = {name: np.asarray(seen[name], dtype=np.uint8) for name in self.cameras if name in seen}
         return RobotState(_values(seen, self.joint_names, self.name), images)
@@ -198,7 +198,7 @@ class LeRobotLeader:
         return _values(self._device.get_action(), self.joint_names, self._name)
 
     def set_torque(self, on: bool) -> None:
-        """Of all its motors."""
+        """Switches the torque of all its motors."""
         for bus in self._buses.values():
             if on:
                 bus.enable_torque()

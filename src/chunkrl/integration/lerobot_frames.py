@@ -19,14 +19,14 @@ def lerobot_observation(
     """The observation in a frame, or in a batch of frames, for a policy's `act`.
 
     Args:
-        frame: LeRobot's dictionary; pictures float [..., 3, height, width] in [0, 1], as its data sets give them, or
+        frame: LeRobot's dictionary; images float [..., 3, height, width] in [0, 1], as its data sets give them, or
             uint8. Floats become the grey levels that they were made of; other keys are not read.
         cameras: the policy's (`policy.cameras`).
         state_keys: columns of the state, joined in this order; None: the usual one (`observation.state`, `state`)
             where there is one.
 
     Raises:
-        ObservationError: a camera or a column of the state is not there, or pictures are floats outside [0, 1].
+        ObservationError: a camera or a column of the state is not there, or images are floats outside [0, 1].
     """
     if state_keys is None:
         state_keys = [name for name in STATE_NAMES if name in frame]
@@ -53,7 +53,7 @@ def _grey_levels(name: str, pictures: Tensor) -> Tensor:
     low, high = pictures.min().item(), pictures.max().item()
     if not (low >= 0 and high <= 1):  # NaN too
         raise ObservationError(
-            f"camera {name!r}: the pictures are {pictures.dtype} with values {low:.4g} to {high:.4g}; LeRobot's "
+            f"camera {name!r}: the images are {pictures.dtype} with values {low:.4g} to {high:.4g}; LeRobot's "
             "floats lie in [0, 1]: give them before any normalisation"
         )
     return (pictures.float() * 255).round().byte()

@@ -24,9 +24,9 @@ class ProcessorFiles:
     """JSON files of LeRobot's processor pipelines; None: nothing is changed."""
 
     observation: str | None = None
-    """Of robot observations: what the robot sees to what the policy and the records see."""
+    """The pipeline of robot observations: what the robot sees to what the policy and the records see."""
     action: str | None = None
-    """Of (action, newest observation): what the policy asks for to what the robot takes."""
+    """The pipeline of (action, newest observation): what the policy asks for to what the robot takes."""
 
 
 def _load(path: str, to_transition: str, to_output: str) -> Callable[[Any], Any]:
@@ -80,7 +80,7 @@ class ProcessedDevice:
 
     @property
     def observation_features(self) -> dict[str, Any]:
-        """name -> float, or the shape of a picture."""
+        """name -> float, or the shape of an image."""
         if self._observation is None:
             return dict(self._device.observation_features)
         seen = self.get_observation()
@@ -102,7 +102,7 @@ class ProcessedDevice:
         self._device.disconnect()
 
     def get_observation(self) -> dict[str, Any]:
-        """Scalars and pictures, processed. Raises ChunkRLError where something else comes out of the pipeline."""
+        """Scalars and images, processed. Raises ChunkRLError where something else comes out of the pipeline."""
         self._seen = self._device.get_observation()
         if self._observation is None:
             return dict(self._seen)
@@ -111,13 +111,13 @@ class ProcessedDevice:
             array = np.asarray(value)
             if array.ndim == 3 and (array.dtype != np.uint8 or array.shape[2] != 3):
                 raise ChunkRLError(
-                    f"the observation pipeline gives the picture {name!r} as {array.dtype} {list(array.shape)}: "
-                    "leave out steps that prepare for a policy; pictures stay uint8 [height, width, 3]"
+                    f"the observation pipeline gives the image {name!r} as {array.dtype} {list(array.shape)}: "
+                    "leave out steps that prepare for a policy; images stay uint8 [height, width, 3]"
                 )
             if array.ndim != 3 and array.size != 1:
                 raise ChunkRLError(
                     f"the observation pipeline gives {name!r} with {array.size} values: robots observe scalars and "
-                    "pictures; leave out steps that stack them"
+                    "images; leave out steps that stack them"
                 )
             processed[name] = array if array.ndim == 3 else float(array.reshape(()))
         return processed

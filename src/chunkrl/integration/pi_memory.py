@@ -70,7 +70,7 @@ def memory_plan(
         lora: applied before.
         frozen_dtype: of frozen weights; what trains is float32.
         ema: whether averages of what trains are kept.
-        critics: trained beside it, with the same optimiser; on any device, so also built on meta.
+        critics: trained alongside it, with the same optimiser; on any device, so also built on meta.
         critic_targets: whether each has a float32 target network (Monte-Carlo targets need none).
         one_by_one: as `--fit.fold-order`; one critic is there at a time, and its target while nothing is computed
             with the critic.

@@ -117,7 +117,7 @@ def warn_of_stock_lerobot(recipe: PiRecipe) -> None:
     settings = recipe.settings
     if settings.condition and settings.condition_place == "end" and settings.prompt_format != "pi0":
         _LOG.warning(
-            "the advantage stands behind the state in the prompt, where stock LeRobot cannot write it: there this "
+            "the advantage stands after the state in the prompt, where stock LeRobot cannot write it: there this "
             "policy will need the plug-in lerobot_policy_chunkrl. With --pi.condition-place task stock LeRobot can, "
             "its task string ending with ', %s'",
             settings.condition,

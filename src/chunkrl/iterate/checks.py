@@ -39,7 +39,7 @@ def _check_own(config: IterateConfig) -> None:
     if ranks.world_size() > 1:
         raise ChunkRLError(
             "iterate is one process: start it without torchrun; a round's training can be started by it, with "
-            "chunkrl train --config ROUND/train.json, and --resume then goes on behind it"
+            "chunkrl train --config ROUND/train.json, and --resume then goes on after it"
         )
     train = config.train
     if config.rounds < 1:

@@ -48,7 +48,7 @@ def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult
     resumes = train.resume is not None
     check_folder(plan.root, "iterate", resumes=resumes, overwrite=train.overwrite)
     if resumes and not (plan.root / CONFIG_FILE).is_file():
-        raise ChunkRLError(f"--resume {train.resume}: there is no run of chunkrl iterate to go on with")
+        raise ChunkRLError(f"--resume {train.resume}: there is no run of chunkrl iterate to resume")
     begin_folder(plan.root, "iterate", resumes=resumes, overwrite=train.overwrite)
     try:
         with held(plan.root, "iterate"):
@@ -202,7 +202,7 @@ class _Iteration:
                 if data_fingerprint(rollouts.data, config.mapping) != rollouts.fingerprint:
                     raise ChunkRLError(
                         f"{rollouts.data} is not what it was when its round was labelled: put it back, or delete the "
-                        "folders of its round and of those behind it"
+                        "folders of its round and of those after it"
                     )
             resume = config.output_dir if checkpoints.is_file() else None
             train(replace(config, resume=resume, overwrite=resume is None), progress)

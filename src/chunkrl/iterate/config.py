@@ -49,7 +49,7 @@ class SelectionRule:
     """states: success from initial states of their own, executed as in the evaluation; rollouts: success of the
     roll-outs that the round's policy made afterwards (the last policy makes some for that alone)."""
     num_episodes: int = 50
-    """Initial states a task, by states."""
+    """Initial states per task, by states."""
     seed: int = 1000
     """Determines these initial states and their noise; another one than the evaluation's."""
 
@@ -89,12 +89,12 @@ class IterateConfig:
     settings of `chunkrl train` hold; the pretrained policy is --init FOLDER, or a pi policy's --pi0-config."""
 
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=_train_defaults)
-    """Those of `chunkrl train`: data beside the roll-outs (none: the roll-outs alone), objective, updates a round;
+    """Those of `chunkrl train`: data beside the roll-outs (none: the roll-outs alone), objective, updates per round;
     --output-dir is the run's folder (default: runs/iterate-001, the next free number), --resume RUN alone goes on."""
     rounds: int = 3
-    """Policies that are trained, one a round."""
+    """Policies that are trained, one per round."""
     arms: tuple[ArmName, ...] = ("default",)
-    """What runs: default, the objective of the settings; and controls with the same roll-outs and updates a round,
+    """What runs: default, the objective of the settings; and controls with the same roll-outs and updates per round,
     success_cloning (filtered cloning), behaviour_cloning (uniform cloning), no_new_data (the first roll-outs alone,
     as many updates as the rounds so far together)."""
     collect: CollectConfig = field(default_factory=CollectConfig)
@@ -111,7 +111,7 @@ class IterateConfig:
 
 
 def resumed_iteration(run: Path, given: Collection[str] = ()) -> IterateConfig:
-    """All settings of the run in the folder `run`, to go on with it; given: as `run_folder.resumed_config`.
+    """All settings of the run in the folder `run`, to resume it; given: as `run_folder.resumed_config`.
 
     Raises ChunkRLError where it is no folder of an iteration."""
     config = load_config(IterateConfig, run / CONFIG_FILE, cure="name the folder of a run of chunkrl iterate")

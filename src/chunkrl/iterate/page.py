@@ -135,7 +135,7 @@ def _facts(result: IterateResult, plan: Plan) -> dict[str, str]:
     facts = {
         "pretrained policy": str(plan.pretrained),
         "objective": train.objective,
-        "updates a round": str(train.num_updates or f"{train.num_epochs} epochs"),
+        "updates per round": str(train.num_updates or f"{train.num_epochs} epochs"),
         "data beside the roll-outs": train.dataset_dir or "none",
         "chosen by": "initial states of its own" if config.selection.by == "states" else "the next roll-outs",
     }
@@ -144,7 +144,7 @@ def _facts(result: IterateResult, plan: Plan) -> dict[str, str]:
     if config.rollouts.folder is not None:
         facts["roll-outs"] = f"brought to {config.rollouts.folder}"
     elif plan.actor is not None:
-        facts["roll-outs"] = f"chunkrl actor, {plan.actor.num_episodes or 'any number of'} episodes a round"
+        facts["roll-outs"] = f"chunkrl actor, {plan.actor.num_episodes or 'any number of'} episodes per round"
     else:
         facts["roll-outs"] = f"{config.collect.num_episodes} a round, mode {config.collect.mode}"
     human = sum(found.rollouts.num_human for run in result.arms for found in run.rounds if found.rollouts)

@@ -54,7 +54,7 @@ class Plan:
         return tuple(self.config.collect.env.split("+"))
 
     def folder(self, arm: ArmName, number: int) -> Path:
-        """Of a round; the pretrained policy's is one for all arms."""
+        """The folder of a round; the pretrained policy's is one for all arms."""
         name = f"round-{number:03d}"
         return self.root / name if number == 0 else self.root / arm / name
 

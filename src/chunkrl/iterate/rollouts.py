@@ -35,7 +35,7 @@ def collect(command: CollectCommand, progress: Progress) -> Mapping[str, Any]:
 def record(command: ActorCommand, root: Path) -> Mapping[str, Any]:
     """An actor's episodes, as a data set under `root`.
 
-    In a simulator a session is a function of its settings, so one that was interrupted begins anew; what a robot
+    In a simulator a session is a function of its settings, so one that was interrupted begins again; what a robot
     recorded stays, and the session goes on.
 
     Raises ChunkRLError where there are fewer episodes than were asked for: somebody quit.
@@ -66,7 +66,7 @@ def check_there(data: Path, policy: Path) -> None:
     if not (data / "meta" / "info.json").is_file() or read_info(data).num_episodes == 0:
         raise ChunkRLError(
             f"{data} holds no episodes: record some with the policy {policy} there, for example by lerobot-rollout, "
-            "and go on with --resume"
+            "and resume with --resume"
         )
 
 
@@ -92,7 +92,7 @@ def label(command: LabelCommand, progress: Progress) -> Mapping[str, Any]:
 
 
 def data_fingerprint(dataset: str, mapping: ColumnMapping, revision: str | None = None) -> str:
-    """Of a data set's contents, also of episodes that are set aside."""
+    """The fingerprint of a data set's contents, also of episodes that are set aside."""
     return describe(dataset, mapping, revision, Collector()).fingerprint
 
 

@@ -76,12 +76,12 @@ def _check_same(file: Path, config: Any) -> None:
     ]
     if differing:
         raise ChunkRLError(
-            f"{file} is of another configuration: {'; '.join(differing)}. Go on with that one, or use another "
+            f"{file} is of another configuration: {'; '.join(differing)}. Resume that one, or use another "
             "--output-dir"
         )
 
 
 def read_step(file: Path) -> dict[str, Any]:
     """A JSON object. Raises ChunkRLError where the file is damaged."""
-    cure = "delete the folder of its round and go on with --resume"
+    cure = "delete the folder of its round and resume with --resume"
     return read_json(file, dict, ChunkRLError, cure, nan=True)

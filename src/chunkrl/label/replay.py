@@ -24,13 +24,13 @@ from chunkrl.files.json_files import json_lines, read_json
 from chunkrl.files.regular_files import check_regular
 from chunkrl.progress import Progress
 
-_VERSION = 2  # of how replays begin and are observed: those of another one are made anew
+_VERSION = 2  # of how replays begin and are observed: those of another one are made again
 
 
 def replay_subgoals(table: FrameTable, config: ReplayConfig, progress: Progress) -> Path:
     """Replays every episode and returns the CSV file: labels/replay-<digest>.csv, with a report in .json beside it.
 
-    Finished replays are kept (.jsonl), so that a run that was killed is gone on with; the digest is of all that they
+    Finished replays are kept (.jsonl), so that a run that was killed is resumed; the digest is of all that they
     depend on: data, tasks, assets and version.
 
     Raises:

@@ -1,8 +1,8 @@
 """What a policy is given to act on: checked whole, by name and with the cure, before any network sees it.
 
-A policy answers to anything that has the right shape. Pictures of 0 to 1 where it learned from 0 to 255, of another
+A policy answers to anything that has the right shape. Images of 0 to 1 where it learned from 0 to 255, of another
 size, or a transposed one give other actions and no error, and an arm executes them. So what is not plainly what the
-policy learned from is refused, and pictures become the training's size by the function that training used.
+policy learned from is refused, and images become the training's size by the function that training used.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class CameraInput:
     """A camera of a policy.
 
     name: in the data. size: (height, width) that the networks take; None: any, as pi models resize themselves.
-    recorded: sizes in the data before training resized them, other pictures must have the shape of one of them;
+    recorded: sizes in the data before training resized them, other images must have the shape of one of them;
     None: any shape, what is over becomes black bars. () in policies of before sizes were noted: `size` alone.
     """
 
@@ -53,7 +53,7 @@ class ObservationInput:
     """What a policy takes.
 
     state_dim: S; 0: it reads no state. reads_task: whether the task's text counts. resize: what made the training's
-    pictures of the recorded ones; None: they were as recorded.
+    images of the recorded ones; None: they were as recorded.
     """
 
     cameras: tuple[CameraInput, ...]
@@ -79,7 +79,7 @@ class ObservationInput:
             )
         if not isinstance(observation.task, str | tuple | list):
             raise ObservationError(
-                f"the task is {type(observation.task).__name__}: give a text, or one a row"
+                f"the task is {type(observation.task).__name__}: give a text, or one per row"
             )
         check_cameras(
             observation.images, [camera.name for camera in self.cameras], "give exactly the policy's"
@@ -97,7 +97,7 @@ class ObservationInput:
         return Taken(replace(observation, images=images, state=state, task=task), single)
 
     def check_size(self, camera: CameraInput, size: tuple[int, int]) -> Resize | None:
-        """What makes pictures of `size` those of the networks; None: they are. Raises ObservationError if nothing
+        """What makes images of `size` those of the networks; None: they are. Raises ObservationError if nothing
         does."""
         resize = self.resize
         if resize is None:
@@ -109,7 +109,7 @@ class ObservationInput:
             return None
         if camera.recorded is None or (self.resize is not None and size in camera.recorded):
             return resize
-        told = f"camera {camera.name!r}: pictures are {_told(size)}, the policy learned from {_told(wanted)}"
+        told = f"camera {camera.name!r}: images are {_told(size)}, the policy learned from {_told(wanted)}"
         if not camera.recorded:
             raise ObservationError(
                 f"{told} and does not say how they were resized (an earlier release saved it): give that size"
@@ -169,7 +169,7 @@ class ObservationInput:
         return values
 
     def _task(self, task: Any, batch: int | None) -> tuple[str, ...]:
-        """One text a row."""
+        """One text per row."""
         texts = (task,) * (batch or 1) if isinstance(task, str) else tuple(task)
         for row, text in enumerate(texts):
             if not isinstance(text, str):
@@ -185,7 +185,7 @@ class ObservationInput:
 def check_cameras(found: Mapping[str, Any], known: Sequence[str], cure: str) -> None:
     """Raises ObservationError, which names them, unless exactly the `known` cameras are `found`."""
     if not isinstance(found, Mapping):
-        raise ObservationError(f"images is {type(found).__name__}: give a dictionary, camera name -> picture")
+        raise ObservationError(f"images is {type(found).__name__}: give a dictionary, camera name -> image")
     if set(found) == set(known):
         return
     missing, unknown = sorted(set(known) - set(found)), sorted(set(found) - set(known), key=str)
@@ -228,14 +228,14 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _picture(camera: str, value: Any) -> Tensor:
-    """uint8 [3, h, w] or [B, 3, h, w] of a picture or a batch of them, channels first or last."""
-    picture = _tensor(f"camera {camera!r}: the picture", value)
-    found = f"camera {camera!r}: the pictures are {_dtype(picture)} {list(picture.shape)}"
+    """uint8 [3, h, w] or [B, 3, h, w] of an image or a batch of them, channels first or last."""
+    picture = _tensor(f"camera {camera!r}: the image", value)
+    found = f"camera {camera!r}: the images are {_dtype(picture)} {list(picture.shape)}"
     if picture.dtype != torch.uint8:
         values = picture.double() if picture.numel() and not picture.is_complex() else None
         told = "" if values is None else f" with values {values.min():.4g} to {values.max():.4g}"
         of_floats = (
-            "; of floats in [0, 1] that is (255 * picture).round()" if picture.is_floating_point() else ""
+            "; of floats in [0, 1] that is (255 * image).round()" if picture.is_floating_point() else ""
         )
         raise ObservationError(
             f"{found}{told}, and the policy learned from uint8: {_GIVE}{of_floats} ({_LEROBOT})"
@@ -266,7 +266,7 @@ def _batch_size(images: Mapping[str, Tensor], state: Tensor | None, task: Any) -
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{name} {'one' if n is None else f'a batch of {n}'}" for name, n in sizes.items())
         raise ObservationError(
-            f"the observation's parts do not belong together: {told}. Give one observation (picture [3, height, "
+            f"the observation's parts do not belong together: {told}. Give one observation (image [3, height, "
             "width], state [S], a text) or the same number of rows of everything"
         )
     batch = next(iter(sizes.values()))

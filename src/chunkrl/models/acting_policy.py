@@ -33,7 +33,7 @@ class Asked(Protocol):
 
     @property
     def condition(self) -> str | None:
-        """Of the prompt."""
+        """The condition of the prompt."""
         ...
 
     @property
@@ -77,7 +77,7 @@ class ActingPolicy(Protocol):
 
     @property
     def fps(self) -> float | None:
-        """Of the data that it was trained on, steps/s; None: not known."""
+        """Control rate of the data that it was trained on, steps/s; None: not known."""
         ...
 
     @property
@@ -87,17 +87,17 @@ class ActingPolicy(Protocol):
 
     @property
     def image_sizes(self) -> tuple[tuple[int, int], ...]:
-        """(height, width) of each camera's pictures as the networks see them; () where they resize any."""
+        """(height, width) of each camera's images as the networks see them; () where they resize any."""
         ...
 
     @property
     def recorded_sizes(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """(height, width) of each camera's pictures in the data's files; () where the policy does not say."""
+        """(height, width) of each camera's images in the data's files; () where the policy does not say."""
         ...
 
     @property
     def own_image_size(self) -> int | None:
-        """Side of the pictures that networks which resize any make of them; None: they resize none."""
+        """Side of the images that networks which resize any make of them; None: they resize none."""
         ...
 
     @property
@@ -137,7 +137,7 @@ class ActingPolicy(Protocol):
     def imitation_loss(
         self, observation: Observation, actions: Tensor, action_mask: Tensor | None = None
     ) -> Tensor:
-        """What the policy loses on chunks [B, H, A] in the data's units, a value a chunk [B].
+        """What the policy loses on chunks [B, H, A] in the data's units, a value per chunk [B].
 
         action_mask: bool [B, H], the real steps; None: all.
         observation: as the networks take it (`ObservationInput.take`). With gradients, where they are enabled.

@@ -23,7 +23,7 @@ def conditions_beside(condition: str) -> tuple[str, ...]:
     """All that a policy which is asked for `condition` may have been trained with, "" among them, where its folder
     does not say.
 
-    A text of another make stands alone: what it was trained beside is not known here.
+    A text of another make stands alone: what it was trained alongside is not known here.
     """
     families = [[condition_text(label, num_bins) for label in range(num_bins)] for num_bins in BIN_COUNTS]
     beside = {text for family in families if condition in family for text in family}

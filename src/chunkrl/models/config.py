@@ -21,8 +21,8 @@ class NetworkConfig:
     """Sizes shared by all small networks.
 
     hidden_dim: width of every hidden layer. num_layers: hidden layers of each head.
-    image_channels: of the convolutions, multiples of 8; the first makes a quarter of the picture's size, each other
-    halves it, and the last are keypoints (`ImageEncoder`). image_shift: training moves each picture by up to so many
+    image_channels: of the convolutions, multiples of 8; the first makes a quarter of the image's size, each other
+    halves it, and the last are keypoints (`ImageEncoder`). image_shift: training moves each image by up to so many
     pixels in rows and columns (`shift_images`). text_dim: features a text gives. text_buckets, text_tokens: hash
     vocabulary and longest text in words.
     layer_norm: in critics (it keeps Q from exploding off the data). dropout: in critics' heads.
@@ -72,7 +72,7 @@ class PolicySettings(Variants):
 
 @dataclass(frozen=True)
 class PolicyConfig(PolicySettings):
-    """Of the Gaussian, the flow, and a pi policy, which reads its kind alone.
+    """Settings of the Gaussian, the flow, and a pi policy, which reads its kind alone.
 
     spread: of the Gaussian, `state` (a network output) or `fixed`. fixed_std: its deviation where it is fixed,
     normalised units. flow_steps: Euler steps when sampling.
@@ -95,7 +95,7 @@ class LoRAConfig:
     """Size and place of LoRA."""
 
     rank: int = 16
-    """Of the update."""
+    """Rank of the update."""
     alpha: float = 16.0
     """The update's scale is alpha / rank."""
     targets: tuple[str, ...] = (

@@ -75,11 +75,11 @@ def shift_images(images: Tensor, most: int) -> Tensor:
 
 
 class ImageEncoder(nn.Module):
-    """Where in the picture things are: convolutions with GroupNorm, then spatial softmax (Levine et al. 2016, arXiv
+    """Where in the image things are: convolutions with GroupNorm, then spatial softmax (Levine et al. 2016, arXiv
     1504.00702) with a learned temperature for each keypoint.
 
     Input float [B, 3, H, W] in [-1, 1], any size from 4 pixels; output [B, 2 * channels[-1]]: the keypoints' rows,
-    then their columns, in [-1, 1]. Nothing else passes: what else a picture holds serves to memorise a few hundred
+    then their columns, in [-1, 1]. Nothing else passes: what else an image holds serves to memorise a few hundred
     episodes. channels: of the convolutions; shift: of `shift_images`, in training.
     """
 
@@ -104,7 +104,7 @@ class ImageEncoder(nn.Module):
         """images: float [B, 3, H, W] in [-1, 1]."""
         if self.training and self.shift:
             images = shift_images(images, self.shift)
-        # channels last is faster on a processor: 0.13 against 0.15 s, there and back, for 128 pictures of 128 pixels
+        # channels last is faster on a processor: 0.13 against 0.15 s, there and back, for 128 images of 128 pixels
         features = self.convolutions(images.contiguous(memory_format=torch.channels_last))
         height, width = features.shape[-2:]
         weights = (features.flatten(2) * self.temperature).softmax(-1)  # [B, C, h*w]

@@ -34,7 +34,7 @@ LOG_STD_MIN, LOG_STD_MAX = (
 
 @dataclass(frozen=True)
 class ChunkShape:
-    """horizon: H, the policy's actions a chunk. action_dim: A."""
+    """horizon: H, the policy's actions per chunk. action_dim: A."""
 
     horizon: int
     action_dim: int
@@ -83,7 +83,7 @@ class PolicyModel(nn.Module, ABC):
     @property
     @abstractmethod
     def noise_shape(self) -> tuple[int, int]:
-        """Of the noise of one sample."""
+        """The shape of the noise of one sample."""
 
     @abstractmethod
     def sample(self, observation: Observation, num_samples: int, noise: Tensor | None = None) -> Tensor:

@@ -37,7 +37,7 @@ from chunkrl.errors import ChunkRLError
 @dataclass(frozen=True)
 class ActorStatus:
     """episode: counted from 1, over all starts. step: of the episode, from 0. phase: who acts, or what is waited for.
-    rate_hz: control steps a second, 0 where no clock is kept. policy_version: of the weights that act.
+    rate_hz: control steps per second, 0 where no clock is kept. policy_version: of the weights that act.
     num_interventions: in this episode. queue_length: actions that are ready. hint: keys that do something now.
     num_done, num_success: episodes kept since this start."""
 
@@ -54,7 +54,7 @@ class ActorStatus:
 
     @property
     def success_rate(self) -> str:
-        """Of the episodes kept since this start, for people."""
+        """The success rate of the episodes kept since this start, for people."""
         return f"{self.num_success}/{self.num_done} = {self.num_success / max(self.num_done, 1):.0%}"
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ WARNING = "warning"
 
 
 class StatusLine:
-    """Shows statuses: on a terminal as one line, at most 5 times a second; elsewhere a line when the episode or the
+    """Shows statuses: on a terminal as one line, at most 5 times per second; elsewhere a line when the episode or the
     phase changes.
 
     note: more to show, asked for with every line, e.g. how far the learner is behind.

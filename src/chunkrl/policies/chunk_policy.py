@@ -55,9 +55,9 @@ class PolicySpec:
     """Everything that rebuilds the networks of a saved policy.
 
     fps: of the data, steps/s. objective, dataset_fingerprint: where the policy comes from. encoding: how the
-    networks write actions. image_sizes: (height, width) of each camera's pictures; () in policies of before they were
+    networks write actions. image_sizes: (height, width) of each camera's images; () in policies of before they were
     noted. resize: what made these of the recorded ones, None: nothing. recorded_sizes: (height, width) of each
-    camera's pictures in the files, of every data set; () in policies of before they were noted.
+    camera's images in the files, of every data set; () in policies of before they were noted.
     """
 
     observation: ObservationSpec
@@ -75,7 +75,7 @@ class PolicySpec:
 
     def __post_init__(self) -> None:
         if not 0 < self.fps < math.inf:
-            raise ChunkRLError(f"fps is {self.fps}, expected steps a second")
+            raise ChunkRLError(f"fps is {self.fps}, expected steps per second")
         sizes = [*self.image_sizes, *(size for sizes in self.recorded_sizes for size in sizes)]
         if any(not 0 < side <= MOST_VALUES for size in sizes for side in size):
             raise ChunkRLError(
@@ -102,7 +102,7 @@ def read_spec(folder: str | Path, state: Mapping[str, Any]) -> PolicySpec:
 
 
 def _input_of(spec: PolicySpec) -> ObservationInput:
-    """What a small policy takes; of one that does not say the sizes of its pictures, any."""
+    """What a small policy takes; of one that does not say the sizes of its images, any."""
     names, sizes, recorded = spec.observation.cameras, spec.image_sizes, spec.recorded_sizes
     cameras = (
         CameraInput(name, sizes[i] if sizes else None, (recorded[i] if recorded else ()) if sizes else None)
@@ -140,7 +140,7 @@ class ChunkPolicy:
 
     @property
     def fps(self) -> float | None:
-        """Of the data, steps/s."""
+        """Control rate of the data, steps/s."""
         return self.spec.fps
 
     @property
@@ -150,17 +150,17 @@ class ChunkPolicy:
 
     @property
     def image_sizes(self) -> tuple[tuple[int, int], ...]:
-        """(height, width) of each camera's pictures as the networks see them; () where the policy does not say."""
+        """(height, width) of each camera's images as the networks see them; () where the policy does not say."""
         return self.spec.image_sizes
 
     @property
     def recorded_sizes(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """(height, width) of each camera's pictures in the data's files; () where the policy does not say."""
+        """(height, width) of each camera's images in the data's files; () where the policy does not say."""
         return self.spec.recorded_sizes
 
     @property
     def own_image_size(self) -> int | None:
-        """None: pictures are what training made of them."""
+        """None: images are what training made of them."""
         return None
 
     @property

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class PiFamily(PolicyFamily):
-    """Of the checkpoint of --pi0-config."""
+    """The policy of the checkpoint of --pi0-config."""
 
     name = "pi"
     kinds = ("pi",)
@@ -108,7 +108,7 @@ class PiFamily(PolicyFamily):
     def load(self, folder: Path, device: torch.device | str, with_q: bool) -> PiActor:
         """What a run saved, or any checkpoint folder that says its settings.
 
-        with_q: False leaves Q in its folder: a float32 critic a fold, more memory than the policy.
+        with_q: False leaves Q in its folder: a float32 critic per fold, more memory than the policy.
         """
         from chunkrl.integration.pi_saving import load_pi_policy
 

@@ -1,5 +1,5 @@
-"""Programs that a learner starts beside its training, fed through files: one evaluates a snapshot of the policy, one
-renders the video of an episode.
+"""Programs that a learner starts alongside its training, fed through files: one evaluates a snapshot of the policy,
+one renders the video of an episode.
 
 `python -m chunkrl.report.beside_learner evaluation FOLDER`, or `... video RUN FOLDER`.
 """
@@ -84,7 +84,7 @@ def write_episode_video(config: TrainConfig, folder: Path) -> Path:
         with reading(shard.parent) as shards:
             if shard.resolve() not in {path.resolve() for path in shards}:
                 raise ChunkRLError(
-                    f"{shard} was dropped before its newest episode was filmed: raise --replay.capacity-steps"
+                    f"{shard} was dropped before its newest episode was on video: raise --replay.capacity-steps"
                 )
             dataset = ChunkDataset(open_shard_table(shard, settings, Path(cache)), settings)
             data = LabelledData(dataset, _spread(job, dataset), {})

@@ -15,7 +15,7 @@ class ReportCommand:
     run: Annotated[str, tyro.conf.Positional] = ""
     """The run's folder (--output-dir of chunkrl train)."""
     output: str | None = None
-    """The page; default: report.html in the run's folder, which is made anew. Another file is not written over."""
+    """The page; default: report.html in the run's folder, which is made again. Another file is not written over."""
     overwrite: bool = False
     """A file that --output names is replaced."""
     videos: int = 0

@@ -133,7 +133,7 @@ def _x_axis(axis: Range, bottom: float, height: float, right: float, label: str)
 
 @dataclass(frozen=True)
 class Square:
-    """A state. share: of its episodes, those that succeed, 0 to 1. told: what the pointer shows. link: its film's
+    """A state. share: of its episodes, those that succeed, 0 to 1. told: what the pointer shows. link: its video's
     address within the page, or ""."""
 
     share: float
@@ -142,7 +142,7 @@ class Square:
 
 
 def state_grid(squares: Sequence[Square], summary: str) -> Markup:
-    """The states in order, 25 a row: green where all episodes succeed, red where none does, grey between."""
+    """The states in order, 25 per row: green where all episodes succeed, red where none does, grey between."""
     pitch = WIDTH / _IN_A_ROW
     drawn = []
     for i, square in enumerate(squares):

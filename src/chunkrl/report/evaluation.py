@@ -1,4 +1,4 @@
-"""The page of one evaluation: rates of every task, its initial states, films, and all that was set."""
+"""The page of one evaluation: rates of every task, its initial states, videos, and all that was set."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PAGE_FILE = "report.html"
 
 
 def write_page(folder: Path, evaluation: Evaluation) -> Path:
-    """Writes `report.html`, whole or not at all; it loads nothing, films included. Returns its path."""
+    """Writes `report.html`, whole or not at all; it loads nothing, videos included. Returns its path."""
     settings = evaluation.settings
     sections = [
         _task_section(evaluation),
@@ -68,7 +68,7 @@ def _tile(evaluation: Evaluation) -> Tile:
 
 
 def _films(evaluation: Evaluation) -> dict[tuple[str, int], str]:
-    """(env, seed) of every film -> its name on the page."""
+    """(env, seed) of every video -> its name on the page."""
     number = {env: i for i, env in enumerate(evaluation.settings.envs)}
     return {film.episode: f"film-{number[film.env]}-{film.seed}" for film in evaluation.videos}
 
@@ -101,9 +101,9 @@ def _film_section(folder: Path, evaluation: Evaluation) -> Section:
         title = f"{film.env}, initial state {film.seed}"
         pill = ("good", "success") if film.success else ("bad", "failure")
         cure = "delete the file, and evaluate again"
-        path = inside(folder, film.file, f"the film of {title}", ChunkRLError)
+        path = inside(folder, film.file, f"the video of {title}", ChunkRLError)
         if path.suffix[1:] not in MIME:
-            raise ChunkRLError(f"{path}: films are {', '.join(MIME)}: {cure}")
+            raise ChunkRLError(f"{path}: videos are {', '.join(MIME)}: {cure}")
         with open_regular(path, ChunkRLError, cure) as stream:
             content = stream.read()
         note = (
@@ -128,9 +128,9 @@ def _state_section(evaluation: Evaluation) -> Section:
         "every evaluation with these tasks and this seed. The pointer shows which one it is. "
     )
     lead += (
-        "A click on a framed square leads to its film."
+        "A click on a framed square leads to its video."
         if films
-        else "chunkrl evaluate --videos N films N of them, which a click here then leads to."
+        else "chunkrl evaluate --videos N shows N of them on video, which a click here then leads to."
     )
     return Section("Initial states", lead, cards, "grid small")
 
@@ -142,7 +142,7 @@ def _state_grid(evaluation: Evaluation, env: str, films: Mapping[tuple[str, int]
         told = f"initial state {episode.seed}: {outcome}, {episode.num_steps} steps"
         told += f", {episode.num_restarts} simulators lost" if episode.num_restarts else ""
         film = films.get((env, episode.seed))
-        told += ", filmed" if film else ""
+        told += ", on video" if film else ""
         squares.append(Square(float(episode.success), told, f"#{film}" if film else ""))
     rate = task_rate(evaluation, env)
     summary = f"{env}: {rate.num_success} of {rate.num_episodes} initial states end in success"
@@ -227,6 +227,6 @@ def _notes(evaluation: Evaluation) -> list[str]:
         notes.append("Chunks were cut short: a Q of whole chunks speaks of another way to act.")
     if evaluation.num_restarts:
         notes.append(
-            f"{evaluation.num_restarts} simulators crashed or hung; their episodes began anew and count once."
+            f"{evaluation.num_restarts} simulators crashed or hung; their episodes began again and count once."
         )
     return notes

@@ -74,7 +74,8 @@ def _note(left: Sequence[ChunkDataset], root: Path, folder: Path) -> str:
     )
     return (
         f"{names} of {root} ({episodes} episodes) changed since the learner last wrote values, and is not shown: "
-        f"numbers and curves in time are of all. chunkrl learner --resume {folder}, ended in order, writes them anew."
+        f"numbers and curves in time are of all. chunkrl learner --resume {folder}, ended in order, writes them "
+        "again."
     )
 
 
@@ -83,7 +84,7 @@ def _open_shards(run: TrainingRun, offline: Sequence[ChunkDataset], root: Path) 
     if not root.is_dir():
         return []
     settings = run.config.chunk_settings()
-    # few pictures are shown: they are decoded when they are asked for
+    # few images are shown: they are decoded when they are asked for
     settings = replace(settings, frames=replace(settings.frames, cache=False))
     made = offline[0].frame_labels if offline else None
     settings = replay_settings(settings, made.rule if made is not None and made.file else run.config.labels)

@@ -1,7 +1,7 @@
 """A page is a record of what stands on it, drawn by the jinja2 templates of this package (`templates/*.html`).
 
 The templates hold all HTML. Text is `str`, which they escape; markup is `Markup`, which they do not. A name that a
-template misspells is an error. The page loads nothing: its style sheet for light and dark, its films and its script
+template misspells is an error. The page loads nothing: its style sheet for light and dark, its videos and its script
 are in it. Without the script everything is there to read; with it, tables can be sorted.
 """
 
@@ -77,7 +77,7 @@ class Film(Part):
 class Frame:
     """A frame of an episode. shots: (what it shows, `data:` address) of each camera. figure: what it is shown for.
 
-    detail: more numbers. where: its place. pill: (class, text) of the outcome. link: the episode's film, or "".
+    detail: more numbers. where: its place. pill: (class, text) of the outcome. link: the episode's video, or "".
     """
 
     shots: Sequence[tuple[str, str]]

@@ -1,4 +1,4 @@
-"""What charts and films of a page are made from."""
+"""What charts and videos of a page are made from."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class Segment:
 class EpisodeTrace:
     """Value and advantage along one episode of T frames, from networks that never saw it.
 
-    value, advantage: float [T]; a frame without one holds nan and is left out of the picture.
+    value, advantage: float [T]; a frame without one holds nan and is left out of the image.
     segments: optional stretches to mark under the traces (the controller that acted, a human's correction).
-    notes: optional sentence under the picture. link: where its title leads within the page, or "".
+    notes: optional sentence under the image. link: where its title leads within the page, or "".
     """
 
     task: str
@@ -77,7 +77,7 @@ class EpisodeTrace:
         value, advantage = _vector(self.value, name), _vector(self.advantage, name)
         if value.shape != advantage.shape:
             raise ChunkRLError(
-                f"{name}: {len(value)} values but {len(advantage)} advantages; both need one a frame"
+                f"{name}: {len(value)} values but {len(advantage)} advantages; both need one per frame"
             )
         if np.isinf(value).any() or np.isinf(advantage).any():
             raise ChunkRLError(

@@ -49,9 +49,9 @@ def render_run(run: TrainingRun, num_videos: int = 0) -> str:
         def film_of(data: LabelledData, episode: Episode) -> str:
             return f"#{_film(episode)}" if data is run.data[0] and episode in filmed else ""
 
-        hint = "A title leads to the episode's film." if filmed else ""
+        hint = "A title leads to the episode's video." if filmed else ""
         if not filmed and run.data[0].cameras:
-            hint = "chunkrl report --videos N shows N of them as films."
+            hint = "chunkrl report --videos N shows N of them as videos."
         sections += [trace_section(_traces(run, film_of), hint), _video_section(run, num_videos)]
         sections += [extreme_frames_section(run.data, film_of)]
     elif num_videos:
@@ -62,7 +62,7 @@ def render_run(run: TrainingRun, num_videos: int = 0) -> str:
 
 
 def value_quality_of(run: TrainingRun) -> ValueQuality | None:
-    """Of the values beside the run, where outcomes are known; None for a run without values."""
+    """The quality of the values beside the run, where outcomes are known; None for a run without values."""
     if not run.has_values:
         return None
     known = np.concatenate([known_outcomes(part.dataset, run.config.fit.time_out) for part in run.data])
@@ -192,7 +192,7 @@ def _bins_card(run: TrainingRun) -> Card:
 
 
 def _film(episode: Episode) -> str:
-    """The name of an episode's film on the page."""
+    """The name of an episode's video on the page."""
     return f"film-{episode.index}"
 
 

@@ -1,4 +1,4 @@
-"""Of a training run: its curves, its data, and what was trained with which settings."""
+"""The facts of a training run: its curves, its data, and what was trained with which settings."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def settings_section(run: TrainingRun) -> Section:
             "episodes": count_cell(data.num_episodes),
             "successful": rate_cell(round(float(data.frame_labels.success.mean()), 3)),
             "frames": count_cell(data.num_frames),
-            "frames a second": Cell(f"{data.fps:g}", data.fps),
+            "frames per second": Cell(f"{data.fps:g}", data.fps),
             "made by a human": rate_cell(round(float(data.frame_labels.human.mean()), 3)),
         }
         for data in (part.dataset for part in run.data)
@@ -116,7 +116,7 @@ def _facts(run: TrainingRun) -> dict[str, str]:
         facts["minutes"] = compact(float(f"{(last.time - first.time) / 60:.3g}"))
     speed, memory = run.last("speed/samples_per_second"), run.last("memory/peak_resident_gb")
     if speed is not None and memory is not None:
-        facts["samples a second, last"] = compact(float(f"{speed:.3g}"))
+        facts["samples per second, last"] = compact(float(f"{speed:.3g}"))
         facts["peak memory"] = f"{memory:.2f} GB"
     if (gpu := run.last("memory/peak_gpu_gb")) is not None:
         facts["peak GPU memory"] = f"{gpu:.2f} GB"

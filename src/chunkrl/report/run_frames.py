@@ -1,4 +1,4 @@
-"""The frames with the highest and lowest advantages, as pictures where the data has cameras, else as rows."""
+"""The frames with the highest and lowest advantages, as images where the data has cameras, else as rows."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def extreme_frames(data: Sequence[LabelledData], num: int, highest: bool) -> lis
 
 
 FilmOf = Callable[[LabelledData, Episode], str]
-"""Where an episode's film is on the page; "" where there is none."""
+"""Where an episode's video is on the page; "" where there is none."""
 
 
 def extreme_frames_section(data: Sequence[LabelledData], film_of: FilmOf, num: int = NUM_FRAMES) -> Section:
-    """Both ends, one frame an episode, which leads to the episode's film."""
+    """Both ends, one frame per episode, which leads to the episode's video."""
     cards = []
     for highest, title in ((True, "Highest advantages"), (False, "Lowest advantages")):
         found = extreme_frames(data, num, highest)
@@ -64,7 +64,7 @@ def extreme_frames_section(data: Sequence[LabelledData], film_of: FilmOf, num: i
         part = _pictures(found, film_of) if pictured else _rows(found, film_of)
         cards.append(Card(title, [part], wide=True))
     lead = (
-        "One frame an episode. The chunk that begins here led to more, or less, than its situation promised."
+        "One frame per episode. The chunk that begins here led to more, or less, than its situation promised."
     )
     return Section("Frames with the highest and lowest advantages", lead, cards)
 

@@ -16,7 +16,7 @@ from chunkrl.report.svg import NARROW, chart, element, join, text, title
 from chunkrl.report.training_run import TrainingRun
 
 TOP_SHARE = 0.1  # of the frames, whose part of all weight is told
-TIMES, LEVELS = 8, 4  # of the picture over time and value
+TIMES, LEVELS = 8, 4  # of the image over time and value
 
 
 def collection_of(run: TrainingRun) -> ChunkCollection:
@@ -25,7 +25,7 @@ def collection_of(run: TrainingRun) -> ChunkCollection:
 
 
 def trained_column(run: TrainingRun, name: str) -> np.ndarray:
-    """A label of the frames that are trained on, as the run's metrics count them: none behind a success."""
+    """A label of the frames that are trained on, as the run's metrics count them: none after a success."""
     trained = trained_starts(collection_of(run))
     return run.column(name) if trained is None else run.column(name)[trained]
 

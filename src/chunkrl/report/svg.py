@@ -46,7 +46,7 @@ def element(tag: str, content: str = "", **attributes: object) -> Markup:
 
 
 def join(parts: Iterable[str]) -> Markup:
-    """Elements behind each other; what is not `Markup` is escaped."""
+    """Elements one after the other; what is not `Markup` is escaped."""
     return Markup("").join(parts)
 
 
@@ -126,6 +126,6 @@ def y_axis(
 
 
 def chart(height: float, content: Markup, summary: str, width: float = WIDTH) -> Markup:
-    """The whole picture, with its spoken summary. One with links is no image to a reader."""
+    """The whole image, with its spoken summary. One with links is no image to a reader."""
     role = "group" if "<a " in content else "img"
     return element("svg", content, viewBox=f"0 0 {width} {height:g}", role=role, aria_label=summary)

@@ -1,4 +1,4 @@
-"""Videos of recorded episodes with the critic's value and advantage below the pictures.
+"""Videos of recorded episodes with the critic's value and advantage below the images.
 
 Also a program of its own, `python -m chunkrl.report.value_video RUN VALUES_DIR NUM OUTPUT`: training starts it
 beside itself (`training.value_videos`) and talks to it through files alone.
@@ -54,9 +54,9 @@ def value_video(
     """One episode, with a cursor that moves along its value (line) and advantage (columns).
 
     Args:
-        frames: uint8 RGB [T, H, W, 3]; several cameras stand side by side in one picture.
+        frames: uint8 RGB [T, H, W, 3]; several cameras stand side by side in one image.
         value, advantage: float [T].
-        title: above the pictures. success: the outcome, beside the title throughout, and with a
+        title: above the images. success: the outcome, beside the title throughout, and with a
             border on the last frame, which stays for 1.5 s.
         ranges: of value and advantage, to compare videos; default: the episode's own.
         human: bool [T], steps that a human chose: marked between the curves; default: none.
@@ -122,7 +122,7 @@ def _curves(
     ranges: tuple[Range, Range],
     width: int,
 ) -> Image.Image:
-    """What stays the same in all pictures below the frames."""
+    """What stays the same in all images below the frames."""
     image = Image.new("RGB", (width, _STRIP), BACKGROUND)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=11)
     for band, axis in zip((_VALUE_BAND, _ADVANTAGE_BAND), ranges, strict=True):
@@ -213,7 +213,7 @@ def render_episode(
 
 
 def side_by_side(data: LabelledData, episode: Episode) -> NDArray[np.uint8]:
-    """All cameras of an episode in one picture a frame, uint8 [T, H, W, 3]; smaller ones are centred."""
+    """All cameras of an episode in one image per frame, uint8 [T, H, W, 3]; smaller ones are centred."""
     rows = np.arange(episode.rows.start, episode.rows.stop)
     cameras = [data.pictures(camera, rows) for camera in data.cameras]
     height = max(pictures.shape[1] for pictures in cameras)

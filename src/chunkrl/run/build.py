@@ -190,6 +190,6 @@ def _given_values(config: TrainConfig, run_dir: Path, dataset: ChunkData) -> Val
         cure = ", ".join(flag(name) for name, _, _ in differing)
         raise ChunkRLError(
             f"--values {run_dir} were made with other settings: {found}. Use the values with theirs ({cure}), or "
-            "train them anew"
+            "train them again"
         )
     return load_values(run_dir, dataset)

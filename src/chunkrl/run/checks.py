@@ -132,8 +132,8 @@ def _check_videos(config: TrainConfig, has_data: bool) -> None:
     videos = config.value_videos
     if videos.every_episodes and not has_data:
         raise ChunkRLError(
-            "--value-videos.every-episodes films episodes of actors as they come to chunkrl learner; of data that "
-            "stay, use --value-videos.num-episodes"
+            "--value-videos.every-episodes records episodes of actors on video as they come to chunkrl learner; of "
+            "data that stay, use --value-videos.num-episodes"
         )
 
 

@@ -36,7 +36,7 @@ def train(command: TrainConfig, progress: Progress) -> None:
     if isinstance(command, TrainCommand):
         config, is_dry = command.run, command.dry_run
     if is_dry:
-        # decoded on demand: a run keeps all pictures on the disk
+        # decoded on demand: a run keeps all images on the disk
         config = replace(config, frames=replace(config.frames, cache=False))
     if config.output_dir and not config.resume:  # before minutes of reading
         check_folder(Path(config.output_dir), "train", overwrite=config.overwrite)
@@ -56,7 +56,7 @@ def _train(config: TrainConfig, progress: Progress, is_dry: bool) -> None:
         f"{run.dataset.name}: {run.dataset.num_episodes} episodes, {len(run.dataset)} chunk starts, "
         f"{run.dataset.frame_labels.success.mean():.0%} successful; {config.objective} on {run.device}; chunks of "
         f"{config.action_horizon} actions are {config.action_horizon / run.dataset.fps:.2g} s at "
-        f"{run.dataset.fps:g} frames a second"
+        f"{run.dataset.fps:g} frames per second"
     )
     for dataset in run.dataset.datasets:
         for problem in dataset.table.problems:

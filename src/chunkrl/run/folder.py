@@ -72,7 +72,7 @@ def run_of(path: Path) -> Path | None:
 
 
 def resumed_config(path: Path, given: Collection[str] = ()) -> TrainConfig:
-    """All settings of the run whose folder or checkpoint `path` is, to go on with it in its folder.
+    """All settings of the run whose folder or checkpoint `path` is, to resume it in its folder.
 
     given: names of settings that are given besides; the ones that would overrule them are left out.
 
@@ -171,7 +171,7 @@ FREE = {
     "num_updates",
     "tracking",
     "value_videos",
-    "frames.cache",  # where pictures are kept; they are the same
+    "frames.cache",  # where images are kept; they are the same
 }
 FREE |= {
     "dataset_dir",

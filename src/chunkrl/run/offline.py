@@ -222,7 +222,7 @@ class ChunkLevelOfflineRL:
         """What `train` is going to do, and where; nothing is written.
 
         num_rehearsed: updates of each phase that are tried out to measure what they take, in one process; networks
-        and labels are built anew afterwards, so that the run is the same.
+        and labels are built again afterwards, so that the run is the same.
         """
         config, num_done = self.config, 0
         if self._resume is not None and self._resume.name.isdecimal():

@@ -1,7 +1,7 @@
 """What a run is going to do, before it does: phases, updates, parameters, memory, files, and minutes on this machine.
 
 Minutes are measured: `rehearse` trains each phase for its first updates, by the training loop itself but for labels
-that nothing learned, and counts up. It leaves networks and labels that must be built anew.
+that nothing learned, and counts up. It leaves networks and labels that must be built again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from chunkrl.training.trainer import Trainer, TrainerConfig
 
 REHEARSED_STARTS = 256
 FIRST_UPDATES, FIRST_SECONDS = 20, 30.0
-"""Of a phase, after which its minutes are known."""
+"""Updates and seconds of a phase, after which its minutes are known."""
 _NOT_REHEARSED = ("distil",)  # its labels are chunks of the whole data
 _LABELS_PER_START = 8  # float32 numbers in a checkpoint
 
@@ -36,7 +36,7 @@ _LABELS_PER_START = 8  # float32 numbers in a checkpoint
 @dataclass(frozen=True)
 class PhasePlan:
     """num_starts: that batches are drawn from. seconds: of an update on this machine; None: not measured. num_done:
-    updates that a run which goes on has behind it."""
+    updates that a resumed run has done before."""
 
     name: str
     num_updates: int
@@ -46,7 +46,7 @@ class PhasePlan:
 
     @property
     def seconds_left(self) -> float | None:
-        """Of the updates that are not done."""
+        """The seconds of the updates that are not done."""
         return None if self.seconds is None else (self.num_updates - self.num_done) * self.seconds
 
 
@@ -95,7 +95,7 @@ class TrainingPlan:
 
     @property
     def label_seconds(self) -> float:
-        """Of giving all starts their labels; 0 where they have them, or nothing was measured."""
+        """The seconds of giving all starts their labels; 0 where they have them, or nothing was measured."""
         # the data are labelled when the first phase ends
         if self.rehearsal is None or any(phase.num_done > 0 for phase in self.phases[1:]):
             return 0.0
@@ -212,7 +212,7 @@ def make_plan(
     device: str,
     num_done: int = 0,
 ) -> TrainingPlan:
-    """The plan of a run as it was built, without a measurement. num_done: updates that are behind it."""
+    """The plan of a run as it was built, without a measurement. num_done: updates that it has done."""
     phases, before = [], 0
     for p in algorithm.phases():
         if p.num_updates:

@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """mode, num_candidates: of `ActingPolicy.act`. size: observations a batch, at most. wait_s: for others.
+    """mode, num_candidates: of `ActingPolicy.act`. size: observations per batch, at most. wait_s: for others.
     together: whether observations of one form share a forward pass; else one follows the other."""
 
     mode: ActionMode = "mode"
@@ -61,7 +61,7 @@ class _Request:
 
 
 def noise_seed(seed: int, client: int, number: int) -> int:
-    """Of a client's observation: no noise depends on who else is there."""
+    """The noise's seed of a client's observation: no noise depends on who else is there."""
     return int(np.random.SeedSequence([seed, client, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

@@ -29,7 +29,7 @@ from chunkrl.types import Observation
 from chunkrl.version import __version__
 
 _LOG = logging.getLogger(__name__)
-_SIDE = 64  # of the pictures of the trial, where the policy takes any
+_SIDE = 64  # of the images of the trial, where the policy takes any
 
 
 def serve_policy(command: ServeCommand) -> None:
@@ -58,7 +58,7 @@ def serve_policy(command: ServeCommand) -> None:
 
 
 def try_policy(policy: ActingPolicy, command: ServeCommand) -> float:
-    """Milliseconds of a first chunk, of black pictures: what fails or loads then does not when a robot waits.
+    """Milliseconds of a first chunk, of black images: what fails or loads then does not when a robot waits.
 
     Raises:
         ChunkRLError: it cannot act as asked.
@@ -138,7 +138,7 @@ def _say_where(server: PolicyServer, command: ServeCommand) -> None:
     print(f"listening on ws{s}://{place}{here}; {token}; health: http{s}://{place}{HEALTH}", flush=True)
     if not listen.is_loopback and not listen.tls_key:
         _LOG.warning(
-            "token and pictures travel unencrypted: give --tls-certificate and --tls-key unless the network is yours"
+            "token and images travel unencrypted: give --tls-certificate and --tls-key unless the network is yours"
         )
 
 

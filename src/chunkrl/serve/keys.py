@@ -216,7 +216,7 @@ def _picture(key: str, value: Any) -> np.ndarray:
     if not isinstance(value, np.ndarray) or value.ndim != 3:
         told = list(value.shape) if isinstance(value, np.ndarray) else type(value).__name__
         raise ObservationError(
-            f"{key} is {told}: send one picture, a uint8 array [height, width, 3] or [3, height, width]"
+            f"{key} is {told}: send one image, a uint8 array [height, width, 3] or [3, height, width]"
         )
     return value
 

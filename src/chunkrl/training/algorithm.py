@@ -26,7 +26,7 @@ class Histogram:
 
     @staticmethod
     def of(values: np.ndarray, num_bins: int = 40) -> Histogram:
-        """Of the finite ones of `values` [...]; all counts are 0 where there is none."""
+        """The histogram of the finite ones of `values` [...]; all counts are 0 where there is none."""
         values = np.asarray(values, dtype=np.float64)
         counts, edges = np.histogram(values[np.isfinite(values)], bins=num_bins)
         return Histogram(tuple(counts.tolist()), tuple(edges.tolist()))
@@ -49,7 +49,7 @@ class Phase:
 
     name: shown in progress and metrics. num_updates: updates. subset: positions that may be drawn, None all.
     next_observation: whether batches must carry x_{t+k}.
-    batch_multiple: batches an update, end to end in one (for critic updates between policy updates).
+    batch_multiple: batches per update, end to end in one (for critic updates between policy updates).
     num_passes: times that the same batches come, one after the other; num_updates is of all of them.
     """
 
@@ -85,7 +85,7 @@ class Algorithm(Protocol):
 
     def take_networks(self, state: dict[str, Any]) -> None:
         """Begins with the networks of another run, whose `state_dict` this is: policy, values and moments, but
-        neither labels nor progress; learning rates begin anew."""
+        neither labels nor progress; learning rates begin again."""
         ...
 
     def deployed(self) -> AbstractContextManager[None]:
@@ -102,7 +102,7 @@ class Algorithm(Protocol):
         ...
 
     def rehearse(self, num_starts: int) -> float:
-        """Puts labels that nothing learned in the place of those from trained values, so that the phases behind them
+        """Puts labels that nothing learned in the place of those from trained values, so that the phases after them
         can be tried out without labelling all data; the algorithm is of no other use then.
 
         Returns the seconds that labelling a start takes, measured on `num_starts`; 0 where values label nothing.

@@ -35,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 
 TENSORS, VALUES = "state.safetensors", "state.json"
 SEPARATOR = "|"
-_SUMS = ".sums"  # behind a shard's name until the manifest has them
+_SUMS = ".sums"  # after a shard's name until the manifest has them
 _USE_ANOTHER = "the folder is not a whole checkpoint; copy it again, or use another one"
 
 
@@ -100,7 +100,7 @@ def save_state(folder: Path, tree: Mapping[str, Any], beside: Mapping[str, str] 
 
 
 class BackgroundSaver:
-    """`save_state` beside training: a state is copied at once and written by a thread, one at a time.
+    """`save_state` alongside training: a state is copied at once and written by a thread, one at a time.
 
     States with sharded tensors are written at once, for all processes write those together. As a context it ends
     when the last one is written; where another error is on its way, that of writing is logged.

@@ -73,10 +73,10 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class ValueVideoConfig:
-    """Videos of episodes with their values, rendered beside training."""
+    """Videos of episodes with their values, rendered alongside training."""
 
     num_episodes: int = 0
-    """Of --dataset-dir, successes and failures in turn (0: no videos)."""
+    """Episodes of --dataset-dir to render, successes and failures in turn (0: no videos)."""
     every_saves: int = 1
     """Checkpoints between two times; where the values are still the same, there are no new videos."""
     every_episodes: int = 0

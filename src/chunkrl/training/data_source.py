@@ -41,7 +41,7 @@ class DataSource(Protocol):
         ...
 
     def digest(self) -> str:
-        """Of the data that must be equal where a run is resumed."""
+        """The digest of the data that must be equal where a run is resumed."""
         ...
 
 
@@ -72,5 +72,5 @@ class FixedData:
         return {}
 
     def digest(self) -> str:
-        """Of episodes, actions and labels."""
+        """The digest of episodes, actions and labels."""
         return self.data.digest()

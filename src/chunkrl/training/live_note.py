@@ -1,4 +1,4 @@
-"""What a progress bar says of training beside how far it is: the loss, and how well values rank unseen episodes."""
+"""What a progress bar says of training, next to how far it is: the loss, and how well values rank unseen episodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RANK_CORRELATION = "value/rank_correlation_held_out"
 
 
 class LiveNote:
-    """Of one run. held_out: `Algorithm.held_out_rank_correlation`. now: seconds."""
+    """The note of one run. held_out: `Algorithm.held_out_rank_correlation`. now: seconds."""
 
     def __init__(
         self, held_out: Callable[[], float | None], now: Callable[[], float] = time.monotonic

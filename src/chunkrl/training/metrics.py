@@ -140,14 +140,14 @@ def read_records(path: Path) -> list[Record]:
     """
     if not is_there(path, ChunkRLError, "give the folder of a training run"):
         raise ChunkRLError(f"{path} is missing: give the folder of a training run")
-    cure = "delete the line, or resume the run, which writes the file anew from its checkpoint"
+    cure = "delete the line, or resume the run, which writes the file again from its checkpoint"
     records: list[Record] = []
     seen: set[tuple[Any, ...]] = set()
     for where, values in json_lines(path, ChunkRLError, cure, cut_end=True):
         record = Record.from_json(values, where, ChunkRLError, cure)
         if records and record.update < records[-1].update:
             raise ChunkRLError(
-                f"{where}: update {record.update} stands behind update {records[-1].update}: {cure}"
+                f"{where}: update {record.update} stands after update {records[-1].update}: {cure}"
             )
         identity = (record.update, record.phase, record.time, *record.scalars)
         if identity in seen:
@@ -322,8 +322,9 @@ class SpeedMeter:
         self._num_samples += num_samples
 
     def flush(self) -> dict[str, float]:
-        """Of the interval that ends here: samples a second (of waiting and computing), seconds of both; and the
-        process's largest resident memory and, with a GPU, largest allocated memory since it began (GB, 1e9)."""
+        """The figures of the interval that ends here: samples per second (of waiting and computing), seconds of both;
+        and the process's largest resident memory and, with a GPU, largest allocated memory since it began (GB,
+        1e9)."""
         seconds = self._data + self._compute
         found = {
             "speed/samples_per_second": self._num_samples / seconds if seconds > 0 else 0.0,

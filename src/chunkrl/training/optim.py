@@ -146,7 +146,7 @@ class Optimizer:
         clip = self._config.grad_clip
         norms = [_to_float(torch.nn.utils.clip_grad_norm_(group, clip)) for group in self._groups]
         for group in self._adam.param_groups:
-            if isinstance(group["lr"], Tensor):  # the 8-bit one's: a number would compile it anew
+            if isinstance(group["lr"], Tensor):  # the 8-bit one's: a number would compile it again
                 group["lr"].fill_(self.lr)
             else:
                 group["lr"] = self.lr

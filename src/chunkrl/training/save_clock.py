@@ -12,7 +12,7 @@ MOST_OF_TIME = 0.05
 
 
 class SaveClock:
-    """Of one run's training loop.
+    """The clock of one run's training loop.
 
     minutes: between two checkpoints of any kind; 0: none is due by time. now: seconds.
     """

@@ -271,8 +271,8 @@ class Trainer:
         )
 
     def save(self, by_time: bool = False) -> Path:
-        """Copies the state, and writes it beside training: `checkpoints/<update>`, to which `checkpoints/last` points
-        once it is whole. Returns the folder; `wait_for_save` waits for it.
+        """Copies the state, and writes it alongside training: `checkpoints/<update>`, to which `checkpoints/last`
+        points once it is whole. Returns the folder; `wait_for_save` waits for it.
 
         by_time: it goes when a newer one is whole.
 

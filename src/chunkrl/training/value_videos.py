@@ -1,4 +1,4 @@
-"""Value videos beside training: a process of its own renders them after a checkpoint, fed through files alone."""
+"""Value videos alongside training: a process of its own renders them after a checkpoint, fed through files alone."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ CAMERAS = ("front", "wrist")
 
 
 class ToyEnv(gym.Env):
-    """A state that the actions move, and pictures drawn at random from the seed."""
+    """A state that the actions move, and images drawn at random from the seed."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
     _max_episode_steps = STEPS
@@ -102,7 +102,7 @@ class ToyConfig(EnvConfig):
         return {"cameras": tuple(self.cameras.split(","))}
 
 
-# without wrappers, behind which LeRobot 0.4.4 does not see the task
+# without wrappers, after which LeRobot 0.4.4 does not see the task
 gym.register("lerobot_robot_chunkrltoy/toy-v0", ToyEnv, order_enforce=False, disable_env_checker=True)
 
 

@@ -110,7 +110,7 @@ class PiActor:
 
     @property
     def fps(self) -> float | None:
-        """Of the data that it was trained on, steps/s; None: not known."""
+        """Control rate of the data that it was trained on, steps/s; None: not known."""
         return self.policy.recipe.settings.fps
 
     @property
@@ -120,7 +120,7 @@ class PiActor:
 
     @property
     def image_sizes(self) -> tuple[tuple[int, int], ...]:
-        """(): the model resizes any picture."""
+        """(): the model resizes any image."""
         return ()
 
     @property
@@ -130,7 +130,7 @@ class PiActor:
 
     @property
     def own_image_size(self) -> int | None:
-        """Side of the pictures that the vision tower sees."""
+        """Side of the images that the vision tower sees."""
         return self.policy.recipe.config.vision.image_size
 
     @property

@@ -136,13 +136,13 @@ class PiSettings:
         (x - q01) / (q99 - q01 + eps) * 2 - 1. openpi's eps is 1e-6, LeRobot's quantiles have none.
     resize: "antialias" (openpi's data pipeline), "bilinear" without antialiasing (openpi's PyTorch code, newer
         LeRobot), or "lerobot_0.4": the same, but what fills a non-square image up is -3 and not black (-1).
-    data_resize: what the training data's pictures were resized with before the model's own resizing; None: nothing.
+    data_resize: what the training data's images were resized with before the model's own resizing; None: nothing.
     fps: frames a second of the training data; None: not known.
     delta_actions: per action dimension, whether the model's action is relative to the state at the chunk's
         start (openpi's `pi0_libero`); empty for none.
     overlong_prompt: "error", or "cut_task": the task's last words go, the state and the condition never.
     condition: text that actions are asked for with, e.g. "Advantage: positive"; empty for a policy without.
-    condition_place: "end", behind the state (pi*0.6, the advantage-conditioned document), or "task", behind the
+    condition_place: "end", after the state (pi*0.6, the advantage-conditioned document), or "task", after the
         task's text: stock LeRobot then runs the policy if the condition is appended to its task string.
     guidance: of classifier-free guidance when acting; 1 is plain conditioning.
     conditions: all texts that it was trained with, and may be asked for; empty: none, or not known.

@@ -197,7 +197,7 @@ class PiValue(nn.Module):
 
     @staticmethod
     def _pooled(x: Tensor, valid: Tensor, suffix: Tensor, num_chunks: int) -> Tensor:
-        """The baseline without blocks: the mean of the frozen features stands behind every query."""
+        """The baseline without blocks: the mean of the frozen features stands after every query."""
         weight = valid[..., None].to(x.dtype)
         mean = (x * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
         return suffix + mean.repeat_interleave(num_chunks, dim=0)

@@ -261,7 +261,7 @@ class PiModel(nn.Module):
         return torch.cat((self.state_proj(state)[:, None].to(actions.dtype), actions), dim=1)
 
     def _suffix(self, prefix: Prefix, num_samples: int, action_mask: Tensor | None) -> _Suffix:
-        """Repeat the prefix for every sample and lay the suffix out behind it (action_mask bool [B, H])."""
+        """Repeat the prefix for every sample and lay the suffix out after it (action_mask bool [B, H])."""
         batch, device = prefix.valid.shape[0], prefix.valid.device
         opens = self.suffix_opens_block(device)
         suffix_valid = torch.ones(batch, len(opens), dtype=torch.bool, device=device)

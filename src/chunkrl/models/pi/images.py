@@ -34,7 +34,7 @@ def prepare_images(images: Tensor, size: int, mode: ResizeMode, camera: str) -> 
     pixels = images.float() / 255 * 2 - 1
     if (height, width) != (size, size):
         ratio = max(height / size, width / size)
-        # a very wide or tall picture keeps one line of pixels (data/resize does the same)
+        # a very wide or tall image keeps one line of pixels (data/resize does the same)
         new_height, new_width = max(1, int(height / ratio)), max(1, int(width / ratio))
         if mode == "antialias":
             pixels = _resize_as_pillow(images, new_height, new_width).float() / 255 * 2 - 1

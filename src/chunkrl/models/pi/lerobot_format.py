@@ -36,7 +36,7 @@ _MODES: dict[str, NormalizationMode] = {
     "IDENTITY": "identity",
 }
 _PROMPTS: dict[ModelKind, PromptFormat] = {"pi0": "pi0", "pi05": "pi05_state"}
-"""Of LeRobot 0.5.0 and later, the releases that build these models from what PyPI has."""
+"""The prompts of LeRobot 0.5.0 and later, the releases that build these models from what PyPI has."""
 # Keys that LeRobot 0.5.0 and before do not write.
 _NEWER_KEYS = ("use_relative_actions", "relative_exclude_joints", "pretrained_revision")
 
@@ -270,11 +270,11 @@ def differences(recipe: PiRecipe) -> list[str]:
         found.append(f"writes '{_PROMPTS[kind]}' prompts and not '{settings.prompt_format}'")
     bilinear = Resize(size, size, antialias=False)
     if settings.resize == "lerobot_0.4":
-        found.append("fills up pictures that are not square with black, and not as LeRobot 0.4")
+        found.append("fills up images that are not square with black, and not as LeRobot 0.4")
     if (resize := settings.data_resize) is not None and resize != bilinear:
-        found.append(f"does not resize pictures to {resize.name} first, as they were in training")
+        found.append(f"does not resize images to {resize.name} first, as they were in training")
     elif settings.resize == "antialias" and resize is None:
-        found.append(f"resizes pictures without antialiasing, unless they come as {size} x {size} pixels")
+        found.append(f"resizes images without antialiasing, unless they come as {size} x {size} pixels")
     if any(settings.delta_actions):
         found.append(
             "adds to each relative action the newest state and not that of the chunk's start, but in RTC or with "
@@ -287,7 +287,7 @@ def differences(recipe: PiRecipe) -> list[str]:
     if settings.condition and (settings.condition_place == "task" or kind == "pi0"):
         found.append(f"asks for no condition unless the task string ends with ', {settings.condition}'")
     elif settings.condition:
-        found.append(f"cannot write ', {settings.condition}' behind the state")
+        found.append(f"cannot write ', {settings.condition}' after the state")
     if settings.condition and settings.guidance != 1:
         found.append("has no classifier-free guidance")
     return found

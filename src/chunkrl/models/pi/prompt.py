@@ -67,7 +67,7 @@ def build_prompt(
         state: normalised, unpadded state [S] (formats with state only).
         padded_width: width of the padded state.
         condition: text that the policy is conditioned on, never cut; empty for none.
-        condition_place: behind everything, or behind the task.
+        condition_place: after everything, or after the task.
 
     Raises:
         ChunkRLError: an empty task, or no state where the format writes it.

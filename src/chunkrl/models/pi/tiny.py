@@ -59,12 +59,12 @@ def tiny_recipe(
 ) -> PiRecipe:
     """Sizes and settings of the tiny pi0.5.
 
-    A camera's picture of 64 pixels becomes 4 tokens. Without a camera an update is cheaper, and a simulator
+    A camera's image of 64 pixels becomes 4 tokens. Without a camera an update is cheaper, and a simulator
     that draws in software much cheaper.
 
     Args:
         state_dim, action_dim: of the robot; each state dimension is one token of the 64 a prompt may have.
-        horizon: actions a chunk.
+        horizon: actions per chunk.
         cameras: the observation's cameras; none where the state says everything.
         width: of the prefix and of the action expert. depth: their layers.
     """
@@ -184,7 +184,7 @@ class TinyCommand:
     cameras: bool = True
     """Whether the data set's cameras are inputs."""
     width: int = 64
-    """Of the prefix and of the action expert."""
+    """Width of the prefix and of the action expert."""
     depth: int = 3
     """Layers of each."""
     seed: int = 0

@@ -1,6 +1,6 @@
 """Makes `tiny_tokenizer.model`, the tokenizer of the tiny pi0.5 (`chunkrl.models.pi.tiny`).
 
-    python -m chunkrl.models.pi.tiny_tokenizer            # writes it anew, byte for byte the same
+    python -m chunkrl.models.pi.tiny_tokenizer            # writes it again, byte for byte the same
 
 PaliGemma's tokenizer has 257,152 pieces and writes a number digit by digit: neither fits a model of a few
 million parameters and prompts of 64 tokens. Here each state bin -1..255 is one piece with the space before it,

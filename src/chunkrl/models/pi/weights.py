@@ -103,7 +103,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _read_tensor(file: Path, key: str) -> Tensor:
-    # Opened anew for each tensor: one mapping for the whole file would keep every page read so far resident,
+    # Opened again for each tensor: one mapping for the whole file would keep every page read so far resident,
     # a second copy of the weights.
     with safe_open(file, framework="pt") as handle:
         return handle.get_tensor(key)

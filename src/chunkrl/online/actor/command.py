@@ -83,7 +83,7 @@ class ActorCommand:
     rename: tuple[str, ...] = ()
     """ENVIRONMENT'S=POLICY'S names of a simulator's cameras, where they differ."""
     camera_size: int | None = None
-    """Side of a simulator's pictures, pixels, for a policy with a camera: its data's; default: a pi policy's own."""
+    """Side of a simulator's images, pixels, for a policy with a camera: its data's; default: a pi policy's own."""
 
     keys: KeySourceName | None = None
     """terminal (a display is not needed), pynput, or none; default: terminal for a robot and with --rate-hz, else

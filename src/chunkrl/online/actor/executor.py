@@ -65,7 +65,7 @@ class JitterStatistics:
         the work between two ticks took too long. num_skipped: deadlines that went by without a tick.
     p50_s, p99_s, max_s: how late ticks were (seconds after their deadlines); of the last 100,000 ticks, and 0
         before the first one.
-    rate_hz: ticks a second, without the time between two starts; 0 before the first tick.
+    rate_hz: ticks per second, without the time between two starts; 0 before the first tick.
     """
 
     num_ticks: int
@@ -143,7 +143,7 @@ class ControlRate:
         return self._num_ticks / running_s if running_s > 0 else 0.0
 
     def statistics(self) -> JitterStatistics:
-        """Of all ticks so far, over all starts."""
+        """The jitter of all ticks so far, over all starts."""
         return self._summarize(np.asarray(list(self._lateness) or [0.0]))
 
     def _summarize(self, late: np.ndarray) -> JitterStatistics:
@@ -240,7 +240,7 @@ class ChunkExecutor:
 
     @property
     def version(self) -> int:
-        """Of the weights that act now."""
+        """The version of the weights that act now."""
         return self._source.version
 
     def begin_episode(self, step: EnvStep, seed: int) -> None:

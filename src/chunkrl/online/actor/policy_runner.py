@@ -65,7 +65,7 @@ class ChunkSource(Protocol):
 
     @property
     def version(self) -> int:
-        """Of the weights that act now."""
+        """The version of the weights that act now."""
         ...
 
     def begin_episode(self) -> None:
@@ -162,7 +162,7 @@ class PolicyRunner:
 
     @property
     def version(self) -> int:
-        """Of the weights that act now."""
+        """The version of the weights that act now."""
         return self._active.version
 
     def begin_episode(self) -> None:
@@ -208,7 +208,7 @@ class PolicyRunner:
                 self._ready = True
 
     def _copy_of(self, original: _Copy) -> _Copy:
-        """Of what is trained; the rest is shared."""
+        """A copy of what is trained; the rest is shared."""
         with original.lock:  # it may be acting
             shared = {id(part): part for part in _shared(original.policy, set(self._trained or ()))}
             return _Copy(copy.deepcopy(original.policy, shared), original.version)

@@ -6,7 +6,7 @@ The actor's spool as its loop sees it: records in, nothing out that the learner 
 
 Turns control steps into records, one step late: the last one's flags are known when its outcome is.
 
-An actor's metrics: one record an episode, written beside the control loop, over the steps recorded so far.
+An actor's metrics: one record per episode, written alongside the control loop, over the steps recorded so far.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Kept:
                 raise SpoolError(f"{name} is {value}, below 0")
 
     def after(self, item: Item, next_sequence: int) -> Kept:
-        """With `item`, behind which the spool goes on with `next_sequence`."""
+        """With `item`, after which the spool continues with `next_sequence`."""
         counted = replace(self, next_sequence=next_sequence)
         if not isinstance(item, EpisodeSummary) or item.outcome == "discarded":
             return counted

@@ -64,11 +64,11 @@ class RobotFile:
     task: str
     """The task's text, as in the data."""
     low: tuple[float, ...]
-    """Lowest targets, one a joint, or one for all: nothing below is ever sent."""
+    """Lowest targets, one per joint, or one for all: nothing below is ever sent."""
     high: tuple[float, ...]
     """Highest targets."""
     rate_hz: float | None = None
-    """Control steps a second; default: the frame rate of the policy's data."""
+    """Control steps per second; default: the frame rate of the policy's data."""
     max_steps: int = 600
     """Time limit of an episode, steps."""
     home: Home | None = None
@@ -106,7 +106,7 @@ class RobotFile:
 
 @dataclass(frozen=True)
 class _FakeSettings:
-    """Of a robot or leader of type `fake`."""
+    """Settings of a robot or leader of type `fake`."""
 
     type: str
     num_joints: int
@@ -154,7 +154,7 @@ class Station:
     keys: KeySource | None = None
 
     def close(self) -> None:
-        """Of a station that no actor took over."""
+        """Closes the parts of a station that no actor took over."""
         self.env.close()
         for part in (self.corrector, self.keys):
             if part is not None:
@@ -202,7 +202,7 @@ def _robot(command: ActorCommand, policy: ActingPolicy) -> Station:
 
 
 def _rate_hz(policy: ActingPolicy, given: float | None, file: str) -> float:
-    """Control steps a second. Raises ChunkRLError where neither the file nor the policy says it."""
+    """Control steps per second. Raises ChunkRLError where neither the file nor the policy says it."""
     if given is None:
         if policy.fps is None:
             raise ChunkRLError(
@@ -211,7 +211,7 @@ def _rate_hz(policy: ActingPolicy, given: float | None, file: str) -> float:
         return policy.fps
     if policy.fps is not None and abs(given / policy.fps - 1) > 0.02:
         _LOG.warning(
-            "%s: rate_hz is %g, and the policy's data had %g frames a second: it moves %.3g times as fast",
+            "%s: rate_hz is %g, and the policy's data had %g frames per second: it moves %.3g times as fast",
             *(file, given, policy.fps, given / policy.fps),
         )
     return given

@@ -158,7 +158,7 @@ class ScriptedCorrector:
         return cls(correction.expert, correction.full_state, rule)
 
     def begin_episode(self, step: EnvStep) -> None:
-        """Judges anew."""
+        """Judges again."""
         self._judge_anew()
 
     def _judge_anew(self) -> None:
@@ -192,7 +192,7 @@ class ScriptedCorrector:
         return np.clip(self._expert(self._full_state()), -1.0, 1.0).astype(np.float32)
 
     def release(self, step: EnvStep) -> None:
-        """Judges anew."""
+        """Judges again."""
         self._judge_anew()
 
     def close(self) -> None:

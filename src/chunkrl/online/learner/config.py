@@ -72,7 +72,7 @@ class OnlineConfig:
 
 @dataclass(frozen=True)
 class OnlineEvaluation:
-    """Evaluation beside training, in a process of its own, as `chunkrl evaluate` does it."""
+    """Evaluation alongside training, in a process of its own, as `chunkrl evaluate` does it."""
 
     env: tuple[str, ...] = ()
     """Tasks, as --env of chunkrl evaluate takes them; none: no evaluation."""
@@ -81,7 +81,7 @@ class OnlineEvaluation:
     every_steps: int = 0
     """Steps of actors between two evaluations (0: see every_updates)."""
     num_episodes: int = 20
-    """Initial states a task."""
+    """Initial states per task."""
     seed: int = 1000
     """Determines the initial states; results that are reported need others."""
     exec_steps: int | None = None
@@ -132,7 +132,7 @@ class LearnerConfig:
     online: OnlineConfig = field(default_factory=OnlineConfig)
     """How training and data go together."""
     evaluation: OnlineEvaluation = field(default_factory=OnlineEvaluation)
-    """Evaluation beside training."""
+    """Evaluation alongside training."""
     live: bool = True
     """A panel that refreshes itself, where the output is a terminal; else a line now and then."""
 
@@ -171,8 +171,8 @@ class LearnerConfig:
         train.family.check_growing(train)
         if train.value_videos.num_episodes or train.value_videos.every_saves != 1:
             raise ChunkRLError(
-                "--value-videos.num-episodes and --value-videos.every-saves film data that stay: use "
-                "--value-videos.every-episodes, which films the newest episode of the actors"
+                "--value-videos.num-episodes and --value-videos.every-saves show data that stay: use "
+                "--value-videos.every-episodes, which records the newest episode of the actors"
             )
 
 
@@ -187,7 +187,7 @@ def replay_root(config: LearnerConfig, run_dir: Path) -> Path:
 
 
 def resumed_learner(path: Path, given: Collection[str] = ()) -> LearnerConfig:
-    """All settings of the learner whose folder or checkpoint `path` is, to go on with it; given: as
+    """All settings of the learner whose folder or checkpoint `path` is, to resume it; given: as
     `run_folder.resumed_config`. Raises ChunkRLError where it is none."""
     folder = learner_folder(path)
     config = load_config(

@@ -1,6 +1,6 @@
-"""The learner's data: its replay and recorded data sets as one, made beside training.
+"""The learner's data: its replay and recorded data sets as one, made alongside training.
 
-The learner's data as one collection: the offline data sets and the replay's shards, opened anew as they grow.
+The learner's data as one collection: the offline data sets and the replay's shards, opened again as they grow.
 
 The learner's thread for data: what actors sent becomes episodes, and these the trainer's next data.
 """

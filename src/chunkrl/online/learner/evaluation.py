@@ -1,4 +1,4 @@
-"""Evaluation beside training: a process of its own for each snapshot of the policy, one after the other.
+"""Evaluation alongside training: a process of its own for each snapshot of the policy, one after the other.
 
 A snapshot waits on the disk until it is its turn, so none is left out or fills the memory, and those that a killed
 learner left are evaluated by the next one. `results.jsonl` has a line for each that is done.
@@ -84,7 +84,7 @@ class Evaluations:
         self._snapshots.put((self._folder / name, parameters))
 
     def metrics(self) -> dict[str, float]:
-        """Of evaluations that ended since the last call; of several, of the newest."""
+        """The metrics of evaluations that ended since the last call; of several, of the newest."""
         found: dict[str, float] = {}
         while self._fresh:
             line = self._fresh.pop(0)
@@ -179,7 +179,7 @@ def read_results(run_dir: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Line:
-    """Of `results.jsonl`: what `read_results` gives, as a dict."""
+    """A line of `results.jsonl`: what `read_results` gives, as a dict."""
 
     name: str
     num_steps: int

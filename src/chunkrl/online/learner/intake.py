@@ -2,7 +2,7 @@
 
 From actors' streams to the replay: whole episodes go in, once; unfinished ones wait or are set aside.
 
-An actor's spool is acknowledged behind an episode only when the replay has it (or it was set aside or
+An actor's spool is acknowledged after an episode only when the replay has it (or it was set aside or
 discarded), so a learner killed at any moment reads the episode again, and the replay knows it by its id.
 
 An actor's own spool as a data set, where no learner takes its records: `chunkrl actor --offline`.
@@ -32,7 +32,7 @@ from chunkrl.online.link.wire import decode_item, encode_item
 
 _LOG = logging.getLogger(__name__)
 _STEP_BYTES = 4096
-"""Of a step without its pictures, about."""
+"""The size of a step without its images, about."""
 
 
 class SpoolOfStream(Protocol):
@@ -289,7 +289,7 @@ class Stored:
 
 
 def _config(spec: StreamSpec) -> ReplayConfig:
-    """One data set; videos where the pictures' sides are even, as their colours need."""
+    """One data set; videos where the images' sides are even, as their colours need."""
     even = all(side % 2 == 0 for size in spec.cameras.values() for side in size)
     return ReplayConfig(shard_episodes=2**31, cameras="video" if even else "image")
 

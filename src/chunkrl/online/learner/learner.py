@@ -287,7 +287,7 @@ class _Session:
             f"{run.trainer.update} updates; {state.num_episodes} episodes, {state.num_steps} steps stored, "
             f"{state.num_set_aside} set aside, {state.num_discarded} discarded since the start",
             f"policy: {self._run_dir / 'policy'}; data: {self._root}",
-            f"go on with: chunkrl learner --resume {self._run_dir}{self._more(run.trainer.update)}",
+            f"resume with: chunkrl learner --resume {self._run_dir}{self._more(run.trainer.update)}",
         ]
 
     def _more(self, update: int) -> str:
@@ -321,7 +321,7 @@ def _resolved(config: LearnerConfig, run_dir: Path) -> TrainConfig:
         except CheckpointError:
             if not (Path(resume) / CONFIG_FILE).exists():
                 raise
-            _LOG.warning("%s was ended before its first checkpoint: networks begin anew, data stay", resume)
+            _LOG.warning("%s was ended before its first checkpoint: networks begin again, data stay", resume)
             began = beginning(Path(resume))
             if began is not None and train.init is None:
                 train = replace(train, init=began.init)

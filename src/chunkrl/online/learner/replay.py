@@ -1,8 +1,8 @@
 """The learner's memory: finished episodes as a row of LeRobot v3.0 data sets (shards) that grows and forgets.
 
 Why shards and not one data set: the format numbers frames and episodes through, in files of many episodes, so
-that dropping the oldest ones would rewrite everything; and the trainer's cache of decoded pictures is keyed by a
-data set's contents, so that one growing data set would be decoded anew after every episode. A shard that is
+that dropping the oldest ones would rewrite everything; and the trainer's cache of decoded images is keyed by a
+data set's contents, so that one growing data set would be decoded again after every episode. A shard that is
 full never changes again. Each shard is a normal data set for `chunkrl train`, `chunkrl inspect` and LeRobot;
 `ChunkCollection` reads them together.
 
@@ -157,7 +157,7 @@ class Replay:
 
     @property
     def steps_by_actor(self) -> dict[str, int]:
-        """Of the steps of `totals`, each actor's; less where a shard was dropped before this was noted."""
+        """The part of the steps of `totals`, each actor's; less where a shard was dropped before this was noted."""
         here = {path.name for path in self._shards}
         total: Counter[str] = sum(self._steps_of.values(), Counter())
         for name, counts in self._forgotten.items():
@@ -247,7 +247,7 @@ class Replay:
 @contextmanager
 def reading(root: str | Path) -> Iterator[tuple[Path, ...]]:
     """The shards that hold episodes, oldest first; nothing is added, merged or dropped inside the block. Open the
-    data sets in it and leave it: their columns and decoded pictures stay as they were."""
+    data sets in it and leave it: their columns and decoded images stay as they were."""
     root = Path(root)
     if not root.is_dir():
         raise DatasetError(f"{root} is no folder: the learner makes it when the first actor comes")
@@ -268,7 +268,7 @@ def _forgotten(path: Path) -> dict[str, _Forgotten]:
     """Dropped shards by name."""
     if not path.exists():
         return {}
-    cure = "restore it, or delete it to count anew"
+    cure = "restore it, or delete it to count again"
     found = read_json(path, dict, DatasetError, cure)
     for name, counts in found.items():
         whole = isinstance(counts, list) and [type(n) for n in counts] in ([int, int], [int, int, dict])

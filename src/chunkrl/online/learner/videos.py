@@ -1,6 +1,6 @@
-"""Videos of the actors' newest episode with its values, beside training: a process of its own renders each.
+"""Videos of the actors' newest episode with its values, alongside training: a process of its own renders each.
 
-The learner hands over where the episode is and its values, as one small file; the renderer reads the pictures from
+The learner hands over where the episode is and its values, as one small file; the renderer reads the images from
 the replay (`chunkrl.report.beside_learner` is that program).
 """
 
@@ -27,7 +27,7 @@ _PATIENCE_S = 600.0  # at the end of a run
 
 
 class EpisodeVideos:
-    """Starts a renderer when so many episodes came; while one is at work none is due, and the next films what is the
+    """Starts a renderer when so many episodes came; while one is at work none is due, and the next shows what is the
     newest then. What goes wrong is a warning.
 
     run_dir: holds config.json; gets `value_videos/episodes-<number ever stored>/`. generation: what the run begins

@@ -30,7 +30,7 @@ ITEM_SIZES = {
     **{"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4},
     **{"int64": 8, "uint64": 8, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8},
 }
-"""Types of `TensorData` and their bytes a value."""
+"""Types of `TensorData` and their bytes per value."""
 
 MAX_TASK_CHARACTERS = 4096
 MAX_NDIM = 8
@@ -84,7 +84,7 @@ def _check_vector(kind: str, value: np.ndarray) -> None:
 class StreamSpec:
     """What every step of an actor looks like; one learner's actors all have the same.
 
-    fps: control steps a second. state_names, action_names: the dimensions' names, S and A of them.
+    fps: control steps per second. state_names, action_names: the dimensions' names, S and A of them.
     cameras: name -> (height, width); the data set's column is `observation.images.<name>`.
     robot_type: of robot or simulator, as LeRobot's `info.json` has it.
     """

@@ -126,7 +126,7 @@ class LearnerClient:
             raise TransportError(
                 f"the learner at {self._connect.address} has {welcome.next_sequence} items of "
                 f"{self._hello.actor_id}, but {confirmed} are confirmed in {self._spool.root}: by another learner, "
-                "or its folder was replaced; start that one, or begin anew with another --actor-id and another "
+                "or its folder was replaced; start that one, or begin again with another --actor-id and another "
                 "--output-dir (or --spool)"
             )
         self._spool.acknowledge(welcome.next_sequence)
@@ -222,7 +222,7 @@ class LearnerClient:
             if first >= self._spool.acknowledged:
                 raise
             raise UnreachableError(
-                f"entry {first} was confirmed to another connection meanwhile: the next call begins behind it"
+                f"entry {first} was confirmed to another connection meanwhile: the next call begins after it"
             ) from error
 
     def _take_acknowledgement(self, next_sequence: int, confirmed: int, end: int) -> int:

@@ -130,7 +130,7 @@ class Spool:
         """
         if len(payload) > sf.MAX_PAYLOAD_BYTES:
             raise SpoolError(
-                f"an entry of {len(payload)} bytes, more than {sf.MAX_PAYLOAD_BYTES}: use smaller pictures"
+                f"an entry of {len(payload)} bytes, more than {sf.MAX_PAYLOAD_BYTES}: use smaller images"
             )
         with self._mutex, self._writing():
             self._check_open()

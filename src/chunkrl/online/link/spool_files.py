@@ -168,11 +168,11 @@ def read_frame(file: BinaryIO, sequence: int) -> bytes | None:
 def recover_tail(path: Path, first: int) -> tuple[int, int, int]:
     """Finds the end of the newest segment after a crash.
 
-    Returns: the next free number, the offset behind the last whole frame, and how many bytes lie beyond it: a
+    Returns: the next free number, the offset after the last whole frame, and how many bytes lie beyond it: a
         frame that was being written.
 
     Raises:
-        SpoolError: whole frames lie behind a damaged one, so this is no torn tail.
+        SpoolError: whole frames lie after a damaged one, so this is no torn tail.
     """
     sequence, end = first, len(MAGIC)
     with open_regular(path, SpoolError, _MOVE_AWAY) as file:
@@ -193,7 +193,7 @@ def recover_tail(path: Path, first: int) -> tuple[int, int, int]:
 
 
 def _frames_beyond(file: BinaryIO, end: int, size: int, sequence: int) -> Iterator[int]:
-    """Offset of the frame behind the damaged one at `end`, where it is whole and the damaged length is right."""
+    """Offset of the frame after the damaged one at `end`, where it is whole and the damaged length is right."""
     file.seek(end)
     header = file.read(_HEADER.size)
     if len(header) < _HEADER.size:

@@ -134,7 +134,7 @@ class ReceivedStreams:
     def _open(self, actor_id: str, spool_id: str | None) -> Spool:
         spool = Spool(
             self.root / actor_id,
-            sync_interval_s=float("inf"),  # once a batch
+            sync_interval_s=float("inf"),  # once per batch
             segment_bytes=self._segment_bytes,
             spool_id=spool_id,
         )

@@ -102,7 +102,7 @@ class ReceiverLimits:
 
 
 class _NotGreetedError(ChunkRLError):
-    """The learner was started anew: the actor greets and asks again."""
+    """The learner was started again: the actor greets and asks again."""
 
 
 class SpoolReceiver:

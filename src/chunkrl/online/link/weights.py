@@ -131,17 +131,17 @@ class WeightFetcher:
 
     @property
     def version(self) -> int:
-        """Of `taken`."""
+        """The version of `taken`."""
         return self.taken.version
 
     @property
     def num_steps(self) -> int:
-        """Of `taken`."""
+        """The number of steps of `taken`."""
         return self.taken.num_steps
 
     @property
     def own_steps(self) -> int | None:
-        """Of `taken`."""
+        """The actor's own steps of `taken`."""
         return self.taken.own_steps
 
     def close(self) -> None:
@@ -162,7 +162,7 @@ class WeightFetcher:
             except ChunkRLError as error:
                 self.num_refused, self.refusal = self.num_refused + 1, str(error)
                 _LOG.warning("weights refused, version %d stays: %s", self.version, error)
-            except Exception as error:  # no memory, ...: shown by the actor, which goes on with the old ones
+            except Exception as error:  # no memory, ...: shown by the actor, which keeps the old ones
                 _LOG.exception("no more weights")
                 self.failure = TransportError(f"taking weights failed: {error!r}")
                 return

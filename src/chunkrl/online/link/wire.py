@@ -289,9 +289,7 @@ _SUMMARY_FIELDS = ("actor_id", "episode_id", "num_steps", "outcome", "total_rewa
 
 def _parse(kind: Callable[[], MessageT], data: bytes, what: str) -> MessageT:
     if len(data) > MAX_MESSAGE_BYTES:
-        raise RecordError(
-            f"{what} of {len(data)} bytes, more than {MAX_MESSAGE_BYTES}: send smaller pictures"
-        )
+        raise RecordError(f"{what} of {len(data)} bytes, more than {MAX_MESSAGE_BYTES}: send smaller images")
     message = kind()
     try:
         message.ParseFromString(data)
