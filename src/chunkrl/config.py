@@ -194,7 +194,7 @@ def read_values(path: Path, error: type[ChunkRLError], cure: str) -> dict[str, A
 
 
 def record_of(cls: type[T], values: Any, where: str, error: type[ChunkRLError], cure: str) -> T:
-    """As `load_config`, of values that stood at `where`."""
+    """Does as `load_config`, of values that stood at `where`."""
     if not isinstance(values, dict):
         raise error(f"{where} holds {values!r:.60}, expected an object {{...}}: {cure}")
     try:

@@ -150,7 +150,7 @@ class Settings(Generic[T]):
 
     @property
     def kinds(self) -> dict[str, Any]:
-        """By place, the kinds that choose the settings beside them."""
+        """The kinds, by place, that choose the settings beside them."""
         return {setting.key: setting.default for setting in self.all if setting.variants is not None}
 
     def with_kinds(self, values: Mapping[str, Any]) -> Settings[T]:

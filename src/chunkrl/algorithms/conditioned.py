@@ -63,7 +63,7 @@ class AdvantageConditioned(CrossFittedMethod):
         super().__init__(config, *args, **kwargs)
 
     def _attach(self) -> None:
-        """Also gives positives their share of what is drawn; of the loss, where labels change while it trains."""
+        """Gives positives their share of what is drawn, too; of the loss, where labels change while it trains."""
         super()._attach()
         conditioning, data = self.config.conditioning, self._dataset
         if not self.labels or conditioning.positive_share is None:

@@ -223,7 +223,7 @@ class IQLSettings:
     num_critics: int = 2
     """Q heads; the least of them counts."""
     target_rate: float = 0.005
-    """By which the target Q moves an update (1: no target network)."""
+    """Rate by which the target Q moves per update (1: no target network)."""
     advantage_scale: float = 3.0
     """Deviation of the standardised advantage that weights are made of."""
     weight_clip: float = 100.0

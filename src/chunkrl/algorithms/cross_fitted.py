@@ -376,7 +376,7 @@ class CrossFittedMethod:
 
 
 def shared_settings(inputs: MethodInputs) -> dict[str, Any]:
-    """Those of `CrossFittedConfig`."""
+    """The run's settings that `CrossFittedConfig` has."""
     settings = inputs.settings
     return {
         "policy_updates": inputs.num_updates if inputs.method.trains_policy else 0,

@@ -44,7 +44,7 @@ class EpisodeRows:
 
     @staticmethod
     def of(data: ChunkData) -> EpisodeRows:
-        """Those of `data`."""
+        """The rows of the episodes of `data`."""
         ends = episode_ends(data)
         return EpisodeRows(data.episode_identities, np.diff(ends, prepend=0))
 

@@ -364,7 +364,7 @@ class JointMethod(ABC):
 
 
 def shared_settings(inputs: MethodInputs) -> dict[str, Any]:
-    """Those of `JointConfig` that both methods read from the run's."""
+    """The settings of `JointConfig` that both methods read from the run's."""
     settings = inputs.settings
     return {
         "num_updates": inputs.num_updates,

@@ -41,12 +41,12 @@ class ValueFit:
     dropout: float = 0.5
     """Their dropout."""
     noise: float = 0.3
-    """On their normalised state, while training."""
+    """Noise on their normalised state, while training."""
     target: ValueTarget = "monte_carlo"
     """What V learns from: monte_carlo, the return of the episode; bootstrap, the rewards of the steps that a
     transition covers (--critic-horizon) and V after them, from a moving average of V."""
     target_rate: float = 0.005
-    """By which that average moves an update."""
+    """Rate by which that average moves per update."""
     head: ValueHead = field(default_factory=ValueHead)
     """How V reads its network's outputs."""
     fold_order: FoldOrder = "together"

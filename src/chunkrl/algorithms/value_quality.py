@@ -55,7 +55,7 @@ class ValueQuality:
         return self.seen - self.held_out
 
     def scalars(self) -> dict[str, float]:
-        """By the names that the logs use."""
+        """Returns the scalars by the names that the logs use."""
         return {
             "value/rank_correlation_held_out": self.held_out,
             "value/rank_correlation_seen": self.seen,

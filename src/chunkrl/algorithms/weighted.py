@@ -86,7 +86,7 @@ class AdvantageWeighted(CrossFittedMethod):
         return (*phases, distil) if config.policy_updates else (distil,)
 
     def start_phase(self, name: str, progress: Progress = silent) -> Metrics:
-        """As of `CrossFittedMethod`; before `distil` every start is labelled with the chunk that Q prefers."""
+        """Does as `CrossFittedMethod` does; before `distil` every start is labelled with the chunk that Q prefers."""
         metrics = super().start_phase(name, progress)
         if name == "distil" and "best_chunk" not in self.labels:
             metrics |= self._distil(progress)

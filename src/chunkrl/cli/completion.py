@@ -99,5 +99,5 @@ def _fish() -> str:
 
 
 def _quoted(text: str) -> str:
-    """For fish, which escapes quotes with backslashes."""
+    """The text quoted for fish, which escapes quotes with backslashes."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -83,7 +83,7 @@ def check_columns(
 def raw_columns(
     raw: Mapping[str, RawFeature], columns: Mapping[str, Any], num_frames: int, episode: int
 ) -> list[pa.Array]:
-    """Those of the raw columns that stand in the data file, each [T], in its order.
+    """The raw columns that stand in the data file, each [T], in its order.
 
     Raises:
         DatasetError: one is missing, or has another length.

@@ -116,7 +116,7 @@ def unreadable_groups(
 def readable(
     file: Path, features: Mapping[str, Feature], needed: Collection[str], total_frames: int
 ) -> tuple[dict[str, Feature], dict[str, str]]:
-    """Those of the columns that a parquet file has, and what is wrong with the others.
+    """The columns that a parquet file has, and what is wrong with the others.
 
     Raises:
         DatasetError: a needed one is not there once; the file is missing or damaged (see `check_footer`).

@@ -134,7 +134,7 @@ def _column(values: pa.ChunkedArray, is_text: bool) -> Any:
 
 
 def _moved(table: FrameTable) -> float:
-    """By how many seconds at most the times differ from frame / fps."""
+    """The most seconds that the times differ from frame / fps."""
     own = np.arange(table.num_frames) - np.repeat(table.episode_start, table.episode_length)
     return float(np.abs(table.timestamp - own / table.description.fps).max(initial=0.0))
 

@@ -101,7 +101,7 @@ def _is_understood(table: FrameTable, feature: Feature) -> bool:
 
 
 def _with_missing_texts(description: DatasetDescription, names: set[str]) -> set[str]:
-    """Those of the columns of texts of which a text is missing, or that hold something else."""
+    """The columns of texts of which a text is missing, or that hold something else."""
     texts = {name for name in names if description.features[name].dtype == "string"}
     strange: set[str] = set()
     for file, episodes in by_data_file(description.episodes) if texts else ():

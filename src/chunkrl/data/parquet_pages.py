@@ -34,7 +34,7 @@ _LENGTH = struct.Struct("<I")
 
 
 class _UnsupportedError(Exception):
-    """Not one of the layouts that are read here, or damaged: pyarrow decides."""
+    """The file has none of the layouts that are read here, or is damaged: pyarrow decides."""
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def _of_episodes(description: DatasetDescription, keys: tuple[str, ...]) -> Iter
 
 
 def _of_record(file: Path, episode: Any, statistics: Any, keys: tuple[str, ...]) -> Iterator[_Recorded]:
-    """Those of the columns; a file that does not say minimum and maximum says nothing."""
+    """The statistics of the columns; a file that does not say minimum and maximum says nothing."""
     for key in keys:
         sides = statistics.get(key) if isinstance(statistics, dict) else None
         if isinstance(sides, dict) and sides.get("min") is not None and sides.get("max") is not None:

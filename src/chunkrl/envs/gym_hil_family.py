@@ -20,7 +20,7 @@ class GymHilFamily(EnvFamily):
     hold = gym_hil.HOLD
 
     def matches(self, name: str) -> bool:
-        """By the package's name."""
+        """Recognises the package's name."""
         return name.startswith("gym_hil/")
 
     def describe(self, tasks: Sequence[str]) -> EnvInfo:
@@ -31,7 +31,7 @@ class GymHilFamily(EnvFamily):
         return EnvInfo(self.kind, size, states, "full", cameras, limits, None, 100, gym_hil.FPS, True)
 
     def make(self, name: str, options: EnvOptions) -> Environment:
-        """With its own names of the cameras alone."""
+        """Makes a scene with its own names of the cameras alone."""
         if options.cameras not in ((), gym_hil.CAMERAS):
             raise ChunkRLError(f"gym-hil's cameras are called {gym_hil.CAMERAS}, not {options.cameras}")
         max_steps = gym_hil.MAX_STEPS if options.max_steps is None else options.max_steps

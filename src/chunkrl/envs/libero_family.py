@@ -23,7 +23,7 @@ class LiberoFamily(EnvFamily):
     has_openpi_names = True
 
     def matches(self, name: str) -> bool:
-        """By the suite's name."""
+        """Recognises the suite's name."""
         return name.startswith("libero") or "/" in name
 
     def expand(self, name: str) -> Sequence[str]:
@@ -67,7 +67,7 @@ class LiberoFamily(EnvFamily):
         )
 
     def prepare(self) -> None:
-        """Its meshes and textures, which its package lacks."""
+        """Fetches its meshes and textures, which its package lacks."""
         from chunkrl.envs.libero_package import find_assets
 
         find_assets()

@@ -42,7 +42,7 @@ class LiberoTask:
 
     @property
     def name(self) -> str:
-        """As environments are named: `libero_spatial/3`."""
+        """The name that environments have: `libero_spatial/3`."""
         return f"{self.suite}/{self.number}"
 
     @property

@@ -162,7 +162,7 @@ class MetaWorldEnv:
         return observation
 
     def _skip_settling(self) -> None:
-        """In place of `_reset_hand`, once."""
+        """Stands in place of `_reset_hand`, once."""
         del self._env._reset_hand  # what the class has
         self._env.init_tcp = self._env.tcp_center
 

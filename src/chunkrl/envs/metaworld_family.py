@@ -45,7 +45,7 @@ class MetaWorldFamily(EnvFamily):
         )
 
     def make(self, name: str, options: EnvOptions) -> Environment:
-        """With one camera, which our own rasteriser draws."""
+        """Makes a task with one camera, which our own rasteriser draws."""
         if options.cameras not in ((), (metaworld.CAMERA,)):
             raise ChunkRLError(
                 f"MetaWorld's one camera is called {metaworld.CAMERA!r}, not {options.cameras}"
@@ -59,5 +59,5 @@ class MetaWorldFamily(EnvFamily):
         return metaworld.MetaWorldExpert(env)
 
     def correction(self, env: Any) -> Correction:
-        """By MetaWorld's own expert of the task."""
+        """The correction by MetaWorld's own expert of the task."""
         return Correction(metaworld.make_expert(env.name), lambda: env.full_state)

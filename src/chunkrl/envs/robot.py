@@ -184,19 +184,19 @@ class PacedEnvironment:
         self.max_steps, self.fps = env.max_steps, env.fps
 
     def reset(self, seed: int) -> EnvStep:
-        """As the simulator's; the clock starts."""
+        """Does as a simulator's; the clock starts."""
         step = self._env.reset(seed)
         self._pace.start()
         return step
 
     def step(self, action: np.ndarray, draw: bool = True) -> EnvStep:
-        """As the simulator's, on the next tick."""
+        """Does as a simulator's, on the next tick."""
         step = self._env.step(action, draw)
         self._pace.wait()
         return step
 
     def render(self) -> np.ndarray:
-        """As the simulator's."""
+        """Does as a simulator's."""
         return self._env.render()
 
     def close(self) -> None:

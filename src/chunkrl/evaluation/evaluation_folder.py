@@ -84,7 +84,7 @@ class EvaluationFolder:
         write_text(file, json.dumps(asdict(film)) + "\n")
 
     def clock(self) -> SessionClock:
-        """The number of a new session."""
+        """The clock of a new session."""
         return SessionClock(self.root / _SESSIONS)
 
     def close(self) -> None:

@@ -159,7 +159,7 @@ def rate_of(success: np.ndarray, num_steps: np.ndarray) -> Rate:
 
 
 def rate_json(rate: Rate) -> dict[str, Any]:
-    """As results files hold it; rates are fractions."""
+    """The rate as results files hold it; rates are fractions."""
     return {
         "success": rate.rate,
         "interval": [rate.interval.low, rate.interval.high],

@@ -200,7 +200,7 @@ def _joined(results: Sequence[ArmResult]) -> ArmResult:
 
 
 def _difference(task: str, arm: ArmResult, baseline: ArmResult) -> ArmDifference:
-    """On one task; McNemar's test is of two policies, and so has none for several seeds."""
+    """The difference on one task; McNemar's test is of two policies, and so has none for several seeds."""
     if len(arm.by_seed) > 1:
         mean = bootstrap_over_seeds(arm.by_seed, baseline.by_seed)
         num_pairs = arm.by_seed.shape[1]

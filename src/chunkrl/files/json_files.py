@@ -67,7 +67,7 @@ def _is_cut(line: bytes) -> bool:
 def parse_json(
     data: bytes, kind: type[_Kind], where: str, error: type[ChunkRLError], cure: str, nan: bool = False
 ) -> _Kind:
-    """As `read_json`, of bytes that stood at `where`."""
+    """Does as `read_json`, of bytes that stood at `where`."""
     try:
         value = _parse(data, nan)
     except (ValueError, RecursionError, MemoryError) as reason:

@@ -53,7 +53,8 @@ KINDS: dict[str, Kind] = {
     "collect": Kind("a data set", ("meta/info.json",)),
     "policy": Kind("a saved policy", ("chunkrl_manifest.json", "model*.safetensors", "state.safetensors")),
 }
-"""By the command that writes it. A training run in which nothing was saved yet is none: nothing would be lost."""
+"""Kinds of run by the command that writes them. A training run in which nothing was saved yet is none: nothing would
+be lost."""
 
 
 def kind_of(folder: Path) -> str | None:
@@ -122,7 +123,7 @@ def held(folder: Path, command: str, name: str = LOCK) -> Iterator[None]:
 
 
 def hold(folder: Path, command: str, name: str = LOCK) -> FileLock:
-    """As `held`, until the lock that it returns is released."""
+    """Holds as `held` does, until the lock that it returns is released."""
     lock = FileLock(folder / name)
     try:
         lock.acquire(timeout=0)

@@ -30,7 +30,7 @@ class _Loader(yaml.SafeLoader):
     """Plain values by the core schema of YAML 1.2, each key once, no anchors."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """As PyYAML's; a few anchors can stand for more than memory holds."""
+        """Does as PyYAML's; a few anchors can stand for more than memory holds."""
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError(
                 f"an anchor (*) in line {self.peek_event().start_mark.line + 1}: write it out"
@@ -38,7 +38,7 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """As PyYAML's; a key that is there twice is an error."""
+        """Does as PyYAML's; a key that is there twice is an error."""
         keys = [self.construct_object(key, deep) for key, _ in node.value]
         for key in keys:
             if not isinstance(key, str):

@@ -64,7 +64,7 @@ class Score:
 
     @staticmethod
     def of(evaluation: Evaluation) -> Score:
-        """That of `evaluation`."""
+        """The score of `evaluation`."""
         tasks = {env: task_rate(evaluation, env) for env in evaluation.settings.envs}
         return Score(suite_rate(evaluation), tasks)
 

@@ -75,7 +75,7 @@ class PiFamily(PolicyFamily):
     def networks(
         self, config: RunSettings, dataset: ChunkData, device: torch.device, progress: Progress
     ) -> PiNetworks:
-        """On the checkpoint's policy."""
+        """Builds networks on the checkpoint's policy."""
         from chunkrl.integration.pi_training import FROZEN, pi_networks
 
         return pi_networks(
@@ -115,7 +115,7 @@ class PiFamily(PolicyFamily):
         return load_pi_policy(folder, device, with_q)
 
     def acting(self, trained: TrainedPolicy) -> PiActor:
-        """With Q where the method trained one."""
+        """What acts, with Q where the method trained one."""
         from chunkrl.models.pi.actor import PiActor
 
         policy: Any = trained.networks.acting
@@ -137,7 +137,7 @@ class PiFamily(PolicyFamily):
         """A state of small networks does not fit, and says so when it is loaded."""
 
     def is_own(self, folder: Path) -> bool:
-        """By the recipe."""
+        """Recognises it by the recipe."""
         from chunkrl.models.pi.checkpoint import RECIPE_FILE
 
         return (folder / RECIPE_FILE).is_file()

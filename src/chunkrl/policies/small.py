@@ -98,7 +98,8 @@ class SmallFamily(PolicyFamily):
     # ---- a policy's folder
 
     def matches(self, folder: Path, kinds: Collection[str]) -> bool:
-        """By the kind that its description has; where that is none, the first such family says what is wrong."""
+        """Recognises it by the kind that its description has; where that is none, the first such family says what is
+        wrong."""
         from chunkrl.training.checkpoint import VALUES, read_plain
 
         if not (folder / VALUES).is_file():
@@ -110,13 +111,13 @@ class SmallFamily(PolicyFamily):
         return kind in self.kinds or kind not in kinds
 
     def load(self, folder: Path, device: torch.device | str, with_q: bool) -> ChunkPolicy:
-        """With Q: it is small, too."""
+        """Loads it with Q: it is small, too."""
         from chunkrl.policies.chunk_policy import ChunkPolicy
 
         return ChunkPolicy.load(folder, device, self.policy)
 
     def acting(self, trained: TrainedPolicy) -> ChunkPolicy:
-        """With Q where the method trained one."""
+        """What acts, with Q where the method trained one."""
         from chunkrl.policies.chunk_policy import ChunkPolicy
 
         q = trained.q()
@@ -200,7 +201,7 @@ class SmallFamily(PolicyFamily):
 
 
 def _reads_task(config: RunSettings, dataset: ChunkData) -> bool:
-    """As the settings say, else where the data have several tasks."""
+    """Whether the task is read: as the settings say, else where the data have several tasks."""
     return len(dataset.tasks) > 1 if config.use_task is None else config.use_task
 
 

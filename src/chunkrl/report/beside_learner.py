@@ -44,7 +44,7 @@ class EpisodeJob:
 
 
 def evaluate_snapshot(folder: Path) -> None:
-    """In the process of its own: makes a policy's folder of the snapshot and evaluates it."""
+    """Works in a process of its own: makes a policy's folder of the snapshot and evaluates it."""
     job = load_config(SnapshotJob, folder / JOB_FILE, cure="delete it, and start the learner again")
     policy = load_policy(job.base, "cpu")
     known = dict(policy.policy.named_parameters())

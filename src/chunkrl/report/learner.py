@@ -80,7 +80,7 @@ def _note(left: Sequence[ChunkDataset], root: Path, folder: Path) -> str:
 
 
 def _open_shards(run: TrainingRun, offline: Sequence[ChunkDataset], root: Path) -> list[ChunkDataset]:
-    """Those with an episode that is long enough, oldest first."""
+    """The shards with an episode that is long enough, oldest first."""
     if not root.is_dir():
         return []
     settings = run.config.chunk_settings()

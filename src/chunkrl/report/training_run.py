@@ -34,7 +34,7 @@ class Episode:
 
     @property
     def name(self) -> str:
-        """In words."""
+        """The name in words."""
         return f"episode {self.index}, {'success' if self.success else 'failure'}"
 
 

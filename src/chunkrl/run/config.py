@@ -235,7 +235,7 @@ class TrainConfig:
         return replace(self.optim_config(), lr=self.value_lr or self.lr)
 
     def chunk_settings(self) -> ChunkSettings:
-        """Those of the settings that say what the data's chunks are."""
+        """The settings that say what the data's chunks are."""
         return ChunkSettings(**self._shared_with(ChunkSettings))
 
     def _shared_with(self, cls: type) -> dict[str, Any]:

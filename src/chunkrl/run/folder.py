@@ -85,7 +85,7 @@ def resumed_config(path: Path, given: Collection[str] = ()) -> TrainConfig:
 
 
 def resumed_command(path: Path, given: Collection[str] = ()) -> TrainCommand:
-    """As `resumed_config`, for the command line."""
+    """Does as `resumed_config`, for the command line."""
     return TrainCommand(**vars(resumed_config(path, given)))
 
 

@@ -140,7 +140,7 @@ def _is_same_record(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def check_one_run_of(policy: Path) -> None:
-    """As `check_one_run`, where `policy` is the policy of a run's folder; nothing where it stands elsewhere."""
+    """Does as `check_one_run`, where `policy` is the policy of a run's folder; nothing where it stands elsewhere."""
     run = policy.resolve().parent
     if (
         policy.resolve().name == "policy"

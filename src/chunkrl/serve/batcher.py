@@ -120,7 +120,7 @@ class Batcher:
         return found
 
     def _answers(self, requests: Sequence[_Request]) -> list[Answer | Exception]:
-        """In the worker's thread."""
+        """Answers, in the worker's thread."""
         found: dict[int, Answer | Exception] = {}
         groups: dict[Any, list[tuple[int, _Request, Observation]]] = {}
         for place, request in enumerate(requests):

@@ -80,7 +80,8 @@ _PEERS.addFilter(_OneLine())
 
 
 def tls_context(listen: ServeListen) -> ssl.SSLContext | None:
-    """For the server; None without a key. Raises TransportError where key or certificate cannot be used."""
+    """The TLS context of the server; None without a key. Raises TransportError where key or certificate cannot be
+    used."""
     if not listen.tls_key:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -154,7 +155,8 @@ class PolicyServer:
         self._task = asyncio.create_task(self._batcher.run())
 
     async def stop(self) -> None:
-        """In order: nobody is let in, what is being answered is answered, clients are told, the port is free."""
+        """Closes in order: nobody is let in, what is being answered is answered, clients are told, the port is
+        free."""
         assert self._server is not None and self._task is not None
         self._ending = True
         self._server.close(close_connections=False)

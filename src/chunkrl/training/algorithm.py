@@ -33,8 +33,8 @@ class Histogram:
 
 
 Metrics = dict[str, float | Histogram]
-"""By name. Scalars of `update` are averaged over the interval between two records; a histogram is recorded as it
-comes, so give it where something changes as a whole (the data is labelled), not at every update."""
+"""Metrics by name. Scalars of `update` are averaged over the interval between two records; a histogram is recorded as
+it comes, so give it where something changes as a whole (the data is labelled), not at every update."""
 
 
 def only_finite(metrics: Metrics) -> Metrics:

@@ -85,7 +85,7 @@ _KEYS = frozenset({"update", "phase", "time", "scalars", "histograms"})
 
 
 def _what_is_wrong(values: Any) -> str:
-    """With what `Record.to_json` made, "" for nothing. By hand: a run has very many of them."""
+    """What is wrong with what `Record.to_json` made, "" for nothing. By hand: a run has very many of them."""
     if not isinstance(values, dict) or values.keys() != _KEYS:
         return f"its keys are not {', '.join(sorted(_KEYS))}"
     if type(values["update"]) is not int or not 0 <= values["update"] < 2**62:

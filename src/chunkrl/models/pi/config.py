@@ -244,7 +244,7 @@ class PiRecipe:
 
     @classmethod
     def read(cls, file: Path) -> PiRecipe:
-        """As `from_json`, from a file (`RECIPE_FILE`)."""
+        """Does as `from_json`, from a file (`RECIPE_FILE`)."""
         data = read_json(file, dict, CheckpointError, _CURE)
         data.pop(MARK, None)
         return cls._from_json(data, str(file))
@@ -321,7 +321,7 @@ class PiCriticConfig:
     head_width: int = 512
     """Hidden width of the readout."""
     dropout: float = 0.0
-    """In the readout, while training."""
+    """Dropout in the readout, while training."""
     state_noise: float = 0.0
     """Deviation of the noise on the state while training; 1 is about the data's own deviation."""
     gradient_checkpointing: bool = False

@@ -53,7 +53,7 @@ class SystemClock:
         return time.perf_counter()
 
     def sleep(self, seconds: float) -> None:
-        """As `time.sleep`."""
+        """Sleeps as `time.sleep` does."""
         time.sleep(seconds)
 
 
@@ -132,8 +132,8 @@ class ControlRate:
         return now - deadline
 
     def recent(self) -> JitterStatistics:
-        """As `statistics`, the lateness of the last 1000 ticks only: cheap enough while the loop runs, and from
-        another thread."""
+        """The same as `statistics`, of the lateness of the last 1000 ticks only: cheap enough while the loop runs,
+        and from another thread."""
         return self._summarize(np.asarray(list(self._lateness)[-1000:] or [0.0]))
 
     @property
@@ -296,7 +296,7 @@ class ChunkExecutor:
         )
 
     def _make(self, step: EnvStep, seed: int) -> PolicyChunk:
-        """In the thread."""
+        """Makes a chunk, in the thread."""
         began = time.perf_counter()
         chunk = self._source.act(step, seed)
         self._inference_s.append(time.perf_counter() - began)

@@ -54,7 +54,7 @@ class Kept:
                 raise SpoolError(f"{name} is {value}, below 0")
 
     def after(self, item: Item, next_sequence: int) -> Kept:
-        """With `item`, after which the spool continues with `next_sequence`."""
+        """What is kept with `item`, after which the spool continues with `next_sequence`."""
         counted = replace(self, next_sequence=next_sequence)
         if not isinstance(item, EpisodeSummary) or item.outcome == "discarded":
             return counted
@@ -84,7 +84,8 @@ def read_kept(spool: Spool) -> Kept:
 
 
 def note_kept(spool: Spool, kept: Kept) -> None:
-    """On the disk when this returns, and what it counts before it. Raises SpoolError where that fails."""
+    """Writes what is kept, and what it counts before that; it is on the disk when this returns. Raises SpoolError
+    where that fails."""
     spool.sync()
     try:
         write_text(Path(spool.root) / KEPT_FILE, json.dumps(asdict(kept)) + "\n")

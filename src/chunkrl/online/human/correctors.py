@@ -231,7 +231,7 @@ class Handover:
     """
 
     def __init__(self, max_step: float | Sequence[float], tolerance: float | Sequence[float]) -> None:
-        """In the units of the targets, one value for all joints or one for each."""
+        """Both are in the units of the targets, one value for all joints or one for each."""
         self._max_step, self._tolerance = np.asarray(max_step), np.asarray(tolerance)
         if (
             not (self._max_step > 0).all()

@@ -125,7 +125,7 @@ class PynputKeys:
         self._listener.start()
 
     def _pressed(self, key: object) -> None:
-        """In pynput's thread; keys that are no characters have no `char`."""
+        """Is called in pynput's thread; keys that are no characters have no `char`."""
         character = getattr(key, "char", None)
         if character:
             self._keys.put(character)

@@ -110,7 +110,8 @@ class LearnerData:
         return Generation(self._collection(()))
 
     def open(self, replay: Replay) -> Generation:
-        """With the replay as it is now. Raises DatasetError, or ChunkRLError where the cache cannot be written."""
+        """Opens the data with the replay as it is now. Raises DatasetError, or ChunkRLError where the cache cannot be
+        written."""
         with reading(replay.root) as folders:
             sizes = replay.sizes
             for folder in folders:

@@ -351,7 +351,7 @@ class WeightPush:
 
     @classmethod
     def make(cls, version: int, tensors: Mapping[str, TensorData], num_steps: int = 0) -> WeightPush:
-        """With the right checksum."""
+        """Makes a push with the right checksum."""
         return cls(version, tensors, cls.checksum_of(version, tensors, num_steps), num_steps)
 
     @staticmethod

@@ -284,7 +284,7 @@ class Spool:
         self._segments.append(first)
 
     def _sync(self) -> None:
-        """With the mutex held: nothing is appended until the disk is done."""
+        """Is called with the mutex held: nothing is appended until the disk is done."""
         if self._durable < self._next:
             os.fdatasync(self._descriptor)
             self._sync_name()

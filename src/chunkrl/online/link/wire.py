@@ -142,7 +142,7 @@ def decode_entry(sequence: int, data: bytes) -> Entry:
 
 
 def encode_hello(hello: Hello) -> bytes:
-    """As `Greet` sends it."""
+    """The message that `Greet` sends."""
     spec = hello.spec
     message = pb.Hello(features=hello.features)
     _copy(hello, message, ("actor_id", "spool_id", "min_protocol", "max_protocol"))
@@ -170,7 +170,7 @@ def decode_hello(data: bytes) -> Hello:
 
 
 def encode_welcome(welcome: Welcome) -> bytes:
-    """As the answer to `Greet`."""
+    """The message that answers `Greet`."""
     message = pb.Welcome(features=welcome.features)
     _copy(welcome, message, ("protocol", "next_sequence", "weights_version"))
     return message.SerializeToString()
@@ -184,7 +184,7 @@ def decode_welcome(data: bytes) -> Welcome:
 
 
 def encode_batch(batch: Batch) -> bytes:
-    """As `Append` sends it."""
+    """The message that `Append` sends."""
     message = pb.Batch(items=batch.items)
     _copy(batch, message, ("actor_id", "spool_id", "protocol", "first_sequence"))
     return message.SerializeToString()
@@ -208,7 +208,7 @@ def decode_acknowledgement(data: bytes) -> int:
 
 
 def encode_weight_request(request: WeightRequest) -> bytes:
-    """As `FetchWeights` sends it."""
+    """The message that `FetchWeights` sends."""
     message = pb.WeightRequest()
     _copy(request, message, ("actor_id", "protocol", "newer_than"))
     return message.SerializeToString()
