@@ -222,7 +222,7 @@ def test_what_cannot_be_evaluated(policy: Path, tmp_path: Path, capsys: pytest.C
         assert message in refused(capsys, arguments(policy, None, *more)), more
 
 
-def test_films_show_failures_first_and_are_made_once(
+def test_videos_show_failures_first_and_are_made_once(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = ("--videos", "3", "--batch-size", "5")
@@ -245,17 +245,17 @@ def test_films_show_failures_first_and_are_made_once(
     assert read_evaluation(tmp_path / "e").videos == videos
 
 
-def test_a_fault_while_filming_loses_no_result(
+def test_a_fault_while_recording_videos_loses_no_result(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = arguments(policy, tmp_path / "e", "--videos", "2")
-    films: list[str] = []
+    videos: list[str] = []
 
     def second_fails(frames: Any, name: str, *more: Any) -> tuple[bytes, str]:
-        films.append(name)
-        if len(films) == 2:
+        videos.append(name)
+        if len(videos) == 2:
             raise ChunkRLError("no OpenGL")
-        return b"film", "video/mp4"
+        return b"video", "video/mp4"
 
     with monkeypatch.context() as patch:
         patch.setattr("chunkrl.evaluation.evaluation_videos.episode_video", second_fails)
@@ -263,29 +263,29 @@ def test_a_fault_while_filming_loses_no_result(
         found = read_evaluation(tmp_path / "e")
         assert [len(found.episodes[env]) for env in found.settings.envs] == [3, 3] and found.videos == ()
         assert "0 of 6 episodes" in Page((tmp_path / "e" / "report.html").read_text()).text
-        films.append("the first is there, and not made again")
+        videos.append("the first is there, and not made again")
         main(call)
     after = read_evaluation(tmp_path / "e")
-    assert len(after.videos) == 2 and len(films) == 4 and after.episodes == found.episodes
+    assert len(after.videos) == 2 and len(videos) == 4 and after.episodes == found.episodes
     assert (tmp_path / "e" / "report.html").read_text().count("<video") == 2
 
 
 def test_one_environment_where_a_process_can_draw_in_one_alone() -> None:
     """A state policy's videos in LIBERO need the one rendering context that a process can have."""
 
-    def num_slots(one_context: bool, camera_size: int, films: bool) -> int:
+    def num_slots(one_context: bool, camera_size: int, videos: bool) -> int:
         known = {
             "info": SimpleNamespace(one_context=one_context),
             "options": EnvOptions(None, "full", camera_size),
         }
         request: Any = SimpleNamespace(**known)
-        return make_pool(request, 0, 4, 6, 1.0, films).num_slots
+        return make_pool(request, 0, 4, 6, 1.0, videos).num_slots
 
     assert num_slots(True, 0, True) == num_slots(True, 64, False) == 1
     assert num_slots(True, 0, False) == num_slots(False, 64, True) == 4
 
 
-def test_choice_of_films() -> None:
+def test_choice_of_videos() -> None:
     found = evaluation((1, 0, 1, 0), (0, 1, 1, 1))
     episodes = plan_episodes(found.settings, None)
     # each kind's first of every task before its second

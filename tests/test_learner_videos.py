@@ -60,7 +60,7 @@ def labels(generation: Generation) -> dict[str, np.ndarray]:
     return {"value": value, "advantage": value - 3}
 
 
-def test_the_newest_episode_is_filmed_with_its_own_values(tmp_path, monkeypatch):
+def test_the_newest_episode_is_on_video_with_its_own_values(tmp_path, monkeypatch):
     renderers = Renderers(monkeypatch, "")
     growing = Growing(tmp_path)
     videos = EpisodeVideos(EVERY_TWO, tmp_path, growing.more())
@@ -156,7 +156,7 @@ def test_data_without_cameras_and_settings_without_meaning_are_refused(tmp_path,
 
 
 @pytest.mark.slow  # learner and renderer are processes that import everything
-def test_a_learner_films_what_an_actor_sends(tmp_path):
+def test_a_learner_records_videos_of_what_an_actor_sends(tmp_path):
     run, address, log = tmp_path / "run", free_address(), tmp_path / "log"
     more = ["--online.start-episodes", "4", "--value-videos.every-episodes", "4", "--cameras"]
     learner = Process(learner_arguments(run, address, *more), log)

@@ -186,33 +186,33 @@ def test_every_table_has_its_box() -> None:
     assert ".scroll { overflow-x: auto;" in many_columns()
 
 
-def test_a_task_leads_to_its_states_and_an_episode_to_its_film(tmp_path: Path, found: Evaluation) -> None:
+def test_a_task_leads_to_its_states_and_an_episode_to_its_video(tmp_path: Path, found: Evaluation) -> None:
     (tmp_path / "videos").mkdir()
     seeds = [found.episodes["push-v3"][1].seed, found.episodes["reach-v3"][0].seed]
-    films = tuple(
+    videos = tuple(
         Video(env, seed, False, f"videos/{i}.mp4", True)
         for i, (env, seed) in enumerate(zip(found.settings.envs, seeds, strict=True))
     )
-    for film in films:
-        (tmp_path / film.file).write_bytes(b"film")
-    path = write_page(tmp_path, replace(found, videos=films))
+    for video in videos:
+        (tmp_path / video.file).write_bytes(b"video")
+    path = write_page(tmp_path, replace(found, videos=videos))
     check_loads_nothing(path.read_text())
     page = Read(path.read_text())
     assert page.targets() == {
         "#states-0": "div",
         "#states-1": "div",
-        f"#film-0-{seeds[0]}": "div",
-        f"#film-1-{seeds[1]}": "div",
+        f"#video-0-{seeds[0]}": "div",
+        f"#video-1-{seeds[1]}": "div",
     }
     # each task by its bar and by its row in the table; each video by its square
     links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
     assert Counter(links) == Counter(
-        ["#states-0", "#states-1"] * 2 + [f"#film-{i}-{s}" for i, s in enumerate(seeds)]
+        ["#states-0", "#states-1"] * 2 + [f"#video-{i}-{s}" for i, s in enumerate(seeds)]
     )
-    filmed = [
-        attrs["class"] for tag, attrs in page.tags if tag == "rect" and "filmed" in (attrs["class"] or "")
+    marked = [
+        attrs["class"] for tag, attrs in page.tags if tag == "rect" and "has-video" in (attrs["class"] or "")
     ]
-    assert filmed == ["bar bad recorded on video"] * 2
+    assert marked == ["bar bad has-video"] * 2
     assert Read(write_page(tmp_path, found).read_text()).targets().keys() == {"#states-0", "#states-1"}
 
 

@@ -305,7 +305,7 @@ def test_results_of_evaluations_are_records(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../secret.mp4", "/etc/hostname", "videos/a.txt", "videos/none.mp4", "videos/pipe.mp4"]
 )
-def test_films_are_read_inside_the_folder_alone(tmp_path: Path, name: str) -> None:
+def test_videos_are_read_inside_the_folder_alone(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "e"
     (folder / "videos").mkdir(parents=True)
     (tmp_path / "secret.mp4").write_bytes(b"secret")

@@ -119,10 +119,10 @@ def test_a_run_on_pictures(pictured: Path, tmp_path: Path) -> None:
     )  # two ends, four episodes, two cameras
     assert page.count("<video ") == 1 and "Episodes with their values" in page
     # the trace of the episode and its frames among the extreme ones lead to its video
-    assert Page(page).targets() == {"#film-0": "div"} and page.count('href="#film-0"') == 3
+    assert Page(page).targets() == {"#video-0": "div"} and page.count('href="#video-0"') == 3
     assert "A title leads to" in page
-    unfilmed = render_run(load_run(pictured))
-    assert Page(unfilmed).targets() == {} and "chunkrl report --videos N" in unfilmed
+    without_videos = render_run(load_run(pictured))
+    assert Page(without_videos).targets() == {} and "chunkrl report --videos N" in without_videos
 
 
 def test_videos_need_cameras(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,7 +143,7 @@ def test_other_pictures_are_named_once_an_episode(
         decoded(folder.root)
 
 
-def test_a_film_is_no_picture(folder: LeRobotFolder) -> None:
+def test_a_video_is_no_image(folder: LeRobotFolder) -> None:
     stream = io.BytesIO()
     frames = [Image.fromarray(RED + 40 * i) for i in range(3)]
     frames[0].save(stream, "WEBP", save_all=True, append_images=frames[1:])

@@ -20,7 +20,6 @@ from chunkrl.report.page import (
     Caption,
     Card,
     Facts,
-    Film,
     Frame,
     Frames,
     Legend,
@@ -29,6 +28,7 @@ from chunkrl.report.page import (
     Part,
     Section,
     Tile,
+    VideoPlayer,
 )
 from chunkrl.report.svg import element, join, text
 from chunkrl.report.tables import Cell, Table
@@ -80,7 +80,7 @@ def parts_with(words: str) -> list[Part]:
         Notes([words]),
         Caption(words),
         Legend([("s0", words, words)]),
-        Film(b"", words, words),
+        VideoPlayer(b"", words, words),
         Frames([Frame([(words, "data:,")], words, words, words, ("good", words), link=words)]),
     ]
 

@@ -24,7 +24,7 @@ from chunkrl.evaluation.evaluation_result import (
     told_mode,
     write_evaluation,
 )
-from chunkrl.evaluation.evaluation_videos import choose_episodes, films_there, record_videos
+from chunkrl.evaluation.evaluation_videos import choose_episodes, record_videos, videos_there
 from chunkrl.evaluation.observed import EnvRequest, fit_policy, make_pool, plan_episodes, renamed
 from chunkrl.evaluation.rollout import Actor, Episode, EpisodeResult, RolloutConfig, run_episodes
 from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
@@ -103,12 +103,12 @@ def _evaluate_in(
         clock.stop()
         evaluation = _evaluation(settings, episodes, outcomes, clock.total, pool.num_processes)
         chosen = [episodes[number] for number in choose_episodes(evaluation, episodes, command.videos)]
-        evaluation = replace(evaluation, videos=films_there(folder, chosen))
+        evaluation = replace(evaluation, videos=videos_there(folder, chosen))
         say(format_evaluation(evaluation))
         result, page = write_evaluation(folder.root, evaluation), write_page(folder.root, evaluation)
         say(f"\nresult: {result}\npage:   {page}")
         if record_videos(folder, actor, pool, chosen, evaluation, request.info.fps, progress):
-            evaluation = replace(evaluation, videos=films_there(folder, chosen))
+            evaluation = replace(evaluation, videos=videos_there(folder, chosen))
             write_evaluation(folder.root, evaluation)
             write_page(folder.root, evaluation)
             say(f"videos:  {len(chosen)}, in the page and in {folder.root / 'videos'}")
@@ -122,7 +122,7 @@ def _pool(request: EnvRequest, command: EvaluateCommand, num_episodes: int) -> E
         command.batch_size,
         num_episodes,
         command.hang_s,
-        films=command.videos > 0,
+        videos=command.videos > 0,
     )
 
 

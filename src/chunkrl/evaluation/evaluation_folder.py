@@ -74,14 +74,14 @@ class EvaluationFolder:
                 found[number] = load_config(EpisodeOutcome, file)
         return found
 
-    def films(self) -> list[Video]:
+    def videos(self) -> list[Video]:
         """The videos that are there."""
         return [load_config(Video, file) for file in sorted((self.root / _VIDEOS).glob("*.json"))]
 
-    def save_film(self, film: Video) -> None:
+    def save_video(self, video: Video) -> None:
         """Notes a video whose file is there."""
-        file = (self.root / film.file).with_suffix(".json")
-        write_text(file, json.dumps(asdict(film)) + "\n")
+        file = (self.root / video.file).with_suffix(".json")
+        write_text(file, json.dumps(asdict(video)) + "\n")
 
     def clock(self) -> SessionClock:
         """The clock of a new session."""

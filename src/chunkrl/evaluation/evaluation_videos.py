@@ -29,10 +29,10 @@ def choose_episodes(evaluation: Evaluation, episodes: Sequence[Episode], num_vid
     return [number for *_, number in sorted(keys)[:num_videos]]
 
 
-def films_there(folder: EvaluationFolder, chosen: Sequence[Episode]) -> tuple[Video, ...]:
+def videos_there(folder: EvaluationFolder, chosen: Sequence[Episode]) -> tuple[Video, ...]:
     """The videos of the episodes `chosen` that are in the folder, in their order."""
-    films = {video.episode: video for video in folder.films()}
-    return tuple(films[e.env, e.seed] for e in chosen if (e.env, e.seed) in films)
+    videos = {video.episode: video for video in folder.videos()}
+    return tuple(videos[e.env, e.seed] for e in chosen if (e.env, e.seed) in videos)
 
 
 def record_videos(
@@ -50,7 +50,7 @@ def record_videos(
     simulator or the policy's device is not deterministic; the video says so. fps: control steps per second.
     """
     outcomes = {(env, e.seed): e for env, found in evaluation.episodes.items() for e in found}
-    there = {video.episode for video in films_there(folder, chosen)}
+    there = {video.episode for video in videos_there(folder, chosen)}
     missing = [episode for episode in chosen if (episode.env, episode.seed) not in there]
     every = max(1, round(fps / FPS))
     num_done = 0
@@ -62,18 +62,18 @@ def record_videos(
         assert result.frames is not None
         name = f"{episode.env}, initial state {episode.seed}"
         content, mime = episode_video(result.frames, name, fps / every, result.success)
-        film = Video(
+        video = Video(
             episode.env,
             episode.seed,
             result.success,
             f"videos/{episode.env.replace('/', '.')}-{episode.seed}.{_SUFFIX[mime]}",
             result.success == outcomes[episode.env, episode.seed].success,
         )
-        with replace_file(folder.root / film.file) as temporary:
+        with replace_file(folder.root / video.file) as temporary:
             temporary.write_bytes(content)
-        folder.save_film(film)
+        folder.save_video(video)
         num_done += 1
-        progress("films", num_done, len(missing))
+        progress("videos", num_done, len(missing))
 
     execution = RolloutConfig(evaluation.settings.exec_steps, evaluation.settings.batch_size)
     run_episodes(actor, pool, missing, execution, finished, record_every=every)

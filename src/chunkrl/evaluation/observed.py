@@ -191,12 +191,12 @@ def make_pool(
     batch_size: int,
     num_episodes: int,
     hang_s: float,
-    films: bool = False,
+    videos: bool = False,
 ) -> EnvPool:
     """Simulators for the request: processes, or (`num_workers` 0) as many environments in this process as a policy
     call takes; one, where a process can draw in one alone and the policy or the videos need images."""
     if num_workers == 0:
-        draws = request.options.camera_size > 0 or films
+        draws = request.options.camera_size > 0 or videos
         num_slots = 1 if draws and request.info.one_context else min(batch_size, num_episodes)
         return LocalPool(num_slots, lambda slot, name: make_env(name, request.options))
     wanted = len(os.sched_getaffinity(0)) if num_workers is None else num_workers

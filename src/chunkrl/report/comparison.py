@@ -21,7 +21,7 @@ from chunkrl.files.atomic import write_text
 from chunkrl.report import charts
 from chunkrl.report.distributions import Square, state_grid
 from chunkrl.report.numbers import percent, signed_points, words
-from chunkrl.report.page import Caption, Card, Facts, Film, Page, Part, Section, Tile, notes_card
+from chunkrl.report.page import Caption, Card, Facts, Page, Part, Section, Tile, VideoPlayer, notes_card
 from chunkrl.report.records import ClipPair, Curve, EpisodeTrace
 from chunkrl.report.sections import curve_section, trace_section
 from chunkrl.report.svg import sign_class, span
@@ -177,7 +177,7 @@ def _clip_section(clips: Sequence[ClipPair]) -> Section:
     cards = []
     for clip in clips:
         label = f"{clip.task}: {clip.left_label} on the left, {clip.right_label} on the right"
-        cards.append(Card(f"{clip.task}: {clip.title}", [Film(clip.video, clip.mime, label)]))
+        cards.append(Card(f"{clip.task}: {clip.title}", [VideoPlayer(clip.video, clip.mime, label)]))
     lead = "The same initial state under both. A border marks an episode's end: green success, red failure."
     return Section("Side by side", lead, cards)
 

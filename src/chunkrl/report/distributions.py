@@ -155,7 +155,7 @@ def state_grid(squares: Sequence[Square], summary: str) -> Markup:
             width=pitch - 3,
             height=pitch - 3,
             rx=3,
-            class_=f"bar {kind}" + (" filmed" if square.link else ""),
+            class_=f"bar {kind}" + (" has-video" if square.link else ""),
         )
         drawn.append(element("a", box, href=square.link) if square.link else box)
     return chart(-(-len(squares) // _IN_A_ROW) * pitch, join(drawn), summary)

@@ -22,7 +22,7 @@ from chunkrl.files.regular_files import inside, open_regular
 from chunkrl.report import charts
 from chunkrl.report.distributions import Square, state_grid
 from chunkrl.report.numbers import percent
-from chunkrl.report.page import Card, Facts, Film, Page, Section, Tile, notes_card
+from chunkrl.report.page import Card, Facts, Page, Section, Tile, VideoPlayer, notes_card
 from chunkrl.report.tables import Cell, Row, Table, count_cell, interval_cell, rate_cell, speed_columns
 
 PAGE_FILE = "report.html"
@@ -33,7 +33,7 @@ def write_page(folder: Path, evaluation: Evaluation) -> Path:
     settings = evaluation.settings
     sections = [
         _task_section(evaluation),
-        _film_section(folder, evaluation),
+        _video_section(folder, evaluation),
         _state_section(evaluation),
         _number_section(evaluation),
     ]
@@ -67,10 +67,10 @@ def _tile(evaluation: Evaluation) -> Tile:
     return Tile(f"{100 * rate.rate:.0f}", claim, detail, unit="% success")
 
 
-def _films(evaluation: Evaluation) -> dict[tuple[str, int], str]:
+def _videos(evaluation: Evaluation) -> dict[tuple[str, int], str]:
     """(env, seed) of every video -> its name on the page."""
     number = {env: i for i, env in enumerate(evaluation.settings.envs)}
-    return {film.episode: f"film-{number[film.env]}-{film.seed}" for film in evaluation.videos}
+    return {video.episode: f"video-{number[video.env]}-{video.seed}" for video in evaluation.videos}
 
 
 def _states(evaluation: Evaluation) -> dict[str, str]:
@@ -95,55 +95,55 @@ def _task_section(evaluation: Evaluation) -> Section:
     return Section("Success", lead, [Card("Tasks", [charts.bar_chart(rows, summary)])])
 
 
-def _film_section(folder: Path, evaluation: Evaluation) -> Section:
-    cards, names = [], _films(evaluation)
-    for film in evaluation.videos:
-        title = f"{film.env}, initial state {film.seed}"
-        pill = ("good", "success") if film.success else ("bad", "failure")
+def _video_section(folder: Path, evaluation: Evaluation) -> Section:
+    cards, names = [], _videos(evaluation)
+    for video in evaluation.videos:
+        title = f"{video.env}, initial state {video.seed}"
+        pill = ("good", "success") if video.success else ("bad", "failure")
         cure = "delete the file, and evaluate again"
-        path = inside(folder, film.file, f"the video of {title}", ChunkRLError)
+        path = inside(folder, video.file, f"the video of {title}", ChunkRLError)
         if path.suffix[1:] not in MIME:
             raise ChunkRLError(f"{path}: videos are {', '.join(MIME)}: {cure}")
         with open_regular(path, ChunkRLError, cure) as stream:
             content = stream.read()
         note = (
             ""
-            if film.as_evaluated
+            if video.as_evaluated
             else "Ended otherwise when it was counted: something is not deterministic."
         )
-        shown = Film(content, MIME[path.suffix[1:]], title)
-        cards.append(Card(title, [shown], note, pill, name=names[film.episode]))
+        shown = VideoPlayer(content, MIME[path.suffix[1:]], title)
+        cards.append(Card(title, [shown], note, pill, name=names[video.episode]))
     lead = "Episodes run once more from the same state with the same noise; failures first."
-    return Section("Films", lead, cards, "grid small")
+    return Section("Videos", lead, cards, "grid small")
 
 
 def _state_section(evaluation: Evaluation) -> Section:
-    cards, names, films = [], _states(evaluation), _films(evaluation)
+    cards, names, videos = [], _states(evaluation), _videos(evaluation)
     for env in evaluation.settings.envs:
         rate = task_rate(evaluation, env)
         told = f"{rate.num_success} of {rate.num_episodes} succeed."
-        cards.append(Card(env, [_state_grid(evaluation, env, films)], told, name=names[env]))
+        cards.append(Card(env, [_state_grid(evaluation, env, videos)], told, name=names[env]))
     lead = (
         "Every initial state, in order: green where the episode succeeded. The same square is the same state in "
         "every evaluation with these tasks and this seed. The pointer shows which one it is. "
     )
     lead += (
         "A click on a framed square leads to its video."
-        if films
+        if videos
         else "chunkrl evaluate --videos N shows N of them on video, which a click here then leads to."
     )
     return Section("Initial states", lead, cards, "grid small")
 
 
-def _state_grid(evaluation: Evaluation, env: str, films: Mapping[tuple[str, int], str]) -> Markup:
+def _state_grid(evaluation: Evaluation, env: str, videos: Mapping[tuple[str, int], str]) -> Markup:
     squares = []
     for episode in evaluation.episodes[env]:
         outcome = "success" if episode.success else "failure"
         told = f"initial state {episode.seed}: {outcome}, {episode.num_steps} steps"
         told += f", {episode.num_restarts} simulators lost" if episode.num_restarts else ""
-        film = films.get((env, episode.seed))
-        told += ", on video" if film else ""
-        squares.append(Square(float(episode.success), told, f"#{film}" if film else ""))
+        video = videos.get((env, episode.seed))
+        told += ", on video" if video else ""
+        squares.append(Square(float(episode.success), told, f"#{video}" if video else ""))
     rate = task_rate(evaluation, env)
     summary = f"{env}: {rate.num_success} of {rate.num_episodes} initial states end in success"
     return state_grid(squares, summary)

@@ -60,10 +60,10 @@ class Legend(Part):
 
 
 @dataclass(frozen=True)
-class Film(Part):
+class VideoPlayer(Part):
     """A video within the page. content: the file's bytes. label: its spoken name."""
 
-    macro: ClassVar[str] = "film"
+    macro: ClassVar[str] = "video_player"
     content: bytes
     mime: str
     label: str

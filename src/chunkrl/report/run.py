@@ -16,10 +16,10 @@ from chunkrl.algorithms.weights import starved_warnings
 from chunkrl.models.condition import condition_text
 from chunkrl.report import distributions
 from chunkrl.report.numbers import percent, signed
-from chunkrl.report.page import Card, Facts, Film, Page, Section, Tile, notes_card
+from chunkrl.report.page import Card, Facts, Page, Section, Tile, VideoPlayer, notes_card
 from chunkrl.report.records import EpisodeTrace
 from chunkrl.report.run_facts import curves, losses_recorded_once, settings_section
-from chunkrl.report.run_frames import FilmOf, extreme_frames_section
+from chunkrl.report.run_frames import VideoOf, extreme_frames_section
 from chunkrl.report.run_weights import run_spread, trained_column, weight_cards
 from chunkrl.report.sections import curve_section, trace_section
 from chunkrl.report.training_run import Episode, LabelledData, TrainingRun
@@ -44,16 +44,16 @@ def render_run(run: TrainingRun, num_videos: int = 0) -> str:
         *_advantage_sections(run),
     ]
     if run.has_values:
-        filmed = run.data[0].choose_episodes(num_videos)
+        recorded = run.data[0].choose_episodes(num_videos)
 
-        def film_of(data: LabelledData, episode: Episode) -> str:
-            return f"#{_film(episode)}" if data is run.data[0] and episode in filmed else ""
+        def video_of(data: LabelledData, episode: Episode) -> str:
+            return f"#{_video_name(episode)}" if data is run.data[0] and episode in recorded else ""
 
-        hint = "A title leads to the episode's video." if filmed else ""
-        if not filmed and run.data[0].cameras:
+        hint = "A title leads to the episode's video." if recorded else ""
+        if not recorded and run.data[0].cameras:
             hint = "chunkrl report --videos N shows N of them as videos."
-        sections += [trace_section(_traces(run, film_of), hint), _video_section(run, num_videos)]
-        sections += [extreme_frames_section(run.data, film_of)]
+        sections += [trace_section(_traces(run, video_of), hint), _video_section(run, num_videos)]
+        sections += [extreme_frames_section(run.data, video_of)]
     elif num_videos:
         _video_section(run, num_videos)  # says why there are none
     sections += [curve_section(curves(run), losses_recorded_once(run)), settings_section(run)]
@@ -191,12 +191,12 @@ def _bins_card(run: TrainingRun) -> Card:
     return Card("Bins in the prompt", [distributions.share_chart(shares, summary)], note)
 
 
-def _film(episode: Episode) -> str:
+def _video_name(episode: Episode) -> str:
     """The name of an episode's video on the page."""
-    return f"film-{episode.index}"
+    return f"video-{episode.index}"
 
 
-def _traces(run: TrainingRun, film_of: FilmOf) -> list[EpisodeTrace]:
+def _traces(run: TrainingRun, video_of: VideoOf) -> list[EpisodeTrace]:
     per_set = max(2, NUM_TRACES // len(run.data))
     traces = []
     for part in run.data:
@@ -210,7 +210,7 @@ def _traces(run: TrainingRun, film_of: FilmOf) -> list[EpisodeTrace]:
                     episode.success,
                     value,
                     advantage,
-                    link=film_of(part, episode),
+                    link=video_of(part, episode),
                 )
             )
     return traces
@@ -223,6 +223,6 @@ def _video_section(run: TrainingRun, num_videos: int) -> Section:
         label = f"{episode.name}, with value and advantage below"
         pill = ("good", "success") if episode.success else ("bad", "failure")
         title = f"{episode.task}: episode {episode.index}"
-        cards.append(Card(title, [Film(content, mime, label)], pill=pill, name=_film(episode)))
+        cards.append(Card(title, [VideoPlayer(content, mime, label)], pill=pill, name=_video_name(episode)))
     lead = "Recorded episodes over the values of networks that never saw them."
     return Section("Episodes with their values", lead, cards)

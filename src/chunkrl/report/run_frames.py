@@ -51,17 +51,17 @@ def extreme_frames(data: Sequence[LabelledData], num: int, highest: bool) -> lis
     return best[:num]
 
 
-FilmOf = Callable[[LabelledData, Episode], str]
+VideoOf = Callable[[LabelledData, Episode], str]
 """Where an episode's video is on the page; "" where there is none."""
 
 
-def extreme_frames_section(data: Sequence[LabelledData], film_of: FilmOf, num: int = NUM_FRAMES) -> Section:
+def extreme_frames_section(data: Sequence[LabelledData], video_of: VideoOf, num: int = NUM_FRAMES) -> Section:
     """Both ends, one frame per episode, which leads to the episode's video."""
     cards = []
     for highest, title in ((True, "Highest advantages"), (False, "Lowest advantages")):
         found = extreme_frames(data, num, highest)
         pictured = all(part.cameras for part in data)
-        part = _pictures(found, film_of) if pictured else _rows(found, film_of)
+        part = _pictures(found, video_of) if pictured else _rows(found, video_of)
         cards.append(Card(title, [part], wide=True))
     lead = (
         "One frame per episode. The chunk that begins here led to more, or less, than its situation promised."
@@ -69,11 +69,11 @@ def extreme_frames_section(data: Sequence[LabelledData], film_of: FilmOf, num: i
     return Section("Frames with the highest and lowest advantages", lead, cards)
 
 
-def _rows(found: Sequence[ExtremeFrame], film_of: FilmOf) -> Table:
+def _rows(found: Sequence[ExtremeFrame], video_of: VideoOf) -> Table:
     rows = [
         {
             "episode": Cell(
-                f"episode {one.episode.index}", one.episode.index, film_of(one.data, one.episode)
+                f"episode {one.episode.index}", one.episode.index, video_of(one.data, one.episode)
             ),
             "frame": count_cell(one.frame),
             "task": one.episode.task,
@@ -86,7 +86,7 @@ def _rows(found: Sequence[ExtremeFrame], film_of: FilmOf) -> Table:
     return Table(rows)
 
 
-def _pictures(found: Sequence[ExtremeFrame], film_of: FilmOf) -> Frames:
+def _pictures(found: Sequence[ExtremeFrame], video_of: VideoOf) -> Frames:
     frames = []
     for one in found:
         where = f"episode {one.episode.index}, frame {one.frame}"
@@ -101,7 +101,7 @@ def _pictures(found: Sequence[ExtremeFrame], film_of: FilmOf) -> Frames:
                 f"value {one.value:.3f}",
                 where,
                 ("good", "success") if one.episode.success else ("bad", "failure"),
-                film_of(one.data, one.episode),
+                video_of(one.data, one.episode),
             )
         )
     return Frames(frames)
