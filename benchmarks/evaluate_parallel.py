@@ -1,4 +1,4 @@
-"""Episodes a second of an evaluation: simulators in processes against the same loop in one process.
+"""Episodes per second of an evaluation: simulators in processes against the same loop in one process.
 
 python -m benchmarks.evaluate_parallel --tasks push-v3 libero_spatial/0 --num-workers 2
 
@@ -39,7 +39,7 @@ class Config:
     num_workers: int = len(os.sched_getaffinity(0))
     """Simulator processes."""
     num_episodes: int = 16
-    """Episodes a round."""
+    """Episodes per round."""
     max_steps: int = 150
     """Steps of an episode."""
     horizon: int = 10
@@ -78,7 +78,7 @@ def seconds(pool: EnvPool, actor, task: str, num_episodes: int, config: Config) 
 
 
 def measure(task: str, config: Config) -> dict[str, float | str]:
-    """Episodes a second of both kinds on one task."""
+    """Episodes per second of both kinds on one task."""
     info = describe((task,))
     actor = make_actor(len(info.states[info.default_state]), info.action_dim, config)
     make = partial(

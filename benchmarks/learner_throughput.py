@@ -53,7 +53,7 @@ class ThroughputConfig:
     fast: bool = True
     """Also actors that send as fast as they can."""
     rate_hz: float = 30.0
-    """Steps a second of an actor that keeps time."""
+    """Steps per second of an actor that keeps time."""
     camera_size: int = 0
     """Side of the images of one camera, pixels; 0: no camera."""
     batch_size: int = 256

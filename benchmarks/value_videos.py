@@ -50,7 +50,7 @@ class Timed:
 
 
 def train(settings: Settings, num_episodes: int, output: Path) -> float:
-    """Median samples a second of the policy phase."""
+    """Median samples per second of the policy phase."""
     run = ChunkLevelOfflineRL(
         dataset_dir=settings.dataset_dir,
         cameras=(),

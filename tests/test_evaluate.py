@@ -228,7 +228,7 @@ def test_videos_show_failures_first_and_are_made_once(
     few = ("--videos", "3", "--batch-size", "5")
     main(arguments(policy, tmp_path / "e", *few))
     videos = read_evaluation(tmp_path / "e").videos
-    # one of five observations a policy call: the simulators are in this process
+    # one of five observations per policy call: the simulators are in this process
     assert read_evaluation(tmp_path / "e").num_workers == 0
     assert [(v.env, v.success, v.as_evaluated) for v in videos] == [
         ("push-v3", False, True),

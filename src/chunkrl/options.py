@@ -24,7 +24,7 @@ class DemoConfig:
     mixtures: tuple[str, ...] = ("within", "episodes")
     """within: quality changes inside episodes; episodes: good or bad as a whole."""
     num_collect: int = 150
-    """Episodes a data set."""
+    """Episodes per data set."""
     num_eval: int = 100
     """Fresh initial states, the same for every policy."""
     policy_updates: int = 4000

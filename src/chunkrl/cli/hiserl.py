@@ -164,7 +164,7 @@ def _pretrained(value: Any, flat: Mapping[str, Any], found: Imported) -> str:
 def _discount(value: Any, flat: Mapping[str, Any], found: Imported) -> str:
     steps = flat.get("policy.chunk_size", 1)
     gamma = float(value) ** (1 / steps)
-    return f"{_put(found, ('train:gamma',), gamma)} (a step: {value} a chunk of {steps})"
+    return f"{_put(found, ('train:gamma',), gamma)} (per step: {value} per chunk of {steps})"
 
 
 def _address(value: Any, flat: Mapping[str, Any], found: Imported) -> str:

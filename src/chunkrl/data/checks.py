@@ -50,7 +50,7 @@ def check_episode(
     step = (times[-1] - times[0]) / max(1, episode.length - 1)
     if episode.length > 1 and not 0.95 < step * description.fps < 1.05:
         raise DatasetError(
-            f"{where}: frames are {step:.4g} s apart, but meta/info.json says {description.fps:g} a second: "
+            f"{where}: frames are {step:.4g} s apart, but meta/info.json says {description.fps:g} per second: "
             f"correct one{late_start(times, description.fps)}"
         )
     texts = _check_tasks(description, columns["task_index"], where)

@@ -191,7 +191,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
 
     @property
     def fps(self) -> float:
-        """Frames a second."""
+        """Frames per second."""
         return self.table.description.fps
 
     @property

@@ -22,7 +22,7 @@ class InspectCommand:
     images: bool = True
     """Decode every image, to find those that are damaged."""
     horizon: int = 10
-    """Actions a chunk, for the number of chunks that carry reward."""
+    """Actions per chunk, for the number of chunks that carry reward."""
     labels: Annotated[LabelRule, tyro.conf.OmitArgPrefixes] = field(default_factory=LabelRule)
     """How success, reward and sub-goals are read from the data."""
     mapping: Annotated[ColumnMapping, tyro.conf.OmitArgPrefixes] = field(default_factory=ColumnMapping)

@@ -68,7 +68,7 @@ def _has_known_name(name: str) -> bool:
 
 
 def _flags(table: FrameTable, is_wanted: Callable[[str], object]) -> dict[str, str | None]:
-    """Columns of one number a frame with such a name -> why they hold no flags, None where they do."""
+    """Columns of one number per frame with such a name -> why they hold no flags, None where they do."""
     found: dict[str, str | None] = {}
     for name, feature in table.description.features.items():
         if feature.is_numeric and feature.shape == (1,) and is_wanted(_last_part(name)):

@@ -28,7 +28,7 @@ _CURE = "make the labels again (chunkrl label)"
 
 @dataclass(frozen=True)
 class Sidecar:
-    """arrays: name -> [N], one value a frame of the table. metadata: what the maker said of them (the rule,
+    """arrays: name -> [N], one value per frame of the table. metadata: what the maker said of them (the rule,
     ...)."""
 
     arrays: Mapping[str, np.ndarray]

@@ -55,7 +55,7 @@ class VideoFile:
 
     @property
     def rate(self) -> float:
-        """Frames a second, as the file says; NaN where it does not."""
+        """Frames per second, as the file says; NaN where it does not."""
         return float(self._stream.average_rate or math.nan)
 
     def check_rate(self, fps: float, num_frames: int) -> None:

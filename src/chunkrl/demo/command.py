@@ -98,7 +98,7 @@ def run_demo(config: DemoConfig) -> Path:
         clips=[clip for result in results[: len(config.tasks)] for clip in _clips(result)],
         facts={
             "chunkrl": __version__,
-            "data": f"{config.num_collect} scripted episodes a data set, LeRobot v3.0",
+            "data": f"{config.num_collect} scripted episodes per data set, LeRobot v3.0",
             "policy updates": str(config.policy_updates),
             "chunk": f"{results[0].job.horizon} actions, executed whole",
             "seed": str(config.seed),

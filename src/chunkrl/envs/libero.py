@@ -289,7 +289,7 @@ def _build(task) -> tuple[Any, type[Exception]]:
             f"{task.name}: its scene cannot be built from the assets in {libero.assets}: {error}. If that folder "
             "holds a part of LIBERO's assets only, unset LIBERO_ASSETS to fetch them all from the Hub"
         ) from error
-    domain._observables.clear()  # sensors are read 25 times a step otherwise; `_observe` reads what is needed
+    domain._observables.clear()  # sensors are read 25 times per step otherwise; `_observe` reads what is needed
     return domain, libero.RandomizationError
 
 

@@ -1,6 +1,6 @@
 """Simulators in processes of their own: several cores, one rendering context per process, and no crash that spreads.
 
-Library considered: gymnasium's AsyncVectorEnv (3.3 ms a step of four empty environments, a message per step where a
+Library considered: gymnasium's AsyncVectorEnv (3.3 ms per step of four empty environments, a message per step where a
 stretch of actions is one here; a killed worker ends all of them).
 """
 

@@ -56,7 +56,7 @@ class EvaluateConfig:
     num_workers: int | None = None
     """Simulator processes; default: one per core; 0: in this process. Results do not depend on it."""
     batch_size: int = 4
-    """Observations a policy call (1, or 4 and more); fewer are filled up: rounding must not depend on timing."""
+    """Observations per policy call (1, or 4 and more); fewer are filled up: rounding must not depend on timing."""
     hang_s: float = 300.0
     """Seconds after which a silent simulator process is taken for hung and replaced."""
     videos: int = 0

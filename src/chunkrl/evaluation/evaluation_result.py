@@ -34,7 +34,7 @@ class EvaluationSettings:
     num_episodes: a task. seed: determines initial states and noise. max_steps: each task's time limit.
     exec_steps: actions executed of each chunk of `horizon`. mode, num_candidates: how chunks are chosen.
     condition, guidance, flow_steps: what a pi policy was asked for. state, camera_size, rendering: what was observed.
-    rename: (environment's name, policy's name) of cameras. batch_size: observations a policy call.
+    rename: (environment's name, policy's name) of cameras. batch_size: observations per policy call.
     assets: fingerprint of LIBERO's meshes and textures; "" where the simulator's package brings them along.
     opengl: what drew the images that the policy saw; "" where it saw none, or none that OpenGL draws.
     device: where the policy ran, cpu or cuda. These three are "" in results of before they were recorded.

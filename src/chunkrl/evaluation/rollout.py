@@ -48,7 +48,7 @@ class RolloutConfig:
     """How chunks are made and executed.
 
     exec_steps: actions executed of each chunk before the next one is asked for.
-    batch_size: observations a policy call. Fewer are filled up: a matrix product may round otherwise with other
+    batch_size: observations per policy call. Fewer are filled up: a matrix product may round otherwise with other
         numbers of rows, and results would depend on which simulators happen to be ready.
     """
 

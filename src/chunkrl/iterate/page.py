@@ -140,13 +140,13 @@ def _facts(result: IterateResult, plan: Plan) -> dict[str, str]:
         "chosen by": "initial states of its own" if config.selection.by == "states" else "the next roll-outs",
     }
     if config.selection.by == "states":
-        facts["selection states"] = f"{config.selection.num_episodes} a task, seed {config.selection.seed}"
+        facts["selection states"] = f"{config.selection.num_episodes} per task, seed {config.selection.seed}"
     if config.rollouts.folder is not None:
         facts["roll-outs"] = f"brought to {config.rollouts.folder}"
     elif plan.actor is not None:
         facts["roll-outs"] = f"chunkrl actor, {plan.actor.num_episodes or 'any number of'} episodes per round"
     else:
-        facts["roll-outs"] = f"{config.collect.num_episodes} a round, mode {config.collect.mode}"
+        facts["roll-outs"] = f"{config.collect.num_episodes} per round, mode {config.collect.mode}"
     human = sum(found.rollouts.num_human for run in result.arms for found in run.rounds if found.rollouts)
     if human:
         facts["corrected steps"] = str(human)

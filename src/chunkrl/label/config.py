@@ -24,7 +24,7 @@ class ReturnRule:
     n_step: int | None = None
     """Also N-step returns, on the values of --values."""
     values: str | None = None
-    """File of labels with a `value` a frame, as `chunkrl train` writes (values.parquet)."""
+    """File of labels with a `value` per frame, as `chunkrl train` writes (values.parquet)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1:

@@ -100,7 +100,7 @@ def compare(command: CompareCommand) -> None:
     write_text(folder / COMPARISON_FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
     facts = {
         "tasks": ", ".join(settings.envs),
-        "initial states": f"{settings.num_episodes} a task, seed {settings.seed}",
+        "initial states": f"{settings.num_episodes} per task, seed {settings.seed}",
         "executed": f"{settings.exec_steps} actions of each chunk",
         "chunk chosen by": told_setting(methods, "mode"),
         "training seeds": f"{num_seeds} a method",

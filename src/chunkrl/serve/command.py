@@ -46,7 +46,7 @@ def serve_policy(command: ServeCommand) -> None:
         )
     keys = plan_keys(policy, command.rename, command.ignore, command.task)
     first_ms = try_policy(policy, command)
-    fps = f" at {policy.fps:g} a second" if policy.fps else ""
+    fps = f" at {policy.fps:g} per second" if policy.fps else ""
     print(
         f"{command.policy} on {device}: chunks of {policy.action_horizon} actions{fps}, {policy.action_dim} values "
         f"each; mode {command.mode}; the first one took {first_ms:.0f} ms"
@@ -157,7 +157,7 @@ class _Rows:
         total = counts.total_ms
         rows = [
             ("clients", f"{self._server.num_clients} now, {counts.clients} in all"),
-            ("answered", f"{counts.answered} ({rate:.1f} a second), {counts.refused} refused"),
+            ("answered", f"{counts.answered} ({rate:.1f} per second), {counts.refused} refused"),
             ("ms", f"p50 {total.quantile_ms(0.5):.3g}, p99 {total.quantile_ms(0.99):.3g}"),
             ("together", f"{counts.answered / max(counts.passes, 1):.1f} a forward pass"),
         ]
@@ -180,7 +180,7 @@ def _said(server: PolicyServer, seconds: float) -> list[str]:
     counts = server.counts
     lines = [
         f"served {counts.answered} observations of {counts.clients} clients in {seconds:.1f} s, "
-        f"{counts.answered / max(seconds, 1e-9):.1f} a second; refused {counts.refused}"
+        f"{counts.answered / max(seconds, 1e-9):.1f} per second; refused {counts.refused}"
     ]
     if counts.answered:
         rows = [

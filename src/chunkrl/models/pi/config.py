@@ -137,7 +137,7 @@ class PiSettings:
     resize: "antialias" (openpi's data pipeline), "bilinear" without antialiasing (openpi's PyTorch code, newer
         LeRobot), or "lerobot_0.4": the same, but what fills a non-square image up is -3 and not black (-1).
     data_resize: what the training data's images were resized with before the model's own resizing; None: nothing.
-    fps: frames a second of the training data; None: not known.
+    fps: frames per second of the training data; None: not known.
     delta_actions: per action dimension, whether the model's action is relative to the state at the chunk's
         start (openpi's `pi0_libero`); empty for none.
     overlong_prompt: "error", or "cut_task": the task's last words go, the state and the condition never.

@@ -180,7 +180,7 @@ class TinyCommand:
     folder: Annotated[str, tyro.conf.Positional]
     """The new checkpoint's folder."""
     horizon: int = 10
-    """Actions a chunk."""
+    """Actions per chunk."""
     cameras: bool = True
     """Whether the data set's cameras are inputs."""
     width: int = 64

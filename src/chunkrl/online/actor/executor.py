@@ -138,7 +138,7 @@ class ControlRate:
 
     @property
     def rate_hz(self) -> float:
-        """Ticks a second over all starts, 0 before the first tick."""
+        """Ticks per second over all starts, 0 before the first tick."""
         running_s = self._running_s + (0.0 if self._origin is None else self._last - self._origin)
         return self._num_ticks / running_s if running_s > 0 else 0.0
 

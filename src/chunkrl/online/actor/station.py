@@ -206,7 +206,8 @@ def _rate_hz(policy: ActingPolicy, given: float | None, file: str) -> float:
     if given is None:
         if policy.fps is None:
             raise ChunkRLError(
-                f"{file} gives no rate_hz, and the policy does not say how many frames a second its data had: give it"
+                f"{file} gives no rate_hz, and the policy does not say how many frames per second its data had: "
+                "give it"
             )
         return policy.fps
     if policy.fps is not None and abs(given / policy.fps - 1) > 0.02:

@@ -224,7 +224,7 @@ class Teleoperator(Protocol):
 class Handover:
     """Keeps targets together when who gives them changes.
 
-    From `begin` on a target moves by at most `max_step` a step towards what is wanted, until both agree within
+    From `begin` on a target moves by at most `max_step` per step towards what is wanted, until both agree within
     `tolerance` in every joint; from there what is wanted passes unchanged. As tolerance <= max_step, the handover
     itself moves no joint by more than `max_step` in a step, and it takes ceil((gap - tolerance) / max_step) steps
     where what is wanted stands still.

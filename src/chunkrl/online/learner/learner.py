@@ -272,7 +272,7 @@ class _Session:
         return rows
 
     def _rate(self, update: int) -> float:
-        """Updates a second, over the last seconds."""
+        """Updates per second, over the last seconds."""
         before, then, rate = self._speed
         now = time.monotonic()
         if now - then >= 2.0:

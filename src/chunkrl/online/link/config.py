@@ -22,7 +22,7 @@ class ReplayConfig:
     """How much is kept, and how."""
 
     shard_episodes: int = 50
-    """Episodes a data set; whole data sets are dropped, oldest first."""
+    """Episodes per data set; whole data sets are dropped, oldest first."""
     capacity_steps: int = 0
     """The oldest data set is dropped when the others hold at least so many steps (0: nothing is dropped)."""
     cameras: Literal["video", "image"] = "video"
