@@ -102,7 +102,7 @@ class ToyConfig(EnvConfig):
         return {"cameras": tuple(self.cameras.split(","))}
 
 
-# without wrappers, after which LeRobot 0.4.4 does not see the task
+# without wrappers, behind which LeRobot 0.4.4 does not see the task
 gym.register("lerobot_robot_chunkrltoy/toy-v0", ToyEnv, order_enforce=False, disable_env_checker=True)
 
 
