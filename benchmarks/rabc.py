@@ -1,10 +1,8 @@
 """RA-BC, LeRobot's own sample weighting (`--sample_weighting.type=rabc`), as arms of the benchmarks.
 
-LeRobot 0.6.1 weights a chunk by how far a progress estimate rises over it: d = progress[t + H] - progress[t] (the
-episode's last frame where t + H lies beyond its end); 0 where d < 0, 1 where d > kappa = 0.01, between them a ramp
-over mean +- 2 deviations of d. Written again from that description. Two estimates of progress:
+The weights are `chunkrl.integration.rabc`'s, with LeRobot's kappa of .01. Two estimates of progress:
 
-- `value_progress`: our held-out V between its lowest and highest return;
+- `by_value`: our held-out V, as `chunkrl export-values --format rabc` writes it;
 - `time_progress`: the part of a successful episode that has passed, regressed from the state as SARM learns it, from
   the successful episodes alone; cross-fitted by episode, like our V.
 """
@@ -19,32 +17,26 @@ from torch import nn
 
 from chunkrl.algorithms.cross_fit import assign_folds
 from chunkrl.algorithms.values_io import load_values
+from chunkrl.config import load_config
 from chunkrl.data.chunks import ChunkDataset
+from chunkrl.integration.rabc import progress_of, rabc_weights, value_ends
+from chunkrl.run.config import TrainConfig
 
 KAPPA = 0.01
 FOLDS, UPDATES, BATCH, WIDTH, DROPOUT, NOISE, RATE = 5, 1000, 256, 128, 0.5, 0.3, 3e-4
 
 
-def rabc_weights(progress: np.ndarray, episode: np.ndarray, horizon: int, kappa: float = KAPPA) -> np.ndarray:
-    """The weight of every frame, float32 [N]. progress: float [N]; episode: int [N], frames of one lie together."""
-    last = np.flatnonzero(np.append(np.diff(episode) != 0, True))
-    end = last[np.searchsorted(last, np.arange(len(progress)))]
-    delta = progress[np.minimum(np.arange(len(progress)) + horizon, end)] - progress
-    low, spread = delta.mean() - 2 * delta.std(), 4 * delta.std() + 1e-8
-    ramp = np.clip((delta - low) / spread, 0.0, 1.0)
-    return np.where(delta < 0, 0.0, np.where(delta > kappa, 1.0, ramp)).astype(np.float32)
-
-
 def by_value(dataset: ChunkDataset, values: Path, seed: int) -> np.ndarray:
     """RA-BC on V as progress, float32 [N]; values: the folder of a value run."""
-    value = load_values(values, dataset).value
-    progress = (value - value.min()) / np.ptp(value)
-    return rabc_weights(progress, dataset.episode, dataset.action_horizon)
+    config = load_config(TrainConfig, values / "config.json")
+    value = value_ends(dataset, load_values(values, dataset).value, config.fit.time_out)
+    progress = progress_of(value, float(value.min()), float(value.max()))
+    return rabc_weights(progress, dataset.episode, dataset.action_horizon, KAPPA)
 
 
 def by_time(dataset: ChunkDataset, values: Path, seed: int) -> np.ndarray:
     """RA-BC on the part of a success that has passed, float32 [N]."""
-    return rabc_weights(time_progress(dataset, seed), dataset.episode, dataset.action_horizon)
+    return rabc_weights(time_progress(dataset, seed), dataset.episode, dataset.action_horizon, KAPPA)
 
 
 def time_progress(dataset: ChunkDataset, seed: int) -> np.ndarray:

@@ -117,6 +117,7 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
             "actor",
             "serve",
             "report",
+            "export-values",
             "download",
             "convert",
             "config",

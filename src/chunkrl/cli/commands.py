@@ -227,6 +227,12 @@ _COMMANDS = (
         "chunkrl.report.commands:report",
     ),
     Command(
+        "export-values",
+        "a run's values as files that LeRobot's own training weights by",
+        "chunkrl.report.config:ExportValuesCommand",
+        "chunkrl.report.export_values:export_values",
+    ),
+    Command(
         "download",
         "pretrained pi0 and pi0.5 checkpoints",
         "chunkrl.integration.config:DownloadCommand",
