@@ -11,7 +11,7 @@ from chunkrl.cli import COMMANDS
 from chunkrl.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-FLAG = r"--[a-z0-9][a-z0-9.-]*[a-z0-9](?![a-z0-9-]|\.[*a-z0-9])"  # and no group of flags, as --fit.*
+FLAG = r"--[a-z0-9][a-z0-9.-]*[a-z0-9](?![a-z0-9_-]|\.[*a-z0-9])"  # and no group of flags, as --fit.*
 
 
 def flags(command: str) -> set[str]:
@@ -32,6 +32,9 @@ def test_every_setting_of_training_is_explained() -> None:
 TORCHRUN = ("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint")
 
 
+# LeRobot's own
+LEROBOT = ("--dataset.episodes", "--dataset.root", "--env.type", "--inference.type", "--robot.type")
+LEROBOT += ("--policy.condition", "--policy.guidance", "--policy.path", "--policy.type")
 LIBERO_BENCHMARKS = ("--suites", "--num-states", "--datasets")
 
 
@@ -52,8 +55,11 @@ LIBERO_BENCHMARKS = ("--suites", "--num-states", "--datasets")
         ),
         (
             "deploy",
-            ("serve", "evaluate"),
-            ("--config", "--no-together", "--address", "--token-file", "--tls-certificate", "--tls-key"),
+            ("serve", "evaluate", "train", "export-values"),
+            (
+                *("--config", "--no-together", "--address", "--token-file", "--tls-certificate", "--tls-key"),
+                *LEROBOT,
+            ),
         ),
         (
             "iterate",

@@ -100,7 +100,10 @@ def test_each_data_set_has_a_file(runs: Path, folder: Path, capsys: pytest.Captu
         file.unlink()
     for name in ("1", str(folder / "more")):
         export(runs / "weighted", "--dataset", name, "--output", runs / f"{len(name)}.parquet")
-        assert pq.read_metadata(runs / f"{len(name)}.parquet").num_rows == open_chunks(folder / "more").num_frames
+        assert (
+            pq.read_metadata(runs / f"{len(name)}.parquet").num_rows
+            == open_chunks(folder / "more").num_frames
+        )
     assert not any(file.exists() for file in files)
 
 
@@ -190,9 +193,7 @@ def test_episodes_that_were_set_aside_are_left_out_in_lerobot_too(
     action = np.concatenate([one["action"] for one in episodes])
     action[len(episodes[0]["action"]) + 2] = np.nan
     edit_parquet(file, action=action.tolist())
-    ChunkLevelOfflineRL(
-        **settings(data, tmp_path / "run", objective="value", skip_bad_episodes=True)
-    ).train()
+    ChunkLevelOfflineRL(**settings(data, tmp_path / "run", objective="value", skip_bad_episodes=True)).train()
     export(tmp_path / "run")
     assert "--dataset.episodes=[0, 2, 3, 4]" in capsys.readouterr().out
     stored = pq.read_table(tmp_path / "run" / "rabc.parquet")

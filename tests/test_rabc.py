@@ -60,7 +60,7 @@ def test_encoded_weights_come_back(lengths: list[int], horizon: int, seed: int, 
     episode = chunks_of(lengths)
     weight = np.exp(spread * rng.normal(size=len(episode))) * (rng.uniform(size=len(episode)) > 0.2)
     encoded = encode_weights(weight, episode, horizon)
-    assert len(encoded.others) <= 5 * (len(weight) + 1) + 2
+    assert len(encoded.others) <= 4 * (len(weight) + 1) + 2
     progress = np.concatenate([encoded.progress, encoded.others])
     whole = np.append(episode, np.full(len(encoded.others), episode[-1] + 1))
     found = rabc_weights(progress, whole, horizon, kappa=1.0)[: len(weight)]

@@ -22,7 +22,7 @@ _WORDS = {str: "TEXT", int: "INT", float: "NUMBER"}
 
 def usage() -> str:
     """What `chunkrl --help` prints."""
-    rows = "\n".join(f"  {command.name:<12}{command.summary}" for command in COMMANDS.values())
+    rows = "\n".join(f"  {command.name:<15}{command.summary}" for command in COMMANDS.values())
     return (
         f"usage: chunkrl COMMAND [options]\n\n{rows}\n\n"
         "chunkrl COMMAND --help shows what most people set, --help-all every option; each can also stand in a file:\n"

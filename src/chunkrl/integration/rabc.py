@@ -1,9 +1,9 @@
 """RA-BC, the sample weighting of stock `lerobot-train` (`--sample_weighting.type=rabc`), and files that it reads.
 
 LeRobot 0.6.1 (0.4.4: `--use_rabc`) weights a chunk by how far a progress estimate rises over it:
-d = progress[t + H] - progress[t], with the episode's last frame where t + H lies beyond its end. The weight is 0 where
-d < 0, 1 where d > kappa, between them the ramp (d - (mean - 2 deviation)) / (4 deviation), clipped to [0, 1]; mean
-(at least 0) and deviation are of d over all rows of the file. A frame that the file does not have gets weight 1.
+d = progress[t + H] - progress[t], with the episode's last frame where t + H lies beyond its end. The weight is 0
+where d < 0, 1 where d > kappa, between them the ramp (d - (mean - 2 deviation)) / (4 deviation), clipped to [0, 1];
+mean (at least 0) and deviation are of d over all rows of the file. A frame that the file does not have gets weight 1.
 Written anew from that description; a test marked `lerobot` compares it with LeRobot's own.
 """
 
@@ -79,7 +79,7 @@ class Spread:
 
 
 def value_ends(dataset: ChunkDataset, value: np.ndarray, time_out: TimeOut) -> np.ndarray:
-    """V float [N] with the outcome in place of V from each episode's last action on, float64 [N], in units of returns.
+    """V float [N] with the outcome in its place from each episode's last action on, float64 [N], as returns.
 
     The outcome is the last action's reward; where the recording only ended and `time_out` is bootstrap, none is
     known, and V stays. Frames recorded after a success keep the success's: the task ended there.
@@ -132,11 +132,11 @@ def encode_weights(weight: np.ndarray, episode: np.ndarray, horizon: int) -> Enc
 
 
 def _balancing_rises(rise: np.ndarray) -> np.ndarray:
-    """Rises float [M] that make mean 1/2 and deviation 1/4 of those float [n] in [0, 1] and themselves: as few as there
-    can be of two values that come equally often.
+    """Rises float [M] that make mean 1/2 and deviation 1/4 of those float [n] in [0, 1] and themselves: as few as
+    there can be of two values that come equally often.
 
-    M rows around the center that gives the mean leave of their squares what the deviation needs, M / 16 + c - g^2 / M,
-    which must not be negative. c >= -n / 4 and |g| <= n / 2, so that M = 5 n suffices.
+    Of the squares that the deviation needs, M rows at the center that gives the mean leave M / 16 + c - g^2 / M, which
+    must not be negative. c >= -3 n / 16 and |g| <= n / 2, so that M = 4 n suffices.
     """
     num, total, squares = len(rise), float(rise.sum()), float((rise**2).sum())
     gap = num / 2 - total

@@ -41,6 +41,6 @@ class ExportValuesCommand:
     overwrite: bool = False
     """A file that is there and holds something else is replaced."""
     chunk_size: int | None = None
-    """Actions a chunk of the policy that LeRobot trains (its --policy.chunk_size); default: the run's action_horizon."""
+    """Actions a chunk of the policy that LeRobot trains (--policy.chunk_size there); default: action_horizon."""
     kappa: float | None = None
     """Rise of progress above which a chunk counts in full; default: the one that a quarter of the frames exceed."""

@@ -76,7 +76,11 @@ def export_values(command: ExportValuesCommand, progress: Progress) -> tuple[Exp
     span = _span(run) if command.format == "rabc" else (0.0, 1.0)
     made = []
     for number in numbers:
-        path = Path(command.output).expanduser() if command.output else run.folder / _file(command.format, number)
+        path = (
+            Path(command.output).expanduser()
+            if command.output
+            else run.folder / _file(command.format, number)
+        )
         made.append((path, run.data[number], *_columns(command, run, run.data[number], size, span)))
     exported = []
     for path, part, columns, weight, kappa in made:
@@ -145,7 +149,9 @@ def _columns(
     table = part.dataset.table
     episode = np.repeat(table.episode_ids, table.episode_length)
     columns = {"index": _index(part), "episode_index": episode}
-    columns["frame_index"] = np.arange(table.num_frames) - np.repeat(table.episode_start, table.episode_length)
+    columns["frame_index"] = np.arange(table.num_frames) - np.repeat(
+        table.episode_start, table.episode_length
+    )
     if command.format == "rabc":
         ended = value_ends(part.dataset, part.labels["value"], run.config.fit.time_out)
         columns["progress_sparse"] = progress_of(ended, *span)
@@ -154,7 +160,9 @@ def _columns(
         return columns, rabc_weights(columns["progress_sparse"], episode, size, kappa), kappa
     weight = np.where(part.dataset.frame_labels.after_success, 0.0, part.labels["weight"]).astype(np.float32)
     if not np.isfinite(weight).all() or weight.min() < 0 or not weight.any():
-        raise ChunkRLError(f"{run.folder}: a weight is no finite positive number, or all are 0: train it again")
+        raise ChunkRLError(
+            f"{run.folder}: a weight is no finite positive number, or all are 0: train it again"
+        )
     if command.format == "weights":
         return columns | {"weight": weight}, weight / weight.max(), None
     encoded = encode_weights(weight, episode, size)
@@ -176,13 +184,13 @@ def _index(part: LabelledData) -> np.ndarray:
     table = part.dataset.table
     if not table.has_column("index"):
         raise DatasetError(
-            f"{part.dataset.name} has no column 'index', by which LeRobot names frames: write the data set with LeRobot"
+            f"{part.dataset.name} has no column 'index', by which LeRobot names frames: write it with LeRobot"
         )
     index = np.asarray(table.column("index")).reshape(-1).astype(np.int64)
     if len(np.unique(index)) != len(index) or index.min() < 0:
         raise DatasetError(
-            f"{part.dataset.name}: 'index' names several frames alike, or is negative, so that LeRobot would mix their "
-            "weights: write the data set with LeRobot"
+            f"{part.dataset.name}: 'index' names several frames alike, or is negative, so that LeRobot would mix "
+            "their weights: write the data set with LeRobot"
         )
     return index
 
@@ -226,7 +234,9 @@ def _is_same(file: Path, record: dict[str, Any]) -> bool:
 def _told(made: Exported, command: ExportValuesCommand, size: int) -> list[str]:
     """What was written, and the command that reads it."""
     table, spread = made.data.dataset.table, Spread.of(made.weight)
-    lines = [f"{made.path}: {table.num_frames} frames of {table.num_episodes} episodes of {made.data.dataset.name}"]
+    lines = [
+        f"{made.path}: {table.num_frames} frames of {table.num_episodes} episodes of {made.data.dataset.name}"
+    ]
     if command.format == "weights":
         lines += [
             f"  mean weight {spread.mean:.3g} of the largest, as good as {spread.effective:.0%} of the frames",
@@ -239,7 +249,7 @@ def _told(made: Exported, command: ExportValuesCommand, size: int) -> list[str]:
     )
     if spread.effective < FEW:
         lines.append(
-            "  warning: few frames count. A longer --chunk-size averages over the noise of values; what the values are "
+            "  warning: few frames count. A longer --chunk-size averages over the noise of values; what they are "
             "worth, chunkrl report says"
         )
     lines += ["  LeRobot 0.6.1 and later:", f"    {lerobot_train(made, size)}"]
