@@ -135,8 +135,8 @@ def _balancing_rises(rise: np.ndarray) -> np.ndarray:
     """Rises float [M] that make mean 1/2 and deviation 1/4 of those float [n] in [0, 1] and themselves: as few as
     there can be of two values that come equally often.
 
-    Of the squares that the deviation needs, M rows at the center that gives the mean leave M / 16 + c - g^2 / M, which
-    must not be negative. c >= -3 n / 16 and |g| <= n / 2, so that M = 4 n suffices.
+    Of the squares that the deviation needs, M rows at the center that gives the mean leave M / 16 + c - g^2 / M,
+    which must not be negative. c >= -3 n / 16 and |g| <= n / 2, so that M = 4 n suffices.
     """
     num, total, squares = len(rise), float(rise.sum()), float((rise**2).sum())
     gap = num / 2 - total
