@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from actor_fakes import small_policy
 from pi_tiny import ACTION_DIM, GOLDEN, KINDS, STATE_DIM, TOKENIZER, needs_golden, tiny_policy, tiny_recipe
 
+from chunkrl import load_policy
 from chunkrl.cli import main
 from chunkrl.errors import CheckpointError
+from chunkrl.manifest import write_manifest
 from chunkrl.models.pi import PiPolicy, load_pretrained, save_pretrained
 from chunkrl.models.pi.config import ModelKind, pi0_base, pi0_libero
 from chunkrl.models.pi.recipes import choose_recipe
@@ -109,3 +112,20 @@ def test_recipes_by_name() -> None:
     )
     with pytest.raises(CheckpointError, match="serves any robot"):
         choose_recipe("pi0_base", cameras, STATE_DIM, 0)
+
+
+def test_any_policy_becomes_one_for_the_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of folders of before the plug-in's files were written."""
+    small_policy(0, STATE_DIM, ACTION_DIM).save(tmp_path / "small")
+    (tmp_path / "small" / "config.json").unlink()
+    write_manifest(tmp_path / "small")
+    save_pretrained(tiny_policy("pi05"), tmp_path / "pi05")
+    for name in ("small", "pi05"):
+        main(["convert", str(tmp_path / name), str(tmp_path / "out" / name), "--plugin"])
+        assert json.loads((tmp_path / "out" / name / "config.json").read_text())["type"] == "chunkrl"
+        assert "of type chunkrl" in capsys.readouterr().out
+    assert load_policy(tmp_path / "out" / "small").action_dim == ACTION_DIM
+    assert_same(load_pretrained(tmp_path / "out" / "pi05"), tiny_policy("pi05"))
+    with pytest.raises(SystemExit):
+        main(["convert", str(tmp_path / "small"), str(tmp_path / "native")])
+    assert "of no type that stock LeRobot has: give --plugin" in capsys.readouterr().err

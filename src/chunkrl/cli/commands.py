@@ -241,8 +241,8 @@ _COMMANDS = (
     Command(
         "convert",
         "a pi checkpoint of any layout to a LeRobot folder",
-        "chunkrl.integration.convert:ConvertCommand",
-        "chunkrl.integration.convert:convert",
+        "chunkrl.cli.convert:ConvertCommand",
+        "chunkrl.cli.convert:convert",
         shows_progress=False,
     ),
     Command(

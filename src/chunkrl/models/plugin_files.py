@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from chunkrl.models.acting import ObservationInput
+if TYPE_CHECKING:  # commands name the type, and their help texts need no torch
+    from chunkrl.models.acting import ObservationInput
 
 PLUGIN_TYPE = "chunkrl"
 CONFIG_FILE, PREPROCESSOR, POSTPROCESSOR = (

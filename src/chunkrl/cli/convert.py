@@ -1,19 +1,22 @@
-"""`chunkrl convert SOURCE TARGET`: any published layout of a pi checkpoint to a LeRobot folder."""
+"""`chunkrl convert SOURCE TARGET`: a policy of any layout to a folder for LeRobot, stock or with our plug-in."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from chunkrl.errors import CheckpointError
 from chunkrl.models.pi.config import PromptFormat
+from chunkrl.models.plugin_files import PLUGIN_TYPE
 
 
 @dataclass(frozen=True)
 class ConvertCommand:
-    """A pi0 or pi0.5 checkpoint (openpi JAX, openpi PyTorch, LeRobot) to a LeRobot folder, strictly."""
+    """A pi0 or pi0.5 checkpoint (openpi JAX, openpi PyTorch, LeRobot) to a LeRobot folder, strictly. With --plugin
+    any policy, to one for the plug-in."""
 
     source: Annotated[str, tyro.conf.Positional] = ""
     """Checkpoint folder, or Hub repository owner/name."""
@@ -37,6 +40,8 @@ class ConvertCommand:
     """Precision of the weights."""
     revision: str | None = None
     """Revision of the Hub repository."""
+    plugin: bool = False
+    """For LeRobot with the plug-in lerobot_policy_chunkrl, and not for stock LeRobot: as runs write theirs now."""
     overwrite: bool = False
     """Replace what is at the target."""
 
@@ -50,6 +55,7 @@ def convert(command: ConvertCommand) -> None:
     """
     import torch
 
+    from chunkrl.models.pi.actor import PiActor
     from chunkrl.models.pi.checkpoint import (
         check_target,
         find_recipe,
@@ -58,10 +64,15 @@ def convert(command: ConvertCommand) -> None:
         save_pretrained,
     )
     from chunkrl.models.pi.recipes import choose_recipe
+    from chunkrl.models.plugin_files import plugin_files
+    from chunkrl.training.checkpoint import VALUES
 
     if not command.source or not command.target:
         raise CheckpointError("give the checkpoint and the new folder: chunkrl convert SOURCE TARGET")
     check_target(command.target, command.overwrite)  # before minutes of reading
+    if (Path(command.source) / VALUES).is_file():
+        _convert_small(command)
+        return
     recipe = None
     if command.recipe is not None:
         recipe = choose_recipe(command.recipe, command.cameras, command.state_dim, command.action_dim)
@@ -82,10 +93,27 @@ def convert(command: ConvertCommand) -> None:
         dtype=None if command.dtype == "stored" else getattr(torch, command.dtype),
         revision=command.revision,
     )
-    folder = save_pretrained(policy, command.target, overwrite=command.overwrite)
+    plugin = plugin_files(PiActor(policy)) if command.plugin else None
+    folder = save_pretrained(policy, command.target, overwrite=command.overwrite, plugin=plugin)
     settings = policy.recipe.settings
     print(f"prompt format {settings.prompt_format}, cameras {', '.join(settings.cameras)}")
     absent = "absent: give them when loading; stock LeRobot refuses the folder"
     print(f"norm stats: {absent if policy.norm_stats is None else 'written'}")
     print(f"tokenizer: {'absent: chunkrl download tokenizer' if policy.tokenizer is None else 'written'}")
-    print(f"{folder}: a LeRobot folder of type {policy.recipe.config.kind}")
+    print(
+        f"{folder}: a LeRobot folder of type {PLUGIN_TYPE if command.plugin else policy.recipe.config.kind}"
+    )
+
+
+def _convert_small(command: ConvertCommand) -> None:
+    """A small policy: the files beside it are all that changes."""
+    from chunkrl.run.policy_io import load_policy
+
+    given = [command.recipe, command.prompt_format, command.asset_id, command.tokenizer, command.revision]
+    if not command.plugin or any(value is not None for value in given):
+        raise CheckpointError(
+            f"{command.source} is a small policy, of no type that stock LeRobot has: give --plugin (and nothing that "
+            "is for pi checkpoints), and run it with the plug-in lerobot_policy_chunkrl"
+        )
+    load_policy(command.source).save(command.target)
+    print(f"{command.target}: a LeRobot folder of type {PLUGIN_TYPE}")
