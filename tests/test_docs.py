@@ -55,7 +55,7 @@ LIBERO_BENCHMARKS = ("--suites", "--num-states", "--datasets")
         ),
         (
             "deploy",
-            ("serve", "evaluate", "train", "export-values"),
+            ("serve", "evaluate", "train", "export-values", "convert"),
             (
                 *("--config", "--no-together", "--address", "--token-file", "--tls-certificate", "--tls-key"),
                 *LEROBOT,
