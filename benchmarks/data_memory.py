@@ -35,7 +35,7 @@ class MemoryConfig:
     """Frames."""
     episode_length: int = 1000
     """Frames of an episode, a divisor of all sizes."""
-    picture: int = 0
+    image: int = 0
     """Height and width of the images of one camera; 0: state and action alone."""
     batches: int = 200
     """Of 64 transitions."""
@@ -43,15 +43,15 @@ class MemoryConfig:
     """Used by the benchmark itself: measure the data set in this folder."""
 
 
-def write(root: Path, num_frames: int, length: int, picture: int) -> None:
+def write(root: Path, num_frames: int, length: int, image: int) -> None:
     """A data set of random numbers and images."""
     features = {
         "observation.state": FeatureSpec("float32", (8,)),
         "action": FeatureSpec("float32", (7,)),
         "next.success": FeatureSpec("bool", (1,)),
     }
-    if picture:
-        features["observation.images.front"] = FeatureSpec("image", (picture, picture, 3))
+    if image:
+        features["observation.images.front"] = FeatureSpec("image", (image, image, 3))
     rng = np.random.default_rng(0)
     with DatasetWriter(root, fps=10, features=features) as writer:
         for _ in range(num_frames // length):
@@ -60,8 +60,8 @@ def write(root: Path, num_frames: int, length: int, picture: int) -> None:
                 "action": rng.normal(size=(length, 7)).astype(np.float32),
                 "next.success": np.arange(length) == length - 1,
             }
-            if picture:
-                shape = (length, picture, picture, 3)
+            if image:
+                shape = (length, image, image, 3)
                 columns["observation.images.front"] = rng.integers(256, size=shape, dtype=np.uint8)
             writer.add_episode(columns, "push")
 
@@ -109,7 +109,7 @@ def main(config: MemoryConfig) -> None:
     found = []
     for size in config.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder) / "set", size, config.episode_length, config.picture)
+            write(Path(folder) / "set", size, config.episode_length, config.image)
             command = [sys.executable, "-m", "benchmarks.data_memory", "--child", folder]
             command += ["--batches", str(config.batches)]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout

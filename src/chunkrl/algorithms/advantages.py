@@ -98,7 +98,7 @@ def check_failures(data: ChunkData, reward: np.ndarray, returns: np.ndarray, tim
     """
     labels, segments = data.frame_labels, data.segments
     after, last = labels.after_success, segments.ends - 1
-    # an episode is one segment, and one more behind its success
+    # an episode is one segment, and one more after its success
     episode = np.cumsum(~after[segments.starts]) - 1
     failed = ~labels.success[episode] & ~after[last]
     if time_out == "bootstrap":

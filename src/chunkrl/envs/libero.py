@@ -172,8 +172,8 @@ class LiberoEnv:
         return EnvStep(**observed)
 
     def _fixtures_to_origin(self) -> None:
-        """As in a model that was just built: LIBERO's sampler places what lies in a drawer or on a cabinet by where
-        the model has its regions, and takes the fixtures for unplaced."""
+        """Puts fixtures where they are in a model that was just built: LIBERO's sampler places what lies in a drawer
+        or on a cabinet by where the model has its regions, and takes the fixtures for unplaced."""
         model = self.mujoco[0]
         for name, fixture in self.domain.fixtures_dict.items():
             body, root = self.domain.obj_body_id[name], fixture.get_obj()

@@ -157,7 +157,7 @@ def _check(tree: HubTree, file: RemoteFile, folder: Path) -> None:
 
 
 def file_digest(file: Path, kind: str) -> str:
-    """Of a file, in hexadecimal. kind: sha256, or git's sha1 of a blob, which begins with its size."""
+    """The digest of a file, in hexadecimal. kind: sha256, or git's sha1 of a blob, which begins with its size."""
     digest = hashlib.sha256() if kind == "sha256" else hashlib.sha1(usedforsecurity=False)
     if kind != "sha256":
         digest.update(b"blob %d\0" % file.stat().st_size)

@@ -89,8 +89,9 @@ class IterateConfig:
     settings of `chunkrl train` hold; the pretrained policy is --init FOLDER, or a pi policy's --pi0-config."""
 
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=_train_defaults)
-    """Those of `chunkrl train`: data beside the roll-outs (none: the roll-outs alone), objective, updates per round;
-    --output-dir is the run's folder (default: runs/iterate-001, the next free number), --resume RUN alone goes on."""
+    """The settings of `chunkrl train`: data beside the roll-outs (none: the roll-outs alone), objective, updates per
+    round; --output-dir is the run's folder (default: runs/iterate-001, the next free number), --resume RUN alone goes
+    on."""
     rounds: int = 3
     """Policies that are trained, one per round."""
     arms: tuple[ArmName, ...] = ("default",)

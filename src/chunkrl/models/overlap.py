@@ -126,7 +126,7 @@ def check_overlap(overlap: Overlap, batch: int, action_dim: int, mode: str) -> N
 def draw_noise(
     mode: str, generators: Sequence[torch.Generator], batch: int, shape: tuple[int, ...]
 ) -> Tensor:
-    """Of each row's generator, [B, *shape]; zero in mode `mode`."""
+    """The noise of each row's generator, [B, *shape]; zero in mode `mode`."""
     if mode == "mode":
         return torch.zeros(batch, *shape)
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])

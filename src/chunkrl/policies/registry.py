@@ -66,5 +66,5 @@ def kinds_that_read(paths: Collection[str]) -> list[str]:
 
 
 def unread(kind: str, changed: Sequence[str]) -> list[str]:
-    """Of settings that differ from their defaults, those that other kinds read and this one does not."""
+    """The settings, of those that differ from their defaults, that other kinds read and this one does not."""
     return [path for path in changed if (able := kinds_that_read([path])) and kind not in able]

@@ -123,8 +123,8 @@ class LearnerConfig:
     """The trainer, with one more source of batches: what actors send. All settings of `chunkrl train` hold."""
 
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=_train_defaults)
-    """Those of `chunkrl train`; without --dataset-dir the actors' episodes are the only data, without --num-updates
-    training goes on until it is stopped, without --output-dir it goes into runs/<data>-learner-001."""
+    """The settings of `chunkrl train`; without --dataset-dir the actors' episodes are the only data, without
+    --num-updates training goes on until it is stopped, without --output-dir it goes into runs/<data>-learner-001."""
     listen: ListenConfig = field(default_factory=ListenConfig)
     """Where actors connect."""
     replay: LearnerReplay = field(default_factory=LearnerReplay)
