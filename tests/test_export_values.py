@@ -71,7 +71,7 @@ def test_progress_rises_as_values_do(runs: Path, folder: Path, capsys: pytest.Ca
     table = data.table
     ends = table.episode_start + table.episode_length - 1
     outcome = value.astype(np.float64)
-    outcome[ends] = data.frame_labels.success  # what stands behind the last action: 1 or, failed, 0
+    outcome[ends] = data.frame_labels.success  # what stands after the last action: 1 or, failed, 0
     progress = stored["progress_sparse"].to_numpy()
     expected = (outcome - outcome.min()) / np.ptp(outcome)
     np.testing.assert_allclose(progress, expected, atol=1e-6)

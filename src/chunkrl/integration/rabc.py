@@ -4,7 +4,7 @@ LeRobot 0.6.1 (0.4.4: `--use_rabc`) weights a chunk by how far a progress estima
 d = progress[t + H] - progress[t], with the episode's last frame where t + H lies beyond its end. The weight is 0
 where d < 0, 1 where d > kappa, between them the ramp (d - (mean - 2 deviation)) / (4 deviation), clipped to [0, 1];
 mean (at least 0) and deviation are of d over all rows of the file. A frame that the file does not have gets weight 1.
-Written anew from that description; a test marked `lerobot` compares it with LeRobot's own.
+Written again from that description; a test marked `lerobot` compares it with LeRobot's own.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def choose_kappa(rise: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Spread:
-    """Of weights [N]: the parts that are 0, that are 1, the mean, and the frames that as many equal weights would
-    count as, (sum w)^2 / sum w^2, as a part of N."""
+    """How weights [N] spread: the parts that are 0, that are 1, the mean, and the frames that as many equal weights
+    would count as, (sum w)^2 / sum w^2, as a part of N."""
 
     zero: float
     full: float
@@ -71,7 +71,7 @@ class Spread:
 
     @classmethod
     def of(cls, weight: np.ndarray) -> Spread:
-        """Of weights [N] in [0, 1]."""
+        """The spread of weights [N] in [0, 1]."""
         own = weight.astype(np.float64)
         squares = (own**2).sum() * len(own)
         effective = float(own.sum() ** 2 / squares) if squares else 0.0
