@@ -104,11 +104,11 @@ def replayed(policy: ActingPolicy, episodes: list[dict[str, np.ndarray]], steps:
     chunks = []
     for start in range(0, len(episodes[0]["state"]), steps):
         seen = Observation(
-            images={
+            images={  # type: ignore[arg-type]
                 name: np.stack([e[name.rsplit(".", 1)[-1]][start] for e in episodes])
                 for name in policy.cameras
             },
-            state=np.stack([e["state"][start] for e in episodes]).astype(np.float32),
+            state=np.stack([e["state"][start] for e in episodes]).astype(np.float32),  # type: ignore[arg-type]
             task="push the red cup",
         )
         chunks.append(policy.act(seen)[:, :steps])

@@ -48,8 +48,8 @@ class Tokenizer:
 def modeling(monkeypatch: pytest.MonkeyPatch) -> Any:
     """LeRobot's module, in which the two names of sizes are the tiny ones."""
     pytest.importorskip("lerobot.policies.pi05", reason="needs LeRobot (make test-lerobot)")
-    import lerobot
-    from lerobot.policies.pi05 import modeling_pi05 as module
+    import lerobot  # type: ignore[import-not-found]
+    from lerobot.policies.pi05 import modeling_pi05 as module  # type: ignore[import-not-found]
 
     if lerobot.__version__.startswith("0.4"):
         pytest.skip("the wheel of 0.4 cannot build pi0.5: its code needs another transformers")
@@ -105,7 +105,7 @@ def seen() -> Observation:
 
 def stock_chunk(modeling: Any, folder: Path, noise: Tensor) -> Tensor:
     """Stock LeRobot's actions [B, H, A]."""
-    from lerobot.policies.factory import make_pre_post_processors
+    from lerobot.policies.factory import make_pre_post_processors  # type: ignore[import-not-found]
 
     config = folder / "config.json"
     data = json.loads(config.read_text())
