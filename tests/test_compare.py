@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluations import SETTINGS
+from evaluations import SETTINGS, evaluation
 from pages import Page
-from test_evaluate import evaluation
 
 from chunkrl.cli import main
 from chunkrl.errors import ChunkRLError

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from evaluations import SETTINGS
+from evaluations import SETTINGS, evaluation
 from pages import Page
 
 pytest.importorskip("metaworld", reason="needs the extra chunkrl[sim]")
@@ -31,8 +31,6 @@ from chunkrl.evaluation.evaluate import format_evaluation
 from chunkrl.evaluation.evaluation_folder import EvaluationFolder
 from chunkrl.evaluation.evaluation_result import (
     EpisodeOutcome,
-    Evaluation,
-    EvaluationSettings,
     read_evaluation,
     to_json,
     write_evaluation,
@@ -44,19 +42,6 @@ from chunkrl.progress import ProgressBars
 from chunkrl.report.evaluation import write_page
 from chunkrl.statistics import wilson_interval
 from chunkrl.types import Observation
-
-
-def evaluation(
-    *successes: tuple[int, ...], settings: EvaluationSettings = SETTINGS, **more: Any
-) -> Evaluation:
-    """One tuple of outcomes a task, in the order of the initial states."""
-    settings = replace(settings, num_episodes=len(successes[0]))
-    seeds = initial_seeds(settings.seed, settings.num_episodes)
-    episodes = {
-        env: tuple(EpisodeOutcome(seed, bool(s), 10 + s) for seed, s in zip(seeds, row, strict=True))
-        for env, row in zip(settings.envs, successes, strict=True)
-    }
-    return Evaluation(settings, episodes, 60.0, 2, **more)
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ LAYERS = (
     "online",
     "label",
     "report",
+    "publish",
     "iterate",
     "demo",
     "serve",

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluations import SETTINGS
+from evaluations import SETTINGS, evaluation
 from hypothesis import given
 from hypothesis import strategies as st
 from pages import Page as Read
 from pages import check_loads_nothing, click_head, in_browser
-from test_evaluate import evaluation
 
 from chunkrl.evaluation.evaluation_result import Evaluation, Video
 from chunkrl.evaluation.results import ArmResult, compare_arms

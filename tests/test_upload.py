@@ -13,7 +13,16 @@ import huggingface_hub.constants
 import pytest
 from hub_server import TOKEN, Hub, point_at, served
 
-from chunkrl.integration.upload import Destination, Upload, UploadError, check_destination, look, send, tag
+from chunkrl.integration.upload import (
+    Destination,
+    Upload,
+    UploadError,
+    check_access,
+    check_name,
+    look,
+    send,
+    tag,
+)
 from chunkrl.progress import silent
 
 TO = Destination("owner/name", "model")
@@ -175,17 +184,17 @@ def test_what_arrives_otherwise_is_an_error(
 @pytest.mark.parametrize("name", ["name", "a/b/c", "o/-n", "o/a b", "o/a..b", "o/" + "x" * 100, ""])
 def test_names_of_repositories(hub: Hub, name: str) -> None:
     with pytest.raises(UploadError, match="--repo-id is"):
-        check_destination(name)
+        check_name(name)
     assert hub.asked == []
 
 
 def test_offline_and_without_a_token(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    check_destination("owner/name")
+    check_access("owner/name")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(UploadError, match=r"no token .*hf auth login.*HF_TOKEN"):
-        check_destination("owner/name")
+        check_access("owner/name")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UploadError, match="HF_HUB_OFFLINE is set"):
-        check_destination("owner/name")
+        check_access("owner/name")
     assert hub.asked == []

@@ -127,6 +127,27 @@ def verify(
             raise CheckpointError(_changed(folder, path, f"its sha256 is not the one in {MANIFEST_FILE}"))
 
 
+def whole_files(folder: Path) -> list[str]:
+    """Verifies a folder and those in it that have manifests of their own; the names of all their files.
+
+    Raises:
+        CheckpointError: as `verify`, or a folder has no manifest.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise CheckpointError(
+            f"{folder} has no {MANIFEST_FILE}, so that nothing tells whether it is whole: "
+            f"`chunkrl manifest {folder}` looks it through and writes one"
+        )
+    verify(folder, marked=True)
+    names = [MANIFEST_FILE]
+    for name in manifest.files:
+        inner, _, last = name.rpartition("/")
+        found = whole_files(folder / inner) if inner and last == MANIFEST_FILE else None
+        names += [name] if found is None else [f"{inner}/{below}" for below in found]
+    return sorted(names)
+
+
 def check_listed(folder: Path, names: Iterable[str]) -> None:
     """Raises CheckpointError where the folder has a manifest and one of these files, which it does not list."""
     if manifest := read_manifest(folder):

@@ -239,6 +239,18 @@ _COMMANDS = (
         "chunkrl.integration.download:download",
     ),
     Command(
+        "push",
+        "a policy with its card, or a data set, to the Hugging Face Hub",
+        "chunkrl.publish.config:PushCommand",
+        "chunkrl.publish.push:push",
+    ),
+    Command(
+        "pull",
+        "a policy or a data set from the Hugging Face Hub, verified",
+        "chunkrl.publish.config:PullCommand",
+        "chunkrl.publish.pull:pull",
+    ),
+    Command(
         "convert",
         "a pi checkpoint of any layout to a LeRobot folder",
         "chunkrl.cli.convert:ConvertCommand",

@@ -11,13 +11,14 @@ The tokenizer comes along with every checkpoint of Google Cloud Storage.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub.constants import HF_HUB_OFFLINE
 
 from chunkrl.integration.config import DownloadCommand
-from chunkrl.integration.hub import hub_url, list_repository
+from chunkrl.integration.hub import RepositoryKind, hub_url, list_repository
 from chunkrl.integration.remote import DownloadError, list_tree
 from chunkrl.integration.transfer import (
     Tree,
@@ -61,21 +62,45 @@ def download(command: DownloadCommand, progress: Progress) -> tuple[Path, ...]:
     if command.include and command.repo_id is None:
         raise DownloadError("--include names files of a Hub repository: give --repo-id owner/name with it")
     if command.repo_id is not None:
-        target = _hub_target(command, command.repo_id)
-        if HF_HUB_OFFLINE and is_recorded_whole(target, hub_url(command.repo_id, command.revision)):
-            print(
-                f"{target}: there and whole; HF_HUB_OFFLINE is set, so that the Hub was not asked for newer files"
-            )
-            return (target,)
-        tree = list_repository(command.repo_id, command.revision, command.include)
-        orders = [_Order(tree, target, None)]
-    else:
-        root = DEFAULT_FOLDER if command.download_dir is None else Path(command.download_dir).expanduser()
-        orders = [
-            _Order(list_tree(f"{command.source.rstrip('/')}/{name}"), root / name, name)
-            for name in names
-            if name != "tokenizer"
-        ]
+        default = DEFAULT_FOLDER / command.repo_id.partition("/")[2]
+        target = default if command.download_dir is None else Path(command.download_dir).expanduser()
+        return (fetch_repository(command.repo_id, command.revision, target, progress, command.include),)
+    root = DEFAULT_FOLDER if command.download_dir is None else Path(command.download_dir).expanduser()
+    orders = [
+        _Order(list_tree(f"{command.source.rstrip('/')}/{name}"), root / name, name)
+        for name in names
+        if name != "tokenizer"
+    ]
+    _fetch(orders, progress)
+    print(f"{fetch_tokenizer(command.tokenizer_source, progress)}: tokenizer")
+    return tuple(order.target for order in orders)
+
+
+def fetch_repository(
+    repo_id: str,
+    revision: str | None,
+    target: Path,
+    progress: Progress,
+    include: tuple[str, ...] = (),
+    kind: RepositoryKind = "model",
+) -> Path:
+    """A repository of the Hub, whole or not at all, as the folder `target`; says so.
+
+    Raises:
+        DownloadError: see `download`.
+    """
+    if not _REPO_ID.fullmatch(repo_id):
+        raise DownloadError(f"--repo-id is '{repo_id}'; a Hub repository is owner/name")
+    if HF_HUB_OFFLINE and is_recorded_whole(target, hub_url(repo_id, revision)):
+        print(
+            f"{target}: there and whole; HF_HUB_OFFLINE is set, so that the Hub was not asked for newer files"
+        )
+        return target
+    _fetch([_Order(list_repository(repo_id, revision, include, kind), target, None)], progress)
+    return target
+
+
+def _fetch(orders: Sequence[_Order], progress: Progress) -> None:
     if orders:
         needed = sum(missing_bytes(order.target, order.tree) for order in orders)
         check_free_space(orders[0].target.parent, needed, ", ".join(str(order.target) for order in orders))
@@ -83,16 +108,6 @@ def download(command: DownloadCommand, progress: Progress) -> tuple[Path, ...]:
         fetched = fetch_tree(order.tree, order.target, progress, _recipe_file(order.recipe))
         size = f"{order.tree.size / 1e9:.2f} GB, {len(order.tree.files)} files"
         print(f"{order.target}: {size}{'' if fetched else ' (already there)'}")
-    if names:
-        print(f"{fetch_tokenizer(command.tokenizer_source, progress)}: tokenizer")
-    return tuple(order.target for order in orders)
-
-
-def _hub_target(command: DownloadCommand, repo_id: str) -> Path:
-    if not _REPO_ID.fullmatch(repo_id):
-        raise DownloadError(f"--repo-id is '{repo_id}'; a Hub repository is owner/name")
-    default = DEFAULT_FOLDER / repo_id.partition("/")[2]
-    return default if command.download_dir is None else Path(command.download_dir).expanduser()
 
 
 def _recipe_file(name: str | None) -> dict[str, str]:

@@ -87,6 +87,15 @@ def is_recorded_whole(target: Path, url: str) -> bool:
     return bool(recorded) and all(_size(target / name) == file["size"] for name, file in recorded.items())
 
 
+def origin(folder: Path) -> str | None:
+    """The URL that `folder` was filled from; None where it was not."""
+    file = folder / MANIFEST
+    if not file.exists():
+        return None
+    url = read_json(file, dict, DownloadError, f"delete {folder} and download again").get("url")
+    return url if isinstance(url, str) else None
+
+
 def fetch_tree(tree: Tree, target: Path, progress: Progress, extra: Mapping[str, str] | None = None) -> bool:
     """Make `target` a copy of the tree; False where it was there already.
 

@@ -105,14 +105,18 @@ class Standing:
     foreign: tuple[str, ...] = ()
 
 
-def check_destination(repo_id: str) -> None:
-    """Raises UploadError unless the name is one, the Hub may be asked, and a token is there; nobody is asked."""
+def check_name(repo_id: str) -> None:
+    """Raises UploadError unless it is a repository's name."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise UploadError(f"--repo-id is {repo_id!r}: {str(error).splitlines()[0]}") from error
     if repo_id.count("/") != 1:
         raise UploadError(f"--repo-id is {repo_id!r}; a repository is account/name")
+
+
+def check_access(repo_id: str) -> None:
+    """Raises UploadError unless the Hub may be asked, and a token is there; nobody is asked."""
     if constants.HF_HUB_OFFLINE:
         raise UploadError(
             f"HF_HUB_OFFLINE is set, and {hub_url(repo_id, None)} is on the Hub: unset it to push"

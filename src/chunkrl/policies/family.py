@@ -55,6 +55,7 @@ class PolicyFamily(ABC):
     is_pretrained: it begins with a checkpoint, and so is trained already.
     is_light: it can be built twice, to measure what an update takes.
     trains_in_parts: on several processes (`chunkrl.training.distributed`).
+    extra: of this distribution, with the packages that it acts with; "" for none.
     """
 
     name = ""
@@ -69,6 +70,7 @@ class PolicyFamily(ABC):
     is_pretrained = False
     is_light = True
     trains_in_parts = False
+    extra = ""
 
     # ---- settings, before data are opened
 
@@ -148,6 +150,19 @@ class PolicyFamily(ABC):
     def is_own(self, folder: Path) -> bool:
         """Whether a run of this project wrote the folder, and a manifest with it, and no other program."""
         return self.matches(folder, self.kinds)
+
+    def told_of(self, folder: Path) -> dict[str, str]:
+        """What a saved policy is asked with, for people: names and texts; nothing is loaded."""
+        return {}
+
+    def stock_differences(self, folder: Path) -> list[str]:
+        """What LeRobot without a plug-in does otherwise with the folder, where it runs it: each continues "stock
+        LeRobot ..."."""
+        return []
+
+    def base(self, config: RunSettings) -> Path | None:
+        """The folder of the checkpoint that a run begins with; None where it begins with none."""
+        return None
 
     def inner_folders(self, folder: Path) -> tuple[str, ...]:
         """Names of the folders in a policy's that have manifests of their own."""

@@ -35,6 +35,7 @@ class PiFamily(PolicyFamily):
     is_pretrained = True
     is_light = False
     trains_in_parts = True
+    extra = "pi"
 
     # ---- settings, before data are opened
 
@@ -141,6 +142,37 @@ class PiFamily(PolicyFamily):
         from chunkrl.models.pi.checkpoint import RECIPE_FILE
 
         return (folder / RECIPE_FILE).is_file()
+
+    def told_of(self, folder: Path) -> dict[str, str]:
+        """By the recipe."""
+        from chunkrl.models.pi.checkpoint import find_recipe
+
+        recipe = find_recipe(folder)
+        settings = recipe.settings
+        facts = {"model": recipe.config.kind, "prompt format": settings.prompt_format}
+        if settings.condition:
+            place = "the state" if settings.condition_place == "end" else "the task"
+            facts["asked with"] = f"{settings.condition}, behind {place} in the prompt"
+            facts["guidance"] = f"{settings.guidance:g}"
+        if settings.conditions:
+            facts["trained with"] = "; ".join(settings.conditions)
+        facts["normalised by"] = settings.normalization.replace("_", " ")
+        if any(settings.delta_actions):
+            facts["actions relative to the state"] = ", ".join(
+                str(number) for number, relative in enumerate(settings.delta_actions) if relative
+            )
+        return facts
+
+    def stock_differences(self, folder: Path) -> list[str]:
+        """By the recipe."""
+        from chunkrl.models.pi.checkpoint import find_recipe
+        from chunkrl.models.pi.lerobot_format import differences
+
+        return differences(find_recipe(folder))
+
+    def base(self, config: RunSettings) -> Path | None:
+        """The checkpoint of --pi0-config."""
+        return None if config.pi0_config is None else _checkpoint(config)
 
     def inner_folders(self, folder: Path) -> tuple[str, ...]:
         """Q, where there is one."""

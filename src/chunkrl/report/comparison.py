@@ -188,6 +188,19 @@ def _number_section(
     facts: Mapping[str, str],
     notes: Sequence[str],
 ) -> Section:
+    cards = [
+        Card("All numbers", [number_table(tasks)], wide=True),
+        Card("All differences", [difference_table(differences)], wide=True),
+    ]
+    if facts:
+        cards.append(Card("What was run", [Facts(facts)]))
+    if notes:
+        cards.append(notes_card(notes))
+    return Section("Numbers and settings", "", cards)
+
+
+def number_table(tasks: Mapping[str, Mapping[str, ArmResult]]) -> Table:
+    """Rates and speeds of every policy (`by_task`), and their means over tasks."""
     means, rows = (
         [
             _number_row(Cell(task, link=_states(tasks).get(task, "")), result)
@@ -197,15 +210,7 @@ def _number_section(
         ]
         for of_all in (True, False)
     )
-    cards = [
-        Card("All numbers", [Table(rows, means)], wide=True),
-        Card("All differences", [_difference_table(differences)], wide=True),
-    ]
-    if facts:
-        cards.append(Card("What was run", [Facts(facts)]))
-    if notes:
-        cards.append(notes_card(notes))
-    return Section("Numbers and settings", "", cards)
+    return Table(rows, means)
 
 
 def _number_row(task: Cell, result: ArmResult) -> Row:
@@ -221,7 +226,8 @@ def _number_row(task: Cell, result: ArmResult) -> Row:
     }
 
 
-def _difference_table(differences: Sequence[ArmDifference]) -> Table:
+def difference_table(differences: Sequence[ArmDifference]) -> Table:
+    """What one policy gains over others, by task and over all."""
     means, rows = (
         [_difference_row(d) for d in differences if (d.task == ALL_TASKS) == of_all]
         for of_all in (True, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timezone
 
 from chunkrl.report.numbers import compact, words
@@ -64,24 +65,30 @@ def curves(run: TrainingRun) -> list[Curve]:
 
 def settings_section(run: TrainingRun) -> Section:
     """The data sets, and what was trained with which settings and versions."""
-    rows = [
-        {
-            "data set": data.name,
-            "task": ", ".join(data.tasks),
-            "episodes": count_cell(data.num_episodes),
-            "successful": rate_cell(round(float(data.frame_labels.success.mean()), 3)),
-            "frames": count_cell(data.num_frames),
-            "frames per second": Cell(f"{data.fps:g}", data.fps),
-            "made by a human": rate_cell(round(float(data.frame_labels.human.mean()), 3)),
-        }
-        for data in (part.dataset for part in run.data)
-    ]
     cards = [
-        Card("Data", [Table(rows)], wide=True),
-        Card("What was trained", [Facts(_facts(run))], wide=True),
+        Card("Data", [data_table(run)], wide=True),
+        Card("What was trained", [Facts(trained_facts(run))], wide=True),
     ]
     lead = f"All settings: {run.folder / 'config.json'}. {_state(run)}"
     return Section("Data and settings", lead, cards)
+
+
+def data_table(run: TrainingRun, told: Callable[[str], str] = str) -> Table:
+    """The data sets; told: of a data set's folder what is shown."""
+    return Table(
+        [
+            {
+                "data set": told(data.name),
+                "task": ", ".join(data.tasks),
+                "episodes": count_cell(data.num_episodes),
+                "successful": rate_cell(round(float(data.frame_labels.success.mean()), 3)),
+                "frames": count_cell(data.num_frames),
+                "frames per second": Cell(f"{data.fps:g}", data.fps),
+                "made by a human": rate_cell(round(float(data.frame_labels.human.mean()), 3)),
+            }
+            for data in (part.dataset for part in run.data)
+        ]
+    )
 
 
 def _state(run: TrainingRun) -> str:
@@ -94,7 +101,8 @@ def _state(run: TrainingRun) -> str:
     return f"The same once more, in a new folder: chunkrl train --config {run.folder / 'config.json'}."
 
 
-def _facts(run: TrainingRun) -> dict[str, str]:
+def trained_facts(run: TrainingRun) -> dict[str, str]:
+    """What was trained, with which settings and versions: names and texts."""
     config = run.config
     facts = {
         "objective": words(config.objective),

@@ -1,0 +1,1 @@
+"""Policies and data sets to the Hub and back: `chunkrl push`, `chunkrl pull`."""
