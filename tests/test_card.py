@@ -140,11 +140,11 @@ def test_a_pi_policy(tmp_path: Path, url: str, base: str | None) -> None:
     for line in (
         "- prompt format: pi05\\_state",
         "- guidance: 1.5",
-        "- asked with: Advantage: positive, behind the state",
+        "- asked with: Advantage: positive, after the state",
     ):
         assert line in card
     assert (
-        "cannot write ', Advantage: positive' behind the state; has no classifier-free guidance. chunkrl acts"
+        "cannot write ', Advantage: positive' after the state; has no classifier-free guidance. chunkrl acts"
         in card
     )
 

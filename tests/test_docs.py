@@ -55,7 +55,7 @@ LIBERO_BENCHMARKS = ("--suites", "--num-states", "--datasets")
         ),
         (
             "deploy",
-            ("serve", "evaluate", "train", "export-values", "convert"),
+            ("serve", "evaluate", "train", "export-values", "convert", "push", "pull", "download"),
             (
                 *("--config", "--no-together", "--address", "--token-file", "--tls-certificate", "--tls-key"),
                 *LEROBOT,

@@ -152,7 +152,7 @@ class PiFamily(PolicyFamily):
         facts = {"model": recipe.config.kind, "prompt format": settings.prompt_format}
         if settings.condition:
             place = "the state" if settings.condition_place == "end" else "the task"
-            facts["asked with"] = f"{settings.condition}, behind {place} in the prompt"
+            facts["asked with"] = f"{settings.condition}, after {place} in the prompt"
             facts["guidance"] = f"{settings.guidance:g}"
         if settings.conditions:
             facts["trained with"] = "; ".join(settings.conditions)

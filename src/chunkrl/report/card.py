@@ -28,6 +28,10 @@ from chunkrl.run.folder import FREE
 from chunkrl.version import __version__
 
 TAGS = ("robotics", "chunkrl", "LeRobot", "offline-rl")
+_INSTEAD = (
+    "chunkrl acts as it was trained; chunkrl convert FOLDER NEW --plugin makes a folder that LeRobot runs so, with "
+    "chunkrl's plug-in."
+)
 
 
 @dataclass(frozen=True)
@@ -185,9 +189,7 @@ def _lerobot(request: CardRequest, folder: Path, differences: list[str], install
         return None
     if differences:
         told = "; ".join(differences)
-        return _LeRobot(
-            (f"Stock LeRobot runs it otherwise than it was trained: it {told}. Use chunkrl.",), ()
-        )
+        return _LeRobot((f"Stock LeRobot runs it otherwise than it was trained: it {told}. {_INSTEAD}",), ())
     return _LeRobot(("Stock LeRobot runs it as it was trained:",), ("pip install 'lerobot[pi]'", *run_it))
 
 

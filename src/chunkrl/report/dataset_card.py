@@ -70,7 +70,7 @@ def _facts(report: DatasetReport) -> dict[str, str]:
     facts = {
         "robot": report.robot_type or "not said",
         "episodes": str(report.num_episodes),
-        "frames": f"{report.num_frames} at {report.fps:g} a second",
+        "frames": f"{report.num_frames} at {report.fps:g} per second",
         "action": f"{report.action[0]}, {report.action[1]} values",
     }
     if report.state is not None:
