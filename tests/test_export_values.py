@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from chunk_data import episode, open_chunks, random_episodes, settings, write_dataset
+from lerobot_folder import edit_parquet
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.cli import main
 from chunkrl.data.sample_weights import read_sample_weights
 from chunkrl.integration.rabc import rabc_weights, rises
-from tests.chunk_data import episode, open_chunks, random_episodes, settings, write_dataset
-from tests.lerobot_folder import edit_parquet
 
 HORIZON = 3
 

@@ -275,7 +275,8 @@ class CrossFittedMethod:
         if labels is None:
             assert self.values is not None
             labels = self.values.label(progress)
-        metrics = label_metrics(labels, self._dataset, config.fit.time_out, config.num_folds > 1)
+        cross_fitted = config.num_folds > 1 and labels.held_out
+        metrics = label_metrics(labels, self._dataset, config.fit.time_out, cross_fitted)
         if self._given is None and self.values is not None:
             metrics |= self.values.target_metrics(labels)
         rates = draw_rates(self._dataset, self._trained)

@@ -29,6 +29,11 @@ class ValueLabels:
     returns: np.ndarray
     advantage: np.ndarray
 
+    @property
+    def held_out(self) -> bool:
+        """Whether V and what others say are told apart; progress of a reward model has one of them alone."""
+        return self.value is not self.value_seen
+
 
 def label_metrics(
     labels: ValueLabels, data: ChunkData, time_out: TimeOut, cross_fitted: bool = True

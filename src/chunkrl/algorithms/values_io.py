@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from chunkrl.algorithms.advantages import step_rewards
-from chunkrl.algorithms.value_labels import ValueLabels
+from chunkrl.algorithms.advantages import check_rewards, frame_advantages, return_range, step_rewards
+from chunkrl.algorithms.value_config import ValueFit
+from chunkrl.algorithms.value_labels import ValueLabels, monte_carlo_returns
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.parquet import group_starts
+from chunkrl.data.progress_files import read_progress
 from chunkrl.data.sidecar import Sidecar, load_sidecar, save_sidecar
 from chunkrl.errors import ChunkRLError
 from chunkrl.manifest import MANIFEST_FILE, MARK, read_manifest, verify, write_manifest
@@ -115,3 +117,20 @@ def load_values(run_dir: Path, data: ChunkData) -> ValueLabels:
             raise ChunkRLError(f"{run_dir}: '{name}' of a frame is no finite number: train the values again")
     value, seen, returns, advantage = (np.concatenate([part[name] for part in parts]) for name in _NEEDED)
     return ValueLabels(value, seen, returns, advantage)
+
+
+def values_of_progress(path: Path, data: ChunkData, fit: ValueFit) -> ValueLabels:
+    """Progress of LeRobot's reward models in place of V: 0 is the data's lowest return, 1 its highest.
+
+    Nobody held anything out here: what the reward model learned from is not known.
+
+    Raises:
+        DatasetError: as `read_progress`. ChunkRLError: the data have no reward.
+    """
+    (dataset,) = ChunkCollection.of(data).datasets
+    reward = step_rewards(data)
+    returns = monte_carlo_returns(data, reward)
+    check_rewards(data.name, reward)
+    counted = returns[~data.frame_labels.after_success]
+    value = return_range(counted).from_unit(read_progress(path, dataset.table, "--values"))
+    return ValueLabels(value, value, returns, frame_advantages(value, reward, data, fit))

@@ -13,7 +13,7 @@ SuccessRule = Literal[
     "auto", "next.success", "next.reward", "reward", "subgoal_last", "episode_flag", "all", "episodes"
 ]
 SubgoalRule = Literal["auto", "column", "success", "episode_end", "gripper", "pick_place", "csv"]
-RewardRule = Literal["auto", "success", "cost"]
+RewardRule = Literal["auto", "success", "cost", "progress"]
 AUTO = ("next.success", "next.reward", "reward", "subgoal_last")
 NO_COLUMN = "none"  # of human_key
 AUTO_LABELS, NO_LABELS = "auto", "none"  # of labels
@@ -80,6 +80,10 @@ class LabelRule:
     step_reward: auto: next.reward if there is one, else reward, else success. success: 1 at success, else 0.
         cost: -1 per step, 0 at success, -`failure_penalty` at the last action of an unsuccessful episode, and 0
         after a success: the return says how long success takes (the advantage-conditioned document's reward).
+        progress: what the action added to the progress of LeRobot's reward models (`progress`), and at success what
+        was left to 1.
+    progress: the parquet file of step_reward="progress", its path from here or from the data set's folder; "": the
+        sarm_progress.parquet, robometer_progress.parquet or topreward_progress.parquet there.
     failure_terminal: the last action of every unsuccessful episode ended the task (no bootstrap), for example
         because the recording was stopped at a failure and not for lack of time; else that of those which
         `next.terminated` says it of.
@@ -105,6 +109,7 @@ class LabelRule:
     step_reward: RewardRule = "auto"
     failure_penalty: float = 100.0
     failure_terminal: bool = False
+    progress: str = ""
     flag_at: FlagAt = "action"
     human_key: str = "auto"
     labels: str = AUTO_LABELS
@@ -132,6 +137,8 @@ class LabelRule:
             raise DatasetError("--success-episodes and --success-file both list the successes: leave one out")
         if bool(self.subgoal_csv) != (self.subgoal == "csv"):
             raise DatasetError("--subgoal csv and --subgoal-csv FILE go together: give both or neither")
+        if self.progress and self.step_reward != "progress":
+            raise DatasetError("--progress FILE goes with --step-reward progress: give both, or neither")
         if not 0 <= self.failure_penalty < math.inf:
             raise DatasetError(f"--failure-penalty {self.failure_penalty}: a finite number, at least 0")
         if self.labels not in (AUTO_LABELS, NO_LABELS) and (given := self.explicit()):

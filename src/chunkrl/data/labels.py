@@ -14,6 +14,7 @@ Conventions, all decided here:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ from chunkrl.data.label_columns import (
 from chunkrl.data.label_files import LabelFile, chosen_labels, labels_beside, read_labels, read_successes
 from chunkrl.data.label_rules import AUTO, AUTO_LABELS, REWARDS, LabelRule, success_column
 from chunkrl.data.large_arrays import blocks, by_blocks, zeros
+from chunkrl.data.progress_files import progress_file, progress_rewards, read_progress
 from chunkrl.data.subgoals import subgoal_frames
 from chunkrl.errors import DatasetError
 
@@ -154,8 +156,10 @@ def _first_in_episodes(table: FrameTable, flags: np.ndarray) -> np.ndarray:
 
 
 def _resolve(table: FrameTable, rule: LabelRule) -> LabelRule:
-    """The rule without "auto"."""
+    """The rule without "auto", which names the files that are there."""
     success, subgoal = rule.success, rule.subgoal
+    if rule.step_reward == "progress":
+        rule = replace(rule, progress=str(progress_file(table.description.root, rule.progress)))
     if rule.success_file:
         rule = replace(rule, success_episodes=read_successes(rule.success_file, table), success_file="")
     if success == "auto":
@@ -256,6 +260,10 @@ def _reward(
         reward = by_blocks(folder, num_frames, np.float32, cost)
         reward[failed_end] = -rule.failure_penalty
         return reward
+    if rule.step_reward == "progress":
+        progress = read_progress(Path(rule.progress), table, "--progress")
+        gained = progress_rewards(progress, table, success, after)
+        return by_blocks(folder, num_frames, np.float32, lambda rows: gained[rows])
     recorded = [name for name in REWARDS if table.has_column(name)]
     if rule.step_reward == "success" or not recorded:
         return by_blocks(folder, num_frames, np.float32, lambda rows: success[rows])

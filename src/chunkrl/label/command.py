@@ -116,9 +116,12 @@ def _with_replays(table: FrameTable, command: LabelCommand, progress: Progress) 
 def rule_record(rule: LabelRule, returns: ReturnRule) -> dict[str, Any]:
     """All that the labels depend on besides the data, as JSON; files count by content, not by name."""
     own = {name: value for name, value in asdict(rule).items() if name not in ("labels", "success_file")}
+    if not rule.progress:  # as in files of before there was progress
+        del own["progress"]
     record: dict[str, Any] = {"version": LABELS_VERSION, "rule": own, "returns": asdict(returns)}
     for part, name, file in (
         ("rule", "subgoal_csv", rule.subgoal_csv),
+        ("rule", "progress", rule.progress),
         ("returns", "values", returns.values),
     ):
         if file:

@@ -12,7 +12,7 @@ import torch
 
 from chunkrl.algorithms.base import ChunkAlgorithm, MethodInputs
 from chunkrl.algorithms.value_labels import ValueLabels
-from chunkrl.algorithms.values_io import load_values
+from chunkrl.algorithms.values_io import load_values, values_of_progress
 from chunkrl.config import load_config
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection, ChunkData
@@ -50,11 +50,10 @@ def open_datasets(config: TrainConfig, progress: Progress = silent) -> list[Chun
     """The data sets of a run, --dataset-dir first."""
     main = config.chunk_settings()
     datasets = [ChunkDataset(config.dataset_dir, main, progress=progress)]
-    additional = replace(main, revision=None, hold=datasets[0].hold)
+    labels = replace(config.labels, progress="")  # a file is of one data set
+    additional = replace(main, revision=None, hold=datasets[0].hold, labels=labels)
     if config.additional_success is not None:
-        labels = replace(
-            config.labels, success=config.additional_success, success_episodes=(), success_file=""
-        )
+        labels = replace(labels, success=config.additional_success, success_episodes=(), success_file="")
         additional = replace(additional, labels=labels)
     named = config.additional_labels or (_labels_of_others(config.labels),) * len(
         config.additional_offline_dataset_paths
@@ -86,10 +85,12 @@ def _check_controls(datasets: Sequence[ChunkDataset]) -> None:
 
 
 def _check_rewards(datasets: Sequence[ChunkDataset]) -> None:
-    """Raises DatasetError where one data set's rewards are costs of steps and another's are not."""
+    """Raises DatasetError where one data set's rewards are costs of steps, or progress, and another's are not."""
 
     def meaning(dataset: ChunkDataset) -> tuple[str, float]:
         rule = dataset.frame_labels.rule
+        if rule.step_reward == "progress":
+            return "progress", 0.0
         return ("costs", rule.failure_penalty) if rule.step_reward == "cost" else ("rewards", 0.0)
 
     for other in datasets[1:]:
@@ -175,7 +176,10 @@ _MEANING += ("fit.num_critics", "fit.aggregate", "fit.quantile")
 
 
 def _given_values(config: TrainConfig, run_dir: Path, dataset: ChunkData) -> ValueLabels:
-    """The values of an earlier run. Raises ChunkRLError where its settings give them another meaning."""
+    """The values of an earlier run, or a file's progress in their place. Raises ChunkRLError where the run's settings
+    give them another meaning."""
+    if config.values_are_progress:
+        return values_of_progress(run_dir, dataset, config.fit)
     there = load_config(TrainConfig, run_dir / "config.json")
 
     def flag(name: str) -> str:

@@ -111,10 +111,22 @@ def _check_values(config: TrainConfig) -> None:
             "--value-updates-per-update is for values that a run trains before its policy and beside it: leave "
             "--values out"
         )
-    if config.values is not None and not (Path(config.values) / values_file(0)).is_file():
+    if config.labels.step_reward == "progress" and config.reward != "sum":
+        raise ChunkRLError("--step-reward progress is earned step by step: add --reward sum")
+    if config.values_are_progress:
+        if num_datasets > 1:
+            raise ChunkRLError(
+                f"--values {config.values} is of one data set, and there are {num_datasets}: train values on them all"
+            )
+        if config.train_q or config.distil.num_candidates:
+            raise ChunkRLError(
+                f"--values {config.values} is progress, and says nothing of chunks that were not recorded: leave "
+                "--train-q and --distil.* out"
+            )
+    elif config.values is not None and not (Path(config.values) / values_file(0)).is_file():
         raise ChunkRLError(
             f"--values {config.values} has no {values_file(0)}: name the folder of a run of --objective value, "
-            "cross_fitted or advantage_conditioned that has ended"
+            "cross_fitted or advantage_conditioned that has ended, or a parquet file with the progress of every frame"
         )
     if not config.method.conditions:
         return

@@ -123,7 +123,8 @@ class TrainConfig:
     distil: DistilConfig = field(default_factory=DistilConfig)
     """Best of N chunks of the trained policy, distilled into it (objective cross_fitted)."""
     values: str | None = None
-    """Folder of an earlier run on the same data, whose values stand in place of the value phase."""
+    """Folder of an earlier run on the same data, whose values stand in place of the value phase; or a parquet file
+    with the progress of every frame, by LeRobot's reward models, which does."""
     sample_weights: tuple[str, ...] = ()
     """Parquet files, one a data set, with a weight for every frame (columns episode_index, frame_index, weight), in
     place of equal weights (objective behaviour_cloning)."""
@@ -197,7 +198,12 @@ class TrainConfig:
     @property
     def cross_fits(self) -> bool:
         """Whether an episode's values come from networks that never saw it."""
-        return self.num_folds > 1 and self.method.cross_fits
+        return self.num_folds > 1 and self.method.cross_fits and not self.values_are_progress
+
+    @property
+    def values_are_progress(self) -> bool:
+        """Whether `values` names a file with progress, and no run."""
+        return self.values is not None and self.values.endswith(".parquet")
 
     @property
     def method(self) -> Method:
