@@ -126,7 +126,7 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
         group([f"a={new}", f"a={folder(tmp_path, 'copy', *NEW)}", f"b={old}"])
     sampled = folder(tmp_path, "sampled", *OLD, mode="sample")
     assert len(group([new, sampled])) == 2  # one policy, asked in two ways
-    with pytest.raises(ChunkRLError, match=r"does not exist.*go on"):
+    with pytest.raises(ChunkRLError, match=r"does not exist.*resume one"):
         group([new, str(tmp_path / "nothing")])
 
 

@@ -54,7 +54,7 @@ def test_an_item_is_packed_where_that_makes_it_smaller():
     ],
 )
 def test_damaged_pictures_are_refused(damage):
-    with pytest.raises(RecordError, match="picture"):
+    with pytest.raises(RecordError, match="image"):
         unpack(damage(pack(SMOOTH)), 8, 12)
 
 

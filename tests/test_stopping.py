@@ -62,7 +62,7 @@ def test_an_interrupted_run_goes_on_to_the_same_policy(
     assert process.returncode == 130 and "Traceback" not in said
     assert "stopping after this update, with a checkpoint" in said
     found = re.search(
-        r"stopped after update (\d+) of (\d+); checkpoint: (\S+)\ngo on with: chunkrl (.+)\n", said
+        r"stopped after update (\d+) of (\d+); checkpoint: (\S+)\nresume with: chunkrl (.+)\n", said
     )
     assert found is not None, said
     update, total, checkpoint, command = found.groups()

@@ -220,6 +220,8 @@ def test_checkpoints_are_safetensors_and_json_alone(data: Path, tmp_path: Path) 
         "last",
         "metrics.jsonl",
         "values.parquet",
+        "policy_preprocessor.json",  # of LeRobot, for the plug-in
+        "policy_postprocessor.json",
         MANIFEST_FILE,
         checkpoint.TENSORS,
         checkpoint.VALUES,

@@ -212,7 +212,7 @@ KILLED = """
 import os, random, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
-from chunkrl.data import segments
+from chunkrl.data import file_segments as segments
 import test_writer as t
 segments.LEAVES = 2
 os.environ["SVT_LOG"] = "1"
