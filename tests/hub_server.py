@@ -36,7 +36,8 @@ class Hub:
 
     Of pushes: kind: model or dataset. exists, private: the repository. branches: others than main. tags: commits.
     stored: large contents by sha256. commits: (branch, number of operations). fail: "METHOD pattern of a path" ->
-    status. hold: after so many contents were stored the next one waits for `go_on` and is lost; `held` says so.
+    status. yaml_errors: what it says against a card. hold: after so many contents were stored the next one waits for
+    `go_on` and is lost; `held` says so.
     """
 
     content: dict[str, bytes]
@@ -55,6 +56,7 @@ class Hub:
     stored: dict[str, bytes] = field(default_factory=dict)
     commits: list[tuple[str, int]] = field(default_factory=list)
     fail: dict[str, int] = field(default_factory=dict)
+    yaml_errors: tuple[str, ...] = ()
     hold: int | None = None
     held: threading.Event = field(default_factory=threading.Event)
     go_on: threading.Event = field(default_factory=threading.Event)
@@ -168,7 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             self._create(json.loads(sent))
         elif path == "/api/validate-yaml":
-            self._told({"errors": [], "warnings": []})
+            errors = [{"message": text} for text in hub.yaml_errors]
+            self._send(400 if errors else 200, json.dumps({"errors": errors, "warnings": []}).encode(), {})
         elif path.endswith(f"{_NAME}.git/info/lfs/objects/batch"):
             self._told({"objects": [self._batch(item) for item in json.loads(sent)["objects"]]})
         elif action == "preupload":

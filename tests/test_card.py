@@ -106,6 +106,21 @@ def test_what_is_said_of_the_run(run: Path) -> None:
     assert str(run.parent) not in card
 
 
+def test_where_files_are_is_not_said(run: Path) -> None:
+    loaded = load_run(run)
+    config = replace(loaded.config, pi0_config="/home/me/pi", values="~/runs/v")
+    away = replace(loaded, config=config, notes=("data of an actor (/data/me/robot-1), a 1/2 share",))
+    card = card_of_policy(REQUEST, run / "policy", away, (), "")
+    for said in (
+        "gaussian (pi)",
+        "- values: v\n",
+        "data of an actor (robot-1), a 1/2 share",
+        "- pi0\\_config: pi\n",
+    ):
+        assert said in card
+    assert "/me" not in card and "~/" not in card
+
+
 def test_evaluations_and_controls(run: Path, tmp_path: Path) -> None:
     """Rates, intervals and McNemar's p in closed form."""
     rows = {"new": ((1,) * 6, (1, 0, 1, 0, 1, 1)), "old": ((0, 0, 0, 0, 0, 1), (1, 0, 0, 0, 1, 1))}

@@ -22,7 +22,15 @@ from chunkrl.algorithms.values_io import load_values, save_values
 from chunkrl.cli import main
 from chunkrl.errors import CheckpointError
 from chunkrl.integration.chunk_cache import fingerprint
-from chunkrl.manifest import MANIFEST_FILE, MARK, file_sums, read_manifest, verify, write_manifest
+from chunkrl.manifest import (
+    MANIFEST_FILE,
+    MARK,
+    file_sums,
+    read_manifest,
+    verify,
+    whole_files,
+    write_manifest,
+)
 from chunkrl.models.pi import find_recipe, load_pretrained, save_pretrained
 from chunkrl.progress import silent
 from chunkrl.run.policy_io import load_policy
@@ -363,3 +371,18 @@ def test_q_of_another_policy_is_refused(tmp_path: Path) -> None:
     save_state(tmp_path / "f" / "chunkrl_q", TREE | {"e": torch.zeros(2, 3)})
     with pytest.raises(CheckpointError, match=rf"chunkrl_q/{MANIFEST_FILE} has changed"):
         load_policy(tmp_path / "f")
+
+
+def test_whole_files_are_those_of_inner_manifests_too(tmp_path: Path) -> None:
+    save_state(tmp_path / "p" / "inner", TREE)
+    (tmp_path / "p" / "a").write_text("a")
+    write_manifest(tmp_path / "p")
+    (tmp_path / "p" / "README.md").write_text("added")
+    inner = [f"inner/{name}" for name in (MANIFEST_FILE, VALUES, TENSORS)]
+    assert whole_files(tmp_path / "p") == sorted(["a", MANIFEST_FILE, *inner])
+    flip(tmp_path / "p" / "inner" / VALUES)
+    with pytest.raises(CheckpointError, match=f"inner/{VALUES} has changed"):
+        whole_files(tmp_path / "p")
+    (tmp_path / "p" / MANIFEST_FILE).unlink()
+    with pytest.raises(CheckpointError, match="looks it through and writes one"):
+        whole_files(tmp_path / "p")

@@ -15,6 +15,7 @@ import torch
 from chunk_data import image_episodes, random_episodes, settings, write_dataset
 from evaluations import SETTINGS, evaluation
 from hub_server import Hub, point_at, served
+from lerobot_folder import write_lerobot_folder
 from pi_tiny import tiny_policy
 
 import chunkrl
@@ -84,16 +85,21 @@ def test_a_policy_goes_to_the_hub_and_back(hub: Hub, run: Path, capsys: pytest.C
     assert "all of it is already there" in capsys.readouterr().out and len(hub.commits) == 1
 
 
-@pytest.mark.parametrize("video", [False, True])
+@pytest.mark.parametrize("kind", ["states", "images", "v2.1 videos", "v3.0 videos"])
 def test_a_data_set_goes_to_the_hub_and_back(
-    hub: Hub, tmp_path: Path, video: bool, capsys: pytest.CaptureFixture[str]
+    hub: Hub, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    episodes = image_episodes(4) if video else random_episodes(5)
-    data = write_dataset(tmp_path / "d", episodes)
+    data, version = tmp_path / "d", "v2.1" if kind.startswith("v2.1") else "v3.0"
+    if kind.endswith("videos"):
+        write_lerobot_folder(data, version, camera="video")
+    else:
+        write_dataset(data, image_episodes(4) if kind == "images" else random_episodes(5))
     (data / "notes.txt").write_text("mine")
+    (data / ".writer.lock").touch()
     main(["push", str(data), *TO, "--yes", "--public"])
     assert "not pushed: .writer.lock, notes.txt" in capsys.readouterr().out
-    assert (hub.kind, hub.private, hub.tags) == ("dataset", False, {"v3.0": hub.commit})
+    assert (hub.kind, hub.private, hub.tags) == ("dataset", False, {version: hub.commit})
+    assert any(name.endswith(".mp4") for name in hub.content) == kind.endswith("videos")
     main(["pull", "owner/name", "--what", "dataset", "--output-dir", "back"])
     assert "data set of" in capsys.readouterr().out
     assert describe("back").fingerprint == describe(data).fingerprint
@@ -101,7 +107,7 @@ def test_a_data_set_goes_to_the_hub_and_back(
         name: content for name, content in files(data).items() if name not in (".writer.lock", "notes.txt")
     }
     assert {name: files(Path("back"))[name] for name in pushed} == pushed
-    assert b"success by next.success" in hub.content["README.md"]
+    assert hub.content["README.md"].startswith(b"---\nlicense: apache-2.0")
 
 
 @pytest.mark.parametrize("native", [False, True])

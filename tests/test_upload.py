@@ -198,3 +198,10 @@ def test_offline_and_without_a_token(hub: Hub, monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(UploadError, match="HF_HUB_OFFLINE is set"):
         check_access("owner/name")
     assert hub.asked == []
+
+
+def test_a_card_that_the_hub_does_not_take(hub: Hub, files: list[Upload]) -> None:
+    hub.yaml_errors = ('"license" must be one of [apache-2.0, mit]',)
+    with pytest.raises(UploadError, match=r'no commit was made.*"license" must be one of'):
+        push(TO, files)
+    assert hub.commits == []

@@ -33,6 +33,7 @@ from chunkrl.progress import Progress
 
 _MOST_FILES = 25_000  # the Hub's limit of a commit
 _BATCH_BYTES, _BATCH_FILES = 1 << 28, 100  # sent at once: progress is shown after each
+CARD = "README.md"
 _GIT = ".gitattributes"  # the Hub's own
 _AGAIN = "run the same command again: large files that have arrived whole are not sent again"
 _CURES = {
@@ -271,6 +272,12 @@ def _telling(url: str) -> Iterator[None]:
 
 
 def _told(url: str, error: BaseException) -> str:
+    lines = [line for line in str(error).strip().split("\n") if line]
+    if lines and isinstance(error, ValueError) and CARD in lines[0]:
+        return (
+            f"{url}: no commit was made, for the Hub does not take what the head of {CARD} says: "
+            f"{' '.join(lines[1:])} (licences: huggingface.co/docs/hub/repositories-licenses)"
+        )
     while error.__cause__ is not None and not isinstance(error, HfHubHTTPError):
         error = error.__cause__  # the library says of a large file only that it failed
     status: Any = getattr(getattr(error, "response", None), "status_code", None)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from chunkrl.data.formats import describe
 from chunkrl.files.regular_files import open_regular
-from chunkrl.integration.upload import Upload, UploadError
+from chunkrl.integration.upload import CARD, Upload, UploadError
 from chunkrl.manifest import whole_files
 from chunkrl.report.numbers import compact
 
-CARD = "README.md"
 _TEXTS = (".json", ".jsonl")
 _LARGEST_TEXT = 1 << 26
 _SHOWN = 25
@@ -69,11 +68,11 @@ def listing(files: Sequence[Upload], there: Iterable[str] = ()) -> str:
     return "\n".join([*lines, f"  {len(files)} files, {_size(sum(file.size for file in files))}"])
 
 
-def check_no_paths(text: str, where: str) -> None:
-    """Raises UploadError where a text names the home folder of this machine's user."""
-    home = f"{Path.home()}/"
-    if home != "//" and home in text:
-        raise UploadError(f"{where} would say {home}, which is this machine's: name things without it")
+def check_no_paths(text: str, where: str, folder: Path) -> None:
+    """Raises UploadError where a text says where this user, this command or `folder` is on this machine."""
+    for here in (Path.home(), Path.cwd(), folder.resolve().parent):
+        if len(here.parts) > 1 and f"{here}/" in text:
+            raise UploadError(f"{where} would say {here}, which is this machine's: name things without it")
 
 
 def _size(number: int) -> str:

@@ -13,6 +13,7 @@ from chunkrl.errors import CheckpointError, ChunkRLError, DatasetError
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.integration.transfer import origin
 from chunkrl.integration.upload import (
+    CARD,
     Destination,
     Standing,
     Upload,
@@ -27,7 +28,6 @@ from chunkrl.models.plugin_files import policy_below
 from chunkrl.progress import Progress
 from chunkrl.publish.config import PushCommand
 from chunkrl.publish.contents import (
-    CARD,
     check_no_paths,
     dataset_files,
     left_out,
@@ -133,7 +133,7 @@ def _began_with(run: TrainingRun | None) -> str | None:
 
 
 def _with_card(folder: Path, files: Sequence[Upload], card: str, to: Destination, name: str = "") -> _Order:
-    check_no_paths(card, "the card")
+    check_no_paths(card, "the card", folder)
     return _Order(folder, (Upload(CARD, card.encode()), *files), card, to, name)
 
 

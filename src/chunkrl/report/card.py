@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from chunkrl.report.training_run import TrainingRun
 from chunkrl.run.folder import FREE
 from chunkrl.version import __version__
 
+_PATH = re.compile(r'(?<![\w.:/])(?:~|/[\w.-]+)/[^\s,;()"]*')
 TAGS = ("robotics", "chunkrl", "LeRobot", "offline-rl")
 _INSTEAD = (
     "chunkrl acts as it was trained; chunkrl convert FOLDER NEW --plugin makes a folder that LeRobot runs so, with "
@@ -212,8 +214,8 @@ def _of_run(run: TrainingRun) -> _Run:
         labels[Path(part.dataset.name).name] = (
             f"success by {rule.success}, sub-goals by {rule.subgoal}, rewards by {rule.step_reward}{file}"
         )
-    trained = {name: _without_path(text) for name, text in trained_facts(run).items()}
-    notes = (*run.notes, *run_warnings(run, quality))
+    trained = {name: _without_paths(text) for name, text in trained_facts(run).items()}
+    notes = tuple(map(_without_paths, (*run.notes, *run_warnings(run, quality))))
     return _Run(data_table(run, lambda root: Path(root).name), labels, trained, _settings(run), values, notes)
 
 
@@ -224,17 +226,18 @@ def _settings(run: TrainingRun) -> dict[str, str]:
 
 
 def _told(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(as_json(_plain(value), default=str))
-    return _without_path(text)
+    return _without_paths(
+        value if isinstance(value, str) else json.dumps(as_json(_plain(value), default=str))
+    )
 
 
 def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
-def _without_path(text: str) -> str:
-    """A file or folder by its name alone."""
-    return Path(text).name if text.startswith(("/", "~")) else text
+def _without_paths(text: str) -> str:
+    """Files and folders of this machine by their names alone."""
+    return _PATH.sub(lambda found: Path(found[0]).name, text)
 
 
 # ---- of evaluations
