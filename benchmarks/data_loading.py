@@ -36,8 +36,8 @@ from benchmarks.loading_data import CAMERAS, FPS, HORIZON, SIZE, TASK, episode, 
 from chunkrl.data import ChunkDataset, ChunkSettings
 from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.file_segments import VideoEncoding, encode_video
+from chunkrl.data.image_decoding import decode_image
 from chunkrl.data.loader import ChunkLoader
-from chunkrl.data.pictures import decode_picture
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.files.atomic import write_text
 from chunkrl.progress import silent
@@ -173,7 +173,7 @@ def bare_decoder(root: Path, kind: str, config: LoadingConfig) -> Timed:
 
     def decode_png() -> None:
         for _ in range(200):
-            decode_picture(stream.getvalue(), (SIZE, SIZE))
+            decode_image(stream.getvalue(), (SIZE, SIZE))
 
     return timed(200, decode_png)
 

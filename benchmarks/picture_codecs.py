@@ -15,7 +15,7 @@ from isal import isal_zlib
 from PIL import Image
 
 from chunkrl.envs.metaworld import ACTION_DIM, CAMERA, MetaWorldEnv
-from chunkrl.online.link.pictures import pack
+from chunkrl.online.link.images import pack
 
 SIZE, NUM_FRAMES, NOISE = 224, 12, 2.5
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.png_decoders
 
-chunkrl's own decoder is `decode_picture`; the others are for the choice: Pillow with and without its check of sums,
+chunkrl's own decoder is `decode_image`; the others are for the choice: Pillow with and without its check of sums,
 and, where installed, OpenCV, imagecodecs (libpng) and pyspng (libspng). CPU time, median of 7 turns. `damaged` says
 what a decoder makes of a file with one bit changed.
 """
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.loading_data import CAMERAS, SIZE, episode
-from chunkrl.data.pictures import decode_picture
+from chunkrl.data.image_decoding import decode_image
 
 Decoder = Callable[[bytes], np.ndarray]
 NUM_PICTURES, TURNS = 40, 7
@@ -40,7 +40,7 @@ def checked_pillow(data: bytes) -> np.ndarray:
 def decoders() -> dict[str, Decoder]:
     """Those that are installed."""
     found: dict[str, Decoder] = {
-        "chunkrl": lambda data: decode_picture(data, (SIZE, SIZE)),
+        "chunkrl": lambda data: decode_image(data, (SIZE, SIZE)),
         "Pillow": pillow,
         "Pillow, checked": checked_pillow,
     }

@@ -205,7 +205,7 @@ A policy that acts in chunks of actions, saved by chunkrl.
 
 - observation.state: input, 3
 - action: output, 2
-- actions a chunk: 3
+- actions per chunk: 3
 
 ## In LeRobot
 

@@ -120,6 +120,8 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
             "export-values",
             "download",
             "convert",
+            "push",
+            "pull",
             "config",
             "manifest",
             "doctor",

@@ -182,9 +182,9 @@ def test_axis_and_angle_are_those_of_the_rotation() -> None:
 def test_a_picture_of_nothing_is_refused() -> None:
     picture = np.full((8, 8, 3), 77, np.uint8)
     with pytest.raises(offscreen.RenderError, match=r"agentview gave a blank image.*mean 77.0"):
-        offscreen.check_picture(picture, "agentview")
+        offscreen.check_image(picture, "agentview")
     picture[:4] = 120
-    offscreen.check_picture(picture, "agentview")
+    offscreen.check_image(picture, "agentview")
 
 
 def test_an_unsteady_context_is_found_out() -> None:

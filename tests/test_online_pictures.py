@@ -14,7 +14,7 @@ from waiting import until
 
 from chunkrl.errors import RecordError
 from chunkrl.online.link.config import ListenConfig
-from chunkrl.online.link.pictures import FEATURE, MAX_UNPACKED_BYTES, pack, pack_item, unpack
+from chunkrl.online.link.images import FEATURE, MAX_UNPACKED_BYTES, pack, pack_item, unpack
 from chunkrl.online.link.records import Welcome
 from chunkrl.online.link.spool import Spool
 from chunkrl.online.link.streams import ReceivedStreams

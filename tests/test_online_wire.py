@@ -15,7 +15,7 @@ from online_records import SPEC, episode, episode_id, same, step
 
 from chunkrl.errors import RecordError
 from chunkrl.online.link import wire
-from chunkrl.online.link.pictures import pack_item
+from chunkrl.online.link.images import pack_item
 from chunkrl.online.link.records import ITEM_SIZES, EpisodeSummary, Hello, TensorData, WeightPush, Welcome
 from chunkrl.online.proto import online_pb2 as pb
 

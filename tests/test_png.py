@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chunkrl.data import pictures
-from chunkrl.data.pictures import decode_picture
+from chunkrl.data import image_decoding
+from chunkrl.data.image_decoding import decode_image
 from chunkrl.data.png import check_png
 from chunkrl.errors import DatasetError
 
@@ -31,9 +31,9 @@ def test_pixels_are_those_that_were_written(level: int, monkeypatch: pytest.Monk
     smooth = np.indices((40, 60)).sum(axis=0)[..., None] * np.array(
         [1, 2, 3]
     )  # makes Pillow use every filter
-    monkeypatch.setattr(pictures.Image, "open", None)
+    monkeypatch.setattr(image_decoding.Image, "open", None)
     for pixels in (PIXELS, smooth.astype(np.uint8), np.zeros((1, 1, 3), np.uint8)):
-        found = decode_picture(png(pixels, compress_level=level), pixels.shape[:2])
+        found = decode_image(png(pixels, compress_level=level), pixels.shape[:2])
         np.testing.assert_array_equal(found, pixels)
 
 
@@ -45,7 +45,7 @@ def test_metadata_and_other_kinds_of_rgb_are_read() -> None:
         {"icc_profile": b"x" * 50},
     )
     for options in variants:
-        np.testing.assert_array_equal(decode_picture(png(**options), SIZE), PIXELS)
+        np.testing.assert_array_equal(decode_image(png(**options), SIZE), PIXELS)
     assert not check_png(png(transparency=(0, 0, 0))).is_plain
 
 
@@ -53,7 +53,7 @@ def test_every_cut_is_an_error() -> None:
     data = png()
     for length in range(len(data)):
         with pytest.raises(DatasetError):
-            decode_picture(data[:length], SIZE)
+            decode_image(data[:length], SIZE)
 
 
 def test_every_changed_byte_is_an_error() -> None:
@@ -62,7 +62,7 @@ def test_every_changed_byte_is_an_error() -> None:
         damaged = bytearray(data)
         damaged[place] ^= 1 << place % 8
         with pytest.raises(DatasetError):
-            decode_picture(bytes(damaged), SIZE)
+            decode_image(bytes(damaged), SIZE)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_every_changed_byte_is_an_error() -> None:
 )
 def test_what_is_not_declared_is_an_error(pixels: np.ndarray, match: str) -> None:
     with pytest.raises(DatasetError, match=match):
-        decode_picture(png(pixels), SIZE)
+        decode_image(png(pixels), SIZE)
 
 
 @pytest.mark.parametrize("damage", ["early end", "late end", "wrong sum", "wrong filter"])
@@ -94,4 +94,4 @@ def test_pixels_that_are_wrong_under_right_check_sums_are_an_error(damage: str) 
     kind = b"IDAT" + pixels
     chunk = struct.pack(">I", len(pixels)) + kind + struct.pack(">I", zlib.crc32(kind))
     with pytest.raises(DatasetError, match="damaged"):
-        decode_picture(data[:33] + chunk + data[-12:], SIZE)
+        decode_image(data[:33] + chunk + data[-12:], SIZE)

@@ -50,7 +50,7 @@ class FrameSettings:
     """Set episodes with a problem aside and list them, rather than stop at the first."""
 
     @property
-    def picture_resize(self) -> Resize | None:
+    def image_resize(self) -> Resize | None:
         """What makes images of the recorded ones; None: nothing."""
         return None if self.resize is None else Resize(*self.resize, antialias=self.antialias)
 

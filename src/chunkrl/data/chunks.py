@@ -162,7 +162,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
     @property
     def resize(self) -> Resize | None:
         """What makes the images of the recorded ones; None: they are as recorded."""
-        return self.table.settings.picture_resize
+        return self.table.settings.image_resize
 
     @property
     def state_dim(self) -> int:

@@ -11,9 +11,9 @@ import numpy as np
 from chunkrl.data.cache import cache_folder, file_name
 from chunkrl.data.chunk_settings import ColumnMapping, FrameSettings
 from chunkrl.data.formats import RECOGNISE, DatasetDescription, describe
+from chunkrl.data.image_decoding import Camera
 from chunkrl.data.images import check_space, open_camera
 from chunkrl.data.on_demand import DataFiles, OnDemandCamera
-from chunkrl.data.pictures import Camera
 from chunkrl.data.problems import Collector, Problem, refuse
 from chunkrl.data.store import open_columns
 from chunkrl.data.survey import examine, set_aside
@@ -211,7 +211,7 @@ class FrameTable:
         Raises:
             DatasetError: the description has no such camera.
         """
-        return Camera(self.description, name, self._columns.read("timestamp"), self.settings.picture_resize)
+        return Camera(self.description, name, self._columns.read("timestamp"), self.settings.image_resize)
 
     def decoder(self, name: str) -> OnDemandCamera:
         """Decodes single images of the camera, whatever the settings say of the cache.

@@ -25,7 +25,7 @@ from chunkrl.data.cache import (
     writing,
 )
 from chunkrl.data.episode_rows import by_data_file, episode_parts
-from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
+from chunkrl.data.image_decoding import Camera, image_frames, num_workers, video_frames
 from chunkrl.errors import DatasetError
 from chunkrl.files.atomic import write_text
 from chunkrl.files.regular_files import open_regular
@@ -111,13 +111,13 @@ def _build(camera: Camera, folder: Path, progress: Progress) -> None:
     """Decodes the episodes that an earlier, killed build has not; `_DONE` counts only what is on the disk."""
     description = camera.description
     num_episodes = len(description.episodes)
-    pictures_file, done_file = folder / _PICTURES, folder / _DONE
+    images_file, done_file = folder / _PICTURES, folder / _DONE
     if done_file.exists():
-        pictures = load_array(pictures_file, writable=True)
+        pictures = load_array(images_file, writable=True)
         saved = _num_saved(done_file, num_episodes)
     else:
-        pictures_file.unlink(missing_ok=True)  # it may be a link to the store of before (`continue_store`)
-        pictures = create_array(pictures_file, np.dtype(np.uint8), (description.num_frames, 3, *camera.size))
+        images_file.unlink(missing_ok=True)  # it may be a link to the store of before (`continue_store`)
+        pictures = create_array(images_file, np.dtype(np.uint8), (description.num_frames, 3, *camera.size))
         saved = 0
     stage = f"decoding {camera.name} ({store_bytes(camera) / 1e9:.2f} GB)"
     jobs = _video_jobs(camera, saved) if camera.is_video else _image_jobs(camera, saved)

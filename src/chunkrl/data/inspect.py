@@ -145,7 +145,7 @@ def _report(
     notes: list[str],
     problems: list[Problem],
 ) -> DatasetReport:
-    from chunkrl.data.pictures import Camera
+    from chunkrl.data.image_decoding import Camera
 
     def size(names: Sequence[str]) -> tuple[str, int]:
         return " + ".join(names), sum(description.features[name].shape[0] for name in names)

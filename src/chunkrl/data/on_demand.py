@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 
 from chunkrl.data.formats import Episode
+from chunkrl.data.image_decoding import Camera, decode_frames, image_frames, num_workers, video_frames
 from chunkrl.data.parquet import reading
 from chunkrl.data.parquet_pages import BinaryPages
-from chunkrl.data.pictures import Camera, decode_frames, image_frames, num_workers, video_frames
 from chunkrl.data.video import VideoFile
 from chunkrl.errors import DatasetError
 

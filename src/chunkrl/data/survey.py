@@ -26,8 +26,8 @@ from chunkrl.data.episode_rows import (
     whole_episodes,
 )
 from chunkrl.data.formats import DatasetDescription, Episode, Feature, without
+from chunkrl.data.image_decoding import Camera, image_frames, num_workers, video_frames
 from chunkrl.data.images import BATCH_PICTURES
-from chunkrl.data.pictures import Camera, image_frames, num_workers, video_frames
 from chunkrl.data.problems import Collector, Problem
 from chunkrl.data.roles import REQUIRED_NAMES
 from chunkrl.data.row_checks import MisplacedRowsError, check_rows, explain

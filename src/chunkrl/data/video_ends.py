@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from chunkrl.data.image_decoding import Camera
 from chunkrl.data.metadata import Episode
 from chunkrl.data.parquet import group_starts
-from chunkrl.data.pictures import Camera
 from chunkrl.data.problems import Report, name_indices
 from chunkrl.data.video import VideoFile
 from chunkrl.data.video_spans import SPANS_CURE

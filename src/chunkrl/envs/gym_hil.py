@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from chunkrl.data.hold_action import HoldAction
-from chunkrl.envs.offscreen import check_picture, choose_backend
+from chunkrl.envs.offscreen import check_image, choose_backend
 from chunkrl.envs.protocol import EnvStep
 from chunkrl.errors import ChunkRLError
 from chunkrl.install import MissingExtraError
@@ -107,7 +107,7 @@ class GymHilEnv:
             return {"state": state}
         images = dict(zip(CAMERAS, (np.array(picture) for picture in self._scene.render()), strict=True))
         for camera, picture in images.items():
-            check_picture(picture, f"camera {camera!r} of {self.name}")
+            check_image(picture, f"camera {camera!r} of {self.name}")
         return {"state": state, "images": images}
 
     def step(self, action: np.ndarray, draw: bool = True) -> EnvStep:
@@ -131,7 +131,7 @@ class GymHilEnv:
     def render(self) -> np.ndarray:
         """What the front camera sees."""
         picture = np.array(self._scene.render()[0])
-        check_picture(picture, self.name)
+        check_image(picture, self.name)
         return picture
 
     def close(self) -> None:

@@ -141,7 +141,7 @@ class OffscreenRenderer:
         mujoco.mjr_render(viewport, self._scene, self._context)
         picture = np.empty((size, size, 3), dtype=np.uint8)
         mujoco.mjr_readPixels(picture, None, viewport, self._context)
-        check_picture(picture, f"camera {self._model.camera(camera).name!r}")
+        check_image(picture, f"camera {self._model.camera(camera).name!r}")
         return picture
 
     def check(self, data: MjData, camera: int, size: int) -> None:
@@ -165,7 +165,7 @@ class OffscreenRenderer:
             _current = None
 
 
-def check_picture(picture: np.ndarray, what: str) -> None:
+def check_image(picture: np.ndarray, what: str) -> None:
     """Raises RenderError for an image [height, width, 3] that shows next to nothing."""
     deviation = float(picture.std())
     if not deviation >= LEAST_DEVIATION:  # NaN too

@@ -93,7 +93,7 @@ class SoftwareRenderer:
         seen = self._axes @ (np.asarray(point, dtype=np.float64) - self._eye)
         if seen[2] < NEAR_M:
             raise ValueError(f"{point} lies behind the camera at {self.camera.position}")
-        column, row = self._to_picture(seen[None])[0] / SUPERSAMPLING
+        column, row = self._to_image(seen[None])[0] / SUPERSAMPLING
         return float(column), float(row)
 
     def render(self, data: MjData) -> np.ndarray:
@@ -156,15 +156,15 @@ class SoftwareRenderer:
     def _draw(self, keys: np.ndarray, placed: _Placed) -> None:
         seen = (placed.vertices - self._eye) @ self._axes.T
         if (seen[:, 2] >= NEAR_M).all():  # the common case: a vertex is projected once, not once a triangle
-            points, nearness = self._to_picture(seen), NEAR_M / seen[:, 2]
+            points, nearness = self._to_image(seen), NEAR_M / seen[:, 2]
             flat = Flat(points[placed.faces], nearness[placed.faces], placed.numbers, placed.culled)
         else:
             corners, source = clip_near(seen[placed.faces], NEAR_M)
-            points, nearness = self._to_picture(corners), NEAR_M / corners[..., 2]
+            points, nearness = self._to_image(corners), NEAR_M / corners[..., 2]
             flat = Flat(points, nearness, placed.numbers[source], placed.culled[source])
         rasterise(keys, self._columns, flat)
 
-    def _to_picture(self, seen: np.ndarray) -> np.ndarray:
+    def _to_image(self, seen: np.ndarray) -> np.ndarray:
         """Camera frame [..., 3] (right, down, forward; m) to samples [..., 2] (column, row)."""
         centre = (self._columns / 2, self._rows / 2)
         return seen[..., :2] * (self._focal / seen[..., 2:]) + centre

@@ -60,8 +60,8 @@ def group(evaluations: Sequence[str]) -> dict[str, list[Evaluation]]:
             f"compare needs evaluations of at least two methods, got {list(methods) or 'none'}: "
             "chunkrl compare NEW OLD"
         )
-    _check_same_pictures(methods, "assets", "meshes and textures", "LIBERO_ASSETS")
-    _check_same_pictures(methods, "opengl", "OpenGL libraries", "MUJOCO_GL")
+    _check_same_images(methods, "assets", "meshes and textures", "LIBERO_ASSETS")
+    _check_same_images(methods, "opengl", "OpenGL libraries", "MUJOCO_GL")
     counts = {name: len(found) for name, found in methods.items()}
     if len(set(counts.values())) > 1:
         raise ChunkRLError(
@@ -90,7 +90,7 @@ def _check_same(first: tuple[str, Evaluation], second: tuple[str, Evaluation]) -
         )
 
 
-def _check_same_pictures(
+def _check_same_images(
     methods: Mapping[str, Sequence[Evaluation]], setting: str, what: str, cure: str
 ) -> None:
     """Policies on images of another `setting` were asked something else; those on states alone were not."""

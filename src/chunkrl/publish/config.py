@@ -19,7 +19,7 @@ class PushCommand:
     repo_id: str | None = None
     """Repository, account/name (required); it is made where there is none."""
     licence: str | None = None
-    """Of what is pushed, as the Hub names it: apache-2.0, mit, cc-by-4.0, other (required)."""
+    """The licence of what is pushed, as the Hub names it: apache-2.0, mit, cc-by-4.0, other (required)."""
     public: bool = False
     """Everybody may see it; else you alone, or your organisation."""
     revision: str | None = None

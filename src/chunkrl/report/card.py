@@ -170,7 +170,7 @@ def _inputs(folder: Path) -> dict[str, str]:
                 f"{kind}, {' x '.join(map(str, shape)) if isinstance(shape, list) else 'of any shape'}"
             )
     if isinstance(config.get("chunk_size"), int):
-        facts["actions a chunk"] = str(config["chunk_size"])
+        facts["actions per chunk"] = str(config["chunk_size"])
     return facts
 
 
@@ -220,7 +220,7 @@ def _of_run(run: TrainingRun) -> _Run:
 
 
 def _settings(run: TrainingRun) -> dict[str, str]:
-    """Those that differ from their defaults, but where files are."""
+    """Settings that differ from their defaults, but where files are."""
     names = [name for name in changed_settings(run.config) if name not in FREE]
     return {name: _told(operator.attrgetter(name)(run.config)) for name in names}
 

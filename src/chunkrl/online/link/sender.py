@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from chunkrl.errors import ChunkRLError, RecordError, SpoolError, SpoolWriteError, TransportError
 from chunkrl.online.link import wire
 from chunkrl.online.link.config import ConnectConfig, read_token
-from chunkrl.online.link.pictures import FEATURE, pack_item
+from chunkrl.online.link.images import FEATURE, pack_item
 from chunkrl.online.link.records import Hello, WeightPush, Welcome
 from chunkrl.online.link.spool import Spool
 from chunkrl.online.link.transport import (

@@ -23,7 +23,7 @@ from chunkrl.errors import ChunkRLError, RecordError, SpoolError, TransportError
 from chunkrl.install import MissingExtraError
 from chunkrl.online.link import wire
 from chunkrl.online.link.config import ConnectConfig, ListenConfig, is_shown, read_secret, read_token
-from chunkrl.online.link.pictures import FEATURE
+from chunkrl.online.link.images import FEATURE
 from chunkrl.online.link.records import MIN_PROTOCOL_VERSION, PROTOCOL_VERSION, Hello, WeightPush, Welcome
 from chunkrl.online.link.streams import ReceivedStreams
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from chunkrl.errors import RecordError
 from chunkrl.install import MissingExtraError
-from chunkrl.online.link.pictures import check_packed, unpack
+from chunkrl.online.link.images import check_packed, unpack
 from chunkrl.online.link.records import (
     ITEM_SIZES,
     Entry,

@@ -170,13 +170,13 @@ def decode_frames(
     size = camera.recorded_size
     for frame, content in zip(frames, encoded, strict=True):
         try:
-            yield decode_picture(content, size)
+            yield decode_image(content, size)
         except DatasetError as error:
             where = f"{file}, episode {episode.index}, frame {frame}"
             raise DatasetError(f"{where}, camera '{camera.name}': {error}") from error
 
 
-def decode_picture(data: bytes | memoryview | None, size: tuple[int, int]) -> np.ndarray:
+def decode_image(data: bytes | memoryview | None, size: tuple[int, int]) -> np.ndarray:
     """Decodes a PNG, JPEG or WebP file to uint8 RGB [height, width, 3].
 
     Raises:
