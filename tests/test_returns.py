@@ -81,8 +81,8 @@ def test_n_step_returns_lie_between_one_step_and_monte_carlo(
     episodes: list[tuple[int, bool]], gamma: float, seed: int, time_out: TimeOut
 ) -> None:
     segments, value, reward = random_data(episodes, seed)
-    for num_steps, lam in ((1, 0.0), (100, 1.0)):
-        found = n_step_returns(value, reward, segments, gamma, num_steps, time_out)
+    for n_step, lam in ((1, 0.0), (100, 1.0)):
+        found = n_step_returns(value, reward, segments, gamma, n_step, time_out)
         expected = lambda_returns(value, reward, segments, gamma, lam, time_out)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 

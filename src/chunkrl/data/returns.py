@@ -45,13 +45,13 @@ def n_step_returns(
     reward: np.ndarray,
     segments: Segments,
     gamma: float,
-    num_steps: int,
+    n_step: int,
     time_out: TimeOut = "failure",
 ) -> np.ndarray:
     """N-step returns per frame [N]: G_t = sum_{i < n} gamma^i r_{t+i} + gamma^n V_{t+n} (Sutton and Barto, ch. 7).
 
-    value, reward: float [N], per frame, rows in episode order. What stands after the last action of a segment
-    is as in `lambda_returns`, which gives the same for 1 step with lam = 0, and for endless ones with lam = 1.
+    n_step: n. value, reward: float [N], per frame, rows in episode order. What stands after the last action of a
+    segment is as in `lambda_returns`, which gives the same for 1 step with lam = 0, for endless ones with lam = 1.
     """
     returns = np.empty(len(value), dtype=np.float32)
     for block in blocks(len(value)):
@@ -59,9 +59,9 @@ def n_step_returns(
         end, terminated = segments.of(rows)
         # With `bootstrap` the last stored frame of an unfinished recording gives V instead of a reward.
         unfinished = ~terminated & (time_out == "bootstrap")
-        steps = np.minimum(num_steps, end - unfinished - rows)
+        steps = np.minimum(n_step, end - unfinished - rows)
         total = np.zeros(len(rows))
-        for i in range(min(num_steps, int(steps.max(initial=0)))):
+        for i in range(min(n_step, int(steps.max(initial=0)))):
             total += np.where(i < steps, gamma**i * reward[np.minimum(rows + i, len(value) - 1)], 0.0)
         following = rows + steps
         behind = value[np.minimum(following, len(value) - 1)]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import LoRAConfig
 from chunkrl.models.layers import Linear
 from chunkrl.models.name_patterns import match_names
@@ -112,33 +112,6 @@ def copy_lora_layers(source: nn.Module, target: nn.Module) -> None:
 def adapted_modules(model: nn.Module) -> dict[str, LoRALinear]:
     """LoRA layers by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
-
-
-def lora_state(model: nn.Module) -> dict[str, Tensor]:
-    """A and B of every LoRA layer by parameter name, float32: all that LoRA training changes."""
-    return {
-        f"{name}.{part}": getattr(layer, part).detach()
-        for name, layer in adapted_modules(model).items()
-        for part in ("lora_A", "lora_B")
-    }
-
-
-@torch.no_grad()
-def load_lora_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """The inverse of `lora_state`, into a model adapted alike.
-
-    Raises:
-        CheckpointError: other layers, or another rank.
-    """
-    own = lora_state(model)
-    wrong = sorted(set(own) ^ set(state)) + [n for n in own if n in state and own[n].shape != state[n].shape]
-    if wrong:
-        raise CheckpointError(
-            f"the LoRA weights do not belong to this model ({wrong[0]} and {len(wrong) - 1} more); "
-            "apply LoRA with the rank and targets that they were trained with"
-        )
-    for name, tensor in own.items():
-        tensor.copy_(state[name])
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

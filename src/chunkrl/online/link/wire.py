@@ -18,7 +18,6 @@ from chunkrl.install import MissingExtraError
 from chunkrl.online.link.images import check_packed, unpack
 from chunkrl.online.link.records import (
     ITEM_SIZES,
-    Entry,
     EpisodeSummary,
     Hello,
     Item,
@@ -134,11 +133,6 @@ def _picture(camera: pb.Camera) -> np.ndarray:
     if camera.HasField("packed"):
         return unpack(camera.packed.data, camera.packed.height, camera.packed.width)
     return tensor_to_numpy(_get_tensor(camera.picture))
-
-
-def decode_entry(sequence: int, data: bytes) -> Entry:
-    """`decode_item` with its number."""
-    return Entry(sequence, decode_item(data))
 
 
 def encode_hello(hello: Hello) -> bytes:
