@@ -90,6 +90,7 @@ def lerobot_train(folder: Path, line: str, kind: str) -> subprocess.CompletedPro
 
 def test_lerobot_train_weights_by_our_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("lerobot.utils.sample_weighting", reason="0.4.4 has other flags")
+    pytest.importorskip("accelerate", reason="lerobot-train needs it (make test-lerobot)")
     data = write_dataset(tmp_path / "data", image_episodes(6, size=64))
     run = settings(data, tmp_path / "run", objective="value", cameras=(), action_horizon=HORIZON)
     ChunkLevelOfflineRL(**run).train()
@@ -99,12 +100,67 @@ def test_lerobot_train_weights_by_our_values(tmp_path: Path, capsys: pytest.Capt
     assert f"--policy.chunk_size={HORIZON}" in line
     done = lerobot_train(tmp_path, line, "weighted_act")
     assert done.returncode == 0, done.stderr[-4000:]
-    print(
-        told, *[line for line in done.stderr.splitlines() if "step:" in line or "rogress" in line], sep="\n"
+    # a pass over the data, each frame once: the numbers of the batches are those of our own weights
+    kappa = float(re.findall(r"sample_weighting.kappa=(\S+)", line)[0])
+    stored = pq.read_table(tmp_path / "run" / "rabc.parquet")
+    assert stored.num_rows == BATCH * UPDATES
+    progress, index = (stored[name].to_numpy() for name in ("progress_sparse", "episode_index"))
+    weight = rabc_weights(progress, index, HORIZON, kappa)
+    logged = {
+        name: [float(text) for text in re.findall(rf"sample_weight_{name}:([\d.]+)", done.stderr)]
+        for name in ("mean_weight", "num_zero_weight", "num_full_weight")
+    }
+    assert len(logged["mean_weight"]) == UPDATES
+    assert np.mean(logged["mean_weight"]) == pytest.approx(weight.mean(), abs=1e-3)
+    assert sum(logged["num_zero_weight"]) == (weight == 0).sum() > 0
+    assert sum(logged["num_full_weight"]) == (weight == 1).sum() > 0
+
+
+def test_equal_weights_are_acts_own_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of LeRobot 0.6.1, with chunks that are padded unequally."""
+    pytest.importorskip("lerobot.utils.sample_weighting", reason="0.4.4 divides by padded actions as well")
+    monkeypatch.syspath_prepend(str(PLUGIN))
+    from lerobot.configs.types import FeatureType, PolicyFeature
+    from lerobot_policy_chunkrl.configuration_weighted_act import WeightedACTConfig
+    from lerobot_policy_chunkrl.modeling_weighted_act import WeightedACTPolicy
+
+    config = WeightedACTConfig(
+        input_features={
+            "observation.state": PolicyFeature(FeatureType.STATE, (3,)),
+            "observation.environment_state": PolicyFeature(FeatureType.ENV, (3,)),
+        },
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (2,))},
+        chunk_size=HORIZON,
+        n_action_steps=HORIZON,
+        dim_model=16,
+        n_heads=2,
+        dim_feedforward=16,
+        n_encoder_layers=1,
+        n_vae_encoder_layers=1,
+        latent_dim=4,
+        dropout=0.0,
+        device="cpu",
+        pretrained_backbone_weights=None,
     )
+    torch.manual_seed(0)
+    policy = WeightedACTPolicy(config).train()
+    batch = {
+        "observation.state": torch.randn(5, 3),
+        "observation.environment_state": torch.randn(5, 3),
+        "action": torch.randn(5, HORIZON, 2),
+        "action_is_pad": torch.arange(HORIZON) > torch.tensor([[3], [0], [2], [3], [1]]),
+    }
+    torch.manual_seed(1)
+    whole, _ = policy.forward(batch)
+    torch.manual_seed(1)
+    each, _ = policy.forward(batch, reduction="none")
+    assert each.shape == (5,)
+    torch.testing.assert_close(each.mean(), whole)
+    with pytest.raises(ValueError, match="use mean or none"):
+        policy.forward(batch, reduction="sum")
 
 
-def test_stock_act_has_no_loss_of_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stock_act_has_no_loss_of_samples() -> None:
     """What the guide says of it: when this fails, ACT needs no plug-in any longer."""
     act = pytest.importorskip("lerobot.policies.act.modeling_act")
     with pytest.raises(TypeError, match="reduction"):

@@ -253,7 +253,10 @@ def _told(made: Exported, command: ExportValuesCommand, size: int) -> list[str]:
             "worth, chunkrl report says"
         )
     lines += ["  LeRobot 0.6.1 and later:", f"    {lerobot_train(made, size)}"]
-    lines.append(f"  policies that weight samples there: {', '.join(PER_SAMPLE)}; others stop with an error")
+    lines.append(
+        f"  policies that weight samples there: {', '.join(PER_SAMPLE)}; others stop with an error (ACT: "
+        "--policy.type=weighted_act of lerobot_policy_chunkrl)"
+    )
     if table.description.version.startswith("v2"):
         lines.append(f"  LeRobot reads v3.0 alone, and this is {table.description.version}: convert it first")
     return lines
