@@ -120,11 +120,11 @@ def test_equal_weights_are_acts_own_loss(monkeypatch: pytest.MonkeyPatch) -> Non
     """Of LeRobot 0.6.1, with chunks that are padded unequally."""
     pytest.importorskip("lerobot.utils.sample_weighting", reason="0.4.4 divides by padded actions as well")
     monkeypatch.syspath_prepend(str(PLUGIN))
-    from lerobot.configs.types import FeatureType, PolicyFeature
-    from lerobot_policy_chunkrl.configuration_weighted_act import WeightedACTConfig
-    from lerobot_policy_chunkrl.modeling_weighted_act import WeightedACTPolicy
+    import lerobot_policy_chunkrl.configuration_weighted_act as configuration  # type: ignore[import-not-found]
+    import lerobot_policy_chunkrl.modeling_weighted_act as modeling  # type: ignore[import-not-found]
+    from lerobot.configs.types import FeatureType, PolicyFeature  # type: ignore[import-not-found]
 
-    config = WeightedACTConfig(
+    config = configuration.WeightedACTConfig(
         input_features={
             "observation.state": PolicyFeature(FeatureType.STATE, (3,)),
             "observation.environment_state": PolicyFeature(FeatureType.ENV, (3,)),
@@ -143,7 +143,7 @@ def test_equal_weights_are_acts_own_loss(monkeypatch: pytest.MonkeyPatch) -> Non
         pretrained_backbone_weights=None,
     )
     torch.manual_seed(0)
-    policy = WeightedACTPolicy(config).train()
+    policy = modeling.WeightedACTPolicy(config).train()
     batch = {
         "observation.state": torch.randn(5, 3),
         "observation.environment_state": torch.randn(5, 3),
