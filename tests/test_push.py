@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import huggingface_hub.constants
 import pytest
 import torch
@@ -81,6 +82,8 @@ def test_a_policy_goes_to_the_hub_and_back(hub: Hub, run: Path, capsys: pytest.C
     state = Observation({}, torch.arange(6.0).reshape(2, 3))
     ours, theirs = (chunkrl.load_policy(folder).act(state) for folder in (run / "policy", "name"))
     assert torch.equal(ours, theirs)
+    cached = huggingface_hub.snapshot_download("owner/name")  # as LeRobot fetches it: links into a cache
+    assert torch.equal(chunkrl.load_policy(cached).act(state), ours)
     main(["push", str(run), *TO])  # nothing to ask: nothing is sent
     assert "all of it is already there" in capsys.readouterr().out and len(hub.commits) == 1
 
