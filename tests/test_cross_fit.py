@@ -206,7 +206,7 @@ def test_constant_values_at_a_relabelling_are_told_and_do_not_stop_the_run(
     learner = AdvantageWeighted(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
     assert learner.values is not None
     constant = np.full(len(dataset), 0.5, np.float32)
-    monkeypatch.setattr(learner.values, "frame_values", lambda *_: (constant, constant))
+    monkeypatch.setattr(learner.values, "frame_values", lambda *_: (constant, constant.copy()))
     trainer = Trainer(learner, dataset, TrainerConfig(batch_size=8, log_interval=1))
     with caplog.at_level("WARNING"):
         trainer.run()

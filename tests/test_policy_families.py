@@ -253,6 +253,7 @@ EXCEPTIONS = {
     "models/policy.py": "the small family's network, one for the Gaussian and the flow",
     "cli/doctor.py": "the extra of that name",
     "cli/hiserl.py": "translates another project's configuration of a pi policy",
+    "cli/convert.py": "converts pi checkpoints",
     "renamed.py": "names of records",
 }
 """Files that may name a family, and why; beside them `models/pi/`, and `integration/`, which is for pi alone."""

@@ -42,8 +42,8 @@ def test_templates_are_resources_of_the_package() -> None:
         entry.name: entry.read_text(encoding="utf-8")
         for entry in files("chunkrl.report").joinpath("templates").iterdir()
     }
-    assert found.keys() == {"page.html", "parts.html", "style.css", "sort.js"}
-    for name in ("page.html", "parts.html"):
+    assert found.keys() == {"page.html", "parts.html", "style.css", "sort.js", "policy.md", "dataset.md"}
+    for name in ("page.html", "parts.html", "policy.md", "dataset.md"):
         pages_module._templates().parse(found[name])  # raises where it is no template
 
 
