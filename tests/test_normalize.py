@@ -163,6 +163,13 @@ def test_a_constant_dimension_is_zero_and_stays_in_proportion(mode, jitter):
     assert Normalizer(compute_statistics(array[:, 1:2]), mode).scale == 1
 
 
+@pytest.mark.parametrize("mode", ["mean_std", "min_max", "quantile"])
+def test_a_spread_that_float32_cannot_hold_is_constant(mode):
+    normalizer = Normalizer(compute_statistics(np.array([[1e-45], [0.0]], np.float32)), mode)
+    assert normalizer.scale == 1
+    assert torch.equal(normalizer.normalize(torch.zeros(1, 1)), torch.zeros(1, 1))
+
+
 def test_small_units_are_not_constant():
     array = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32) * np.float32(1e-5)
     result = Normalizer(compute_statistics(array)).normalize(torch.from_numpy(array))

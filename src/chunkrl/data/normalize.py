@@ -194,7 +194,8 @@ class Normalizer(nn.Module):
         shift, scale = np.zeros(len(statistics.mean)), np.ones(len(statistics.mean))
         if mode != "identity":
             shift, scale = _affine(statistics, mode)
-            moving = scale > 1e-6 * np.abs(shift)
+            # a spread below float32's smallest normal number would be stored as 0
+            moving = scale > np.maximum(1e-6 * np.abs(shift), np.finfo(np.float32).tiny)
             typical = float(np.median(scale[moving])) if moving.any() else 1.0
             scale = np.where(moving & (scale >= CONSTANT * typical), scale, typical)
         self.register_buffer("shift", torch.from_numpy(shift.astype(np.float32)))
