@@ -6,10 +6,11 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import evaluations
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +24,6 @@ from chunkrl.errors import ChunkRLError, DatasetError, SpoolError, TransportErro
 from chunkrl.evaluation.evaluation_result import (
     EpisodeOutcome,
     Evaluation,
-    EvaluationSettings,
     Video,
     read_evaluation,
     write_evaluation,
@@ -241,24 +241,15 @@ def test_any_bit_of_a_file_of_labels(tmp_path: Path) -> None:
             assert "l.parquet" in str(error)
 
 
-SETTINGS = EvaluationSettings(
+SETTINGS = replace(
+    evaluations.SETTINGS,
     policy="p",
-    fingerprint="f",
     envs=("push", "pull"),
     num_episodes=2,
-    seed=0,
     max_steps=(5, 5),
     exec_steps=1,
     horizon=1,
-    mode="mode",
-    num_candidates=0,
-    condition=None,
-    guidance=None,
-    flow_steps=None,
     state="",
-    camera_size=0,
-    rendering="default",
-    rename=(),
     batch_size=1,
 )
 

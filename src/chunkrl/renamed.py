@@ -23,7 +23,7 @@ def current_names(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
     A value under both names keeps the old one, which is then an unknown key.
     """
-    names = {old: new for base in cls.__mro__ for old, new in RENAMED.get(base.__name__, {}).items()}
+    names = _names(cls)
     taken = {
         name if names.get(name, name) in values else names.get(name, name): value
         for name, value in values.items()
@@ -41,9 +41,12 @@ def current_names(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 def name_now(cls: type[Any], old: str) -> str | None:
     """What a record's field that was called `old` is called now; None where none was."""
-    return next(
-        (RENAMED[base.__name__][old] for base in cls.__mro__ if old in RENAMED.get(base.__name__, {})), None
-    )
+    return _names(cls).get(old)
+
+
+def _names(cls: type[Any]) -> dict[str, str]:
+    """All of a record's table: those of the classes that it inherits from, too."""
+    return {old: new for base in cls.__mro__ for old, new in RENAMED.get(base.__name__, {}).items()}
 
 
 def _is_record(kind: Any) -> bool:

@@ -209,6 +209,15 @@ def check_request(
         raise ChunkRLError(f"num_candidates is {num_candidates}; it must be at least 1")
 
 
+def draw_noise(
+    mode: str, generators: Sequence[torch.Generator], batch: int, shape: tuple[int, ...]
+) -> Tensor:
+    """The noise of each row's generator, [B, *shape]; zero in mode `mode`."""
+    if mode == "mode":
+        return torch.zeros(batch, *shape)
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
 def _tensor(what: str, value: Any) -> Tensor:
     """An array as a tensor, in the machine's byte order; copied only where torch cannot read it."""
     if isinstance(value, Tensor):

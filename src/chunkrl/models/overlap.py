@@ -11,7 +11,7 @@ of that chunk's weighted distance to what is left turns the velocity:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -121,12 +121,3 @@ def check_overlap(overlap: Overlap, batch: int, action_dim: int, mode: str) -> N
             f"what is left of the last chunk has the shape {list(overlap.actions.shape)}: expected {batch} rows of "
             f"{action_dim} values an action"
         )
-
-
-def draw_noise(
-    mode: str, generators: Sequence[torch.Generator], batch: int, shape: tuple[int, ...]
-) -> Tensor:
-    """The noise of each row's generator, [B, *shape]; zero in mode `mode`."""
-    if mode == "mode":
-        return torch.zeros(batch, *shape)
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])

@@ -1,15 +1,11 @@
-"""What an actor or a learner says of itself while it runs: lines, panels, log files.
+"""What an actor, a learner or a policy server says of itself while it runs: lines, panels, log files.
 
 Library considered: rich, which draws the panels; curses-like views (textual) would take the terminal that a
 person's keys come from.
 
-What an actor is doing, as one line of a terminal that rewrites itself.
-
-What an actor is doing, as a panel on a terminal; `chunkrl.online.status.StatusLine` is the same as lines.
-
-What a learner or a policy server is doing: a panel on a terminal, else a line now and then.
-
-Where a session's messages go: all to a file in its run folder, warnings to its view too.
+An actor's status is a panel (`LiveView`), or a line of a terminal that rewrites itself (`StatusLine`); a learner's
+and a server's is a panel, or a line now and then (`RowsView`). A session's messages all go to a file in its run
+folder, and warnings to its view too.
 """
 
 from __future__ import annotations
@@ -20,7 +16,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -124,6 +120,20 @@ _STYLES = {
 }
 
 
+def _panel(
+    title: str, rows: Sequence[tuple[str, str]], styles: Mapping[str, str] | None = None
+) -> RenderableType:
+    """Names and texts, one below the other; warnings stand out. styles: of other texts."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        style = "bold yellow" if name == WARNING else (styles or {}).get(value, "")
+        table.add_row(name, Text(value, style=style))
+    is_warned = any(name == WARNING for name, _ in rows)
+    return Panel(table, title=title, title_align="left", border_style="yellow" if is_warned else "blue")
+
+
 class LiveView:
     """A panel that a thread of its own redraws, so that the control loop only leaves its newest status here."""
 
@@ -157,16 +167,7 @@ class LiveView:
                 warning = value
             else:
                 rows.append((name, value))
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, value in rows:
-            table.add_row(name, Text(value, style=_STYLES.get(value, "")))
-        if warning:
-            table.add_row(WARNING, Text(warning, style="bold yellow"))
-        return Panel(
-            table, title=self._title, title_align="left", border_style="yellow" if warning else "blue"
-        )
+        return _panel(self._title, [*rows, (WARNING, warning)] if warning else rows, _STYLES)
 
     def _rows(self) -> list[tuple[str, str]]:
         status = self._status
@@ -186,7 +187,6 @@ class LiveView:
         ]
 
 
-Rows = Callable[[], Sequence[tuple[str, str]]]
 _ROWS_REFRESHES_HZ = 2
 _LINE_S = 10.0
 
@@ -194,11 +194,11 @@ _LINE_S = 10.0
 class RowsView:
     """Shows `rows`, which a thread of its own asks for.
 
-    rows: name and text; what is named `status.WARNING` stands out in a panel, and a line leaves it out.
+    rows: see `Note`.
     live: a panel, where the stream is a terminal.
     """
 
-    def __init__(self, title: str, rows: Rows, live: bool, stream: TextIO | None = None) -> None:
+    def __init__(self, title: str, rows: Note, live: bool, stream: TextIO | None = None) -> None:
         self._title, self._rows = title, rows
         self._stream = sys.stderr if stream is None else stream
         self._closing = threading.Event()
@@ -225,15 +225,7 @@ class RowsView:
 
     def render(self) -> RenderableType:
         """The panel now."""
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
-        style = "blue"
-        for name, value in self._rows():
-            if name == WARNING:
-                style = "yellow"
-            table.add_row(name, Text(value, style="bold yellow" if name == WARNING else ""))
-        return Panel(table, title=self._title, title_align="left", border_style=style)
+        return _panel(self._title, self._rows())
 
     def close(self) -> None:
         """Leaves the last state where it is."""

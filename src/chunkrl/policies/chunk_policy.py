@@ -21,12 +21,12 @@ from chunkrl.data.normalize import Normalizer
 from chunkrl.data.resize import Resize
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.files.tensor_files import load_module
-from chunkrl.models.acting import CameraInput, ObservationInput, check_request
+from chunkrl.models.acting import CameraInput, ObservationInput, check_request, draw_noise
 from chunkrl.models.acting_policy import ASKED, Asked
 from chunkrl.models.config import ActionMode, NetworkConfig, PolicySettings
 from chunkrl.models.encoders import MOST_VALUES, ObservationSpec
 from chunkrl.models.factory import NetworkFactory, policy_network
-from chunkrl.models.overlap import Overlap, check_overlap, draw_noise
+from chunkrl.models.overlap import Overlap, check_overlap
 from chunkrl.models.plugin_files import plugin_files
 from chunkrl.models.policy import ChunkShape, PolicyModel
 from chunkrl.models.value_head import ValueHead
@@ -222,7 +222,7 @@ class ChunkPolicy:
             return self.policy.most_likely(observation)
         num_samples = num_candidates if mode == "best_of_n" else 1
         shape = (num_samples, *self.policy.noise_shape)
-        noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        noise = draw_noise(mode, generators, observation.batch_size, shape)
         candidates = self.policy.sample(observation, num_samples, noise)
         if mode == "sample":
             return candidates[:, 0]

@@ -38,7 +38,9 @@ from chunkrl.report.card import CardRequest, card_of_policy
 from chunkrl.report.dataset_card import card_of_dataset
 from chunkrl.report.load_run import load_run
 from chunkrl.report.training_run import TrainingRun
+from chunkrl.run.folder import is_run_folder
 from chunkrl.run.parts import check_one_run_of
+from chunkrl.training.metrics import METRICS_FILE
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
@@ -139,12 +141,12 @@ def _with_card(folder: Path, files: Sequence[Upload], card: str, to: Destination
 
 def _policy(root: Path, without_run: bool, progress: Progress) -> tuple[Path, TrainingRun | None]:
     """The policy's folder, and the run that made it where that is beside it."""
-    is_run = (root / "config.json").is_file() and (root / "metrics.jsonl").is_file()
+    is_run = is_run_folder(root)
     if is_run and not (root / "policy").is_dir():
         raise CheckpointError(f"{root} has no policy yet: chunkrl train --resume {root} goes on")
     folder = root / "policy" if is_run else policy_below(root)
     run = folder.resolve().parent
-    has_run = folder.resolve().name == "policy" and (run / "metrics.jsonl").is_file()
+    has_run = folder.resolve().name == "policy" and (run / METRICS_FILE).is_file()
     if without_run or not has_run:
         check_one_run_of(folder)
         return folder, None

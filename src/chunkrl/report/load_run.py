@@ -10,7 +10,7 @@ from chunkrl.files.regular_files import is_there
 from chunkrl.progress import Progress, silent
 from chunkrl.report.learner import learner_run
 from chunkrl.report.training_run import TrainingRun, load_data
-from chunkrl.run.folder import beginning, run_config
+from chunkrl.run.folder import beginning, is_run_folder, run_config
 from chunkrl.run.offline import VERSIONS_FILE
 from chunkrl.run.parts import check_one_run
 from chunkrl.training.metrics import METRICS_FILE, read_records
@@ -24,7 +24,7 @@ def load_run(folder: str | Path, progress: Progress = silent) -> TrainingRun:
             `load_data`.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file() or not (folder / METRICS_FILE).is_file():
+    if not is_run_folder(folder):
         raise ChunkRLError(
             f"{folder} is no folder of a training run: it needs config.json and {METRICS_FILE}, which chunkrl train "
             "writes to --output-dir"

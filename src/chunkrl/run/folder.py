@@ -16,8 +16,14 @@ from chunkrl.files.json_files import read_json
 from chunkrl.files.regular_files import is_there, open_regular
 from chunkrl.run.config import TrainCommand, TrainConfig, as_fresh, going_on
 from chunkrl.training.checkpoint import VALUES, left_behind, load_state
+from chunkrl.training.metrics import METRICS_FILE
 
 RUN_FILE = "run.json"
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether it is the folder of a training run, finished or not."""
+    return (folder / "config.json").is_file() and (folder / METRICS_FILE).is_file()
 
 
 def run_config(path: Path) -> TrainConfig:

@@ -17,7 +17,7 @@ from chunkrl.files.json_files import as_json, first_object, leaves
 from chunkrl.files.output_folder import KINDS
 from chunkrl.policies.registry import family_in
 from chunkrl.run.config import TrainConfig
-from chunkrl.run.folder import FREE, run_config, without_label_files
+from chunkrl.run.folder import FREE, is_run_folder, run_config, without_label_files
 from chunkrl.training.checkpoint import VALUES
 from chunkrl.training.metrics import MEASURED, METRICS_FILE
 
@@ -142,11 +142,7 @@ def _is_same_record(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def check_one_run_of(policy: Path) -> None:
     """Does as `check_one_run`, where `policy` is the policy of a run's folder; nothing where it stands elsewhere."""
     run = policy.resolve().parent
-    if (
-        policy.resolve().name == "policy"
-        and (run / "config.json").is_file()
-        and (run / METRICS_FILE).is_file()
-    ):
+    if policy.resolve().name == "policy" and is_run_folder(run):
         try:
             run_config(run / "config.json")
         except ChunkRLError:

@@ -8,7 +8,7 @@ from typing import get_args
 
 from chunkrl.errors import ChunkRLError, TransportError
 from chunkrl.models.config import ActionMode
-from chunkrl.online.link.config import TOKEN_CURE, parse_address
+from chunkrl.online.link.config import TOKEN_CURE, check_tls_pair, parse_address
 
 DEFAULT_ADDRESS = "127.0.0.1:8000"
 _LEAST = {
@@ -32,8 +32,7 @@ class ServeListen:
     """PEM file with its private key."""
 
     def __post_init__(self) -> None:
-        if bool(self.tls_certificate) != bool(self.tls_key):
-            raise TransportError("tls_certificate and tls_key go together: give both or neither")
+        check_tls_pair(self.tls_certificate, self.tls_key)
         if not self.is_loopback and not self.token_file:
             raise TransportError(
                 f"address {self.address} can be reached from other machines: give --token-file ({TOKEN_CURE}), or "

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from chunkrl.errors import ChunkRLError
-from chunkrl.models.acting import CameraInput, ObservationInput, check_request
+from chunkrl.models.acting import CameraInput, ObservationInput, check_request, draw_noise
 from chunkrl.models.acting_policy import ASKED, Asked
 from chunkrl.models.condition import conditions_beside
 from chunkrl.models.config import ActionMode
-from chunkrl.models.overlap import Overlap, check_overlap, draw_noise
+from chunkrl.models.overlap import Overlap, check_overlap
 from chunkrl.models.pi.checkpoint import save_pretrained
 from chunkrl.models.pi.config import DEFAULT_FLOW_STEPS
 from chunkrl.models.pi.policy import PiPolicy
@@ -206,10 +206,7 @@ class PiActor:
         check_request(mode, generators, observation.batch_size, num_candidates)
         config = self.policy.recipe.config
         shape = (num_candidates if mode == "best_of_n" else 1, config.horizon, config.action_dim)
-        if mode == "mode":
-            noise = torch.zeros(observation.batch_size, *shape)
-        else:
-            noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        noise = draw_noise(mode, generators, observation.batch_size, shape)
         if mode == "best_of_n":
             if self.q is None:
                 raise ChunkRLError(NO_Q)

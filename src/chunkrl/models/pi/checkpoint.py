@@ -26,7 +26,6 @@ from chunkrl.manifest import MANIFEST_FILE, MARK, read_manifest, verify, write_m
 from chunkrl.models.pi import layout, lerobot_format, norm_stats
 from chunkrl.models.pi.config import PiRecipe, PromptFormat
 from chunkrl.models.pi.lerobot_check import check_export
-from chunkrl.models.pi.lerobot_pipelines import LEROBOT_POSTPROCESSOR
 from chunkrl.models.pi.norm_stats import NormStats
 from chunkrl.models.pi.policy import PiPolicy
 from chunkrl.models.pi.tokenizer import TOKENIZER_FILE, SentencePieceTokenizer, find_tokenizer
@@ -40,16 +39,14 @@ from chunkrl.models.pi.weights import (
     load_model,
     torch_source,
 )
-from chunkrl.models.plugin_files import policy_below
+from chunkrl.models.plugin_files import CONFIG_FILE, POSTPROCESSOR, PREPROCESSOR, policy_below
 
 _LOG = logging.getLogger(__name__)
 
 RECIPE_FILE = "chunkrl_pi.json"
 _COPY = "copy the checkpoint again"
 # What only LeRobot reads, where the statistics are beside our recipe.
-_PIPELINES = tuple(
-    name.removesuffix(".json") for name in (norm_stats.LEROBOT_PREPROCESSOR, LEROBOT_POSTPROCESSOR)
-)
+_PIPELINES = tuple(name.removesuffix(".json") for name in (PREPROCESSOR, POSTPROCESSOR))
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -83,7 +80,7 @@ def _local_folder(path_or_repo: str | Path, revision: str | None) -> Path:
 
 def _find(root: Path) -> _Folder:
     if (root / WEIGHTS_FILE).is_file() or (root / WEIGHTS_INDEX).is_file():
-        config = root / lerobot_format.CONFIG_FILE
+        config = root / CONFIG_FILE
         is_lerobot = is_there(config, CheckpointError, _COPY) and "type" in lerobot_format.read_config(config)
         return _Folder("LeRobot" if is_lerobot else "openpi PyTorch", root, root)
     for weights, parent in ((root / "params", root), (root, root.parent)):
@@ -107,7 +104,7 @@ def _find_recipe(
     if is_there(own, CheckpointError, _COPY):
         return PiRecipe.read(own)
     if folder.layout == "LeRobot":
-        return lerobot_format.read_recipe(folder.root / lerobot_format.CONFIG_FILE, prompt_format)
+        return lerobot_format.read_recipe(folder.root / CONFIG_FILE, prompt_format)
     raise CheckpointError(
         f"{folder.root} ({folder.layout}) does not say its prompt format, cameras, horizon and normalisation; "
         "give a recipe: pi0_libero, pi05_libero, pi0_base or pi05_base (chunkrl.models.pi.recipes)"
@@ -116,7 +113,7 @@ def _find_recipe(
 
 def _check_openpi_config(folder: _Folder, recipe: PiRecipe) -> None:
     """openpi's converter writes horizon and action width beside the weights; a recipe must not contradict them."""
-    file = folder.root / lerobot_format.CONFIG_FILE
+    file = folder.root / CONFIG_FILE
     if folder.layout != "openpi PyTorch" or not is_there(file, CheckpointError, _COPY):
         return
     written = lerobot_format.read_config(file)
@@ -147,7 +144,7 @@ def find_recipe(
     """
     folder = _find(_local_folder(path_or_repo, revision))
     recipe = _find_recipe(folder, None, prompt_format)
-    _verify(folder, only=(RECIPE_FILE, lerobot_format.CONFIG_FILE))
+    _verify(folder, only=(RECIPE_FILE, CONFIG_FILE))
     return recipe
 
 
@@ -224,10 +221,10 @@ def _verify(folder: _Folder, only: Collection[str] | None = None) -> None:
     marked = is_ours and MARK in read_json(recipe, dict, CheckpointError, _COPY)
     if not is_ours and not is_there(root / MANIFEST_FILE, CheckpointError, _COPY):
         return
-    used = [RECIPE_FILE, lerobot_format.CONFIG_FILE, norm_stats.OWN_FILE, WEIGHTS_FILE, WEIGHTS_INDEX]
+    used = [RECIPE_FILE, CONFIG_FILE, norm_stats.OWN_FILE, WEIGHTS_FILE, WEIGHTS_INDEX]
     used += [f.relative_to(root).as_posix() for f in (root / "assets").rglob(norm_stats.OPENPI_FILE)]
     if not (root / norm_stats.OWN_FILE).is_file():
-        verify(root, marked, only=only, used=[*used, norm_stats.LEROBOT_PREPROCESSOR])
+        verify(root, marked, only=only, used=[*used, PREPROCESSOR])
         return
     listed = read_manifest(root)
     if only is not None or listed is None:

@@ -18,6 +18,7 @@ from chunkrl.models.pi.config import PiRecipe
 from chunkrl.models.pi.lerobot_pipelines import TOKENIZER_NAME, read_pipelines
 from chunkrl.models.pi.norm_stats import NormStats, is_constant, normalize, unnormalize
 from chunkrl.models.pi.prompt import build_prompt
+from chunkrl.models.plugin_files import CONFIG_FILE
 
 _BINS = 256
 _TOLERANCE = 1e-5  # of an action's range
@@ -37,9 +38,7 @@ def check_export(folder: Path, recipe: PiRecipe, stats: NormStats) -> list[str]:
     if recipe.settings.state_dim == 0 or not recipe.settings.cameras:
         return []  # stock LeRobot refuses these
     pads = recipe.settings.prompt_format == "pi05_padded_state"
-    found = lerobot_format.read_recipe(
-        folder / lerobot_format.CONFIG_FILE, "pi05_state" if pads else None, recipe.config
-    )
+    found = lerobot_format.read_recipe(folder / CONFIG_FILE, "pi05_state" if pads else None, recipe.config)
     expected = lerobot_format.as_lerobot(recipe)
     if found != expected:
         raise CheckpointError(f"{folder}: LeRobot would read {_told(found, expected)}: please report it")

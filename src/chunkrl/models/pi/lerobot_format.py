@@ -23,9 +23,8 @@ from chunkrl.models.pi.config import (
 )
 from chunkrl.models.pi.lerobot_pipelines import read_pipelines, relative_mask, write_pipelines
 from chunkrl.models.pi.norm_stats import LEROBOT_EPSILON, NormStats
-from chunkrl.models.plugin_files import feature_key
+from chunkrl.models.plugin_files import CONFIG_FILE, feature_key
 
-CONFIG_FILE = "config.json"
 _IMAGES, _STATE, _ACTION = "observation.images.", "observation.state", "action"
 _EMPTY_CAMERA = _IMAGES + "empty_camera_"
 # (width, MLP width) of the variants that LeRobot can build; all have 18 layers.

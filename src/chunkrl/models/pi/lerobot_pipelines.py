@@ -23,12 +23,11 @@ from chunkrl.models.pi.config import PiRecipe
 from chunkrl.models.pi.norm_stats import (
     LEROBOT_EPSILON,
     LEROBOT_NORMALIZER_STEP,
-    LEROBOT_PREPROCESSOR,
     NormStats,
     read_steps,
 )
+from chunkrl.models.plugin_files import POSTPROCESSOR, PREPROCESSOR
 
-LEROBOT_POSTPROCESSOR = "policy_postprocessor.json"
 TOKENIZER_NAME = "google/paligemma-3b-pt-224"
 _RELATIVE, _ABSOLUTE, _TOKENIZER = (
     "relative_actions_processor",
@@ -84,10 +83,10 @@ def read_pipelines(folder: Path, action_dim: int) -> Pipelines | None:
     Raises:
         CheckpointError: a file cannot be read, or only one of the pair makes actions relative.
     """
-    if not is_there(folder / LEROBOT_PREPROCESSOR, CheckpointError, _CURE):
+    if not is_there(folder / PREPROCESSOR, CheckpointError, _CURE):
         return None
-    before = read_steps(folder / LEROBOT_PREPROCESSOR)
-    after_file = folder / LEROBOT_POSTPROCESSOR
+    before = read_steps(folder / PREPROCESSOR)
+    after_file = folder / POSTPROCESSOR
     after = read_steps(after_file) if is_there(after_file, CheckpointError, _CURE) else []
     relative, absolute = _first(before, _RELATIVE), _first(after, _ABSOLUTE)
     mask = None
@@ -96,7 +95,7 @@ def read_pipelines(folder: Path, action_dim: int) -> Pipelines | None:
         mask = relative_mask(relative.get("enabled", False), names, excluded, action_dim)
     if bool(mask) != bool(absolute and absolute.get("enabled")):
         raise CheckpointError(
-            f"{folder}: one of {LEROBOT_PREPROCESSOR} and {LEROBOT_POSTPROCESSOR} takes actions for relative to the "
+            f"{folder}: one of {PREPROCESSOR} and {POSTPROCESSOR} takes actions for relative to the "
             f"state and the other does not: {_CURE}, both of them"
         )
     tokenizer = _first(before, _TOKENIZER)
@@ -176,8 +175,8 @@ def write_pipelines(
         *([absolute] if to_relative else []),
         device,
     ]
-    _write_pipeline(folder, LEROBOT_PREPROCESSOR, before, tensors)
-    _write_pipeline(folder, LEROBOT_POSTPROCESSOR, after, tensors)
+    _write_pipeline(folder, PREPROCESSOR, before, tensors)
+    _write_pipeline(folder, POSTPROCESSOR, after, tensors)
 
 
 def _step(name: str, **config: Any) -> dict[str, Any]:

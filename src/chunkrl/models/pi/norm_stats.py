@@ -20,9 +20,9 @@ from chunkrl.errors import CheckpointError
 from chunkrl.files.json_files import numbers, read_json
 from chunkrl.files.regular_files import check_regular, inside, is_there
 from chunkrl.models.pi.config import NormalizationMode, PiSettings
+from chunkrl.models.plugin_files import PREPROCESSOR
 from chunkrl.types import TensorRecord
 
-LEROBOT_PREPROCESSOR = "policy_preprocessor.json"
 LEROBOT_NORMALIZER_STEP = "normalizer_processor"
 LEROBOT_EPSILON: dict[NormalizationMode, float] = {"mean_std": 1e-8, "quantiles": 0.0, "identity": 0.0}
 OWN_FILE = (
@@ -194,7 +194,7 @@ def find_lerobot(folder: Path) -> NormStats | None:
     Raises:
         CheckpointError: the preprocessor names a file that is not there or cannot be read.
     """
-    pipeline = folder / LEROBOT_PREPROCESSOR
+    pipeline = folder / PREPROCESSOR
     if not is_there(pipeline, CheckpointError, _CURE):
         return None
     names = [

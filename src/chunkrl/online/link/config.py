@@ -81,6 +81,12 @@ def parse_address(address: str) -> tuple[str, int, bool]:
         return bare, int(port), bare == "localhost"
 
 
+def check_tls_pair(certificate: str, key: str) -> None:
+    """Raises TransportError where only one of the two files is given."""
+    if bool(certificate) != bool(key):
+        raise TransportError("tls_certificate and tls_key go together: give both or neither")
+
+
 @dataclass(frozen=True)
 class ListenConfig:
     """Where the learner listens, and who is let in."""
@@ -95,8 +101,7 @@ class ListenConfig:
     """PEM file with its private key."""
 
     def __post_init__(self) -> None:
-        if bool(self.tls_certificate) != bool(self.tls_key):
-            raise TransportError("tls_certificate and tls_key go together: give both or neither")
+        check_tls_pair(self.tls_certificate, self.tls_key)
         if not parse_address(self.address)[2] and not (self.token_file and self.tls_key):
             raise TransportError(
                 f"address {self.address} can be reached from other machines: give tls_certificate, tls_key and "
