@@ -20,7 +20,7 @@ class Arm:
     to act. conditioning: of its labels. draw: of starts, where it weights."""
 
     objective: Objective
-    asked: Mapping[str, tuple[str, float]]
+    asked: Mapping[str, tuple[str, float | None]]
     conditioning: ConditioningConfig = ConditioningConfig()
     draw: Draw = "uniform"
 
@@ -37,8 +37,8 @@ class Arm:
         return json.loads(json.dumps(found))
 
 
-PLAIN = {"": ("", 1.0)}
-TWICE = {" high": (HIGH, 1.0), " high, guidance 2": (HIGH, 2.0)}
+PLAIN: dict[str, tuple[str, float | None]] = {"": ("", None)}  # guidance leads towards a condition alone
+TWICE: dict[str, tuple[str, float | None]] = {" high": (HIGH, 1.0), " high, guidance 2": (HIGH, 2.0)}
 # RECAP as published: two labels, the top 30 % of roll-outs and all successes positive, rows as they come
 RECAP = {"edges": "quantiles", "cuts": (0.7,), "success": "force", "positive_share": None}
 
@@ -47,7 +47,7 @@ ARMS: dict[str, Arm] = {
     "behaviour_cloning": Arm("behaviour_cloning", PLAIN),
     "weighted": Arm("cross_fitted", PLAIN),
     "weighted, drawn by weight": Arm("cross_fitted", PLAIN, draw="weight"),
-    "conditioned": Arm("advantage_conditioned", TWICE | {" low": (LOW, 1.0), " not asked": ("", 1.0)}),
+    "conditioned": Arm("advantage_conditioned", TWICE | {" low": (LOW, 1.0), " not asked": ("", None)}),
     "recap, dropout .1": Arm("advantage_conditioned", TWICE, ConditioningConfig(dropout=0.1, **RECAP)),
     "recap, dropout .3": Arm("advantage_conditioned", TWICE, ConditioningConfig(dropout=0.3, **RECAP)),
     "conditioned, shuffled": Arm("shuffled_conditioning", TWICE),

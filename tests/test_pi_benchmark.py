@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pi_tiny import tiny_policy, tiny_recipe
 
-from benchmarks.pi_arms import ARMS, by_question
+from benchmarks.pi_arms import ARMS, HIGH, LOW, by_question
 from benchmarks.pi_metaworld import BenchmarkConfig, Cell, _record_path, _settings, cells, known_records
 from benchmarks.pi_tables import ALL, markdown, summarize
 from chunkrl.errors import ChunkRLError
+from chunkrl.models.pi.actor import PiActor
 
 ASKED = by_question(ARMS)
 
@@ -32,6 +35,16 @@ def test_names_are_of_their_own_arm() -> None:
     """One name begins with another."""
     assert ASKED["weighted, drawn by weight"].draw == "weight" and ASKED["weighted"].draw == "uniform"
     assert len(ASKED) == 1 + sum(len(arm.asked) for arm in ARMS.values())
+
+
+def test_every_arm_may_be_asked_as_it_says() -> None:
+    for arm in ARMS.values():
+        settings = tiny_recipe("pi05").settings
+        if "condition" in arm.objective:
+            settings = replace(settings, condition=HIGH, conditions=(HIGH, LOW))
+        policy = tiny_policy("pi05", replace(tiny_recipe("pi05"), settings=settings))
+        for condition, guidance in arm.asked.values():
+            assert PiActor(policy, 2, condition, guidance).condition == condition
 
 
 def test_a_fresh_clone_goes_on_from_committed_results(tmp_path: Path) -> None:
