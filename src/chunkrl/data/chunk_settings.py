@@ -48,6 +48,9 @@ class FrameSettings:
     """Resize as Pillow's bilinear filter does (openpi's data); else without antialiasing (LeRobot's)."""
     skip_bad_episodes: bool = False
     """Set episodes with a problem aside and list them, rather than stop at the first."""
+    held_out: float = 0.0
+    """Part of the episodes that nothing is trained on (.2: one of every five that follow each other), so that
+    `chunkrl verdict` can judge the policy on them."""
 
     @property
     def image_resize(self) -> Resize | None:

@@ -38,6 +38,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         dataset_dir: folder or Hub repository id, or its frames, if they are open already.
         settings: what its chunks are.
         episodes: positions of the episodes whose frames may start a chunk; None all.
+        held_out: the episodes that `settings.frames.held_out` keeps from training, in place of the others.
         cache_dir, progress: as `FrameTable.open` takes them.
 
     Raises:
@@ -50,6 +51,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         settings: ChunkSettings = ChunkSettings(),
         *,
         episodes: Sequence[int] | None = None,
+        held_out: bool = False,
         cache_dir: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -62,6 +64,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
                 progress,
                 settings.frames,
                 partial(label_columns, settings.labels),
+                held_out,
             )
         self.table = dataset_dir
         self.settings = settings

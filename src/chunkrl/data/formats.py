@@ -51,7 +51,7 @@ class DatasetDescription:
     total_frames: that info.json counts, whatever episodes are left. video_ends: where the last span of a video file
         ends, seconds, of files of several episodes.
     fingerprint: of the contents of metadata, data and video files (`chunkrl.data.fingerprint`). whole_fingerprint: of
-        the data set with the episodes that were left out; "" where none was.
+        the data set with the episodes that were left out; "" where none was. left_out_episodes: their indices.
     """
 
     root: Path
@@ -70,6 +70,7 @@ class DatasetDescription:
     video_ends: Mapping[Path, float]
     fingerprint: str
     whole_fingerprint: str = ""
+    left_out_episodes: frozenset[int] = frozenset()
 
     @property
     def num_frames(self) -> int:
@@ -206,6 +207,7 @@ def without(description: DatasetDescription, excluded: frozenset[int]) -> Datase
         episodes=tuple(kept),
         fingerprint=digest.hexdigest()[:32],
         whole_fingerprint=description.whole_fingerprint or description.fingerprint,
+        left_out_episodes=description.left_out_episodes | excluded,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from chunkrl.data.cache import cache_folder, file_name
 from chunkrl.data.chunk_settings import ColumnMapping, FrameSettings
 from chunkrl.data.formats import RECOGNISE, DatasetDescription, describe
+from chunkrl.data.hold_out import split
 from chunkrl.data.image_decoding import Camera
 from chunkrl.data.images import check_space, open_camera
 from chunkrl.data.on_demand import DataFiles, OnDemandCamera
@@ -75,6 +76,7 @@ class FrameTable:
         progress: Progress | None = None,
         settings: FrameSettings = FrameSettings(),
         label_columns: Callable[[DatasetDescription], Collection[str]] = lambda _: (),
+        held_out: bool = False,
     ) -> FrameTable:
         """Opens a data set; the first time its numeric columns are read and checked.
 
@@ -84,6 +86,7 @@ class FrameTable:
             progress: shows reading and decoding, instead of bars on the terminal.
             settings: how frames are kept; `skip_bad_episodes` reads and decodes everything once beforehand.
             label_columns: the columns whose faults make an episode bad, beside those with a role.
+            held_out: the episodes that `settings.held_out` keeps from training, in place of the others.
 
         Raises:
             DatasetError: the data set is absent, incomplete, damaged or inconsistent.
@@ -98,6 +101,9 @@ class FrameTable:
             labels = label_columns(description)
             problems = examine(description, found, folder, progress, images=True, label_columns=labels)
             description = set_aside(description, problems)
+        if settings.held_out or held_out:
+            description = split(description, settings.held_out, held_out)
+        if problems or settings.held_out:
             folder = cache_folder(description.fingerprint, cache_dir)
         return cls(description, folder, progress, settings, problems)
 

@@ -150,7 +150,7 @@ def read_successes(file: str, table: FrameTable) -> tuple[int, ...]:
     listed = kinds[path.suffix.lower()](path, content)
     if twice := [index for index, count in Counter(index for index, _ in listed).items() if count > 1]:
         raise DatasetError(f"{path} lists episodes {name_indices(sorted(twice))} more than once: correct it")
-    known = set(table.episode_ids.tolist())
+    known = set(table.episode_ids.tolist()) | table.description.left_out_episodes
     if unknown := sorted(index for index, _ in listed if index not in known):
         raise DatasetError(
             f"{path} lists episodes {name_indices(unknown)}, and {table.description.root} has none of these: it has "

@@ -212,7 +212,8 @@ def _success(table: FrameTable, rule: LabelRule) -> np.ndarray:
         fired[last] = True
         return fired
     if rule.success == "episodes":
-        unknown = sorted(set(rule.success_episodes) - set(table.episode_ids.tolist()))
+        known = set(table.episode_ids.tolist()) | table.description.left_out_episodes
+        unknown = sorted(set(rule.success_episodes) - known)
         if unknown:
             raise DatasetError(
                 f"{table.description.root} has no episodes {unknown}: correct --success-episodes"

@@ -163,6 +163,8 @@ class LearnerConfig:
             raise ChunkRLError("the replay's files change while it grows: leave --no-cache out")
         if train.frames.skip_bad_episodes and not train.dataset_dir:
             raise ChunkRLError("the replay has no bad episodes: leave --skip-bad-episodes out")
+        if train.frames.held_out and not train.dataset_dir:
+            raise ChunkRLError("all of the replay is trained on: leave --held-out out")
         if train.num_updates is None and train.schedule == "cosine":
             raise ChunkRLError("a cosine schedule needs its length: give --num-updates, or use constant")
         if train.fit.fold_order != "together":

@@ -53,7 +53,7 @@ def replay_settings(settings: ChunkSettings, rule: LabelRule | None = None) -> C
 
 def open_shard_table(folder: Path, settings: ChunkSettings, cache_dir: Path | None) -> FrameTable:
     """A shard's frames as it is now, inside `replay.reading`; settings: of `replay_settings`."""
-    frames = replace(settings.frames, skip_bad_episodes=False)
+    frames = replace(settings.frames, skip_bad_episodes=False, held_out=0.0)
     return FrameTable.open(folder, settings.mapping, None, cache_dir, silent, frames)
 
 
