@@ -63,7 +63,7 @@ test-tracking: $(DEV)
 # LeRobot the tests skip: so its import is tried first.
 LEROBOT_IMPORT := import lerobot.datasets.lerobot_dataset, lerobot_policy_chunkrl
 LEROBOT_PLUGIN := plugins/lerobot_policy_chunkrl
-LEROBOT_BESIDE := pytest hypothesis tyro dacite sentencepiece deflate isal tensorboard
+LEROBOT_BESIDE := pytest hypothesis tyro dacite sentencepiece deflate isal tensorboard 'metaworld==3.0.0' 'mujoco<3.9'
 LEROBOT_RUN = PYTHONPATH=src:$(PYTHONPATH) HF_HUB_OFFLINE=1 $(1)/bin/python
 # $(call lerobot,environment,python,requirements)
 define lerobot
