@@ -146,8 +146,10 @@ class DatasetFiles:
             self.video_path(index, key).unlink(missing_ok=True)
         self.episodes_path(index).unlink(missing_ok=True)
 
-    def recover(self, total_episodes: int) -> pa.Table:
-        """Find the segments of the first `total_episodes` episodes, remove what lies beyond; their rows.
+    def recover(self, total_episodes: int) -> list[pa.Table]:
+        """Find the segments of the first `total_episodes` episodes, remove what lies beyond; each one's rows.
+
+        The tables' types differ where LeRobot went on: 0.6 has the extremes of a bool column as numbers.
 
         Raises:
             DatasetError: the rows of `meta/episodes` disagree with `total_episodes`.
@@ -183,7 +185,7 @@ class DatasetFiles:
                     f"{self.episodes_path(index)}: rows of no episode over files in use; restore meta/"
                 )
             self._delete(index)
-        return pa.concat_tables(kept, promote_options="permissive") if kept else pa.table({})
+        return kept
 
     def _segment(self, index: int, table: pa.Table) -> Segment:
         """A segment found on disk; it may be merged only if it is a whole one of this project's."""

@@ -251,19 +251,22 @@ class DatasetWriter:
             self._write_statistics()
         return info
 
-    def _rebuild_statistics(self, rows: pa.Table) -> dict[str, es.FeatureStatistics]:
+    def _rebuild_statistics(self, rows: Sequence[pa.Table]) -> dict[str, es.FeatureStatistics]:
         """The aggregate of all episodes' rows (a kill may have come before `stats.json` was written)."""
         result = {}
         for key, spec in self._all_features.items():
             if spec.dtype == "string":
                 continue
             names = {field: f"stats/{key}/{field}" for field in es.FIELDS}
-            missing = set(names.values()) - set(rows.schema.names)
+            missing = {name for table in rows for name in names.values() if name not in table.schema.names}
             if missing:
                 raise DatasetError(
                     f"{self.root}/meta/episodes lacks {min(missing)}: write a new data set instead"
                 )
-            columns = {field: np.asarray(rows[name].to_pylist()) for field, name in names.items()}
+            columns = {
+                field: np.concatenate([np.asarray(table[name].to_pylist()) for table in rows])
+                for field, name in names.items()
+            }
             result[key] = es.aggregate_statistics(columns)
         return result
 
