@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from chunkrl.evaluation.speed import Speed, speed_cells, speed_json
+from chunkrl.evaluation.speed import Speed, point_json, speed_cells
 from chunkrl.statistics import SeedDifference, bootstrap_over_tasks
 
 Success = dict[str, np.ndarray]  # task -> float [seeds, states]
@@ -63,7 +63,7 @@ def _cell(records: Sequence[Mapping[str, Any]], arm: str, number: int) -> dict[s
         "mean": found.difference,
         "interval": [found.interval.low, found.interval.high],
         "per_seed": list(found.per_seed),
-        **speed_json(Speed.of(pooled[0].astype(bool), pooled[1].astype(np.int64))),
+        **point_json(Speed.of(pooled[0].astype(bool), pooled[1].astype(np.int64))),
     }
 
 
@@ -88,7 +88,9 @@ def markdown(summary: Mapping[str, Any]) -> str:
     lines += ["", "| median steps to success, successes per 1,000 steps | " + " | ".join(head[1:-1]) + " |"]
     lines.append("|---|" + "---|" * (len(head) - 2))
     for arm, found in summary["arms"].items():
-        speeds = [", ".join(speed_cells(Speed.from_json(found[key]))) for key in (*rounds, "chosen")]
+        speeds = [
+            ", ".join(filter(None, speed_cells(Speed.from_json(found[key])))) for key in (*rounds, "chosen")
+        ]
         lines.append(f"| {arm} | {' | '.join(speeds)} |")
     lines += ["", f"| {next(iter(summary['arms']))} | points | 95 % | by seed |", "|---|---|---|---|"]
     for name, found in summary["differences"].items():

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from chunkrl.evaluation.speed import MEDIAN, PER_1000, Speed, speed_cells, speed_json
+from chunkrl.evaluation.speed import MEDIAN, PER_1000, Speed, point_json, speed_cells
 
 
 def speed_of(records: Sequence[Mapping[str, Any]], arm: str) -> dict[str, float | None]:
@@ -15,9 +15,9 @@ def speed_of(records: Sequence[Mapping[str, Any]], arm: str) -> dict[str, float 
     steps, or has none because its training failed."""
     steps = [record.get("num_steps", {}).get(arm) for record in records]
     if any(found is None for found in steps):
-        return speed_json(None)
+        return point_json(None)
     success = np.concatenate([np.array(record["success"][arm], dtype=bool) for record in records])
-    return speed_json(Speed.of(success, np.concatenate([np.array(found) for found in steps])))
+    return point_json(Speed.of(success, np.concatenate([np.array(found) for found in steps])))
 
 
 def speed_table(places: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> list[str]:

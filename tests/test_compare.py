@@ -35,7 +35,9 @@ def test_two_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "McNemar p = 0.0625 (5 : 0)" in shown  # 2 / 32
     assert "McNemar p = 0.0312 (6 : 0)" in shown  # over both tasks: 2 / 64
     assert re.search(r"mean over tasks +better +0.83 +\[0.55, 0.95\]", shown)
-    assert re.search(r"push-v3 +better .*\] +11 +90.9\n", shown)  # successes have 11 steps, failures 10
+    assert re.search(
+        r"push-v3 +better .*\] +11 \[11, 11\] +90.9 \[90.9, 90.9\]\n", shown
+    )  # successes have 11 steps, failures 10
     assert "+83.3" in shown and "+16.7" in shown
     thin = f"push-v3 ({old}: 5 of 6), reach-v3 ({old}: 1 of 6). Go by McNemar's p"  # of 6 : 0 the test can decide
     assert thin in shown
@@ -48,6 +50,11 @@ def test_two_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     )
     assert found["mean_over_tasks"]["arms"][old]["success"] == pytest.approx(4 / 12)
     assert found["mean_over_tasks"]["arms"][old]["successes_per_1000_steps"] == 4000 / 124
+    # reach-v3: of both 11 and 10 steps, 4 and 3 of 6 solved; no control rate is noted in these results
+    speed = found["tasks"]["reach-v3"]["speed"][old]
+    assert speed["per_1000_steps"]["difference"] == pytest.approx(4000 / 64 - 3000 / 63)
+    assert speed["steps_where_both"] == {"difference": 0.0, "interval": [0.0, 0.0]}
+    assert speed["per_hour"] is None and "successes per hour" not in shown
     assert found["exec_steps"] == 2 and "aggregates" not in found
     page = Page((tmp_path / "c" / "comparison.html").read_text())
     assert thin in page.text

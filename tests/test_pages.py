@@ -28,7 +28,8 @@ from chunkrl.report.svg import Range, nice_ticks, y_axis
 from chunkrl.report.tables import Cell, Table
 from chunkrl.statistics import Interval
 
-# 3 of 4 and 1 of 4; successes have 11 steps, failures 10; Wilson's intervals at 95 %
+# 3 of 4 and 1 of 4; successes have 11 steps, failures 10; Wilson's intervals at 95 %. Of a resample of 4 at least 1
+# and at most 4 succeed (at most 3 and at least 0), of 8 with rate 1/2 from 1 to 7: 7 successes of 87 steps are 80.5
 NUMBERS = [
     {
         "task": "push-v3",
@@ -36,8 +37,9 @@ NUMBERS = [
         "episodes": "4",
         "success": "75 %",
         "95 % interval": "30.1 to 95.4 %",
-        "median steps to success": "11",
-        "successes per 1,000 steps": "69.8",
+        "median steps to success": "11 [11, 11]",
+        "successes per 1,000 steps": "69.8 [24.4, 90.9]",
+        "successes per hour": "2,512 [878, 3,273]",
         "simulators lost": "0",
     },
     {
@@ -46,8 +48,9 @@ NUMBERS = [
         "episodes": "4",
         "success": "25 %",
         "95 % interval": "4.6 to 69.9 %",
-        "median steps to success": "11",
-        "successes per 1,000 steps": "24.4",
+        "median steps to success": "11 [11, 11]",
+        "successes per 1,000 steps": "24.4 [0.0, 69.8]",
+        "successes per hour": "878 [0.0, 2,512]",
         "simulators lost": "0",
     },
     {
@@ -56,8 +59,9 @@ NUMBERS = [
         "episodes": "8",
         "success": "50 %",
         "95 % interval": "21.5 to 78.5 %",
-        "median steps to success": "11",
-        "successes per 1,000 steps": "47.6",
+        "median steps to success": "11 [11, 11]",
+        "successes per 1,000 steps": "47.6 [12.3, 80.5]",
+        "successes per hour": "1,714 [444, 2,897]",
         "simulators lost": "0",
     },
 ]
@@ -65,7 +69,7 @@ NUMBERS = [
 
 @pytest.fixture
 def found() -> Evaluation:
-    return evaluation((1, 0, 1, 1), (0, 0, 1, 0))
+    return evaluation((1, 0, 1, 1), (0, 0, 1, 0), fps=10.0)
 
 
 def test_every_number_of_an_evaluation_stands_under_its_head(tmp_path: Path, found: Evaluation) -> None:

@@ -33,7 +33,7 @@ def success(num_success, num_episodes=20):
 def arms():
     steps = np.arange(20) + 31  # successes come first: of k, the median is 30 + (k + 1) / 2
     return [
-        ArmResult(task, arm, success(k), seed=3, num_steps=steps)
+        ArmResult(task, arm, success(k), seed=3, num_steps=steps, fps=20.0)
         for task, counts in (("push-v3", (8, 15, 18)), ("pick-place-v3", (4, 16, 15)))
         for arm, k in zip(("behaviour_cloning", "success_cloning", "chunk_rl"), counts, strict=True)
     ]
@@ -90,14 +90,26 @@ class TestResultsJson:
         assert list(results["tasks"]) == ["push-v3", "pick-place-v3"]
         push = results["tasks"]["push-v3"]
         wilson = wilson_interval(18, 20)
-        assert push["arms"]["chunk_rl"] == {
+        expected = {
             "success": 0.9,
             "interval": [wilson.low, wilson.high],
             "num_episodes": 20,
             "seed": 3,
             "median_steps_to_success": 39.5,
             "successes_per_1000_steps": 1000 * 18 / 810,
+            "successes_per_hour": 20 * 3.6 * 1000 * 18 / 810,
         }
+        assert push["arms"]["chunk_rl"].items() >= expected.items()
+        low, high = push["arms"]["chunk_rl"]["median_steps_to_success_interval"]
+        assert 31 < low < 39.5 < high < 48
+        # both solve the same states in the same steps, and the baseline fails on ten states that it alone fails
+        speed = push["speed"]["behaviour_cloning"]
+        assert speed["steps_where_both"] == {"difference": 0.0, "interval": [0.0, 0.0]}
+        assert speed["median_steps"]["difference"] == 39.5 - 34.5
+        assert speed["per_1000_steps"]["difference"] == pytest.approx(1000 * 10 / 810)
+        assert speed["per_hour"]["interval"] == pytest.approx(
+            [72 * x for x in speed["per_1000_steps"]["interval"]]
+        )
         assert push["difference"] == pytest.approx({"behaviour_cloning": 0.5, "success_cloning": 0.15})
         for baseline, (low, high) in push["difference_interval"].items():
             assert -1 <= low <= push["difference"][baseline] <= high <= 1
@@ -112,7 +124,7 @@ class TestResultsJson:
             "median_steps_to_success": 39.0,  # of 31 to 48 and 31 to 45
             "successes_per_1000_steps": 1000 * 33 / 1620,
         }
-        assert mean["arms"]["chunk_rl"] == expected
+        assert mean["arms"]["chunk_rl"].items() >= expected.items()
         tests = [
             (push, "behaviour_cloning", 20, 10, 0, 2 / 2**10),
             (mean, "success_cloning", 40, 3, 1, 10 / 2**4),
@@ -179,8 +191,10 @@ class TestPage:
         assert "33/40 · 82.5 %" in page.text
         assert "objective advantage weights" in page.text
         assert "One seed only." in page.text
-        head = "median steps to success successes per 1,000 steps"
-        assert head in page.text and "69.9 to 97.2 % 3 39.5 22.2" in page.text
+        head = "median steps to success successes per 1,000 steps successes per hour"
+        assert head in page.text and "69.9 to 97.2 % 3 39.5 [36, 43] 22.2 [" in page.text
+        assert "Fewer steps and more successes are faster" in page.text
+        assert "push-v3 behaviour cloning 0 [0, 0] +5 [" in page.text
 
     def test_one_task_leads_with_that_task(self, tmp_path, arms):
         page = render(tmp_path / "r.html", arms[:3], compare_arms(arms[:3], "chunk_rl", ["success_cloning"]))

@@ -19,7 +19,7 @@ the counts (or each seed's difference) that the interval came from.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -38,6 +38,14 @@ class Interval:
 
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its 95 % interval."""
+
+    value: float
+    interval: Interval
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ def paired_difference(
     estimates = _resample([difference[None]], num_resamples, seed)
     return PairedDifference(
         difference=float(difference.mean()),
-        interval=_percentile_interval(estimates, confidence),
+        interval=percentile_interval(estimates, confidence),
         num_pairs=len(difference),
         only_a=only_a,
         only_b=only_b,
@@ -211,7 +219,7 @@ def bootstrap_over_tasks(
     estimates = _resample(differences, num_resamples, seed)
     return SeedDifference(
         difference=float(by_task_and_seed.mean()),
-        interval=_percentile_interval(estimates, confidence),
+        interval=percentile_interval(estimates, confidence),
         num_seeds=by_task_and_seed.shape[1],
         per_seed=tuple(by_task_and_seed.mean(axis=0).tolist()),
         per_task=tuple(by_task_and_seed.mean(axis=1).tolist()),
@@ -261,25 +269,41 @@ def _resample(
     Drawing with replacement is drawing multinomial counts, so a resample is two weighted sums.
     """
     differences = list(differences)
-    if num_resamples < 1:
-        raise ChunkRLError(f"num_resamples must be at least 1, got {num_resamples}")
-    generator = np.random.default_rng(seed)
-    num_seeds = differences[0].shape[0]
     estimates = []
-    for start in range(0, num_resamples, _RESAMPLES_PER_BLOCK):
-        size = min(_RESAMPLES_PER_BLOCK, num_resamples - start)
-        seed_weights = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size) / num_seeds
-        total = np.zeros(size)
-        for difference in differences:
-            n = difference.shape[1]
-            state_weights = generator.multinomial(n, np.full(n, 1 / n), size) / n
-            total += ((seed_weights @ difference) * state_weights).sum(axis=1)
+    shapes = [(d.shape[0], d.shape[1]) for d in differences]
+    for seed_counts, state_counts in resampled_counts(shapes, num_resamples, seed):
+        total = np.zeros(len(seed_counts))
+        seed_weights = seed_counts / seed_counts.shape[1]
+        for difference, counts in zip(differences, state_counts, strict=True):
+            total += ((seed_weights @ difference) * (counts / difference.shape[1])).sum(axis=1)
         estimates.append(total / len(differences))
     # Rounded so that an end that is 0 in exact arithmetic is 0 here: whether it lies above 0 is the claim.
     return np.asarray(np.round(np.concatenate(estimates), 12) + 0.0, dtype=np.float64)
 
 
-def _percentile_interval(estimates: NDArray[np.float64], confidence: float) -> Interval:
+def resampled_counts(
+    shapes: Sequence[tuple[int, int]],
+    num_resamples: int,
+    seed: int,
+    block: int = _RESAMPLES_PER_BLOCK,
+) -> Iterator[tuple[NDArray[np.int64], list[NDArray[np.int64]]]]:
+    """How often each training seed and each state is drawn: seeds once for all tasks, then states task by task.
+
+    shapes: (num_seeds, n_task) of every task, with one num_seeds. Yields blocks of at most `block` resamples: int
+    [size, num_seeds], and for each task int [size, n_task].
+    """
+    if num_resamples < 1:
+        raise ChunkRLError(f"num_resamples must be at least 1, got {num_resamples}")
+    generator = np.random.default_rng(seed)
+    num_seeds = shapes[0][0]
+    for start in range(0, num_resamples, block):
+        size = min(block, num_resamples - start)
+        seeds = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size)
+        yield seeds, [generator.multinomial(n, np.full(n, 1 / n), size) for _, n in shapes]
+
+
+def percentile_interval(estimates: NDArray[np.float64], confidence: float = 0.95) -> Interval:
+    """The percentile interval of bootstrap estimates [num_resamples]."""
     tail = (1 - _checked_confidence(confidence)) / 2
     low, high = np.quantile(estimates, [tail, 1 - tail])
     return Interval(float(low), float(high))

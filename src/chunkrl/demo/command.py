@@ -20,6 +20,7 @@ from chunkrl.demo.arms import BC, CHUNK_RL, SUCCESS_BC
 from chunkrl.demo.experiment import Job, JobResult, saved_policy
 from chunkrl.demo.workers import run_jobs
 from chunkrl.envs.metaworld import MetaWorldEnv
+from chunkrl.envs.registry import describe
 from chunkrl.envs.scripted import CONTROLLERS
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.compare import format_comparison
@@ -130,7 +131,10 @@ def _begin(output: Path, config: DemoConfig) -> None:
 def arm_results(results: list[JobResult]) -> list[ArmResult]:
     """Every arm of every job as the report takes it."""
     return [
-        ArmResult(result.job.task, name, outcome.success, result.job.train_seed, outcome.num_steps)
+        ArmResult(
+            *(result.job.task, name, outcome.success, result.job.train_seed, outcome.num_steps),
+            fps=describe([result.job.task]).fps,
+        )
         for result in results
         for name, outcome in result.outcomes.items()
     ]

@@ -15,17 +15,9 @@ from numpy.typing import NDArray
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.install import MissingExtraError, install_command
-from chunkrl.statistics import Interval
+from chunkrl.statistics import Estimate, Interval
 
 NUM_RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its 95 % interval."""
-
-    value: float
-    interval: Interval
 
 
 @dataclass(frozen=True)

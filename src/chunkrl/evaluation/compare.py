@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.aggregates import Aggregates, Estimate, aggregate
+from chunkrl.evaluation.aggregates import Aggregates, aggregate
 from chunkrl.evaluation.evaluation_result import Evaluation, read_evaluation
 from chunkrl.evaluation.results import (
     ALL_TASKS,
@@ -19,8 +19,9 @@ from chunkrl.evaluation.results import (
     by_task,
     over_tasks,
 )
-from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
+from chunkrl.evaluation.speed import MEDIAN, PER_1000, PER_HOUR, difference_cells, speed_cells
 from chunkrl.files.json_files import as_json
+from chunkrl.statistics import Estimate
 
 COMPARISON_FILE = "comparison.json"
 _FEWEST_STATES = 6  # that one side alone solves: of fewer no McNemar test is below .05
@@ -135,10 +136,17 @@ def arm_results(methods: Mapping[str, Sequence[Evaluation]]) -> list[ArmResult]:
             np.stack([e.success(env) for e in evaluations]),
             seed=None,
             num_steps=np.stack([e.num_steps(env) for e in evaluations]),
+            fps=_one_rate(evaluations),
         )
         for env in envs
         for name, evaluations in methods.items()
     ]
+
+
+def _one_rate(evaluations: Sequence[Evaluation]) -> float | None:
+    """The control rate, where all results say the same."""
+    rates = {evaluation.fps for evaluation in evaluations}
+    return rates.pop() if len(rates) == 1 else None
 
 
 def few_states(differences: Sequence[ArmDifference]) -> list[str]:
@@ -174,13 +182,13 @@ def aggregates_of(arms: Sequence[ArmResult], method: str) -> Aggregates:
 def format_comparison(arms: Sequence[ArmResult], differences: Sequence[ArmDifference]) -> str:
     """Success and speed of every method on every task and over all, then what the first gains in success."""
     width = max(len(text) for arm in arms for text in (arm.task, arm.arm, ALL_TASKS)) + 2
-    lines = [f"{'task':<{width}}{'method':<{width}}{'success':>8}   95 % interval   {MEDIAN}   {PER_1000}"]
-    for arm in (*arms, *over_tasks(arms)):
+    every = (*arms, *over_tasks(arms))
+    speeds = _padded((MEDIAN, PER_1000, PER_HOUR), [speed_cells(arm.speed) for arm in every])
+    lines = [f"{'task':<{width}}{'method':<{width}}{'success':>8}   95 % interval   {speeds[0]}"]
+    for arm, speed in zip(every, speeds[1:], strict=True):
         low, high = arm.interval.low, arm.interval.high
-        median, per_1000 = speed_cells(arm.speed)
         lines.append(
-            f"{arm.task:<{width}}{arm.arm:<{width}}{arm.rate:>8.2f}   [{low:.2f}, {high:.2f}]"
-            f"{median:>{len(MEDIAN) + 4}}{per_1000:>{len(PER_1000) + 3}}"
+            f"{arm.task:<{width}}{arm.arm:<{width}}{arm.rate:>8.2f}   [{low:.2f}, {high:.2f}]    {speed}"
         )
     head = f"{differences[0].arm} minus"
     lines.append(f"\n{'task':<{width}}{head:<{width}}{'points':>8}   95 % interval (same initial states)")
@@ -190,7 +198,25 @@ def format_comparison(arms: Sequence[ArmResult], differences: Sequence[ArmDiffer
         lines.append(
             f"{d.task:<{width}}{d.baseline:<{width}}{100 * d.difference:>+8.1f}   [{low:+.1f}, {high:+.1f}]{p_value}"
         )
+    if known := [d for d in differences if d.speed is not None]:
+        names = (f"{MEDIAN}, where both succeed", MEDIAN, PER_1000, PER_HOUR)
+        speeds = _padded(names, [difference_cells(d.speed) for d in known])
+        lines.append(f"\n{'task':<{width}}{head:<{width}}{speeds[0]}")
+        lines += [
+            f"{d.task:<{width}}{d.baseline:<{width}}{speed}"
+            for d, speed in zip(known, speeds[1:], strict=True)
+        ]
     return "\n".join(lines)
+
+
+def _padded(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table's right part; columns in which nothing stands are left out."""
+    columns = [column for column in zip(heads, *rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    return [
+        "   ".join(f"{cell:>{size}}" for cell, size in zip(line, widths, strict=True))
+        for line in zip(*columns, strict=True)
+    ] or [""] * (len(rows) + 1)
 
 
 def told_aggregates(aggregates: Aggregates, method: str) -> dict[str, str]:

@@ -27,7 +27,7 @@ from chunkrl.evaluation.evaluation_result import (
 from chunkrl.evaluation.evaluation_videos import choose_episodes, record_videos, videos_there
 from chunkrl.evaluation.observed import EnvRequest, fit_policy, make_pool, plan_episodes, renamed
 from chunkrl.evaluation.rollout import Actor, Episode, EpisodeResult, RolloutConfig, run_episodes
-from chunkrl.evaluation.speed import MEDIAN, PER_1000, speed_cells
+from chunkrl.evaluation.speed import MEDIAN, PER_1000, PER_HOUR, speed_cells
 from chunkrl.files.output_folder import check_folder
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.models.acting_policy import ActingPolicy
@@ -69,7 +69,7 @@ def run_evaluation(
         outcomes: dict[int, EpisodeOutcome] = {}
         with closing(_pool(request, command, len(episodes))) as pool:
             _run(actor, pool, episodes, settings, outcomes, outcomes.__setitem__, progress)
-        evaluation = _evaluation(settings, episodes, outcomes, 0.0, pool.num_processes)
+        evaluation = _evaluation(settings, episodes, outcomes, 0.0, pool.num_processes, request.info.fps)
         say(format_evaluation(evaluation))
         return evaluation
     with closing(EvaluationFolder(command.output_dir, settings, command.overwrite)) as folder:
@@ -101,7 +101,8 @@ def _evaluate_in(
     with closing(_pool(request, command, max(num_missing, command.videos, 1))) as pool:
         _run(actor, pool, episodes, settings, outcomes, keep, progress)
         clock.stop()
-        evaluation = _evaluation(settings, episodes, outcomes, clock.total, pool.num_processes)
+        fps = request.info.fps
+        evaluation = _evaluation(settings, episodes, outcomes, clock.total, pool.num_processes, fps)
         chosen = [episodes[number] for number in choose_episodes(evaluation, episodes, command.videos)]
         evaluation = replace(evaluation, videos=videos_there(folder, chosen))
         say(format_evaluation(evaluation))
@@ -194,11 +195,13 @@ def _evaluation(
     outcomes: dict[int, EpisodeOutcome],
     seconds: float,
     num_workers: int,
+    fps: float,
 ) -> Evaluation:
     by_env: dict[str, list[EpisodeOutcome]] = {env: [] for env in settings.envs}
     for number, episode in enumerate(episodes):
         by_env[episode.env].append(outcomes[number])
-    return Evaluation(settings, {env: tuple(found) for env, found in by_env.items()}, seconds, num_workers)
+    found = {env: tuple(outcomes) for env, outcomes in by_env.items()}
+    return Evaluation(settings, found, seconds, num_workers, fps=fps)
 
 
 def format_evaluation(evaluation: Evaluation) -> str:
@@ -212,10 +215,11 @@ def format_evaluation(evaluation: Evaluation) -> str:
 
     def line(name: str, rate: Rate) -> str:
         low, high = rate.interval.low, rate.interval.high
-        median, per_1000 = speed_cells(rate.speed)
+        median, per_1000, per_hour = speed_cells(rate.speed)
+        hourly = f", {PER_HOUR} {per_hour}" if per_hour else ""
         return (
             f"{name}: success {rate.num_success}/{rate.num_episodes} = {rate.rate:.2f}, "
-            f"95 % interval [{low:.2f}, {high:.2f}], {MEDIAN} {median}, {PER_1000} {per_1000}"
+            f"95 % interval [{low:.2f}, {high:.2f}], {MEDIAN} {median}, {PER_1000} {per_1000}{hourly}"
         )
 
     lines = [line(env, task_rate(evaluation, env)) for env in settings.envs]

@@ -14,7 +14,7 @@ from chunkrl.config import record_of
 from chunkrl.envs.libero_tasks import InitialStates
 from chunkrl.envs.offscreen import Rendering
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.speed import Speed, speed_json
+from chunkrl.evaluation.speed import Episodes, Speed, measured_speed, speed_json
 from chunkrl.files.atomic import write_text
 from chunkrl.files.json_files import read_json
 from chunkrl.models.config import ActionMode
@@ -113,6 +113,7 @@ class Evaluation:
 
     episodes: by environment, in the order of the initial states. seconds: of all sessions that worked on it;
     num_workers: simulator processes of the last one, 0 where all were in the policy's. videos: failures first.
+    fps: control steps per second; None in results of before that was noted.
     """
 
     settings: EvaluationSettings
@@ -120,6 +121,7 @@ class Evaluation:
     seconds: float
     num_workers: int
     videos: tuple[Video, ...] = field(default=())
+    fps: float | None = None
 
     def success(self, env: str) -> np.ndarray:
         """bool [n] over the initial states of `env`."""
@@ -150,12 +152,13 @@ class Rate:
     speed: Speed
 
 
-def rate_of(success: np.ndarray, num_steps: np.ndarray) -> Rate:
+def rate_of(success: np.ndarray, num_steps: np.ndarray, fps: float | None = None) -> Rate:
     """The success rate of episodes: bool [n], and int [n] their environment steps (of a successful one, those to its
-    success); with the Wilson interval."""
+    success), `fps` of them a second; with the Wilson interval, and a bootstrap over the episodes for the speed."""
     num_success = int(success.sum())
     interval = wilson_interval(num_success, len(success))
-    return Rate(num_success, len(success), float(success.mean()), interval, Speed.of(success, num_steps))
+    speed = measured_speed([Episodes(success, num_steps)], fps)
+    return Rate(num_success, len(success), float(success.mean()), interval, speed)
 
 
 def rate_json(rate: Rate) -> dict[str, Any]:
@@ -187,6 +190,7 @@ def _rate(evaluation: Evaluation, envs: Sequence[str]) -> Rate:
     return rate_of(
         np.concatenate([evaluation.success(env) for env in envs]),
         np.concatenate([evaluation.num_steps(env) for env in envs]),
+        evaluation.fps,
     )
 
 
@@ -196,6 +200,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "version": _VERSION,
         **rate_json(suite_rate(evaluation)),
         "exec_steps": evaluation.settings.exec_steps,
+        "fps": evaluation.fps,
         "settings": asdict(evaluation.settings),
         "tasks": {
             env: {**rate_json(task_rate(evaluation, env)), "episodes": [asdict(e) for e in episodes]}
@@ -235,6 +240,7 @@ class _Stored:
     seconds: float
     num_workers: int
     videos: tuple[Video, ...]
+    fps: float | None = None
 
 
 def _read_of(cls: type, values: Any) -> Any:
@@ -250,6 +256,8 @@ def _check_stored(stored: _Stored, file: Path) -> None:
             f"{file}: 'seconds' is {stored.seconds:g} and 'num_workers' {stored.num_workers}, expected no negative "
             f"numbers, and a time above 0: {_CURE}"
         )
+    if stored.fps is not None and stored.fps <= 0:
+        raise ChunkRLError(f"{file}: 'fps' is {stored.fps:g}, expected a number above 0: {_CURE}")
     if not tasks or sorted(tasks) != sorted(settings.envs):
         raise ChunkRLError(
             f"{file} has results of {list(tasks)}, its settings name {list(settings.envs)}: {_CURE}"
@@ -291,4 +299,6 @@ def read_evaluation(path: str | Path) -> Evaluation:
     stored = record_of(_Stored, _read_of(_Stored, content), str(file), ChunkRLError, _CURE)
     _check_stored(stored, file)
     episodes = {env: task.episodes for env, task in stored.tasks.items()}
-    return Evaluation(stored.settings, episodes, stored.seconds, stored.num_workers, stored.videos)
+    return Evaluation(
+        stored.settings, episodes, stored.seconds, stored.num_workers, stored.videos, stored.fps
+    )

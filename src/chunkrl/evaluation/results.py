@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chunkrl.errors import ChunkRLError
-from chunkrl.evaluation.speed import Speed
+from chunkrl.evaluation.speed import (
+    Episodes,
+    Speed,
+    SpeedDifference,
+    check_steps,
+    measured_speed,
+    speed_difference,
+)
 from chunkrl.statistics import (
     Interval,
     bootstrap_over_seeds,
@@ -32,6 +40,7 @@ class ArmResult:
     success: bool [n], or [num_seeds, n]; column i is initial state i, the same state for every arm of the task.
     seed: the training seed of a single policy, where it is known.
     num_steps: int, the shape of success, environment steps of each episode; None where they are not known.
+    fps: control steps per second; None where they are not known.
     """
 
     task: str
@@ -39,6 +48,7 @@ class ArmResult:
     success: NDArray[Any]
     seed: int | None = 0
     num_steps: NDArray[Any] | None = None
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         name = f"success of arm '{self.arm}' on task '{self.task}'"
@@ -50,7 +60,8 @@ class ArmResult:
         if not np.isin(array, (0, 1)).all():
             raise ChunkRLError(f"{name} must hold booleans")
         object.__setattr__(self, "success", array.astype(bool))
-        _ = self.speed  # refuses steps that do not fit
+        if self.num_steps is not None:
+            check_steps(array, np.asarray(self.num_steps), self.fps)
 
     @property
     def by_seed(self) -> NDArray[np.bool_]:
@@ -71,9 +82,15 @@ class ArmResult:
         return self.num_success / self.num_episodes
 
     @property
+    def episodes(self) -> Episodes | None:
+        """Success and steps; None where steps are not known."""
+        return None if self.num_steps is None else Episodes(self.success, np.asarray(self.num_steps))
+
+    @cached_property
     def speed(self) -> Speed | None:
-        """The speed of all episodes; None where steps are not known."""
-        return None if self.num_steps is None else Speed.of(self.success, np.asarray(self.num_steps))
+        """The speed of all episodes, its intervals from a bootstrap over seeds, then states; None where steps are not
+        known."""
+        return None if (found := self.episodes) is None else measured_speed([found], self.fps)
 
     @property
     def interval(self) -> Interval:
@@ -89,6 +106,7 @@ class ArmDifference:
 
     num_pairs: initial states compared. only_a, only_b: those that the arm alone and the baseline alone solved;
     p_value: the exact McNemar test of the two numbers. None with several training seeds: the test is of two policies.
+    speed: how much faster the arm is; None where steps are not known.
     """
 
     task: str
@@ -100,6 +118,7 @@ class ArmDifference:
     only_a: int | None = None
     only_b: int | None = None
     p_value: float | None = None
+    speed: SpeedDifference | None = None
 
 
 def by_task(arms: Sequence[ArmResult]) -> dict[str, dict[str, ArmResult]]:
@@ -165,9 +184,21 @@ def compare_arms(arms: Sequence[ArmResult], arm: str, baselines: Sequence[str]) 
                     mean.interval,
                     num_pairs,
                     **(counts if pairs else {}),
+                    speed=_speed_difference(
+                        [row[arm] for row in tasks.values()], [row[baseline] for row in tasks.values()]
+                    ),
                 )
             )
     return tuple(found)
+
+
+def _speed_difference(ours: Sequence[ArmResult], theirs: Sequence[ArmResult]) -> SpeedDifference | None:
+    """Over the tasks given; None where steps of one are not known."""
+    a, b = ([found for arm in arms if (found := arm.episodes) is not None] for arms in (ours, theirs))
+    if not len(a) == len(b) == len(ours):
+        return None
+    rates = {arm.fps for arm in (*ours, *theirs)}
+    return speed_difference(a, b, rates.pop() if len(rates) == 1 else None)
 
 
 def _mcnemar(only_a: int, only_b: int) -> dict[str, Any]:
@@ -196,11 +227,17 @@ def _joined(results: Sequence[ArmResult]) -> ArmResult:
     success = np.concatenate([result.by_seed for result in results], axis=1)
     steps = [np.atleast_2d(result.num_steps) for result in results if result.num_steps is not None]
     num_steps = np.concatenate(steps, axis=1) if len(steps) == len(results) else None
-    return ArmResult(ALL_TASKS, results[0].arm, success, None, num_steps)
+    rates = {result.fps for result in results}
+    fps = rates.pop() if len(rates) == 1 else None
+    return ArmResult(ALL_TASKS, results[0].arm, success, None, num_steps, fps)
 
 
 def _difference(task: str, arm: ArmResult, baseline: ArmResult) -> ArmDifference:
     """The difference on one task; McNemar's test is of two policies, and so has none for several seeds."""
+    return replace(_success_difference(task, arm, baseline), speed=_speed_difference([arm], [baseline]))
+
+
+def _success_difference(task: str, arm: ArmResult, baseline: ArmResult) -> ArmDifference:
     if len(arm.by_seed) > 1:
         mean = bootstrap_over_seeds(arm.by_seed, baseline.by_seed)
         num_pairs = arm.by_seed.shape[1]

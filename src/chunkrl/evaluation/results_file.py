@@ -10,18 +10,17 @@ from typing import Any
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.results import ALL_TASKS, ArmDifference, ArmResult, by_task, over_tasks
-from chunkrl.evaluation.speed import speed_json
+from chunkrl.evaluation.speed import difference_json, speed_json
 from chunkrl.files.atomic import write_text
 
 
 def results_json(arms: Sequence[ArmResult], differences: Sequence[ArmDifference]) -> dict[str, Any]:
     """What results.json holds; every rate and difference is a fraction.
 
-    {"tasks": {task: {"arms": {arm: {success, interval, num_episodes, seed, median_steps_to_success,
-                                     successes_per_1000_steps}},
+    {"tasks": {task: {"arms": {arm: {success, interval, num_episodes, seed, ...}},  (`speed_json`)
                       "difference": {baseline: d}, "difference_interval": {baseline: [low, high]},
                       "num_pairs": {baseline: n}, "only_a": {baseline: n}, "only_b": {baseline: n},
-                      "p_value": {baseline: p}}},
+                      "p_value": {baseline: p}, "speed": {baseline: ...}}},  (`difference_json`)
      "mean_over_tasks": the same over all tasks' pairs}  (the latter with several tasks)
 
     only_a, only_b, p_value (McNemar's test, see `ArmDifference`) are null with several training seeds.
@@ -71,6 +70,7 @@ def _differences_json(differences: Sequence[ArmDifference], task: str) -> dict[s
             name: {d.baseline: getattr(d, name) for d in chosen}
             for name in ("num_pairs", "only_a", "only_b", "p_value")
         },
+        "speed": {d.baseline: difference_json(d.speed) for d in chosen},
     }
 
 

@@ -17,6 +17,7 @@ from chunkrl.evaluation.results import (
     by_task,
     over_tasks,
 )
+from chunkrl.evaluation.speed import MEDIAN, PER_1000, PER_HOUR, difference_cells
 from chunkrl.files.atomic import write_text
 from chunkrl.report import charts
 from chunkrl.report.distributions import Square, state_grid
@@ -27,6 +28,11 @@ from chunkrl.report.sections import curve_section, trace_section
 from chunkrl.report.svg import sign_class, span
 from chunkrl.report.tables import Cell, Row, Table, count_cell, interval_cell, rate_cell, speed_columns
 from chunkrl.statistics import Interval
+
+_FASTER = (
+    "Fewer steps and more successes are faster. Paired bootstrap intervals, 95 %, over the same initial states. The "
+    "medians are each of the states that its own policy solves; where both succeed, the states are the same."
+)
 
 
 def render_report(
@@ -192,6 +198,8 @@ def _number_section(
         Card("All numbers", [number_table(tasks)], wide=True),
         Card("All differences", [difference_table(differences)], wide=True),
     ]
+    if any(d.speed for d in differences):
+        cards.append(Card("Differences in speed", [speed_table(differences)], _FASTER, wide=True))
     if facts:
         cards.append(Card("What was run", [Facts(facts)]))
     if notes:
@@ -245,6 +253,26 @@ def _difference_row(d: ArmDifference) -> Row:
         "it alone": count_cell(d.only_a),
         "the other alone": count_cell(d.only_b),
         "McNemar": "" if d.p_value is None else Cell(_p_value(d.p_value), d.p_value),
+    }
+
+
+def speed_table(differences: Sequence[ArmDifference]) -> Table:
+    """How much faster one policy is than others, by task and over all."""
+    means, rows = (
+        [_speed_row(d) for d in differences if (d.task == ALL_TASKS) == of_all] for of_all in (True, False)
+    )
+    return Table(rows, means)
+
+
+def _speed_row(d: ArmDifference) -> Row:
+    both, median, per_1000, per_hour = difference_cells(d.speed)
+    return {
+        "task": d.task,
+        f"{words(d.arm)} minus": words(d.baseline),
+        f"{MEDIAN}, where both succeed": both,
+        MEDIAN: median,
+        PER_1000: per_1000,
+        PER_HOUR: per_hour,
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from chunkrl.evaluation.speed import MEDIAN, PER_1000, Speed, speed_cells
+from chunkrl.evaluation.speed import MEDIAN, PER_1000, PER_HOUR, Speed, speed_cells
 from chunkrl.report.numbers import percent
 from chunkrl.report.page import Part
 from chunkrl.statistics import Interval
@@ -49,11 +49,10 @@ def interval_cell(interval: Interval) -> Cell:
 
 
 def speed_columns(speed: Speed | None) -> dict[str, Cell]:
-    """Both numbers of how fast success comes, by column."""
-    median, per_1000 = speed_cells(speed)
-    if speed is None:
-        return {MEDIAN: Cell(median), PER_1000: Cell(per_1000)}
-    return {MEDIAN: Cell(median, speed.median_steps), PER_1000: Cell(per_1000, speed.per_1000_steps)}
+    """The numbers of how fast success comes, with their intervals, by column."""
+    orders = (None,) * 3 if speed is None else (speed.median_steps, speed.per_1000_steps, speed.per_hour)
+    cells = zip((MEDIAN, PER_1000, PER_HOUR), speed_cells(speed), orders, strict=True)
+    return {name: Cell(text, order) for name, text, order in cells}
 
 
 @dataclass(frozen=True)
