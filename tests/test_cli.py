@@ -112,6 +112,7 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
             "train",
             "evaluate",
             "compare",
+            "verdict",
             "iterate",
             "learner",
             "actor",

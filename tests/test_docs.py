@@ -47,7 +47,7 @@ LIBERO_BENCHMARKS = ("--suites", "--num-states", "--datasets")
             ("train", "evaluate", "collect", "manifest", "label", "report"),
             ("--config", "--horizon", *TORCHRUN),
         ),
-        ("evaluation", ("evaluate", "compare"), ("--no-aggregates", "--tasks")),  # the last: of the benchmark
+        ("evaluation", ("evaluate", "compare", "verdict", "train"), ("--no-aggregates", "--tasks")),  # the last: of the benchmark
         (
             "libero",
             ("collect", "label", "train", "evaluate"),

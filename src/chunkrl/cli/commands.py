@@ -135,6 +135,23 @@ _COMMANDS = (
         shows_progress=False,
     ),
     Command(
+        "verdict",
+        "which of two runs is better, from episodes that neither was trained on",
+        "chunkrl.evaluation.verdict_config:VerdictCommand",
+        "chunkrl.report.verdict:verdict",
+        common=(
+            "run",
+            "against",
+            "dataset-dir",
+            "success",
+            "labels",
+            "mode",
+            "num-starts",
+            "output-dir",
+            "overwrite",
+        ),
+    ),
+    Command(
         "iterate",
         "rounds of roll-outs and training on them, each again from the pretrained policy",
         "chunkrl.iterate.config:IterateConfig",

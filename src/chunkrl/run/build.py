@@ -46,10 +46,15 @@ def open_data(config: TrainConfig, progress: Progress = silent) -> ChunkCollecti
     return ChunkCollection(open_datasets(config, progress), config.dataset_weights or None)
 
 
-def open_datasets(config: TrainConfig, progress: Progress = silent) -> list[ChunkDataset]:
-    """The data sets of a run, --dataset-dir first."""
+def open_datasets(
+    config: TrainConfig, progress: Progress = silent, held_out: bool = False
+) -> list[ChunkDataset]:
+    """The data sets of a run, --dataset-dir first.
+
+    held_out: the episodes that the run keeps from training, in place of those that it trains on.
+    """
     main = config.chunk_settings()
-    datasets = [ChunkDataset(config.dataset_dir, main, progress=progress)]
+    datasets = [ChunkDataset(config.dataset_dir, main, held_out=held_out, progress=progress)]
     labels = replace(config.labels, progress="")  # a file is of one data set
     additional = replace(main, revision=None, hold=datasets[0].hold, labels=labels)
     if config.additional_success is not None:
@@ -60,7 +65,7 @@ def open_datasets(config: TrainConfig, progress: Progress = silent) -> list[Chun
     )
     for path, name in zip(config.additional_offline_dataset_paths, named, strict=True):
         settings = replace(additional, labels=replace(additional.labels, labels=name))
-        datasets.append(ChunkDataset(path, settings, progress=progress))
+        datasets.append(ChunkDataset(path, settings, held_out=held_out, progress=progress))
     _check_rewards(datasets)
     if config.hold.control == "auto":
         _check_controls(datasets)

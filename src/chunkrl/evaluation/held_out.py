@@ -1,0 +1,146 @@
+"""Episodes that neither of two runs was trained on, opened as each run's policy sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from chunkrl.data.chunks import ChunkDataset
+from chunkrl.data.collection import ChunkCollection
+from chunkrl.data.label_rules import LabelRule
+from chunkrl.errors import ChunkRLError
+from chunkrl.progress import Progress
+from chunkrl.run.build import open_datasets
+from chunkrl.run.config import TrainConfig
+from chunkrl.run.folder import run_config
+
+
+@dataclass(frozen=True)
+class JudgedRun:
+    """A run to judge. folder: as it was given. config: its own."""
+
+    folder: str
+    config: TrainConfig
+
+    @classmethod
+    def read(cls, folder: str, flag: str) -> JudgedRun:
+        """Raises ChunkRLError where the folder holds no run with a policy."""
+        path = Path(folder)
+        if not folder or not (path / "config.json").is_file():
+            raise ChunkRLError(
+                f"{flag} {folder!r} is no run's folder: name the --output-dir of chunkrl train"
+            )
+        if not (path / "policy").is_dir():
+            raise ChunkRLError(f"{folder} has no policy yet: continue with chunkrl train --resume {folder}")
+        return cls(folder, run_config(path / "config.json"))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The same episodes, opened by the settings of each run: [0] of the one to judge, [1] of the other."""
+
+    data: tuple[ChunkCollection, ChunkCollection]
+
+    @property
+    def name(self) -> str:
+        """Where they are, for messages."""
+        return self.data[0].name
+
+
+def own_held_out(runs: Sequence[JudgedRun], progress: Progress) -> HeldOut:
+    """The episodes that both runs kept from training with --held-out.
+
+    Raises:
+        ChunkRLError: a run held none out; they were trained on other data, or held other episodes out.
+    """
+    for run in runs:
+        if not run.config.frames.held_out:
+            raise ChunkRLError(
+                f"{run.folder} was trained on all of its episodes: name others with --dataset-dir, or train both "
+                "runs with --held-out .2"
+            )
+    opened = [open_datasets(run.config, progress, held_out=True) for run in runs]
+    pairs: list[tuple[ChunkDataset, ChunkDataset]] = []
+    others = {_whole(dataset): dataset for dataset in opened[1]}
+    for dataset in opened[0]:
+        other = others.pop(_whole(dataset), None)
+        if other is None:
+            raise ChunkRLError(_other_data(runs, dataset, opened[1]))
+        if not np.array_equal(dataset.table.episode_ids, other.table.episode_ids):
+            parts = [run.config.frames.held_out for run in runs]
+            raise ChunkRLError(
+                f"of {dataset.name} the runs held other episodes out (--held-out {parts[0]} and {parts[1]}): train "
+                "both with the same, or name episodes with --dataset-dir"
+            )
+        pairs.append((dataset, other))
+    if others:
+        raise ChunkRLError(_other_data(runs[::-1], next(iter(others.values())), opened[0]))
+    return HeldOut((ChunkCollection([a for a, _ in pairs]), ChunkCollection([b for _, b in pairs])))
+
+
+def given_held_out(
+    runs: Sequence[JudgedRun], paths: Sequence[str], labels: LabelRule, progress: Progress
+) -> HeldOut:
+    """The episodes of the data sets `paths`, which neither run was trained on.
+
+    Raises:
+        ChunkRLError: a run was trained on episodes of them, or its own data are gone, so that nobody knows.
+    """
+    found = []
+    for run in runs:
+        of_given = replace(
+            run.config,
+            dataset_dir=paths[0],
+            additional_offline_dataset_paths=tuple(paths[1:]),
+            additional_success=None,
+            additional_labels=(),
+            dataset_weights=(),
+            revision=None,
+            labels=labels,
+            frames=replace(run.config.frames, held_out=0.0),
+        )
+        datasets = open_datasets(of_given, progress)
+        _check_unseen(run, datasets, progress)
+        found.append(ChunkCollection(datasets))
+    return HeldOut((found[0], found[1]))
+
+
+def _check_unseen(run: JudgedRun, datasets: Sequence[ChunkDataset], progress: Progress) -> None:
+    try:
+        trained = open_datasets(run.config, progress)
+    except ChunkRLError as error:
+        raise ChunkRLError(
+            f"what {run.folder} was trained on cannot be opened, so that nothing tells whether it has seen these "
+            f"episodes: {error}"
+        ) from error
+    seen = {name for dataset in trained for name in _identities(dataset)}
+    for dataset in datasets:
+        known = sum(name in seen for name in _identities(dataset))
+        if known:
+            raise ChunkRLError(
+                f"{run.folder} was trained on {known} of {dataset.num_episodes} episodes of {dataset.name}: name "
+                "episodes that it has not seen, or train with --held-out .2 and leave --dataset-dir out"
+            )
+
+
+def _whole(dataset: ChunkDataset) -> str:
+    """The fingerprint of the data set with the episodes that were left out."""
+    description = dataset.table.description
+    return description.whole_fingerprint or description.fingerprint
+
+
+def _identities(dataset: ChunkDataset) -> list[str]:
+    """Names of the episodes, whichever others were left out."""
+    own = dataset.fingerprint
+    return [name.replace(own, _whole(dataset), 1) for name in dataset.episode_identities]
+
+
+def _other_data(runs: Sequence[JudgedRun], dataset: ChunkDataset, others: Sequence[ChunkDataset]) -> str:
+    names = " and ".join(other.name for other in others)
+    return (
+        f"{runs[0].folder} was trained on {dataset.name}, and {runs[1].folder} on other data ({names}): name "
+        "episodes that neither has seen with --dataset-dir"
+    )
