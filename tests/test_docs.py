@@ -47,7 +47,8 @@ LIBERO_BENCHMARKS = ("--suites", "--num-states", "--datasets")
             ("train", "evaluate", "collect", "manifest", "label", "report"),
             ("--config", "--horizon", *TORCHRUN),
         ),
-        ("evaluation", ("evaluate", "compare", "verdict", "train"), ("--no-aggregates", "--tasks")),  # the last: of the benchmark
+        # --tasks: of the benchmark
+        ("evaluation", ("evaluate", "compare", "verdict", "train"), ("--no-aggregates", "--tasks")),
         (
             "libero",
             ("collect", "label", "train", "evaluate"),

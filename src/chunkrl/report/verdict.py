@@ -32,7 +32,7 @@ from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.progress import Progress
 from chunkrl.report import charts
 from chunkrl.report.numbers import percent
-from chunkrl.report.page import Card, Facts, Page, Section, Tile, notes_card
+from chunkrl.report.page import Card, Facts, Legend, Page, Section, Tile, notes_card
 from chunkrl.report.records import Curve
 from chunkrl.report.svg import Range
 from chunkrl.run.build import choose_device
@@ -173,9 +173,8 @@ def _page(
         ),
         Card(
             "Along the episode",
-            [along],
-            f"Median distance to the recorded chunk, in deviations of the actions: {short[0]} and, in the second "
-            f"colour, {short[1]}.",
+            [Legend([(f"s{number}", name, "") for number, name in enumerate(short)]), along],
+            "Median distance to the recorded chunk, in deviations of the actions.",
         ),
         Card(
             "What it rests on",
