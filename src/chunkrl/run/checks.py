@@ -113,8 +113,8 @@ def _check_values(config: TrainConfig) -> None:
         )
     if config.labels.step_reward != "auto" and config.reward != "sum":
         raise ChunkRLError(
-            f"--step-reward {config.labels.step_reward} says what each step earns, which --reward sum alone reads: add "
-            "--reward sum, or leave --step-reward out"
+            f"--step-reward {config.labels.step_reward} says what each step earns, which --reward sum alone reads: "
+            "add --reward sum, or leave --step-reward out"
         )
     if config.values_are_progress:
         if num_datasets > 1:
