@@ -20,7 +20,7 @@ from chunkrl.data.chunk_statistics import encoded_action_statistics
 from chunkrl.data.control import recognise_control, resolve_hold
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.identity import episode_identities
-from chunkrl.data.label_files import label_columns
+from chunkrl.data.label_files import label_columns, labelled_part
 from chunkrl.data.labels import label_frames
 from chunkrl.data.large_arrays import by_blocks, keep, zeros
 from chunkrl.data.normalize import Statistics
@@ -65,6 +65,7 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
                 settings.frames,
                 partial(label_columns, settings.labels),
                 held_out,
+                partial(labelled_part, settings.labels),
             )
         self.table = dataset_dir
         self.settings = settings
@@ -254,6 +255,8 @@ class ChunkDataset(torch.utils.data.Dataset[ChunkTransition]):
         value = 0
         for part in parts:
             value = zlib.crc32(np.ascontiguousarray(part).data, value)
+        if labels.file and labels.rule.human_key == labels.file:  # else the data's own column says it
+            value = zlib.crc32(np.ascontiguousarray(labels.human).data, value)
         value = zlib.crc32(self.action_source.encode(), value)
         return f"{value:08x}"
 

@@ -170,7 +170,7 @@ class ChunkCollection:
 
     def _join_labels(self) -> FrameLabels:
         labels = [dataset.frame_labels for dataset in self.datasets]
-        names = [f.name for f in fields(FrameLabels) if f.name not in ("rule", "file", "unused")]
+        names = [f.name for f in fields(FrameLabels) if f.name not in ("rule", "file", "file_told", "unused")]
         joined = {name: self._joined([getattr(label, name) for label in labels]) for name in names}
         return replace(labels[0], **joined)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from chunkrl.data.video_spans import check_spans
 from chunkrl.errors import DatasetError
 
 __all__ = ["RECOGNISE", "DatasetDescription", "Episode", "Feature", "VideoSpan"]
-__all__ += ["describe", "image_size", "without"]
+__all__ += ["describe", "image_size", "part_fingerprint", "without"]
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 RECOGNISE = ColumnMapping()
@@ -200,15 +200,21 @@ def without(description: DatasetDescription, excluded: frozenset[int]) -> Datase
         raise DatasetError(
             f"{description.root}: no episode without a problem is left: fetch the data set again"
         )
-    digest = hashlib.sha256(description.fingerprint.encode())
-    digest.update(repr(sorted(episode.index for episode in kept)).encode())
+    whole = description.whole_fingerprint or description.fingerprint
     return replace(
         description,
         episodes=tuple(kept),
-        fingerprint=digest.hexdigest()[:32],
-        whole_fingerprint=description.whole_fingerprint or description.fingerprint,
+        fingerprint=part_fingerprint(whole, (episode.index for episode in kept)),
+        whole_fingerprint=whole,
         left_out_episodes=description.left_out_episodes | excluded,
     )
+
+
+def part_fingerprint(whole: str, kept: Iterable[int]) -> str:
+    """The fingerprint of the episodes `kept` (their indices) of a data set, whatever order the others went in."""
+    digest = hashlib.sha256(whole.encode())
+    digest.update(repr(sorted(kept)).encode())
+    return digest.hexdigest()[:32]
 
 
 def _with_starts(

@@ -77,6 +77,7 @@ class FrameTable:
         settings: FrameSettings = FrameSettings(),
         label_columns: Callable[[DatasetDescription], Collection[str]] = lambda _: (),
         held_out: bool = False,
+        part: Callable[[DatasetDescription], DatasetDescription] = lambda whole: whole,
     ) -> FrameTable:
         """Opens a data set; the first time its numeric columns are read and checked.
 
@@ -87,6 +88,7 @@ class FrameTable:
             settings: how frames are kept; `skip_bad_episodes` reads and decodes everything once beforehand.
             label_columns: the columns whose faults make an episode bad, beside those with a role.
             held_out: the episodes that `settings.held_out` keeps from training, in place of the others.
+            part: leaves episodes out, such as those that labels leave out (`label_files.labelled_part`).
 
         Raises:
             DatasetError: the data set is absent, incomplete, damaged or inconsistent.
@@ -95,6 +97,7 @@ class FrameTable:
         progress = progress or ProgressBars()
         found = Collector()
         description = describe(dataset, mapping, revision, found if settings.skip_bad_episodes else refuse)
+        description = part(description)
         problems: tuple[Problem, ...] = ()
         folder = cache_folder(description.fingerprint, cache_dir)
         if settings.skip_bad_episodes:

@@ -19,7 +19,7 @@ from chunkrl.data.formats import DatasetDescription, describe, without
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.images import store_bytes
 from chunkrl.data.inspect_config import InspectCommand
-from chunkrl.data.label_files import label_columns
+from chunkrl.data.label_files import label_columns, labelled_part
 from chunkrl.data.labels import FrameLabels, label_frames
 from chunkrl.data.notes import column_notes, label_notes
 from chunkrl.data.outliers import outliers
@@ -120,8 +120,8 @@ def make_report(command: InspectCommand, progress: Progress, cache_dir: Path | N
     bad = frozenset(index for problem in problems for index in problem.episodes)
     tasks, histogram, rewards, control, notes = {}, (), None, None, []
     if not all(episode.index in bad for episode in description.episodes):
-        good = without(description, bad) if bad else description
         try:
+            good = labelled_part(command.labels, without(description, bad) if bad else description)
             table = FrameTable(good, cache_folder(good.fingerprint, cache_dir), progress)
             notes += column_notes(table)
             control = recognise_control(table)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from chunkrl.config import record_of
-from chunkrl.data.formats import DatasetDescription
+from chunkrl.data.formats import DatasetDescription, without
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS, LabelRule, columns_read
 from chunkrl.data.problems import name_indices
@@ -25,6 +25,8 @@ from chunkrl.files.regular_files import open_regular
 FOLDER = "labels"  # in a data set's own
 LABELS_VERSION = 1  # of the meaning of the columns
 COLUMNS = ("success", "terminated", "truncated", "reward", "subgoal")  # those that are read
+HUMAN = "human"  # where a human acted: a column of files whose makers said it
+LEFT_OUT, BY_HAND = "left_out", "by_hand"  # in a file's metadata
 _CURE = "make the labels again (chunkrl label)"
 _TRUTH = {"1": True, "true": True, "0": False, "false": False}
 _INDEX, _OUTCOME = "episode_index", "success"
@@ -48,9 +50,25 @@ class LabelFile:
         return record_of(LabelRule, metadata.get("rule"), f"{self.path}, its rule", DatasetError, _CURE)
 
     def told(self) -> str:
-        """Name and rule, for people."""
-        rule = self.rule()
-        return f"{self.name} (success by {rule.success}, sub-goals by {rule.subgoal}, reward by {rule.step_reward})"
+        """Name, rule and what a person decided, for people."""
+        rule, metadata = self.rule(), read_metadata(self.path)
+        by_hand = rule.success == "auto" and BY_HAND in metadata  # nothing else said it
+        success = "hand" if by_hand else rule.success
+        told = [f"success by {success}, sub-goals by {rule.subgoal}, reward by {rule.step_reward}"]
+        if BY_HAND in metadata:
+            told.append(f"{metadata[BY_HAND]} episodes by hand")
+        told += [f"{len(indices)} {why} left out" for why, indices in self.left_out().items() if indices]
+        return f"{self.name} ({', '.join(told)})"
+
+    def left_out(self) -> dict[str, list[int]]:
+        """Why ("excluded", "unlabelled") -> indices of episodes of the data set that have no labels in the file."""
+        found = read_metadata(self.path).get(LEFT_OUT, {})
+        if not isinstance(found, dict) or not all(
+            isinstance(indices, list) and all(type(index) is int for index in indices)
+            for indices in found.values()
+        ):
+            raise DatasetError(f"{self.path}, its header: '{LEFT_OUT}' lists no episodes: {_CURE}")
+        return found
 
 
 def labels_beside(root: Path) -> list[LabelFile]:
@@ -99,9 +117,26 @@ def label_columns(rule: LabelRule, description: DatasetDescription) -> Collectio
     return columns_read(rule, description.features)
 
 
+def labelled_part(rule: LabelRule, description: DatasetDescription) -> DatasetDescription:
+    """The data set without the episodes that the file of its labels leaves out: whoever made it excluded them, or did
+    not say whether they succeeded.
+
+    Raises:
+        DatasetError: as `chosen_labels`; no episode is left.
+    """
+    file = chosen_labels(description.root, rule)
+    if file is None:
+        return description
+    left_out = frozenset(index for indices in file.left_out().values() for index in indices)
+    there = {episode.index for episode in description.episodes}
+    if there <= left_out:
+        raise DatasetError(f"{file.path} leaves out every episode: label some with chunkrl label --browser")
+    return without(description, left_out & there) if left_out & there else description
+
+
 def read_labels(table: FrameTable, file: LabelFile) -> Mapping[str, np.ndarray]:
-    """The columns `COLUMNS` of a file of labels, [N] each, in the table's order; of a data set whose bad episodes
-    were set aside, those of the others.
+    """The columns `COLUMNS` of a file of labels, and `HUMAN` where it is there, [N] each, in the table's order; of a
+    data set whose bad episodes were set aside, those of the others.
 
     Raises:
         DatasetError: the file is damaged, of other data, or holds no such labels.
@@ -110,7 +145,7 @@ def read_labels(table: FrameTable, file: LabelFile) -> Mapping[str, np.ndarray]:
         arrays = load_sidecar(file.path, table, of_whole=True).arrays
     except DatasetError as error:
         raise DatasetError(f"{error}, or read what the columns say with --labels {NO_LABELS}") from error
-    for name in COLUMNS:
+    for name in (*COLUMNS, *({HUMAN} & arrays.keys())):
         if name not in arrays or (name != "reward" and arrays[name].dtype != np.bool_):
             raise DatasetError(
                 f"{file.path} has no column '{name}' of labels; it has {sorted(arrays)}: {_CURE}"
@@ -124,7 +159,7 @@ def read_labels(table: FrameTable, file: LabelFile) -> Mapping[str, np.ndarray]:
         raise DatasetError(
             f"{file.path}: episodes {name_indices(table.episode_ids[wrong].tolist())} have no one outcome: {_CURE}"
         )
-    return {name: arrays[name] for name in COLUMNS}
+    return {name: arrays[name] for name in (*COLUMNS, HUMAN) if name in arrays}
 
 
 # ---- lists of episodes that succeeded

@@ -141,11 +141,6 @@ class LabelRule:
             raise DatasetError("--progress FILE goes with --step-reward progress: give both, or neither")
         if not 0 <= self.failure_penalty < math.inf:
             raise DatasetError(f"--failure-penalty {self.failure_penalty}: a finite number, at least 0")
-        if self.step_reward != "cost" and self.failure_penalty != LabelRule.failure_penalty:
-            raise DatasetError(
-                f"--failure-penalty {self.failure_penalty:g} is read with --step-reward cost alone: add it, or leave "
-                "--failure-penalty out"
-            )
         if self.labels not in (AUTO_LABELS, NO_LABELS) and (given := self.explicit()):
             raise DatasetError(
                 f"--labels {self.labels} and {', '.join(given)} both say what the labels are: leave one out"

@@ -29,7 +29,14 @@ from chunkrl.data.label_columns import (
     place_of,
     to_action,
 )
-from chunkrl.data.label_files import LabelFile, chosen_labels, labels_beside, read_labels, read_successes
+from chunkrl.data.label_files import (
+    HUMAN,
+    LabelFile,
+    chosen_labels,
+    labels_beside,
+    read_labels,
+    read_successes,
+)
 from chunkrl.data.label_rules import AUTO, AUTO_LABELS, REWARDS, LabelRule, success_column
 from chunkrl.data.large_arrays import blocks, by_blocks, zeros
 from chunkrl.data.progress_files import progress_file, progress_rewards, read_progress
@@ -49,8 +56,8 @@ class FrameLabels:
     human: bool [N], a human chose the frame's action (an intervention).
     success: bool [E].
     rule: the rule with "auto" resolved; of a file of labels, the one that made it. file: that file, as
-        `LabelRule.labels` names it; "" for labels that were read from columns. unused: files of labels beside the
-        data that were passed over, because other rules were given.
+        `LabelRule.labels` names it; "" for labels that were read from columns. file_told: with what made it.
+        unused: files of labels beside the data that were passed over, because other rules were given.
     """
 
     reward: np.ndarray
@@ -62,6 +69,7 @@ class FrameLabels:
     success: np.ndarray
     rule: LabelRule
     file: str = ""
+    file_told: str = ""
     unused: tuple[str, ...] = ()
 
 
@@ -85,23 +93,13 @@ def label_frames(table: FrameTable, rule: LabelRule = LabelRule()) -> FrameLabel
     success = first_success < table.num_frames
     _check_not_repeated(table, rule, fired, first_success)
     human_key, human = human_frames(table, rule.human_key)
-    terminated, truncated, after_success = (zeros(table.cache_dir, table.num_frames, bool) for _ in range(3))
-    terminated[first_success[success]] = True
-    for begin, end in zip(first_success[success] + 1, last[success] + 1, strict=True):
-        after_success[begin:end] = True
-    failed_end = last[~success]
-    reward = _reward(table, rule, terminated, failed_end, after_success)
-    subgoal = subgoal_frames(table, rule, terminated, last[success])
-    failed = np.ones(len(failed_end), bool)
-    if not rule.failure_terminal:
-        failed = _declared_failures(table, failed_end)
-    terminated[failed_end[failed]] = truncated[failed_end[~failed]] = True
+    outcomes = outcomes_of(table, rule, first_success)
     return FrameLabels(
-        reward=reward,
-        subgoal=subgoal,
-        terminated=terminated,
-        truncated=truncated,
-        after_success=after_success,
+        reward=outcomes.reward,
+        subgoal=subgoal_frames(table, rule, first_success[success], last[success]),
+        terminated=outcomes.terminated,
+        truncated=outcomes.truncated,
+        after_success=outcomes.after_success,
         human=human,
         success=success,
         rule=replace(rule, human_key=human_key),
@@ -109,10 +107,53 @@ def label_frames(table: FrameTable, rule: LabelRule = LabelRule()) -> FrameLabel
     )
 
 
+@dataclass(frozen=True)
+class Outcomes:
+    """What follows from which actions succeeded: [N] each, as in `FrameLabels`."""
+
+    terminated: np.ndarray
+    truncated: np.ndarray
+    after_success: np.ndarray
+    reward: np.ndarray
+
+
+def outcomes_of(table: FrameTable, rule: LabelRule, first_success: np.ndarray) -> Outcomes:
+    """Ends and rewards of all episodes.
+
+    rule: without "auto" in what names files. first_success: int64 [E], the row of the action that succeeded; N: none.
+
+    Raises:
+        DatasetError: the rule's column or file is missing, or holds other things.
+    """
+    last = table.episode_start + table.episode_length - 1
+    success = first_success < table.num_frames
+    terminated, truncated, after_success = (zeros(table.cache_dir, table.num_frames, bool) for _ in range(3))
+    terminated[first_success[success]] = True
+    for begin, end in zip(first_success[success] + 1, last[success] + 1, strict=True):
+        after_success[begin:end] = True
+    failed_end = last[~success]
+    reward = _reward(table, rule, terminated, failed_end, after_success)
+    failed = np.ones(len(failed_end), bool)
+    if not rule.failure_terminal:
+        failed = _declared_failures(table, failed_end)
+    terminated[failed_end[failed]] = truncated[failed_end[~failed]] = True
+    return Outcomes(terminated, truncated, after_success, reward)
+
+
+def says_success(table: FrameTable, rule: LabelRule) -> bool:
+    """Whether anything says which episodes succeeded: the rule, a file of labels that it finds, or a column."""
+    if rule.success != "auto" or chosen_labels(table.description.root, rule) is not None:
+        return True
+    return success_column(rule, [n for n in table.description.features if table.has_column(n)]) is not None
+
+
 def _from_file(table: FrameTable, rule: LabelRule, file: LabelFile) -> FrameLabels:
-    """The labels of a file; who acted is no label of it, and is read from the columns."""
+    """The labels of a file; who acted is read from the columns where the file does not say it, or human_key does."""
     arrays = read_labels(table, file)
-    human_key, human = human_frames(table, rule.human_key)
+    if HUMAN in arrays and rule.human_key == "auto":
+        human_key, human = file.name, arrays[HUMAN]
+    else:
+        human_key, human = human_frames(table, rule.human_key)
 
     def kept(name: str, dtype: npt.DTypeLike) -> np.ndarray:
         return by_blocks(table.cache_dir, table.num_frames, dtype, lambda rows: arrays[name][rows])
@@ -134,6 +175,7 @@ def _from_file(table: FrameTable, rule: LabelRule, file: LabelFile) -> FrameLabe
         success=success,
         rule=replace(file.rule(), human_key=human_key),
         file=file.name,
+        file_told=file.told(),
     )
 
 

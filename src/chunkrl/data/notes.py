@@ -33,11 +33,7 @@ def column_notes(table: FrameTable) -> list[str]:
 def file_notes(labels: FrameLabels) -> list[str]:
     """Which file the labels are of, or which ones are passed over."""
     if labels.file:
-        rule = labels.rule
-        return [
-            f"labels are those of {labels.file} (success by {rule.success}, sub-goals by {rule.subgoal}, reward by "
-            f"{rule.step_reward}); --labels {NO_LABELS}: what the columns say"
-        ]
+        return [f"labels are those of {labels.file_told}; --labels {NO_LABELS}: what the columns say"]
     if labels.unused:
         return [
             f"labels beside the data are not used, as other rules are given: {', '.join(labels.unused)}; --labels "
@@ -54,7 +50,8 @@ def label_notes(table: FrameTable, labels: FrameLabels) -> list[str]:
             f"{labels.human.mean():.1%} of the frames are a human's (by '{labels.rule.human_key}'; --human-key "
             f"{NO_COLUMN}: none is)"
         )
-    for name, what in likely_interventions(table, labels.rule.human_key).items():
+    said = labels.file and labels.rule.human_key == labels.file  # by whoever made the file
+    for name, what in ({} if said else likely_interventions(table, labels.rule.human_key)).items():
         notes.append(
             f"column '{name}' {what}; it looks like a human's interventions, and is not read: --human-key NAME names "
             "the column that says where a human acted"

@@ -4,16 +4,16 @@ set."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chunkrl.data.frames import FrameTable
+from chunkrl.data.formats import DatasetDescription, part_fingerprint
 from chunkrl.data.parquet import open_parquet
 from chunkrl.errors import DatasetError
 from chunkrl.files.atomic import replace_file
@@ -35,13 +35,28 @@ class Sidecar:
     metadata: Mapping[str, Any]
 
 
-def _keys(table: FrameTable) -> tuple[np.ndarray, np.ndarray]:
+class FrameRows(Protocol):
+    """Which episodes of a data set the rows of arrays [N] are of, as a `FrameTable` says it."""
+
+    @property
+    def description(self) -> DatasetDescription: ...
+    @property
+    def num_frames(self) -> int: ...
+    @property
+    def episode_ids(self) -> np.ndarray: ...
+    @property
+    def episode_start(self) -> np.ndarray: ...
+    @property
+    def episode_length(self) -> np.ndarray: ...
+
+
+def _keys(table: FrameRows) -> tuple[np.ndarray, np.ndarray]:
     episode = np.repeat(table.episode_ids, table.episode_length)
     return episode, np.arange(table.num_frames) - np.repeat(table.episode_start, table.episode_length)
 
 
 def save_sidecar(
-    path: str | Path, table: FrameTable, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
+    path: str | Path, table: FrameRows, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
 ) -> None:
     """Write arrays [N] of labels of the table's frames, whole or not at all.
 
@@ -82,11 +97,11 @@ def _schema(path: Path) -> pa.Schema:
 
 
 def load_sidecar(
-    path: str | Path, table: FrameTable, of_whole: bool = False, rewritten: bool = False
+    path: str | Path, table: FrameRows, of_whole: bool = False, rewritten: bool = False
 ) -> Sidecar:
     """Labels of the table's frames, in its order.
 
-    of_whole: the file may be of the data set with the episodes that were left out of the table.
+    of_whole: the file may be of more episodes of the data set than the table has.
     rewritten: the data set is known to be the file's, though its own files may have been merged since.
 
     Raises:
@@ -94,23 +109,13 @@ def load_sidecar(
             things than one number or boolean a frame.
     """
     path = Path(path)
-    check_regular(path, DatasetError, _CURE)
-    try:
-        with open_parquet(path) as file:
-            metadata, is_whole = _header(path, file.schema_arrow, table, of_whole, rewritten)
-            if not is_whole and file.metadata.num_rows != table.num_frames:
-                raise DatasetError(_rows_differ(path))
-            stored = file.read(use_threads=False)
-    except DatasetError:
-        raise
-    except (pa.ArrowException, OSError, MemoryError, ValueError, OverflowError) as error:
-        raise DatasetError(f"{path} cannot be read ({error}): {_CURE}") from error
-    if missing := [name for name in stored.schema.names if stored[name].null_count]:
-        raise DatasetError(f"{path}, column '{missing[0]}' has missing values: {_CURE}")
-    columns = {name: stored[name].to_numpy() for name in stored.schema.names}
-    if is_whole:
+    header, columns = _read(path, table)
+    found, own = header.get("fingerprint"), table.description.fingerprint
+    if of_whole and found != own and found in _fingerprints(table.description, columns):
         kept = np.isin(columns[_KEYS[0]], table.episode_ids)
         columns = {name: values[kept] for name, values in columns.items()}
+    elif found != own and not rewritten:
+        raise DatasetError(_of_others(path, table))
     episode, frame = (columns.pop(name) for name in _KEYS)
     order = np.lexsort((frame, episode))
     expected_episode, expected_frame = _keys(table)
@@ -124,11 +129,76 @@ def load_sidecar(
         raise DatasetError(_rows_differ(path))
     source = np.empty_like(order)
     source[position] = order
-    return Sidecar({name: values[source] for name, values in columns.items()}, metadata)
+    return Sidecar({name: values[source] for name, values in columns.items()}, header["metadata"])
+
+
+def is_of(path: Path, table: FrameRows) -> bool:
+    """Whether a file is of the table's data set, or of a part of it. Raises DatasetError where it is damaged."""
+    header, columns = _read(path, table, _KEYS[:1])
+    return header.get("fingerprint") in _fingerprints(table.description, columns)
+
+
+def load_part(path: Path, table: FrameRows) -> tuple[Sidecar, np.ndarray]:
+    """What a file says of those episodes of the table that it has, and bool [N], their frames.
+
+    The arrays are [N]: zeros where the file says nothing.
+
+    Raises:
+        DatasetError: as `load_sidecar`.
+    """
+    header, columns = _read(path, table)
+    if header.get("fingerprint") not in _fingerprints(table.description, columns):
+        raise DatasetError(_of_others(path, table))
+    episode, frame = (columns.pop(name) for name in _KEYS)
+    place = {int(index): position for position, index in enumerate(table.episode_ids)}
+    known = np.isin(episode, table.episode_ids)
+    position = np.array([place[int(index)] for index in episode[known]], np.int64)
+    frame = frame[known]
+    if (frame >= table.episode_length[position]).any() or (frame < 0).any():
+        raise DatasetError(f"{path} has rows of frames that {table.description.root} has not: {_CURE}")
+    rows, said = table.episode_start[position] + frame, np.zeros(table.num_frames, bool)
+    said[rows] = True
+    arrays = {name: np.zeros(table.num_frames, values.dtype) for name, values in columns.items()}
+    for name, values in columns.items():
+        arrays[name][rows] = values[known]
+    return Sidecar(arrays, header["metadata"]), said
+
+
+def _fingerprints(description: DatasetDescription, columns: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """The whole data set's, and that of the part of it whose episodes the columns are of."""
+    whole = description.whole_fingerprint or description.fingerprint
+    return whole, part_fingerprint(whole, np.unique(columns[_KEYS[0]]).tolist())
 
 
 def _rows_differ(path: Path) -> str:
     return f"{path} does not have exactly one row for each frame: {_CURE}"
+
+
+def _of_others(path: Path, table: FrameRows) -> str:
+    return f"{path} was made for another data set, or {table.description.root} has changed since: {_CURE}"
+
+
+def _read(
+    path: Path, table: FrameRows, only: Sequence[str] | None = None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The header, and the columns (`only` these): numbers or booleans. Raises DatasetError."""
+    check_regular(path, DatasetError, _CURE)
+    try:
+        with open_parquet(path) as file:
+            header = _read_header(path, file.schema_arrow)
+            _check_kinds(path, file.schema_arrow)
+            if only is None and file.metadata.num_rows > max(
+                table.description.total_frames, table.num_frames
+            ):
+                raise DatasetError(_rows_differ(path))
+            stored = file.read(None if only is None else list(only), use_threads=False)
+    except DatasetError:
+        raise
+    except (pa.ArrowException, OSError, MemoryError, ValueError, OverflowError) as error:
+        raise DatasetError(f"{path} cannot be read ({error}): {_CURE}") from error
+    if missing := [name for name in stored.schema.names if stored[name].null_count]:
+        raise DatasetError(f"{path}, column '{missing[0]}' has missing values: {_CURE}")
+    return header, {name: stored[name].to_numpy() for name in stored.schema.names}
 
 
 def _read_header(path: Path, schema: pa.Schema) -> dict[str, Any]:
@@ -146,21 +216,10 @@ def _read_header(path: Path, schema: pa.Schema) -> dict[str, Any]:
     return header
 
 
-def _header(
-    path: Path, schema: pa.Schema, table: FrameTable, of_whole: bool, rewritten: bool
-) -> tuple[dict[str, Any], bool]:
-    """The maker's metadata, of a file whose columns are right, and whether it is of the data set with episodes that
-    the table left out. Raises DatasetError where they are not right."""
-    header, description = _read_header(path, schema), table.description
-    found = header.get("fingerprint")
-    is_whole = of_whole and bool(found) and found == description.whole_fingerprint
-    if not (is_whole or rewritten) and found != description.fingerprint:
-        raise DatasetError(
-            f"{path} was made for another data set, or {table.description.root} has changed since: {_CURE}"
-        )
+def _check_kinds(path: Path, schema: pa.Schema) -> None:
+    """Raises DatasetError where a column holds other things than its name promises."""
     for name, kind in zip(schema.names, schema.types, strict=True):
         whole = pa.types.is_integer(kind)
         if not (whole or (name not in _KEYS and (pa.types.is_floating(kind) or pa.types.is_boolean(kind)))):
             wanted = "integers" if name in _KEYS else "numbers or booleans"
             raise DatasetError(f"{path}, column '{name}' holds {kind}, expected {wanted}: {_CURE}")
-    return header["metadata"], is_whole

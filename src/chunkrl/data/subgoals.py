@@ -22,20 +22,18 @@ _CSV_COLUMNS = ("episode_index", "frame_index")
 
 
 def subgoal_frames(
-    table: FrameTable, rule: LabelRule, success: np.ndarray, success_end: np.ndarray
+    table: FrameTable, rule: LabelRule, succeeding: np.ndarray, success_end: np.ndarray
 ) -> np.ndarray:
     """bool [N], the actions that reached a sub-goal.
 
-    success: bool [N], the succeeding actions. success_end: int, the last rows of successful episodes.
+    succeeding, success_end: int, rows of the succeeding actions, and the last ones of their episodes.
 
     Raises:
         DatasetError: the rule does not fit the data set or its CSV file.
     """
-    if rule.subgoal == "success":
-        return by_blocks(table.cache_dir, table.num_frames, bool, lambda rows: success[rows])
-    if rule.subgoal == "episode_end":
+    if rule.subgoal in ("success", "episode_end"):
         flags = zeros(table.cache_dir, table.num_frames, bool)
-        flags[success_end] = True
+        flags[succeeding if rule.subgoal == "success" else success_end] = True
         return flags
     if rule.subgoal == "column":
         flags = flag_column(table, rule.subgoal_key, "--subgoal")

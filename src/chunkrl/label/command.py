@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS, LabelRule
 from chunkrl.data.labels import FrameLabels, label_frames
 from chunkrl.data.notes import column_notes, label_notes
 from chunkrl.data.returns import lambda_returns, n_step_returns, normalize_per_task
-from chunkrl.data.sidecar import load_sidecar, read_metadata, save_sidecar
+from chunkrl.data.sidecar import FrameRows, load_sidecar, read_metadata, save_sidecar
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.files.json_files import as_json
 from chunkrl.files.output_folder import check_file
@@ -64,13 +64,13 @@ def label_dataset(command: LabelCommand, progress: Progress) -> tuple[FrameTable
         f"{int(labels.subgoal.sum())} sub-goals (by {labels.rule.subgoal}), returns from "
         f"{arrays['return'].min():.4g} to {arrays['return'].max():.4g}"
     )
-    print(_found_by(table.description.root, path))
+    print(found_by(table.description.root, path))
     if command.export:
         print(f"{command.export}: {table.num_episodes} episodes with next.* columns")
     return table, labels
 
 
-def _found_by(root: Path, path: Path) -> str:
+def found_by(root: Path, path: Path) -> str:
     """Who finds the labels in the file, and what they must be told."""
     users, there = "chunkrl train, learner, inspect and report", labels_beside(root)
     own = next((file.name for file in there if file.path.samefile(path)), None)
@@ -130,7 +130,14 @@ def rule_record(rule: LabelRule, returns: ReturnRule) -> dict[str, Any]:
     return record
 
 
-def label_arrays(table: FrameTable, labels: FrameLabels, rule: ReturnRule) -> Mapping[str, np.ndarray]:
+class TaskRows(FrameRows, Protocol):
+    """Rows of episodes, and the task of each, int [N]."""
+
+    @property
+    def task_index(self) -> np.ndarray: ...
+
+
+def label_arrays(table: TaskRows, labels: FrameLabels, rule: ReturnRule) -> Mapping[str, np.ndarray]:
     """The columns of the file, [N] each: success (of the episode), terminated, truncated, reward, subgoal, return
     (Monte-Carlo), return_normalized (per task, on [-1, 0]), and n_step_return where asked for.
 
