@@ -25,7 +25,7 @@ $(USE): pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip $(PIP) --editable '.[sim,pi,online,serve,dev]'
+	$(BIN)/pip $(PIP) --editable '.[sim,pi,online,serve,browser,dev]'
 	touch $@ $(USE)
 
 # After a change of the messages between actor and learner. An old compiler: its code runs with newer protobufs only.
@@ -59,17 +59,17 @@ test-tracking: $(DEV)
 
 # LeRobot pins its torch, so its tests have environments of their own, one a release: 0.4.4, and 0.6.1 on Python 3.12 or
 # newer. On Linux their torch, torchvision and torchcodec come with CUDA (6 to 9 GB each); LEROBOT_PIP may say where CPU
-# builds are to be had ("--index-url ..."), LEROBOT_VENV and LEROBOT06_VENV may name environments made by hand. pip
-# chooses LeRobot's packages and ours together, as on a robot's machine. Without LeRobot the tests skip: so its import is
-# tried first.
+# builds are to be had ("--index-url ..."), LEROBOT_VENV and LEROBOT06_VENV may name environments made by hand. Without
+# LeRobot the tests skip: so its import is tried first.
 LEROBOT_IMPORT := import lerobot.datasets.lerobot_dataset, lerobot_policy_chunkrl
 LEROBOT_PLUGIN := plugins/lerobot_policy_chunkrl
-LEROBOT_BESIDE := pytest hypothesis sentencepiece --editable '.[sim$(comma)online]' --editable $(LEROBOT_PLUGIN)
+LEROBOT_BESIDE := pytest hypothesis tyro dacite sentencepiece deflate isal tensorboard 'metaworld==3.0.0' 'mujoco<3.9'
 LEROBOT_RUN = PYTHONPATH=src:$(PYTHONPATH) HF_HUB_OFFLINE=1 $(1)/bin/python
 # $(call lerobot,environment,python,requirements)
 define lerobot
 	$(call LEROBOT_RUN,$(1)) -c '$(LEROBOT_IMPORT)' 2>/dev/null || { $(2) -m venv $(1) && \
 	$(1)/bin/pip install --quiet --disable-pip-version-check $(LEROBOT_PIP) $(3) $(LEROBOT_BESIDE) && \
+	$(1)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable . --editable $(LEROBOT_PLUGIN) && \
 	$(call LEROBOT_RUN,$(1)) -c '$(LEROBOT_IMPORT)'; }
 endef
 test-lerobot: test-lerobot04 test-lerobot06

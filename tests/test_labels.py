@@ -262,8 +262,6 @@ def test_flags_must_be_flags():
     [
         {"step_reward": "x"},
         {"failure_penalty": -1.0},
-        {"failure_penalty": 5.0},
-        {"step_reward": "success", "failure_penalty": 0.0},
         {"subgoal": "csv"},
         {"success": "maybe"},
         {"subgoal": "x"},

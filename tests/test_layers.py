@@ -28,6 +28,7 @@ LAYERS = (
     "online",
     "label",
     "report",
+    "browser",
     "publish",
     "iterate",
     "demo",

@@ -533,7 +533,6 @@ def test_what_training_asks_for_is_what_failed(tmp_path):
         (
             {
                 "labels": replace(TrainConfig().labels, step_reward="cost"),
-                "reward": "sum",
                 "fit": replace(TrainConfig().fit, target="bootstrap"),
             },
             "--failure-terminal",

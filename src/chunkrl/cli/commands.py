@@ -53,6 +53,7 @@ def _load(place: str) -> Any:
 
 _DATA = ("dataset-dir", "success", "success-episodes", "success-file", "labels", "cameras", "resize")
 _POLICY = ("objective", "policy.kind", "pi0-config", "pi.train")
+_PAGE = ("browser", "run", "order", "address")
 _RUN = ("output-dir", "batch-size", "lr", "seed", "device", "init", "resume", "overwrite")
 
 _COMMANDS = (
@@ -73,8 +74,9 @@ _COMMANDS = (
         "inspect",
         "what a LeRobot data set holds, and every problem in it",
         "chunkrl.data.inspect_config:InspectCommand",
-        "chunkrl.data.inspect:inspect_dataset",
+        "chunkrl.browser.command:inspect",
         common=(
+            *_PAGE,
             "json",
             "images",
             "horizon",
@@ -89,11 +91,13 @@ _COMMANDS = (
     ),
     Command(
         "label",
-        "success, rewards, sub-goals and returns by rule, beside the data",
+        "success, rewards, sub-goals and returns by rule or by hand, beside the data",
         "chunkrl.label.config:LabelCommand",
-        "chunkrl.label.command:label_dataset",
+        "chunkrl.browser.command:label",
         common=(
             *(
+                *_PAGE,
+                "blank",
                 "success",
                 "success-episodes",
                 "success-file",

@@ -25,6 +25,7 @@ from chunkrl.version import __version__
 
 _WIDTH = 80
 PURPOSES = {
+    "browser": "episodes in a browser: chunkrl label --browser",
     "dev": "tests, linter, types",
     "eightbit": "AdamW with moments of 8 bits",
     "evaluation": "comparisons of several training seeds",

@@ -9,6 +9,7 @@ import tyro
 
 from chunkrl.data.chunk_settings import ColumnMapping
 from chunkrl.data.label_rules import LabelRule
+from chunkrl.options import BrowserConfig
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,10 @@ class InspectCommand:
 
     dataset: Annotated[str, tyro.conf.Positional] = ""
     """Folder or Hub repository id."""
+    others: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """More data sets, with --browser."""
+    page: Annotated[BrowserConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=BrowserConfig)
+    """The episodes in a browser, which changes nothing."""
     json: bool = False
     """Print JSON instead of text."""
     images: bool = True

@@ -11,6 +11,7 @@ from chunkrl.data.chunk_settings import ColumnMapping
 from chunkrl.data.label_rules import LabelRule, Others, TimeOut
 from chunkrl.envs.libero_replay import ReplayConfig
 from chunkrl.errors import DatasetError
+from chunkrl.options import BrowserConfig
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,16 @@ class ReturnRule:
 
 @dataclass(frozen=True)
 class LabelCommand:
-    """Labels of a LeRobot data set by rule, into a file beside the data, which stays as it is."""
+    """Labels of a LeRobot data set by rule, or by hand with --browser, in a file beside the data."""
 
     dataset: Annotated[str, tyro.conf.Positional] = ""
     """Folder or Hub repository id."""
+    others: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """More data sets, with --browser."""
+    page: Annotated[BrowserConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=BrowserConfig)
+    """Labels by hand, in a browser."""
+    blank: bool = False
+    """With --browser: no episode has a label at first, whatever the columns say."""
     rule: Annotated[LabelRule, tyro.conf.OmitArgPrefixes] = field(default_factory=LabelRule)
     """Success, sub-goals and rewards."""
     returns: Annotated[ReturnRule, tyro.conf.OmitArgPrefixes] = field(default_factory=ReturnRule)
@@ -48,7 +55,8 @@ class LabelCommand:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     """Sub-goals by replaying LIBERO episodes in the simulator."""
     output: str | None = None
-    """The file; default: labels/<digest of the rule>.parquet in the data set's folder."""
+    """The file; default: labels/<digest of the rule>.parquet in the data set's folder, with --browser
+    labels/by_hand.parquet."""
     export: str | None = None
     """Also write a new LeRobot v3.0 data set with the labels as `next.*` columns, into this new folder."""
     overwrite: bool = False

@@ -111,11 +111,8 @@ def _check_values(config: TrainConfig) -> None:
             "--value-updates-per-update is for values that a run trains before its policy and beside it: leave "
             "--values out"
         )
-    if config.labels.step_reward != "auto" and config.reward != "sum":
-        raise ChunkRLError(
-            f"--step-reward {config.labels.step_reward} says what each step earns, which --reward sum alone reads: "
-            "add --reward sum, or leave --step-reward out"
-        )
+    if config.labels.step_reward == "progress" and config.reward != "sum":
+        raise ChunkRLError("--step-reward progress is earned step by step: add --reward sum")
     if config.values_are_progress:
         if num_datasets > 1:
             raise ChunkRLError(

@@ -42,7 +42,7 @@ class ServeListen:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine reaches it."""
-        return parse_address(self.address, DEFAULT_ADDRESS)[2]
+        return parse_address(self.address)[2]
 
 
 @dataclass(frozen=True)

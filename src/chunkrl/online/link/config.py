@@ -69,15 +69,12 @@ DEFAULT_ADDRESS = "127.0.0.1:50151"
 TOKEN_CURE = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))' > token"
 
 
-def parse_address(address: str, example: str = DEFAULT_ADDRESS) -> tuple[str, int, bool]:
-    """host:port (an IPv6 host in brackets) as host, port, and whether it is this machine only.
-
-    Raises TransportError, which gives the example, where it is no address.
-    """
+def parse_address(address: str) -> tuple[str, int, bool]:
+    """host:port (an IPv6 host in brackets) as host, port, and whether it is this machine only."""
     host, colon, port = address.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not colon or not bare or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise TransportError(f"address {address!r}: give host:port, for example {example}")
+        raise TransportError(f"address {address!r}: give host:port, for example {DEFAULT_ADDRESS}")
     try:
         return bare, int(port), ipaddress.ip_address(bare).is_loopback
     except ValueError:

@@ -1,0 +1,1 @@
+"""`chunkrl label --browser` and `chunkrl inspect --browser`: episodes on a page, and labels by hand."""
