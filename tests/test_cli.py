@@ -113,6 +113,7 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
             "evaluate",
             "compare",
             "verdict",
+            "trial",
             "iterate",
             "learner",
             "actor",

@@ -48,7 +48,7 @@ LIBERO_BENCHMARKS = ("--suites", "--num-states", "--datasets")
             ("--config", "--horizon", *TORCHRUN),
         ),
         # --tasks: of the benchmark
-        ("evaluation", ("evaluate", "compare", "verdict", "train"), ("--no-aggregates", "--tasks")),
+        ("evaluation", ("evaluate", "compare", "verdict", "train", "trial"), ("--no-aggregates", "--tasks")),
         (
             "libero",
             ("collect", "label", "train", "evaluate"),

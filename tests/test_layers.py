@@ -30,6 +30,7 @@ LAYERS = (
     "report",
     "browser",
     "publish",
+    "trial",
     "iterate",
     "demo",
     "serve",

@@ -156,6 +156,16 @@ _COMMANDS = (
         ),
     ),
     Command(
+        "trial",
+        "policies against each other on a robot or in a simulator, blind, until it is decided",
+        "chunkrl.trial.config:TrialCommand",
+        "chunkrl.trial.command:run_trial",
+        common=(
+            *("env", "robot", "output-dir", "overwrite", "error", "max-pairs", "seed", "exec-steps"),
+            *("mode", "max-steps", "keys", "device"),
+        ),
+    ),
+    Command(
         "iterate",
         "rounds of roll-outs and training on them, each again from the pretrained policy",
         "chunkrl.iterate.config:IterateConfig",

@@ -229,7 +229,8 @@ def speed_cells(speed: Speed | None) -> tuple[str, str, str]:
         return "", "", ""
     median = "none" if speed.median_steps is None else f"{speed.median_steps:g}"
     if speed.median_interval is not None:
-        median += f" [{speed.median_interval.low:g}, {speed.median_interval.high:g}]"
+        low, high = (round(end, 1) for end in (speed.median_interval.low, speed.median_interval.high))
+        median += f" [{low:g}, {high:g}]"
     per_1000 = _told(speed.per_1000_steps, speed.per_1000_interval, lambda value: f"{value:.1f}")
     per_hour = "" if speed.per_hour is None else _told(speed.per_hour, speed.per_hour_interval, _hourly)
     return median, per_1000, per_hour
@@ -253,7 +254,7 @@ def difference_cells(difference: SpeedDifference | None) -> tuple[str, str, str,
 
 
 def _steps(value: float) -> str:
-    return f"{value:+g}" if value else "0"
+    return f"{round(value, 1):+g}" if value else "0"
 
 
 def _hourly(value: float) -> str:

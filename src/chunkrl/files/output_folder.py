@@ -43,6 +43,7 @@ KINDS: dict[str, Kind] = {
     "iterate": Kind("a run of chunkrl iterate", ("iterate.json",)),
     "learner": Kind("a run of chunkrl learner", ("learner.json",)),
     "actor": Kind("a run of chunkrl actor", ("actor.log",)),
+    "trial": Kind("a trial", ("trial.json",)),
     "demo": Kind("a run of chunkrl demo", ("demo.json", "results.json")),
     "train": Kind(
         "a training run",

@@ -38,6 +38,8 @@ class ActorConfig:
     """Time limit, steps; None: the environment's own. A limit truncates, it is no failure."""
     success_reward: float = 1.0
     """Reward of the step after which a human says success."""
+    keeps_cut: bool = True
+    """An episode that is under way when the session ends is kept, truncated; False: it is discarded."""
     first_episode: int = 0
     """Number of the first episode, for the initial states: those of earlier sessions do not come again."""
 
@@ -134,8 +136,8 @@ class Actor:
     def run(self) -> ActorSummary:
         """Episodes until there are enough, somebody quits, or SIGINT or SIGTERM arrives.
 
-        An episode that is under way then is kept, truncated. After an exception the episode has no summary: whoever
-        reads the sink finds it unfinished.
+        An episode that is under way then is kept, truncated, or discarded (`keeps_cut`). After an exception the
+        episode has no summary: whoever reads the sink finds it unfinished.
         """
         with contextlib.ExitStack() as resources:
             for resource in (self._env, self._executor, self._corrector, self._keys):
@@ -263,6 +265,8 @@ class Actor:
 
     def _obey_keys(self) -> bool:
         keys = self._keys.poll() + ("q" if self._stop.is_set() else "")
+        if self._phases.running and not self._config.keeps_cut:
+            keys = keys.lower().replace("q", "rq")
         return self._phases.apply(keys)
 
     def _wait_for_next(self, last: EnvStep | None, num_steps: int) -> bool:

@@ -99,7 +99,7 @@ class _Session:
             station = open_station(command, policy)
             opened = resources.enter_context(contextlib.ExitStack())
             opened.callback(station.close)
-            spool = resources.enter_context(_open_spool(self._spool_dir, command.actor_id, station.spec))
+            spool = resources.enter_context(open_spool(self._spool_dir, command.actor_id, station.spec))
             self._spool = spool
             runner = PolicyRunner(policy, station.env.task, command.mode, command.swap_at)
             executor = ChunkExecutor(runner, self._execution(runner.action_horizon, station))
@@ -151,7 +151,7 @@ class _Session:
             live = command.live and sys.stderr.isatty()
             view = LiveView(title, note) if live else StatusLine(note=note)
             resources.callback(view.close)
-            resources.enter_context(_fine_switching())
+            resources.enter_context(fine_switching())
             resources.enter_context(self._warnings.quiet(live))
             actor = Actor(
                 *(station.env, station.space, executor, log, config, human, station.rate),
@@ -273,7 +273,7 @@ def _said(summary: ActorSummary) -> str:
     return text
 
 
-def _open_spool(root: Path, actor_id: str, spec: StreamSpec) -> Spool:
+def open_spool(root: Path, actor_id: str, spec: StreamSpec) -> Spool:
     """The actor's spool. Raises SpoolError where it holds records of another actor or another kind."""
     with contextlib.ExitStack() as opened:
         spool = opened.enter_context(Spool(root, sync_interval_s=0.5))
@@ -296,7 +296,7 @@ def _open_spool(root: Path, actor_id: str, spec: StreamSpec) -> Spool:
 
 
 @contextlib.contextmanager
-def _fine_switching() -> Iterator[None]:
+def fine_switching() -> Iterator[None]:
     """The control loop gets the interpreter back after half a millisecond, not after five."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_S)

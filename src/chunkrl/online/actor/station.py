@@ -176,7 +176,7 @@ def _robot(command: ActorCommand, policy: ActingPolicy) -> Station:
     with contextlib.ExitStack() as opened:
         robot = open_robot(file)
         opened.callback(robot.close)
-        _check_fit(policy, robot.name, len(robot.joint_names), len(robot.joint_names), robot.cameras)
+        check_fit(policy, robot.name, len(robot.joint_names), len(robot.joint_names), robot.cameras)
         low, high = file.limits(robot.joint_names)
         rate_hz = _rate_hz(policy, file.rate_hz, command.robot)
         rate, max_steps = ControlRate(rate_hz), command.max_steps or file.max_steps
@@ -271,7 +271,7 @@ def _on_clock(station: Station, rate_hz: float | None) -> Station:
     return replace(station, env=PacedEnvironment(station.env, rate), rate=rate, when_dry="hold")
 
 
-def _check_fit(
+def check_fit(
     policy: ActingPolicy,
     name: str,
     action_dim: int,
