@@ -79,7 +79,7 @@ def test_help_fits_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch:
 
 
 def test_did_you_mean(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "unknown command 'trian' (did you mean train" in refused(["trian"], capsys)
+    assert "unknown command 'trian' (did you mean trial or train?)" in refused(["trian"], capsys)
     said = refused(["train", "--batch-sise", "8"], capsys)
     assert "unknown option --batch-sise (did you mean --batch-size" in said and "--help-all" in said
     said = refused(["train", "--learning-rate", "1e-3"], capsys)
@@ -186,7 +186,7 @@ def complete(line: str, tmp_path: Path) -> list[str]:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not here")
 def test_bash_completes_commands_flags_and_choices(tmp_path: Path) -> None:
-    assert complete("chunkrl tr", tmp_path) == ["train"]
+    assert complete("chunkrl tr", tmp_path) == ["train", "trial"]
     assert complete("chunkrl train --batch", tmp_path) == ["--batch-size"]
     assert complete("chunkrl train --no-use-t", tmp_path) == ["--no-use-task"]
     assert complete("chunkrl train --policy.kind ", tmp_path) == ["gaussian", "flow", "pi"]

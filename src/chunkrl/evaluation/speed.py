@@ -209,7 +209,7 @@ def _weighted_medians(values: NDArray[np.integer], counts: NDArray[np.int64]) ->
 
 
 def _interval(blocks: Sequence[NDArray[np.float64]]) -> Interval | None:
-    """Of the resamples that have the number; None where hardly any has it."""
+    """The interval over the resamples that have the number; None where hardly any has it."""
     found = np.concatenate(blocks)
     found = found[np.isfinite(found)]
     if 2 * found.size < _NUM_RESAMPLES:

@@ -40,7 +40,7 @@ LOG_FILE, SPOOL, DATA = "trial.log", "spool", "data"
 
 def run_trial(command: TrialCommand, progress: Progress, say: Callable[[str], None] = print) -> TrialResult:
     """Makes trials until it is decided which policy is better, there are enough, or somebody quits; then says how it
-    stands, and writes result and page. The same command goes on with it."""
+    stands, and writes result and page. The same command resumes it."""
     command.check()
     folders = command.named()
     for name, folder in folders.items():

@@ -60,7 +60,7 @@ class Compared:
 
     @property
     def counts(self) -> Counts:
-        """Of all pairs."""
+        """The counts of all pairs."""
         return self.history[-1] if self.history else Counts()
 
     @property

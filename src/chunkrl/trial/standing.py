@@ -52,7 +52,7 @@ class Comparison:
 
     @property
     def counts(self) -> Counts:
-        """Of all pairs so far."""
+        """The counts of all pairs so far."""
         return self.history[-1] if self.history else Counts()
 
     def add(self, first: bool, other: bool, error: float) -> None:
