@@ -107,7 +107,7 @@ def press(page: Any, *keys: str) -> None:
 
 def test_all_cameras_show_the_step_that_is_said(chromium: Any, written: Path) -> None:
     """Videos whose episodes share a file, and images: frame for frame."""
-    command = LabelCommand(str(written / "video"), (str(written / "image"),), BROWSER)
+    command = LabelCommand(str(written / "video"), others=(str(written / "image"),), page=BROWSER)
     with served(command) as link, page_of(chromium, link) as page:
         for number in (1, 4):
             open_episode(page, number)

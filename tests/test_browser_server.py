@@ -52,7 +52,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def link(written: Path) -> Iterator[str]:
     page = replace(BROWSER, run=str(written / "run"))
-    with served(LabelCommand(str(written / "video"), (str(written / "image"),), page)) as found:
+    with served(LabelCommand(str(written / "video"), others=(str(written / "image"),), page=page)) as found:
         yield found
 
 
@@ -275,7 +275,9 @@ def test_settings_that_do_not_go_together(tmp_path: Path, change: dict[str, Any]
 
 def test_one_data_set_twice_and_a_folder_that_cannot_be_written(written: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="is named twice"):
-        commands.label(LabelCommand(str(written / "image"), (str(written / "image"),), BROWSER), silent)
+        commands.label(
+            LabelCommand(str(written / "image"), others=(str(written / "image"),), page=BROWSER), silent
+        )
     root = write_dataset(tmp_path / "data", random_episodes(2))
     (root / "labels").write_text("in the way")
     with pytest.raises(DatasetError, match=r"cannot write in .*--output FILE"):

@@ -307,7 +307,7 @@ def test_recorded_rewards_that_would_contradict_a_label_are_refused(tmp_path: Pa
 
     def reward(dense: float) -> list[dict[str, np.ndarray]]:
         return [
-            episode(4, good, rng, **{"next.reward": np.float32([0, dense, 0, good])})
+            episode(4, good, rng, **{"next.reward": np.array([0, dense, 0, good], np.float32)})
             for good in (True, False)
         ]
 
@@ -339,6 +339,19 @@ def test_begins_with_labels_of_a_file_and_of_labels_by_hand(root: Path) -> None:
     other.close()
     assert [one.success for one in marks] == [None, True, True, False, False, False]
     assert marks[0].excluded and not marks[1].excluded
+
+
+def test_who_acted_in_episodes_that_a_file_leaves_out_is_what_the_column_says(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    acted = {"intervention": np.array([0, 1, 1, 0], bool)}
+    root = write_dataset(tmp_path / "data", [episode(4, good, rng, **acted) for good in (True, False)])
+    labels = begin(root)
+    do(labels, 0, Edit("human", 1, 1, on=False))
+    do(labels, 1, EXCLUDE)
+    labels.close()
+    other = begin(root, output=str(tmp_path / "other.parquet"))
+    assert [other.marks(position).human for position in (0, 1)] == [((2, 2),), ((1, 2),)]
+    other.close()
 
 
 def test_blank_begins_without_labels(root: Path) -> None:

@@ -18,10 +18,6 @@ class InspectCommand:
 
     dataset: Annotated[str, tyro.conf.Positional] = ""
     """Folder or Hub repository id."""
-    others: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """More data sets, with --browser."""
-    page: Annotated[BrowserConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=BrowserConfig)
-    """The episodes in a browser, which changes nothing."""
     json: bool = False
     """Print JSON instead of text."""
     images: bool = True
@@ -34,3 +30,7 @@ class InspectCommand:
     """Columns with other names than LeRobot's, openpi's or the document's."""
     revision: str | None = None
     """Hub revision of the data set."""
+    others: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """More data sets, with --browser."""
+    page: Annotated[BrowserConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=BrowserConfig)
+    """The episodes in a browser, which changes nothing."""

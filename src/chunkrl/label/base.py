@@ -77,8 +77,10 @@ def base_labels(table: FrameTable, rule: LabelRule, blank: bool = False) -> Base
         raise DatasetError(
             f"{file.path} has no column '{missing[0]}' of labels: name another file with --labels"
         )
-    if HUMAN not in frames or rule.human_key != "auto":
-        frames[HUMAN] = human_frames(table, rule.human_key)[1]
+    human = human_frames(table, rule.human_key)[1]
+    if HUMAN in frames and rule.human_key == "auto":
+        human = np.where(is_said, frames[HUMAN], human)
+    frames[HUMAN] = human
     excluded = np.isin(table.episode_ids, file.left_out().get("excluded", []))
     return BaseLabels(file.rule(), frames, is_said[table.episode_start], excluded, file.told())
 

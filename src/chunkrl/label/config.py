@@ -42,12 +42,6 @@ class LabelCommand:
 
     dataset: Annotated[str, tyro.conf.Positional] = ""
     """Folder or Hub repository id."""
-    others: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """More data sets, with --browser."""
-    page: Annotated[BrowserConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=BrowserConfig)
-    """Labels by hand, in a browser."""
-    blank: bool = False
-    """With --browser: no episode has a label at first, whatever the columns say."""
     rule: Annotated[LabelRule, tyro.conf.OmitArgPrefixes] = field(default_factory=LabelRule)
     """Success, sub-goals and rewards."""
     returns: Annotated[ReturnRule, tyro.conf.OmitArgPrefixes] = field(default_factory=ReturnRule)
@@ -69,3 +63,9 @@ class LabelCommand:
     """Hub revision of the data set."""
     skip_bad_episodes: bool = False
     """Set episodes with a problem aside and list them, rather than stop at the first."""
+    others: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """More data sets, with --browser."""
+    page: Annotated[BrowserConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=BrowserConfig)
+    """Labels by hand, in a browser."""
+    blank: bool = False
+    """With --browser: no episode has a label at first, whatever the columns say."""
