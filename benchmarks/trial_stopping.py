@@ -47,6 +47,13 @@ def draw(
     return np.cumsum(a & ~b, axis=1), np.cumsum(b & ~a, axis=1)
 
 
+def cut(
+    counts: tuple[NDArray[np.int64], NDArray[np.int64]], num_runs: int, num_pairs: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first pairs of the first runs."""
+    return counts[0][:num_runs, :num_pairs], counts[1][:num_runs, :num_pairs]
+
+
 def by_bars(only_a: NDArray[np.int64], only_b: NDArray[np.int64], needed: NDArray[np.int64]) -> Stops:
     """The first pair at which one side has the wins that `needed` asks of so many pairs."""
     bars = needed[only_a + only_b]
@@ -115,7 +122,7 @@ def equal_table(num_runs: int, num_pairs: int, seed: int) -> list[dict[str, floa
         for rate in EQUAL:
             rng = np.random.default_rng([seed, round(100 * rate), round(100 * shared)])
             counts = draw((rate, rate), num_runs, num_pairs, rng, shared)
-            short = tuple(count[: num_runs // 5, :200] for count in counts)
+            short = cut(counts, num_runs // 5, 200)
             row = {"rate": rate, "shared": shared}
             row["chunkrl"] = wrong(by_bars(*counts, needed_wins(ERROR)))
             row["peeking"] = wrong(by_bars(*counts, peeking))
@@ -138,9 +145,9 @@ def different_table(num_runs: int, num_pairs: int, seed: int) -> list[dict[str, 
         fixed = fixed_pairs(rates, 0.9, bars, rng)
         counts = draw(rates, num_runs, num_pairs, rng)
         stops = by_bars(*counts, needed_wins(ERROR))
-        short = tuple(count[: num_runs // 5, :200] for count in counts)
+        short = cut(counts, num_runs // 5, 200)
         ours, theirs = by_bars(*short, needed_wins(ERROR)), evenly_spent(*short)
-        within = by_bars(*(count[:, :fixed] for count in counts), needed_wins(ERROR))
+        within = by_bars(*cut(counts, num_runs, fixed), needed_wins(ERROR))
         rows.append(
             {
                 "old": rates[0],
@@ -190,7 +197,7 @@ def markdown(equal: list[dict[str, float]], different: list[dict[str, float]]) -
 
 def main() -> None:
     """Runs both simulations and prints their tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="When chunkrl trial stops, by simulation")
     parser.add_argument("--runs", type=int, default=5000, help="simulated trials of each row")
     parser.add_argument(
         "--equal-pairs", type=int, default=500, help="pairs after which equal policies end undecided"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.trial_stopping import by_bars, draw, evenly_spent, mcnemar_bars, wrong
+from benchmarks.trial_stopping import by_bars, cut, draw, evenly_spent, mcnemar_bars, wrong
 from chunkrl.errors import ChunkRLError
 from chunkrl.statistics import Interval, mcnemar_p_value
 from chunkrl.trial.evidence import (
@@ -110,7 +110,7 @@ def test_wrong_decisions_of_equal_policies_stay_below_the_error() -> None:
         assert wrong(by_bars(*found, needed_wins(ERROR))) <= 0.05
         # who tests after every pair as if it were the only look is wrong far more often
         assert wrong(by_bars(*found, mcnemar_bars(200))) > 0.1
-        assert wrong(evenly_spent(*(count[:200, :60] for count in found))) < 0.09
+        assert wrong(evenly_spent(*cut(found, 200, 60))) < 0.09
     found = draw((0.5, 0.9), 300, 200, np.random.default_rng(2))
     stops = by_bars(*found, needed_wins(ERROR))
     assert (stops.decided == -1).all() and np.median(stops.pairs) < 40

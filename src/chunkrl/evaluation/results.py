@@ -61,7 +61,7 @@ class ArmResult:
             raise ChunkRLError(f"{name} must hold booleans")
         object.__setattr__(self, "success", array.astype(bool))
         if self.num_steps is not None:
-            check_steps(array, np.asarray(self.num_steps), self.fps)
+            check_steps(array.astype(bool), np.asarray(self.num_steps), self.fps)
 
     @property
     def by_seed(self) -> NDArray[np.bool_]:

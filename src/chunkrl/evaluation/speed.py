@@ -151,9 +151,10 @@ def speed_difference(
     per_1000 = _estimate(speed_a.per_1000_steps - speed_b.per_1000_steps, rates)
     assert per_1000 is not None
     median_a, median_b = speed_a.median_steps, speed_b.median_steps
-    known = median_a is not None and median_b is not None
     return SpeedDifference(
-        median_steps=_estimate(median_a - median_b, medians) if known else None,
+        median_steps=None
+        if median_a is None or median_b is None
+        else _estimate(median_a - median_b, medians),
         steps_where_both=_estimate(float(np.median(change)), changes) if both.any() else None,
         per_1000_steps=per_1000,
         per_hour=None
