@@ -114,6 +114,7 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
             "compare",
             "verdict",
             "trial",
+            "improve",
             "iterate",
             "learner",
             "actor",

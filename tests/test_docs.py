@@ -67,6 +67,7 @@ LIBERO_BENCHMARKS = ("--suites", "--num-states", "--datasets")
             ("iterate", "collect", "train", "label"),
             ("--config", "--export", "--stop.no-at-full-success"),
         ),
+        ("improve", ("improve", "train"), ("--config",)),
     ],
 )
 def test_flags_of_the_guides_exist(guide: str, commands: tuple[str, ...], others: tuple[str, ...]) -> None:
@@ -86,7 +87,7 @@ def test_tests_that_the_guide_names_exist() -> None:
         assert (ROOT / "tests" / f"{module}.py").is_file()
 
 
-@pytest.mark.parametrize("guide", ["libero", "iterate"])
+@pytest.mark.parametrize("guide", ["libero", "iterate", "improve"])
 def test_tests_that_guides_name_exist(guide: str) -> None:
     text = (ROOT / "docs" / f"{guide}.md").read_text()
     defined = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))

@@ -32,6 +32,7 @@ LAYERS = (
     "publish",
     "trial",
     "iterate",
+    "improve",
     "demo",
     "serve",
     "cli",

@@ -58,6 +58,27 @@ _RUN = ("output-dir", "batch-size", "lr", "seed", "device", "init", "resume", "o
 
 _COMMANDS = (
     Command(
+        "improve",
+        "a better policy from a data set in one command, step by step, with a verdict and a page",
+        "chunkrl.improve.config:ImproveConfig",
+        "chunkrl.improve.command:improve",
+        common=(
+            *(
+                "data",
+                "policy",
+                "output-dir",
+                "dry-run",
+                "success",
+                "success-episodes",
+                "success-file",
+                "labels",
+            ),
+            *("objective", "held-out", "action-horizon", "num-epochs", "num-updates", "batch-size", "lr"),
+            *("policy.kind", "pi.train", "seed", "device", "resume", "overwrite"),
+        ),
+        resumed="chunkrl.improve.config:resumed_improvement",
+    ),
+    Command(
         "demo",
         "the main job on MetaWorld: collect, train, compare, report",
         "chunkrl.options:DemoConfig",

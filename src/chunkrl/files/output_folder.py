@@ -40,6 +40,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     # a command's folder may hold the marks of a later one: an iteration has results, a learner checkpoints
+    "improve": Kind("a run of chunkrl improve", ("improve.json",)),
     "iterate": Kind("a run of chunkrl iterate", ("iterate.json",)),
     "learner": Kind("a run of chunkrl learner", ("learner.json",)),
     "actor": Kind("a run of chunkrl actor", ("actor.log",)),

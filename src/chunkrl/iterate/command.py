@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,23 +14,20 @@ from chunkrl.config import save_config
 from chunkrl.errors import ChunkRLError, TrainingStopped
 from chunkrl.evaluation.config import EvaluateCommand
 from chunkrl.evaluation.evaluation_result import read_evaluation
-from chunkrl.files.atomic import remove_temporaries, write_text
+from chunkrl.files.atomic import remove_temporaries
 from chunkrl.files.output_folder import begin_folder, check_folder, held, numbered
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.iterate.checks import make_plan
 from chunkrl.iterate.config import CONFIG_FILE, ArmName, IterateConfig
 from chunkrl.iterate.page import write_page
-from chunkrl.iterate.plan import ROLLOUTS, TRAIN, Plan
+from chunkrl.iterate.plan import ROLLOUTS, Plan
 from chunkrl.iterate.records import ArmRun, IterateResult, Rollouts, RoundResult, Score, write_results
 from chunkrl.iterate.rollouts import check_there, collect, data_fingerprint, label, read_rollouts, record
 from chunkrl.iterate.selection import choose, why_ended
-from chunkrl.iterate.steps import read_step, run_step
+from chunkrl.iterate.steps import check_sources, run_step, train_or_go_on
 from chunkrl.iterate.table import format_result
 from chunkrl.progress import Progress, silent
 from chunkrl.report.commands import evaluate_policy
-from chunkrl.run.command import train
-
-SOURCES_FILE = "sources.json"
 
 
 def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult:
@@ -68,16 +64,7 @@ def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult
 def _begin(config: IterateConfig, plan: Plan, progress: Progress) -> None:
     """Opens the run's folder. Raises ChunkRLError where it began with other data or another policy."""
     root, file = plan.root, plan.root / CONFIG_FILE
-    sources = _sources(plan, progress)
-    if not file.is_file():
-        write_text(root / SOURCES_FILE, json.dumps(sources, indent=1) + "\n")
-    else:
-        known = read_step(root / SOURCES_FILE)
-        if changed := [name for name in sources if known.get(name) != sources[name]]:
-            raise ChunkRLError(
-                f"{changed[0]} is no longer what {root} began with: put it back, or begin a new run with another "
-                "--output-dir"
-            )
+    check_sources(root, _sources(plan, progress), is_new=not file.is_file())
     remove_temporaries(root)
     fresh = replace(config.train, resume=None, output_dir="", overwrite=False)
     save_config(replace(config, train=fresh), file)
@@ -195,7 +182,6 @@ class _Iteration:
         config = plan.train(arm, number, data)
         if config.method.needs_success:
             self._check_some_success(data)
-        checkpoints = plan.folder(arm, number) / TRAIN / "checkpoints" / "last"
 
         def act() -> dict[str, Any]:
             for rollouts in data:
@@ -204,8 +190,7 @@ class _Iteration:
                         f"{rollouts.data} is not what it was when its round was labelled: put it back, or delete the "
                         "folders of its round and of those after it"
                     )
-            resume = config.output_dir if checkpoints.is_file() else None
-            train(replace(config, resume=resume, overwrite=resume is None), progress)
+            train_or_go_on(config, progress)
             return {"policy": str(plan.policy(arm, number))}
 
         self._step(arm, number, "train", config, act)

@@ -1,4 +1,4 @@
-"""A round's folder: each step's configuration, and what it found once it is done; a killed step goes on.
+"""A folder of steps: each step's configuration, and what it found once it is done; a killed step goes on.
 
 `NAME.json` is the configuration of an existing command (`chunkrl train --config round-001/train.json` repeats the
 step), written before the step begins. `NAME.done.json` is written when it is over, and holds what later steps need.
@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,11 @@ from chunkrl.config import save_config
 from chunkrl.errors import ChunkRLError
 from chunkrl.files.atomic import write_text
 from chunkrl.files.json_files import as_json, leaves, read_json
+from chunkrl.progress import Progress
+from chunkrl.run.command import train
+from chunkrl.run.config import TrainConfig
 
+SOURCES_FILE = "sources.json"
 # what may change while a step's results stay the same
 _FREE = {"num_workers", "hang_s", "videos", "live", "device", "resume", "connect"}
 _FREE |= {
@@ -45,7 +49,7 @@ def run_step(folder: Path, name: str, config: Any, act: Callable[[], Mapping[str
     """
     asked, done = folder / f"{name}.json", folder / f"{name}.done.json"
     if done.is_file():
-        _check_same(asked, config)
+        check_same(asked, config)
         return read_step(done)["found"]
     save_config(config, asked)
     started = time.monotonic()
@@ -66,7 +70,27 @@ def _own_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _check_same(file: Path, config: Any) -> None:
+def train_or_go_on(config: TrainConfig, progress: Progress) -> None:
+    """The training of a step, from its last checkpoint where it has one."""
+    begun = (Path(config.output_dir) / "checkpoints" / "last").is_file()
+    train(replace(config, resume=config.output_dir if begun else None, overwrite=not begun), progress)
+
+
+def check_sources(root: Path, sources: Mapping[str, str], is_new: bool) -> None:
+    """Keeps what a run of steps begins with, fingerprints by path. Raises ChunkRLError where one that goes on has
+    others than it began with."""
+    if is_new:
+        write_text(root / SOURCES_FILE, json.dumps(sources, indent=1) + "\n")
+        return
+    known = read_step(root / SOURCES_FILE)
+    if changed := [name for name in sources if known.get(name) != sources[name]]:
+        raise ChunkRLError(
+            f"{changed[0]} is no longer what {root} began with: put it back, or begin a new run with another "
+            "--output-dir"
+        )
+
+
+def check_same(file: Path, config: Any) -> None:
     """Raises ChunkRLError where `file` holds another configuration than `config`."""
     there, here = leaves(read_step(file)), leaves(as_json(asdict(config), default=str))
     differing = [
@@ -83,5 +107,5 @@ def _check_same(file: Path, config: Any) -> None:
 
 def read_step(file: Path) -> dict[str, Any]:
     """A JSON object. Raises ChunkRLError where the file is damaged."""
-    cure = "delete the folder of its round and resume with --resume"
+    cure = "delete its folder and resume with --resume"
     return read_json(file, dict, ChunkRLError, cure, nan=True)

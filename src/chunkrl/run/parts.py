@@ -25,6 +25,7 @@ SETTINGS = "settings"
 """Key in the metadata of a run's values: `settings_of` what made them."""
 _RECORDS = b'"records": ['
 _OTHERS = (
+    "improve",
     "iterate",
     "actor",
     "evaluate",
