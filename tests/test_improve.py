@@ -325,13 +325,20 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(command._Improvement, name, interrupt)
 
 
-def test_nobody_succeeds(tmp_path: Path) -> None:
+def test_nobody_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = np.random.default_rng(0)
     bad = write_dataset(tmp_path / "bad", [episode(6, False, rng) for _ in range(6)])
     told = refused(of(bad, tmp_path / "improve"))
     assert "None of the 6 episodes succeeds" in told and "chunkrl label" in told
     assert not (tmp_path / "improve/03-values").exists()
     assert "None of the 6" in (tmp_path / "improve/improve.html").read_text()
+    stop_at(monkeypatch, "_values")
+    corrected = LabelRule(success="episodes", success_episodes=(0, 1))
+    with pytest.raises(Interrupted):
+        improve(of(bad, tmp_path / "improve", labels=corrected))
+    assert "2 of 6 episodes succeed, by --success episodes" in capsys.readouterr().out
 
 
 def test_successes_of_one_length_leave_nothing_to_values(
@@ -351,15 +358,20 @@ def test_successes_of_one_length_leave_nothing_to_values(
 
 
 def test_data_that_cannot_be_trained_on_stop_it_in_their_own_words(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = write_dataset(tmp_path / "broken", random_episodes(4))
     file = next((broken / "data").rglob("*.parquet"))
     actions = pq.read_table(file)["action"].to_pylist()
     actions[7][0] = math.nan
     edit_parquet(file, action=actions)
-    assert "--skip-bad-episodes" in refused(of(broken, tmp_path / "improve"), DatasetError)
+    told = refused(of(broken, tmp_path / "improve"), DatasetError)
+    assert "episode 0, frame 7: 'action' is NaN or infinite" in told
     assert "problem    " in capsys.readouterr().out
+    stop_at(monkeypatch, "_values")  # nothing is trained yet: other settings are no other run
+    with pytest.raises(Interrupted):
+        improve(of(broken, tmp_path / "improve", frames=FrameSettings(skip_bad_episodes=True, held_out=0.4)))
+    assert "of 3 episodes succeed" in capsys.readouterr().out
 
 
 # ---- settings

@@ -65,16 +65,21 @@ def improve(config: ImproveConfig, progress: Progress = silent) -> ImproveResult
 
 
 def _begin(plan: Plan, progress: Progress, resumes: bool) -> None:
-    """Opens the folder. Raises ChunkRLError where it is of other settings, data or another policy."""
+    """Opens the folder. Raises ChunkRLError where something was trained there with other settings, on other data or
+    from another policy; before that, what was found is found again."""
     root, config = plan.root, plan.config
     fresh = replace(config, train=replace(config.train, resume=None, output_dir="", overwrite=False))
-    if resumes:
+    has_trained = any((plan.folder(step) / f"{STEP}.json").is_file() for step in ("values", "train"))
+    if resumes and has_trained:
         check_same(root / CONFIG_FILE, fresh)
+    elif resumes:
+        for step in ("inspect", "labels"):
+            (plan.folder(step) / f"{STEP}.done.json").unlink(missing_ok=True)
     train = plan.train
     sources = {config.data: data_fingerprint(config.data, train.mapping, train.revision)}
     if plan.pretrained is not None:
         sources[str(plan.pretrained)] = fingerprint((plan.pretrained,), progress)
-    check_sources(root, sources, is_new=not resumes)
+    check_sources(root, sources, is_new=not (resumes and has_trained))
     remove_temporaries(root)
     save_config(fresh, root / CONFIG_FILE)
 

@@ -157,7 +157,7 @@ def next_steps(plan: Plan, result: ImproveResult) -> list[str]:
     if result.recipe is not None and result.recipe.control is not None:
         found.append(
             f"Which is better on the robot, with few trials: chunkrl trial recipe={plan.run('train') / 'policy'} "
-            f"control={plan.run('control') / 'policy'}."
+            f"control={plan.run('control') / 'policy'} --robot ROBOT.json."
         )
     found.append(
         "Each step can be repeated, or changed, by hand: the commands stand below, and a training takes another "

@@ -89,6 +89,7 @@ class Plan:
             mapping=train.mapping,
             revision=train.revision,
             skip_bad_episodes=train.frames.skip_bad_episodes,
+            overwrite=True,  # by another rule, before anything was trained
         )
 
     @property
