@@ -210,12 +210,17 @@ def test_lerobot_rollout_acts_as_load_policy(
 
 
 @needs_rollout
-def test_lerobot_rollout_asks_for_chunks_in_real_time(tmp_path: Path) -> None:
-    """Its RTC loop, with what is left of each chunk: no error, and the robot moves."""
-    more = ("--duration=8", "--inference.type=rtc", "--inference.rtc.execution_horizon=6")
-    episode, said = rolled_out(flow(tmp_path / "policy"), tmp_path, *more, "--inference.queue_threshold=4")
+@pytest.mark.parametrize(("write", "duration"), [(flow, 8), (tiny_pi, 20)])
+def test_lerobot_rollout_asks_for_chunks_in_real_time(
+    write: Callable[[Path], Path], duration: int, tmp_path: Path
+) -> None:
+    """Its RTC loop, with what is left of each chunk: no error, and the robot moves on after the first chunk."""
+    folder = write(tmp_path / "policy")
+    more = (f"--duration={duration}", "--inference.type=rtc", "--inference.rtc.execution_horizon=6")
+    episode, said = rolled_out(folder, tmp_path, *more, "--inference.queue_threshold=4")
     assert "RTC inference error" not in said and "not supported" not in said
-    assert len(episode["action"]) > 8 and np.isfinite(episode["action"]).all()
+    actions, horizon = episode["action"], load_policy(folder).action_horizon
+    assert len(actions) > horizon and np.isfinite(actions).all()
 
 
 # ---- in this process

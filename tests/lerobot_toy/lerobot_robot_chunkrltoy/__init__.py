@@ -17,8 +17,24 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
 from lerobot.robots import Robot, RobotConfig
 
+from . import human, short_metaworld
+from .human import ToyTeleop  # noqa: F401 (LeRobot looks for it here)
+
 STATE, ACTION, SIDE, STEPS = 8, 7, 56, 7
 CAMERAS = ("front", "wrist")
+
+
+def log_folder() -> Path:
+    """Where the test looks for what was seen and done."""
+    folder = Path(os.environ["CHUNKRL_TOY_LOG"])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_episode(arrays: dict[str, np.ndarray]) -> None:
+    """Keeps an episode, after those that are there."""
+    folder = log_folder()
+    np.savez(folder / f"{len(list(folder.iterdir())):03}.npz", **arrays)
 
 
 class ToyEnv(gym.Env):
@@ -59,16 +75,14 @@ class ToyEnv(gym.Env):
         return self._observation(), 0.0, False, self.steps >= STEPS, {"is_success": False}
 
     def _write(self) -> None:
-        folder = Path(os.environ["CHUNKRL_TOY_LOG"])
-        folder.mkdir(parents=True, exist_ok=True)
         arrays = {
             "state": np.stack([step["state"] for step in self.log]),
             "action": np.stack([step["action"] for step in self.log]),
         }
         for name in self.cameras:
             arrays[name] = np.stack([step["pictures"][name] for step in self.log])
-        np.savez(folder / f"{len(list(folder.iterdir())):03}.npz", **arrays)
-        (folder.parent / "task.json").write_text(json.dumps(self.task))
+        write_episode(arrays)
+        (log_folder().parent / "task.json").write_text(json.dumps(self.task))
 
     def render(self) -> np.ndarray:
         return self.pictures[self.cameras[0]]
@@ -118,9 +132,11 @@ class ToyRobot(Robot):
     config_class = ToyRobotConfig
     name = "chunkrltoyrobot"
     is_connected = is_calibrated = False
+    cameras = CAMERAS  # that LeRobot counts
 
     def __init__(self, config: ToyRobotConfig) -> None:
         super().__init__(config)
+        self.keyboard = human.Keyboard()
         self.random, self.log = np.random.default_rng(0), []
         self.state = self.random.normal(size=STATE).astype(np.float32)
 
@@ -135,12 +151,14 @@ class ToyRobot(Robot):
 
     def connect(self, calibrate: bool = True) -> None:
         self.is_connected = True
+        self.keyboard.plug_in()
 
     def calibrate(self) -> None: ...
 
     def configure(self) -> None: ...
 
     def get_observation(self) -> dict:
+        self.keyboard.look()
         shape = (SIDE, SIDE + 8, 3)
         self.pictures = {name: self.random.integers(0, 256, shape, np.uint8) for name in CAMERAS}
         self.seen = self.state.copy()
@@ -153,8 +171,10 @@ class ToyRobot(Robot):
         return action
 
     def disconnect(self) -> None:
-        folder = Path(os.environ["CHUNKRL_TOY_LOG"])
-        folder.mkdir(parents=True, exist_ok=True)
         kept = {name: np.stack([step[name] for step in self.log]) for name in self.log[0]}
-        np.savez(folder / "robot.npz", **kept)
+        np.savez(log_folder() / "robot.npz", **kept)
         self.is_connected = False
+
+
+if short_metaworld.STEPS in os.environ:
+    short_metaworld.shorten(write_episode)
