@@ -23,7 +23,12 @@ def test_lerobot_reads_a_shard(tmp_path, cameras):
         steps = [replace(item, images=picture) for item in episode(number, 4) if isinstance(item, StepRecord)]
         replay.add(steps)
         ours += steps
-        data = lerobot_dataset.LeRobotDataset("local/replay", root=tmp_path / "shard-000000")
+        data = lerobot_dataset.LeRobotDataset(
+            # torchcodec, which 0.4 takes untried, wants FFmpeg's libraries
+            "local/replay",
+            root=tmp_path / "shard-000000",
+            video_backend="pyav",
+        )
         assert len(data) == len(ours) and data.num_episodes == number + 1
         for row, step in zip(data, ours, strict=True):
             np.testing.assert_array_equal(row["action"], step.executed_action)
