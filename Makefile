@@ -77,8 +77,8 @@ test-lerobot04:
 	$(call lerobot,$(LEROBOT_VENV),$(PYTHON),'lerobot[feetech]==0.4.4')
 	$(call LEROBOT_RUN,$(LEROBOT_VENV)) -m pytest -m lerobot $$(grep -l "mark.lerobot" tests/*.py)
 test-lerobot06:
-	$(call lerobot,$(LEROBOT06_VENV),$(PYTHON312),'lerobot[pi$(comma)dataset$(comma)evaluation$(comma)async$(comma)accelerate-dep]==0.6.1')
-	$(call LEROBOT_RUN,$(LEROBOT06_VENV)) -m pytest -m lerobot tests/test_lerobot_*.py
+	$(call lerobot,$(LEROBOT06_VENV),$(PYTHON312),'lerobot[pi$(comma)dataset$(comma)evaluation$(comma)async$(comma)feetech$(comma)accelerate-dep]==0.6.1')
+	$(call LEROBOT_RUN,$(LEROBOT06_VENV)) -m pytest -m lerobot $$(grep -l "mark.lerobot" tests/*.py)
 
 # LIBERO's packages are many and build with cmake: an environment of its own, too (LIBERO_VENV may name one made by
 # hand). Meshes and textures come from the Hub, or from the folder LIBERO_ASSETS; without any the tests skip.

@@ -208,6 +208,16 @@ def test_lerobots_own_so100_is_understood(monkeypatch, tmp_path):
         make_device("robots", "RobotConfig", {"type": "so999_follower"})
     with pytest.raises(ChunkRLError, match="refuses the settings"):
         make_device("robots", "RobotConfig", {"type": "so100_follower", "prot": "/dev/none"})
+    from lerobot.robots import utils  # type: ignore[import-not-found]
+
+    def without_driver(config: object) -> None:
+        raise ImportError(
+            "'feetech-servo-sdk' is required but not installed"
+        )  # as 0.6 says it, without a name
+
+    monkeypatch.setattr(utils, "make_robot_from_config", without_driver)
+    with pytest.raises(ChunkRLError, match=r"so100_follower needs its driver, .*feetech-servo-sdk"):
+        make_device("robots", "RobotConfig", {"type": "so100_follower", **settings})
 
 
 class _SeenDevice(_Device):

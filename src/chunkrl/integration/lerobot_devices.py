@@ -87,7 +87,7 @@ def make_device(package: str, config_name: str, settings: Mapping[str, Any]) -> 
         return getattr(_import(f"lerobot.{package}.utils"), make)(config)
     except ImportError as error:
         raise ChunkRLError(
-            f"LeRobot's {settings['type']} needs {error.name!r}: install its driver, e.g. lerobot[feetech]"
+            f"LeRobot's {settings['type']} needs its driver, e.g. lerobot[feetech]: {error}"
         ) from error
 
 
