@@ -33,7 +33,14 @@ TORCHRUN = ("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint")
 
 
 # LeRobot's own
-LEROBOT = ("--dataset.episodes", "--dataset.root", "--env.type", "--inference.type", "--robot.type")
+LEROBOT = (
+    "--strategy.type",
+    "--dataset.episodes",
+    "--dataset.root",
+    "--env.type",
+    "--inference.type",
+    "--robot.type",
+)
 LEROBOT += ("--policy.condition", "--policy.guidance", "--policy.path", "--policy.type")
 LIBERO_BENCHMARKS = ("--suites", "--num-states", "--datasets")
 

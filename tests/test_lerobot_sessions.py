@@ -30,6 +30,7 @@ ARMS = [f"j{i}.pos" for i in range(STATE_DIM)]
 def recorded(root: Path, cache: Path) -> FrameTable:
     """The session's data set by our own reader."""
     table = FrameTable.open(root, cache_dir=cache, progress=silent)
+    assert table.state is not None
     assert (table.state.shape[1], table.action.shape[1]) == (STATE_DIM, ACTION_DIM)
     assert {table.task_text(row) for row in range(table.num_frames)} == {"push the red cup"}
     return table
@@ -67,6 +68,7 @@ def test_a_dagger_session_of_lerobot_rollout_is_inspected_and_trained(
     )
     assert "Phase transition: paused -> correcting" in said
     table = recorded(root, tmp_path / "cache")
+    assert table.state is not None
     human = np.asarray(table.column("intervention"), bool)
     # the keys say where: the policy, five frames of the person's, the policy
     begins = np.flatnonzero(np.diff(human.astype(int))) + 1
