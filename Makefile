@@ -109,4 +109,4 @@ benchmark: $(USE)
 	$(BIN)/python -m benchmarks.metaworld
 
 clean:
-	rm -rf $(VENV) .venv-lerobot .venv-libero .venv-openpi build *.egg-info src/*.egg-info
+	rm -rf $(VENV) .venv-lerobot .venv-lerobot06 .venv-libero .venv-openpi .venv-proto build *.egg-info src/*.egg-info
