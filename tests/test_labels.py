@@ -31,7 +31,8 @@ class _Table:
     @property
     def description(self) -> Any:
         features = {name: Feature(name, values.dtype.name, (1,)) for name, values in self.columns.items()}
-        return SimpleNamespace(root=Path("set"), fingerprint=self.fingerprint, features=features)
+        whole = {"left_out_episodes": frozenset(), "total_frames": self.num_frames}
+        return SimpleNamespace(root=Path("set"), fingerprint=self.fingerprint, features=features, **whole)
 
     @property
     def num_frames(self) -> int:
