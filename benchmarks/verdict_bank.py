@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -160,7 +161,7 @@ def pairs(entries: Sequence[Entry]) -> Iterator[tuple[int, int, float]]:
 def judge_estimator(values: np.ndarray, entries: Sequence[Entry]) -> dict[str, Any]:
     """Pairs that differ, those of them ordered rightly, and the rank correlation within the same initial states."""
     different = [(i, j, gap) for i, j, gap in pairs(entries) if abs(gap) >= GAP]
-    right = sum((values[i] - values[j]) * gap > 0 for i, j, gap in different)
+    right = sum(float(values[i] - values[j]) * gap > 0 for i, j, gap in different)
     ranks = []
     for seed in sorted({entry.eval_seed for entry in entries}):
         own = [n for n, entry in enumerate(entries) if entry.eval_seed == seed]
@@ -209,7 +210,7 @@ def claims(config: BenchmarkConfig, data: ChunkDataset, entries: Sequence[Entry]
                 config.num_resamples,
                 0,
             )
-            claimed = not interval.low <= 0 <= interval.high and abs(closer) >= np.log1p(MARGIN)
+            claimed = not interval.low <= 0 <= interval.high and abs(closer) >= math.log1p(MARGIN)
             is_different = abs(gap) >= GAP
             counts["pairs"] += 1
             counts["different"] += is_different
