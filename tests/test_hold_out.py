@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.data import ChunkDataset, ChunkSettings
 from chunkrl.data.chunk_settings import FrameSettings
-from chunkrl.data.hold_out import held_out_places
+from chunkrl.data.formats import without
+from chunkrl.data.hold_out import held_out_places, split
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.progress import silent
@@ -58,6 +59,14 @@ def test_the_two_sides_are_the_data_set(tmp_path: Path) -> None:
             side.frame_labels.success, whole.frame_labels.success[episodes_of(side)]
         )
     assert trained.fingerprint != held.fingerprint
+
+
+def test_setting_an_episode_aside_moves_no_other(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data", random_episodes(10))
+    whole = open_chunks(root).table.description
+    for bad in range(10):
+        held = {episode.index for episode in split(without(whole, frozenset([bad])), 0.2, True).episodes}
+        assert held == set(held_out_places(10, 0.2).tolist()) - {bad}
 
 
 @pytest.mark.parametrize("part", [-0.1, 1.0, float("nan")])

@@ -38,7 +38,10 @@ def split(description: DatasetDescription, part: float, held_out: bool) -> Datas
     if not 0 <= part < 1:
         raise DatasetError(f"held_out is {part}: it is a part of the episodes, 0 or more and below 1")
     episodes = description.episodes
-    chosen = {episodes[place].index for place in held_out_places(len(episodes), part)} if part else set()
+    there = {episode.index for episode in episodes}
+    # by place among all, whichever are left out already: setting one aside moves no other
+    everyone = sorted(there | description.left_out_episodes)
+    chosen = {everyone[place] for place in held_out_places(len(everyone), part)} & there if part else set()
     if held_out and not chosen:
         raise DatasetError(
             f"{description.root}: no episode is held out of {len(episodes)} with --held-out {part}: hold out more"
@@ -47,6 +50,5 @@ def split(description: DatasetDescription, part: float, held_out: bool) -> Datas
         raise DatasetError(
             f"{description.root}: --held-out {part} leaves no episode of {len(episodes)} to train on: hold out less"
         )
-    others = {episode.index for episode in episodes} - chosen
-    excluded = others if held_out else chosen
+    excluded = there - chosen if held_out else chosen
     return without(description, frozenset(excluded)) if excluded else description
