@@ -64,7 +64,6 @@ _COMMANDS = (
         "chunkrl.improve.command:improve",
         common=(
             *(
-                "data",
                 "policy",
                 "output-dir",
                 "dry-run",
@@ -165,7 +164,6 @@ _COMMANDS = (
         "chunkrl.evaluation.verdict_config:VerdictCommand",
         "chunkrl.report.verdict:verdict",
         common=(
-            "run",
             "against",
             "dataset-dir",
             "success",
