@@ -81,7 +81,7 @@ def test_overwriting_keeps_the_old_folder_whole(data: Path, tmp_path: Path) -> N
 def test_overwriting_replaces_runs_of_the_same_command_alone(tmp_path: Path) -> None:
     (tmp_path / "data" / "meta").mkdir(parents=True)
     (tmp_path / "data" / "meta" / "info.json").write_text("{}")
-    for command in ("train", "evaluate", "learner", "demo", "iterate", "actor"):
+    for command in ("train", "evaluate", "learner", "demo", "iterate", "improve", "actor"):
         with pytest.raises(OutputFolderError, match=r"holds a data set .* another --output-dir"):
             begin_folder(tmp_path / "data", command, overwrite=True)
     assert kind_of(tmp_path / "data") == "collect"
