@@ -30,6 +30,8 @@ class ImproveTraining(TrainConfig):
     """auto: the method that the diagnosis chooses (docs/improve.md has the rule); or the one to use in any case."""
     frames: Annotated[FrameSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=_frames)
     """How images are kept, what becomes of bad episodes, and which part is held out for the verdict."""
+    output_dir: str = ""
+    """The folder of all steps, in which the same call goes on; default: the next free runs/DATA-improve-001."""
     keep_checkpoints: int = 1
     """Newest checkpoints that are kept; older ones are deleted once a newer is whole (0: all are kept)."""
 
@@ -50,8 +52,7 @@ class ImproveConfig:
     policy: str | None = None
     """The policy to improve: a pi checkpoint's folder, a saved policy's, or a run's; default: a small one, new."""
     train: Annotated[ImproveTraining, tyro.conf.arg(name="")] = field(default_factory=ImproveTraining)
-    """The settings of `chunkrl train`; --output-dir is the folder of all steps (default: runs/DATA-improve-001, the
-    next free number), --resume DIR alone goes on there."""
+    """The settings of `chunkrl train`; --resume DIR alone goes on in a folder."""
     dry_run: bool = False
     """Only print the plan: steps, minutes and memory, measured on the first updates. Nothing is written."""
 
