@@ -139,9 +139,13 @@ class _ConstantPolicy:
         self.policy = _Constant()
         self.q = nn.Linear(2, 1)
         self.entered: Any = None
+        self.asked: tuple[str, int] | None = None
         self.leave: Any = None
 
-    def act(self, observation: Observation, generators: Sequence[torch.Generator], mode: str) -> torch.Tensor:
+    def act(
+        self, observation: Observation, generators: Sequence[torch.Generator], mode: str, num_candidates: int
+    ) -> torch.Tensor:
+        self.asked = (mode, num_candidates)
         if self.entered is not None:
             self.entered.set()
             assert self.leave.wait(timeout=10.0)
@@ -225,6 +229,12 @@ def test_a_policy_that_chooses_by_its_own_q_takes_no_weights():
     runner = PolicyRunner(_ConstantPolicy(), "reach", "best_of_n")
     with pytest.raises(CheckpointError, match="Q that chooses"):
         runner.push(1, {"value": torch.ones(2)})
+
+
+def test_as_many_candidates_are_drawn_as_were_asked_for():
+    policy = _ConstantPolicy()
+    PolicyRunner(policy, "reach", "best_of_n", num_candidates=3).act(EnvStep(np.zeros(3, np.float32), {}), 0)
+    assert policy.asked == ("best_of_n", 3)
 
 
 def test_weights_arrive_while_a_chunk_is_made_and_never_change_it():

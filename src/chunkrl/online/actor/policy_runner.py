@@ -44,7 +44,9 @@ class RunnablePolicy(Protocol):
         """What it sees, of all that there is."""
         ...
 
-    def act(self, observation: Observation, generators: Sequence[torch.Generator], mode: Any) -> Tensor:
+    def act(
+        self, observation: Observation, generators: Sequence[torch.Generator], mode: Any, num_candidates: int
+    ) -> Tensor:
         """Chunks [B, H, A] in the data's units."""
         ...
 
@@ -128,6 +130,7 @@ class PolicyRunner:
         mode: ActionMode = "sample",
         swap_at: SwapAt = "chunk",
         trained: Iterable[str] | None = None,
+        num_candidates: int = 16,
     ) -> None:
         """
         Args:
@@ -136,6 +139,7 @@ class PolicyRunner:
             mode: of `policy.act`. With `best_of_n` weights are refused: the Q that chooses would be an older one.
             swap_at: when new weights begin to act.
             trained: names of the parameters of `policy.policy` that are pushed; None: those of the first push.
+            num_candidates: N of `best_of_n`.
 
         Raises:
             ChunkRLError: another mode or `swap_at`, or the policy has no such parameter.
@@ -152,6 +156,7 @@ class PolicyRunner:
             raise ChunkRLError(f"the policy has no parameter {min(unknown)!r}, which is to be trained")
         self.action_horizon, self.action_dim = policy.action_horizon, policy.action_dim
         self._task, self._mode, self._swap_at = task, mode, swap_at
+        self._num_candidates = num_candidates
         self._shapes = {name: tuple(parameter.shape) for name, parameter in known.items()}
         self._active = _Copy(policy, 0)
         self._standby = None if self._trained is None else self._copy_of(self._active)
@@ -178,7 +183,7 @@ class PolicyRunner:
         with acting.lock, torch.no_grad():
             cameras = {name: _camera_of(name, step.images) for name in acting.policy.cameras}
             observation = batch_observation([step], [self._task], cameras)
-            chunk = acting.policy.act(observation, [generator], self._mode)[0]
+            chunk = acting.policy.act(observation, [generator], self._mode, self._num_candidates)[0]
             return PolicyChunk(chunk.float().cpu().numpy(), acting.version)
 
     def push(self, version: int, tensors: Mapping[str, Tensor]) -> None:

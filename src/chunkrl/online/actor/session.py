@@ -101,7 +101,13 @@ class _Session:
             opened.callback(station.close)
             spool = resources.enter_context(open_spool(self._spool_dir, command.actor_id, station.spec))
             self._spool = spool
-            runner = PolicyRunner(policy, station.env.task, command.mode, command.swap_at)
+            runner = PolicyRunner(
+                policy,
+                station.env.task,
+                command.mode,
+                command.swap_at,
+                num_candidates=command.num_candidates,
+            )
             executor = ChunkExecutor(runner, self._execution(runner.action_horizon, station))
             opened.callback(executor.close)
             if not command.offline:
