@@ -290,7 +290,7 @@ def test_result_and_page_say_the_numbers(tmp_path: Path) -> None:
     # successes have 11 steps, failures 10
     assert written["median_steps_to_success"] == 11.0 and written["successes_per_1000_steps"] == 4000 / 84
     assert written["tasks"]["push-v3"]["successes_per_1000_steps"] == 3000 / 43
-    assert "median steps to success 11, successes per 1,000 steps 69.8" in format_evaluation(found)
+    assert "median steps to success 11 [11, 11], successes per 1,000 steps 69.8 [" in format_evaluation(found)
     page = Page(write_page(tmp_path, found).read_text())
     for said in (
         "4 of 8 episodes",

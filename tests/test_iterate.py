@@ -253,6 +253,9 @@ def test_a_run_that_is_stopped_between_steps_ends_with_the_same_result(
     write, one_arm = steps.write_text, settings(pretrained, tmp_path / "run")
 
     def stop_at_the_first(path: Path, text: str) -> None:
+        if not path.name.endswith(".done.json"):  # what the run began with
+            write(path, text)
+            return
         if before_marking and path not in marked:
             marked.add(path)
             raise Interrupted

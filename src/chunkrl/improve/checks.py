@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chunkrl import ranks
+from chunkrl.algorithms.registry import METHODS
 from chunkrl.data.formats import describe
 from chunkrl.data.label_files import chosen_labels
 from chunkrl.data.label_rules import success_column
@@ -28,9 +29,8 @@ def make_plan(config: ImproveConfig) -> Plan:
     succeeded, and a policy that is none."""
     _check_own(config)
     label_file, told = find_labels(config)
-    train = config.train.of_objective(
-        WEIGHTED if config.train.objective == "auto" else config.train.objective
-    )
+    asked = config.train.objective
+    train = config.train.of_objective(WEIGHTED if asked == "auto" else asked)
     output = train.output_dir or str(numbered(stem_of(config.data, "improve")))
     train = replace(train, dataset_dir=config.data, output_dir=output, resume=None, overwrite=False)
     folder = None if config.policy is None else policy_folder(config.policy)
@@ -139,7 +139,7 @@ def _beginning_with(train: TrainConfig, folder: Path) -> TrainConfig:
 
 def check_recipe(recipe: Recipe, data: DataFacts) -> None:
     """Raises ChunkRLError where a method was asked for that has nothing to learn from."""
-    if recipe.objective != OF_SUCCESSES and not data.returns_differ:
+    if not METHODS[recipe.objective].of_successes and not data.returns_differ:
         raise ChunkRLError(
             f"--objective {recipe.objective} learns from values, and all episodes return the same from the same step "
             "on: leave it out, or add failures"

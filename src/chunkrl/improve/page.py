@@ -126,14 +126,14 @@ def _training(plan: Plan, result: ImproveResult) -> Section:
     curves, recipe = [], result.recipe
     if recipe is None:
         return Section("Training", "", [])
-    for name, objective in (("train", recipe.objective), ("control", recipe.control)):
-        if name not in done or objective is None:
+    for name, method in (("train", recipe.objective), ("control", recipe.control)):
+        if name not in done or method is None:
             continue
         records = read_records(plan.run(name) / METRICS_FILE)
         points = [(r.update, r.scalars["loss/policy"]) for r in records if "loss/policy" in r.scalars]
         if len(points) > 1:
             updates, losses = zip(*points, strict=True)
-            curves.append(Curve(words(objective), updates, losses, "policy loss"))
+            curves.append(Curve(words(method), updates, losses, "policy loss"))
     if not curves:
         return Section("Training", "", [])
     keys = [(f"s{number}", curve.name, "") for number, curve in enumerate(curves)]
