@@ -50,7 +50,7 @@ class ToyPolicy:
     def ask_as(self, asked: Any) -> dict[str, Any]:
         return {}
 
-    def act(self, observation: Any, generators: Any, mode: str) -> torch.Tensor:
+    def act(self, observation: Any, generators: Any, mode: str, num_candidates: int) -> torch.Tensor:
         self.num_asked += 1
         if self.way == "broken" or (self.way == "once" and self.num_asked == 2):
             raise RuntimeError("out of paper")
