@@ -181,7 +181,8 @@ def main(config: BenchmarkConfig) -> None:
             f"{m.elsewhere:.3g} | {m.prefix:.3g} |"
         )
     if config.output:
-        records = {"config": asdict(config), "measured": [asdict(m) for m in found]}
+        policy = "/".join(Path(config.policy).parts[-2:])  # its place on this machine says nothing
+        records = {"config": asdict(config) | {"policy": policy}, "measured": [asdict(m) for m in found]}
         write_text(Path(config.output), json.dumps(records, indent=1) + "\n")
 
 

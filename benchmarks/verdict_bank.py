@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -32,11 +31,12 @@ from chunkrl.data.collection import ChunkCollection
 from chunkrl.demo.experiment import data_hash
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.evaluation.verdict import (
-    MARGIN,
     MIN_SUCCESSES,
     Judged,
+    claim_of,
     closeness,
     coverage,
+    distances,
     judged_starts,
     nearness,
     policy_chunks,
@@ -171,28 +171,43 @@ def judge_estimator(values: np.ndarray, entries: Sequence[Entry]) -> dict[str, A
     return {"pairs": len(different), "right": right, "rank_correlation": ranks}
 
 
-def claims(config: BenchmarkConfig, data: ChunkDataset, entries: Sequence[Entry], num: int) -> dict[str, Any]:
-    """What `chunkrl verdict` claims from `num` held-out episodes: pairs, claims, and claims of the worse one."""
+@dataclass(frozen=True, eq=False)
+class Distances:
+    """of: float [n], a policy's distances at the starts of the held-out successes; covered: its coverage."""
+
+    of: np.ndarray
+    covered: float
+
+
+def all_distances(
+    config: BenchmarkConfig, data: ChunkDataset, entries: Sequence[Entry]
+) -> tuple[Judged, list[Distances]]:
+    """Every start of a held-out success, and each policy's distances there; coverage is of 2000 of them."""
     collection = ChunkCollection([data])
     judged = judged_starts(collection, 10**9, config.horizon)
-    policies = [load_policy(entry.policy) for entry in entries]
-    chunks = [policy_chunks(policy, collection, judged, "mode", BATCH, 0) for policy in policies]
-    square = [((chunk - judged.chunk) ** 2).sum(axis=2) * judged.mask for chunk in chunks]
-    found = [np.sqrt(s.sum(axis=1) / judged.mask.sum(axis=1) / judged.chunk.shape[2]) for s in square]
-    every = max(1, len(judged.position) // 2000)
-    state = nearness(collection, judged)
-    thin = Judged(
-        judged.position[::every],
-        judged.episode[::every],
-        judged.task[::every],
-        judged.chunk[::every],
-        judged.mask[::every],
-        judged.deviation,
-    )
-    covered = [coverage(chunk[::every], thin, state[::every]) for chunk in chunks]
+    thin = judged_starts(collection, 2000, config.horizon)
+    thin_state = nearness(collection, thin)
+    found = []
+    for entry in entries:
+        policy = load_policy(entry.policy)
+        chunk = policy_chunks(policy, collection, judged, "mode", BATCH, 0)
+        near = policy_chunks(policy, collection, thin, "mode", BATCH, 0)
+        found.append(Distances(distances(chunk, judged.chunk, judged.mask), coverage(near, thin, thin_state)))
+    return judged, found
+
+
+def claims(
+    config: BenchmarkConfig,
+    judged: Judged,
+    found: Sequence[Distances],
+    entries: Sequence[Entry],
+    num_episodes: int,
+    num: int,
+) -> dict[str, Any]:
+    """What `chunkrl verdict` claims from `num` of the held-out episodes: pairs, claims, and wrong ones."""
     counts: dict[str, Any] = defaultdict(int)
-    counts["least_coverage"] = min(covered)
-    episodes = np.arange(data.num_episodes)
+    counts["least_coverage"] = min(policy.covered for policy in found)
+    episodes = np.arange(num_episodes)
     repeats = 1 if num >= len(episodes) else config.repeats
     for repeat in range(repeats):
         chosen = episodes
@@ -203,14 +218,14 @@ def claims(config: BenchmarkConfig, data: ChunkDataset, entries: Sequence[Entry]
             continue
         for i, j, gap in pairs(entries):
             closer, interval = closeness(
-                found[i][rows],
-                found[j][rows],
+                found[i].of[rows],
+                found[j].of[rows],
                 judged.episode[rows],
                 judged.task[rows],
                 config.num_resamples,
                 0,
             )
-            claimed = not interval.low <= 0 <= interval.high and abs(closer) >= math.log1p(MARGIN)
+            claimed = claim_of(closer, interval, (found[i].covered, found[j].covered))[0] != "cannot tell"
             is_different = abs(gap) >= GAP
             counts["pairs"] += 1
             counts["different"] += is_different
@@ -233,11 +248,15 @@ def main(config: BenchmarkConfig) -> None:
         data = held_out_data(config, task)
         group = make_group(data, entries)
         estimates = {name: estimator(group) for name, estimator in ESTIMATORS.items()}
+        judged, found = all_distances(config, data, entries)
         result["tasks"][task] = {
             "sha256": data_hash(data.table),
             "policies": len(entries),
             "estimators": {name: judge_estimator(values, entries) for name, values in estimates.items()},
-            "claims": {str(num): claims(config, data, entries, num) for num in config.held_out},
+            "claims": {
+                str(num): claims(config, judged, found, entries, data.num_episodes, num)
+                for num in config.held_out
+            },
         }
         for n, entry in enumerate(entries):
             numbers = {name: float(values[n]) for name, values in estimates.items()}

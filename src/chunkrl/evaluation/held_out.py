@@ -133,7 +133,8 @@ def _whole(dataset: ChunkDataset) -> str:
 
 
 def _identities(dataset: ChunkDataset) -> list[str]:
-    """Names of the episodes, whichever others were left out."""
+    """Names of the episodes, whichever others were left out: checkpoints hold folds by the names of
+    `data.identity`, which therefore stay as they are."""
     own = dataset.fingerprint
     return [name.replace(own, _whole(dataset), 1) for name in dataset.episode_identities]
 

@@ -257,7 +257,7 @@ def judge(
     found = [distances(chunk, judged.chunk, judged.mask) for chunk in chunks]
     closer, interval = closeness(found[0], found[1], judged.episode, judged.task, num_resamples, seed)
     covered = (coverage(chunks[0], judged, state), coverage(chunks[1], judged, state))
-    claim, reason = _claim(closer, interval, covered)
+    claim, reason = claim_of(closer, interval, covered)
     return Verdict(
         claim,
         closer,
@@ -270,7 +270,9 @@ def judge(
     )
 
 
-def _claim(closer: float, interval: Interval, covered: tuple[float, float]) -> tuple[Claim, str]:
+def claim_of(closer: float, interval: Interval, covered: tuple[float, float]) -> tuple[Claim, str]:
+    """What may be said of the first policy, and why it is no more than that ("" where it is a claim). Arguments as in
+    `Verdict`."""
     for name, share in zip(("the first", "the other"), covered, strict=True):
         if share < MIN_COVERAGE:
             return "cannot tell", (
