@@ -72,6 +72,14 @@ def write_values(root: Path, run: Path, ends: list[float]) -> Path:
     return run
 
 
+def write_sets(root: Path) -> Path:
+    """One data set of videos, one of images, and values of the first: the label of episode 1 is doubted most."""
+    write_cameras(root / "video", "video")
+    write_cameras(root / "image", "image", num_episodes=2)
+    write_values(root / "video", root / "run", [0.9, 0.8, 0.7])
+    return root
+
+
 @dataclass
 class Browser:
     """Asks as a browser with the link does. `headers` are sent with every request."""

@@ -15,7 +15,7 @@ pytest.importorskip("starlette", reason="needs chunkrl[browser]")
 pytest.importorskip("uvicorn", reason="needs chunkrl[browser]")
 pytest.importorskip("playwright", reason="needs playwright (chunkrl[dev])")
 
-from browser_served import LENGTH, gray, served, write_cameras, write_values
+from browser_served import LENGTH, gray, served, write_cameras, write_sets
 from chunk_data import open_chunks, random_episodes, write_dataset
 from pages import BROWSERS
 from playwright.sync_api import sync_playwright
@@ -62,11 +62,7 @@ def page_of(chromium: Any, link: str, **settings: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("sets")
-    write_cameras(root / "video", "video")
-    write_cameras(root / "image", "image", num_episodes=2)
-    write_values(root / "video", root / "run", [0.9, 0.8, 0.7])
-    return root
+    return write_sets(tmp_path_factory.mktemp("sets"))
 
 
 def open_episode(page: Any, number: int) -> None:

@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("starlette", reason="needs chunkrl[browser]")
 pytest.importorskip("uvicorn", reason="needs chunkrl[browser]")
 
-from browser_served import LENGTH, Browser, served, write_cameras, write_values
+from browser_served import LENGTH, Browser, served, write_cameras, write_sets
 from chunk_data import open_chunks, random_episodes, write_dataset
 from started import STARTED
 
@@ -41,12 +41,7 @@ BROWSER = BrowserConfig(browser=True)
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One data set of videos, one of images, and values of the first: the label of episode 1 is doubted most."""
-    root = tmp_path_factory.mktemp("sets")
-    write_cameras(root / "video", "video")
-    write_cameras(root / "image", "image", num_episodes=2)
-    write_values(root / "video", root / "run", [0.9, 0.8, 0.7])
-    return root
+    return write_sets(tmp_path_factory.mktemp("sets"))
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from chunk_data import episode, policy_of_one_update, random_episodes, settings, write_dataset
+from interrupting import Interrupted, interrupt_after
 from lerobot_folder import edit_parquet
 from pages import Page
 from waiting import until
@@ -38,7 +39,6 @@ from chunkrl.iterate import steps
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.models.pi.checkpoint import RECIPE_FILE
 from chunkrl.policies.chunk_policy import ChunkPolicy
-from chunkrl.progress import Progress
 from chunkrl.run.config import TrainConfig
 
 
@@ -157,10 +157,6 @@ def test_a_second_call_does_nothing(data: Path, whole: Path) -> None:
     assert results(whole) == kept
 
 
-class Interrupted(BaseException):
-    """What no code of ours catches, as a kill."""
-
-
 def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_result(
     data: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -176,19 +172,6 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_result(
     assert sessions > 2
     assert results(root) == results(whole)
     same_policies(root / "policy", whole / "policy")
-
-
-def interrupt_after(count: int) -> Progress:
-    """A progress that ends the process, as it were, at its `count`-th call."""
-    calls = 0
-
-    def progress(stage: str, done: int, total: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == count:
-            raise Interrupted
-
-    return progress
 
 
 @pytest.mark.parametrize("before_marking", [True, False])

@@ -15,6 +15,7 @@ from typing import Any
 import iterate_fakes
 import pytest
 import torch
+from interrupting import Interrupted, interrupt_after
 from iterate_fakes import MAX_STEPS, WalkEnv
 from pages import Page
 
@@ -31,7 +32,6 @@ from chunkrl.iterate.command import iterate
 from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule, StopRule
 from chunkrl.manifest import write_manifest
 from chunkrl.policies.chunk_policy import ChunkPolicy
-from chunkrl.progress import Progress
 from chunkrl.report.numbers import words
 from chunkrl.run.config import TrainConfig
 
@@ -202,23 +202,6 @@ def test_a_finished_run_that_is_resumed_does_nothing_and_more_rounds_go_on(
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.done.json")} == before
     iterate(resumed(settings(pretrained, root, rounds=2, arms=("default", "no_new_data"))))
     assert results(root) == results(whole)
-
-
-class Interrupted(BaseException):
-    """What no code of ours catches, as a kill."""
-
-
-def interrupt_after(count: int) -> Progress:
-    """A progress that ends the process, as it were, at its `count`-th call."""
-    calls = 0
-
-    def progress(stage: str, done: int, total: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == count:
-            raise Interrupted
-
-    return progress
 
 
 def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_result(

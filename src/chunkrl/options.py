@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+
+from chunkrl.errors import ChunkRLError
+
+
+def check_least(options: Any, least: Mapping[str, float]) -> None:
+    """Raises ChunkRLError for a setting below its least value. options: a record; what is None was not given."""
+    for name, limit in least.items():
+        value = getattr(options, name)
+        if value is not None and value < limit:
+            raise ChunkRLError(f"{name} is {value}; it must be at least {limit}")
 
 
 @dataclass(frozen=True)

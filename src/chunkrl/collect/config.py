@@ -13,6 +13,7 @@ from chunkrl.envs.registry import check_rendering, describe, expand, family_of
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import ActionMode
+from chunkrl.options import check_least
 
 Naming = Literal["lerobot", "openpi"]
 # (state, action, cameras) of openpi's LIBERO data sets; LeRobot's are the environments' own.
@@ -66,10 +67,7 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         least_values = {"num_episodes": 1, "max_steps": 1, "seed": 0, "num_workers": 0, "camera_size": 0}
-        for name, least in (least_values | {"exec_steps": 1, "hang_s": 1}).items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ChunkRLError(f"{name} is {value}; it must be at least {least}")
+        check_least(self, least_values | {"exec_steps": 1, "hang_s": 1})
         for name, values in (("naming", Naming), ("mode", ActionMode)):
             if getattr(self, name) not in get_args(values):
                 raise ChunkRLError(f"{name} is {getattr(self, name)!r}; use one of {get_args(values)}")

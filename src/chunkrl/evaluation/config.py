@@ -11,6 +11,7 @@ from chunkrl.envs.libero_tasks import InitialStates
 from chunkrl.envs.offscreen import Rendering
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import ActionMode
+from chunkrl.options import check_least
 
 _LEAST = {
     **{"num_episodes": 1, "num_workers": 0, "max_steps": 1, "num_candidates": 1, "seed": 0, "camera_size": 1},
@@ -65,10 +66,7 @@ class EvaluateConfig:
     """cpu, cuda, or auto."""
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ChunkRLError(f"{name} is {value}; it must be at least {least}")
+        check_least(self, _LEAST)
         if self.batch_size in (
             2,
             3,

@@ -12,6 +12,7 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import ActionMode
 from chunkrl.online.actor.command import ActorCommand
 from chunkrl.online.human.keys import KeySourceName
+from chunkrl.options import check_least
 
 _LEAST = {
     **{"max_pairs": 1, "max_steps": 1, "exec_steps": 1, "prefetch_steps": 0, "seed": 0, "order_seed": 0},
@@ -74,10 +75,7 @@ class TrialCommand:
     """A panel that refreshes itself, where the output is a terminal; else a line a change."""
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ChunkRLError(f"{name} is {value}; it must be at least {least}")
+        check_least(self, _LEAST)
         if self.mode not in get_args(ActionMode):
             raise ChunkRLError(f"mode is {self.mode!r}; use one of {', '.join(get_args(ActionMode))}")
         if not 0 < self.error < 1:

@@ -9,6 +9,7 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.models.config import ActionMode
 from chunkrl.online.human.keys import KeySourceName
 from chunkrl.online.link.config import ConnectConfig, CorrectionRule, SwapAt
+from chunkrl.options import check_least
 
 CorrectorName = Literal["none", "scripted", "leader", "keyboard"]
 _LEAST = {
@@ -99,10 +100,7 @@ class ActorCommand:
     """A panel that refreshes itself, where the output is a terminal; else a line a change."""
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ChunkRLError(f"{name} is {value}; it must be at least {least}")
+        check_least(self, _LEAST)
         for name, choices in (("mode", ActionMode), ("corrector", CorrectorName), ("swap_at", SwapAt)):
             if getattr(self, name) not in get_args(choices):
                 raise ChunkRLError(
