@@ -14,7 +14,7 @@ from chunkrl import ChunkLevelOfflineRL
 from chunkrl.data import ChunkDataset, ChunkSettings
 from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.formats import without
-from chunkrl.data.hold_out import held_out_places, split
+from chunkrl.data.hold_out import held_out_episodes, held_out_places, split
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.progress import silent
@@ -67,6 +67,7 @@ def test_setting_an_episode_aside_moves_no_other(tmp_path: Path) -> None:
     for bad in range(10):
         held = {episode.index for episode in split(without(whole, frozenset([bad])), 0.2, True).episodes}
         assert held == set(held_out_places(10, 0.2).tolist()) - {bad}
+        assert held == held_out_episodes(without(whole, frozenset([bad])), 0.2)
 
 
 @pytest.mark.parametrize("part", [-0.1, 1.0, float("nan")])

@@ -23,7 +23,7 @@ from chunkrl.algorithms.cross_fitted import CrossFittedConfig, CrossFittedMethod
 from chunkrl.algorithms.distil import best_chunks, distil_metrics, mixture, with_best_chunks
 from chunkrl.algorithms.human_chunks import forced_metrics
 from chunkrl.algorithms.value_labels import ValueLabels
-from chunkrl.algorithms.weights import WeightRule, spread_metrics, starved_warnings, to_weights
+from chunkrl.algorithms.weights import WeightRule, starved_warnings, weigh_starts
 from chunkrl.data.draws import draw_rates, starts_by_weight
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
@@ -127,14 +127,12 @@ class AdvantageWeighted(CrossFittedMethod):
     ) -> tuple[np.ndarray, Metrics]:
         """Weights float32 [len] from advantages and held-out V float [len]; rates and forced as of `to_weights`."""
         config, fit = self.config, self.config.fit
-        strata = self._strata.of(self._dataset, value, rates, forced)
-        if strata is not None:
-            self.labels["stratum"] = strata.index
         rule = WeightRule(config.beta, fit.advantage_scale, fit.weight_clip, config.balance.success_mix)
-        weight, metrics = to_weights(advantage, rule, rates, forced, strata)
-        where, spread = spread_metrics(weight, self._dataset, rates, strata)
-        self._warn_once(starved_warnings(spread, config.balance))
-        return weight, {**metrics, **where}
+        found = weigh_starts(advantage, value, self._dataset, rates, forced, rule, self._strata)
+        if found.strata is not None:
+            self.labels["stratum"] = found.strata.index
+        self._warn_once(starved_warnings(found.spread, config.balance))
+        return found.weight, dict(found.metrics)
 
     def _distil(self, progress: Progress) -> Metrics:
         """Labels every start with the policy's chunk that Q prefers, and how likely it stands in place of the

@@ -9,7 +9,7 @@ import torch
 
 from chunkrl.algorithms import losses
 from chunkrl.algorithms.advantages import standardize
-from chunkrl.algorithms.balance import Strata, episode_steps
+from chunkrl.algorithms.balance import Strata, StrataLabels, episode_steps
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
@@ -168,6 +168,34 @@ def spread_metrics(
         good = np.bincount(strata.index, weights=rate * strata.credit, minlength=strata.num) > 0
         metrics["weight/lowest_stratum"] = float((total[good] / due[good]).min())
     return metrics, spread
+
+
+@dataclass(frozen=True, eq=False)
+class StartWeights:
+    """The weights of all starts. weight: float32 [len], of mean 1. strata: what they are balanced over, or None.
+    metrics, spread: how they lie over the data."""
+
+    weight: np.ndarray
+    strata: Strata | None
+    metrics: dict[str, float]
+    spread: Spread
+
+
+def weigh_starts(
+    advantage: np.ndarray,
+    value: np.ndarray,
+    data: ChunkData,
+    rates: np.ndarray | None,
+    forced: np.ndarray | None,
+    rule: WeightRule,
+    strata_labels: StrataLabels,
+) -> StartWeights:
+    """What a weighted method makes of advantages and held-out V, float [len] each; rates and forced as of
+    `to_weights`."""
+    strata = strata_labels.of(data, value, rates, forced)
+    weight, metrics = to_weights(advantage, rule, rates, forced, strata)
+    where, spread = spread_metrics(weight, data, rates, strata)
+    return StartWeights(weight, strata, {**metrics, **where}, spread)
 
 
 def starved_warnings(spread: Spread, balance: BalanceConfig | None) -> list[str]:

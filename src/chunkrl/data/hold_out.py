@@ -27,6 +27,14 @@ def held_out_places(num_episodes: int, part: float) -> np.ndarray:
     return places[places < num_episodes]
 
 
+def held_out_episodes(description: DatasetDescription, part: float) -> frozenset[int]:
+    """Indices of the data set's episodes that are held out. They are chosen among all, whichever are left out
+    already, so that setting one aside moves no other."""
+    there = {episode.index for episode in description.episodes}
+    everyone = sorted(there | description.left_out_episodes)
+    return frozenset(everyone[place] for place in held_out_places(len(everyone), part)) & there
+
+
 def split(description: DatasetDescription, part: float, held_out: bool) -> DatasetDescription:
     """The data set without the episodes that are held out, or with these alone (`held_out`).
 
@@ -38,10 +46,7 @@ def split(description: DatasetDescription, part: float, held_out: bool) -> Datas
     if not 0 <= part < 1:
         raise DatasetError(f"held_out is {part}: it is a part of the episodes, 0 or more and below 1")
     episodes = description.episodes
-    there = {episode.index for episode in episodes}
-    # by place among all, whichever are left out already: setting one aside moves no other
-    everyone = sorted(there | description.left_out_episodes)
-    chosen = {everyone[place] for place in held_out_places(len(everyone), part)} & there if part else set()
+    chosen = held_out_episodes(description, part) if part else frozenset()
     if held_out and not chosen:
         raise DatasetError(
             f"{description.root}: no episode is held out of {len(episodes)} with --held-out {part}: hold out more"
@@ -50,5 +55,5 @@ def split(description: DatasetDescription, part: float, held_out: bool) -> Datas
         raise DatasetError(
             f"{description.root}: --held-out {part} leaves no episode of {len(episodes)} to train on: hold out less"
         )
-    excluded = there - chosen if held_out else chosen
-    return without(description, frozenset(excluded)) if excluded else description
+    excluded = frozenset(episode.index for episode in episodes) - chosen if held_out else chosen
+    return without(description, excluded) if excluded else description

@@ -12,11 +12,11 @@ from chunkrl.algorithms.advantages import step_rewards
 from chunkrl.algorithms.balance import StrataLabels, episode_steps, with_past_advantage
 from chunkrl.algorithms.human_chunks import human_chunks
 from chunkrl.algorithms.value_labels import monte_carlo_returns
-from chunkrl.algorithms.weights import WeightRule, spread_metrics, starved_warnings, to_weights
+from chunkrl.algorithms.weights import WeightRule, starved_warnings, weigh_starts
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.draws import draw_rates, trained_starts
-from chunkrl.data.hold_out import held_out_places
+from chunkrl.data.hold_out import held_out_episodes
 from chunkrl.improve.diagnosis import DataFacts, ValueFacts
 from chunkrl.progress import Progress
 from chunkrl.report.load_run import load_run
@@ -40,7 +40,7 @@ def measure_data(config: TrainConfig, labels: str, progress: Progress) -> DataFa
     frames = replace(config.frames, held_out=0.0, cache=False)
     dataset = open_datasets(replace(config, frames=frames), progress)[0]
     outcomes, table = dataset.frame_labels.success, dataset.table
-    held = held_out_places(table.num_episodes, part) if part else np.zeros(0, np.int64)
+    held = np.isin(table.episode_ids, sorted(held_out_episodes(table.description, part)) if part else [])
     texts = [table.task_text(int(row)) for row in table.episode_start]
     succeeds = dict.fromkeys(texts, False)
     for text, success in zip(texts, outcomes.tolist(), strict=True):
@@ -51,7 +51,7 @@ def measure_data(config: TrainConfig, labels: str, progress: Progress) -> DataFa
         num_episodes=table.num_episodes,
         num_success=int(outcomes.sum()),
         num_frames=table.num_frames,
-        num_held_out=len(held),
+        num_held_out=int(held.sum()),
         num_held_out_success=int(outcomes[held].sum()),
         held_out=part,
         num_tasks=len(succeeds),
@@ -86,14 +86,12 @@ def measure_values(run_dir: Path, config: TrainConfig, progress: Progress) -> Va
     rates = draw_rates(data, trained_starts(data))
     human = human_chunks(data, config.human_chunks)
     forced = None if human is None else human.forced
-    strata = StrataLabels(config.balance).of(data, value, rates, forced)
     rule = WeightRule(config.beta, fit.advantage_scale, fit.weight_clip, config.balance.success_mix)
-    weight, metrics = to_weights(advantage, rule, rates, forced, strata)
-    _, spread = spread_metrics(weight, data, rates, strata)
+    found = weigh_starts(advantage, value, data, rates, forced, rule, StrataLabels(config.balance))
     return ValueFacts(
         None if math.isnan(quality.held_out) else quality.held_out,
         None if math.isnan(quality.seen) else quality.seen,
-        metrics["weight/effective_sample_size"],
-        spread.on_successes,
-        tuple(starved_warnings(spread, config.balance)),
+        found.metrics["weight/effective_sample_size"],
+        found.spread.on_successes,
+        tuple(starved_warnings(found.spread, config.balance)),
     )
