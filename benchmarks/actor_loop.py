@@ -78,8 +78,14 @@ class WidePolicy:
         self.policy: nn.Module = nn.Sequential(nn.Linear(config.num_joints, width), *hidden, out)
         self._inference_s = config.inference_s
 
-    def act(self, observation: Observation, generators: Sequence[torch.Generator], mode: Any) -> Tensor:
-        """Chunks [B, H, A]."""
+    def act(
+        self,
+        observation: Observation,
+        generators: Sequence[torch.Generator],
+        mode: Any,
+        num_candidates: int = 0,
+    ) -> Tensor:
+        """Chunks [B, H, A]; the benchmark measures the loop, so it takes no best of N."""
         assert observation.state is not None
         time.sleep(self._inference_s)
         return self.policy(observation.state).tanh().view(-1, self.action_horizon, self.action_dim)
