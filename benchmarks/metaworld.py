@@ -24,7 +24,7 @@ import tyro
 
 from benchmarks.rabc import by_time, by_value
 from benchmarks.speed_tables import speed_of, speed_table
-from chunkrl.demo.arms import ALL_ARMS, Arm
+from chunkrl.demo.arms import ALL_ARMS, FLOW_RL, UNBALANCED, Arm
 from chunkrl.demo.experiment import Job, JobResult
 from chunkrl.demo.workers import run_jobs
 from chunkrl.errors import ChunkRLError
@@ -33,7 +33,11 @@ from chunkrl.statistics import bootstrap_over_tasks
 
 RABC_VALUE = Arm("rabc_on_value", "behaviour_cloning", sample_weights=by_value)
 RABC_TIME = Arm("rabc_on_time", "behaviour_cloning", sample_weights=by_time)
-ARMS = (*ALL_ARMS, RABC_VALUE, RABC_TIME)
+FLOW_SC = replace(FLOW_RL, name="flow_success_cloning", objective="success_cloning")
+FLOW_UNBALANCED = replace(FLOW_RL, name="flow_unbalanced", balance=UNBALANCED.balance)
+FLOWS = (FLOW_SC, FLOW_RL, FLOW_UNBALANCED)  # they execute the chunk of zero noise
+SAMPLED = tuple(replace(arm, name=f"{arm.name}_sampled", mode="sample") for arm in FLOWS)  # of drawn noise
+ARMS = (*ALL_ARMS, RABC_VALUE, RABC_TIME, FLOW_SC, FLOW_UNBALANCED, *SAMPLED)
 MAIN_ARMS = (
     "behaviour_cloning",
     "success_cloning",

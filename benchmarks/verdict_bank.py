@@ -2,9 +2,10 @@
 
     python -m benchmarks.verdict_bank            # what `benchmarks.metaworld` and others left under runs/
 
-Takes every policy that the MetaWorld benchmarks trained (their output folders), collects 150 episodes of every task
-and mixture that none of them has seen, and asks each estimator which policy of a task is better. One task chooses,
-the others report. Prints Markdown, with the claims of `chunkrl verdict` by number of held-out episodes.
+Takes every policy that the benchmarks trained (their output folders), collects episodes of every task and mixture
+that none of them has seen, and asks each estimator which policy of a task is better. One task chose, the others
+report. LIBERO's episodes need the extra `libero`. Prints Markdown, with the claims of `chunkrl verdict` by number of
+held-out episodes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import itertools
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,22 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.verdict_estimators import ESTIMATORS, Group
-from chunkrl.collect.command import CollectConfig, collect_dataset
+from benchmarks.verdict_entries import (
+    KINDS,
+    Entry,
+    HeldOut,
+    Kind,
+    held_out_data,
+    read_jobs,
+    read_libero,
+    read_pi,
+    read_rounds,
+)
+from benchmarks.verdict_estimators import ESTIMATORS, MEAN, MEDIAN, Group
 from chunkrl.data.chunk_semantics import chunk_steps
-from chunkrl.data.chunk_settings import ChunkSettings
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.demo.experiment import data_hash
-from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.evaluation.verdict import (
     MIN_SUCCESSES,
     Judged,
@@ -47,7 +56,6 @@ from chunkrl.run.policy_io import load_policy
 from chunkrl.statistics import spearman
 
 GAP = 0.0999  # a difference of success from which a pair counts as different
-BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -56,68 +64,43 @@ class BenchmarkConfig:
 
     roots: tuple[str, ...] = ("runs/benchmark", "runs/b64", "runs/further", "runs/balance_choice")
     """Output folders of `benchmarks.metaworld` and `benchmarks.balance_choice`; those that are not there are left
-    out."""
+    out, here and below."""
+    libero: str = "runs/libero"
+    """That of `benchmarks.libero`."""
+    pi: str = "runs/pi_metaworld"
+    """That of `benchmarks.pi_metaworld`."""
+    rounds: str = "runs/iterate-benchmark"
+    """That of `benchmarks.iterate`."""
     output_dir: str = "runs/verdict_bank"
     """The held-out episodes."""
     results: str = "benchmarks/results/verdict_bank.json"
     """The tables."""
-    choosing: str = "push-v3"
-    """The task whose policies chose estimator and margin; the others report."""
+    choosing: tuple[str, ...] = ("push-v3",)
+    """The tasks whose policies chose estimator and margin."""
+    in_sight: tuple[str, ...] = ("pick-place-v3", "door-open-v3")
+    """Tasks that were looked at when the median was found."""
     data_seed: int = 1190
     """Of the held-out episodes."""
-    num_collect: int = 150
-    horizon: int = 5
     held_out: tuple[int, ...] = (150, 40, 20)
     """Numbers of held-out episodes that claims are made from."""
     repeats: int = 5
     """Draws of so many episodes."""
     num_resamples: int = 200
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A policy of the bank. task: with its mixture. success: of the initial states with eval_seed."""
-
-    root: str
-    task: str
-    arm: str
-    seed: int
-    success: float
-    eval_seed: int
-    policy: Path
+    def section(self, kind: Kind, task: str) -> str:
+        """The column of the tables that a task belongs to."""
+        if kind != "metaworld":
+            return {"libero": "LIBERO-spatial, states", "pi": "tiny pi0.5"}[kind]
+        name = task.removesuffix("-episodes")
+        if name in self.choosing:
+            return "chose: " + ", ".join(self.choosing)
+        return "seen by the choice" if name in self.in_sight else "unseen by the choice"
 
 
 def read_bank(config: BenchmarkConfig) -> list[Entry]:
     """All policies with a known success, in order."""
-    found = []
-    for root in config.roots:
-        for file in sorted(Path(root).glob("jobs/*/*.json")):
-            record: dict[str, Any] = json.loads(file.read_text())
-            policy = Path(root) / "runs" / file.parent.name / record["arm"] / "policy"
-            if record["error"] is None and policy.is_dir():
-                success = float(np.mean([flag == "1" for flag in record["success"]]))
-                name, seed = record["task"], record["eval_seed"]
-                found.append(Entry(root, name, record["arm"], record["seed"], success, seed, policy))
-    return found
-
-
-def held_out_data(config: BenchmarkConfig, task: str) -> ChunkDataset:
-    """Episodes of the task that no policy has seen."""
-    folder = Path(config.output_dir) / "data" / f"{task}-seed{config.data_seed}"
-    if not folder.exists():
-        env, is_episodes = task.removesuffix("-episodes"), task.endswith("-episodes")
-        collect = CollectConfig(
-            env=env,
-            mixture=MixtureConfig(mixture="episodes" if is_episodes else "within"),
-            num_episodes=config.num_collect,
-            max_steps=150,
-            seed=config.data_seed,
-            num_workers=0,
-        )
-        temporary = folder.with_name(f".{folder.name}.partial")
-        collect_dataset(temporary, collect, overwrite=True)
-        temporary.rename(folder)
-    return ChunkDataset(folder, ChunkSettings(config.horizon))
+    own = read_jobs(config.roots) + read_rounds(config.rounds)
+    return own + read_libero(config.libero) + read_pi(config.pi)
 
 
 def make_group(data: ChunkDataset, entries: Sequence[Entry]) -> Group:
@@ -154,7 +137,7 @@ def make_group(data: ChunkDataset, entries: Sequence[Entry]) -> Group:
 def pairs(entries: Sequence[Entry]) -> Iterator[tuple[int, int, float]]:
     """Places of two policies of the same initial states, and the difference of their success."""
     for i, j in itertools.combinations(range(len(entries)), 2):
-        if entries[i].eval_seed == entries[j].eval_seed:
+        if entries[i].states == entries[j].states:
             yield i, j, entries[i].success - entries[j].success
 
 
@@ -163,8 +146,8 @@ def judge_estimator(values: np.ndarray, entries: Sequence[Entry]) -> dict[str, A
     different = [(i, j, gap) for i, j, gap in pairs(entries) if abs(gap) >= GAP]
     right = sum(float(values[i] - values[j]) * gap > 0 for i, j, gap in different)
     ranks = []
-    for seed in sorted({entry.eval_seed for entry in entries}):
-        own = [n for n, entry in enumerate(entries) if entry.eval_seed == seed]
+    for states in sorted({entry.states for entry in entries}):
+        own = [n for n, entry in enumerate(entries) if entry.states == states]
         success = [entries[n].success for n in own]
         if len(set(success)) > 1:
             ranks.append(spearman(values[own], success))
@@ -180,18 +163,18 @@ class Distances:
 
 
 def all_distances(
-    config: BenchmarkConfig, data: ChunkDataset, entries: Sequence[Entry]
+    held_out: HeldOut, data: ChunkDataset, entries: Sequence[Entry]
 ) -> tuple[Judged, list[Distances]]:
     """Every start of a held-out success, and each policy's distances there; coverage is of 2000 of them."""
     collection = ChunkCollection([data])
-    judged = judged_starts(collection, 10**9, config.horizon)
-    thin = judged_starts(collection, 2000, config.horizon)
+    judged = judged_starts(collection, held_out.num_starts, held_out.horizon)
+    thin = judged_starts(collection, min(2000, held_out.num_starts), held_out.horizon)
     thin_state = nearness(collection, thin)
     found = []
     for entry in entries:
         policy = load_policy(entry.policy)
-        chunk = policy_chunks(policy, collection, judged, "mode", BATCH, 0)
-        near = policy_chunks(policy, collection, thin, "mode", BATCH, 0)
+        chunk = policy_chunks(policy, collection, judged, "mode", held_out.batch, 0)
+        near = policy_chunks(policy, collection, thin, "mode", held_out.batch, 0)
         found.append(Distances(distances(chunk, judged.chunk, judged.mask), coverage(near, thin, thin_state)))
     return judged, found
 
@@ -236,74 +219,81 @@ def claims(
     return dict(counts)
 
 
+def judge_task(config: BenchmarkConfig, kind: Kind, task: str, entries: Sequence[Entry]) -> dict[str, Any]:
+    """What all estimators say of a task's policies, and what is claimed of them: as JSON."""
+    held_out = KINDS[kind]
+    data = held_out_data(Path(config.output_dir), kind, task, config.data_seed)
+    judged, found = all_distances(held_out, data, entries)
+    if held_out.has_density:
+        group = make_group(data, entries)
+        estimates = {name: estimator(group) for name, estimator in ESTIMATORS.items()}
+    else:
+        estimates = {
+            MEDIAN: np.array([-np.median(policy.of) for policy in found]),
+            MEAN: np.array([-policy.of.mean() for policy in found]),
+        }
+    bank = []
+    for n, entry in enumerate(entries):
+        known = {name: value for name, value in vars(entry).items() if name not in ("policy", "kind", "task")}
+        bank.append(known | {"estimates": {name: float(values[n]) for name, values in estimates.items()}})
+    return {
+        "section": config.section(kind, task),
+        "sha256": data_hash(data.table),
+        "episodes": data.num_episodes,
+        "estimators": {name: judge_estimator(values, entries) for name, values in estimates.items()},
+        "claims": {
+            str(num): claims(config, judged, found, entries, data.num_episodes, num)
+            for num in config.held_out
+        },
+        "bank": bank,
+    }
+
+
 def main(config: BenchmarkConfig) -> None:
     """Judges all estimators, prints and writes the tables."""
     torch.set_num_threads(1)
     started = time.process_time()
-    by_task: dict[str, list[Entry]] = defaultdict(list)
+    by_task: dict[tuple[Kind, str], list[Entry]] = defaultdict(list)
     for entry in read_bank(config):
-        by_task[entry.task].append(entry)
-    result: dict[str, Any] = {"tasks": {}, "bank": []}
-    for task, entries in sorted(by_task.items()):
-        data = held_out_data(config, task)
-        group = make_group(data, entries)
-        estimates = {name: estimator(group) for name, estimator in ESTIMATORS.items()}
-        judged, found = all_distances(config, data, entries)
-        result["tasks"][task] = {
-            "sha256": data_hash(data.table),
-            "policies": len(entries),
-            "estimators": {name: judge_estimator(values, entries) for name, values in estimates.items()},
-            "claims": {
-                str(num): claims(config, judged, found, entries, data.num_episodes, num)
-                for num in config.held_out
-            },
-        }
-        for n, entry in enumerate(entries):
-            numbers = {name: float(values[n]) for name, values in estimates.items()}
-            result["bank"].append(
-                {
-                    "root": entry.root,
-                    "task": task,
-                    "arm": entry.arm,
-                    "seed": entry.seed,
-                    "success": entry.success,
-                }
-                | {"estimates": numbers}
-            )
+        by_task[entry.kind, entry.task].append(entry)
+    result: dict[str, Any] = {}
+    for (kind, task), entries in sorted(by_task.items()):
+        result[f"{kind} {task}"] = judge_task(config, kind, task, entries)
         print(f"{task}: {len(entries)} policies, {time.process_time() - started:.0f} CPU seconds", flush=True)
-    write_text(Path(config.results), json.dumps(result, indent=1) + "\n")
+    write_text(Path(config.results), json.dumps({"tasks": result}, indent=1) + "\n")
     print(markdown(config, result))
 
 
-def _sum(
-    config: BenchmarkConfig, result: dict[str, Any], chooses: bool, of: Sequence[str]
-) -> dict[str, float]:
+def _sum(tasks: Sequence[Mapping[str, Any]], part: str, name: str) -> dict[str, float]:
+    """Counts of several tasks together."""
     total: dict[str, float] = defaultdict(float)
-    for task, found in result["tasks"].items():
-        if (task.removesuffix("-episodes") == config.choosing) == chooses:
-            numbers = dict(found[of[0]][of[1]])
-            ranks = numbers.pop("rank_correlation", [])
-            total["ranks"] += sum(ranks)
-            total["num_ranks"] += len(ranks)
-            for name, value in numbers.items():
-                total[name] += value
+    for task in tasks:
+        numbers = dict(task[part].get(name, {}))
+        ranks = numbers.pop("rank_correlation", [])
+        total["ranks"] += sum(ranks)
+        total["num_ranks"] += len(ranks)
+        for key, value in numbers.items():
+            total[key] += value
     return total
 
 
-def markdown(config: BenchmarkConfig, result: dict[str, Any]) -> str:
-    """The tables."""
+def markdown(config: BenchmarkConfig, result: Mapping[str, Any]) -> str:
+    """The tables: pairs that were ordered rightly with the rank correlation, and claims, for each section."""
+    sections: dict[str, list[Any]] = defaultdict(list)
+    for task in result.values():
+        sections[task["section"]].append(task)
     lines = [
-        f"| estimator | {config.choosing}: pairs of 10 points and more ordered rightly | rank correlation | "
-        "other tasks: ordered rightly | rank correlation |",
-        "|---|---|---|---|---|",
+        f"| estimator: pairs of 10 points and more ordered rightly (rank correlation) | {' | '.join(sections)} |",
+        "|" + "---|" * (1 + len(sections)),
     ]
     for name in ESTIMATORS:
         cells = []
-        for chooses in (True, False):
-            found = _sum(config, result, chooses, ("estimators", name))
+        for tasks in sections.values():
+            found = _sum(tasks, "estimators", name)
             share = found["right"] / max(found["pairs"], 1)
-            cells += [f"{found['right']:.0f}/{found['pairs']:.0f} = {share:.2f}"]
-            cells += [f"{found['ranks'] / max(found['num_ranks'], 1):.2f}"]
+            rank = found["ranks"] / max(found["num_ranks"], 1)
+            text = f"{found['right']:.0f}/{found['pairs']:.0f} = {share:.2f} ({rank:.2f})"
+            cells.append(text if found["pairs"] else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -311,8 +301,8 @@ def markdown(config: BenchmarkConfig, result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for num in config.held_out:
-        for chooses, name in ((True, config.choosing), (False, "others")):
-            found = _sum(config, result, chooses, ("claims", str(num)))
+        for name, tasks in sections.items():
+            found = _sum(tasks, "claims", str(num))
             different = max(found["different"], 1)
             lines.append(
                 f"| {num} | {name} | {found['claims'] / max(found['pairs'], 1):.2f} | "

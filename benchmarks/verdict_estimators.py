@@ -189,9 +189,10 @@ def importance_sampling(group: Group) -> Estimate:
     return np.array(found)
 
 
+MEDIAN, MEAN = "median distance to successes", "mean distance to successes"
 ESTIMATORS: Mapping[str, Callable[[Group], Estimate]] = {
-    "median distance to successes": median_distance,
-    "mean distance to successes": mean_distance,
+    MEDIAN: median_distance,
+    MEAN: mean_distance,
     "distance to failures minus to successes": distance_contrast,
     "log-likelihood of successes": log_likelihood,
     "log-likelihood of successes minus failures": likelihood_contrast,
