@@ -253,7 +253,7 @@ def test_values_of_another_data_set_are_refused(written: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"export": "new"}, "--export is of labels by rule"),
+        ({"export": "new"}, "--export comes when episodes are labelled"),
         ({"returns": ReturnRule(n_step=2, values="v.parquet")}, "--n-step is of labels by rule"),
         ({"output": "x.parquet", "others": ("b",)}, "names one file"),
         ({"dataset": ""}, "name a data set"),

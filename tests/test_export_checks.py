@@ -24,7 +24,7 @@ N = 12
 
 
 def export(folder: LeRobotFolder, target: Path, *more: object) -> None:
-    labels = target.with_name("labels.parquet")
+    labels = target.with_name(f"{target.name}.parquet")
     main(
         [
             "label",

@@ -95,6 +95,7 @@ def _check_by_hand(command: LabelCommand) -> None:
         why = {
             "--output": "names one file, and labels of several data sets are several: label one at a time",
             "--values": "is of labels by rule; values are shown with --run",
+            "--export": "comes when episodes are labelled: chunkrl label DATASET --labels FILE --export FOLDER",
         }.get(wrong[0], "is of labels by rule: leave it out of --browser")
         raise ChunkRLError(f"{wrong[0]} {why}")
 

@@ -1,4 +1,5 @@
-"""A data set and its labels as a new LeRobot v3.0 data set, whose `next.*` columns are the labels."""
+"""A data set and its labels as a new LeRobot v3.0 data set, whose columns (`LABEL_FEATURES`) are the labels: whoever
+reads them by `label_frames` without a rule has equal labels."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from chunkrl.data.episode_rows import by_data_file, whole_episodes
 from chunkrl.data.export_plan import LABEL_FEATURES, ExportPlan, plan_export
 from chunkrl.data.formats import DatasetDescription
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.label_rules import Others
+from chunkrl.data.interventions import LEROBOT_NAME
+from chunkrl.data.label_rules import NEXT_SUBGOAL, Others
 from chunkrl.data.labels import FrameLabels
 from chunkrl.data.video_copy import EncodedVideo
 from chunkrl.data.writer import DatasetWriter
@@ -34,13 +36,14 @@ def export_labels(
     others: Others = "copy",
     overwrite: bool = False,
 ) -> None:
-    """Writes a new data set: every column, text, image and task of `table`, and its labels as `next.*` columns.
+    """Writes a new data set: every column, text, image and task of `table`, and its labels as `next.*` columns, and
+    who acted as LeRobot's `complementary_info.is_intervention`.
 
-    Columns of those names are replaced. LeRobot allows no `/` in names: `observation/image` becomes
-    `observation.image`. Videos are copied packet by packet where a key frame begins each episode, as LeRobot's own do
-    (`video_copy.packet_formats`); else they are encoded again and lose a little, which is said. Times are written as
-    LeRobot writes them, frame / fps; where that moves one by more than LeRobot's tolerance it is said. The data set
-    appears under its name when it is whole.
+    Columns of those names are replaced; others that say such things stay, and are not read. LeRobot allows no `/` in
+    names: `observation/image` becomes `observation.image`. Videos are copied packet by packet where a key frame
+    begins each episode, as LeRobot's own do (`video_copy.packet_formats`); else they are encoded again and lose a
+    little, which is said. Times are written as LeRobot writes them, frame / fps; where that moves one by more than
+    LeRobot's tolerance it is said. The data set appears under its name when it is whole.
 
     others: what becomes of columns that are not understood (`plan_export`).
     overwrite: another data set at `root` makes place once this one is whole (`output_folder.set_aside`).
@@ -104,8 +107,10 @@ def _write(
                 "next.reward": labels.reward[rows],
                 "next.done": labels.terminated[rows] | last,
                 "next.success": labels.terminated[rows] & labels.success[number],
+                "next.terminated": labels.terminated[rows],
                 "next.truncated": labels.truncated[rows],
-                "next.subgoal": labels.subgoal[rows],
+                NEXT_SUBGOAL: labels.subgoal[rows],
+                LEROBOT_NAME: labels.human[rows],
             }
             assert columns.keys() >= LABEL_FEATURES.keys()
             writer.add_episode(columns, [table.task_text(int(row)) for row in rows])

@@ -13,7 +13,8 @@ from chunkrl.data.episode_rows import by_data_file, whole_episodes
 from chunkrl.data.feature_spec import FeatureSpec
 from chunkrl.data.formats import DatasetDescription, Feature, image_size
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.label_rules import Others
+from chunkrl.data.interventions import LEROBOT_NAME
+from chunkrl.data.label_rules import NEXT_SUBGOAL, Others
 from chunkrl.data.parquet import open_parquet, reading
 from chunkrl.data.problems import refuse
 from chunkrl.data.video_copy import VideoFormat, packet_formats
@@ -24,8 +25,10 @@ LABEL_FEATURES = {
     "next.reward": FeatureSpec("float32", (1,)),
     "next.done": FeatureSpec("bool", (1,)),
     "next.success": FeatureSpec("bool", (1,)),
+    "next.terminated": FeatureSpec("bool", (1,)),
     "next.truncated": FeatureSpec("bool", (1,)),
-    "next.subgoal": FeatureSpec("bool", (1,)),
+    NEXT_SUBGOAL: FeatureSpec("bool", (1,)),
+    LEROBOT_NAME: FeatureSpec("bool", (1,)),
 }
 _LEAVE_OUT = "leave such columns out with --export-others leave_out"
 
@@ -58,7 +61,8 @@ def plan_export(table: FrameTable, others: Others) -> ExportPlan:
     description = table.description
     _check_tasks(table)
     made = set(default_features()) | set(LABEL_FEATURES)
-    names = {name: name.replace("/", ".") for name in description.features if name not in made}
+    names = {name: name.replace("/", ".") for name in description.features}
+    names = {old: new for old, new in names.items() if new not in made}
     strange = {name for name in names if not _is_understood(table, description.features[name])}
     strange |= _with_missing_texts(description, set(names) - strange)
     left_out = tuple(name for name in names if name in strange and others == "leave_out")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 from chunkrl.errors import DatasetError
@@ -18,6 +18,8 @@ AUTO = ("next.success", "next.reward", "reward", "subgoal_last")
 NO_COLUMN = "none"  # of human_key
 AUTO_LABELS, NO_LABELS = "auto", "none"  # of labels
 REWARDS = ("next.reward", "reward")
+SUBGOAL_KEY = "subgoal"
+NEXT_SUBGOAL = "next.subgoal"  # what `chunkrl label --export` writes: True where an action reached a sub-goal
 
 
 FlagAt = Literal["action", "observation"]
@@ -69,8 +71,9 @@ class LabelRule:
         that repeat an episode's outcome at all of its frames.
         all: the last frame of every episode. episodes: the last frame of `success_episodes`.
     success_episodes: episode indices for success="episodes". success_key: the column of success="episode_flag".
-    subgoal: auto: the column `subgoal_key` if there is one, else success.
-        column: where the flag rises. success: where the episode succeeds. episode_end: the last frame of a
+    subgoal: auto: next.subgoal, which an export writes, or the column `subgoal_key`, the first that is there, else
+        success; of another `subgoal_key` than the default that one alone. column: where the flag rises; of
+        next.subgoal wherever it is True. success: where the episode succeeds. episode_end: the last frame of a
         successful episode. gripper: where the gripper's command crosses the middle of its range.
         pick_place: grasps, lifts and placements by rules on command and state (`pick_place`; LIBERO).
         csv: at the frames that the file `subgoal_csv` lists (columns episode_index, frame_index).
@@ -102,7 +105,7 @@ class LabelRule:
     success_episodes: tuple[int, ...] = ()
     success_key: str = "next.success"
     subgoal: SubgoalRule = "auto"
-    subgoal_key: str = "subgoal"
+    subgoal_key: str = SUBGOAL_KEY
     gripper_index: int = -1
     pick_place: PickPlaceRule = PickPlaceRule()
     subgoal_csv: str = ""
@@ -167,12 +170,25 @@ def success_column(rule: LabelRule, declared: Collection[str]) -> tuple[str, Suc
     return next((pair for pair in known if pair[0] in declared), None)
 
 
+def subgoal_column(rule: LabelRule, declared: Collection[str]) -> str | None:
+    """The column that says where sub-goals are reached; None where the rule reads none, or "auto" finds none."""
+    if rule.subgoal != "auto":
+        return rule.subgoal_key if rule.subgoal == "column" else None
+    names = [rule.subgoal_key]
+    # what an export says stands before what its data said; with subgoal_last the key says who succeeded too
+    if rule.subgoal_key == SUBGOAL_KEY and rule.success != "subgoal_last":
+        names.insert(0, NEXT_SUBGOAL)
+    return next((name for name in names if name in declared), None)
+
+
 def columns_read(rule: LabelRule, declared: Collection[str]) -> list[str]:
     """The columns that `label_frames` reads by this rule, of a data set that declares these."""
     success = success_column(rule, declared)
     names = [] if success is None else [success[0]]
-    if rule.subgoal in ("auto", "column"):
-        names.append(rule.subgoal_key)
+    if success is not None:
+        rule = replace(rule, success=success[1])
+    if (subgoal := subgoal_column(rule, declared)) is not None:
+        names.append(subgoal)
     if rule.step_reward == "auto":
         names += [name for name in REWARDS if name in declared][:1]
     if not rule.failure_terminal:

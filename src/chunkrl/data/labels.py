@@ -37,7 +37,7 @@ from chunkrl.data.label_files import (
     read_labels,
     read_successes,
 )
-from chunkrl.data.label_rules import AUTO, AUTO_LABELS, REWARDS, LabelRule, success_column
+from chunkrl.data.label_rules import AUTO, AUTO_LABELS, REWARDS, LabelRule, subgoal_column, success_column
 from chunkrl.data.large_arrays import blocks, by_blocks, zeros
 from chunkrl.data.progress_files import progress_file, progress_rewards, read_progress
 from chunkrl.data.subgoals import subgoal_frames
@@ -199,13 +199,13 @@ def _first_in_episodes(table: FrameTable, flags: np.ndarray) -> np.ndarray:
 
 def _resolve(table: FrameTable, rule: LabelRule) -> LabelRule:
     """The rule without "auto", which names the files that are there."""
-    success, subgoal = rule.success, rule.subgoal
+    success, declared = rule.success, [n for n in table.description.features if table.has_column(n)]
     if rule.step_reward == "progress":
         rule = replace(rule, progress=str(progress_file(table.description.root, rule.progress)))
     if rule.success_file:
         rule = replace(rule, success_episodes=read_successes(rule.success_file, table), success_file="")
     if success == "auto":
-        found = success_column(rule, [name for name in table.description.features if table.has_column(name)])
+        found = success_column(rule, declared)
         if found is None:
             outcomes = [name for name in table.description.features if "succe" in name.lower()]
             raise DatasetError(
@@ -218,9 +218,12 @@ def _resolve(table: FrameTable, rule: LabelRule) -> LabelRule:
                 "with one of these keeps it beside the data"
             )
         success = found[1]
-    if subgoal == "auto":
-        subgoal = "column" if table.has_column(rule.subgoal_key) else "success"
-    return replace(rule, success=success, subgoal=subgoal)
+    rule = replace(rule, success=success)
+    if rule.subgoal == "auto":
+        column = subgoal_column(rule, declared)
+        own = ("success", rule.subgoal_key) if column is None else ("column", column)
+        rule = replace(rule, subgoal=own[0], subgoal_key=own[1])
+    return rule
 
 
 def _check_not_repeated(

@@ -10,6 +10,7 @@ import numpy as np
 
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.label_columns import flag_column, to_action
+from chunkrl.data.label_rules import NEXT_SUBGOAL
 from chunkrl.data.large_arrays import by_blocks, zeros
 from chunkrl.data.pick_place import pick_place_events
 from chunkrl.errors import DatasetError
@@ -37,6 +38,8 @@ def subgoal_frames(
         return flags
     if rule.subgoal == "column":
         flags = flag_column(table, rule.subgoal_key, "--subgoal")
+        if rule.subgoal_key == NEXT_SUBGOAL:  # two in a row are two
+            return flags
         # A flag already up at an episode's first observation was reached by no action of the episode.
         given = rule.flag_at == "observation" and not rule.subgoal_key.startswith("next.")
         return to_action(table, rule.subgoal_key, _rises(table, flags, given), rule.flag_at)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,21 @@ import numpy as np
 from chunkrl.data.chunk_semantics import cut_segments
 from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.export import export_labels
+from chunkrl.data.formats import DatasetDescription
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.label_files import FOLDER, LABELS_VERSION, label_columns, labels_beside
+from chunkrl.data.label_files import (
+    BY_HAND,
+    FOLDER,
+    LABELS_VERSION,
+    chosen_labels,
+    label_columns,
+    labelled_part,
+    labels_beside,
+)
 from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS, LabelRule
 from chunkrl.data.labels import FrameLabels, label_frames
 from chunkrl.data.notes import column_notes, label_notes
+from chunkrl.data.problems import name_indices
 from chunkrl.data.returns import lambda_returns, n_step_returns, normalize_per_task
 from chunkrl.data.sidecar import FrameRows, load_sidecar, read_metadata, save_sidecar
 from chunkrl.errors import ChunkRLError, DatasetError
@@ -31,21 +41,18 @@ from chunkrl.progress import Progress
 
 
 def label_dataset(command: LabelCommand, progress: Progress) -> tuple[FrameTable, FrameLabels]:
-    """Writes the labels and says what they are; returns them with the data's frames."""
+    """Writes the labels and says what they are; returns them with the data's frames.
+
+    Labels of a file (`rule.labels`) are there already: they are exported, with the episodes that it has.
+    """
     if not command.dataset:
         raise ChunkRLError("name a data set: chunkrl label FOLDER, or owner/name on the Hub")
-    rule = _own_rule(command.rule)
-    settings = FrameSettings(cache=False, skip_bad_episodes=command.skip_bad_episodes)
-    table = FrameTable.open(
-        command.dataset,
-        command.mapping,
-        command.revision,
-        progress=progress,
-        settings=settings,
-        label_columns=partial(label_columns, rule),
-    )
-    for problem in table.problems:
-        print(f"set aside  episodes {list(problem.episodes)}: {problem.message}")
+    if command.rule.labels not in (AUTO_LABELS, NO_LABELS):
+        return _export_of_file(command, progress)
+    rule = replace(command.rule, labels=NO_LABELS)  # it reads columns
+    table = _open(command, rule, progress)
+    if command.export:
+        _check_not_by_hand(table, command.rule)
     labels = label_frames(table, _with_replays(table, replace(command, rule=rule), progress))
     for note in (*column_notes(table), *label_notes(table, labels)):
         print(f"note: {note}")
@@ -56,8 +63,7 @@ def label_dataset(command: LabelCommand, progress: Progress) -> tuple[FrameTable
     if command.output:  # the other name says which rule it is of
         check_file(path, command.overwrite, lambda file: _is_of(file, as_json(record)))
     if command.export:  # first: where it fails, nothing was written
-        export = Path(command.export).expanduser()
-        export_labels(table, labels, export, progress, command.export_others, command.overwrite)
+        _export(command, command.export, table, labels, progress)
     save_sidecar(path, table, arrays, record)
     print(
         f"{path}: {labels.success.mean():.1%} of {table.num_episodes} episodes succeed (by {labels.rule.success}), "
@@ -66,8 +72,87 @@ def label_dataset(command: LabelCommand, progress: Progress) -> tuple[FrameTable
     )
     print(found_by(table.description.root, path))
     if command.export:
-        print(f"{command.export}: {table.num_episodes} episodes with next.* columns")
+        print(_exported(command.export, table))
     return table, labels
+
+
+def _open(
+    command: LabelCommand,
+    rule: LabelRule,
+    progress: Progress,
+    part: Callable[[DatasetDescription], DatasetDescription] = lambda whole: whole,
+) -> FrameTable:
+    table = FrameTable.open(
+        command.dataset,
+        command.mapping,
+        command.revision,
+        progress=progress,
+        settings=FrameSettings(cache=False, skip_bad_episodes=command.skip_bad_episodes),
+        label_columns=partial(label_columns, rule),
+        part=part,
+    )
+    for problem in table.problems:
+        print(f"set aside  episodes {list(problem.episodes)}: {problem.message}")
+    return table
+
+
+# ---- a data set with the labels in it
+
+
+def _export_of_file(command: LabelCommand, progress: Progress) -> tuple[FrameTable, FrameLabels]:
+    """A new data set of the episodes that the file of labels has, without those that it leaves out."""
+    rule = command.rule
+    if not command.export:
+        raise ChunkRLError(
+            f"--labels {rule.labels}: chunkrl label makes labels, from the columns: leave it out, or export those of "
+            "the file with --export FOLDER"
+        )
+    given = {
+        "--output": command.output is not None,
+        "--replay.suite": bool(command.replay.suite),
+        "--gamma, --time-out, --n-step and --values": command.returns != ReturnRule(),
+    }
+    if wrong := next((name for name, is_given in given.items() if is_given), None):
+        raise ChunkRLError(f"{wrong}: the labels of {rule.labels} are exported as they are: leave it out")
+    table = _open(command, rule, progress, partial(labelled_part, rule))
+    labels = label_frames(table, rule)
+    for note in (*column_notes(table), *label_notes(table, labels)):
+        print(f"note: {note}")
+    _export(command, command.export, table, labels, progress)
+    file = chosen_labels(table.description.root, rule)
+    left_out = {} if file is None else file.left_out()
+    told = [f"{name_indices(which)} ({why})" for why, which in left_out.items() if which]
+    print(
+        f"{_exported(command.export, table)}, by {labels.file_told}"
+        + (f"; episodes left out: {', '.join(told)}; the others are numbered from 0" if told else "")
+    )
+    return table, labels
+
+
+def _check_not_by_hand(table: FrameTable, rule: LabelRule) -> None:
+    """Raises ChunkRLError where labels by hand are beside the data, and nothing says that others are exported."""
+    if rule.labels == NO_LABELS or rule.explicit():
+        return
+    for file in labels_beside(table.description.root):
+        if BY_HAND in read_metadata(file.path):
+            raise ChunkRLError(
+                f"{table.description.root} has labels by hand: --labels {file.name} exports them, --labels "
+                f"{NO_LABELS} what the columns say: give one of the two"
+            )
+
+
+def _export(
+    command: LabelCommand, folder: str, table: FrameTable, labels: FrameLabels, progress: Progress
+) -> None:
+    root = Path(folder).expanduser()
+    export_labels(table, labels, root, progress, command.export_others, command.overwrite)
+
+
+def _exported(folder: str, table: FrameTable) -> str:
+    return f"{folder}: {table.num_episodes} episodes with next.* columns"
+
+
+# ---- a file of labels
 
 
 def found_by(root: Path, path: Path) -> str:
@@ -79,15 +164,6 @@ def found_by(root: Path, path: Path) -> str:
     if len(there) > 1:
         return f"{users} must be told which of the {len(there)} files of labels there to use: --labels {own}"
     return f"{users} find it beside the data"
-
-
-def _own_rule(rule: LabelRule) -> LabelRule:
-    """The rule, which reads columns and no labels that are there."""
-    if rule.labels not in (AUTO_LABELS, NO_LABELS):
-        raise ChunkRLError(
-            f"--labels {rule.labels}: chunkrl label makes labels, from the columns: leave it out"
-        )
-    return replace(rule, labels=NO_LABELS)
 
 
 def _is_of(file: Path, rule: dict[str, Any]) -> bool:

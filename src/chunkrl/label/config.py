@@ -52,7 +52,8 @@ class LabelCommand:
     """The file; default: labels/<digest of the rule>.parquet in the data set's folder, with --browser
     labels/by_hand.parquet."""
     export: str | None = None
-    """Also write a new LeRobot v3.0 data set with the labels as `next.*` columns, into this new folder."""
+    """Also write a new LeRobot v3.0 data set with the labels as `next.*` columns, into this new folder. With --labels
+    FILE those of the file, by rule or by hand, without the episodes that it leaves out; no file is written then."""
     overwrite: bool = False
     """Labels by another rule in --output are replaced, and a data set at --export is kept as NAME.replaced-001."""
     export_others: Others = "copy"
