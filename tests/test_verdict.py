@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import pytest
 from chunk_data import episode, open_chunks, random_episodes, settings, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import Page
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.cli import main
 from chunkrl.data.collection import ChunkCollection
+from chunkrl.data.hold_out import held_out_places
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.verdict import (
     Judged,
@@ -29,6 +32,7 @@ from chunkrl.evaluation.verdict import (
 )
 from chunkrl.evaluation.verdict_config import VerdictCommand
 from chunkrl.progress import silent
+from chunkrl.report.numbers import short_names
 from chunkrl.report.verdict import verdict
 
 
@@ -51,12 +55,26 @@ def test_distances_are_of_real_steps_in_deviations() -> None:
 
 
 def test_closeness_is_the_mean_over_tasks_of_the_logarithm_of_medians() -> None:
-    episode, task = np.repeat(np.arange(8), 3), np.repeat([0, 1], 12)
+    episode, task = np.repeat(np.arange(16), 3), np.repeat([0, 1], 24)
     first = np.where(task == 0, 1.0, 2.0)
     second = np.where(task == 0, 2.0, 1.0) * math.e
     found, interval = closeness(first, second, episode, task, 200, 0)
     assert found == pytest.approx(1.0)  # the factors 2 and 1 / 2 of the tasks cancel
     assert interval.low == pytest.approx(1.0) and interval.high == pytest.approx(1.0)
+
+
+def test_the_interval_of_tasks_with_few_episodes_is_over_tasks_too() -> None:
+    """The other policy is two or four times as far, by task: with one episode of each, nothing but that is known."""
+    factor = np.repeat([2.0, 4.0], 5)  # of ten tasks
+    for per_task in (1, 8):
+        episode = np.arange(10 * per_task)
+        task = episode // per_task
+        found, interval = closeness(np.ones(len(task)), factor[task], episode, task, 2000, 0)
+        assert found == pytest.approx(math.log(8) / 2)
+        # one: means of ten draws of log 2 and log 4, and the ends of a binomial(10, 1/2) are 2 and 8
+        low, high = (2, 8) if per_task == 1 else (5, 5)
+        ends = (math.log(2) * (1 + number / 10) for number in (low, high))
+        assert (interval.low, interval.high) == pytest.approx(tuple(ends))
 
 
 def judged_of(num_episodes: int, length: int, rng: np.random.Generator) -> tuple[Judged, np.ndarray]:
@@ -115,9 +133,14 @@ def test_chunks_that_nobody_recorded_are_not_covered() -> None:
     assert found.claim == "cannot tell" and "0% of the chunks of the other policy" in found.reason
 
 
-def test_coverage_is_not_known_of_one_episode() -> None:
-    judged, state = judged_of(1, 30, np.random.default_rng(0))
-    assert math.isnan(coverage(judged.chunk, judged, state))
+def test_where_coverage_is_not_known_nothing_is_claimed() -> None:
+    judged, state = judged_of(12, 30, np.random.default_rng(0))
+    alone = replace(judged, task=judged.episode)  # one episode of each task
+    assert math.isnan(coverage(judged.chunk, alone, state))
+    chunks = [judged.chunk, judged.chunk + 0.1]
+    assert judge(chunks, judged, state, 300, 0).claim == "better"
+    found = judge(chunks, alone, state, 300, 0)
+    assert found.claim == "cannot tell" and "nobody knows whether the data cover" in found.reason
 
 
 # ---- runs
@@ -175,6 +198,20 @@ def test_cloning_the_successes_is_better_here(
         verdict(of(folder, "bad", "good", output_dir=str(tmp_path / "out")), silent)
 
 
+def test_runs_of_one_name_are_told_apart(folder: Path, tmp_path: Path) -> None:
+    for name in ("good", "bad"):
+        shutil.copytree(folder / name, tmp_path / name / "run")
+    assert short_names([tmp_path / "good/run", tmp_path / "bad/run", "x/other"]) == [
+        "good/run",
+        "bad/run",
+        "other",
+    ]
+    verdict(of(tmp_path, "good/run", "bad/run", output_dir=str(tmp_path / "out")), silent)
+    text = Page((tmp_path / "out" / "verdict.html").read_text()).text
+    assert "chunkrl verdict: good/run against bad/run" in text
+    assert "covered, good/run" in text and "covered, bad/run" in text
+
+
 def test_episodes_may_be_named(folder: Path) -> None:
     found = verdict(of(folder, "good", "bad", dataset_dir=(str(folder / "more"),)), silent)
     assert found.claim == "better" and found.num_episodes == 30
@@ -215,9 +252,59 @@ def test_a_run_whose_data_are_gone_is_not_trusted(folder: Path, tmp_path: Path) 
     config = json.loads((tmp_path / "moved" / "config.json").read_text())
     config["dataset_dir"] = str(tmp_path / "gone")
     (tmp_path / "moved" / "config.json").write_text(json.dumps(config))
-    command = VerdictCommand(str(tmp_path / "moved"), str(folder / "bad"), (str(folder / "more"),))
+    command = VerdictCommand(
+        str(tmp_path / "moved"), str(folder / "bad"), (str(folder / "more"),), num_resamples=200
+    )
+    assert verdict(command, silent).claim == "better"  # the run itself says what it was trained on
+    (tmp_path / "moved" / "trained_on.json").unlink()
     with pytest.raises(ChunkRLError, match="nothing tells whether it has seen these episodes"):
         verdict(command, silent)
+
+
+def test_what_a_run_was_trained_on_is_known_wherever_it_stands(tmp_path: Path) -> None:
+    """An episode is taken out in front, as LeRobot does it: all others are numbered again, and those that are held
+    out by their number now were trained on."""
+    rng = np.random.default_rng(0)
+    episodes, more = ([episode(6, True, rng) for _ in range(num)] for num in (20, 4))
+    data, runs = tmp_path / "data", [tmp_path / name for name in ("new", "old")]
+    write_dataset(data, episodes)
+    for run, objective in zip(runs, ("success_cloning", "behaviour_cloning"), strict=True):
+        ChunkLevelOfflineRL(
+            **settings(data, run, objective=objective, num_updates=1, held_out=0.5, batch_size=64)
+        ).train()
+    command = VerdictCommand(str(runs[0]), str(runs[1]), num_resamples=200)
+    before = verdict(command, silent)
+    shutil.rmtree(data)
+    write_dataset(data, [*episodes, *more])  # it grew: those that are held out stay so
+    grown = verdict(command, silent)
+    assert grown.num_episodes > before.num_episodes
+    shutil.rmtree(data)
+    write_dataset(data, episodes[1:])
+    held = len(held_out_places(19, 0.5))
+    seen = len({*held_out_places(19, 0.5) + 1} - {*held_out_places(20, 0.5)})
+    with pytest.raises(
+        ChunkRLError, match=f"new was trained on {seen} of {held} episodes of .*they stood elsewhere"
+    ):
+        verdict(command, silent)
+
+
+def test_what_a_run_began_with_is_asked_too(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = folder / "data"
+    for name, init in (("first", "all/policy"), ("second", "all"), ("third", "good/policy")):
+        given = {"num_updates": 1, "held_out": 0.5, "batch_size": 64, "init": str(folder / init)}
+        ChunkLevelOfflineRL(**settings(data, tmp_path / name, objective="behaviour_cloning", **given)).train()
+    runs = {name: str(tmp_path / name) for name in ("first", "second", "third")}
+    with pytest.raises(
+        ChunkRLError, match=r"first began with .*/all, which was trained on 30 of these 30 episodes"
+    ):
+        verdict(VerdictCommand(runs["first"], str(folder / "bad")), silent)
+    capsys.readouterr()
+    verdict(VerdictCommand(runs["first"], runs["second"], num_resamples=100), silent)
+    assert f"note: Both runs began with {folder / 'all'}" in capsys.readouterr().out
+    verdict(VerdictCommand(runs["third"], str(folder / "bad"), num_resamples=100), silent)
+    assert "note:" not in capsys.readouterr().out  # that run held the same episodes out
 
 
 @pytest.mark.parametrize(
@@ -230,6 +317,11 @@ def test_a_run_whose_data_are_gone_is_not_trusted(folder: Path, tmp_path: Path) 
 def test_settings_are_checked(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ChunkRLError, match=told):
         VerdictCommand("a", "b", **changes)
+
+
+def test_starts_of_a_few_episodes_are_no_evidence(folder: Path) -> None:
+    with pytest.raises(ChunkRLError, match="--num-starts 7 are of 7 episodes, and a verdict needs 8"):
+        verdict(of(folder, "good", "bad", num_starts=7), silent)
 
 
 def test_starts_are_of_successes_and_evenly_spaced(folder: Path) -> None:

@@ -160,14 +160,13 @@ def _with_values(tables: Sequence[FrameTable], page: BrowserConfig) -> Iterator:
         DatasetError: a data set is there twice; as `load_values`.
     """
     from chunkrl.browser.values import load_values
+    from chunkrl.report.numbers import short_names
 
     roots = [table.description.root for table in tables]
     if twice := [root for number, root in enumerate(roots) if root in roots[:number]]:
         raise DatasetError(f"{twice[0]} is named twice: name it once")
     found = [None] * len(tables) if page.run is None else load_values(page.run, tables)
-    names = [root.name for root in roots]
-    for table, values, root in zip(tables, found, roots, strict=True):
-        name = root.name if names.count(root.name) == 1 else "/".join(root.parts[-2:])
+    for table, values, name in zip(tables, found, short_names(roots), strict=True):
         notes = [f"set aside: {problem.message}" for problem in table.problems] + column_notes(table)
         if page.run is not None and values is None:
             notes.append(f"{page.run} has no values of it")

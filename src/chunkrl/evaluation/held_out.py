@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from chunkrl.progress import Progress
 from chunkrl.run.build import open_datasets
 from chunkrl.run.config import TrainConfig
 from chunkrl.run.folder import run_config
+from chunkrl.run.trained_on import episode_digests, runs_before, trained_on
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,13 @@ class JudgedRun:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The same episodes, opened by the settings of each run: [0] of the one to judge, [1] of the other."""
+    """The same episodes, opened by the settings of each run: [0] of the one to judge, [1] of the other.
+
+    notes: what to know of them, in sentences.
+    """
 
     data: tuple[ChunkCollection, ChunkCollection]
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -54,7 +59,8 @@ def own_held_out(runs: Sequence[JudgedRun], progress: Progress) -> HeldOut:
     """The episodes that both runs kept from training with --held-out.
 
     Raises:
-        ChunkRLError: a run held none out; they were trained on other data, or held other episodes out.
+        ChunkRLError: a run held none out; they were trained on other data, held other episodes out, or the data have
+            changed so that it was trained on some of these; as `_notes`.
     """
     for run in runs:
         if not run.config.frames.held_out:
@@ -78,7 +84,10 @@ def own_held_out(runs: Sequence[JudgedRun], progress: Progress) -> HeldOut:
         pairs.append((dataset, other))
     if others:
         raise ChunkRLError(_other_data(runs[::-1], next(iter(others.values())), opened[0]))
-    return HeldOut((ChunkCollection([a for a, _ in pairs]), ChunkCollection([b for _, b in pairs])))
+    for run, datasets in zip(runs, zip(*pairs, strict=True), strict=True):
+        _check_unseen(run, trained_on(Path(run.folder)) or frozenset(), datasets, _CHANGED)
+    both = (ChunkCollection([a for a, _ in pairs]), ChunkCollection([b for _, b in pairs]))
+    return HeldOut(both, _notes(runs, both))
 
 
 def given_held_out(
@@ -87,7 +96,8 @@ def given_held_out(
     """The episodes of the data sets `paths`, which neither run was trained on.
 
     Raises:
-        ChunkRLError: a run was trained on episodes of them, or its own data are gone, so that nobody knows.
+        ChunkRLError: a run was trained on episodes of them, or does not say on what, and its own data are gone; as
+            `_notes`.
     """
     found = []
     for run in runs:
@@ -103,12 +113,63 @@ def given_held_out(
             frames=replace(run.config.frames, held_out=0.0),
         )
         datasets = open_datasets(of_given, progress)
-        _check_unseen(run, datasets, progress)
+        seen = trained_on(Path(run.folder))
+        if seen is None:
+            _check_unseen_by_place(run, datasets, progress)
+        else:
+            _check_unseen(run, seen, datasets, _GIVEN)
         found.append(ChunkCollection(datasets))
-    return HeldOut((found[0], found[1]))
+    both = (found[0], found[1])
+    return HeldOut(both, _notes(runs, both))
 
 
-def _check_unseen(run: JudgedRun, datasets: Sequence[ChunkDataset], progress: Progress) -> None:
+_GIVEN = "name episodes that it has not seen, or train with --held-out .2 and leave --dataset-dir out"
+_CHANGED = (
+    "they stood elsewhere then. Put the data back, train again, or name episodes that neither run has seen with "
+    "--dataset-dir"
+)
+
+
+def _check_unseen(run: JudgedRun, seen: Collection[str], datasets: Sequence[ChunkDataset], cure: str) -> None:
+    """seen: digests of the episodes that the run was trained on. Raises ChunkRLError where some of `datasets` are
+    among them."""
+    for dataset in datasets:
+        known = sum(digest in seen for digest in episode_digests(dataset))
+        if known:
+            raise ChunkRLError(_told_seen(run.folder, known, dataset, cure))
+
+
+def _told_seen(folder: str, known: int, dataset: ChunkDataset, cure: str) -> str:
+    return f"{folder} was trained on {known} of {dataset.num_episodes} episodes of {dataset.name}: {cure}"
+
+
+def _notes(runs: Sequence[JudgedRun], data: Sequence[ChunkCollection]) -> tuple[str, ...]:
+    """What to know where both runs began with networks of a run that was trained on these episodes.
+
+    Raises ChunkRLError where one of them alone did: it may remember them, and the other cannot.
+    """
+    before = [runs_before(Path(run.folder)) for run in runs]
+    notes = []
+    for run, own, other, collection in zip(runs, before, before[::-1], data, strict=True):
+        for folder in own:
+            seen = trained_on(folder) or frozenset()
+            known = sum(digest in seen for part in collection.datasets for digest in episode_digests(part))
+            if not known:
+                continue
+            told = f"{folder}, which was trained on {known} of these {collection.num_episodes} episodes"
+            if folder not in other:
+                raise ChunkRLError(
+                    f"{run.folder} began with {told}, and the other run did not: train both from the same, or name "
+                    "episodes that neither has seen with --dataset-dir"
+                )
+            notes.append(
+                f"Both runs began with {told}: neither has an advantage by it, and both may remember them."
+            )
+    return tuple(dict.fromkeys(notes))
+
+
+def _check_unseen_by_place(run: JudgedRun, datasets: Sequence[ChunkDataset], progress: Progress) -> None:
+    """Does as `_check_unseen` for a run that does not say what it was trained on, by its data as they are now."""
     try:
         trained = open_datasets(run.config, progress)
     except ChunkRLError as error:
@@ -120,10 +181,7 @@ def _check_unseen(run: JudgedRun, datasets: Sequence[ChunkDataset], progress: Pr
     for dataset in datasets:
         known = sum(name in seen for name in _identities(dataset))
         if known:
-            raise ChunkRLError(
-                f"{run.folder} was trained on {known} of {dataset.num_episodes} episodes of {dataset.name}: name "
-                "episodes that it has not seen, or train with --held-out .2 and leave --dataset-dir out"
-            )
+            raise ChunkRLError(_told_seen(run.folder, known, dataset, _GIVEN))
 
 
 def _whole(dataset: ChunkDataset) -> str:

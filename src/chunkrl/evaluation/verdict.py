@@ -74,7 +74,8 @@ class Verdict:
 
     closer: how much nearer the first policy is to what succeeded: the logarithm of the ratio of distances, with its
     95 % interval; above 0 the first is nearer. distances: each policy's median, in deviations of the actions.
-    coverage: the share of each policy's chunks that what was recorded near there covers; nan where nobody can tell.
+    coverage: the share of each policy's chunks that what was recorded near there covers; nan where nobody can tell,
+        and then nothing is claimed.
     reason: why nothing is claimed, or "".
     """
 
@@ -92,7 +93,7 @@ def judged_starts(data: ChunkCollection, num_starts: int, num_steps: int) -> Jud
     """Up to num_starts starts of successful episodes, evenly spaced, with the first num_steps recorded actions.
 
     Raises:
-        ChunkRLError: too few episodes succeeded.
+        ChunkRLError: too few episodes succeeded, or are among so few starts.
     """
     trained = trained_starts(data)
     positions = np.arange(len(data)) if trained is None else np.asarray(trained)
@@ -106,6 +107,10 @@ def judged_starts(data: ChunkCollection, num_starts: int, num_steps: int) -> Jud
         )
     if len(positions) > num_starts:
         positions = positions[np.linspace(0, len(positions) - 1, num_starts).round().astype(np.int64)]
+    if (num_judged := len(np.unique(episode[positions]))) < MIN_SUCCESSES:
+        raise ChunkRLError(
+            f"--num-starts {num_starts} are of {num_judged} episodes, and a verdict needs {MIN_SUCCESSES}: give more"
+        )
     chunk, mask = recorded_chunks(data, positions, num_steps)
     deviation = chunk[mask].std(axis=0, dtype=np.float64).astype(np.float32)
     moves = deviation > 1e-6 * (1 + np.abs(chunk[mask]).max(axis=0))
@@ -181,21 +186,28 @@ def closeness(
 ) -> tuple[float, Interval]:
     """The mean over tasks of log(median second / median first), and its 95 % interval over episodes.
 
+    Where a task has fewer than `MIN_SUCCESSES` episodes, tasks are drawn before their episodes: so few say too little
+    of what others of their task would give, and a single one nothing.
+
     first, second: float [n], distances of two policies at the same starts. episode, task: int [n].
     """
     rng = np.random.default_rng(seed)
-    logs, resampled = [], []
+    logs, resampled, fewest = [], [], len(episode)
     for number in np.unique(task):
         rows = np.flatnonzero(task == number)
         _, place = np.unique(episode[rows], return_inverse=True)
         num = int(place.max()) + 1
+        fewest = min(fewest, num)
         draws = rng.multinomial(num, np.full(num, 1 / num), size=num_resamples)
         counts = np.concatenate([np.ones((1, num), draws.dtype), draws])[:, place]
         medians = [np.maximum(resampled_medians(d[rows], counts), 1e-12) for d in (first, second)]
         ratio = np.log(medians[1] / medians[0])
         logs.append(ratio[0])
         resampled.append(ratio[1:])
-    low, high = np.quantile(np.mean(resampled, axis=0), (0.025, 0.975))
+    ratios = np.array(resampled)
+    if fewest < MIN_SUCCESSES:
+        ratios = np.take_along_axis(ratios, rng.integers(len(ratios), size=ratios.shape), axis=0)
+    low, high = np.quantile(ratios.mean(axis=0), (0.025, 0.975))
     return float(np.mean(logs)), Interval(float(low), float(high))
 
 
@@ -274,6 +286,11 @@ def claim_of(closer: float, interval: Interval, covered: tuple[float, float]) ->
     """What may be said of the first policy, and why it is no more than that ("" where it is a claim). Arguments as in
     `Verdict`."""
     for name, share in zip(("the first", "the other"), covered, strict=True):
+        if math.isnan(share):
+            return "cannot tell", (
+                "of no task are there two held-out successes, so that nobody knows whether the data cover what the "
+                "policies do: hold more out"
+            )
         if share < MIN_COVERAGE:
             return "cannot tell", (
                 f"{share:.0%} of the chunks of {name} policy are covered by what was recorded near there: the data "

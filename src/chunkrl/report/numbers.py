@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 
 def compact(value: float, digits: int = 3) -> str:
@@ -55,3 +56,16 @@ def percent(fraction: float) -> str:
 def words(name: str) -> str:
     """An identifier as words."""
     return name.replace("_", " ")
+
+
+def short_names(folders: Sequence[str | Path]) -> list[str]:
+    """A name for each of different folders, no two the same: the last part of its path, or as many as that takes."""
+    paths = [Path(folder).absolute() for folder in folders]
+
+    def name(path: Path) -> str:
+        for num in range(1, len(path.parts)):
+            if sum(other.parts[-num:] == path.parts[-num:] for other in paths) == 1:
+                return "/".join(path.parts[-num:])
+        return str(path)
+
+    return [name(path) for path in paths]

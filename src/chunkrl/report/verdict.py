@@ -31,7 +31,7 @@ from chunkrl.files.output_folder import check_file
 from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.progress import Progress
 from chunkrl.report import charts
-from chunkrl.report.numbers import percent
+from chunkrl.report.numbers import percent, short_names
 from chunkrl.report.page import Card, Facts, Legend, Page, Section, Tile, notes_card
 from chunkrl.report.records import Curve
 from chunkrl.report.svg import Range
@@ -82,13 +82,14 @@ def verdict(command: VerdictCommand, progress: Progress) -> Verdict:
     ]
     found = judge(chunks, judged, nearness(held.data[0], judged), command.num_resamples, command.seed)
     names = (command.run, command.against)
-    print("\n".join(told(found, names, held.data[0])))
+    print("\n".join([*told(found, names, held.data[0]), *(f"note: {note}" for note in held.notes)]))
     if command.output_dir is not None:
         folder = Path(command.output_dir)
         content = {"settings": _settings(command), "verdict": _json(found), "episodes": held.name}
+        content["notes"] = held.notes
         write_text(folder / VERDICT_FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
         errors = [distances(chunk, judged.chunk, judged.mask) for chunk in chunks]
-        write_text(folder / PAGE_FILE, _page(found, names, held.data[0], judged, errors).render())
+        write_text(folder / PAGE_FILE, _page(found, names, held, judged, errors).render())
         print(f"{folder / VERDICT_FILE}\n{folder / PAGE_FILE}")
     return found
 
@@ -136,9 +137,9 @@ def _share(share: float) -> str:
 
 
 def _page(
-    found: Verdict, names: Sequence[str], data: ChunkCollection, judged: Judged, errors: Sequence[np.ndarray]
+    found: Verdict, names: Sequence[str], held: HeldOut, judged: Judged, errors: Sequence[np.ndarray]
 ) -> Page:
-    short = [Path(name).name for name in names]
+    data, short = held.data[0], short_names(names)
     kind = {"better": "good", "worse": "bad", "cannot tell": "open"}[found.claim]
     claim = found.reason or f"than {short[1]}, on {found.num_episodes} held-out episodes that succeeded"
     tile = Tile(found.claim, claim, told(found, short, data)[2], kind)
@@ -190,6 +191,6 @@ def _page(
                 )
             ],
         ),
-        notes_card(NOTES),
+        notes_card([*held.notes, *NOTES]),
     ]
     return Page(f"chunkrl verdict: {short[0]} against {short[1]}", [tile], [Section("Verdict", "", cards)])

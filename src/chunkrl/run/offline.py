@@ -46,6 +46,7 @@ from chunkrl.run.folder import (
 )
 from chunkrl.run.parts import SETTINGS, settings_of
 from chunkrl.run.plan import TrainingPlan, make_plan, measured, rehearse
+from chunkrl.run.trained_on import note_trained
 from chunkrl.settings import Settings
 from chunkrl.training.data_source import DataSource, FixedData
 from chunkrl.training.trainer import Trainer, TrainerConfig
@@ -164,9 +165,9 @@ class ChunkLevelOfflineRL:
         num_epochs given here stands in place of the configuration's num_epochs and num_updates.
 
         Starts from the seed, or from the checkpoint of `config.resume` or `load`. The run folder (`run_dir`, begun
-        here: `chunkrl.files.output_folder`) gets config.json, run.json, versions.json, tensorboard/, checkpoints/,
-        policy/ and values.parquet (value, advantage and weight of every frame, where the objective has them;
-        values-1.parquet and so on of the additional data sets).
+        here: `chunkrl.files.output_folder`) gets config.json, run.json, versions.json, trained_on.json,
+        tensorboard/, checkpoints/, policy/ and values.parquet (value, advantage and weight of every frame, where the
+        objective has them; values-1.parquet and so on of the additional data sets).
 
         Raises TrainingStopped where `stop` was called, OutputFolderError where `config.output_dir` holds a run that
         is not resumed.
@@ -198,6 +199,8 @@ class ChunkLevelOfflineRL:
             # of a learner, whose folder goes on also where it has no checkpoint yet
             save_run(self.config, run_dir, "learner" if self._begun else "train", self._resume is not None)
             write_text(run_dir / VERSIONS_FILE, json.dumps(_versions(), indent=1) + "\n")
+            if not self._grows:
+                note_trained(run_dir, self.dataset.datasets)
         if self.before_training is not None:
             self.before_training()
         try:
