@@ -217,6 +217,7 @@ def test_checkpoints_are_safetensors_and_json_alone(data: Path, tmp_path: Path) 
         "config.json",
         "run.json",
         "versions.json",
+        "trained_on.json",
         "last",
         "metrics.jsonl",
         "values.parquet",

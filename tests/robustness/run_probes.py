@@ -46,6 +46,7 @@ READERS = {
     "values.parquet": ("report", "values"),
     "metrics.jsonl": ("report",),
     "versions.json": ("report",),
+    "trained_on.json": (),  # the verdict does
 }
 """Of the entries of a run: the probes that read them; every probe reads what is not named here."""
 
