@@ -15,6 +15,7 @@ from chunkrl.evaluation.speed import (
     speed_difference,
     speed_json,
 )
+from chunkrl.report.tables import Cell, speed_difference_columns
 from chunkrl.statistics import Estimate, Interval
 
 SUCCESS, STEPS = np.array([True, False, True, True]), np.array([40, 150, 60, 50])
@@ -105,6 +106,18 @@ def test_a_difference_in_speed_is_paired() -> None:
     assert none.per_1000_steps.value < 0
     with pytest.raises(ChunkRLError, match="same tasks"):
         speed_difference([slower], [Episodes(good[:3], steps[:3])])
+
+
+def test_columns_of_differences_are_sorted_by_their_numbers() -> None:
+    """As texts, +90 would stand above +1,000."""
+    steps = np.arange(20, 60)
+    good = np.ones(40, dtype=bool)
+    found = speed_difference([Episodes(good, steps)], [Episodes(good, steps + 5)], fps=10.0)
+    both, median, per_1000, per_hour = speed_difference_columns(found).values()
+    assert (both.text, both.order) == ("−5 [−5, −5]", -5.0) and median == both
+    assert found.per_hour is not None
+    assert (per_1000.order, per_hour.order) == (found.per_1000_steps.value, found.per_hour.value)
+    assert list(speed_difference_columns(None).values()) == [Cell("")] * 4
 
 
 def test_rates_that_are_none() -> None:

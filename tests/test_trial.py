@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,7 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.online.human.keys import NoKeys
 from chunkrl.progress import silent
 from chunkrl.trial import command as trial_command
+from chunkrl.trial.acting import BlindSource, TrialSink
 from chunkrl.trial.command import run_trial
 from chunkrl.trial.config import TrialCommand
 from chunkrl.trial.records import Attempt, PolicyEntry, TrialSettings
@@ -66,6 +68,11 @@ class ToyPolicy:
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_policies(monkeypatch)
+
+
+def toy_policies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command opens are toys."""
     monkeypatch.setattr(registry, "FAMILIES", [ToyFamily(), *registry.FAMILIES])
     monkeypatch.setattr(trial_command, "load_policy", lambda folder, *_: ToyPolicy(Path(folder)))
 
@@ -174,6 +181,33 @@ def test_a_policy_that_crashes_counts_as_neither(tmp_path: Path) -> None:
         assert not (tmp_path / f"{way}-trial/result.json").exists()
 
 
+def test_what_a_policy_raises_too_late_is_not_the_next_ones_fault() -> None:
+    asked_for, goes_on = Event(), Event()
+
+    def act(step: Any, seed: int) -> Any:
+        asked_for.set()
+        assert goes_on.wait(60)
+        raise RuntimeError("out of paper")
+
+    late: Any = SimpleNamespace(action_dim=1, begin_episode=lambda: None, act=act)
+    turns = iter((0, 1))
+    source = BlindSource([late, late], 3, lambda: next(turns))
+    source.begin_episode()
+    thread = Thread(target=source.act, args=(None, 0))
+    thread.start()
+    assert asked_for.wait(60)
+    source.begin_episode()
+    goes_on.set()
+    thread.join()
+    assert source.version == 1 and source.failure == ""
+    chunk = source.act(late, 0)  # its own counts
+    assert (
+        source.failure == "RuntimeError: out of paper"
+        and np.isnan(chunk.actions).all()
+        and chunk.version == 1
+    )
+
+
 def test_what_cannot_be_a_trial(tmp_path: Path) -> None:
     for ways, changes, told in (
         ((), {}, "at least two policies, got 0: chunkrl trial NEW OLD"),
@@ -218,6 +252,38 @@ def test_the_same_policy_twice_is_said(tmp_path: Path) -> None:
     result, said = run(replace(asked(tmp_path, "good", max_pairs=2), policies=(folder, folder)))
     assert f"{folder} and {folder} (2) are the same policy: an A/A trial" in said
     assert not result.decided and "no pair has told the two apart" in said
+
+
+def test_half_a_pair_does_not_tell_who_acts_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Leaves(TrialSink):
+        def append(self, item: Any) -> object:
+            number = super().append(item)
+            if len(self._standing.trials) == 3:
+                raise KeyboardInterrupt  # as a session that ends in the middle of the second pair
+            return number
+
+    monkeypatch.setattr(trial_command, "TrialSink", Leaves)
+    command = asked(tmp_path, "right", "slow", max_pairs=3)
+    with pytest.raises(KeyboardInterrupt):
+        run(command)
+    monkeypatch.undo()
+    toy_policies(monkeypatch)
+    monkeypatch.setattr(trial_command, "_goes_on", lambda *_: False)
+    result, said = run(command)
+    assert result.num_pairs == 1 and result.num_pending == 1
+    assert [rate.num_episodes for rate in result.rates if rate is not None] == [1, 1]
+    assert "1 trial of a pair that is not complete will count with it" in said
+    found = json.loads((tmp_path / "trial/result.json").read_text())
+    assert [trial["pair"] for trial in found["trials"]] == [0, 0] and found["pending"] == 1
+    data = tmp_path / "trial/data/shard-000000"
+    assert len(json.loads((data / SIDECAR).read_text())["episodes"]) == 2
+    assert len(FrameTable.open(data).episode_length) == 3
+    assert "will count with it" in Page((tmp_path / "trial/report.html").read_text()).text
+    monkeypatch.undo()
+    toy_policies(monkeypatch)
+    whole, _ = run(command)
+    assert len(whole.trials) == 6 and whole.num_pending == 0
+    assert len(json.loads((data / SIDECAR).read_text())["episodes"]) == 6
 
 
 SETTINGS = TrialSettings(

@@ -17,7 +17,6 @@ from chunkrl.evaluation.results import (
     by_task,
     over_tasks,
 )
-from chunkrl.evaluation.speed import MEDIAN, PER_1000, PER_HOUR, difference_cells
 from chunkrl.files.atomic import write_text
 from chunkrl.report import charts
 from chunkrl.report.distributions import Square, state_grid
@@ -26,7 +25,17 @@ from chunkrl.report.page import Caption, Card, Facts, Page, Part, Section, Tile,
 from chunkrl.report.records import ClipPair, Curve, EpisodeTrace
 from chunkrl.report.sections import curve_section, trace_section
 from chunkrl.report.svg import sign_class, span
-from chunkrl.report.tables import Cell, Row, Table, count_cell, interval_cell, rate_cell, speed_columns
+from chunkrl.report.tables import (
+    Cell,
+    Row,
+    Table,
+    count_cell,
+    interval_cell,
+    points_interval,
+    rate_cell,
+    speed_columns,
+    speed_difference_columns,
+)
 from chunkrl.statistics import Interval
 
 _FASTER = (
@@ -87,7 +96,7 @@ def _tiles(differences: Sequence[ArmDifference], tasks: Mapping[str, Mapping[str
         rates = [math.fsum(row[name].rate for row in rows) / len(rows) for name in (d.arm, d.baseline)]
         detail = (
             f"{percent(rates[0])} against {percent(rates[1])} success, {where}. 95 % interval "
-            f"{_points_interval(d.interval)}; {_verdict(d.interval)}."
+            f"{points_interval(d.interval)}; {_verdict(d.interval)}."
         )
         claim = f"{words(d.arm)} over {words(d.baseline)}"
         tiles.append(Tile(signed_points(d.difference), claim, detail, sign_class(d.interval), "points"))
@@ -248,7 +257,7 @@ def _difference_row(d: ArmDifference) -> Row:
         "task": d.task,
         f"{words(d.arm)} over": words(d.baseline),
         "points": Cell(signed_points(d.difference), d.difference),
-        "95 % interval": Cell(_points_interval(d.interval), d.interval.low),
+        "95 % interval": Cell(points_interval(d.interval), d.interval.low),
         "states": count_cell(d.num_pairs),
         "it alone": count_cell(d.only_a),
         "the other alone": count_cell(d.only_b),
@@ -265,14 +274,10 @@ def speed_table(differences: Sequence[ArmDifference]) -> Table:
 
 
 def _speed_row(d: ArmDifference) -> Row:
-    both, median, per_1000, per_hour = difference_cells(d.speed)
     return {
         "task": d.task,
         f"{words(d.arm)} minus": words(d.baseline),
-        f"{MEDIAN}, where both succeed": both,
-        MEDIAN: median,
-        PER_1000: per_1000,
-        PER_HOUR: per_hour,
+        **speed_difference_columns(d.speed),
     }
 
 
@@ -281,10 +286,6 @@ def _training_seed(result: ArmResult) -> Cell:
     if len(result.by_seed) > 1:
         return Cell(f"{len(result.by_seed)} seeds")
     return count_cell(result.seed)
-
-
-def _points_interval(interval: Interval) -> str:
-    return f"{signed_points(interval.low)} to {signed_points(interval.high)}"
 
 
 def _verdict(interval: Interval) -> str:

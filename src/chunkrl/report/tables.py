@@ -7,10 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from chunkrl.evaluation.speed import MEDIAN, PER_1000, PER_HOUR, Speed, speed_cells
-from chunkrl.report.numbers import percent
+from chunkrl.evaluation.speed import (
+    MEDIAN,
+    PER_1000,
+    PER_HOUR,
+    Speed,
+    SpeedDifference,
+    difference_cells,
+    speed_cells,
+)
+from chunkrl.report.numbers import percent, signed_points
 from chunkrl.report.page import Part
-from chunkrl.statistics import Interval
+from chunkrl.statistics import Estimate, Interval
 
 
 @dataclass(frozen=True)
@@ -48,11 +56,29 @@ def interval_cell(interval: Interval) -> Cell:
     return Cell(f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %", interval.low)
 
 
+def points_interval(interval: Interval) -> str:
+    """The interval of a difference in success, in points."""
+    return f"{signed_points(interval.low)} to {signed_points(interval.high)}"
+
+
 def speed_columns(speed: Speed | None) -> dict[str, Cell]:
     """The numbers of how fast success comes, with their intervals, by column."""
     orders = (None,) * 3 if speed is None else (speed.median_steps, speed.per_1000_steps, speed.per_hour)
     cells = zip((MEDIAN, PER_1000, PER_HOUR), speed_cells(speed), orders, strict=True)
     return {name: Cell(text, order) for name, text, order in cells}
+
+
+def speed_difference_columns(difference: SpeedDifference | None) -> dict[str, Cell]:
+    """The differences in how fast success comes, with their intervals, by column; a number is sorted by itself."""
+    found: Sequence[Estimate | None] = (None,) * 4
+    if difference is not None:
+        both, per_1000 = difference.steps_where_both, difference.per_1000_steps
+        found = (both, difference.median_steps, per_1000, difference.per_hour)
+    names = (f"{MEDIAN}, where both succeed", MEDIAN, PER_1000, PER_HOUR)
+    return {
+        name: Cell(text.replace("-", "−"), None if estimate is None else estimate.value)
+        for name, text, estimate in zip(names, difference_cells(difference), found, strict=True)
+    }
 
 
 @dataclass(frozen=True)

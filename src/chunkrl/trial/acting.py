@@ -5,6 +5,7 @@ The actor itself runs the episodes as any others; nothing here tells the screen 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -41,22 +42,29 @@ class BlindSource:
         self._runners, self._whose_turn = runners, whose_turn
         self.action_horizon, self.action_dim = num_actions, runners[0].action_dim
         self.version, self.failure = 0, ""
+        self._number, self._lock = 0, threading.Lock()  # of the episode: an executor asks in another thread
 
     def begin_episode(self) -> None:
-        """An episode begins."""
-        self.version, self.failure = self._whose_turn(), ""
+        """An episode begins. What the policy before still raises, at a chunk that nobody waits for, is none of it."""
+        with self._lock:
+            self.version, self.failure = self._whose_turn(), ""
+            self._number += 1
         self._runners[self.version].begin_episode()
 
     def act(self, step: EnvStep, seed: int) -> PolicyChunk:
         """The chunk for what is seen now; `seed` determines its noise."""
+        with self._lock:
+            number, version = self._number, self.version
         try:
-            actions = self._runners[self.version].act(step, seed).actions[: self.action_horizon]
+            actions = self._runners[version].act(step, seed).actions[: self.action_horizon]
             if not np.isfinite(actions).all():
                 raise ChunkRLError("the policy gives actions that are NaN or infinite")
         except Exception as error:  # whatever a policy raises: it is recorded, and told at the end
-            self.failure = self.failure or f"{type(error).__name__}: {error}"
+            with self._lock:
+                if number == self._number:
+                    self.failure = self.failure or f"{type(error).__name__}: {error}"
             actions = np.full((self.action_horizon, self.action_dim), np.nan, dtype=np.float32)
-        return PolicyChunk(actions, self.version)
+        return PolicyChunk(actions, version)
 
 
 class PairedEnvironment:
@@ -160,8 +168,8 @@ class TrialSink:
         if self._standing.num_crashes >= _MOST_CRASHES:
             raise ChunkRLError(
                 f"the policy {self._names[upcoming.policy]} crashed {self._standing.num_crashes} times in a row in "
-                f"pair {upcoming.pair + 1}, at last: {failure}. Nothing of it counts; mend the policy or what it "
-                "sees, and resume with the same command"
+                f"pair {upcoming.pair + 1}, at last: {failure}. Nothing of it counts; mend what it sees and "
+                "resume with the same command, or, with a mended policy, begin another trial (--output-dir)"
             )
 
 

@@ -8,17 +8,25 @@ import numpy as np
 from markupsafe import Markup
 
 from chunkrl.evaluation.evaluation_result import Rate
-from chunkrl.evaluation.speed import MEDIAN, PER_1000, PER_HOUR, difference_cells
 from chunkrl.files.atomic import write_text
 from chunkrl.report import charts
 from chunkrl.report.distributions import Square, state_grid
 from chunkrl.report.numbers import percent, signed_points
 from chunkrl.report.page import Caption, Card, Facts, Legend, Page, Part, Section, Tile, notes_card
 from chunkrl.report.records import Curve
-from chunkrl.report.tables import Cell, Row, Table, count_cell, interval_cell, rate_cell, speed_columns
-from chunkrl.statistics import Interval
+from chunkrl.report.tables import (
+    Cell,
+    Row,
+    Table,
+    count_cell,
+    interval_cell,
+    points_interval,
+    rate_cell,
+    speed_columns,
+    speed_difference_columns,
+)
 from chunkrl.trial.evidence import confidence_sequence
-from chunkrl.trial.result import Compared, TrialResult, told_forecast
+from chunkrl.trial.result import Compared, TrialResult, told_forecast, told_pending
 
 PAGE_FILE = "report.html"
 
@@ -37,7 +45,7 @@ def _tile(found: Compared) -> Tile:
     difference = counts.difference if counts.num_pairs else 0.0
     told = f"{counts.num_pairs} pairs, {counts.only_a} : {counts.only_b} won alone."
     if found.verdict:
-        detail = f"{told} Confidence sequence of the difference {_points(found.interval)}."
+        detail = f"{told} Confidence sequence of the difference {points_interval(found.interval)}."
         return Tile(
             signed_points(difference),
             found.verdict_told,
@@ -53,10 +61,6 @@ def _tile(found: Compared) -> Tile:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
-
-
-def _points(interval: Interval) -> str:
-    return f"{signed_points(interval.low)} to {signed_points(interval.high)}"
 
 
 def _known(result: TrialResult) -> list[tuple[str, Rate]]:
@@ -184,7 +188,7 @@ def _difference_row(found: Compared) -> Row:
     return {
         f"{found.policy} minus": found.other,
         "points": Cell(signed_points(counts.difference), counts.difference),
-        "confidence sequence": Cell(_points(found.interval), found.interval.low),
+        "confidence sequence": Cell(points_interval(found.interval), found.interval.low),
         "pairs": count_cell(counts.num_pairs),
         "it alone": count_cell(counts.only_a),
         "the other alone": count_cell(counts.only_b),
@@ -193,14 +197,7 @@ def _difference_row(found: Compared) -> Row:
 
 
 def _speed_row(found: Compared) -> Row:
-    both, median, per_1000, per_hour = difference_cells(found.speed)
-    return {
-        f"{found.policy} minus": found.other,
-        f"{MEDIAN}, where both succeed": both,
-        MEDIAN: median,
-        PER_1000: per_1000,
-        PER_HOUR: per_hour,
-    }
+    return {f"{found.policy} minus": found.other, **speed_difference_columns(found.speed)}
 
 
 def _facts(result: TrialResult) -> dict[str, str]:
@@ -215,7 +212,8 @@ def _facts(result: TrialResult) -> dict[str, str]:
         "control rate": f"{settings.fps:g} steps per second",
         "error allowed": f"{settings.error:g}"
         + (f", {settings.error_each:.3g} a comparison" if len(result.compared) > 1 else ""),
-        "pairs": str(result.num_pairs),
+        "pairs": str(result.num_pairs)
+        + (f", and {told_pending(result.num_pending)}" if result.num_pending else ""),
         "made again": neither or "none",
     }
 
@@ -230,4 +228,6 @@ def _notes(result: TrialResult) -> list[str]:
     prints = [entry.fingerprint for entry in result.settings.policies]
     if len(set(prints)) < len(prints):
         notes.append("An A/A trial: two of the policies are the same one.")
-    return notes + [f"A policy raised {note} That attempt counts as neither." for note in result.crashes]
+    return notes + [
+        f"A policy raised {note.rstrip('.')}. That attempt counts as neither." for note in result.crashes
+    ]

@@ -82,8 +82,11 @@ class Compared:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A trial up to now. rates: of each policy, None before its first trial. trials: those that count, in order.
-    num_neither: attempts that count as neither, by outcome."""
+    """A trial up to now, of the pairs that are complete: who acted in half of one would tell who acts next.
+
+    rates: of each policy, None before its first trial. trials: those that count, in order. num_pending: of the pair
+    that is not complete. num_neither: attempts that count as neither, by outcome.
+    """
 
     settings: TrialSettings
     decided: bool
@@ -91,13 +94,15 @@ class TrialResult:
     rates: tuple[Rate | None, ...]
     compared: tuple[Compared, ...]
     trials: tuple[Trial, ...]
+    num_pending: int
     num_neither: dict[str, int]
     crashes: tuple[str, ...]
 
     @classmethod
     def of(cls, settings: TrialSettings, standing: Standing, attempts: Sequence[Attempt]) -> TrialResult:
         """The result of what there is."""
-        own = [[t for t in standing.trials if t.policy == i] for i in range(len(settings.policies))]
+        complete = [t for t in standing.trials if t.attempt.pair < standing.num_pairs]
+        own = [[t for t in complete if t.policy == i] for i in range(len(settings.policies))]
         neither = [attempt for attempt in attempts if not attempt.counts]
         return cls(
             settings,
@@ -105,7 +110,8 @@ class TrialResult:
             standing.num_pairs,
             tuple(_rate(trials, settings.fps) for trials in own),
             tuple(_compared(settings, comparison, own) for comparison in standing.comparisons),
-            tuple(standing.trials),
+            tuple(complete),
+            len(standing.trials) - len(complete),
             dict(Counter(attempt.outcome for attempt in neither)),
             tuple(dict.fromkeys(attempt.note for attempt in neither if attempt.note)),
         )
@@ -156,6 +162,14 @@ def told_forecast(found: Compared) -> str:
     return f"if it goes on as observed, a verdict takes about {likely} further pairs (in nine of ten cases {within})"
 
 
+def told_pending(number: int) -> str:
+    """What of a pair that is not complete is kept, in words."""
+    return (
+        f"{number} {'trial' if number == 1 else 'trials'} of a pair that is not complete will count with it, and "
+        "nothing here tells who acted"
+    )
+
+
 def format_result(result: TrialResult) -> str:
     """Every policy's success and speed, then every comparison, for people."""
     lines = []
@@ -178,6 +192,8 @@ def format_result(result: TrialResult) -> str:
         )
         if not found.verdict:
             lines.append(told_forecast(found))
+    if result.num_pending:
+        lines.append(told_pending(result.num_pending))
     if result.num_neither:
         told = ", ".join(f"{number} {outcome}" for outcome, number in sorted(result.num_neither.items()))
         lines.append(f"counted as neither and made again: {told}")
@@ -198,6 +214,7 @@ def to_json(result: TrialResult) -> dict[str, Any]:
         },
         "comparisons": [_compared_json(found) for found in result.compared],
         "trials": [{**asdict(t.attempt), "policy": result.name(t.policy)} for t in result.trials],
+        "pending": result.num_pending,
         "neither": result.num_neither,
         "crashes": list(result.crashes),
     }
