@@ -14,7 +14,6 @@ Conventions, all decided here:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -37,9 +36,10 @@ from chunkrl.data.label_files import (
     read_labels,
     read_successes,
 )
-from chunkrl.data.label_rules import AUTO, AUTO_LABELS, REWARDS, LabelRule, subgoal_column, success_column
+from chunkrl.data.label_rules import AUTO, AUTO_LABELS, LabelRule, subgoal_column, success_column
 from chunkrl.data.large_arrays import blocks, by_blocks, zeros
-from chunkrl.data.progress_files import progress_file, progress_rewards, read_progress
+from chunkrl.data.outcomes import OutcomeRule
+from chunkrl.data.progress_files import progress_file
 from chunkrl.data.subgoals import subgoal_frames
 from chunkrl.errors import DatasetError
 
@@ -93,7 +93,7 @@ def label_frames(table: FrameTable, rule: LabelRule = LabelRule()) -> FrameLabel
     success = first_success < table.num_frames
     _check_not_repeated(table, rule, fired, first_success)
     human_key, human = human_frames(table, rule.human_key)
-    outcomes = outcomes_of(table, rule, first_success)
+    outcomes = OutcomeRule.read(table, rule).outcomes(first_success)
     return FrameLabels(
         reward=outcomes.reward,
         subgoal=subgoal_frames(table, rule, first_success[success], last[success]),
@@ -105,39 +105,6 @@ def label_frames(table: FrameTable, rule: LabelRule = LabelRule()) -> FrameLabel
         rule=replace(rule, human_key=human_key),
         unused=tuple(found.name for found in passed_over),
     )
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """What follows from which actions succeeded: [N] each, as in `FrameLabels`."""
-
-    terminated: np.ndarray
-    truncated: np.ndarray
-    after_success: np.ndarray
-    reward: np.ndarray
-
-
-def outcomes_of(table: FrameTable, rule: LabelRule, first_success: np.ndarray) -> Outcomes:
-    """Ends and rewards of all episodes.
-
-    rule: without "auto" in what names files. first_success: int64 [E], the row of the action that succeeded; N: none.
-
-    Raises:
-        DatasetError: the rule's column or file is missing, or holds other things.
-    """
-    last = table.episode_start + table.episode_length - 1
-    success = first_success < table.num_frames
-    terminated, truncated, after_success = (zeros(table.cache_dir, table.num_frames, bool) for _ in range(3))
-    terminated[first_success[success]] = True
-    for begin, end in zip(first_success[success] + 1, last[success] + 1, strict=True):
-        after_success[begin:end] = True
-    failed_end = last[~success]
-    reward = _reward(table, rule, terminated, failed_end, after_success)
-    failed = np.ones(len(failed_end), bool)
-    if not rule.failure_terminal:
-        failed = _declared_failures(table, failed_end)
-    terminated[failed_end[failed]] = truncated[failed_end[~failed]] = True
-    return Outcomes(terminated, truncated, after_success, reward)
 
 
 def says_success(table: FrameTable, rule: LabelRule) -> bool:
@@ -177,15 +144,6 @@ def _from_file(table: FrameTable, rule: LabelRule, file: LabelFile) -> FrameLabe
         file=file.name,
         file_told=file.told(),
     )
-
-
-def _declared_failures(table: FrameTable, failed_end: np.ndarray) -> np.ndarray:
-    """bool [n], of the last rows int [n] of unsuccessful episodes: those whose action ended the task."""
-    if not table.has_column("next.terminated"):
-        return np.zeros(len(failed_end), bool)
-    values = label_column(table, "next.terminated", "column")
-    check_values(table, "next.terminated", values, (0, 1), "a flag: correct the column")
-    return values[failed_end].astype(bool)
 
 
 def _first_in_episodes(table: FrameTable, flags: np.ndarray) -> np.ndarray:
@@ -290,32 +248,3 @@ def _success_rewards(table: FrameTable, name: str) -> np.ndarray:
     check_values(table, name, values, (-1, 0) if costs else (0, 1), what)
     wanted = 0 if costs else 1
     return by_blocks(table.cache_dir, len(values), bool, lambda rows: values[rows] == wanted)
-
-
-def _reward(
-    table: FrameTable, rule: LabelRule, success: np.ndarray, failed_end: np.ndarray, after: np.ndarray
-) -> np.ndarray:
-    """float32 [N]. success, after: bool [N], succeeding actions and frames after a success. failed_end: int, last
-    rows of unsuccessful episodes."""
-    num_frames, folder = table.num_frames, table.cache_dir
-    if rule.step_reward == "cost":
-
-        def cost(rows: slice) -> np.ndarray:
-            return np.where(success[rows] | after[rows], 0.0, -1.0)
-
-        reward = by_blocks(folder, num_frames, np.float32, cost)
-        reward[failed_end] = -rule.failure_penalty
-        return reward
-    if rule.step_reward == "progress":
-        progress = read_progress(Path(rule.progress), table, "--progress")
-        gained = progress_rewards(progress, table, success, after)
-        return by_blocks(folder, num_frames, np.float32, lambda rows: gained[rows])
-    recorded = [name for name in REWARDS if table.has_column(name)]
-    if rule.step_reward == "success" or not recorded:
-        return by_blocks(folder, num_frames, np.float32, lambda rows: success[rows])
-    values = label_column(table, recorded[0], "column")
-    reward = by_blocks(folder, num_frames, np.float32, lambda rows: values[rows])
-    row = first_row(reward, lambda part: ~np.isfinite(part))
-    if row is not None:
-        raise DatasetError(f"{place_of(table, row)}: '{recorded[0]}' is NaN or inf; correct it")
-    return to_action(table, recorded[0], reward, rule.flag_at)

@@ -63,17 +63,17 @@ def _column(path: Path) -> str:
 
 
 def progress_rewards(
-    progress: np.ndarray, table: FrameTable, success: np.ndarray, after: np.ndarray
+    progress: np.ndarray, last: np.ndarray, success: np.ndarray, after: np.ndarray
 ) -> np.ndarray:
     """What each action gained, float32 [N]: progress[t + 1] - progress[t].
 
     A succeeding action gains what is left to 1; the last action of another episode, whose result is not stored, and
     what follows a success gain nothing. A success returns 1 - progress[0] without discount, whatever was before it.
 
-    progress: float32 [N]. success, after: bool [N], the succeeding actions, and frames recorded after a success.
+    progress: float32 [N], of whole episodes. last: int [E], their last rows. success, after: bool [N], the succeeding
+    actions, and frames recorded after a success.
     """
     following = np.append(progress[1:], np.float32(0))
-    last = table.episode_start + table.episode_length - 1
     following[last] = progress[last]
     gained = np.where(success, np.float32(1), following) - progress
     return np.where(after, np.float32(0), gained)

@@ -14,7 +14,8 @@ from chunkrl.data.frames import FrameTable
 from chunkrl.data.interventions import human_frames
 from chunkrl.data.label_files import COLUMNS, HUMAN, chosen_labels
 from chunkrl.data.label_rules import REWARDS, LabelRule
-from chunkrl.data.labels import label_frames, outcomes_of, says_success
+from chunkrl.data.labels import label_frames, says_success
+from chunkrl.data.outcomes import OutcomeRule
 from chunkrl.data.problems import name_indices
 from chunkrl.data.sidecar import load_part, load_sidecar, save_sidecar
 from chunkrl.errors import DatasetError
@@ -113,7 +114,7 @@ def editable(table: FrameTable, base: BaseLabels) -> BaseLabels:
         starts = np.where(base.frames["terminated"] & base.frames["success"])[0]
         first = np.full(table.num_episodes, table.num_frames)
         first[table.episode_of(starts)] = starts
-        ours, theirs = outcomes_of(table, rule, first).reward, base.frames["reward"]
+        ours, theirs = OutcomeRule.read(table, rule).outcomes(first).reward, base.frames["reward"]
         differ = np.unique(table.episode_of(np.flatnonzero(ours != theirs)))
         if len(differ):
             raise DatasetError(

@@ -16,15 +16,15 @@ import numpy as np
 
 from chunkrl.data.formats import DatasetDescription, without
 from chunkrl.data.frames import FrameTable
-from chunkrl.data.label_files import BY_HAND, FOLDER, HUMAN, LEFT_OUT
+from chunkrl.data.label_files import BY_HAND, FOLDER, LEFT_OUT
 from chunkrl.data.label_rules import LabelRule
-from chunkrl.data.labels import FrameLabels, outcomes_of
 from chunkrl.data.sidecar import read_metadata, save_sidecar
 from chunkrl.errors import ChunkRLError, DatasetError, LabelError, OutputFolderError
 from chunkrl.files.output_folder import LOCK, check_file, hold
 from chunkrl.label.base import base_labels, editable, given_of, load_base, save_base
-from chunkrl.label.command import label_arrays, rule_record
+from chunkrl.label.command import rule_record
 from chunkrl.label.config import ReturnRule
+from chunkrl.label.edited import EditedLabels
 from chunkrl.label.journal import Entry, History, Journal, Step, now, read_journal
 from chunkrl.label.marks import Edit, EpisodeMarks, apply
 
@@ -69,6 +69,7 @@ class HandLabels:
         self.table, self.path, self.returns = table, path, returns
         self._folder, self._lock = path.with_suffix(""), threading.Lock()
         self._journal: Journal | None = None
+        self._edited: EditedLabels | None = None
         self._held = _hold(self._folder)
         try:
             self._open(rule, returns, blank)
@@ -180,6 +181,7 @@ class HandLabels:
         self._journal.append(entry)
         history.add(entry)
         self._num_entries += 1
+        self._edited_labels().put(position, history.marks, history.states[0])
         self._write()
 
     # ---- the labels that others read
@@ -193,11 +195,18 @@ class HandLabels:
         if not used.any():
             self.path.unlink(missing_ok=True)
             return
-        rows = np.repeat(used, self.table.episode_length)
-        labels, kept = self._labels(used, rows), _KeptEpisodes.of(self.table, used)
-        arrays = dict(label_arrays(kept, labels, self.returns)) | {HUMAN: labels.human}
         record = rule_record(self.base.rule, self.returns) | self._said(used)
-        save_sidecar(self.path, kept, arrays, record)
+        columns = self._edited_labels().file_columns(used)
+        save_sidecar(self.path, _KeptEpisodes.of(self.table, used), columns, record)
+
+    def _edited_labels(self) -> EditedLabels:
+        """Made when labels are first written: who only looks needs none."""
+        if self._edited is None:
+            self._edited = EditedLabels(self.table, self.base, self.returns)
+            for position, history in self._histories.items():
+                if history.version:
+                    self._edited.put(position, history.marks, history.states[0])
+        return self._edited
 
     def _said(self, used: np.ndarray) -> dict[str, Any]:
         """What the file's metadata has beside the rule."""
@@ -215,38 +224,6 @@ class HandLabels:
             BY_HAND: sum(history.at > 0 for history in self._histories.values()),
             _ENTRIES: self._num_entries,
         }
-
-    def _labels(self, used: np.ndarray, rows: np.ndarray) -> FrameLabels:
-        """The labels of the episodes that are `used`, bool [E], whose rows are `rows`, bool [N]."""
-        table, base = self.table, self.base
-        frames = {name: np.array(values) for name, values in base.frames.items()}
-        first = np.full(table.num_episodes, table.num_frames)
-        changed = np.zeros(table.num_episodes, bool)
-        for position, history in self._histories.items():
-            start, length = int(table.episode_start[position]), int(table.episode_length[position])
-            marks, before, own = history.marks, history.states[0], slice(start, start + length)
-            changed[position] = (marks.success, marks.success_step) != (before.success, before.success_step)
-            frames["subgoal"][own] = frames[HUMAN][own] = False
-            frames["subgoal"][start + np.array(marks.subgoals, np.int64)] = True
-            for begin, end in marks.human:
-                frames[HUMAN][start + begin : start + end + 1] = True
-        for position in range(table.num_episodes):
-            step = self.marks(position).success_step
-            if step is not None:
-                first[position] = table.episode_start[position] + step
-        outcomes, new = outcomes_of(table, base.rule, first), np.repeat(changed, table.episode_length)
-        for name in ("terminated", "truncated", "reward"):
-            frames[name][new] = getattr(outcomes, name)[new]
-        return FrameLabels(
-            reward=frames["reward"][rows].astype(np.float32),
-            subgoal=frames["subgoal"][rows].astype(bool),
-            terminated=frames["terminated"][rows].astype(bool),
-            truncated=frames["truncated"][rows].astype(bool),
-            after_success=outcomes.after_success[rows],
-            human=frames[HUMAN][rows].astype(bool),
-            success=(first < table.num_frames)[used],
-            rule=base.rule,
-        )
 
     def close(self) -> None:
         """Lets others work on the labels; where nothing was edited, nothing is left behind."""
@@ -268,15 +245,13 @@ class _KeptEpisodes:
     episode_ids: np.ndarray
     episode_start: np.ndarray
     episode_length: np.ndarray
-    task_index: np.ndarray
 
     @classmethod
     def of(cls, table: FrameTable, used: np.ndarray) -> _KeptEpisodes:
         lengths = table.episode_length[used]
         left_out = frozenset(table.episode_ids[~used].tolist())
         description = without(table.description, left_out) if left_out else table.description
-        tasks = table.task_index[np.repeat(used, table.episode_length)]
-        return cls(description, table.episode_ids[used], np.cumsum(lengths) - lengths, lengths, tasks)
+        return cls(description, table.episode_ids[used], np.cumsum(lengths) - lengths, lengths)
 
     @property
     def num_frames(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from chunkrl.data.labels import FrameLabels, label_frames
 from chunkrl.data.notes import column_notes, label_notes
 from chunkrl.data.problems import name_indices
 from chunkrl.data.returns import lambda_returns, n_step_returns, normalize_per_task
-from chunkrl.data.sidecar import FrameRows, load_sidecar, read_metadata, save_sidecar
+from chunkrl.data.sidecar import load_sidecar, read_metadata, save_sidecar
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.files.json_files import as_json
 from chunkrl.files.output_folder import check_file
@@ -206,14 +206,7 @@ def rule_record(rule: LabelRule, returns: ReturnRule) -> dict[str, Any]:
     return record
 
 
-class TaskRows(FrameRows, Protocol):
-    """Rows of episodes, and the task of each, int [N]."""
-
-    @property
-    def task_index(self) -> np.ndarray: ...
-
-
-def label_arrays(table: TaskRows, labels: FrameLabels, rule: ReturnRule) -> Mapping[str, np.ndarray]:
+def label_arrays(table: FrameTable, labels: FrameLabels, rule: ReturnRule) -> Mapping[str, np.ndarray]:
     """The columns of the file, [N] each: success (of the episode), terminated, truncated, reward, subgoal, return
     (Monte-Carlo), return_normalized (per task, on [-1, 0]), and n_step_return where asked for.
 
