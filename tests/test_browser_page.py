@@ -132,7 +132,7 @@ def test_keys_label_and_take_back(chromium: Any, written: Path, tmp_path: Path) 
     page_settings = replace(BROWSER, run=str(written / "run"))
     with served(LabelCommand(str(root), page=page_settings)) as link, page_of(chromium, link) as page:
         assert page.inner_text("#title") == "data, episode 1"  # the values doubt its failure most
-        assert page.locator("#charts .value path.cursor").count() == 1
+        wait_for(page, "document.querySelectorAll('#charts .value path.cursor').length === 1")
         press(page, "ArrowRight", "ArrowRight", "g", "ArrowRight", "h", "ArrowRight", "ArrowRight", "h")
         shown = page.evaluate("({...chunkrl.shown})")
         assert (shown["subgoals"], shown["human"]) == ([2], [[3, 5]])
@@ -250,7 +250,9 @@ def test_many_episodes_are_listed_as_they_are_seen(chromium: Any, tmp_path: Path
         page.evaluate("chunkrl.queue.box.scrollTop = 1e6")
         page.get_by_text("data 299", exact=True).click()
         wait_for(page, "chunkrl.shown.number === 299")
-        assert page.locator("#charts .state svg").count() == 1  # no cameras: its curves
+        wait_for(
+            page, "document.querySelectorAll('#charts .state svg').length === 1"
+        )  # no cameras: its curves
         press(page, "p")
         wait_for(page, "chunkrl.shown.number === 298")
 

@@ -301,6 +301,39 @@ def test_a_list_of_successes_is_used_and_said(
     assert (tmp_path / "beside/02-labels/command.txt").read_text().startswith("chunkrl inspect")
 
 
+def test_labels_that_were_changed_after_the_values_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values, recipe and control would be of different ones."""
+    data = write_dataset(tmp_path / "arm", told_by_state(20))
+    main(["label", str(data)])
+    (file,) = (data / "labels").glob("*.parquet")
+    before = file.read_bytes()
+    stop_at(monkeypatch, "_diagnose")
+    config = of(data, tmp_path / "improve")
+    with pytest.raises(Interrupted):
+        improve(config)
+    main(
+        [
+            "label",
+            str(data),
+            "--success",
+            "episodes",
+            "--success-episodes",
+            "0",
+            "2",
+            "--output",
+            str(file),
+            "--overwrite",
+        ]
+    )
+    told = refused(config)
+    assert f"the file of labels of {data} is no longer what {tmp_path / 'improve'} began with" in told
+    file.write_bytes(before)
+    with pytest.raises(Interrupted):
+        improve(config)
+
+
 def stop_at(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def interrupt(*_: Any) -> None:
         raise Interrupted

@@ -10,14 +10,16 @@ from typing import Any
 import iterate_fakes
 import numpy as np
 import pytest
-from chunk_data import episode, policy_of_one_update, write_dataset
+from chunk_data import episode, policy_of_one_update, random_episodes, write_dataset
 from iterate_fakes import WalkEnv
 from pages import Page
 from test_iterate import COLLECT, EVALUATION, results, settings
 
 from chunkrl.algorithms.config import BalanceConfig, DistilConfig
 from chunkrl.cli import main
+from chunkrl.data.chunk_settings import ColumnMapping
 from chunkrl.data.frames import FrameTable
+from chunkrl.data.label_rules import LabelRule
 from chunkrl.envs import metaworld
 from chunkrl.envs.scripted import MixtureConfig
 from chunkrl.errors import ChunkRLError
@@ -27,8 +29,9 @@ from chunkrl.iterate.command import iterate
 from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule, StopRule
 from chunkrl.iterate.plan import Plan
 from chunkrl.iterate.records import Rollouts
-from chunkrl.iterate.rollouts import label, read_rollouts
+from chunkrl.iterate.rollouts import data_sources, label, read_rollouts
 from chunkrl.iterate.selection import choose, why_ended
+from chunkrl.label.command import label_dataset
 from chunkrl.label.config import LabelCommand
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.progress import silent
@@ -297,3 +300,25 @@ def test_a_pi_policy_is_trained_from_its_checkpoint_each_round(tmp_path: Path, w
     before = results(tmp_path / "run")
     iterate(replace(config, train=replace(config.train, resume=config.train.output_dir)))
     assert results(tmp_path / "run") == before
+
+
+def test_what_says_who_succeeded_is_a_source(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", random_episodes(4))
+    key = f"the file of labels of {data}"
+
+    def told(rule: LabelRule = LabelRule()) -> str:
+        found = data_sources(str(data), ColumnMapping(), None, rule, silent)
+        assert found.keys() == {str(data), key}
+        return found[key]
+
+    assert told() == ""  # its columns
+    listed = tmp_path / "good.txt"
+    rule = LabelRule(success_file=str(listed))
+    digests = []
+    for text in ("0\n", "0\n2\n"):
+        listed.write_text(text)
+        digests.append(told(rule))
+    label_dataset(LabelCommand(str(data), rule), silent)
+    digests.append(told())
+    assert len({"", *digests}) == 4
+    assert told(LabelRule(labels="none")) == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,10 @@ def test_undo_goes_back_through_every_state_and_redo_forward(done: list[Edit]) -
 def test_a_success_takes_its_sub_goal_along() -> None:
     marks = apply(EpisodeMarks(subgoals=(1,)), Edit("success", 3), LENGTH, "success")
     assert marks.subgoals == (1, 3)
-    assert apply(marks, SUCCESS, LENGTH, "success").subgoals == (1, 5)
+    assert apply(marks, Edit("success", 5), LENGTH, "success").subgoals == (1, 5)
+    confirmed = apply(replace(marks, by_hand=False), SUCCESS, LENGTH, "success")
+    assert confirmed == marks and confirmed.by_hand  # a success that is confirmed stays where it was
+    assert apply(EpisodeMarks(subgoals=(1,)), SUCCESS, LENGTH, "success").subgoals == (1, 5)
     assert apply(marks, FAILURE, LENGTH, "success").subgoals == (1,)
     assert apply(EpisodeMarks(), Edit("success", 3), LENGTH, "end").subgoals == (5,)
     assert apply(EpisodeMarks(), Edit("success", 3), LENGTH, "").subgoals == ()
@@ -209,7 +213,7 @@ def test_a_step_that_is_not_there_is_refused(unlabelled: Path, edit: Edit) -> No
 def test_of_two_edits_of_the_same_state_the_second_is_told(root: Path) -> None:
     labels = begin(root)
     labels.edit(1, 0, SUCCESS, by="first")
-    with pytest.raises(StaleEditError, match=r"changed meanwhile .*success at the end.*not applied") as stale:
+    with pytest.raises(StaleEditError, match=r"changed meanwhile .*success.*not applied") as stale:
         labels.edit(1, 0, FAILURE, by="second")
     assert [entry.by for entry in stale.value.entries] == ["first"]
     assert labels.marks(1).success
@@ -221,12 +225,43 @@ def test_a_kill_between_journal_and_labels_loses_nothing(root: Path, monkeypatch
     labels = begin(root)
     do(labels, 1, SUCCESS)
     with monkeypatch.context() as patch:
-        patch.setattr(by_hand, "save_sidecar", lambda *_: (_ for _ in ()).throw(DatasetError("disk full")))
-        with pytest.raises(DatasetError, match="disk full"):
+        patch.setattr(by_hand, "save_sidecar", lambda *_: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(SystemExit):
             do(labels, 3, SUCCESS)
     labels.close()
     begin(root).close()
     assert open_chunks(root).frame_labels.success.tolist() == [True, True, True, True, True, False]
+
+
+def test_an_edit_whose_labels_cannot_be_written_changes_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = begin(root)
+    do(labels, 1, SUCCESS)
+    with monkeypatch.context() as patch:
+        patch.setattr(by_hand, "save_sidecar", lambda *_: (_ for _ in ()).throw(DatasetError("disk full")))
+        for position in (1, 3):
+            with pytest.raises(DatasetError, match="disk full"):
+                do(labels, position, FAILURE if position == 1 else SUCCESS)
+    assert [labels.history(position).version for position in (1, 3)] == [1, 0]
+    assert labels.marks(1).success and not labels.marks(3).success
+    labels.edit(3, 0, SUCCESS)  # whoever was told tries again
+    labels.close()
+    assert open_chunks(root).frame_labels.success.tolist() == [True, True, True, True, True, False]
+    again = begin(root)
+    assert [len(again.history(position).entries) for position in (1, 3)] == [1, 1]
+    again.close()
+
+
+def test_after_closing_nothing_is_written(root: Path) -> None:
+    labels = begin(root)
+    do(labels, 1, SUCCESS)
+    labels.close()
+    with pytest.raises(DatasetError, match="is closed"):
+        labels.edit(1, 1, FAILURE)
+    again = begin(root)
+    assert again.history(1).version == 1
+    again.close()
 
 
 def test_half_a_line_is_of_an_edit_that_nobody_was_told_of(root: Path) -> None:

@@ -24,7 +24,7 @@ from chunkrl.improve.plan import COMMAND_FILE, PAGE_FILE, STEP, STEPS, Plan
 from chunkrl.improve.recipe import TABLE, WEIGHTED, Recipe, choose_recipe
 from chunkrl.improve.records import ImproveResult, Judgement, StepDone, write_results
 from chunkrl.integration.chunk_cache import fingerprint
-from chunkrl.iterate.rollouts import data_fingerprint
+from chunkrl.iterate.rollouts import data_sources
 from chunkrl.iterate.steps import check_same, check_sources, read_step, run_step, train_or_go_on
 from chunkrl.label.command import label_dataset
 from chunkrl.label.config import LabelCommand
@@ -76,7 +76,7 @@ def _begin(plan: Plan, progress: Progress, resumes: bool) -> None:
         for step in ("inspect", "labels"):
             (plan.folder(step) / f"{STEP}.done.json").unlink(missing_ok=True)
     train = plan.train
-    sources = {config.data: data_fingerprint(config.data, train.mapping, train.revision)}
+    sources = data_sources(config.data, train.mapping, train.revision, train.labels, progress)
     if plan.pretrained is not None:
         sources[str(plan.pretrained)] = fingerprint((plan.pretrained,), progress)
     check_sources(root, sources, is_new=not (resumes and has_trained))

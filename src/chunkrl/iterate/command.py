@@ -22,12 +22,21 @@ from chunkrl.iterate.config import CONFIG_FILE, ArmName, IterateConfig
 from chunkrl.iterate.page import write_page
 from chunkrl.iterate.plan import ROLLOUTS, Plan
 from chunkrl.iterate.records import ArmRun, IterateResult, Rollouts, RoundResult, Score, write_results
-from chunkrl.iterate.rollouts import check_there, collect, data_fingerprint, label, read_rollouts, record
+from chunkrl.iterate.rollouts import (
+    check_there,
+    collect,
+    data_fingerprint,
+    data_sources,
+    label,
+    read_rollouts,
+    record,
+)
 from chunkrl.iterate.selection import choose, why_ended
 from chunkrl.iterate.steps import check_sources, run_step, train_or_go_on
 from chunkrl.iterate.table import format_result
 from chunkrl.progress import Progress, silent
 from chunkrl.report.commands import evaluate_policy
+from chunkrl.run.build import labels_of_others
 
 
 def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult:
@@ -77,11 +86,14 @@ def _sources(plan: Plan, progress: Progress) -> dict[str, str]:
     found = {str(plan.pretrained): fingerprint((plan.pretrained,), progress)}
     settings = plan.config.train
     if settings.dataset_dir:
-        found[settings.dataset_dir] = data_fingerprint(
-            settings.dataset_dir, settings.mapping, settings.revision
+        found |= data_sources(
+            settings.dataset_dir, settings.mapping, settings.revision, settings.labels, progress
         )
-    for path in settings.additional_offline_dataset_paths:
-        found[path] = data_fingerprint(path, settings.mapping)
+    for path, labels in zip(
+        settings.additional_offline_dataset_paths, labels_of_others(settings), strict=True
+    ):
+        rule = replace(settings.labels, labels=labels, success_file="")
+        found |= data_sources(path, settings.mapping, None, rule, progress)
     return found
 
 

@@ -14,9 +14,12 @@ from chunkrl.collect.command import collect_dataset
 from chunkrl.collect.config import CollectCommand
 from chunkrl.data.chunk_settings import ColumnMapping
 from chunkrl.data.formats import describe
+from chunkrl.data.label_files import chosen_labels
+from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.metadata import read_info
 from chunkrl.data.problems import Collector
 from chunkrl.errors import ChunkRLError
+from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.iterate.records import Rollouts
 from chunkrl.label.command import label_dataset
 from chunkrl.label.config import LabelCommand
@@ -84,16 +87,29 @@ def label(command: LabelCommand, progress: Progress) -> Mapping[str, Any]:
         task: [(success, count) for text, success, count in found if text == task]
         for task in dict.fromkeys(texts)
     }
-    fingerprint, num_human = (
+    contents, num_human = (
         data_fingerprint(command.dataset, command.mapping),
         np.count_nonzero(labels.human),
     )
-    return asdict(Rollouts(command.dataset, fingerprint, outcomes, table.num_frames, int(num_human)))
+    return asdict(Rollouts(command.dataset, contents, outcomes, table.num_frames, int(num_human)))
 
 
 def data_fingerprint(dataset: str, mapping: ColumnMapping, revision: str | None = None) -> str:
     """The fingerprint of a data set's contents, also of episodes that are set aside."""
     return describe(dataset, mapping, revision, Collector()).fingerprint
+
+
+def data_sources(
+    dataset: str, mapping: ColumnMapping, revision: str | None, rule: LabelRule, progress: Progress
+) -> dict[str, str]:
+    """Fingerprints, for `steps.check_sources`, of a data set and of the file or list that says who succeeded
+    by `rule`; "" where its columns do."""
+    description = describe(dataset, mapping, revision, Collector())
+    labels = chosen_labels(description.root, rule)
+    file = Path(rule.success_file).expanduser() if labels is None else labels.path
+    said_by_columns = labels is None and not rule.success_file
+    told = "" if said_by_columns else fingerprint((file,), progress)
+    return {dataset: description.fingerprint, f"the file of labels of {dataset}": told}
 
 
 def read_rollouts(found: Mapping[str, Any]) -> Rollouts:

@@ -78,12 +78,12 @@ def train_or_go_on(config: TrainConfig, progress: Progress) -> None:
 
 def check_sources(root: Path, sources: Mapping[str, str], is_new: bool) -> None:
     """Keeps what a run of steps begins with, fingerprints by path. Raises ChunkRLError where one that goes on has
-    others than it began with."""
+    others than it began with; what a release of before did not keep may be anything."""
     if is_new:
         write_text(root / SOURCES_FILE, json.dumps(sources, indent=1) + "\n")
         return
     known = read_step(root / SOURCES_FILE)
-    if changed := [name for name in sources if known.get(name) != sources[name]]:
+    if changed := [name for name in sources if known.get(name, sources[name]) != sources[name]]:
         raise ChunkRLError(
             f"{changed[0]} is no longer what {root} began with: put it back, or begin a new run with another "
             "--output-dir"

@@ -70,6 +70,7 @@ class HandLabels:
         self._folder, self._lock = path.with_suffix(""), threading.Lock()
         self._journal: Journal | None = None
         self._edited: EditedLabels | None = None
+        self._is_closed = False
         self._held = _hold(self._folder)
         try:
             self._open(rule, returns, blank)
@@ -171,18 +172,28 @@ class HandLabels:
     def _take(
         self, position: int, history: History, step: Step, told: str, marks: EpisodeMarks, by: str
     ) -> None:
-        """Journal first, then the labels."""
+        """Journal first, then the labels; where these cannot be written nothing has changed."""
+        if self._is_closed:
+            raise DatasetError(f"{self.path} is closed: start chunkrl label --browser again")
         if self._journal is None:
             if not (self._folder / _BASE).exists():
                 save_base(self._folder / _BASE, self.table, self.base, self._given)
             self._journal = Journal(self._folder / _JOURNAL)
         index = int(self.table.episode_ids[position])
         entry = Entry(index, history.version + 1, step, told, marks, by, now())
+        before = history.copy()
         self._journal.append(entry)
         history.add(entry)
         self._num_entries += 1
-        self._edited_labels().put(position, history.marks, history.states[0])
-        self._write()
+        try:
+            self._edited_labels().put(position, history.marks, history.states[0])
+            self._write()
+        except Exception:
+            self._edited = None  # made again
+            self._histories[position] = before
+            self._num_entries -= 1
+            self._journal.take_back()
+            raise
 
     # ---- the labels that others read
 
@@ -226,10 +237,12 @@ class HandLabels:
         }
 
     def close(self) -> None:
-        """Lets others work on the labels; where nothing was edited, nothing is left behind."""
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
+        """Lets others work on the labels, after the edit that is being made; without any, nothing is left behind."""
+        with self._lock:
+            self._is_closed = True
+            if self._journal is not None:
+                self._journal.close()
+                self._journal = None
         (self._folder / LOCK).unlink(missing_ok=True)
         self._held.release()
         for folder in (self._folder, self._folder.parent):

@@ -65,6 +65,10 @@ class History:
         """Whether anything that was taken back can be had again."""
         return self.at < len(self.states) - 1
 
+    def copy(self) -> History:
+        """The same, which stays as it is when this one changes."""
+        return History(list(self.states), list(self.told), self.at, list(self.entries))
+
     def add(self, entry: Entry) -> None:
         """Takes an entry in. Raises DatasetError where it does not follow on what was."""
         if entry.version != self.version + 1:
@@ -98,6 +102,7 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
             self._cut_end()
+            self._size = os.fstat(self._file).st_size  # before the last entry
             folder = os.open(path.parent, os.O_RDONLY)
             os.fsync(folder)  # the file's name
             os.close(folder)
@@ -112,15 +117,20 @@ class Journal:
 
     def append(self, entry: Entry) -> None:
         """Writes the entry, whole or not at all."""
+        self._size = os.fstat(self._file).st_size
         line = memoryview((json.dumps(asdict(entry), allow_nan=False) + "\n").encode())
-        size = os.fstat(self._file).st_size
         try:
             while line:
                 line = line[os.write(self._file, line) :]
             os.fsync(self._file)
         except OSError as error:
-            os.ftruncate(self._file, size)
+            self.take_back()
             raise self._unwritable(error) from error
+
+    def take_back(self) -> None:
+        """Takes the last entry away, that nobody was told of."""
+        os.ftruncate(self._file, self._size)
+        os.fsync(self._file)
 
     def close(self) -> None:
         """Closes the file."""

@@ -52,8 +52,9 @@ def _steps(spans: tuple[Span, ...]) -> int:
 class Edit:
     """One key or button.
 
-    kind: success (at `step`; None: at the last one), failure, subgoal (at `step`), human (from `step` to `last`),
-        exclude. on: whether a sub-goal, a human's stretch or the exclusion is set, or taken away.
+    kind: success (at `step`; None: where it is already, else at the last one), failure, subgoal (at `step`), human
+        (from `step` to `last`), exclude. on: whether a sub-goal, a human's stretch or the exclusion is set, or taken
+        away.
     """
 
     kind: EditKind
@@ -63,9 +64,9 @@ class Edit:
 
     def told(self) -> str:
         """In words."""
-        place = "at the end" if self.step is None else f"at step {self.step}"
+        place = f"at step {self.step}"
         return {
-            "success": f"success {place}",
+            "success": "success" if self.step is None else f"success {place}",
             "failure": "failure",
             "subgoal": f"sub-goal {place}" if self.on else f"no sub-goal {place}",
             "human": f"{'human' if self.on else 'no human'} from step {self.step} to {self.last}",
@@ -87,7 +88,8 @@ def apply(marks: EpisodeMarks, edit: Edit, length: int, goal: Literal["success",
     if edit.kind == "failure":
         return _with_outcome(marks, None, length, goal)
     if edit.kind == "success":
-        step = length - 1 if edit.step is None else _checked(edit.step, length)
+        step = marks.success_step if edit.step is None else _checked(edit.step, length)
+        step = length - 1 if step is None else step
         return _with_outcome(marks, step, length, goal)
     step = _checked(edit.step, length)
     if edit.kind == "subgoal":

@@ -16,7 +16,7 @@ from chunkrl.algorithms.values_io import load_values, values_of_progress
 from chunkrl.config import load_config
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection, ChunkData
-from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS, LabelRule
+from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS
 from chunkrl.data.sample_weights import read_sample_weights
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.progress import Progress, silent
@@ -60,10 +60,7 @@ def open_datasets(
     if config.additional_success is not None:
         labels = replace(labels, success=config.additional_success, success_episodes=(), success_file="")
         additional = replace(additional, labels=labels)
-    named = config.additional_labels or (_labels_of_others(config.labels),) * len(
-        config.additional_offline_dataset_paths
-    )
-    for path, name in zip(config.additional_offline_dataset_paths, named, strict=True):
+    for path, name in zip(config.additional_offline_dataset_paths, labels_of_others(config), strict=True):
         settings = replace(additional, labels=replace(additional.labels, labels=name))
         datasets.append(ChunkDataset(path, settings, held_out=held_out, progress=progress))
     _check_rewards(datasets)
@@ -72,9 +69,12 @@ def open_datasets(
     return datasets
 
 
-def _labels_of_others(rule: LabelRule) -> str:
-    """A file is of one data set."""
-    return rule.labels if rule.labels == NO_LABELS else AUTO_LABELS
+def labels_of_others(config: TrainConfig) -> tuple[str, ...]:
+    """Which labels, as `--labels` takes them, are read of each additional data set: a file is of one data set."""
+    if config.additional_labels:
+        return config.additional_labels
+    name = NO_LABELS if config.labels.labels == NO_LABELS else AUTO_LABELS
+    return (name,) * len(config.additional_offline_dataset_paths)
 
 
 def _check_controls(datasets: Sequence[ChunkDataset]) -> None:

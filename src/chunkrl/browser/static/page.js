@@ -130,7 +130,7 @@ function cancel() {
 }
 
 const EDITS = [
-  ["s", "success", "success, at the last step", () => outcome("success")],
+  ["s", "success", "success, at the last step; of a success: it is right, at its step", () => outcome("success")],
   ["Shift+S", "success-here", "success at the step that is shown", () => outcome("success", player.step)],
   ["f", "failure", "failure", () => outcome("failure")],
   ["g", "subgoal", "sub-goal here, or none", () =>
