@@ -17,6 +17,7 @@ pytest.importorskip("grpc", reason="needs chunkrl[online]")
 
 from chunk_data import random_episodes, write_dataset
 from online_records import SPEC, episode, episode_id
+from test_label_by_hand import begin, do
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.algorithms.config import DistilConfig
@@ -27,10 +28,13 @@ from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.control import Control
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.loader import ChunkLoader
-from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.errors import CheckpointError, ChunkRLError, DatasetError
+from chunkrl.label.command import label_dataset
+from chunkrl.label.config import LabelCommand
+from chunkrl.label.marks import Edit
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.online.learner.config import LearnerConfig, LearnerReplay, OnlineConfig
-from chunkrl.online.learner.data import DataWorker, Generation, LearnerData, replay_settings
+from chunkrl.online.learner.data import DataWorker, Generation, LearnerData, check_no_labels, replay_settings
 from chunkrl.online.learner.replay import Replay
 from chunkrl.online.learner.source import OnlineSource
 from chunkrl.online.link.config import ReplayConfig
@@ -553,6 +557,37 @@ def test_columns_that_the_offline_data_alone_have_are_not_asked_of_the_replay(tm
     steps = [item for item in episode(0, len(data), "success") if isinstance(item, StepRecord)]
     np.testing.assert_array_equal(data.frame_labels.reward, [step.reward for step in steps])
     np.testing.assert_array_equal(data.frame_labels.human, [step.human for step in steps])
+
+
+def test_labels_of_a_shard_are_not_passed_over_in_silence(tmp_path, replay, caplog):
+    for number in range(3):
+        add(replay, number, outcome="failure")
+    root = tmp_path / "replay"
+    check_no_labels(tmp_path / "none")
+    check_no_labels(root)
+    data = LearnerData((), (), settings(), tmp_path / "cache", 0.5)
+    data.open(replay)
+    assert not caplog.records
+    labels = begin(root / "shard-000000", LabelRule(step_reward="success"))
+    do(labels, 0, Edit("success", 2))
+    do(labels, 1, Edit("exclude"))
+    labels.close()
+    add(replay, 3, outcome="failure")
+    data.open(replay)
+    found = present(data.open(replay).data)  # a robot at work goes on; once is enough
+    assert not found.frame_labels.success.any() and found.num_episodes == 4
+    (record,) = caplog.records
+    words = "has labels (labels/by_hand.parquet), and a learner reads what its actors recorded, not these"
+    assert words in record.message and str(root / "shard-000000" / "labels") in record.message
+    with pytest.raises(DatasetError, match=r"move .* away to go on without them") as refused:
+        check_no_labels(root)
+    assert str(refused.value) == record.message
+    # the way that is named: a data set that a new learner begins with
+    named = LabelRule(labels="labels/by_hand.parquet")
+    label_dataset(LabelCommand(str(root / "shard-000000"), named, export=str(tmp_path / "new")), silent)
+    made = ChunkDataset(tmp_path / "new", ChunkSettings(HORIZON), progress=silent)
+    assert made.frame_labels.success.tolist() == [True]
+    assert np.flatnonzero(made.frame_labels.terminated).tolist() == [2]
 
 
 def test_the_share_of_one_leaves_offline_data_out(tmp_path, replay):

@@ -33,7 +33,8 @@ from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.online.actor.policy_runner import PolicyRunner
 from chunkrl.online.actor.recorder import ItemSpool
 from chunkrl.online.learner.learner import CONFIG_FILE
-from chunkrl.online.link.config import ConnectConfig
+from chunkrl.online.learner.replay import Replay
+from chunkrl.online.link.config import ConnectConfig, ReplayConfig
 from chunkrl.online.link.records import Hello, StepRecord
 from chunkrl.online.link.sender import LearnerClient, SpoolSender
 from chunkrl.online.link.spool import Spool
@@ -267,6 +268,19 @@ def test_a_learner_killed_before_it_trained_begins_again_and_one_at_work_keeps_i
         main(learner_arguments(tmp_path, free_address()))
     at_work.close()
     assert (tmp_path / CONFIG_FILE).read_text() == "{}"
+
+
+def test_a_learner_whose_shards_a_person_labelled_does_not_begin(tmp_path, capsys):
+    replay = Replay(tmp_path / "kept", SPEC, ReplayConfig(cameras="image"))
+    replay.add([item for item in episode(0, 4, "success") if isinstance(item, StepRecord)])
+    replay.close()
+    (tmp_path / "kept/shard-000000/labels").mkdir()
+    (tmp_path / "kept/shard-000000/labels/by_hand.parquet").touch()
+    with pytest.raises(SystemExit):
+        main(learner_arguments(tmp_path / "run", free_address(), "--replay.root", str(tmp_path / "kept")))
+    message = capsys.readouterr().err
+    assert "shard-000000 has labels (labels/by_hand.parquet)" in message and "--dataset-dir NEW" in message
+    assert not (tmp_path / "run" / CONFIG_FILE).exists()
 
 
 def test_a_folder_with_an_older_run_is_refused_unless_it_is_resumed(tmp_path, capsys):

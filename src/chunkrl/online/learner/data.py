@@ -23,8 +23,9 @@ from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.control import control_notes
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.images import continue_store
+from chunkrl.data.label_files import FOLDER
 from chunkrl.data.label_rules import NO_LABELS, LabelRule
-from chunkrl.errors import ChunkRLError
+from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.online.learner.config import LearnerReplay, OnlineConfig
 from chunkrl.online.learner.intake import EpisodeIntake
 from chunkrl.online.learner.replay import Replay, reading
@@ -36,7 +37,11 @@ _LOG = logging.getLogger(__name__)
 
 def replay_settings(settings: ChunkSettings, rule: LabelRule | None = None) -> ChunkSettings:
     """How the replay's shards are read where the offline data are read by `settings`: its columns have names of
-    their own, and say who succeeded. rule: that of the offline data's labels, where a file has them."""
+    their own, and say who succeeded. rule: that of the offline data's labels, where a file has them.
+
+    No file of labels is read, and no episode left out (`label_files.labelled_part`): a file is of a data set as it
+    was, and the newest shard is another one after every episode; folds, values and counts of a running learner hold
+    for the outcomes that they were made of. Whoever labels a shard is told (`labels_not_read`)."""
     given = settings.labels if rule is None else rule
     labels = replace(
         given,
@@ -55,6 +60,27 @@ def open_shard_table(folder: Path, settings: ChunkSettings, cache_dir: Path | No
     """A shard's frames as it is now, inside `replay.reading`; settings: of `replay_settings`."""
     frames = replace(settings.frames, skip_bad_episodes=False, held_out=0.0)
     return FrameTable.open(folder, settings.mapping, None, cache_dir, silent, frames)
+
+
+def check_no_labels(root: Path) -> None:
+    """Raises DatasetError where a shard under `root` has files of labels."""
+    if root.is_dir():
+        with reading(root) as folders:
+            for folder in folders:
+                if told := labels_not_read(folder):
+                    raise DatasetError(told)
+
+
+def labels_not_read(shard: Path) -> str:
+    """That the labels beside a shard are not read, and what to do; "" where there are none."""
+    files = [f"{FOLDER}/{file.name}" for file in sorted((shard / FOLDER).glob("*.parquet"))]
+    if not files:
+        return ""
+    return (
+        f"{shard} has labels ({', '.join(files)}), and a learner reads what its actors recorded, not these: make a "
+        f"data set of them (chunkrl label {shard} --labels {files[0]} --export NEW) and begin a learner with "
+        f"--dataset-dir NEW, or move {shard / FOLDER} away to go on without them"
+    )
 
 
 def shared_weights(offline: np.ndarray, shards: Sequence[ChunkDataset], share: float) -> list[float]:
@@ -101,6 +127,7 @@ class LearnerData:
         self._shards: dict[Path, ChunkDataset] = {}
         self._sizes: dict[Path, tuple[int, int]] = {}
         self._too_short: set[Path] = set()
+        self._labelled: set[Path] = set()
         shutil.rmtree(
             cache_dir, ignore_errors=True
         )  # of a learner before this one; all of it can be made again
@@ -115,6 +142,11 @@ class LearnerData:
         with reading(replay.root) as folders:
             sizes = replay.sizes
             for folder in folders:
+                if folder not in self._labelled and (told := labels_not_read(folder)):
+                    _LOG.warning(
+                        "%s", told
+                    )  # labelled since the start: a robot at work is not stopped for it
+                    self._labelled.add(folder)
                 if self._sizes.get(folder) != sizes[folder]:
                     self._open_shard(folder)
                     self._sizes[folder] = sizes[folder]

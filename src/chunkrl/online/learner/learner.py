@@ -30,7 +30,7 @@ from chunkrl.online.learner.config import (
     learner_folder,
     replay_root,
 )
-from chunkrl.online.learner.data import DataWorker, LearnerData, replay_settings
+from chunkrl.online.learner.data import DataWorker, LearnerData, check_no_labels, replay_settings
 from chunkrl.online.learner.evaluation import Evaluations
 from chunkrl.online.learner.source import OnlineSource
 from chunkrl.online.learner.videos import EpisodeVideos
@@ -87,6 +87,7 @@ class _Session:
         root = replay_root(config, run_dir)
         self._streams = ReceivedStreams(root / "incoming")
         resources.callback(self._streams.close)
+        check_no_labels(root)
         self._receiver, self._is_listening = SpoolReceiver(config.listen, self._streams), False
         resources.callback(self._receiver.stop)
         self._receiver.bind()  # a port in use is known at once; who calls is answered when an actor can start
