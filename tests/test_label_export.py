@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from chunk_data import episode, open_chunks, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lerobot_folder import write_lerobot_folder
+from strange_sets import data_files, set_column
 from test_cli import refused
 from test_label_by_hand import EXCLUDE, FAILURE, LENGTH, begin, do, edits, table_of
 
@@ -164,3 +168,27 @@ def test_the_columns_are_exported_where_that_is_said(tmp_path: Path) -> None:
     labels.close()
     export(root, LabelRule(labels="none"))
     assert label_frames(table_of(tmp_path / "data-new")).success.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_pictures_and_texts_of_the_other_episodes_stay_theirs(tmp_path: Path, version: Any) -> None:
+    """Episodes of 5, 3 and 4 frames, of which the second is left out; several may share a file."""
+    folder = write_lerobot_folder(tmp_path / "data", version, camera="video")
+    texts = [f"row {row}" for row in range(12)]
+    set_column(folder.root, "note", pa.array(texts), dtype="string", shape=[1])
+    labels = begin(folder.root, LabelRule(success="all", step_reward="success"))
+    do(labels, 1, EXCLUDE)
+    labels.close()
+    table, exported = export(folder.root, BY_HAND)
+    same(table, exported, tmp_path / "data-new")
+    old, new = table_of(folder.root), table_of(tmp_path / "data-new")
+    kept = np.r_[0:5, 8:12]
+    assert new.episode_length.tolist() == [5, 4]
+    for name in old.description.cameras:
+        np.testing.assert_array_equal(
+            new.images(name.replace("/", "."), np.arange(9)), old.images(name, kept)
+        )
+    notes = [
+        row for file in data_files(tmp_path / "data-new") for row in pq.read_table(file)["note"].to_pylist()
+    ]
+    assert notes == [texts[row] for row in kept]
