@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -140,11 +141,11 @@ def test_the_page_tells_the_story(whole: Path) -> None:
 def test_a_step_can_be_repeated_by_hand(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = (whole / "06-control" / "command.txt").read_text().split()
+    line = shlex.split((whole / "06-control" / "command.txt").read_text())
     main([*line[1:], "--output-dir", str(tmp_path / "again")])
     same_policies(tmp_path / "again" / "policy", whole / "06-control" / "run" / "policy")
     for name in ("01-inspect", "02-labels"):
-        main((whole / name / "command.txt").read_text().split()[1:])
+        main(shlex.split((whole / name / "command.txt").read_text())[1:])
     assert "30" in capsys.readouterr().out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from chunk_data import episode, random_episodes, settings, write_dataset
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.evaluation.verdict import MIN_SUCCESSES
+from chunkrl.improve.config import ImproveConfig
 from chunkrl.improve.diagnosis import (
     FEW_EPISODES,
     MIN_EFFECTIVE_SIZE,
@@ -23,6 +25,7 @@ from chunkrl.improve.diagnosis import (
 )
 from chunkrl.improve.export import copy_policy
 from chunkrl.improve.measure import measure_data, measure_values
+from chunkrl.improve.plan import Plan
 from chunkrl.improve.recipe import Recipe, choose_recipe
 from chunkrl.progress import silent
 from chunkrl.run.config import TrainConfig
@@ -88,6 +91,10 @@ def test_how_many_more_episodes_a_verdict_needs() -> None:
     assert "or --held-out 0.4 of those" in only(diagnose(fewer, None)).cure
     none = only(diagnose(replace(DATA, num_held_out=0, num_held_out_success=0, held_out=0.0), None))
     assert "No episode is held out" in none.text and "--held-out at .2" in none.cure
+    # so few that .2 of them is nobody: 8 are missing
+    tiny = replace(DATA, num_episodes=4, num_success=2, num_held_out=0, num_held_out_success=0)
+    (told,) = (found for found in diagnose(tiny, None) if found.name == "no_verdict")
+    assert "About 80 more episodes" in told.cure and "--held-out at .2" not in told.cure
     assert DATA.can_judge and not replace(DATA, num_held_out_success=MIN_SUCCESSES - 1).can_judge
 
 
@@ -220,3 +227,10 @@ def test_a_copy_is_whole_and_keeps_what_was_there(tmp_path: Path) -> None:
     copy_policy(source, target, silent)
     assert (target / "a").read_text() == "3"
     assert (tmp_path / "policy.replaced-001" / "a").read_text() == "1"
+
+
+def test_commands_can_be_pasted_whatever_the_folder_is_called() -> None:
+    plan = Plan(ImproveConfig(), TrainConfig(output_dir="my run"))
+    assert shlex.split(plan.command_line("train", "train")) == [
+        *("chunkrl", "train", "--config", "my run/05-train/config.json")
+    ]

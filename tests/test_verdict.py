@@ -209,6 +209,7 @@ def test_runs_of_one_name_are_told_apart(folder: Path, tmp_path: Path) -> None:
     verdict(of(tmp_path, "good/run", "bad/run", output_dir=str(tmp_path / "out")), silent)
     text = Page((tmp_path / "out" / "verdict.html").read_text()).text
     assert "chunkrl verdict: good/run against bad/run" in text
+    assert "good/run is nearer by +" in text and "against bad/run" in text
     assert "covered, good/run" in text and "covered, bad/run" in text
 
 
@@ -230,7 +231,8 @@ def test_the_command_says_it(folder: Path, capsys: pytest.CaptureFixture[str]) -
         ("good", "less", {}, r"held other episodes out \(--held-out 0.5 and 0.2\)"),
         ("good", "other", {"dataset_dir": ("more",)}, r"other was trained on 30 of 60 episodes of .*/more"),
         ("good", "good", {}, "name two runs"),
-        ("good", "nothing", {}, "is no run's folder"),
+        ("good", "nothing", {}, "is no run's folder: name the --output-dir"),
+        ("good/policy", "bad", {}, "good/policy is no run's folder: its run is .*good"),
     ],
 )
 def test_what_cannot_be_compared_is_said(

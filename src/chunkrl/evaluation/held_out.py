@@ -15,7 +15,7 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress
 from chunkrl.run.build import open_datasets
 from chunkrl.run.config import TrainConfig
-from chunkrl.run.folder import run_config
+from chunkrl.run.folder import is_run_folder, run_config
 from chunkrl.run.trained_on import episode_digests, runs_before, trained_on
 
 
@@ -30,10 +30,12 @@ class JudgedRun:
     def read(cls, folder: str, flag: str) -> JudgedRun:
         """Raises ChunkRLError where the folder holds no run with a policy."""
         path = Path(folder)
-        if not folder or not (path / "config.json").is_file():
-            raise ChunkRLError(
-                f"{flag} {folder!r} is no run's folder: name the --output-dir of chunkrl train"
-            )
+        if not folder:
+            raise ChunkRLError("name two runs: chunkrl verdict RUN --against RUN")
+        if not is_run_folder(path):
+            its_run = is_run_folder(path.parent)
+            cure = f"its run is {path.parent}" if its_run else "name the --output-dir of chunkrl train"
+            raise ChunkRLError(f"{flag} {folder} is no run's folder: {cure}")
         if not (path / "policy").is_dir():
             raise ChunkRLError(f"{folder} has no policy yet: continue with chunkrl train --resume {folder}")
         return cls(folder, run_config(path / "config.json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -58,7 +59,7 @@ def improve(config: ImproveConfig, progress: Progress = silent) -> ImproveResult
             run = _Improvement(plan, progress)
             run.make()
     except TrainingStopped as stopped:
-        stopped.cure = f"chunkrl improve --resume {root}"
+        stopped.cure = f"chunkrl improve --resume {shlex.quote(str(root))}"
         raise
     print(f"\npage: {root / PAGE_FILE}\npolicy: {run.result.policy}")
     return run.result
@@ -241,7 +242,7 @@ class _Improvement:
             copy_policy(Path(step.source), Path(step.target), self._progress)
             return {}
 
-        line = f"cp -rT {step.source} {step.target}"
+        line = f"cp -rT {shlex.quote(step.source)} {shlex.quote(step.target)}"
         self._step("export", line, step, act)
         self._know(chosen=chosen, policy=step.target)
 

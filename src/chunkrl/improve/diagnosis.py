@@ -153,7 +153,7 @@ def _of_numbers(data: DataFacts) -> Iterator[Finding]:
 
 
 def _too_few_held_out(data: DataFacts) -> tuple[str, str]:
-    if not data.num_held_out:
+    if not data.held_out:
         return (
             "No episode is held out, so that no verdict is possible before the robot moves.",
             "Leave --held-out at .2, or compare with chunkrl trial.",

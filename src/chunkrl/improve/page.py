@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+
 from chunkrl.evaluation.verdict import MARGIN
 from chunkrl.files.atomic import write_text
-from chunkrl.improve.plan import PAGE_FILE, Plan
+from chunkrl.improve.plan import PAGE_FILE, POLICY, Plan
 from chunkrl.improve.recipe import TABLE
 from chunkrl.improve.records import ImproveResult
 from chunkrl.report import charts
@@ -152,12 +154,13 @@ def next_steps(plan: Plan, result: ImproveResult) -> list[str]:
         return []
     found = [
         f"{result.policy} is the policy: load_policy reads it, and LeRobot with our plug-in; chunkrl serve --policy "
-        f"{result.policy} serves it to robots (docs/deploy.md).",
+        f"{shlex.quote(result.policy)} serves it to robots (docs/deploy.md).",
     ]
     if result.recipe is not None and result.recipe.control is not None:
+        recipe, control = (shlex.quote(str(plan.run(step) / POLICY)) for step in ("train", "control"))
         found.append(
-            f"Which is better on the robot, with few trials: chunkrl trial recipe={plan.run('train') / 'policy'} "
-            f"control={plan.run('control') / 'policy'} --robot ROBOT.json."
+            f"Which is better on the robot, with few trials: chunkrl trial recipe={recipe} control={control} --robot "
+            "ROBOT.json"
         )
     found.append(
         "Each step can be repeated, or changed, by hand: the commands stand below, and a training takes another "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -143,4 +144,4 @@ class Plan:
 
     def command_line(self, step: str, command: str) -> str:
         """What repeats a step by hand."""
-        return f"chunkrl {command} --config {self.folder(step) / f'{STEP}.json'}"
+        return f"chunkrl {command} --config {shlex.quote(str(self.folder(step) / f'{STEP}.json'))}"

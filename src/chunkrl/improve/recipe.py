@@ -67,5 +67,5 @@ def _choose(data: DataFacts, values: ValueFacts | None) -> tuple[str, str]:
         )
     return WEIGHTED, (
         f"the values rank episodes that they never saw (rank correlation {values.held_out:.2f}), and weights by the "
-        "advantage were the best there"
+        "advantage were at least as good as cloning there"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -64,7 +65,7 @@ def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult
                 run.make(arm)
             run.write()
     except TrainingStopped as stopped:
-        stopped.cure = f"chunkrl iterate --resume {plan.root}"
+        stopped.cure = f"chunkrl iterate --resume {shlex.quote(str(plan.root))}"
         raise
     print(f"\n{format_result(run.result)}\n\nreport: {run.page}")
     return run.result

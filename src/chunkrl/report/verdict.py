@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +31,13 @@ from chunkrl.files.output_folder import check_file
 from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.progress import Progress
 from chunkrl.report import charts
-from chunkrl.report.numbers import percent, short_names
+from chunkrl.report.numbers import percent, short_names, signed
 from chunkrl.report.page import Card, Facts, Legend, Page, Section, Tile, notes_card
 from chunkrl.report.records import Curve
 from chunkrl.report.svg import Range
 from chunkrl.run.build import choose_device
 from chunkrl.run.policy_io import load_policy
+from chunkrl.statistics import Interval
 
 VERDICT_FILE, PAGE_FILE = "verdict.json", "verdict.html"
 _PARTS = 10  # of an episode, in the chart
@@ -115,7 +116,9 @@ def _check_actions(runs: Sequence[JudgedRun], policies: Sequence[ActingPolicy], 
 
 def told(found: Verdict, names: Sequence[str], data: ChunkCollection) -> list[str]:
     """The verdict in words."""
-    low, high = (math.expm1(x) for x in (found.interval.low, found.interval.high))
+    nearer, low, high = (
+        f"{signed(100 * math.expm1(x), 1)} %" for x in (found.closer, *astuple(found.interval))
+    )
     first, second = names
     claim = {
         "better": f"{first} is better than {second}",
@@ -126,9 +129,10 @@ def told(found: Verdict, names: Sequence[str], data: ChunkCollection) -> list[st
         claim,
         f"{found.num_starts} starts of {found.num_episodes} successful of {data.num_episodes} held-out episodes "
         f"({data.name})",
-        f"median distance to what succeeded: {found.distances[0]:.3f}, {second} {found.distances[1]:.3f} (deviations "
-        f"of the actions); nearer by {math.expm1(found.closer):+.0%} [{low:+.0%}, {high:+.0%}]",
-        f"covered by what was recorded near there: {_share(found.coverage[0])}, {second} {_share(found.coverage[1])}",
+        f"median distance to what succeeded: {first} {found.distances[0]:.3f}, {second} {found.distances[1]:.3f} "
+        f"(deviations of the actions); {first} is nearer by {nearer} [{low}, {high}]",
+        f"covered by what was recorded near there: {first} {_share(found.coverage[0])}, {second} "
+        f"{_share(found.coverage[1])}",
     ]
 
 
@@ -143,24 +147,23 @@ def _page(
     kind = {"better": "good", "worse": "bad", "cannot tell": "open"}[found.claim]
     claim = found.reason or f"than {short[1]}, on {found.num_episodes} held-out episodes that succeeded"
     tile = Tile(found.claim, claim, told(found, short, data)[2], kind)
+    interval = Interval(math.expm1(found.interval.low), math.expm1(found.interval.high))
+    nearer = math.expm1(found.closer)
     row = charts.Row(
-        f"{short[0]} minus {short[1]}",
-        found.closer,
-        found.interval,
-        f"{math.expm1(found.closer):+.1%} nearer",
+        f"{short[0]} against {short[1]}", nearer, interval, f"{signed(100 * nearer, 1)} % nearer"
     )
-    end = 1.1 * max(abs(found.interval.low), abs(found.interval.high), MARGIN)
+    end = 1.1 * max(abs(interval.low), abs(interval.high), MARGIN)
     step, length = (x[judged.position] for x in episode_steps(data))
     part = np.minimum(_PARTS * step // np.maximum(length, 1), _PARTS - 1)
     there = [number for number in range(_PARTS) if (part == number).any()]
-    middles = [100 * (number + 0.5) / _PARTS for number in there]
+    tenths = [number + 1 for number in there]
     curves = [
         Curve(
             name,
-            middles,
+            tenths,
             [float(np.median(error[part == number])) for number in there],
             "distance",
-            "of the episode, %",
+            "tenth of the episode",
         )
         for name, error in zip(short, errors, strict=True)
     ]
@@ -170,7 +173,7 @@ def _page(
         Card(
             "Nearer to what succeeded",
             [difference],
-            "Logarithm of the ratio of distances; 95 % interval over episodes.",
+            f"What the distance of {short[1]} is above that of {short[0]}, %; 95 % interval over episodes.",
         ),
         Card(
             "Along the episode",

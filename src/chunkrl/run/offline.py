@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -247,9 +248,9 @@ class ChunkLevelOfflineRL:
     def _stopped(self, run_dir: Path) -> TrainingStopped:
         assert self.trainer is not None
         update, checkpoint = self.trainer.update, run_dir / "checkpoints" / f"{self.trainer.update:07d}"
-        cure = f"chunkrl train --resume {run_dir}"
+        cure = f"chunkrl train --resume {shlex.quote(str(run_dir))}"
         if ranks.world_size() > 1:
-            cure = f"torchrun, as before, with -m chunkrl.cli train --resume {run_dir}"
+            cure = f"torchrun, as before, with -m chunkrl.cli train --resume {shlex.quote(str(run_dir))}"
         self._is_asked_to_stop = False
         return TrainingStopped(update, self.trainer.num_updates, str(checkpoint), cure)
 
