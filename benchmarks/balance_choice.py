@@ -3,7 +3,8 @@
     python -m benchmarks.balance_choice                                    # batch 64, where few rows carry a batch
     python -m benchmarks.balance_choice --batch-size 256 --output-dir runs/balance_choice_256
 
-Success on MetaWorld as in `benchmarks.metaworld`, with other seeds. Prints Markdown.
+Success on MetaWorld as in `benchmarks.metaworld`, with other seeds, and with the scale of weights that was the
+default then. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ import tyro
 from benchmarks.metaworld import BenchmarkConfig, run
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.algorithms.value_config import ValueFit
-from chunkrl.demo.arms import CHUNK_RL, SHUFFLED, SUCCESS_BC, UNBALANCED, Arm
+from chunkrl.demo.arms import SCALE_3, SHUFFLED, SUCCESS_BC, UNBALANCED, Arm
 
 
-def _balanced(name: str, fit: ValueFit = ValueFit(), **settings: object) -> Arm:
-    return replace(CHUNK_RL, name=name, fit=fit, balance=replace(BalanceConfig(), **settings))  # type: ignore[arg-type]
+def _balanced(name: str, fit: ValueFit = SCALE_3.fit, **settings: object) -> Arm:
+    return replace(SCALE_3, name=name, fit=fit, balance=replace(BalanceConfig(), **settings))  # type: ignore[arg-type]
 
 
 CANDIDATES = (
-    _balanced("balanced_past_half", ValueFit(past_advantage=0.5)),
+    _balanced("balanced_past_half", replace(SCALE_3.fit, past_advantage=0.5)),
     _balanced("balanced_time_alone", value_bins=1),
     _balanced("balanced_16_times", time_bins=16),
     _balanced("balanced_mixed_half", success_mix=0.5),
-    _balanced("balanced_lambda_1", ValueFit(lam=1.0)),
+    _balanced("balanced_lambda_1", replace(SCALE_3.fit, lam=1.0)),
 )
-ARMS = (SUCCESS_BC, UNBALANCED, CHUNK_RL, *CANDIDATES, SHUFFLED)
+ARMS = (SUCCESS_BC, UNBALANCED, SCALE_3, *CANDIDATES, replace(SHUFFLED, fit=SCALE_3.fit))
 
 
 @dataclass(frozen=True)

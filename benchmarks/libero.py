@@ -31,7 +31,17 @@ from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.algorithms.value_config import Draw
 from chunkrl.collect.command import CollectConfig, collect_dataset
 from chunkrl.data.frames import FrameTable
-from chunkrl.demo.arms import BC, BEST_OF_16, CHUNK_RL, DISTILLED, SHUFFLED, SUCCESS_BC, UNBALANCED, Arm
+from chunkrl.demo.arms import (
+    BC,
+    BEST_OF_16,
+    CHUNK_RL,
+    DISTILLED,
+    SCALE_3,
+    SHUFFLED,
+    SUCCESS_BC,
+    UNBALANCED,
+    Arm,
+)
 from chunkrl.demo.experiment import data_hash
 from chunkrl.envs.registry import asset_fingerprint, expand
 from chunkrl.envs.scripted import Mixture, MixtureConfig
@@ -48,7 +58,7 @@ from chunkrl.run.offline import ChunkLevelOfflineRL
 
 Variant = Literal["state", "images"]
 _CANDIDATES = [arm for arm in CANDIDATES if arm.values == CHUNK_RL.values]  # they share one value phase
-ARMS = (BC, SUCCESS_BC, CHUNK_RL, UNBALANCED, SHUFFLED, BEST_OF_16, DISTILLED, *_CANDIDATES)
+ARMS = (BC, SUCCESS_BC, CHUNK_RL, SCALE_3, UNBALANCED, SHUFFLED, BEST_OF_16, DISTILLED, *_CANDIDATES)
 MAIN_ARMS = (BC, SUCCESS_BC, CHUNK_RL, UNBALANCED)
 
 

@@ -24,6 +24,7 @@ import tyro
 
 from benchmarks.rabc import by_time, by_value
 from benchmarks.speed_tables import speed_of, speed_table
+from chunkrl.algorithms.registry import METHODS
 from chunkrl.demo.arms import ALL_ARMS, FLOW_RL, UNBALANCED, Arm
 from chunkrl.demo.experiment import Job, JobResult
 from chunkrl.demo.workers import run_jobs
@@ -34,7 +35,7 @@ from chunkrl.statistics import bootstrap_over_tasks
 RABC_VALUE = Arm("rabc_on_value", "behaviour_cloning", sample_weights=by_value)
 RABC_TIME = Arm("rabc_on_time", "behaviour_cloning", sample_weights=by_time)
 FLOW_SC = replace(FLOW_RL, name="flow_success_cloning", objective="success_cloning")
-FLOW_UNBALANCED = replace(FLOW_RL, name="flow_unbalanced", balance=UNBALANCED.balance)
+FLOW_UNBALANCED = replace(FLOW_RL, name="flow_unbalanced", fit=UNBALANCED.fit, balance=UNBALANCED.balance)
 FLOWS = (FLOW_SC, FLOW_RL, FLOW_UNBALANCED)  # they execute the chunk of zero noise
 SAMPLED = tuple(replace(arm, name=f"{arm.name}_sampled", mode="sample") for arm in FLOWS)  # of drawn noise
 ARMS = (*ALL_ARMS, RABC_VALUE, RABC_TIME, FLOW_SC, FLOW_UNBALANCED, *SAMPLED)
@@ -42,11 +43,13 @@ MAIN_ARMS = (
     "behaviour_cloning",
     "success_cloning",
     "chunk_rl",
+    "scale_3",
     "unbalanced",
     "shuffled_advantages",
     "rabc_on_value",
     "rabc_on_time",
 )
+_SCALE = "fit.advantage_scale"  # records of arms that do not read it have the default of their time
 METHOD, BASELINES = "chunk_rl", ("behaviour_cloning", "success_cloning", "shuffled_advantages")
 
 
@@ -159,7 +162,8 @@ def known_records(
     found: dict[tuple[str, int, str], dict[str, Any]] = {}
     of_results = results_records(config)
     for job in jobs(config, known):
-        for arm, settings in ((arm.name, arm_settings(arm)) for arm in job.arms):
+        for made in job.arms:
+            arm = made.name
             key = (job.task, job.train_seed, arm)
             path = record_path(config, job, arm)
             record = json.loads(path.read_text()) if path.exists() else of_results.get(key)
@@ -167,7 +171,10 @@ def known_records(
                 continue
             same = ("data_seed", "eval_seed", "batch_size", "policy_updates")
             wrong = [name for name in same if record[name] != getattr(job, name)]
-            wrong += _changed(record.get("settings", {}), settings)
+            changed = _changed(record.get("settings", {}), arm_settings(made))
+            wrong += [
+                name for name in changed if name != _SCALE or METHODS[made.objective].reads_setting(name)
+            ]
             if wrong or len(record["success"]) != job.num_eval:
                 raise ChunkRLError(
                     f"{arm} on {job.task}, seed {job.train_seed}, was run with other settings "

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from chunkrl.algorithms import registry
 from chunkrl.algorithms.config import ConditioningConfig
-from chunkrl.algorithms.value_config import Draw
+from chunkrl.algorithms.value_config import Draw, ValueFit
 from chunkrl.run.config import Objective
 
 HIGH, LOW = "Advantage: positive", "Advantage: negative"
@@ -17,12 +18,13 @@ HIGH, LOW = "Advantage: positive", "Advantage: negative"
 @dataclass(frozen=True)
 class Arm:
     """One training. asked: suffix of its name -> (condition, guidance), the ways in which the trained policy is asked
-    to act. conditioning: of its labels. draw: of starts, where it weights."""
+    to act. conditioning: of its labels. draw: of starts, scale: of advantages, where it weights."""
 
     objective: Objective
     asked: Mapping[str, tuple[str, float | None]]
     conditioning: ConditioningConfig = ConditioningConfig()
     draw: Draw = "uniform"
+    scale: float = ValueFit().advantage_scale
 
     @property
     def uses_values(self) -> bool:
@@ -34,6 +36,8 @@ class Arm:
         found: dict[str, Any] = {"objective": self.objective, "draw": self.draw}
         if "condition" in self.objective:
             found["conditioning"] = asdict(self.conditioning)
+        if registry.METHODS[self.objective].reads_setting("fit.advantage_scale"):
+            found["scale"] = self.scale
         return json.loads(json.dumps(found))
 
 
@@ -46,6 +50,7 @@ ARMS: dict[str, Arm] = {
     "success_cloning": Arm("success_cloning", PLAIN),
     "behaviour_cloning": Arm("behaviour_cloning", PLAIN),
     "weighted": Arm("cross_fitted", PLAIN),
+    "weighted, scale 3": Arm("cross_fitted", PLAIN, scale=3.0),  # the default of before
     "weighted, drawn by weight": Arm("cross_fitted", PLAIN, draw="weight"),
     "conditioned": Arm("advantage_conditioned", TWICE | {" low": (LOW, 1.0), " not asked": ("", None)}),
     "recap, dropout .1": Arm("advantage_conditioned", TWICE, ConditioningConfig(dropout=0.1, **RECAP)),

@@ -25,7 +25,7 @@ class ValueFit:
 
     lam: float = 0.98
     """Lambda of the TD(lambda) return that the advantage compares with V."""
-    advantage_scale: float = 3.0
+    advantage_scale: float = 2.0
     """Deviation of the standardised advantage that weights are made of."""
     weight_clip: float = 100.0
     """Largest weight."""

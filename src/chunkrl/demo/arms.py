@@ -59,7 +59,9 @@ BC = Arm("behaviour_cloning", "behaviour_cloning")
 SUCCESS_BC = Arm("success_cloning", "success_cloning")
 CHUNK_RL = Arm("chunk_rl", "cross_fitted")
 SHUFFLED = Arm("shuffled_advantages", "shuffled_advantages")
-UNBALANCED = Arm("unbalanced", "cross_fitted", balance=BalanceConfig("none"))  # the weights of before
+_BEFORE = ValueFit(advantage_scale=3.0)  # the scale of weights before it was 2
+SCALE_3 = replace(CHUNK_RL, name="scale_3", fit=_BEFORE)  # the balanced default of before
+UNBALANCED = replace(SCALE_3, name="unbalanced", balance=BalanceConfig("none"))  # the default before balance
 NOT_CROSS_FITTED = Arm("not_cross_fitted", "cross_fitted", num_folds=1)
 IQL = Arm("iql", "iql", num_folds=1)
 DOCUMENT = Arm("document_objective", "document")
@@ -77,6 +79,7 @@ ALL_ARMS = (
     FLOW_BC_SAMPLED,
     FLOW_RL,
     DISTILLED,
+    SCALE_3,
     UNBALANCED,
     SHUFFLED,
     NOT_CROSS_FITTED,

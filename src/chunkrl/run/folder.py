@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chunkrl.algorithms.config import BalanceConfig
-from chunkrl.config import load_config, save_config
+from chunkrl.config import load_config, save_config, with_defaults
 from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS
 from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.files.json_files import read_json
@@ -30,6 +30,7 @@ def run_config(path: Path) -> TrainConfig:
     """The configuration of a run, from its config.json, which has every setting: one that does not say how weights
     were balanced, or which labels were read, is from before they were."""
     config = load_config(TrainConfig, path)
+    config = with_defaults(config, config.unread())  # an earlier release's defaults, or what nothing read
     said = read_json(path, dict, ChunkRLError, "restore it")
     if config.method.weighs and "balance" not in said:
         config = replace(config, balance=BalanceConfig("none"))
