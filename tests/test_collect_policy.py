@@ -87,6 +87,7 @@ def test_records_of_before_opengl_and_device_were_noted_are_gone_on_with(tmp_pat
     record = json.loads((tmp_path / RECORD).read_text())
     for name in ("assets", "opengl", "device", "policy_fingerprint", "rename"):
         del record[name]
+    record["policy_mode"] = record.pop("mode")  # as it was called then
     (tmp_path / RECORD).write_text(json.dumps(record))
     collect_dataset(tmp_path, replace(asked, num_episodes=2))
     with pytest.raises(DatasetError, match="all that were asked for"):

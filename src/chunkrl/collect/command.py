@@ -28,6 +28,7 @@ from chunkrl.files.atomic import write_text
 from chunkrl.files.json_files import as_json, read_json
 from chunkrl.files.output_folder import begin_folder
 from chunkrl.progress import Progress, silent
+from chunkrl.renamed import current_names
 
 __all__ = ["CollectCommand", "CollectConfig", "collect", "collect_dataset", "collect_episodes"]
 
@@ -188,7 +189,7 @@ def _check_same(root: Path, asked: dict[str, Any], num_episodes: int) -> int:
         raise DatasetError(
             f"{root} holds {num_episodes} episodes already, of which {RECORD} says nothing: {_CURE}"
         )
-    known = read_json(root / RECORD, dict, DatasetError, _CURE)
+    known = current_names(CollectConfig, read_json(root / RECORD, dict, DatasetError, _CURE))
     since = (
         "assets",
         "opengl",
