@@ -13,6 +13,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -100,6 +101,12 @@ def _tensors(policy: Any) -> list[torch.Tensor]:
 
 
 def _config(objective: str, kind: str, data: dict[str, Path], output: Path) -> TrainConfig:
+    made = _default_config(objective, kind, data, output)
+    then = replace(made, fit=replace(made.fit, advantage_scale=3.0))  # the default when the digests were recorded
+    return made if then.unread() else then
+
+
+def _default_config(objective: str, kind: str, data: dict[str, Path], output: Path) -> TrainConfig:
     if kind.startswith("pi"):
         return config(data["pi"], data["checkpoints"], output, objective, pi0_config=kind)
     policy = PolicyConfig(kind=kind)  # type: ignore[arg-type]

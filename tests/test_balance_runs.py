@@ -63,6 +63,7 @@ def test_a_run_that_has_no_weights_resumes_as_it_is(tmp_path: Path) -> None:
     ChunkLevelOfflineRL(**settings(data, tmp_path / "old", **cloning)).train()
     config = json.loads((tmp_path / "old" / "config.json").read_text())
     del config["balance"]
+    config["fit"]["advantage_scale"] = 3.0  # another default, which nothing read
     (tmp_path / "old" / "config.json").write_text(json.dumps(config))
     cloning |= {"resume": str(tmp_path / "old"), "num_updates": 9}
     ChunkLevelOfflineRL(**settings(data, tmp_path / "new", **cloning)).train()

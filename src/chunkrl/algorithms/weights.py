@@ -11,6 +11,7 @@ from chunkrl.algorithms import losses
 from chunkrl.algorithms.advantages import standardize
 from chunkrl.algorithms.balance import Strata, StrataLabels, episode_steps
 from chunkrl.algorithms.config import BalanceConfig
+from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
 
@@ -27,8 +28,8 @@ class WeightRule:
     """
 
     beta: float = 1.0
-    scale: float = 3.0
-    clip: float = 100.0
+    scale: float = ValueFit.advantage_scale
+    clip: float = ValueFit.weight_clip
     success_mix: float = 0.0
 
 
