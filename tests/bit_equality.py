@@ -102,7 +102,9 @@ def _tensors(policy: Any) -> list[torch.Tensor]:
 
 def _config(objective: str, kind: str, data: dict[str, Path], output: Path) -> TrainConfig:
     made = _default_config(objective, kind, data, output)
-    then = replace(made, fit=replace(made.fit, advantage_scale=3.0))  # the default when the digests were recorded
+    then = replace(
+        made, fit=replace(made.fit, advantage_scale=3.0)
+    )  # the default when the digests were recorded
     return made if then.unread() else then
 
 
