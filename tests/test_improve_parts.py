@@ -71,7 +71,7 @@ def test_nothing_is_said_of_data_that_are_as_they_should_be() -> None:
         (
             {"num_episodes": 40, "num_success": 35, "num_held_out": 21},
             "few_episodes",
-            "19 episodes to train on",
+            "14 episodes to train on",
         ),
     ],
 )

@@ -10,8 +10,9 @@ from typing import Literal
 from chunkrl.algorithms.value_quality import MIN_RANK_CORRELATION, quality_warnings
 from chunkrl.evaluation.verdict import MIN_SUCCESSES
 
-FEW_EPISODES = 20
-"""Episodes to train on below which the outcome alone chooses: the smallest data set that was measured has 40."""
+FEW_EPISODES = 15
+"""Episodes to train on below which the outcome alone chooses: the smallest data sets that were measured have 15
+(docs/results.md, "The scale of weights")."""
 MIN_EFFECTIVE_SIZE = 0.05
 """Part of the starts that carries the weight. Measured: .13 to .24 weigh well, below .01 nothing is learned."""
 
@@ -145,7 +146,7 @@ def _of_numbers(data: DataFacts) -> Iterator[Finding]:
         yield Finding(
             "few_episodes",
             f"{data.num_trained} episodes to train on are few: values say little of an unseen one then, and the "
-            "smallest data set that was measured has 40.",
+            "smallest data sets that were measured have 15.",
             "Record more.",
         )
     if data.num_success and not data.can_judge:
