@@ -69,7 +69,7 @@ def test_nothing_is_said_of_data_that_are_as_they_should_be() -> None:
         ({"returns_differ": False}, "nothing_to_rank", "nothing to learn for values"),
         ({"silent_tasks": ("lift",)}, "task_without_success", "No episode of 'lift' succeeds"),
         (
-            {"num_episodes": 40, "num_success": 35, "num_held_out": 21},
+            {"num_episodes": 40, "num_success": 35, "num_held_out": 26},
             "few_episodes",
             "14 episodes to train on",
         ),
