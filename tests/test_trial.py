@@ -24,6 +24,7 @@ from waiting import until
 from chunkrl.data.frames import FrameTable
 from chunkrl.envs import registry
 from chunkrl.errors import ChunkRLError
+from chunkrl.files.output_folder import held
 from chunkrl.online.human.keys import NoKeys
 from chunkrl.progress import silent
 from chunkrl.trial import command as trial_command
@@ -240,11 +241,32 @@ def test_what_cannot_be_a_trial(tmp_path: Path) -> None:
             run(asked(tmp_path, "good", "idle", **changes))
     with pytest.raises(ChunkRLError, match=r"other settings \(policies.*slow"):
         run(asked(tmp_path, "good", "slow"))
+    settings = tmp_path / "trial/trial.json"
+    settings.rename(tmp_path / "kept.json")
+    (tmp_path / "trial/result.json").unlink()  # as a kill leaves it
+    with pytest.raises(ChunkRLError, match="nobody knows what the attempts there are of"):
+        run(asked(tmp_path, "good", "slow"))
+    (tmp_path / "kept.json").rename(settings)
     (tmp_path / "trial/order.json").unlink()
     with pytest.raises(ChunkRLError, match="nobody knows which policy acted"):
         run(asked(tmp_path, "good", "idle"))
     run(asked(tmp_path, "good", "slow", max_pairs=1, overwrite=True))
-    assert (tmp_path / "trial.replaced-001/result.json").is_file()
+    assert (tmp_path / "trial.replaced-001/trial.json").is_file()
+
+
+def test_a_trial_that_is_under_way_is_not_disturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = asked(tmp_path, "good", "idle", max_pairs=1)
+    run(command)
+
+    def opened(*_: Any) -> None:
+        raise AssertionError("the robot was opened")
+
+    monkeypatch.setattr(trial_command, "open_station", opened)
+    with (
+        held(tmp_path / "trial", "trial"),
+        pytest.raises(ChunkRLError, match="in use by another chunkrl trial"),
+    ):
+        run(command)
 
 
 def test_the_same_policy_twice_is_said(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from chunkrl import ChunkLevelOfflineRL
 from chunkrl.cli import main
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.hold_out import held_out_places
-from chunkrl.errors import ChunkRLError
+from chunkrl.errors import ChunkRLError, OutputFolderError
 from chunkrl.evaluation.verdict import (
     Judged,
     closeness,
@@ -221,6 +221,17 @@ def test_episodes_may_be_named(folder: Path) -> None:
 def test_the_command_says_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["verdict", str(folder / "good"), "--against", str(folder / "bad"), "--num-starts", "50"])
     assert "50 starts of" in capsys.readouterr().out
+
+
+def test_where_nothing_can_be_written_it_is_said_before(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place, told in (
+        (tmp_path / "file", "is a file; name a folder"),
+        (tmp_path / "file" / "below", "cannot make .*file/below: Not a directory"),
+        (folder / "good", "holds a training run .*would mix its own files"),
+    ):
+        with pytest.raises(OutputFolderError, match=told):
+            verdict(of(folder, "good", "bad", output_dir=str(place)), silent)
 
 
 @pytest.mark.parametrize(

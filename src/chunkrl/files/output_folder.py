@@ -98,14 +98,22 @@ _CURES = {
 
 
 def begin_folder(folder: Path, command: str, *, resumes: bool = False, overwrite: bool = False) -> Path:
-    """Makes `folder` ready to be written into, as `check_folder` allows; what is replaced is renamed. Returns it."""
+    """Makes `folder` ready to be written into, as `check_folder` allows; what is replaced is renamed. Returns it.
+
+    Raises OutputFolderError: as `check_folder`, or it cannot be made.
+    """
     check_folder(folder, command, resumes=resumes, overwrite=overwrite)
     if overwrite and not resumes and kind_of(folder) is not None:
         for name in (LOCK, WRITER_LOCK):
             if (folder / name).exists():
                 hold(folder, command, name).release()  # nobody works there
         set_aside(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputFolderError(
+            f"cannot make {folder}: {error.strerror}; name a folder that is yours with --output-dir"
+        ) from error
     return folder
 
 

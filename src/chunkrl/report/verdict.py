@@ -27,7 +27,7 @@ from chunkrl.evaluation.verdict import (
 from chunkrl.evaluation.verdict_config import VerdictCommand
 from chunkrl.files.atomic import write_text
 from chunkrl.files.json_files import as_json, read_json
-from chunkrl.files.output_folder import check_file
+from chunkrl.files.output_folder import begin_folder, check_file
 from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.progress import Progress
 from chunkrl.report import charts
@@ -59,6 +59,7 @@ def verdict(command: VerdictCommand, progress: Progress) -> Verdict:
     if Path(command.run).resolve() == Path(command.against).resolve():
         raise ChunkRLError(f"{command.run} is --against too: name two runs")
     if command.output_dir is not None:
+        begin_folder(Path(command.output_dir), "verdict")
         check_file(
             Path(command.output_dir) / VERDICT_FILE,
             command.overwrite,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.observed import fit_policy
-from chunkrl.files.output_folder import check_folder
+from chunkrl.files.output_folder import LOCK, check_folder, hold
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.models.acting_policy import ActingPolicy
 from chunkrl.online.actor.actor import Actor, ActorConfig, Human
@@ -48,9 +48,10 @@ def run_trial(command: TrialCommand, progress: Progress, say: Callable[[str], No
             raise ChunkRLError(f"the policy {name} is no folder: {folder}; give a run's `policy`")
         check_one_run_of(Path(folder))
     root = Path(command.output_dir)
-    check_folder(
-        root, "trial", resumes=not command.overwrite, overwrite=command.overwrite
-    )  # before policies load
+    # before policies load, and before anything moves that another trial is using
+    check_folder(root, "trial", resumes=not command.overwrite, overwrite=command.overwrite)
+    if (root / LOCK).exists():
+        hold(root, "trial").release()
     entries = tuple(
         PolicyEntry(name, folder, fingerprint((Path(folder),), progress)) for name, folder in folders.items()
     )

@@ -153,6 +153,11 @@ class TrialFolder:
 
     def _keep(self, settings: TrialSettings) -> None:
         file = self.root / SETTINGS_FILE
+        if not file.is_file() and self._file(0).is_file():
+            raise ChunkRLError(
+                f"{file} is missing, and without it nobody knows what the attempts there are of: restore it, or "
+                "begin again in another --output-dir"
+            )
         if not file.is_file():
             save_config(settings, file)
         elif different := load_config(TrialSettings, file).differences(settings):
