@@ -140,7 +140,7 @@ def test_labels_are_of_the_held_out_network(tmp_path: Path) -> None:
     np.testing.assert_allclose(learner.labels["value"], value, rtol=1e-5)
     advantage = learner.labels["return"] - value  # lam = 1: Monte-Carlo return minus V
     np.testing.assert_allclose(learner.labels["advantage"], advantage, atol=1e-6)
-    weight = np.exp(3.0 * (advantage - advantage.mean()) / advantage.std()).clip(max=100)
+    weight = np.exp(2.0 * (advantage - advantage.mean()) / advantage.std()).clip(max=100)
     np.testing.assert_allclose(learner.labels["weight"], weight / weight.mean(), rtol=1e-3)
     assert learner.labels["weight"].mean() == pytest.approx(1.0, rel=1e-5)
 

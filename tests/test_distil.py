@@ -218,7 +218,7 @@ def test_a_run_distils_what_its_own_policy_drew(data: Path, kind: Any) -> None:
 
 
 def test_a_weight_is_of_the_recorded_advantage_and_the_gain(data: Path) -> None:
-    """One stratum, no floor: exp(3 z) of A + what the winner gains in Q, in returns; before, the weights of A."""
+    """One stratum, no floor: exp(2 z) of A + what the winner gains in Q, in returns; before, the weights of A."""
     dataset = open_chunks(data)
     trained = learner(dataset, distil=DistilConfig(4, share=1.0, first="weighted"))
     seen: dict[str, Any] = {}
@@ -237,7 +237,7 @@ def test_a_weight_is_of_the_recorded_advantage_and_the_gain(data: Path) -> None:
     best, advantage = seen["best"], trained.labels["advantage"].astype(np.float64)
     gain = advantage.std() * np.maximum(best.q - best.q_recorded, 0)
     for found, expected in ((trained.labels["weight"], advantage + gain), (seen["attached"], advantage)):
-        weight = np.exp(3 * (expected - expected.mean()) / expected.std()).clip(max=100)
+        weight = np.exp(2 * (expected - expected.mean()) / expected.std()).clip(max=100)
         np.testing.assert_allclose(found, weight / weight.mean(), rtol=1e-3)
 
 
