@@ -28,6 +28,8 @@ from chunkrl.improve.measure import measure_data, measure_values
 from chunkrl.improve.plan import Plan
 from chunkrl.improve.recipe import Recipe, choose_recipe
 from chunkrl.progress import silent
+from chunkrl.report.load_run import load_run
+from chunkrl.report.run_weights import collection_of
 from chunkrl.run.config import TrainConfig
 
 DATA = DataFacts(
@@ -45,6 +47,7 @@ DATA = DataFacts(
     gamma=0.99,
 )
 VALUES = ValueFacts(held_out=0.4, seen=0.6, effective_sample_size=0.15, on_successes=0.9, starved=())
+WHOLE = replace(VALUES, separation=0.94)
 ALL_SUCCEED = replace(DATA, num_success=150, num_held_out_success=30)
 
 
@@ -145,6 +148,10 @@ FEW = replace(DATA, num_episodes=FEW_EPISODES, num_held_out=1)
             "auto",
             ("success_cloning", False, "behaviour_cloning"),
         ),
+        (DATA, WHOLE, True, "auto", ("success_cloning", False, "behaviour_cloning")),
+        (DATA, WHOLE, False, "auto", ("cross_fitted", False, "success_cloning")),
+        (DATA, WHOLE, True, "cross_fitted", ("cross_fitted", True, "success_cloning")),
+        (DATA, replace(VALUES, separation=0.93), True, "auto", ("cross_fitted", True, "success_cloning")),
         (DATA, replace(VALUES, starved=("x",)), False, "auto", ("cross_fitted", False, "success_cloning")),
     ],
 )
@@ -212,6 +219,10 @@ def test_the_weights_are_those_that_training_makes(tmp_path: Path) -> None:
     assert found.on_successes == pytest.approx(last["weight/on_successes"], rel=1e-4)
     assert found.held_out == pytest.approx(last["value/rank_correlation_held_out"], abs=1e-4)
     assert found.seen == pytest.approx(last["value/rank_correlation_seen"], abs=1e-4)
+    written = load_run(tmp_path / "run")
+    advantage, success = written.column("advantage"), collection_of(written).success
+    higher = advantage[success][:, None] > advantage[~success]
+    assert found.separation == pytest.approx(higher.mean(), abs=1e-6)
 
 
 def test_a_copy_is_whole_and_keeps_what_was_there(tmp_path: Path) -> None:

@@ -108,6 +108,8 @@ def _diagnosis(plan: Plan, result: ImproveResult) -> Section:
             "effective sample size of the weights": percent(round(values.effective_sample_size, 3)),
             "weight on successful episodes": percent(round(values.on_successes, 3)),
         }
+        if values.separation is not None:
+            facts["advantages that tell success from failure"] = percent(round(values.separation, 3))
         link = f"{plan.folder('diagnosis').name}/values.html"
         cards.append(Card("Values", [Facts(facts)], "The title leads to their page.", link=link))
     if recipe is not None:
