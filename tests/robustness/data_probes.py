@@ -14,6 +14,7 @@ from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.inspect import make_report, to_text
 from chunkrl.data.inspect_config import InspectCommand
+from chunkrl.data.interventions import LEROBOT_NAME as WHO_ACTED
 from chunkrl.data.problems import Problem
 from chunkrl.errors import ChunkRLError
 from chunkrl.label.command import label_dataset
@@ -86,6 +87,10 @@ def export(root: Path, scratch: Path) -> Content:
     return read(target, scratch / "export")
 
 
+def _is_label(name: str) -> bool:
+    return name.startswith("next.") or name == WHO_ACTED
+
+
 def _as_exported(content: Content) -> Content:
     """What an exported data set has of its source: episodes counted again, times as LeRobot writes them, no '/' in
     names, labels of its own."""
@@ -94,7 +99,7 @@ def _as_exported(content: Content) -> Content:
     return replace(
         content,
         ids=list(range(len(content.ids))),
-        columns={name.replace("/", "."): v for name, v in kept.items() if not name.startswith("next.")},
+        columns={name.replace("/", "."): v for name, v in kept.items() if not _is_label(name)},
         images={name.replace("/", "."): v for name, v in content.images.items()},
     )
 
