@@ -23,38 +23,29 @@ import numpy as np
 import torch
 import tyro
 
+from benchmarks.verdict_asking import Asked, ask
 from benchmarks.verdict_entries import (
     KINDS,
     Entry,
-    HeldOut,
     Kind,
     held_out_data,
+    read_checkpoints,
     read_jobs,
     read_libero,
     read_pi,
     read_rounds,
 )
-from benchmarks.verdict_estimators import ESTIMATORS, MEAN, MEDIAN, Group
-from chunkrl.data.chunk_semantics import chunk_steps
-from chunkrl.data.chunks import ChunkDataset
-from chunkrl.data.collection import ChunkCollection
+from benchmarks.verdict_estimators import ESTIMATORS, FITTED
 from chunkrl.demo.experiment import data_hash
-from chunkrl.evaluation.verdict import (
-    MIN_SUCCESSES,
-    Judged,
-    claim_of,
-    closeness,
-    coverage,
-    distances,
-    judged_starts,
-    nearness,
-    policy_chunks,
-)
+from chunkrl.evaluation.verdict import MIN_SUCCESSES, claim_of, closeness
 from chunkrl.files.atomic import write_text
-from chunkrl.policies.chunk_policy import ChunkPolicy
-from chunkrl.run.policy_io import load_policy
 from chunkrl.statistics import spearman
 
+SECTIONS: dict[Kind, str] = {
+    "libero": "LIBERO-spatial, states",
+    "libero images": "LIBERO-spatial, images",
+    "pi": "tiny pi0.5",
+}
 GAP = 0.0999  # a difference of success from which a pair counts as different
 
 
@@ -69,6 +60,8 @@ class BenchmarkConfig:
     """That of `benchmarks.libero`."""
     pi: str = "runs/pi_metaworld"
     """That of `benchmarks.pi_metaworld`."""
+    checkpoints: str = "runs/verdict_bank/checkpoints"
+    """That of `benchmarks.verdict_checkpoints`."""
     rounds: str = "runs/iterate-benchmark"
     """That of `benchmarks.iterate`."""
     output_dir: str = "runs/verdict_bank"
@@ -90,7 +83,7 @@ class BenchmarkConfig:
     def section(self, kind: Kind, task: str) -> str:
         """The column of the tables that a task belongs to."""
         if kind != "metaworld":
-            return {"libero": "LIBERO-spatial, states", "pi": "tiny pi0.5"}[kind]
+            return SECTIONS[kind]
         name = task.removesuffix("-episodes")
         if name in self.choosing:
             return "chose: " + ", ".join(self.choosing)
@@ -100,38 +93,7 @@ class BenchmarkConfig:
 def read_bank(config: BenchmarkConfig) -> list[Entry]:
     """All policies with a known success, in order."""
     own = read_jobs(config.roots) + read_rounds(config.rounds)
-    return own + read_libero(config.libero) + read_pi(config.pi)
-
-
-def make_group(data: ChunkDataset, entries: Sequence[Entry]) -> Group:
-    """All that the estimators see of a task's policies."""
-    positions = np.arange(len(data))
-    steps = chunk_steps(data.starts, data.action_horizon, data.segments)
-    batch = data.batch(positions, next_observation=False)
-    deviation = batch.actions[batch.action_mask].std(dim=0).numpy()
-    chunks, log_prob = [], []
-    for entry in entries:
-        policy = load_policy(entry.policy)
-        assert isinstance(policy, ChunkPolicy)
-        with torch.inference_mode():
-            chunks.append(policy.act(batch.observation).numpy() / deviation)
-            network: Any = policy.policy
-            prepared = network.prepare(batch.observation)
-            log_prob.append(network.log_prob(prepared, batch.actions, batch.action_mask).numpy())
-    assert batch.observation.state is not None
-    return Group(
-        batch.observation.state.numpy(),
-        batch.actions.numpy() / deviation,
-        steps.action_mask,
-        np.stack(chunks).astype(np.float32),
-        np.stack(log_prob),
-        data.success,
-        data.episode,
-        batch.frame_index.numpy(),
-        steps.next_row,
-        steps.covered_steps,
-        steps.terminated | steps.truncated,
-    )
+    return own + read_libero(config.libero) + read_pi(config.pi) + read_checkpoints(config.checkpoints)
 
 
 def pairs(entries: Sequence[Entry]) -> Iterator[tuple[int, int, float]]:
@@ -143,53 +105,29 @@ def pairs(entries: Sequence[Entry]) -> Iterator[tuple[int, int, float]]:
 
 def judge_estimator(values: np.ndarray, entries: Sequence[Entry]) -> dict[str, Any]:
     """Pairs that differ, those of them ordered rightly, and the rank correlation within the same initial states."""
-    different = [(i, j, gap) for i, j, gap in pairs(entries) if abs(gap) >= GAP]
+    known = np.isfinite(values)
+    different = [(i, j, gap) for i, j, gap in pairs(entries) if abs(gap) >= GAP and known[i] and known[j]]
     right = sum(float(values[i] - values[j]) * gap > 0 for i, j, gap in different)
     ranks = []
     for states in sorted({entry.states for entry in entries}):
-        own = [n for n, entry in enumerate(entries) if entry.states == states]
+        own = [n for n, entry in enumerate(entries) if entry.states == states and known[n]]
         success = [entries[n].success for n in own]
         if len(set(success)) > 1:
             ranks.append(spearman(values[own], success))
     return {"pairs": len(different), "right": right, "rank_correlation": ranks}
 
 
-@dataclass(frozen=True, eq=False)
-class Distances:
-    """of: float [n], a policy's distances at the starts of the held-out successes; covered: its coverage."""
-
-    of: np.ndarray
-    covered: float
-
-
-def all_distances(
-    held_out: HeldOut, data: ChunkDataset, entries: Sequence[Entry]
-) -> tuple[Judged, list[Distances]]:
-    """Every start of a held-out success, and each policy's distances there; coverage is of 2000 of them."""
-    collection = ChunkCollection([data])
-    judged = judged_starts(collection, held_out.num_starts, held_out.horizon)
-    thin = judged_starts(collection, min(2000, held_out.num_starts), held_out.horizon)
-    thin_state = nearness(collection, thin)
-    found = []
-    for entry in entries:
-        policy = load_policy(entry.policy)
-        chunk = policy_chunks(policy, collection, judged, "mode", held_out.batch, 0)
-        near = policy_chunks(policy, collection, thin, "mode", held_out.batch, 0)
-        found.append(Distances(distances(chunk, judged.chunk, judged.mask), coverage(near, thin, thin_state)))
-    return judged, found
-
-
 def claims(
     config: BenchmarkConfig,
-    judged: Judged,
-    found: Sequence[Distances],
+    asked: Asked,
     entries: Sequence[Entry],
     num_episodes: int,
     num: int,
 ) -> dict[str, Any]:
     """What `chunkrl verdict` claims from `num` of the held-out episodes: pairs, claims, and wrong ones."""
     counts: dict[str, Any] = defaultdict(int)
-    counts["least_coverage"] = min(policy.covered for policy in found)
+    judged, covered = asked.judged, asked.covered
+    counts["least_coverage"] = min(covered)
     episodes = np.arange(num_episodes)
     repeats = 1 if num >= len(episodes) else config.repeats
     for repeat in range(repeats):
@@ -201,14 +139,14 @@ def claims(
             continue
         for i, j, gap in pairs(entries):
             closer, interval = closeness(
-                found[i].of[rows],
-                found[j].of[rows],
+                asked.of[i, rows],
+                asked.of[j, rows],
                 judged.episode[rows],
                 judged.task[rows],
                 config.num_resamples,
                 0,
             )
-            claimed = claim_of(closer, interval, (found[i].covered, found[j].covered))[0] != "cannot tell"
+            claimed = claim_of(closer, interval, (covered[i], covered[j]))[0] != "cannot tell"
             is_different = abs(gap) >= GAP
             counts["pairs"] += 1
             counts["different"] += is_different
@@ -223,27 +161,21 @@ def judge_task(config: BenchmarkConfig, kind: Kind, task: str, entries: Sequence
     """What all estimators say of a task's policies, and what is claimed of them: as JSON."""
     held_out = KINDS[kind]
     data = held_out_data(Path(config.output_dir), kind, task, config.data_seed)
-    judged, found = all_distances(held_out, data, entries)
-    if held_out.has_density:
-        group = make_group(data, entries)
-        estimates = {name: estimator(group) for name, estimator in ESTIMATORS.items()}
-    else:
-        estimates = {
-            MEDIAN: np.array([-np.median(policy.of) for policy in found]),
-            MEAN: np.array([-policy.of.mean() for policy in found]),
-        }
+    asked = ask(held_out, data, entries)
+    estimators = ESTIMATORS if asked.group.whole is None else {**ESTIMATORS, **FITTED}
+    estimates = {name: estimator(asked.group) for name, estimator in estimators.items()}
     bank = []
     for n, entry in enumerate(entries):
         known = {name: value for name, value in vars(entry).items() if name not in ("policy", "kind", "task")}
-        bank.append(known | {"estimates": {name: float(values[n]) for name, values in estimates.items()}})
+        found = {name: float(values[n]) for name, values in estimates.items()}
+        bank.append(known | {"estimates": {n: v if np.isfinite(v) else None for n, v in found.items()}})
     return {
         "section": config.section(kind, task),
         "sha256": data_hash(data.table),
         "episodes": data.num_episodes,
         "estimators": {name: judge_estimator(values, entries) for name, values in estimates.items()},
         "claims": {
-            str(num): claims(config, judged, found, entries, data.num_episodes, num)
-            for num in config.held_out
+            str(num): claims(config, asked, entries, data.num_episodes, num) for num in config.held_out
         },
         "bank": bank,
     }
@@ -286,7 +218,7 @@ def markdown(config: BenchmarkConfig, result: Mapping[str, Any]) -> str:
         f"| estimator: pairs of 10 points and more ordered rightly (rank correlation) | {' | '.join(sections)} |",
         "|" + "---|" * (1 + len(sections)),
     ]
-    for name in ESTIMATORS:
+    for name in (*ESTIMATORS, *FITTED):
         cells = []
         for tasks in sections.values():
             found = _sum(tasks, "estimators", name)

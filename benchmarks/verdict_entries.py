@@ -1,7 +1,7 @@
 """Policies whose success is known, and episodes that none of them has seen: what `benchmarks.verdict_bank` judges.
 
 Each reader takes what a benchmark left under runs/: `benchmarks.metaworld` and `benchmarks.balance_choice`,
-`benchmarks.libero`, `benchmarks.pi_metaworld`, `benchmarks.iterate`.
+`benchmarks.libero`, `benchmarks.pi_metaworld` with `benchmarks.verdict_checkpoints`, `benchmarks.iterate`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from benchmarks.libero import CAMERA_SIZE, RECIPES, Variant
+from benchmarks.metaworld import ARMS
 from benchmarks.pi_arms import ARMS as PI_ARMS
 from chunkrl.collect.command import CollectConfig, collect_dataset
 from chunkrl.data.chunk_settings import ChunkSettings
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.envs.scripted import Mixture, MixtureConfig
+from chunkrl.models.config import ActionMode
 
-Kind = Literal["metaworld", "libero", "pi"]
+Kind = Literal["metaworld", "libero", "libero images", "pi"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Entry:
     """A policy of the bank.
 
     task: with its mixture. success: over the initial states that `states` names; policies are compared on equal
-    ones.
+    ones. mode: how it acted there, and how it is asked.
     """
 
     kind: Kind
@@ -39,30 +42,33 @@ class Entry:
     success: float
     states: str
     policy: Path
+    mode: ActionMode = "mode"
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """How the episodes of a kind are collected, and what of them is judged.
 
-    num_starts: at most so many starts of successes. batch: observations of a policy call. has_density: policies have
-    a closed log-likelihood and the data a state.
+    num_starts: at most so many starts of successes; None: the policies are asked at every start, and estimators that
+    need a state may be fitted. batch: observations of a policy call. camera_size: 0 without cameras.
     """
 
     horizon: int
     num_episodes: int
-    num_starts: int
+    num_starts: int | None
     batch: int
-    has_density: bool
     state: str
     max_steps: int | None
+    camera_size: int = 0
 
 
 KINDS: dict[Kind, HeldOut] = {
-    "metaworld": HeldOut(5, 150, 10**9, 4096, True, "full", 150),
-    "libero": HeldOut(10, 100, 10**9, 4096, True, "privileged", None),
-    "pi": HeldOut(5, 150, 600, 64, False, "compact", 150),
+    "metaworld": HeldOut(5, 150, None, 4096, "full", 150),
+    "libero": HeldOut(10, 100, None, 4096, "privileged", None),
+    "libero images": HeldOut(10, 30, 600, 64, "full", None, CAMERA_SIZE),
+    "pi": HeldOut(5, 150, 600, 64, "compact", 150),
 }
+_VARIANTS: dict[Kind, Variant] = {"libero": "state", "libero images": "images"}
 
 
 def read_jobs(roots: Sequence[str]) -> list[Entry]:
@@ -71,34 +77,46 @@ def read_jobs(roots: Sequence[str]) -> list[Entry]:
     for root in roots:
         for file in sorted(Path(root).glob("jobs/*/*.json")):
             record: dict[str, Any] = json.loads(file.read_text())
-            policy = Path(root) / "runs" / file.parent.name / record["arm"] / "policy"
-            if record["error"] is None and policy.is_dir():
-                success = float(np.mean([flag == "1" for flag in record["success"]]))
-                states = str(record["eval_seed"])
-                found.append(
-                    Entry(
-                        "metaworld",
-                        root,
-                        record["task"],
-                        record["arm"],
-                        record["seed"],
-                        success,
-                        states,
-                        policy,
-                    )
+            policy = _trained(Path(root) / "runs" / file.parent.name, record["arm"])
+            if record["error"] is not None or policy is None:
+                continue
+            success = float(np.mean([flag == "1" for flag in record["success"]]))
+            found.append(
+                Entry(
+                    "metaworld",
+                    root,
+                    record["task"],
+                    record["arm"],
+                    record["seed"],
+                    success,
+                    str(record["eval_seed"]),
+                    policy,
+                    record.get("settings", {}).get("mode", "mode"),
                 )
+            )
     return found
 
 
+def _trained(runs: Path, name: str) -> Path | None:
+    """The policy of an arm, which arms that differ in how they act share; None: it is gone."""
+    known = {arm.name: arm for arm in ARMS}
+    same = [arm.name for arm in ARMS if name in known and arm.training == known[name].training]
+    policies = (runs / arm / "policy" for arm in (name, *same))
+    return next((policy for policy in policies if policy.is_dir()), None)
+
+
 def read_libero(root: str) -> list[Entry]:
-    """Of `benchmarks.libero` on states: the mean over tasks and official states."""
+    """Of `benchmarks.libero`, on states and on images: the mean over tasks and official states."""
     found = []
-    for file in sorted(Path(root).glob("state/episodes/seed*-*.jsonl")):
-        seed, arm = file.stem.removeprefix("seed").split("-", 1)
-        policy = Path(root) / "state" / "runs" / f"seed{seed}" / arm / "policy"
-        if policy.is_dir():
-            success = float(np.mean([json.loads(line)["success"] for line in file.read_text().splitlines()]))
-            found.append(Entry("libero", root, "libero_spatial", arm, int(seed), success, "official", policy))
+    for kind, variant in _VARIANTS.items():
+        for file in sorted(Path(root).glob(f"{variant}/episodes/seed*-*.jsonl")):
+            seed, arm = file.stem.removeprefix("seed").split("-", 1)
+            policy = Path(root) / variant / "runs" / f"seed{seed}" / arm / "policy"
+            outcomes = [json.loads(line)["success"] for line in file.read_text().splitlines()]
+            if policy.is_dir() and outcomes:
+                states = f"{len(outcomes)} official"
+                success = float(np.mean(outcomes))
+                found.append(Entry(kind, root, "libero_spatial", arm, int(seed), success, states, policy))
     return found
 
 
@@ -122,6 +140,18 @@ def read_pi(root: str) -> list[Entry]:
     return found
 
 
+def read_checkpoints(root: str) -> list[Entry]:
+    """Of `benchmarks.verdict_checkpoints`: tiny pi policies along their training."""
+    found = []
+    for file in sorted(Path(root).glob("*-seed*/*/outcome.json")):
+        record: dict[str, Any] = json.loads(file.read_text())
+        task = f"{record['env']}{'-episodes' if record['mixture'] == 'episodes' else ''}"
+        arm, success = f"{record['arm']} at {record['update']}", float(np.mean(record["success"]))
+        policy, states = file.parent / "policy", str(record["eval_seed"])
+        found.append(Entry("pi", root, task, arm, record["seed"], success, states, policy))
+    return found
+
+
 def read_rounds(root: str) -> list[Entry]:
     """Of `benchmarks.iterate`: the policy of every round of every arm in MetaWorld, and the pretrained one."""
     found = []
@@ -138,36 +168,28 @@ def read_rounds(root: str) -> list[Entry]:
                     continue
                 seen.add(name)
                 ((task, outcome),) = one["outcomes"].items()
-                success = float(np.mean(outcome["success"]))
-                found.append(
-                    Entry(
-                        "metaworld",
-                        root,
-                        f"{task}-episodes",
-                        name,
-                        record["seed"],
-                        success,
-                        "iterate",
-                        policy,
-                    )
-                )
+                task, success = f"{task}-episodes", float(np.mean(outcome["success"]))
+                found.append(Entry("metaworld", root, task, name, record["seed"], success, "iterate", policy))
     return found
 
 
 def held_out_data(folder: Path, kind: Kind, task: str, seed: int) -> ChunkDataset:
     """Episodes of the task, of a collection seed that no policy's data had; collected unless they are there."""
-    held_out = KINDS[kind]
-    folder = folder / "data" / f"{'pi-' if kind == 'pi' else ''}{task}-seed{seed}"
+    held_out, env = KINDS[kind], task.removesuffix("-episodes")
+    name = {"pi": f"pi-{task}", "libero images": f"{task}-images"}.get(kind, task)
+    folder = folder / "data" / f"{name}-seed{seed}"
     if not folder.exists():
-        mixture: Mixture = "episodes" if task.endswith("-episodes") or kind == "libero" else "within"
+        mixture: Mixture = "episodes" if task.endswith("-episodes") or kind in _VARIANTS else "within"
         collect = CollectConfig(
-            env=task.removesuffix("-episodes"),
+            env="+".join(RECIPES[_VARIANTS[kind]].tasks) if kind in _VARIANTS else env,
             mixture=MixtureConfig(mixture=mixture),
             num_episodes=held_out.num_episodes,
             max_steps=held_out.max_steps,
             seed=seed,
             num_workers=0,
             state=held_out.state,
+            camera_size=held_out.camera_size,
+            rendering="fast" if held_out.camera_size else "default",
         )
         temporary = folder.with_name(f".{folder.name}.partial")
         collect_dataset(temporary, collect, overwrite=True)

@@ -18,13 +18,12 @@ Estimate = np.ndarray  # float [P], larger for better
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
-    """P policies on the N starts of E episodes of one task.
+class Whole:
+    """All N starts, for what is fitted on them.
 
     state: float32 [N, S]. actions: float32 [N, H, A], recorded, in deviations; mask: bool [N, H]. chunks: float32
-    [P, N, H, A], the policies' most likely ones. log_prob: float [P, N], of the recorded chunks. success: bool [N],
-    of the start's episode. episode, step: int [N]. next_row, covered_steps: int [N]. ends: bool [N], the chunk
-    reaches the episode's end.
+    [P, N, H, A], the policies' own. log_prob: float [P, N], of the recorded chunks; nan without a density.
+    episode, step: int [N]. next_row, covered_steps: int [N]. ends: bool [N], the chunk reaches the episode's end.
     """
 
     state: np.ndarray
@@ -32,20 +31,28 @@ class Group:
     mask: np.ndarray
     chunks: np.ndarray
     log_prob: np.ndarray
-    success: np.ndarray
     episode: np.ndarray
     step: np.ndarray
     next_row: np.ndarray
     covered_steps: np.ndarray
     ends: np.ndarray
-    gamma: float = 0.99
 
-    @property
-    def distance(self) -> np.ndarray:
-        """Root mean square difference from the recorded chunk, float [P, N]."""
-        mask = self.mask[..., None]
-        square = (((self.chunks - self.actions) ** 2) * mask).sum(axis=(2, 3))
-        return np.sqrt(square / (mask.sum(axis=(1, 2)) * self.actions.shape[2]))
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """P policies on N starts of episodes of one task.
+
+    distance: float [P, N], root mean square difference of the policies' chunks from the recorded ones. loss: float
+    [P, N], what imitation loses on the recorded chunks: minus the log-likelihood by value, or the flow's loss.
+    success: bool [N], of the start's episode. whole: where the policies were asked at every start of data with a
+    state.
+    """
+
+    distance: np.ndarray
+    loss: np.ndarray
+    success: np.ndarray
+    whole: Whole | None
+    gamma: float = 0.99
 
 
 def median_distance(group: Group) -> Estimate:
@@ -60,18 +67,17 @@ def mean_distance(group: Group) -> Estimate:
 
 def distance_contrast(group: Group) -> Estimate:
     """Mean distance to the chunks of failures minus that to those of successes."""
-    distance = group.distance
-    return distance[:, ~group.success].mean(axis=1) - distance[:, group.success].mean(axis=1)
+    return group.distance[:, ~group.success].mean(axis=1) - group.distance[:, group.success].mean(axis=1)
 
 
-def log_likelihood(group: Group) -> Estimate:
-    """Mean log-likelihood of the successful chunks."""
-    return group.log_prob[:, group.success].mean(axis=1)
+def imitation_loss(group: Group) -> Estimate:
+    """Minus the mean loss on the chunks of successes: their log-likelihood, minus the flow's loss on them."""
+    return -group.loss[:, group.success].mean(axis=1)
 
 
-def likelihood_contrast(group: Group) -> Estimate:
-    """Mean log-likelihood of the chunks of successes minus that of failures."""
-    return group.log_prob[:, group.success].mean(axis=1) - group.log_prob[:, ~group.success].mean(axis=1)
+def loss_contrast(group: Group) -> Estimate:
+    """Mean loss on the chunks of failures minus that on those of successes."""
+    return group.loss[:, ~group.success].mean(axis=1) - group.loss[:, group.success].mean(axis=1)
 
 
 class Members(nn.Module):
@@ -93,6 +99,11 @@ class Members(nn.Module):
         return x[..., 0]
 
 
+def _whole(group: Group) -> Whole:
+    assert group.whole is not None, "estimators of `FITTED` need all starts"
+    return group.whole
+
+
 def _fit(
     group: Group, bootstrap: bool, num_updates: int = 1500, batch: int = 256, hidden: int = 64, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -103,18 +114,19 @@ def _fit(
     recordings' own discounted outcomes.
     """
     torch.manual_seed(seed)
-    num = len(group.chunks) if bootstrap else 1
-    state = torch.from_numpy((group.state - group.state.mean(0)) / (group.state.std(0) + 1e-3))
-    recorded = torch.from_numpy((group.actions * group.mask[..., None]).reshape(len(state), -1))
-    chunks = torch.from_numpy(group.chunks.reshape(len(group.chunks), len(state), -1))
-    episode, next_row = torch.from_numpy(group.episode), torch.from_numpy(group.next_row)
+    whole = _whole(group)
+    num = len(whole.chunks) if bootstrap else 1
+    state = torch.from_numpy((whole.state - whole.state.mean(0)) / (whole.state.std(0) + 1e-3))
+    recorded = torch.from_numpy((whole.actions * whole.mask[..., None]).reshape(len(state), -1))
+    chunks = torch.from_numpy(whole.chunks.reshape(len(whole.chunks), len(state), -1))
+    episode, next_row = torch.from_numpy(whole.episode), torch.from_numpy(whole.next_row)
     success = torch.from_numpy(group.success.astype(np.float32))
-    covered, ends = torch.from_numpy(group.covered_steps), torch.from_numpy(group.ends)
-    length = torch.from_numpy(np.bincount(group.episode)[group.episode])
-    outcome = success * group.gamma ** (length - 1 - torch.from_numpy(group.step))
+    covered, ends = torch.from_numpy(whole.covered_steps), torch.from_numpy(whole.ends)
+    length = torch.from_numpy(np.bincount(whole.episode)[whole.episode])
+    outcome = success * group.gamma ** (length - 1 - torch.from_numpy(whole.step))
     last = success * group.gamma ** (covered.clamp(min=1) - 1)
     own, theirs = (
-        np.zeros((n, len(state)), np.float32) for n in (len(group.chunks), 1 if not bootstrap else num)
+        np.zeros((n, len(state)), np.float32) for n in (len(whole.chunks), 1 if not bootstrap else num)
     )
     for fold in range(2):
         rows = torch.nonzero(episode % 2 != fold)[:, 0]
@@ -157,7 +169,7 @@ def _fit(
 
 def fitted_q_evaluation(group: Group) -> Estimate:
     """Fitted Q evaluation: mean Q of the policy's chunk at the first observations."""
-    return _fit(group, bootstrap=True)[0][:, group.step == 0].mean(axis=1)
+    return _fit(group, bootstrap=True)[0][:, _whole(group).step == 0].mean(axis=1)
 
 
 def q_of_the_policys_chunk(group: Group) -> Estimate:
@@ -169,33 +181,38 @@ def q_of_the_policys_chunk(group: Group) -> Estimate:
 def importance_sampling(group: Group) -> Estimate:
     """Weighted importance sampling per decision (Precup et al., ICML 2000), a decision a chunk; the density of what
     acted is a Gaussian about the mean of linear regression on the state, within the fold that did not see it."""
-    decision = (group.step % group.actions.shape[1] == 0) & group.mask.all(axis=1)
-    flat = group.actions.reshape(len(group.actions), -1)
-    state = np.concatenate([group.state, np.ones((len(group.state), 1), np.float32)], axis=1)
+    whole = _whole(group)
+    decision = (whole.step % whole.actions.shape[1] == 0) & whole.mask.all(axis=1)
+    flat = whole.actions.reshape(len(whole.actions), -1)
+    state = np.concatenate([whole.state, np.ones((len(whole.state), 1), np.float32)], axis=1)
     behaviour = np.zeros(len(flat))
     for fold in range(2):
-        rows, unseen = group.episode % 2 != fold, group.episode % 2 == fold
+        rows, unseen = whole.episode % 2 != fold, whole.episode % 2 == fold
         solution = np.linalg.lstsq(state[rows], flat[rows], rcond=1e-6)[0]
         deviation = (flat[rows] - state[rows] @ solution).std(axis=0) + 1e-3
         z = (flat[unseen] - state[unseen] @ solution) / deviation
         behaviour[unseen] = -(z**2 / 2 + np.log(deviation)).sum(axis=1)
     found = []
-    for log_prob in group.log_prob:
-        ratio = np.bincount(group.episode[decision], weights=(log_prob - behaviour)[decision])
+    for log_prob in whole.log_prob:
+        ratio = np.bincount(whole.episode[decision], weights=(log_prob - behaviour)[decision])
         weight = np.exp(np.clip(ratio - ratio.max(), -50, 0))
         success = np.zeros(len(ratio))
-        success[group.episode] = group.success
+        success[whole.episode] = group.success
         found.append(float((weight * success).sum() / weight.sum()))
     return np.array(found)
 
 
-MEDIAN, MEAN = "median distance to successes", "mean distance to successes"
+MEDIAN = "median distance to successes"
+# of every policy at some starts of successes and of failures
 ESTIMATORS: Mapping[str, Callable[[Group], Estimate]] = {
     MEDIAN: median_distance,
-    MEAN: mean_distance,
+    "mean distance to successes": mean_distance,
     "distance to failures minus to successes": distance_contrast,
-    "log-likelihood of successes": log_likelihood,
-    "log-likelihood of successes minus failures": likelihood_contrast,
+    "imitation loss of successes": imitation_loss,
+    "imitation loss of failures minus of successes": loss_contrast,
+}
+# of policies that were asked at every start of data with a state
+FITTED: Mapping[str, Callable[[Group], Estimate]] = {
     "Q of the policy's chunk minus the recorded": q_of_the_policys_chunk,
     "fitted Q evaluation": fitted_q_evaluation,
     "importance sampling per decision": importance_sampling,
