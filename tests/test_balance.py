@@ -156,6 +156,44 @@ def test_the_weighted_clone_is_the_improved_policy_in_every_state() -> None:
     assert min(starved) < 0.75  # which weights without balance do not do
 
 
+class _Table(SimpleNamespace):
+    """Data whose starts are the rows of a table."""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_with_failures_apart_it_is_the_improved_policy_of_the_successes(beta: float) -> None:
+    """In every state the data's policy conditioned on success, times exp(beta A); with beta 0 their plain clone."""
+    table = _tabular()
+    ends = np.cumsum(table["step"].astype(int) + 1)
+    data: Any = _Table(
+        segments=Segments(ends, np.ones(len(ends), bool)),
+        starts=ends - 1,
+        success=table["success"],
+        task=np.zeros(len(ends), int),
+        tasks=("push",),
+    )
+    config = BalanceConfig(time_bins=2, value_bins=2, min_starts=1, floor=0.0)
+    rewards = np.zeros(ends[-1], np.float32)
+    strata = make_strata(data, table["value"], rewards, None, None, config)
+    weight, _ = to_weights(table["advantage"], WeightRule(beta, 2.0, 1e9), strata=strata)
+    temperature = table["advantage"].std() / 2.0
+    good = table["success"]
+    assert not weight[~good].any()
+    if beta == 0:
+        np.testing.assert_allclose(weight, good / good.mean(), rtol=1e-5)
+    for step, value in sorted(set(zip(table["step"], table["value"], strict=True))):
+        here = (table["step"] == step) & (table["value"] == value)
+        learned = np.array([weight[here & (table["action"] == a)].sum() for a in (0, 1)])
+        successful = np.array([np.sum(good[here] & (table["action"][here] == a)) for a in (0, 1)])
+        gain = np.array([table["advantage"][here & (table["action"] == a)][0] for a in (0, 1)])
+        improved = successful * np.exp(beta * gain / temperature)
+        np.testing.assert_allclose(learned / learned.sum(), improved / improved.sum(), rtol=1e-5)
+        assert weight[here].sum() / weight.sum() == pytest.approx(good[here].sum() / good.sum(), rel=1e-5)
+
+
 def test_one_stratum_is_the_weight_without_balance() -> None:
     rng = np.random.default_rng(0)
     advantage, success = rng.normal(size=50), rng.random(50) < 0.3
@@ -423,8 +461,9 @@ def test_training_balances_by_default_and_says_where_the_weight_lies(tmp_path: P
     trainer = Trainer(learner, data, TrainerConfig(batch_size=8, log_interval=1))
     trainer.run()
     stratum, weight = learner.labels["stratum"], learner.labels["weight"]
-    assert len(np.unique(stratum)) == 3
-    for third in range(3):  # four of eight episodes succeed, three steps of each in every bin
+    assert len(np.unique(stratum)) == 6  # failures are apart, and with a floor of 0 weigh nothing
+    assert not weight[~data.success].any()
+    for third in np.unique(stratum[data.success]):  # four episodes succeed, three steps of each in every bin
         assert weight[stratum == third].sum() == pytest.approx(len(data) / 3, rel=1e-4)
     history = {name: points[-1][1] for name, points in trainer.history.items()}
     assert history["weight/num_strata"] == 3

@@ -57,6 +57,21 @@ def test_a_run_of_before_goes_on_without_balance_or_not_at_all(tmp_path: Path, o
     assert "stratum" not in run.dataset.label_names
 
 
+def test_a_run_whose_failures_shared_strata_goes_on_so(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "d", random_episodes(8, lengths=(9, 10)))
+    together = BalanceConfig(failures="together")
+    ChunkLevelOfflineRL(**settings(data, tmp_path / "old", num_folds=2, balance=together)).train()
+    file = tmp_path / "old" / "config.json"
+    config = json.loads(file.read_text())
+    del config["balance"]["failures"]  # as releases of before wrote it
+    file.write_text(json.dumps(config))
+    assert load_run(tmp_path / "old").config.balance == together
+    changes: dict[str, Any] = {"num_folds": 2, "resume": str(tmp_path / "old"), "num_updates": 9}
+    with pytest.raises(CheckpointError, match=r"balance\.failures \(together then, apart now\)"):
+        ChunkLevelOfflineRL(**settings(data, tmp_path / "new", balance=BalanceConfig(), **changes))
+    ChunkLevelOfflineRL(**settings(data, tmp_path / "new", **changes)).train()
+
+
 def test_a_run_that_has_no_weights_resumes_as_it_is(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "d", random_episodes(4))
     cloning: dict[str, Any] = {"objective": "behaviour_cloning"}

@@ -16,6 +16,16 @@ estimated in strata g, sets of starts that are alike in time and held-out value:
   in [0, 1] in the place of success, p(O = 1 | trajectory) is the return.
 
 So every stratum's weights sum to its successful starts (and `floor` of all of them); within it the advantage decides.
+
+By default it decides among the starts of successful episodes alone (`failures` apart): what is improved is then the
+data's policy conditioned on success, pi_s(A|x) = pi(A|x) p(success | x, A) / p(success | x), whose states are d'(x)
+without any estimate,
+
+    w(x, A) = 1[success] exp(beta A(x, A)) / Z_s(x),    Z_s(x) = E[exp(beta A(x, A)) | x, success],
+
+cloning of the successes at beta 0, and with beta an improvement on that. `together` weighs all starts by exp(beta A),
+which leaves some 5 % of the weight on failed episodes: hardly a most likely chunk moves by it, but one drawn chunk in
+twenty does.
 docs/training.md has the derivation and what was measured.
 """
 
@@ -145,6 +155,9 @@ def make_strata(
     if forced is not None:
         credit = np.where(forced, np.float32(1), credit)
         unknown = unknown & ~forced
+    if config.failures == "apart":
+        _, index = np.unique(2 * index + (credit > 0), return_inverse=True)
+        index = index.astype(np.int32)
     num = int(index.max()) + 1 if len(index) else 0
     floor = np.where(unknown & (config.without_success == "leave_out"), 0.0, config.floor)
     due = np.bincount(index, weights=rate * (credit + floor), minlength=num)

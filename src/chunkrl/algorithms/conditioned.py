@@ -11,7 +11,7 @@ beside what `cross_fitted` lists:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,8 @@ class AdvantageConditioned(CrossFittedMethod):
     config: ConditionedConfig
 
     def __init__(self, config: ConditionedConfig, *args: Any, **kwargs: Any) -> None:
-        self._strata = StrataLabels(config.balance)
+        # places, whoever was there: what is high is chosen in each, and `conditioning.success` decides of failures
+        self._strata = StrataLabels(replace(config.balance, failures="together"))
         super().__init__(config, *args, **kwargs)
 
     def _attach(self) -> None:

@@ -11,6 +11,7 @@ from chunkrl.errors import ChunkRLError
 BalanceKind = Literal["strata", "none"]
 Share = Literal["auto", "success", "returns"]
 WithoutSuccess = Literal["clone", "leave_out"]
+Failures = Literal["apart", "together"]
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,14 @@ class BalanceConfig:
     without_success: WithoutSuccess = "clone"
     """A task with neither success nor returns that tell better from worse: clone, all alike, as much of it as of
     other tasks; or leave_out."""
+    failures: Failures = "apart"
+    """Starts that add nothing to what their stratum is due, those of failed episodes. apart: they get the floor
+    alone, and the advantage decides among the others; together: it decides among all."""
     success_mix: float = 0.0
     """Part of the weight that is that of plain cloning of the successes, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        kinds = {"kind": BalanceKind, "share": Share, "without_success": WithoutSuccess}
+        kinds = {"kind": BalanceKind, "share": Share, "without_success": WithoutSuccess, "failures": Failures}
         for name, allowed in kinds.items():
             if getattr(self, name) not in get_args(allowed):
                 raise ChunkRLError(

@@ -154,7 +154,8 @@ def spread_metrics(
 ) -> tuple[dict[str, float], Spread]:
     """The spread as metrics, and itself.
 
-    `weight/lowest_stratum`: of all strata of successes, the lowest weight over what is due, 1 where all have theirs.
+    `weight/num_strata`: those of successes. `weight/lowest_stratum`: the lowest of their weights over what is due, 1
+    where all have theirs.
     """
     spread = weight_spread(weight, data, rates)
     metrics = {"weight/on_successes": spread.on_successes}
@@ -165,8 +166,8 @@ def spread_metrics(
         rate = np.ones(len(weight)) if rates is None else np.asarray(rates, np.float64)
         total = np.bincount(strata.index, weights=rate * weight, minlength=strata.num)
         due = strata.due / strata.due.sum() * total.sum()
-        metrics["weight/num_strata"] = float(strata.num)
         good = np.bincount(strata.index, weights=rate * strata.credit, minlength=strata.num) > 0
+        metrics["weight/num_strata"] = float(good.sum())
         metrics["weight/lowest_stratum"] = float((total[good] / due[good]).min())
     return metrics, spread
 

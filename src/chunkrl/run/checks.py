@@ -132,7 +132,7 @@ def _check_values(config: TrainConfig) -> None:
         return
     unread = changed_settings(config.balance)
     if config.conditioning.edges == "strata":
-        unread = [name for name in unread if name in ("floor", "success_mix")]
+        unread = [name for name in unread if name in ("floor", "failures", "success_mix")]
     if unread:
         raise ChunkRLError(
             f"balance.{', balance.'.join(unread)}: labels of --conditioning.edges {config.conditioning.edges} do not "
