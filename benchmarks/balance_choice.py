@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 import tyro
 
 from benchmarks.metaworld import BenchmarkConfig, run
-from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.demo.arms import SCALE_3, SHUFFLED, SUCCESS_BC, UNBALANCED, Arm
 
 
 def _balanced(name: str, fit: ValueFit = SCALE_3.fit, **settings: object) -> Arm:
-    return replace(SCALE_3, name=name, fit=fit, balance=replace(BalanceConfig(), **settings))  # type: ignore[arg-type]
+    return replace(SCALE_3, name=name, fit=fit, balance=replace(SCALE_3.balance, **settings))  # type: ignore[arg-type]
 
 
 CANDIDATES = (

@@ -39,6 +39,7 @@ from chunkrl.demo.arms import (
     SCALE_3,
     SHUFFLED,
     SUCCESS_BC,
+    TOGETHER,
     UNBALANCED,
     Arm,
 )
@@ -58,7 +59,18 @@ from chunkrl.run.offline import ChunkLevelOfflineRL
 
 Variant = Literal["state", "images"]
 _CANDIDATES = [arm for arm in CANDIDATES if arm.values == CHUNK_RL.values]  # they share one value phase
-ARMS = (BC, SUCCESS_BC, CHUNK_RL, SCALE_3, UNBALANCED, SHUFFLED, BEST_OF_16, DISTILLED, *_CANDIDATES)
+ARMS = (
+    BC,
+    SUCCESS_BC,
+    CHUNK_RL,
+    TOGETHER,
+    SCALE_3,
+    UNBALANCED,
+    SHUFFLED,
+    BEST_OF_16,
+    DISTILLED,
+    *_CANDIDATES,
+)
 MAIN_ARMS = (BC, SUCCESS_BC, CHUNK_RL, UNBALANCED)
 
 

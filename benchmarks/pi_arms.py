@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from chunkrl.algorithms import registry
-from chunkrl.algorithms.config import ConditioningConfig
+from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig
 from chunkrl.algorithms.value_config import Draw, ValueFit
 from chunkrl.run.config import Objective
 
@@ -18,13 +18,15 @@ HIGH, LOW = "Advantage: positive", "Advantage: negative"
 @dataclass(frozen=True)
 class Arm:
     """One training. asked: suffix of its name -> (condition, guidance), the ways in which the trained policy is asked
-    to act. conditioning: of its labels. draw: of starts, scale: of advantages, where it weights."""
+    to act. conditioning: of its labels. draw: of starts, scale: of advantages, balance: of weights: where it weights.
+    """
 
     objective: Objective
     asked: Mapping[str, tuple[str, float | None]]
     conditioning: ConditioningConfig = ConditioningConfig()
     draw: Draw = "uniform"
     scale: float = ValueFit().advantage_scale
+    balance: BalanceConfig = BalanceConfig()
 
     @property
     def uses_values(self) -> bool:
@@ -37,7 +39,7 @@ class Arm:
         if "condition" in self.objective:
             found["conditioning"] = asdict(self.conditioning)
         if registry.METHODS[self.objective].reads_setting("fit.advantage_scale"):
-            found["scale"] = self.scale
+            found |= {"scale": self.scale, "failures": self.balance.failures}
         return json.loads(json.dumps(found))
 
 
@@ -46,11 +48,14 @@ TWICE: dict[str, tuple[str, float | None]] = {" high": (HIGH, 1.0), " high, guid
 # RECAP as published: two labels, the top 30 % of roll-outs and all successes positive, rows as they come
 RECAP = {"edges": "quantiles", "cuts": (0.7,), "success": "force", "positive_share": None}
 
+_TOGETHER = BalanceConfig(failures="together")
+
 ARMS: dict[str, Arm] = {
     "success_cloning": Arm("success_cloning", PLAIN),
     "behaviour_cloning": Arm("behaviour_cloning", PLAIN),
     "weighted": Arm("cross_fitted", PLAIN),
-    "weighted, scale 3": Arm("cross_fitted", PLAIN, scale=3.0),  # the default of before
+    "weighted, failures together": Arm("cross_fitted", PLAIN, balance=_TOGETHER),  # the default of before
+    "weighted, scale 3": Arm("cross_fitted", PLAIN, scale=3.0, balance=_TOGETHER),  # and the one before that
     "weighted, drawn by weight": Arm("cross_fitted", PLAIN, draw="weight"),
     "conditioned": Arm("advantage_conditioned", TWICE | {" low": (LOW, 1.0), " not asked": ("", None)}),
     "recap, dropout .1": Arm("advantage_conditioned", TWICE, ConditioningConfig(dropout=0.1, **RECAP)),

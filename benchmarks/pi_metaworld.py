@@ -142,6 +142,7 @@ def run_cell(config: BenchmarkConfig, cell: Cell, known: frozenset[str]) -> None
         settings = replace(
             common,
             conditioning=arm.conditioning,
+            balance=arm.balance,
             fit=replace(common.fit, draw=arm.draw, advantage_scale=arm.scale),
             values=str(root / "value"),
             output_dir=str(root / name),

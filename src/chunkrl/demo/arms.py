@@ -59,8 +59,9 @@ BC = Arm("behaviour_cloning", "behaviour_cloning")
 SUCCESS_BC = Arm("success_cloning", "success_cloning")
 CHUNK_RL = Arm("chunk_rl", "cross_fitted")
 SHUFFLED = Arm("shuffled_advantages", "shuffled_advantages")
-_BEFORE = ValueFit(advantage_scale=3.0)  # the scale of weights before it was 2
-SCALE_3 = replace(CHUNK_RL, name="scale_3", fit=_BEFORE)  # the balanced default of before
+# the default before starts of failures were apart, and before that, when the scale of weights was 3
+TOGETHER = replace(CHUNK_RL, name="failures_together", balance=BalanceConfig(failures="together"))
+SCALE_3 = replace(TOGETHER, name="scale_3", fit=ValueFit(advantage_scale=3.0))
 UNBALANCED = replace(SCALE_3, name="unbalanced", balance=BalanceConfig("none"))  # the default before balance
 NOT_CROSS_FITTED = Arm("not_cross_fitted", "cross_fitted", num_folds=1)
 IQL = Arm("iql", "iql", num_folds=1)
@@ -79,6 +80,7 @@ ALL_ARMS = (
     FLOW_BC_SAMPLED,
     FLOW_RL,
     DISTILLED,
+    TOGETHER,
     SCALE_3,
     UNBALANCED,
     SHUFFLED,
