@@ -23,6 +23,7 @@ from chunk_data import episode, settings, write_dataset
 from test_pi_training import config, write_checkpoints, write_root
 
 from chunkrl import ChunkLevelOfflineRL
+from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.files.atomic import write_text
 from chunkrl.models.policy import PolicyConfig
 from chunkrl.run.config import Objective, TrainConfig
@@ -101,10 +102,11 @@ def _tensors(policy: Any) -> list[torch.Tensor]:
 
 
 def _config(objective: str, kind: str, data: dict[str, Path], output: Path) -> TrainConfig:
+    """With the defaults of when the digests were recorded."""
     made = _default_config(objective, kind, data, output)
-    then = replace(
-        made, fit=replace(made.fit, advantage_scale=3.0)
-    )  # the default when the digests were recorded
+    if made.method.weighs:
+        made = replace(made, balance=BalanceConfig(failures="together"))
+    then = replace(made, fit=replace(made.fit, advantage_scale=3.0))
     return made if then.unread() else then
 
 
