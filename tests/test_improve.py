@@ -437,10 +437,10 @@ def test_a_pi_policy_is_weighted_by_drawing(data: Path, tmp_path: Path) -> None:
     (checkpoint / RECIPE_FILE).write_text("{}")
     config = of(data, tmp_path / "improve", checkpoint, network=NetworkConfig())
     plan = command.make_plan(config)
-    assert plan.is_pretrained and plan.train.policy.kind == "pi" and plan.train.init is None
+    assert plan.train.policy.kind == "pi" and plan.train.init is None
     assert (plan.train.pi0_checkpoints_dir, plan.train.pi0_config) == (str(tmp_path), "pi05")
-    recipe = plan.recipe(Recipe("cross_fitted", True, "success_cloning", ""))
-    assert recipe.fit.draw == "weight" and recipe.values == str(tmp_path / "improve/03-values/run")
+    recipe = plan.recipe(Recipe("cross_fitted", "success_cloning", ""))
+    assert recipe.values == str(tmp_path / "improve/03-values/run")
     assert plan.values().policy.kind == "pi" and plan.training("control", "success_cloning").fit == ValueFit()
     other = replace(config, train=replace(config.train, policy=PolicyConfig(kind="flow")))
     assert "--policy.kind is flow: leave that out" in refused(other)

@@ -28,8 +28,6 @@ from chunkrl.improve.measure import measure_data, measure_values
 from chunkrl.improve.plan import Plan
 from chunkrl.improve.recipe import Recipe, choose_recipe
 from chunkrl.progress import silent
-from chunkrl.report.load_run import load_run
-from chunkrl.report.run_weights import collection_of
 from chunkrl.run.config import TrainConfig
 
 DATA = DataFacts(
@@ -47,7 +45,6 @@ DATA = DataFacts(
     gamma=0.99,
 )
 VALUES = ValueFacts(held_out=0.4, seen=0.6, effective_sample_size=0.15, on_successes=0.9, starved=())
-WHOLE = replace(VALUES, separation=0.94)
 ALL_SUCCEED = replace(DATA, num_success=150, num_held_out_success=30)
 
 
@@ -120,49 +117,41 @@ FEW = replace(DATA, num_episodes=FEW_EPISODES, num_held_out=1)
 
 
 @pytest.mark.parametrize(
-    ("data", "values", "is_pretrained", "asked", "expected"),
+    ("data", "values", "asked", "expected"),
     [
-        (DATA, VALUES, False, "auto", ("cross_fitted", False, "success_cloning")),
-        (DATA, VALUES, True, "auto", ("cross_fitted", True, "success_cloning")),
-        (DATA, VALUES, True, "advantage_conditioned", ("advantage_conditioned", False, "success_cloning")),
-        (DATA, VALUES, False, "success_cloning", ("success_cloning", False, "behaviour_cloning")),
-        (ALL_SUCCEED, VALUES, False, "auto", ("cross_fitted", False, "success_cloning")),
-        (ALL_SUCCEED, None, False, "auto", ("success_cloning", False, None)),
-        (DATA, None, False, "auto", ("success_cloning", False, "behaviour_cloning")),
-        (FEW, VALUES, False, "auto", ("success_cloning", False, "behaviour_cloning")),
-        (replace(FEW, num_held_out=0), VALUES, False, "auto", ("cross_fitted", False, "success_cloning")),
-        (FEW, VALUES, False, "cross_fitted", ("cross_fitted", False, "success_cloning")),
+        (DATA, VALUES, "auto", ("cross_fitted", "success_cloning")),
+        (DATA, VALUES, "advantage_conditioned", ("advantage_conditioned", "success_cloning")),
+        (DATA, VALUES, "success_cloning", ("success_cloning", "behaviour_cloning")),
+        (ALL_SUCCEED, VALUES, "auto", ("cross_fitted", "success_cloning")),
+        (ALL_SUCCEED, None, "auto", ("success_cloning", None)),
+        (DATA, None, "auto", ("success_cloning", "behaviour_cloning")),
+        (FEW, VALUES, "auto", ("success_cloning", "behaviour_cloning")),
+        (replace(FEW, num_held_out=0), VALUES, "auto", ("cross_fitted", "success_cloning")),
+        (FEW, VALUES, "cross_fitted", ("cross_fitted", "success_cloning")),
         (
             DATA,
             replace(VALUES, held_out=0.09),
-            False,
             "auto",
-            ("success_cloning", False, "behaviour_cloning"),
+            ("success_cloning", "behaviour_cloning"),
         ),
-        (DATA, replace(VALUES, held_out=0.1), False, "auto", ("cross_fitted", False, "success_cloning")),
-        (DATA, replace(VALUES, held_out=None), True, "auto", ("success_cloning", False, "behaviour_cloning")),
+        (DATA, replace(VALUES, held_out=0.1), "auto", ("cross_fitted", "success_cloning")),
+        (DATA, replace(VALUES, held_out=None), "auto", ("success_cloning", "behaviour_cloning")),
         (
             DATA,
             replace(VALUES, effective_sample_size=MIN_EFFECTIVE_SIZE / 2),
-            False,
             "auto",
-            ("success_cloning", False, "behaviour_cloning"),
+            ("success_cloning", "behaviour_cloning"),
         ),
-        (DATA, WHOLE, True, "auto", ("success_cloning", False, "behaviour_cloning")),
-        (DATA, WHOLE, False, "auto", ("cross_fitted", False, "success_cloning")),
-        (DATA, WHOLE, True, "cross_fitted", ("cross_fitted", True, "success_cloning")),
-        (DATA, replace(VALUES, separation=0.93), True, "auto", ("cross_fitted", True, "success_cloning")),
-        (DATA, replace(VALUES, starved=("x",)), False, "auto", ("cross_fitted", False, "success_cloning")),
+        (DATA, replace(VALUES, starved=("x",)), "auto", ("cross_fitted", "success_cloning")),
     ],
 )
 def test_the_rule(
     data: DataFacts,
     values: ValueFacts | None,
-    is_pretrained: bool,
     asked: Any,
-    expected: tuple[str, bool, str],
+    expected: tuple[str, str],
 ) -> None:
-    found = choose_recipe(data, values, is_pretrained, asked)
+    found = choose_recipe(data, values, asked)
     assert found == Recipe(*expected, reason=found.reason)
     assert found.reason.startswith("it was asked for") == (asked != "auto")
 
@@ -219,10 +208,6 @@ def test_the_weights_are_those_that_training_makes(tmp_path: Path) -> None:
     assert found.on_successes == pytest.approx(last["weight/on_successes"], rel=1e-4)
     assert found.held_out == pytest.approx(last["value/rank_correlation_held_out"], abs=1e-4)
     assert found.seen == pytest.approx(last["value/rank_correlation_seen"], abs=1e-4)
-    written = load_run(tmp_path / "run")
-    advantage, success = written.column("advantage"), collection_of(written).success
-    higher = advantage[success][:, None] > advantage[~success]
-    assert found.separation == pytest.approx(higher.mean(), abs=1e-6)
 
 
 def test_a_copy_is_whole_and_keeps_what_was_there(tmp_path: Path) -> None:

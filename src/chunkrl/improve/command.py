@@ -187,7 +187,7 @@ class _Improvement:
         return _read(ValueFacts, found, plan.folder("diagnosis"))
 
     def _choose(self, data: DataFacts, values: ValueFacts | None) -> Recipe:
-        recipe = choose_recipe(data, values, self._plan.is_pretrained, self._plan.asked)
+        recipe = choose_recipe(data, values, self._plan.asked)
         check_recipe(recipe, data)
         findings = diagnose(data, values)
         for finding in findings:

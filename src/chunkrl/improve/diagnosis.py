@@ -13,9 +13,6 @@ from chunkrl.evaluation.verdict import MIN_SUCCESSES
 FEW_EPISODES = 15
 """Episodes to train on below which the outcome alone chooses: the smallest data sets that were measured have 15
 (docs/results.md, "The scale of weights")."""
-WHOLE_EPISODES = 0.94
-"""Separation from which episodes count as good or bad as wholes. Measured: .94 to .99 where they were made so, .87 to
-.94 where quality changes within them."""
 MIN_EFFECTIVE_SIZE = 0.05
 """Part of the starts that carries the weight. Measured: .13 to .24 weigh well, below .01 nothing is learned."""
 
@@ -78,8 +75,6 @@ class ValueFacts:
     held_out, seen: rank correlation with the return, of episodes that a value network never saw, and trained on; None
     where values or returns are constant. effective_sample_size: the part of the starts that carries the weight.
     on_successes: the part of it on successful episodes. starved: sentences, of thirds of these with too little of it.
-    separation: how often a frame of a successful episode has a higher advantage than one of a failed episode; None
-    without one of the two.
     """
 
     held_out: float | None
@@ -87,12 +82,6 @@ class ValueFacts:
     effective_sample_size: float
     on_successes: float
     starved: tuple[str, ...]
-    separation: float | None = None
-
-    @property
-    def is_of_whole_episodes(self) -> bool:
-        """Whether episodes are good or bad as wholes, so that who succeeded says nearly all there is to know."""
-        return self.separation is not None and self.separation >= WHOLE_EPISODES
 
     @property
     def rank(self) -> bool:

@@ -24,7 +24,6 @@ from chunkrl.report.run import value_quality_of
 from chunkrl.report.run_weights import collection_of
 from chunkrl.run.build import open_datasets
 from chunkrl.run.config import TrainConfig
-from chunkrl.statistics import auc
 
 _SAME = 1e-5  # of returns: float32
 
@@ -95,11 +94,4 @@ def measure_values(run_dir: Path, config: TrainConfig, progress: Progress) -> Va
         found.metrics["weight/effective_sample_size"],
         found.spread.on_successes,
         tuple(starved_warnings(found.spread, config.balance)),
-        _separation(advantage, np.asarray(data.success), found.weight > 0),
     )
-
-
-def _separation(advantage: np.ndarray, success: np.ndarray, is_drawn: np.ndarray) -> float | None:
-    """How often a start of a success has the higher advantage, of all pairs with one of a failure; all [len]."""
-    good, bad = advantage[success & is_drawn], advantage[~success & is_drawn]
-    return auc(good, bad) if len(good) and len(bad) else None

@@ -108,15 +108,12 @@ def _diagnosis(plan: Plan, result: ImproveResult) -> Section:
             "effective sample size of the weights": percent(round(values.effective_sample_size, 3)),
             "weight on successful episodes": percent(round(values.on_successes, 3)),
         }
-        if values.separation is not None:
-            facts["advantages that tell success from failure"] = percent(round(values.separation, 3))
         link = f"{plan.folder('diagnosis').name}/values.html"
         cards.append(Card("Values", [Facts(facts)], "The title leads to their page.", link=link))
     if recipe is not None:
         facts = {
             "method": recipe.objective,
             "because": recipe.reason,
-            "starts are drawn": "by their weight" if recipe.draws_by_weight else "all alike",
             "control": recipe.control or "none: it would be the same",
             "what the rule follows": TABLE,
         }

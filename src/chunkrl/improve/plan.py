@@ -54,11 +54,6 @@ class Plan:
         """The method that was asked for."""
         return self.config.train.objective
 
-    @property
-    def is_pretrained(self) -> bool:
-        """Whether the policy is a large one that begins with a checkpoint."""
-        return self.train.family.is_pretrained
-
     def folder(self, step: str) -> Path:
         """The folder of a step."""
         return self.root / f"{STEPS.index(step) + 1:02d}-{step}"
@@ -119,8 +114,6 @@ class Plan:
         config = self.training("train", recipe.objective)
         if config.method.gives_values:
             config = replace(config, values=str(self.run("values")))
-        if recipe.draws_by_weight:
-            config = replace(config, fit=replace(config.fit, draw="weight"))
         return config
 
     def control(self, recipe: Recipe) -> TrainConfig:

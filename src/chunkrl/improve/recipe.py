@@ -1,9 +1,7 @@
 """Which method to train with, and beside which control: one rule, from what the diagnosis measured.
 
 The rule follows docs/results.md: balanced weights by the advantage were at least as good as cloning of the successes
-wherever values ranked unseen episodes, and weights by values that do not rank are noise (the shuffled control). With
-a pi policy they were behind where episodes are good or bad as wholes. Small batches of a large policy draw by weight,
-since most of a batch would be spent on weights near 0.
+wherever values ranked unseen episodes, and weights by values that do not rank are noise (the shuffled control).
 """
 
 from __future__ import annotations
@@ -20,38 +18,27 @@ TABLE = 'docs/results.md, "Balanced weights on fresh data"'
 
 @dataclass(frozen=True)
 class Recipe:
-    """objective: of the training. draws_by_weight: starts are drawn by their weight (--fit.draw weight).
-
-    control: the objective that it is compared with; None: it would train the same policy. reason: why, for people.
-    """
+    """objective: of the training. control: the objective that it is compared with; None: it would train the same
+    policy. reason: why, for people."""
 
     objective: str
-    draws_by_weight: bool
     control: str | None
     reason: str
 
 
-def choose_recipe(
-    data: DataFacts, values: ValueFacts | None, is_pretrained: bool, asked: Asked = "auto"
-) -> Recipe:
+def choose_recipe(data: DataFacts, values: ValueFacts | None, asked: Asked = "auto") -> Recipe:
     """The recipe for a data set with a success.
 
-    values: None where nothing is to be learned from them. is_pretrained: the policy is a large one that begins with a
-    checkpoint. asked: a method that is used whatever the data are.
+    values: None where nothing is to be learned from them. asked: a method that is used whatever the data are.
     """
-    objective, reason = (
-        (asked, "it was asked for") if asked != "auto" else _choose(data, values, is_pretrained)
-    )
-    draws = is_pretrained and METHODS[objective].weighs
-    if draws:
-        reason += "; starts are drawn by their weight, as batches of a pi policy are small"
+    objective, reason = (asked, "it was asked for") if asked != "auto" else _choose(data, values)
     control: str | None = OF_SUCCESSES
     if METHODS[objective].of_successes:
         control = None if data.all_succeed else OF_ALL
-    return Recipe(objective, draws, control, reason)
+    return Recipe(objective, control, reason)
 
 
-def _choose(data: DataFacts, values: ValueFacts | None, is_pretrained: bool) -> tuple[str, str]:
+def _choose(data: DataFacts, values: ValueFacts | None) -> tuple[str, str]:
     if values is None:
         return OF_SUCCESSES, "there is nothing for values to tell apart"
     if data.num_trained < FEW_EPISODES:
@@ -67,11 +54,6 @@ def _choose(data: DataFacts, values: ValueFacts | None, is_pretrained: bool) -> 
         return OF_SUCCESSES, (
             f"weights would rest on {values.effective_sample_size:.1%} of the starts, less than "
             f"{MIN_EFFECTIVE_SIZE:.0%}"
-        )
-    if is_pretrained and values.is_of_whole_episodes:
-        return OF_SUCCESSES, (
-            f"episodes are good or bad as wholes (in {values.separation:.0%} of pairs the successful frame has the "
-            "higher advantage), and there cloning of the successes was ahead with a pi policy"
         )
     return WEIGHTED, (
         f"the values rank episodes that they never saw (rank correlation {values.held_out:.2f}), and weights by the "
