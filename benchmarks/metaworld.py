@@ -145,6 +145,15 @@ def arm_settings(arm: Arm) -> dict[str, Any]:
     return json.loads(json.dumps({k: v for k, v in settings.items() if k not in ("name", "sample_weights")}))
 
 
+def _recorded_settings(record: Mapping[str, Any], made: Arm) -> dict[str, Any]:
+    """What a record says that its arm was; before failures could be apart they were together."""
+    settings = dict(record.get("settings", {}))
+    balance = settings.get("balance", {})
+    if METHODS[made.objective].weighs and balance.get("kind") == "strata" and "failures" not in balance:
+        settings["balance"] = {**balance, "failures": "together"}
+    return settings
+
+
 def _changed(recorded: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Names of recorded settings that are others now; settings that came later are not asked about."""
     found = []
@@ -180,7 +189,7 @@ def known_records(
                 continue
             same = ("data_seed", "eval_seed", "batch_size", "policy_updates")
             wrong = [name for name in same if record[name] != getattr(job, name)]
-            changed = _changed(record.get("settings", {}), arm_settings(made))
+            changed = _changed(_recorded_settings(record, made), arm_settings(made))
             wrong += [
                 name for name in changed if name != _SCALE or METHODS[made.objective].reads_setting(name)
             ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,12 @@ from benchmarks.metaworld import (
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.data.frames import FrameTable
-from chunkrl.demo.arms import CHUNK_RL
+from chunkrl.demo.arms import CHUNK_RL, TOGETHER
 from chunkrl.errors import CheckpointError, ChunkRLError
+from chunkrl.files.json_files import as_json
+from chunkrl.improve.config import ImproveConfig, resumed_improvement
+from chunkrl.iterate.config import IterateConfig, resumed_iteration
+from chunkrl.online.learner.config import LearnerConfig, resumed_learner
 from chunkrl.progress import silent
 from chunkrl.report.load_run import load_run
 from chunkrl.report.numbers import percent
@@ -70,6 +75,31 @@ def test_a_run_whose_failures_shared_strata_goes_on_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"balance\.failures \(together then, apart now\)"):
         ChunkLevelOfflineRL(**settings(data, tmp_path / "new", balance=BalanceConfig(), **changes))
     ChunkLevelOfflineRL(**settings(data, tmp_path / "new", **changes)).train()
+
+
+@pytest.mark.parametrize(
+    ("config", "file", "read_back"),
+    [
+        (IterateConfig(), "iterate.json", resumed_iteration),
+        (LearnerConfig(), "learner.json", resumed_learner),
+        (ImproveConfig(), "improve.json", resumed_improvement),
+    ],
+)
+def test_commands_that_train_resume_with_the_weights_of_their_release(
+    tmp_path: Path, config: Any, file: str, read_back: Callable[[Path], Any]
+) -> None:
+    said = as_json(asdict(config))
+    for balance, expected in (
+        (said["train"]["balance"], BalanceConfig()),
+        (said["train"]["balance"] | {"failures": None}, BalanceConfig(failures="together")),
+        (None, BalanceConfig("none")),
+    ):
+        noted = {name: value for name, value in (balance or {}).items() if value is not None}
+        train = said["train"] | {"balance": noted}
+        if balance is None:
+            del train["balance"]
+        (tmp_path / file).write_text(json.dumps(said | {"train": train}))
+        assert read_back(tmp_path).train.balance == expected
 
 
 def test_a_run_that_has_no_weights_resumes_as_it_is(tmp_path: Path) -> None:
@@ -133,6 +163,12 @@ def test_records_of_an_arm_that_meant_something_else_are_refused(tmp_path: Path)
     for kept in (_record(config), _record(config, settings={})):  # as it is, and as records once were
         path.write_text(json.dumps(kept))
         assert len(known_records(config, [CHUNK_RL])) == 1
+    del made["balance"]["failures"]  # a record of before failures could be apart: they were together
+    path.write_text(json.dumps(_record(config, settings=made)))
+    assert len(known_records(config, [replace(TOGETHER, name="chunk_rl")])) == 1
+    with pytest.raises(ChunkRLError, match=r"other settings \(balance.failures\): use another --output-dir"):
+        known_records(config, [CHUNK_RL])
+    made = arm_settings(CHUNK_RL)
     made["balance"]["time_bins"] = 16
     path.write_text(json.dumps(_record(config, settings=made)))
     with pytest.raises(ChunkRLError, match=r"other settings \(balance.time_bins\): use another --output-dir"):

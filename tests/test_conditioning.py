@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chunkrl.algorithms.advantage_bins import advantage_bins, forced_high
+from chunkrl.algorithms.conditioned import ConditionedConfig
 from chunkrl.algorithms.conditioning import check_prompts, conditions, drop_labels, texts
-from chunkrl.algorithms.config import ConditioningConfig
+from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.condition import NO_LABEL, condition_text
 
@@ -129,3 +130,12 @@ def test_prompts_that_do_not_differ_are_refused() -> None:
 def test_settings_that_cannot_be_are_refused(settings: dict) -> None:
     with pytest.raises(ChunkRLError):
         ConditioningConfig(**settings)
+
+
+def test_labels_are_cut_in_strata_of_places_whoever_was_there() -> None:
+    balanced = ConditionedConfig(1, 1)
+    assert balanced.balance.failures == "apart" and balanced.places == BalanceConfig(failures="together")
+    cut_over_all = ConditionedConfig(
+        1, 1, conditioning=ConditioningConfig(edges="quantiles"), balance=BalanceConfig("none")
+    )
+    assert cut_over_all.places == BalanceConfig("none")

@@ -15,6 +15,7 @@ from typing import Any
 import iterate_fakes
 import pytest
 import torch
+from earlier_release import before_failures_were_apart
 from interrupting import Interrupted, interrupt_after
 from iterate_fakes import MAX_STEPS, WalkEnv
 from pages import Page
@@ -29,7 +30,7 @@ from chunkrl.evaluation.config import EvaluateCommand, EvaluateConfig
 from chunkrl.evaluation.evaluation_result import read_evaluation
 from chunkrl.iterate import steps
 from chunkrl.iterate.command import iterate
-from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule, StopRule
+from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule, StopRule, resumed_iteration
 from chunkrl.manifest import write_manifest
 from chunkrl.policies.chunk_policy import ChunkPolicy
 from chunkrl.report.numbers import words
@@ -199,6 +200,8 @@ def test_a_finished_run_that_is_resumed_does_nothing_and_more_rounds_go_on(
     iterate(config)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*.done.json")}
     iterate(resumed(config))
+    with before_failures_were_apart(root):
+        iterate(resumed_iteration(root))
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.done.json")} == before
     iterate(resumed(settings(pretrained, root, rounds=2, arms=("default", "no_new_data"))))
     assert results(root) == results(whole)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import chunkrl
+from chunkrl.cli.commands import COMMANDS
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,9 @@ import chunkrl
             "chunkrl.collect.command",
             "chunkrl.envs.workers",
         ),  # simulator processes
+        ", ".join(
+            sorted({command.options.split(":")[0] for command in COMMANDS.values()})
+        ),  # what help is made of
     ],
 )
 def test_torch_is_not_imported(module: str) -> None:

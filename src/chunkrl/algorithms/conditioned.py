@@ -52,6 +52,12 @@ class ConditionedConfig(CrossFittedConfig):
                 "out, or use --conditioning.edges quantiles"
             )
 
+    @property
+    def places(self) -> BalanceConfig:
+        """The strata as places, whoever was there: what is high is chosen in each of them, and
+        `conditioning.success` decides of failures."""
+        return self.balance if self.balance.kind == "none" else replace(self.balance, failures="together")
+
 
 class AdvantageConditioned(CrossFittedMethod):
     """The method of this module; see `ConditionedConfig`."""
@@ -59,8 +65,7 @@ class AdvantageConditioned(CrossFittedMethod):
     config: ConditionedConfig
 
     def __init__(self, config: ConditionedConfig, *args: Any, **kwargs: Any) -> None:
-        # places, whoever was there: what is high is chosen in each, and `conditioning.success` decides of failures
-        self._strata = StrataLabels(replace(config.balance, failures="together"))
+        self._strata = StrataLabels(config.places)
         super().__init__(config, *args, **kwargs)
 
     def _attach(self) -> None:

@@ -14,10 +14,10 @@ from chunkrl.data.label_rules import success_column
 from chunkrl.data.problems import Collector
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.files.output_folder import numbered, stem_of
-from chunkrl.improve.config import ImproveConfig
+from chunkrl.improve.config import WEIGHTED, ImproveConfig
 from chunkrl.improve.diagnosis import DataFacts
 from chunkrl.improve.plan import POLICY, Plan
-from chunkrl.improve.recipe import OF_SUCCESSES, WEIGHTED, Recipe
+from chunkrl.improve.recipe import OF_SUCCESSES, Recipe
 from chunkrl.policies.registry import family_in
 from chunkrl.run.checks import check_config
 from chunkrl.run.config import TrainConfig

@@ -15,14 +15,14 @@ from chunkrl.evaluation.verdict import MIN_SUCCESSES
 from chunkrl.files.atomic import remove_temporaries, write_text
 from chunkrl.files.output_folder import begin_folder, check_folder, held
 from chunkrl.improve.checks import check_recipe, make_plan
-from chunkrl.improve.config import CONFIG_FILE, ImproveConfig
+from chunkrl.improve.config import CONFIG_FILE, WEIGHTED, ImproveConfig
 from chunkrl.improve.diagnosis import DataFacts, ValueFacts, diagnose
 from chunkrl.improve.dry_run import print_plan
 from chunkrl.improve.export import copy_policy
 from chunkrl.improve.measure import measure_data, measure_values
 from chunkrl.improve.page import write_page
 from chunkrl.improve.plan import COMMAND_FILE, PAGE_FILE, STEP, STEPS, Plan
-from chunkrl.improve.recipe import TABLE, WEIGHTED, Recipe, choose_recipe
+from chunkrl.improve.recipe import TABLE, Recipe, choose_recipe
 from chunkrl.improve.records import ImproveResult, Judgement, StepDone, write_results
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.iterate.rollouts import data_sources

@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from chunkrl.config import load_config
+from chunkrl.algorithms.registry import METHODS, Method
 from chunkrl.data.chunk_settings import FrameSettings
 from chunkrl.run.config import TrainConfig
+from chunkrl.run.noted import noted_config
 
 CONFIG_FILE = "improve.json"
 HELD_OUT = 0.2  # of the episodes, by default
+WEIGHTED = "cross_fitted"  # what the diagnosis chooses where values are worth something
 Asked = Literal["auto", "cross_fitted", "advantage_conditioned", "success_cloning"]
 
 
@@ -34,6 +36,11 @@ class ImproveTraining(TrainConfig):
     """The folder of all steps, in which the same call goes on; default: the next free runs/DATA-improve-001."""
     keep_checkpoints: int = 1
     """Newest checkpoints that are kept; older ones are deleted once a newer is whole (0: all are kept)."""
+
+    @property
+    def method(self) -> Method:
+        """What the settings are of: where the diagnosis chooses, those of weights hold."""
+        return METHODS[WEIGHTED] if self.objective == "auto" else METHODS[self.objective]
 
     def of_objective(self, objective: str) -> TrainConfig:
         """The settings of a training by the method `objective`; what that does not read stands at its default."""
@@ -61,5 +68,7 @@ def resumed_improvement(run: Path, given: Collection[str] = ()) -> ImproveConfig
     """All settings of the run in the folder `run`, to resume it. given: names of settings that are given besides.
 
     Raises ChunkRLError where it is no folder of `chunkrl improve`."""
-    config = load_config(ImproveConfig, run / CONFIG_FILE, cure="name the folder of a run of chunkrl improve")
+    config = noted_config(
+        ImproveConfig, run / CONFIG_FILE, cure="name the folder of a run of chunkrl improve"
+    )
     return replace(config, train=replace(config.train, resume=str(run), output_dir=str(run)))

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from chunkrl.algorithms.registry import METHODS
-from chunkrl.improve.config import Asked
+from chunkrl.improve.config import WEIGHTED, Asked
 from chunkrl.improve.diagnosis import FEW_EPISODES, MIN_EFFECTIVE_SIZE, DataFacts, ValueFacts
 
-WEIGHTED, OF_SUCCESSES, OF_ALL = "cross_fitted", "success_cloning", "behaviour_cloning"
+OF_SUCCESSES, OF_ALL = "success_cloning", "behaviour_cloning"
 TABLE = 'docs/results.md, "Balanced weights on fresh data"'
 
 

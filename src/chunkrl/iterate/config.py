@@ -10,12 +10,10 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from chunkrl.collect.config import CollectConfig
-from chunkrl.config import load_config
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.config import EvaluateConfig
-from chunkrl.files.json_files import read_json
 from chunkrl.run.config import TrainConfig, going_on
-from chunkrl.run.folder import as_it_was
+from chunkrl.run.noted import noted_config
 
 CONFIG_FILE = "iterate.json"
 ArmName = Literal["default", "success_cloning", "behaviour_cloning", "no_new_data"]
@@ -118,8 +116,6 @@ def resumed_iteration(run: Path, given: Collection[str] = ()) -> IterateConfig:
 
     Raises ChunkRLError where it is no folder of an iteration."""
     cure = "name the folder of a run of chunkrl iterate"
-    config = load_config(IterateConfig, run / CONFIG_FILE, cure=cure)
-    said = read_json(run / CONFIG_FILE, dict, ChunkRLError, cure)
-    train = as_it_was(config.train, said["train"])
-    init = train.init  # the pretrained policy, which every round begins with
-    return replace(config, train=replace(going_on(train, run, run, given), init=init))
+    config = noted_config(IterateConfig, run / CONFIG_FILE, cure=cure)
+    init = config.train.init  # the pretrained policy, which every round begins with
+    return replace(config, train=replace(going_on(config.train, run, run, given), init=init))

@@ -23,8 +23,10 @@ from chunkrl.files.json_files import as_json, leaves, read_json
 from chunkrl.progress import Progress
 from chunkrl.run.command import train
 from chunkrl.run.config import TrainConfig
+from chunkrl.run.noted import noted_config
 
 SOURCES_FILE = "sources.json"
+_CURE = "delete its folder and resume with --resume"  # of a file that is damaged
 # what may change while a step's results stay the same
 _FREE = {"num_workers", "hang_s", "videos", "live", "device", "resume", "connect"}
 _FREE |= {
@@ -91,8 +93,10 @@ def check_sources(root: Path, sources: Mapping[str, str], is_new: bool) -> None:
 
 
 def check_same(file: Path, config: Any) -> None:
-    """Raises ChunkRLError where `file` holds another configuration than `config`."""
-    there, here = leaves(read_step(file)), leaves(as_json(asdict(config), default=str))
+    """Raises ChunkRLError where `file` holds another configuration than `config`: what an earlier release did not
+    know counts as what it did."""
+    noted = noted_config(type(config), file, cure=_CURE)
+    there, here = (leaves(as_json(asdict(one), default=str)) for one in (noted, config))
     differing = [
         f"{name} ({there.get(name)!r} there, {here.get(name)!r} here)"
         for name in sorted(there.keys() | here.keys())
@@ -107,5 +111,4 @@ def check_same(file: Path, config: Any) -> None:
 
 def read_step(file: Path) -> dict[str, Any]:
     """A JSON object. Raises ChunkRLError where the file is damaged."""
-    cure = "delete its folder and resume with --resume"
-    return read_json(file, dict, ChunkRLError, cure, nan=True)
+    return read_json(file, dict, ChunkRLError, _CURE, nan=True)

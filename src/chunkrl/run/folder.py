@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from chunkrl.algorithms.config import BalanceConfig
-from chunkrl.config import load_config, save_config, with_defaults
-from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS
-from chunkrl.errors import CheckpointError, ChunkRLError
-from chunkrl.files.json_files import read_json
+from chunkrl.config import load_config, save_config
+from chunkrl.data.label_rules import AUTO_LABELS
+from chunkrl.errors import CheckpointError
 from chunkrl.files.regular_files import is_there, open_regular
 from chunkrl.run.config import TrainCommand, TrainConfig, as_fresh, going_on
+from chunkrl.run.noted import noted_config
 from chunkrl.training.checkpoint import VALUES, left_behind, load_state
 from chunkrl.training.metrics import METRICS_FILE
 
@@ -27,24 +26,8 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def run_config(path: Path) -> TrainConfig:
-    """The configuration of a run, from its config.json, which has every setting (`as_it_was`)."""
-    config = load_config(TrainConfig, path)
-    config = with_defaults(config, config.unread())  # an earlier release's defaults, or what nothing read
-    return as_it_was(config, read_json(path, dict, ChunkRLError, "restore it"))
-
-
-def as_it_was(config: TrainConfig, said: Mapping[str, Any]) -> TrainConfig:
-    """config, read from `said`, the settings that a run noted: those that it has not, since an earlier release did
-    not know them, are what that release did. How weights were balanced, and over which starts; labels that were read.
-    """
-    if config.method.weighs and "balance" not in said:
-        config = replace(config, balance=BalanceConfig("none"))
-    elif config.method.weighs and config.balance.kind != "none" and "failures" not in said["balance"]:
-        config = replace(config, balance=replace(config.balance, failures="together"))
-    if "labels" not in said.get("labels", {}):  # from before files of labels were found
-        others = (NO_LABELS,) * len(config.additional_offline_dataset_paths)
-        config = replace(config, labels=replace(config.labels, labels=NO_LABELS), additional_labels=others)
-    return config
+    """The configuration of a run, from its config.json, which has every setting of its release."""
+    return noted_config(TrainConfig, path)
 
 
 @dataclass(frozen=True)

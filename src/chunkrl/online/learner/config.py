@@ -11,14 +11,12 @@ from typing import Annotated
 import tyro
 
 from chunkrl.algorithms.registry import METHODS
-from chunkrl.config import load_config
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import ChunkRLError, DatasetError
-from chunkrl.files.json_files import read_json
 from chunkrl.models.config import ActionMode
 from chunkrl.online.link.config import ListenConfig, ReplayConfig
 from chunkrl.run.config import TrainConfig, going_on
-from chunkrl.run.folder import as_it_was
+from chunkrl.run.noted import noted_config
 
 CONFIG_FILE = "learner.json"
 OBJECTIVES = tuple(method.name for method in METHODS.values() if method.learns_online)
@@ -195,9 +193,8 @@ def resumed_learner(path: Path, given: Collection[str] = ()) -> LearnerConfig:
     `run_folder.resumed_config`. Raises ChunkRLError where it is none."""
     folder = learner_folder(path)
     cure = "name the folder of a run of chunkrl learner"
-    config = load_config(LearnerConfig, folder / CONFIG_FILE, cure=cure)
-    said = read_json(folder / CONFIG_FILE, dict, ChunkRLError, cure)
-    return replace(config, train=going_on(as_it_was(config.train, said["train"]), path, folder, given))
+    config = noted_config(LearnerConfig, folder / CONFIG_FILE, cure=cure)
+    return replace(config, train=going_on(config.train, path, folder, given))
 
 
 def check_penalty(train: TrainConfig, rule: LabelRule) -> None:
