@@ -47,6 +47,7 @@ def ask(held_out: HeldOut, data: ChunkDataset, entries: Sequence[Entry]) -> Aske
     collection = ChunkCollection([data])
     limit = held_out.num_starts or len(data)
     judged = judged_starts(collection, limit, held_out.horizon)
+    unit = np.where(np.isfinite(judged.deviation), judged.deviation, 0.0)  # what never changes stays 0
     trained = trained_starts(collection)
     failures = np.arange(len(data)) if trained is None else np.asarray(trained)
     failures = failures[~data.success[failures]]
@@ -68,7 +69,7 @@ def ask(held_out: HeldOut, data: ChunkDataset, entries: Sequence[Entry]) -> Aske
     for entry in entries:
         policy = load_policy(entry.policy)
         own = policy_chunks(policy, collection, asked, entry.mode, held_out.batch, 0)
-        own_thin = own[thin_rows] * (judged.deviation / thin.deviation)
+        own_thin = own[thin_rows] * (unit / thin.deviation)
         covered.append(coverage(own_thin, thin, thin_state))
         losses.append(imitation_losses(policy, collection, position, held_out.batch))
         has_density.append(_is_gaussian(policy))

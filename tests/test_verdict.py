@@ -7,10 +7,12 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from chunk_data import episode, open_chunks, random_episodes, settings, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +30,7 @@ from chunkrl.evaluation.verdict import (
     distances,
     judge,
     judged_starts,
+    policy_chunks,
     resampled_medians,
 )
 from chunkrl.evaluation.verdict_config import VerdictCommand
@@ -52,6 +55,24 @@ def test_distances_are_of_real_steps_in_deviations() -> None:
     mask = np.array([[True, False]])
     assert distances(chunk, recorded, mask).tolist() == [3.0]
     assert distances(chunk, recorded, ~mask).tolist() == [100.0]
+
+
+@pytest.mark.parametrize(("mode", "num_generators"), [("mode", 0), ("sample", 8), ("best_of_n", 8)])
+def test_what_draws_has_noise_of_its_own_at_every_start(
+    tmp_path: Path, mode: Any, num_generators: int
+) -> None:
+    episodes = [episode(8, True, np.random.default_rng(0))] * 8
+    data = ChunkCollection([open_chunks(write_dataset(tmp_path / "d", episodes))])
+    judged = judged_starts(data, 8, 3)
+    asked: list[Any] = []
+
+    def act(observation: Any, generators: Any, mode: str) -> torch.Tensor:
+        asked.append((len(generators), mode, {generator.initial_seed() for generator in generators}))
+        return torch.zeros(8, 3, 2)
+
+    policy_chunks(SimpleNamespace(act=act), data, judged, mode, 8, 0)  # type: ignore[arg-type]
+    ((number, asked_for, seeds),) = asked
+    assert (number, asked_for) == (num_generators, mode) and len(seeds) == num_generators
 
 
 def test_closeness_is_the_mean_over_tasks_of_the_logarithm_of_medians() -> None:

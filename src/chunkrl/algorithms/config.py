@@ -26,7 +26,8 @@ class BalanceConfig:
     value_bins: int = 4
     """Strata of each of those by held-out value, of equally many starts (iql, whose values move, uses time alone)."""
     min_starts: int = 64
-    """Mean number of starts a stratum has at least: small data have fewer strata of value, then of time."""
+    """Mean number of starts at a time and value at least, failures counted: small data have fewer bins of value,
+    then of time."""
     floor: float = 0.001
     """Share of its starts that a stratum gets beside its successes."""
     share: Share = "auto"

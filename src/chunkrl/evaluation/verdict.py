@@ -154,7 +154,7 @@ def policy_chunks(
         observation = data.batch(rows, next_observation=False).observation
         generators = [torch.Generator().manual_seed(seed * _SEEDS + int(row)) for row in rows]
         with torch.inference_mode():
-            chunk = policy.act(observation, generators if mode == "sample" else (), mode)
+            chunk = policy.act(observation, () if mode == "mode" else generators, mode)
         found[begin : begin + batch_size] = chunk[:, :num_steps].float().cpu().numpy() / judged.deviation
         progress(name, begin + len(rows), num)
     if not np.isfinite(found).all():
