@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from chunk_data import random_episodes, settings, write_dataset
 
@@ -197,6 +198,30 @@ def test_parts_of_two_runs_without_notes_of_their_settings(data: Path, tmp_path:
         OutputFolderError, match=r"settings\.json is of an evaluation, beside a training run's"
     ):
         check_one_run(run)
+
+
+def test_settings_that_nothing_reads_tell_no_runs_apart(data: Path, tmp_path: Path) -> None:
+    """A run of values of when the scale of weights was 3: neither reads it, and its default is another one now."""
+
+    def note(run: Path) -> None:
+        file = run / "values.parquet"
+        table = pq.read_table(file)
+        header = json.loads(table.schema.metadata[b"chunkrl.sidecar"])
+        header["metadata"]["settings"]["fit"]["advantage_scale"] = 3.0
+        pq.write_table(table.replace_schema_metadata({b"chunkrl.sidecar": json.dumps(header)}), file)
+
+    for objective in ("value", "cross_fitted"):
+        run = tmp_path / objective
+        ChunkLevelOfflineRL(**settings(data, run, objective=objective)).train()
+        note(run)
+    config = json.loads((tmp_path / "value" / "config.json").read_text())
+    config["fit"]["advantage_scale"] = 3.0
+    (tmp_path / "value" / "config.json").write_text(json.dumps(config))
+    check_one_run(tmp_path / "value")
+    with pytest.raises(
+        OutputFolderError, match=r"made with fit\.advantage_scale 3\.0 where config\.json has 2\.0"
+    ):
+        check_one_run(tmp_path / "cross_fitted")
 
 
 def test_a_run_that_goes_on_is_one_run(data: Path, tmp_path: Path) -> None:

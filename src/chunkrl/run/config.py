@@ -217,11 +217,14 @@ class TrainConfig:
         """What `policy.kind` is of."""
         return registry.family_of(self.policy.kind)
 
+    def reads(self, path: str) -> bool:
+        """Whether the setting `path` ("fit.lam") matters: it is every run's, or the objective reads it."""
+        of_methods = any(is_read(method, path, True) for method in METHODS.values())
+        return not of_methods or is_read(self.method, path, self.train_q)
+
     def unread(self) -> tuple[str, ...]:
         """Settings that differ from their defaults and that the objective does not read, as "fit.lam"."""
-        method = self.method
-        of_methods = [p for p in changed_settings(self) if any(is_read(m, p, True) for m in METHODS.values())]
-        return tuple(path for path in of_methods if not is_read(method, path, self.train_q))
+        return tuple(path for path in changed_settings(self) if not self.reads(path))
 
     def unread_by_kind(self) -> tuple[str, ...]:
         """Settings that differ from their defaults and are of networks that the kind of policy has not."""

@@ -80,7 +80,7 @@ def _wrong_values(folder: Path, config: TrainConfig) -> Iterator[str]:
             known |= (
                 {name: returns.get(name) for name in ("gamma", "reward")} if isinstance(returns, dict) else {}
             )
-        if told := _told(known, settings_of(config)):
+        if told := _told(known, config):
             yield f"{file.name} was made with {told}"
             return
 
@@ -92,14 +92,15 @@ def _wrong_policy(folder: Path, config: TrainConfig) -> Iterator[str]:
     family = family_in(policy)
     if family is not config.family:
         yield f"policy/ is a {family.name} policy, and config.json has policy.kind {config.policy.kind}"
-    if told := _told(family.made_with(policy), settings_of(config)):
+    if told := _told(family.made_with(policy), config):
         yield f"policy/ was made with {told}"
 
 
-def _told(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """Settings that differ, of those that both have: releases add some."""
-    then, now = leaves(there), leaves(here)
-    differing = [name for name in then if name in now and then[name] != now[name]]
+def _told(there: dict[str, Any], config: TrainConfig) -> str:
+    """Settings that differ, of those that both have, since releases add some, and that are read: of the others
+    `run_config` has the defaults of now."""
+    then, now = leaves(there), leaves(settings_of(config))
+    differing = [name for name in then if name in now and then[name] != now[name] and config.reads(name)]
     told = ", ".join(f"{name} {then[name]} where config.json has {now[name]}" for name in differing[:3])
     return told + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
 
