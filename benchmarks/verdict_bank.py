@@ -37,7 +37,7 @@ from benchmarks.verdict_entries import (
 )
 from benchmarks.verdict_estimators import ESTIMATORS, FITTED
 from chunkrl.demo.experiment import data_hash
-from chunkrl.evaluation.verdict import MIN_SUCCESSES, claim_of, closeness
+from chunkrl.evaluation.verdict import MARGIN, MIN_SUCCESSES, claim_of, closeness
 from chunkrl.files.atomic import write_text
 from chunkrl.statistics import spearman
 
@@ -76,6 +76,8 @@ class BenchmarkConfig:
     """Of the held-out episodes."""
     held_out: tuple[int, ...] = (150, 40, 20)
     """Numbers of held-out episodes that claims are made from."""
+    margins: tuple[float, ...] = (MARGIN, 0.1, 0.2)
+    """Margins of claims; the first is that of `chunkrl verdict`."""
     repeats: int = 5
     """Draws of so many episodes."""
     num_resamples: int = 200
@@ -97,9 +99,10 @@ def read_bank(config: BenchmarkConfig) -> list[Entry]:
 
 
 def pairs(entries: Sequence[Entry]) -> Iterator[tuple[int, int, float]]:
-    """Places of two policies of the same initial states, and the difference of their success."""
+    """Places of two policies of the same initial states, which act in the same mode, as `chunkrl verdict` asks them;
+    and the difference of their success."""
     for i, j in itertools.combinations(range(len(entries)), 2):
-        if entries[i].states == entries[j].states:
+        if entries[i].states == entries[j].states and entries[i].mode == entries[j].mode:
             yield i, j, entries[i].success - entries[j].success
 
 
@@ -109,8 +112,8 @@ def judge_estimator(values: np.ndarray, entries: Sequence[Entry]) -> dict[str, A
     different = [(i, j, gap) for i, j, gap in pairs(entries) if abs(gap) >= GAP and known[i] and known[j]]
     right = sum(float(values[i] - values[j]) * gap > 0 for i, j, gap in different)
     ranks = []
-    for states in sorted({entry.states for entry in entries}):
-        own = [n for n, entry in enumerate(entries) if entry.states == states and known[n]]
+    for group in sorted({(entry.states, entry.mode) for entry in entries}):
+        own = [n for n, entry in enumerate(entries) if (entry.states, entry.mode) == group and known[n]]
         success = [entries[n].success for n in own]
         if len(set(success)) > 1:
             ranks.append(spearman(values[own], success))
@@ -146,14 +149,16 @@ def claims(
                 config.num_resamples,
                 0,
             )
-            claimed = claim_of(closer, interval, (covered[i], covered[j]))[0] != "cannot tell"
             is_different = abs(gap) >= GAP
             counts["pairs"] += 1
             counts["different"] += is_different
             counts["ordered"] += is_different and closer * gap > 0
-            counts["claims"] += claimed
-            counts["claims_of_different"] += claimed and is_different
-            counts["wrong"] += claimed and closer * gap < 0
+            for margin in config.margins:
+                claim, _ = claim_of(closer, interval, (covered[i], covered[j]), margin)
+                claimed, by = claim != "cannot tell", "" if margin == MARGIN else f" by {margin:.0%}"
+                counts[f"claims{by}"] += claimed
+                counts[f"claims_of_different{by}"] += claimed and is_different
+                counts[f"wrong{by}"] += claimed and closer * gap < 0
     return dict(counts)
 
 
@@ -227,20 +232,22 @@ def markdown(config: BenchmarkConfig, result: Mapping[str, Any]) -> str:
             text = f"{found['right']:.0f}/{found['pairs']:.0f} = {share:.2f} ({rank:.2f})"
             cells.append(text if found["pairs"] else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "| held-out episodes | tasks | claims of pairs | of those that differ | ordered | wrong claims |",
-        "|---|---|---|---|---|---|",
-    ]
-    for num in config.held_out:
-        for name, tasks in sections.items():
-            found = _sum(tasks, "claims", str(num))
-            different = max(found["different"], 1)
-            lines.append(
-                f"| {num} | {name} | {found['claims'] / max(found['pairs'], 1):.2f} | "
-                f"{found['claims_of_different'] / different:.2f} | {found['ordered'] / different:.2f} | "
-                f"{found['wrong']:.0f} of {found['claims']:.0f} claims, {found['pairs']:.0f} pairs |"
-            )
+    for margin in config.margins:
+        by = "" if margin == MARGIN else f" by {margin:.0%}"
+        lines += [
+            "",
+            f"| held-out episodes; margin {margin:.0%} | tasks | claims of pairs | of those that differ | wrong |",
+            "|---|---|---|---|---|",
+        ]
+        for num in config.held_out:
+            for name, tasks in sections.items():
+                found = _sum(tasks, "claims", str(num))
+                claims_made, wrong = found[f"claims{by}"], found[f"wrong{by}"]
+                lines.append(
+                    f"| {num} | {name} | {claims_made / max(found['pairs'], 1):.2f} | "
+                    f"{found[f'claims_of_different{by}'] / max(found['different'], 1):.2f} | "
+                    f"{wrong:.0f} of {claims_made:.0f} claims, {found['pairs']:.0f} pairs |"
+                )
     return "\n".join(lines)
 
 

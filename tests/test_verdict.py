@@ -142,7 +142,7 @@ def test_a_small_difference_is_no_claim_however_sure() -> None:
     judged, state = judged_of(40, 50, rng)
     chunks = [judged.chunk + noise for noise in (0.10, 0.105)]
     found = judge(chunks, judged, state, 300, 0)
-    assert found.interval.low > 0 and found.claim == "cannot tell" and "below 10%" in found.reason
+    assert found.interval.low > 0 and found.claim == "cannot tell" and "below 15%" in found.reason
 
 
 def test_chunks_that_nobody_recorded_are_not_covered() -> None:

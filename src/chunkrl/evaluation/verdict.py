@@ -33,7 +33,7 @@ from chunkrl.progress import Progress, silent
 from chunkrl.statistics import Interval
 from chunkrl.types import Observation
 
-MARGIN = 0.1  # nearer by less than this says nothing: equally good policies differ by it
+MARGIN = 0.15  # nearer by less than this says nothing: equally good policies differ by it
 MIN_SUCCESSES = 8  # episodes: with fewer the interval over episodes is no interval
 MIN_COVERAGE = 0.5  # of a policy's chunks: the others are of actions that nobody recorded near there
 COVERED = 0.95  # of the recorded chunks are covered by what was recorded near them, by definition
@@ -282,7 +282,9 @@ def judge(
     )
 
 
-def claim_of(closer: float, interval: Interval, covered: tuple[float, float]) -> tuple[Claim, str]:
+def claim_of(
+    closer: float, interval: Interval, covered: tuple[float, float], margin: float = MARGIN
+) -> tuple[Claim, str]:
     """What may be said of the first policy, and why it is no more than that ("" where it is a claim). Arguments as in
     `Verdict`."""
     for name, share in zip(("the first", "the other"), covered, strict=True):
@@ -298,9 +300,9 @@ def claim_of(closer: float, interval: Interval, covered: tuple[float, float]) ->
             )
     if interval.low <= 0 <= interval.high:
         return "cannot tell", "the interval contains 0: more held-out episodes may tell"
-    if abs(closer) < math.log1p(MARGIN):
+    if abs(closer) < math.log1p(margin):
         return (
             "cannot tell",
-            f"the difference is below {MARGIN:.0%}, as it is between policies that are equally good",
+            f"the difference is below {margin:.0%}, as it is between policies that are equally good",
         )
     return ("better" if closer > 0 else "worse"), ""
