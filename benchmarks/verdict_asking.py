@@ -19,6 +19,7 @@ from chunkrl.evaluation.verdict import (
     Judged,
     coverage,
     distances,
+    evenly_spaced,
     judged_starts,
     nearness,
     policy_chunks,
@@ -50,9 +51,7 @@ def ask(held_out: HeldOut, data: ChunkDataset, entries: Sequence[Entry]) -> Aske
     unit = np.where(np.isfinite(judged.deviation), judged.deviation, 0.0)  # what never changes stays 0
     trained = trained_starts(collection)
     failures = np.arange(len(data)) if trained is None else np.asarray(trained)
-    failures = failures[~data.success[failures]]
-    if len(failures) > limit:
-        failures = failures[np.linspace(0, len(failures) - 1, limit).round().astype(np.int64)]
+    failures = evenly_spaced(failures[~data.success[failures]], limit)
     position = np.union1d(judged.position, failures)
     chunk, mask = recorded_chunks(collection, position, held_out.horizon)
     asked = Judged(

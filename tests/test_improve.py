@@ -435,7 +435,7 @@ def test_a_small_policy_is_begun_with(data: Path, tmp_path: Path, monkeypatch: p
     assert settings(data, tmp_path)["network"] == plan.train.network
 
 
-def test_a_pi_policy_is_weighted_by_drawing(data: Path, tmp_path: Path) -> None:
+def test_a_pi_policy_begins_with_its_checkpoint(data: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "pi05"
     checkpoint.mkdir()
     (checkpoint / RECIPE_FILE).write_text("{}")

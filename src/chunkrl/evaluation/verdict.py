@@ -105,8 +105,7 @@ def judged_starts(data: ChunkCollection, num_starts: int, num_steps: int) -> Jud
             f"{data.name}: {num_successes} of the {data.num_episodes} held-out episodes succeeded, and a verdict "
             f"needs {MIN_SUCCESSES}: hold more out, or name more episodes with --dataset-dir"
         )
-    if len(positions) > num_starts:
-        positions = positions[np.linspace(0, len(positions) - 1, num_starts).round().astype(np.int64)]
+    positions = evenly_spaced(positions, num_starts)
     if (num_judged := len(np.unique(episode[positions]))) < MIN_SUCCESSES:
         raise ChunkRLError(
             f"--num-starts {num_starts} are of {num_judged} episodes, and a verdict needs {MIN_SUCCESSES}: give more"
@@ -120,6 +119,13 @@ def judged_starts(data: ChunkCollection, num_starts: int, num_steps: int) -> Jud
         )
     deviation = np.where(moves, deviation, np.inf)  # what never changes says nothing
     return Judged(positions, episode[positions], data.task[positions], chunk / deviation, mask, deviation)
+
+
+def evenly_spaced(positions: np.ndarray, num: int) -> np.ndarray:
+    """Up to num of positions int [n], in their order, the first and the last among them."""
+    if len(positions) <= num:
+        return positions
+    return positions[np.linspace(0, len(positions) - 1, num).round().astype(np.int64)]
 
 
 def recorded_chunks(
