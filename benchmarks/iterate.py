@@ -6,8 +6,9 @@
 
 Every seed has scripted mixed-quality episodes of its own (collection seed 1000 + s), which its pretrained policy
 clones. From there on there are roll-outs alone. The reported initial states (LIBERO: the 50 official ones of each
-task) are the same for all rounds, arms and seeds; policies are chosen by other states. What is finished is kept, and
-the same command goes on after a kill. Prints Markdown.
+task) are the same for all rounds, arms and seeds; policies are chosen by other states. What is finished is kept, in
+the output folder and in the results, and the same command goes on after a kill, or on a fresh clone from results that
+were committed. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.iterate_tables import markdown, summarize
+from benchmarks.iterate_tables import markdown, packed, summarize, unpacked
 from chunkrl.collect.command import CollectConfig, collect_dataset
 from chunkrl.envs.libero_tasks import InitialStates
 from chunkrl.envs.registry import asset_fingerprint, expand
@@ -277,11 +278,36 @@ def _outcomes(evaluation: Evaluation) -> dict[str, dict[str, list[int]]]:
     }
 
 
+def known_record(part: Part) -> dict[str, Any] | None:
+    """What is finished of one seed: in the output folder, or in the results.
+
+    Raises:
+        ChunkRLError: the results' records are of other settings.
+    """
+    if part.record.is_file():
+        return json.loads(part.record.read_text())
+    path = Path(part.config.results)
+    if part.config.tiny or not path.is_file():
+        return None
+    entry = json.loads(path.read_text()).get(part.name, {})
+    for record in entry.get("records", []):
+        if record["seed"] == part.seed:
+            now = _settings(part.name)
+            if wrong := [name for name in now if entry.get(name) != now[name]]:
+                raise ChunkRLError(
+                    f"{part.name}, seed {part.seed}, in {path} was run with other settings ({', '.join(wrong)}): use "
+                    "another --results and --output-dir"
+                )
+            return unpacked(record)
+    return None
+
+
 def is_done(part: Part) -> bool:
     """Whether its record has all arms of today's call."""
-    if part.config.pretrained_only or not part.record.is_file():
+    if part.config.pretrained_only:
         return False
-    return set(part.config.arms) <= json.loads(part.record.read_text())["arms"].keys()
+    record = known_record(part)
+    return record is not None and set(part.config.arms) <= record["arms"].keys()
 
 
 def run_parts(parts: Sequence[Part], num_workers: int) -> None:
@@ -308,38 +334,35 @@ def main(config: IterateBenchmark) -> None:
                 }
                 print(f"{name}, seed {part.seed}: {rates}")
             continue
-        records = [json.loads(part.record.read_text()) for part in parts]
+        records = [record for part in parts if (record := known_record(part))]
         summary = summarize(records, config.arms)
         print(markdown(summary))
         if not config.tiny:
             keep(config, name, summary, records)
 
 
-def _compact(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record's reported states, one digit each, by arm, round and task."""
-    return {
-        arm: [
-            {task: "".join(map(str, found["success"])) for task, found in one["outcomes"].items()}
-            for one in run["rounds"]
-        ]
-        for arm, run in record["arms"].items()
-    }
+def _settings(name: str) -> dict[str, Any]:
+    """What all records of a suite have in common, as JSON has it."""
+    settings = {"suite": asdict(SUITES[name]), "rounds": ROUNDS, "evaluation_seed": EVALUATION_SEED}
+    return json.loads(json.dumps(settings))
 
 
 def keep(
     config: IterateBenchmark, name: str, summary: dict[str, Any], records: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Writes the suite's entry of the summary."""
+    """Writes the suite's entry of the summary, with the records; those of seeds that were not asked for stay."""
     path = Path(config.results)
     known = json.loads(path.read_text()) if path.is_file() else {}
-    entry = summary | {
-        "suite": asdict(SUITES[name]),
-        "seeds": list(config.seeds),
-        "rounds": ROUNDS,
-        "evaluation_seed": EVALUATION_SEED,
+    others = [
+        record
+        for record in known.get(name, {}).get("records", [])
+        if record["seed"] not in {found["seed"] for found in records}
+    ]
+    entry = summary | _settings(name)
+    entry |= {
+        "seeds": [record["seed"] for record in records],
         "assets": asset_fingerprint(expand(SUITES[name].env.split("+"))),
-        "cpu_seconds": [record["cpu_seconds"] for record in records],
-        "outcomes": [_compact(record) for record in records],
+        "records": others + [packed(record) for record in records],
     }
     write_text(path, json.dumps(known | {name: entry}, indent=1) + "\n")
 

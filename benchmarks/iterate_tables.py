@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from chunkrl.evaluation.speed import Speed, point_json, speed_cells
 from chunkrl.statistics import SeedDifference, bootstrap_over_tasks
 
+Record = dict[str, Any]
 Success = dict[str, np.ndarray]  # task -> float [seeds, states]
 
 
@@ -22,6 +23,42 @@ def outcomes(records: Sequence[Mapping[str, Any]], arm: str, number: int, key: s
         for task, found in one["outcomes"].items():
             rows.setdefault(task, []).append(found[key])
     return {task: np.array(found, dtype=float) for task, found in rows.items()}
+
+
+def packed(record: Mapping[str, Any]) -> Record:
+    """A seed's record with a line for each round's outcomes in place of one for each number."""
+    return _with_outcomes(
+        record,
+        lambda found: {
+            "success": "".join(map(str, found["success"])),
+            "steps": " ".join(map(str, found["steps"])),
+        },
+    )
+
+
+def unpacked(record: Mapping[str, Any]) -> Record:
+    """The inverse of `packed`."""
+    return _with_outcomes(
+        record,
+        lambda found: {
+            "success": [int(digit) for digit in found["success"]],
+            "steps": [int(number) for number in found["steps"].split()],
+        },
+    )
+
+
+def _with_outcomes(record: Mapping[str, Any], change: Callable[[Mapping[str, Any]], Any]) -> Record:
+    arms = {
+        arm: run
+        | {
+            "rounds": [
+                one | {"outcomes": {task: change(found) for task, found in one["outcomes"].items()}}
+                for one in run["rounds"]
+            ]
+        }
+        for arm, run in record["arms"].items()
+    }
+    return dict(record) | {"arms": arms}
 
 
 def summarize(records: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,8 @@
 
 Every seed has a data set of its own (collection seed 1010 + s, sampled placements), its own networks, and the same
 official initial states for every arm and seed, which no choice of a setting has seen. A kill loses the episode or
-training under way. Prints Markdown.
+training under way; what is finished is kept, in the output folder and in the results, so that a fresh clone goes on
+from results that were committed. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 import tyro
 
 from benchmarks.balance_choice import CANDIDATES
+from benchmarks.libero_records import Finished, Outcomes, Records
 from benchmarks.libero_tables import add_intervals, markdown
 from benchmarks.metaworld import summarize
 from chunkrl.algorithms.config import BalanceConfig
@@ -200,13 +202,18 @@ class _Place:
         return self.root / "episodes" / f"seed{self.seed}-{arm.name}.jsonl"
 
 
-def check_settings(config: LiberoBenchmark) -> None:
-    """Raises ChunkRLError where the folder's data and runs were made with other settings."""
-    path = _Place(config, 0).root / "settings.json"
+def shared_settings(config: LiberoBenchmark) -> dict[str, Any]:
+    """What all data and runs of a folder, and all records of a results file, have in common; as JSON has it."""
     names = ("mixture", "lr", "gamma", "horizon", "max_steps")
     settings = {name: getattr(config, name) for name in names}
     settings |= {"recipe": asdict(config.recipe), "network": asdict(NetworkConfig())}
-    settings = json.loads(json.dumps(settings))  # tuples as lists, as they are read back
+    return json.loads(json.dumps(settings))  # tuples as lists, as they are read back
+
+
+def check_settings(config: LiberoBenchmark) -> None:
+    """Raises ChunkRLError where the folder's data and runs were made with other settings."""
+    path = _Place(config, 0).root / "settings.json"
+    settings = shared_settings(config)
     if path.is_file():
         known = json.loads(path.read_text())
         if known != settings:
@@ -307,8 +314,8 @@ def _train(config: TrainConfig, folder: Path, progress: Progress) -> None:
     partial_run.rename(folder)
 
 
-def evaluate(place: _Place, arm: Arm, progress: Progress) -> dict[str, list[tuple[bool, int]]]:
-    """Task -> (success, steps) by initial state; episodes that are there are not run again."""
+def evaluate(place: _Place, arm: Arm, known: Finished | None, progress: Progress) -> Outcomes:
+    """All episodes of the arm; those that are there, or `known`, are not run again."""
     config, path = place.config, place.episodes(arm)
     if (place.run(arm) / "policy").is_dir():
         check_same_arm(place.run(arm), _train_config(place, arm))
@@ -319,6 +326,8 @@ def evaluate(place: _Place, arm: Arm, progress: Progress) -> dict[str, list[tupl
             entry = json.loads(line)
             done[entry["env"], entry["state"]] = entry["success"], entry["num_steps"]
     first = DEVELOPMENT_SEED if config.development else 0
+    for task, rows in (known.outcomes if known else {}).items():
+        done = {(task, first + number): found for number, found in enumerate(rows)} | done
     wanted = [(task, first + number) for number in range(config.num_states) for task in tasks]
     missing = [key for key in wanted if key not in done]
     if missing:
@@ -351,31 +360,50 @@ def evaluate(place: _Place, arm: Arm, progress: Progress) -> dict[str, list[tupl
     return {task: [done[task, first + number] for number in range(config.num_states)] for task in tasks}
 
 
+def _run_seed(place: _Place, arms: list[Arm], kept: Records, progress: Progress) -> None:
+    """All that `kept` lacks of one seed."""
+    config = place.config
+    tasks = expand(config.recipe.tasks)
+    todo = [
+        arm
+        for arm in arms
+        if not ((found := kept.get(place.seed, arm.name)) and found.covers(tasks, config.num_states))
+    ]
+    dataset = collect(place, progress) if todo else {}
+    for arm in todo:
+        outcomes = evaluate(place, arm, kept.get(place.seed, arm.name), progress)
+        kept.add(place.seed, arm.name, Finished(dataset, outcomes))
+        kept.save({})
+
+
+def _record(config: LiberoBenchmark, kept: Records, seed: int, task: str, arms: list[Arm]) -> dict[str, Any]:
+    """One task and seed, all arms, as `summarize` takes it."""
+    found = {arm.name: finished for arm in arms if (finished := kept.get(seed, arm.name))}
+    rows = {name: finished.outcomes[task][: config.num_states] for name, finished in found.items()}
+    return {
+        "task": task,
+        "seed": seed,
+        "dataset": dict(next(iter(found.values())).dataset),
+        "diagnostics": {},
+        "errors": {},
+        "success": {name: [int(success) for success, _ in row] for name, row in rows.items()},
+        "num_steps": {name: [steps for _, steps in row] for name, row in rows.items()},
+    }
+
+
 def main(config: LiberoBenchmark) -> None:
     """Runs what is missing, then prints and writes the summary."""
     check_settings(config)
     torch.set_num_threads(1)
     started, progress = time.monotonic(), ProgressBars()
     arms = [arm for arm in ARMS if arm.name in config.arms]
-    records = []
+    tasks = expand(config.recipe.tasks)
+    entry = f"{config.variant}{'-development' if config.development else ''}"
+    settings = shared_settings(config) | {"data_seed": _Place(config, 0).collection.seed}
+    kept = Records(Path(config.results), entry, settings, ARMS)
     for seed in config.seeds:
-        place = _Place(config, seed)
-        dataset = collect(place, progress)
-        outcomes = {arm.name: evaluate(place, arm, progress) for arm in arms}
-        for task in expand(config.recipe.tasks):
-            records.append(
-                {
-                    "task": task,
-                    "seed": seed,
-                    "dataset": dataset,
-                    "diagnostics": {},
-                    "errors": {},
-                    "success": {name: [int(s) for s, _ in found[task]] for name, found in outcomes.items()},
-                    "num_steps": {
-                        name: [steps for _, steps in found[task]] for name, found in outcomes.items()
-                    },
-                }
-            )
+        _run_seed(_Place(config, seed), arms, kept, progress)
+    records = [_record(config, kept, seed, task, arms) for seed in config.seeds for task in tasks]
     names = tuple(arm.name for arm in arms)
     summary = summarize(records, names)
     summary |= {
@@ -384,13 +412,10 @@ def main(config: LiberoBenchmark) -> None:
         "collection": asdict(_Place(config, 0).collection),
     }
     summary["seconds"] = time.monotonic() - started  # of this call
-    summary["assets"] = asset_fingerprint(expand(config.recipe.tasks))
+    summary["assets"] = asset_fingerprint(tasks)
     add_intervals(records, summary, names)
-    path = Path(config.results)
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    name = f"{config.variant}{'-development' if config.development else ''}"
-    write_text(path, json.dumps(known | {name: summary}, indent=1) + "\n")
-    for record in records[:: len(expand(config.recipe.tasks))]:
+    kept.save(summary)
+    for record in records[:: len(tasks)]:
         data = record["dataset"]
         print(
             f"data of seed {record['seed']}: {data['episodes']} episodes, {data['frames']} frames, "

@@ -165,6 +165,13 @@ def _changed(recorded: Mapping[str, Any], now: Mapping[str, Any], prefix: str = 
     return found
 
 
+def differs(record: Mapping[str, Any], made: Arm) -> list[str]:
+    """Names of the settings with which a record's arm of the name was another one; those that nothing reads do not
+    count."""
+    changed = _changed(_recorded_settings(record, made), arm_settings(made))
+    return [name for name in changed if name != _SCALE or METHODS[made.objective].reads_setting(name)]
+
+
 def results_records(config: BenchmarkConfig) -> dict[tuple[str, int, str], dict[str, Any]]:
     """The records in the results file, by task, seed and arm."""
     results = Path(config.results)
@@ -189,10 +196,7 @@ def known_records(
                 continue
             same = ("data_seed", "eval_seed", "batch_size", "policy_updates")
             wrong = [name for name in same if record[name] != getattr(job, name)]
-            changed = _changed(_recorded_settings(record, made), arm_settings(made))
-            wrong += [
-                name for name in changed if name != _SCALE or METHODS[made.objective].reads_setting(name)
-            ]
+            wrong += differs(record, made)
             if wrong or len(record["success"]) != job.num_eval:
                 raise ChunkRLError(
                     f"{arm} on {job.task}, seed {job.train_seed}, was run with other settings "
