@@ -90,6 +90,28 @@ def test_a_step_is_robosuites_to_the_last_bit(env: LiberoEnv, monkeypatch: pytes
     np.testing.assert_array_equal(ours, robosuites)
 
 
+def test_contacts_are_robosuites() -> None:
+    env = LiberoEnv("libero_spatial/0")
+    try:
+        from robosuite.environments.base import MujocoEnv
+
+        domain, gripper = env.domain, env.domain.robots[0].gripper
+        pads = [gripper.important_geoms[side] for side in ("left_fingerpad", "right_fingerpad")]
+        models = [domain.get_object(name) for name in domain.objects_dict]
+        pairs = [(one, two) for one in (*models, *pads, gripper) for two in (*models, None)]
+        pairs += [(pads[0][0], None), (models[0].contact_geoms[0], models[1]), (["no such geom"], None)]
+        rng, answers = np.random.default_rng(1), []
+        env.reset(0)
+        for _ in range(60):
+            env.step(np.clip(rng.normal(size=7) - [0, 0, 1, 0, 0, 0, 0], -1, 1))
+            ours = [domain.check_contact(*pair) for pair in pairs]
+            assert ours == [MujocoEnv.check_contact(domain, *pair) for pair in pairs]
+            answers.append(ours)
+        assert 0 < np.mean(answers) < 1 and np.ptp(np.array(answers, int), axis=0).any()
+    finally:
+        env.close()
+
+
 def test_an_episode_is_liberos_own_in_physics_states_and_pictures(tmp_path: Path) -> None:
     env = LiberoEnv(DRAWER, camera_size=64)
     try:

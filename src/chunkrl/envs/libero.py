@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from chunkrl.envs.libero_contacts import Contacts
 from chunkrl.envs.libero_control import ArmControl
 from chunkrl.envs.libero_objects import PRIVILEGED_NAMES, PrivilegedState
 from chunkrl.envs.libero_package import import_libero
@@ -102,6 +103,7 @@ class LiberoEnv:
         self.domain, self._randomization_error = _build(task)
         self._mujoco = import_mujoco()
         self._control = ArmControl(self.domain)
+        Contacts(self.domain)
         self.state_dim = len(STATES[state])
         self._privileged = PrivilegedState(self.domain) if state == "privileged" else None
         self._renderer: OffscreenRenderer | None = None
