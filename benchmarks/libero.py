@@ -26,6 +26,7 @@ import torch
 import tyro
 
 from benchmarks.balance_choice import CANDIDATES
+from benchmarks.kept import check_settings
 from benchmarks.libero_records import Finished, Outcomes, Records
 from benchmarks.libero_tables import add_intervals, markdown
 from benchmarks.metaworld import summarize
@@ -51,7 +52,6 @@ from chunkrl.envs.scripted import Mixture, MixtureConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.observed import fit_policy, make_pool, renamed
 from chunkrl.evaluation.rollout import Episode, EpisodeResult, RolloutConfig, run_episodes
-from chunkrl.files.atomic import write_text
 from chunkrl.models.config import NetworkConfig
 from chunkrl.policies.chunk_policy import ChunkPolicy
 from chunkrl.progress import Progress, ProgressBars, silent
@@ -207,24 +207,7 @@ def shared_settings(config: LiberoBenchmark) -> dict[str, Any]:
     names = ("mixture", "lr", "gamma", "horizon", "max_steps")
     settings = {name: getattr(config, name) for name in names}
     settings |= {"recipe": asdict(config.recipe), "network": asdict(NetworkConfig())}
-    return json.loads(json.dumps(settings))  # tuples as lists, as they are read back
-
-
-def check_settings(config: LiberoBenchmark) -> None:
-    """Raises ChunkRLError where the folder's data and runs were made with other settings."""
-    path = _Place(config, 0).root / "settings.json"
-    settings = shared_settings(config)
-    if path.is_file():
-        known = json.loads(path.read_text())
-        if known != settings:
-            raise ChunkRLError(
-                f"{path.parent} was made with {known}, not {settings}: use another --output-dir"
-            )
-    elif (path.parent / "runs").exists():
-        raise ChunkRLError(f"{path.parent} does not say how its runs were made: use another --output-dir")
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(settings) + "\n")
+    return json.loads(json.dumps(settings))
 
 
 def collect(place: _Place, progress: Progress) -> dict[str, Any]:
@@ -393,7 +376,7 @@ def _record(config: LiberoBenchmark, kept: Records, seed: int, task: str, arms: 
 
 def main(config: LiberoBenchmark) -> None:
     """Runs what is missing, then prints and writes the summary."""
-    check_settings(config)
+    check_settings(_Place(config, 0).root, shared_settings(config), "runs")
     torch.set_num_threads(1)
     started, progress = time.monotonic(), ProgressBars()
     arms = [arm for arm in ARMS if arm.name in config.arms]

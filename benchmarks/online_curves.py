@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from benchmarks.kept import check_settings
 from benchmarks.success_curves import SuccessCurve, picture, table
 from chunkrl.algorithms.registry import METHODS
 from chunkrl.files.atomic import write_text
@@ -349,6 +350,9 @@ def _curve(config: CurvesConfig, arm: str, runs: Sequence[SeedRun]) -> SuccessCu
 
 def main(config: CurvesConfig) -> None:
     """Runs what is not done and prints the table."""
+    free = ("output_dir", "results", "seeds", "arms", "num_workers")  # of a call; what is kept has the others
+    used = {name: value for name, value in asdict(config).items() if name not in free}
+    check_settings(Path(config.output_dir), used, "*/*.done")
     runs = [SeedRun(config, seed) for seed in config.seeds]
     say = partial(print, flush=True)
     with ThreadPoolExecutor(config.num_workers) as pool:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import tyro
 
+from benchmarks.kept import check_settings
 from benchmarks.pi_metaworld import BenchmarkConfig as PretrainingConfig
 from benchmarks.pi_metaworld import Cell
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
@@ -103,6 +104,15 @@ def q_auc(run: ChunkLevelOfflineRL) -> float:
     return auc(advantage[expert[rows]], advantage[~expert[rows]])
 
 
+def _settings(config: BenchmarkConfig) -> dict[str, Any]:
+    """What results are of."""
+    source = config.pretraining
+    names = ("data_seed", "eval_seed", "num_eval", "num_collect", "max_steps", "horizon", "pretrain_updates")
+    used = {name: getattr(source, name) for name in names}
+    arms = {name: None if chunks is None else asdict(chunks) for name, chunks in ARMS.items()}
+    return used | {"num_updates": config.num_updates, "batch_size": config.batch_size, "arms": arms}
+
+
 def main(config: BenchmarkConfig) -> None:
     """Runs what is missing, then prints and writes the summary."""
     torch.set_num_threads(1)
@@ -110,6 +120,7 @@ def main(config: BenchmarkConfig) -> None:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ARMS}
     for seed in source.seeds:
         root = Cell("episodes", seed).folder(source)
+        check_settings(root / "candidates", _settings(config), "*/result.json")
         for name in ARMS:
             found[name].append(run_arm(config, root, seed, name))
             print(f"seed {seed}, {name}: {np.mean(found[name][-1]['success']):.2f}", flush=True)

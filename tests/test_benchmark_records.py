@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.iterate import SUITES, IterateBenchmark, Part, _settings, is_done, keep, known_record
 from benchmarks.iterate_tables import packed, summarize, unpacked
+from benchmarks.kept import check_settings
 from benchmarks.libero_records import Finished, Records
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.demo.arms import CHUNK_RL, SUCCESS_BC
@@ -103,3 +104,15 @@ def test_iterate_records_of_other_settings_are_refused(
     monkeypatch.setitem(SUITES, "metaworld", replace(SUITES["metaworld"], num_rollouts=20))
     with pytest.raises(ChunkRLError, match=r"seed 0, .*other settings \(suite\)"):
         known_record(Part(config, "metaworld", 0))
+
+
+def test_what_is_kept_of_other_settings_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    check_settings(folder, {"seeds": (0, 1), "lr": 1e-3}, "*.done")
+    (folder / "data.done").write_text("{}")
+    check_settings(folder, {"seeds": [0, 1], "lr": 1e-3}, "*.done")
+    with pytest.raises(ChunkRLError, match=r"other settings \(gamma None, now 0.9, lr 0.001, now 0.0001\)"):
+        check_settings(folder, {"seeds": (0, 1), "lr": 1e-4, "gamma": 0.9}, "*.done")
+    (folder / "settings.json").unlink()
+    with pytest.raises(ChunkRLError, match="does not say how"):
+        check_settings(folder, {"lr": 1e-3}, "*.done")
