@@ -196,6 +196,28 @@ def test_of_two_browsers_the_second_is_told_and_sees_what_changed(chromium: Any,
         assert two.evaluate("chunkrl.shown.excluded && chunkrl.shown.success")
 
 
+@pytest.mark.slow
+def test_undo_leaves_what_another_browser_did_later(chromium: Any, tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data", random_episodes(3))
+    with (
+        served(LabelCommand(str(root), page=BROWSER)) as link,
+        page_of(chromium, link) as one,
+        page_of(chromium, link) as two,
+    ):
+        open_episode(one, 1)
+        press(one, "s")
+        open_episode(one, 0)
+        press(one, "x")
+        open_episode(two, 1)
+        press(two, "x")
+        open_episode(one, 1)  # sees the other's edit, which is on top of its own
+        press(one, "u")
+        wait_for(one, "chunkrl.shown.number === 0 && !chunkrl.shown.excluded")
+        press(one, "u")
+        open_episode(two, 1)
+        assert two.evaluate("chunkrl.shown.excluded && chunkrl.shown.success")
+
+
 def test_a_phone_in_the_dark(chromium: Any, written: Path, tmp_path: Path) -> None:
     """Nothing is wider than the screen, buttons are as large as a thumb, and colours are dark."""
     phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "has_touch": True}

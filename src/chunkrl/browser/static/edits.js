@@ -13,7 +13,13 @@ export class Edits {
     this.undone = store("undone") ?? [];
     this.versions = new Map(store("versions") ?? []); // of episodes, after what this tab last did or saw there
   }
-  seen(episode) { this.versions.set(episode.number, episode.version); }
+  // ours: as an answer to this tab. Else a version that this tab does not know is somebody else's edit.
+  seen(episode, ours = false) {
+    const known = this.versions.get(episode.number);
+    if (!ours && !this.waiting && known !== undefined && known !== episode.version) this.forget(episode.number);
+    this.versions.set(episode.number, episode.version);
+    this.keep();
+  }
   edit(number, edit) {
     return this.queued(async () => {
       if (await this.send(number, "edit", edit)) {
@@ -36,10 +42,13 @@ export class Edits {
     this.waiting += 1;
     this.last = this.last.then(work).catch((error) => this.say(String(error))).finally(() => {
       this.waiting -= 1;
-      for (const name of ["done", "undone"]) store(name, this[name].slice(-500));
-      store("versions", [...this.versions].slice(-500));
+      this.keep();
     });
     return this.last;
+  }
+  keep() { // over a reload
+    for (const name of ["done", "undone"]) store(name, this[name].slice(-500));
+    store("versions", [...this.versions].slice(-500));
   }
   async send(number, what, edit) {
     let answer;
@@ -58,7 +67,7 @@ export class Edits {
     if (!answer.ok) this.say(found.error);
     if (answer.status === 409) this.forget(number);
     if (episode) {
-      this.seen(episode);
+      this.seen(episode, true);
       this.changed(episode, answer.ok ? what : "told");
     }
     return answer.ok;
