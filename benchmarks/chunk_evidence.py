@@ -6,8 +6,8 @@ Starts of successful episodes only, advantages less the mean of their stratum of
 compared with its 20 nearest neighbours in the state (of other episodes of its task): the squared difference of
 advantages with the five whose chunks are the most alike, over that with the others. 1 minus this is the part of the
 advantage's variance between like states that goes with the chunk: 0 where it is all noise. Beside it the same for a
-smooth function of the state (random cosines), which knows no chunk: what likeness of states gives. 95 % over episodes.
-Prints Markdown.
+smooth function of the state (random cosines), which knows no chunk: what likeness of states gives. 95 % over
+episodes. Prints Markdown.
 """
 
 from __future__ import annotations

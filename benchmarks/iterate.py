@@ -5,10 +5,10 @@
     python -m benchmarks.iterate --pretrained-only         # what the policies to begin with are worth, and no more
 
 Every seed has scripted mixed-quality episodes of its own (collection seed 1000 + s), which its pretrained policy
-clones. From there on there are roll-outs alone. The reported initial states (LIBERO: the 50 official ones of each
-task) are the same for all rounds, arms and seeds; policies are chosen by other states. What is finished is kept, in
-the output folder and in the results, and the same command goes on after a kill, or on a fresh clone from results that
-were committed. Prints Markdown.
+clones. From there on there are roll-outs alone. The reported initial states (LIBERO: the first 25 official ones of
+each task) are the same for all rounds, arms and seeds; policies are chosen by other states. What is finished is kept,
+in the output folder and in the results, and the same command goes on after a kill, or on a fresh clone from results
+that were committed. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -90,8 +90,9 @@ SUITES: dict[str, Suite] = {
         (0.5, 0.27, 0.115, 0.115),
         _LIBERO,
         _LIBERO,
-        num_reported=50,
-        num_selected=25,
+        num_rollouts=80,
+        num_reported=25,
+        num_selected=15,
     ),
 }
 ARMS: tuple[ArmName, ...] = ("default", "success_cloning", "no_new_data")
