@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from chunkrl.algorithms import registry
 from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig
@@ -15,14 +15,21 @@ from chunkrl.run.config import Objective
 HIGH, LOW = "Advantage: positive", "Advantage: negative"
 
 
+class Question(NamedTuple):
+    """How a trained policy is asked to act. away: what guidance leads away from."""
+
+    condition: str
+    guidance: float | None = None
+    away: str = ""
+
+
 @dataclass(frozen=True)
 class Arm:
-    """One training. asked: suffix of its name -> (condition, guidance), the ways in which the trained policy is asked
-    to act. conditioning: of its labels. draw: of starts, scale: of advantages, balance: of weights: where it weights.
-    """
+    """One training. asked: suffix of its name -> a way in which the trained policy is asked to act. conditioning: of
+    its labels. draw: of starts, scale: of advantages, balance: of weights: where it weights."""
 
     objective: Objective
-    asked: Mapping[str, tuple[str, float | None]]
+    asked: Mapping[str, Question]
     conditioning: ConditioningConfig = ConditioningConfig()
     draw: Draw = "uniform"
     scale: float = ValueFit().advantage_scale
@@ -38,13 +45,16 @@ class Arm:
         found: dict[str, Any] = {"objective": self.objective, "draw": self.draw}
         if "condition" in self.objective:
             found["conditioning"] = asdict(self.conditioning)
+            del found["conditioning"]["guidance_from"]  # it trains nothing; the questions say what it is
         if registry.METHODS[self.objective].reads_setting("fit.advantage_scale"):
             found |= {"scale": self.scale, "failures": self.balance.failures}
         return json.loads(json.dumps(found))
 
 
-PLAIN: dict[str, tuple[str, float | None]] = {"": ("", None)}  # guidance leads towards a condition alone
-TWICE: dict[str, tuple[str, float | None]] = {" high": (HIGH, 1.0), " high, guidance 2": (HIGH, 2.0)}
+PLAIN = {"": Question("")}  # guidance leads towards a condition alone
+TWICE = {" high": Question(HIGH, 1.0), " high, guidance 2": Question(HIGH, 2.0)}
+AWAY = {f" high, {g:g} from low": Question(HIGH, g, LOW) for g in (1.5, 2.0)}  # the default's guidance
+REST = {" low": Question(LOW, 1.0), " not asked": Question("")}
 # RECAP as published: two labels, the top 30 % of roll-outs and all successes positive, rows as they come
 RECAP = {"edges": "quantiles", "cuts": (0.7,), "success": "force", "positive_share": None}
 
@@ -57,12 +67,18 @@ ARMS: dict[str, Arm] = {
     "weighted, failures together": Arm("cross_fitted", PLAIN, balance=_TOGETHER),  # the default of before
     "weighted, scale 3": Arm("cross_fitted", PLAIN, scale=3.0, balance=_TOGETHER),  # and the one before that
     "weighted, drawn by weight": Arm("cross_fitted", PLAIN, draw="weight"),
-    "conditioned": Arm("advantage_conditioned", TWICE | {" low": (LOW, 1.0), " not asked": ("", None)}),
+    "conditioned": Arm("advantage_conditioned", TWICE | AWAY | REST),
     "recap, dropout .1": Arm("advantage_conditioned", TWICE, ConditioningConfig(dropout=0.1, **RECAP)),
     "recap, dropout .3": Arm("advantage_conditioned", TWICE, ConditioningConfig(dropout=0.3, **RECAP)),
-    "conditioned, shuffled": Arm("shuffled_conditioning", TWICE),
+    "conditioned, shuffled": Arm("shuffled_conditioning", TWICE | AWAY),
 }
-METHODS = ("conditioned high", "conditioned high, guidance 2", "weighted", "weighted, drawn by weight")
+METHODS = (
+    "conditioned high",
+    *(f"conditioned{name}" for name in AWAY),
+    "conditioned high, guidance 2",
+    "weighted",
+    "weighted, drawn by weight",
+)
 
 
 PRETRAINED = Arm("behaviour_cloning", PLAIN)

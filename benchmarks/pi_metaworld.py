@@ -270,10 +270,11 @@ def _evaluate(
     """Evaluates the arm's policy as often as it is asked something that is not `known`."""
     todo = {name + suffix: asked for suffix, asked in arm.asked.items() if name + suffix not in known}
     seeds = initial_seeds(config.eval_seed, config.num_eval)
-    for full, (condition, guidance) in todo.items():
-        actor = PiActor(
-            load_pretrained(cell.folder(config) / name / "policy"), config.num_steps, condition, guidance
-        )
+    for full, asked in todo.items():
+        policy = load_pretrained(cell.folder(config) / name / "policy")
+        settings = replace(policy.recipe.settings, guidance_from=asked.away)
+        policy.recipe = replace(policy.recipe, settings=settings)
+        actor = PiActor(policy, config.num_steps, asked.condition, asked.guidance)
         envs = [MetaWorldEnv(config.env, config.max_steps, "compact") for _ in range(NUM_ENVS)]
         found: dict[str, Any] = {
             "mixture": cell.mixture,

@@ -21,7 +21,7 @@ from benchmarks.metaworld import (
     record_path,
     results_records,
 )
-from chunkrl import ChunkLevelOfflineRL
+from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.data.frames import FrameTable
 from chunkrl.demo.arms import CHUNK_RL, TOGETHER
@@ -35,6 +35,7 @@ from chunkrl.report.load_run import load_run
 from chunkrl.report.numbers import percent
 from chunkrl.report.run import render_run
 from chunkrl.report.run_weights import weight_cards
+from chunkrl.run.folder import run_config
 
 
 def _of_before(data: Path, output: Path, **changes: Any) -> Path:
@@ -100,6 +101,17 @@ def test_commands_that_train_resume_with_the_weights_of_their_release(
             del train["balance"]
         (tmp_path / file).write_text(json.dumps(said | {"train": train}))
         assert read_back(tmp_path).train.balance == expected
+
+
+def test_guidance_of_runs_of_before_led_away_from_no_label(tmp_path: Path) -> None:
+    said = as_json(asdict(TrainConfig(objective="advantage_conditioned")))
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    assert run_config(tmp_path / "config.json").conditioning.guidance_from == "lowest"
+    del said["conditioning"]["guidance_from"]
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    assert run_config(tmp_path / "config.json").conditioning.guidance_from == "unlabelled"
+    (tmp_path / "config.json").write_text(json.dumps(said | {"objective": "cross_fitted"}))
+    assert run_config(tmp_path / "config.json").conditioning.guidance_from == "lowest"  # nothing reads it
 
 
 def test_a_run_that_has_no_weights_resumes_as_it_is(tmp_path: Path) -> None:

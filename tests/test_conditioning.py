@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from chunkrl.algorithms.advantage_bins import advantage_bins, forced_high
 from chunkrl.algorithms.conditioned import ConditionedConfig
-from chunkrl.algorithms.conditioning import check_prompts, conditions, drop_labels, texts
+from chunkrl.algorithms.conditioning import check_prompts, conditions, drop_labels, guidance_from, texts
 from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.condition import NO_LABEL, condition_text
@@ -124,12 +124,27 @@ def test_prompts_that_do_not_differ_are_refused() -> None:
         {"positive_share": 1.0},
         {"num_bins": 3, "edges": "fixed", "cuts": (0.5, -0.5)},
         {"dropout": 1.0},
-        {"dropout": 0.0, "guidance": 2.0},
+        {"dropout": 0.0, "guidance": 2.0, "guidance_from": "unlabelled"},
+        {"guidance_from": "negative"},
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict) -> None:
     with pytest.raises(ChunkRLError):
         ConditioningConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "away"),
+    [
+        ({}, "Advantage: negative"),
+        ({"num_bins": 5}, "Advantage: 0"),
+        ({"guidance_from": "unlabelled"}, ""),
+        ({"negatives": "unconditional"}, ""),  # no chunk is trained with a lower label
+        ({"dropout": 0.0, "guidance": 2.0}, "Advantage: negative"),
+    ],
+)
+def test_guidance_leads_away_from_the_lowest_label_that_is_trained(settings: dict, away: str) -> None:
+    assert guidance_from(ConditioningConfig(**settings)) == away
 
 
 def test_labels_are_cut_in_strata_of_places_whoever_was_there() -> None:

@@ -41,10 +41,10 @@ def test_every_arm_may_be_asked_as_it_says() -> None:
     for arm in ARMS.values():
         settings = tiny_recipe("pi05").settings
         if "condition" in arm.objective:
-            settings = replace(settings, condition=HIGH, conditions=(HIGH, LOW))
-        policy = tiny_policy("pi05", replace(tiny_recipe("pi05"), settings=settings))
-        for condition, guidance in arm.asked.values():
-            assert PiActor(policy, 2, condition, guidance).condition == condition
+            settings = replace(settings, condition=HIGH, conditions=(LOW, HIGH))
+        for condition, guidance, away in arm.asked.values():
+            recipe = replace(tiny_recipe("pi05"), settings=replace(settings, guidance_from=away))
+            assert PiActor(tiny_policy("pi05", recipe), 2, condition, guidance).condition == condition
 
 
 def test_a_fresh_clone_goes_on_from_committed_results(tmp_path: Path) -> None:

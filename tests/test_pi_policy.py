@@ -22,7 +22,7 @@ from pi_tiny import (
 )
 from torch import Tensor
 
-from chunkrl.errors import ChunkRLError
+from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.models.pi import PiPolicy
 from chunkrl.models.pi.config import ModelKind
 from chunkrl.types import Observation
@@ -285,6 +285,30 @@ def test_guidance_mixes_the_two_velocities() -> None:
     for weight in (0.0, 2.0, 3.0):
         expected = free + weight * (asked - free)
         assert torch.allclose(chunk("Advantage: positive", weight), expected, atol=1e-4)
+
+
+def test_guidance_leads_away_from_the_condition_of_the_settings() -> None:
+    high, low = "Advantage: positive", "Advantage: negative"
+    recipe = tiny_recipe("pi05", condition=high, conditions=(low, high), guidance_from=low)
+    policy, seen = tiny_policy("pi05", recipe), observation()
+    noise = torch.randn(2, 1, 10, 32, generator=seeded())
+
+    def chunk(condition: str | list[str], guidance: float) -> Tensor:
+        return policy.sample(seen, 1, 1, condition=condition, noise=noise, guidance=guidance).double()
+
+    free, bad, good = chunk("", 1.0), chunk(low, 1.0), chunk(high, 1.0)
+    assert not torch.allclose(free, bad, atol=1e-4)
+    assert torch.allclose(chunk(high, 2.0), bad + 2 * (good - bad), atol=1e-4)
+    # asked for that condition itself, away from none
+    assert torch.allclose(chunk(low, 2.0), free + 2 * (bad - free), atol=1e-4)
+    rows = chunk([high, low], 2.0)
+    assert torch.allclose(rows[0], chunk(high, 2.0)[0], atol=1e-4)
+    assert torch.allclose(rows[1], chunk(low, 2.0)[1], atol=1e-4)
+
+
+def test_guidance_from_what_was_never_trained_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="guidance_from is 'Advantage: 0', which is none"):
+        tiny_recipe("pi05", conditions=("Advantage: negative",), guidance_from="Advantage: 0")
 
 
 def test_the_settings_condition_is_what_is_asked_for() -> None:

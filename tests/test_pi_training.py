@@ -517,10 +517,11 @@ def test_cloning_from_a_conditioned_policy_asks_for_nothing(
     ChunkLevelOfflineRL(settings).train()
     asked = load_pretrained(tmp_path / "a" / "policy").recipe.settings
     assert (asked.condition, asked.guidance) == ("Advantage: positive", 2.0)
+    assert asked.guidance_from == "Advantage: negative"
     again = config(root, tmp_path / "a", tmp_path / "b", "behaviour_cloning", pi0_config="policy")
     ChunkLevelOfflineRL(again).train()
     plain = load_pretrained(tmp_path / "b" / "policy").recipe.settings
-    assert (plain.condition, plain.guidance) == ("", 1.0)
+    assert (plain.condition, plain.guidance, plain.guidance_from) == ("", 1.0, "")
 
 
 def test_old_checkpoints_go_when_newer_are_whole(root: Path, checkpoints: Path, tmp_path: Path) -> None:

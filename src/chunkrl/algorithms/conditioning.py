@@ -23,6 +23,12 @@ def conditions(config: ConditioningConfig) -> tuple[str, ...]:
     return tuple(condition_text(label, config.num_bins) for label in range(lowest, config.num_bins))
 
 
+def guidance_from(config: ConditioningConfig) -> str:
+    """The words of the label that guidance leads away from; empty: the policy without a label."""
+    heard = conditions(config)
+    return heard[0] if config.guidance_from == "lowest" and len(heard) > 1 else ""
+
+
 def drop_labels(labels: torch.Tensor, dropout: float) -> torch.Tensor:
     """labels int [B] with a share `dropout` of them, drawn from torch's global generator, set to `NO_LABEL`."""
     dropped = draw_rows(torch.rand, tuple(labels.shape)) < dropout

@@ -65,6 +65,7 @@ BinEdges = Literal["strata", "quantiles", "fixed"]
 SuccessRule = Literal["mask", "force", "free"]
 Pools = Literal["together", "datasets"]
 Negatives = Literal["labelled", "unconditional"]
+GuidanceFrom = Literal["lowest", "unlabelled"]
 BIN_QUANTILES = {2: (0.65,), 3: (0.35, 0.65), 5: (0.2, 0.4, 0.6, 0.8)}
 _PART = 0.7
 _FIXED = {2: (0.0,), 3: (-0.5, 0.5), 5: (-0.6, -0.2, 0.2, 0.6)}
@@ -97,14 +98,18 @@ class ConditioningConfig:
     negatives: Negatives = "labelled"
     """labelled: chunks below the highest label are trained with theirs; unconditional: without any."""
     dropout: float = 0.1
-    """Share of chunks trained without the advantage: what guidance compares with."""
+    """Share of chunks trained without the advantage: the policy that is asked for nothing."""
     guidance: float = 1.0
     """Scale of classifier-free guidance, saved as the policy's default."""
+    guidance_from: GuidanceFrom = "lowest"
+    """What guidance leads away from: the lowest label (where chunks are trained with it), or the policy without a
+    label, as published; saved with the policy."""
 
     def __post_init__(self) -> None:
         if self.num_bins not in BIN_QUANTILES:
             raise ChunkRLError(f"conditioning.num_bins is {self.num_bins}; use 2, 3 or 5")
         kinds = {"edges": BinEdges, "success": SuccessRule, "pools": Pools, "negatives": Negatives}
+        kinds["guidance_from"] = GuidanceFrom
         for name, allowed in kinds.items():
             if getattr(self, name) not in get_args(allowed):
                 raise ChunkRLError(
@@ -112,10 +117,11 @@ class ConditioningConfig:
                 )
         if not 0 <= self.dropout < 1:
             raise ChunkRLError(f"conditioning.dropout is {self.dropout}; it must lie in [0, 1)")
-        if self.guidance != 1 and self.dropout == 0 and self.negatives == "labelled":
+        unlabelled = self.guidance_from == "unlabelled"
+        if self.guidance != 1 and self.dropout == 0 and self.negatives == "labelled" and unlabelled:
             raise ChunkRLError(
                 "guidance compares with the policy without the label, which conditioning.dropout 0 never trains: "
-                "set it to about 0.1"
+                "set it to about 0.1, or conditioning.guidance_from to lowest"
             )
         if self.positive_share is not None and not 0 < self.positive_share < 1:
             raise ChunkRLError(

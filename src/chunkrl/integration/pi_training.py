@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from chunkrl.algorithms.conditioning import check_prompts, conditions
+from chunkrl.algorithms.conditioning import check_prompts, conditions, guidance_from
 from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.normalize import Statistics
@@ -103,12 +103,15 @@ def _for_data(
         condition="",
         conditions=(),
         guidance=1.0,
+        guidance_from="",
         data_resize=data.resize,
         fps=float(data.fps),
     )
     if conditioning is not None:
         heard = conditions(conditioning)
-        settings = replace(settings, condition=heard[-1], conditions=heard, guidance=conditioning.guidance)
+        away = guidance_from(conditioning)
+        settings = replace(settings, condition=heard[-1], conditions=heard, guidance_from=away)
+        settings = replace(settings, guidance=conditioning.guidance)
     return replace(recipe, settings=settings)
 
 

@@ -153,7 +153,8 @@ class PiFamily(PolicyFamily):
         if settings.condition:
             place = "the state" if settings.condition_place == "end" else "the task"
             facts["asked with"] = f"{settings.condition}, after {place} in the prompt"
-            facts["guidance"] = f"{settings.guidance:g}"
+            away = f", away from {settings.guidance_from}" if settings.guidance_from else ""
+            facts["guidance"] = f"{settings.guidance:g}{away}"
         if settings.conditions:
             facts["trained with"] = "; ".join(settings.conditions)
         facts["normalised by"] = settings.normalization.replace("_", " ")

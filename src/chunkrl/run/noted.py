@@ -39,13 +39,16 @@ def noted_config(
 
 def _as_it_was(config: Training, said: Mapping[str, Any]) -> Training:
     """config, read from `said`, the settings that a run noted: what nothing reads stands at its default, and what is
-    not noted is what that release did. How weights were balanced, and over which starts; labels that were read.
+    not noted is what that release did. How weights were balanced, and over which starts; what guidance led away from;
+    labels that were read.
     """
     config = with_defaults(config, config.unread())  # an earlier release's defaults, or what nothing read
     if config.method.weighs and "balance" not in said:
         config = replace(config, balance=BalanceConfig("none"))
     elif config.method.weighs and config.balance.kind != "none" and "failures" not in said["balance"]:
         config = replace(config, balance=replace(config.balance, failures="together"))
+    if config.method.reads_setting("conditioning") and "guidance_from" not in said.get("conditioning", {}):
+        config = replace(config, conditioning=replace(config.conditioning, guidance_from="unlabelled"))
     if "labels" not in said.get("labels", {}):  # from before files of labels were found
         config = replace(config, labels=replace(config.labels, labels=NO_LABELS), additional_labels=())
     return config

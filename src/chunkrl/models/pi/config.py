@@ -145,6 +145,8 @@ class PiSettings:
     condition_place: "end", after the state (pi*0.6, the advantage-conditioned document), or "task", after the
         task's text: stock LeRobot then runs the policy if the condition is appended to its task string.
     guidance: of classifier-free guidance when acting; 1 is plain conditioning.
+    guidance_from: the condition that guidance leads away from, e.g. "Advantage: negative"; empty: the policy without
+        a condition.
     conditions: all texts that it was trained with, and may be asked for; empty: none, or not known.
     """
 
@@ -161,6 +163,7 @@ class PiSettings:
     condition_place: ConditionPlace = "end"
     guidance: float = 1.0
     conditions: tuple[str, ...] = ()
+    guidance_from: str = ""
     data_resize: Resize | None = None
     fps: float | None = None
 
@@ -189,6 +192,11 @@ class PiSettings:
         if self.conditions and self.condition not in ("", *self.conditions):
             raise CheckpointError(
                 f"condition is {self.condition!r}, which is none of those it was trained with: {self.conditions}"
+            )
+        if self.guidance_from not in ("", *self.conditions):
+            raise CheckpointError(
+                f"guidance_from is {self.guidance_from!r}, which is none of the conditions that it was trained with: "
+                f"{self.conditions}"
             )
         if len(set(self.cameras)) != len(self.cameras):
             raise CheckpointError(f"cameras is {self.cameras}; name each camera once")

@@ -358,8 +358,9 @@ class PiModel(nn.Module):
             prefix: of B observations.
             noise: float32 [B, N, H, A], N chunks per observation.
             times: float32 [flow_steps], see `euler_times`.
-            unconditioned: the same observations without the condition's text, for classifier-free guidance:
-                v = v_unconditioned + guidance (v - v_unconditioned) (arXiv 2207.12598; 2505.23458 for policies).
+            unconditioned: the same observations without the condition's text, or with another one's, for
+                classifier-free guidance: v = v_unconditioned + guidance (v - v_unconditioned) (arXiv 2207.12598;
+                2505.23458 for policies).
             guidance: 1 is plain conditioning.
             guide: what is left of the last chunk, [B, H, A], which all N go on from.
 

@@ -334,8 +334,8 @@ class PiPolicy(nn.Module):
             condition: text the policy is conditioned on; empty for none, None for the settings'.
             generator: on the CPU, so that the same seed gives the same noise on every device.
             noise: standard normal float32 [B, N, H, A] of the model's width, in place of drawing it.
-            guidance: of classifier-free guidance towards the condition; None for the settings'. Other values than
-                1 cost a second prefix pass and twice the denoising.
+            guidance: of classifier-free guidance towards the condition, away from the settings' `guidance_from`;
+                None for the settings'. Other values than 1 cost a second prefix pass and twice the denoising.
             overlap: what is left of the last chunk, which the new ones go on from; not compiled.
 
         Returns:
@@ -347,7 +347,9 @@ class PiPolicy(nn.Module):
         times = euler_times(flow_steps, self.device)
         inputs = self.prepare(observation, condition, self._pad_to)
         guidance = self.recipe.settings.guidance if guidance is None else guidance
-        free = self.with_condition(inputs, observation, "", self._pad_to) if guidance != 1 else None
+        free = None
+        if guidance != 1:
+            free = self.with_condition(inputs, observation, self._guidance_from(condition), self._pad_to)
         shape = (inputs.tokens.shape[0], num_samples, config.horizon, config.action_dim)
         if noise is None:
             noise = torch.randn(shape, generator=generator)
@@ -360,6 +362,14 @@ class PiPolicy(nn.Module):
             guide = Guide.of(overlap, left, self.recipe.settings.action_dim)
             chunks = self._eager_sample(inputs, noise.to(self.device), times, free, guidance, guide)
         return self.actions_from_model(chunks, observation)
+
+    def _guidance_from(self, condition: str | Sequence[str] | None) -> str | list[str]:
+        """What guidance leads away from: the settings' condition; where that is what is asked for, no condition."""
+        settings = self.recipe.settings
+        away = settings.guidance_from
+        if condition is None or isinstance(condition, str):
+            return "" if away == (settings.condition if condition is None else condition) else away
+        return ["" if away == asked else away for asked in condition]
 
     def flow_loss(
         self,
