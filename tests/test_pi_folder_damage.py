@@ -59,6 +59,7 @@ WRONG_SETTINGS: dict[str, tuple[Any, ...]] = {
     "condition": NO_TEXT,
     "condition_place": (*NO_TEXT, "x"),
     "guidance": (*NO_NUMBER, -1),
+    "guidance_from": (*NO_TEXT, "Advantage: negative"),
     "data_resize": (True, "1", [], [1], 1),
     "fps": (True, "1", [], [1], {"a": 1}, math.nan, 0, -1),
     "conditions": (None, True, 1, [1], {"a": 1}),
