@@ -60,6 +60,17 @@ def page_of(chromium: Any, link: str, **settings: Any) -> Iterator[Any]:
     assert faults == [] and all(url.startswith((origin, "data:")) for url in asked)
 
 
+@contextmanager
+def two_browsers(chromium: Any, root: Path) -> Iterator[tuple[Any, Any]]:
+    """Two pages of one data set that is labelled, which know nothing of each other."""
+    with (
+        served(LabelCommand(str(root), page=BROWSER)) as link,
+        page_of(chromium, link) as one,
+        page_of(chromium, link) as two,
+    ):
+        yield one, two
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sets(tmp_path_factory.mktemp("sets"))
@@ -180,12 +191,7 @@ def test_every_key_has_its_line_and_its_button(chromium: Any, written: Path) -> 
 
 @pytest.mark.slow
 def test_of_two_browsers_the_second_is_told_and_sees_what_changed(chromium: Any, tmp_path: Path) -> None:
-    root = write_dataset(tmp_path / "data", random_episodes(3))
-    with (
-        served(LabelCommand(str(root), page=BROWSER)) as link,
-        page_of(chromium, link) as one,
-        page_of(chromium, link) as two,
-    ):
+    with two_browsers(chromium, write_dataset(tmp_path / "data", random_episodes(3))) as (one, two):
         open_episode(one, 1)
         open_episode(two, 1)
         press(one, "s")
@@ -198,12 +204,7 @@ def test_of_two_browsers_the_second_is_told_and_sees_what_changed(chromium: Any,
 
 @pytest.mark.slow
 def test_undo_leaves_what_another_browser_did_later(chromium: Any, tmp_path: Path) -> None:
-    root = write_dataset(tmp_path / "data", random_episodes(3))
-    with (
-        served(LabelCommand(str(root), page=BROWSER)) as link,
-        page_of(chromium, link) as one,
-        page_of(chromium, link) as two,
-    ):
+    with two_browsers(chromium, write_dataset(tmp_path / "data", random_episodes(3))) as (one, two):
         open_episode(one, 1)
         press(one, "s")
         open_episode(one, 0)
