@@ -285,6 +285,17 @@ def test_without_statistics_there_is_nothing_that_stock_lerobot_would_act_with(
     assert load_pretrained(folder).norm_stats is None
 
 
+def test_a_policy_that_is_asked_for_a_label_has_lerobots_files(tmp_path: Path) -> None:
+    """Stock LeRobot knows no labels, and what guidance leads away from is one of them."""
+    labels = ("Advantage: negative", "Advantage: positive")
+    asked = {"condition": labels[1], "conditions": labels, "guidance": 1.5, "guidance_from": labels[0]}
+    recipe = published(condition_place="task", **asked, **STOCK)
+    plain = as_lerobot(recipe).settings
+    assert (plain.condition, plain.conditions, plain.guidance, plain.guidance_from) == ("", (), 1.0, "")
+    assert check_export(written(tmp_path, recipe), recipe, tiny_stats()) == []
+    assert differences(recipe)[-1] == "has no classifier-free guidance"
+
+
 # ---- 7: the condition's place
 
 

@@ -247,6 +247,7 @@ def as_lerobot(recipe: PiRecipe) -> PiRecipe:
             condition="",
             condition_place="end",
             guidance=1.0,
+            guidance_from="",
             conditions=(),
             data_resize=None,
             fps=None,
