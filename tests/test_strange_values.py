@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from lerobot_folder import LeRobotFolder, write_lerobot_folder
 from strange_sets import ALL_SUCCEED, edit_episodes, inspected, says, set_column, trained
 
-from chunkrl.data.outliers import robust_range
+from chunkrl.data.frames import FrameTable
+from chunkrl.data.outliers import outliers, robust_range
+from chunkrl.progress import silent
 
 LENGTHS = (30, 20, 25)
 
@@ -81,6 +83,13 @@ def test_the_range_holds_what_a_normal_distribution_gives(
         assert (values >= low).all() and (values <= high).all()
         factor = 1e4 * max(1.0, abs(shift) / scale)
         assert (low > shift - factor * scale).all() and (high < shift + factor * scale).all()
+
+
+def test_of_a_few_frames_none_is_out_of_proportion(tmp_path: Path) -> None:
+    """A learner's newest shard may hold four, of which the middle nine tenths are two."""
+    (few,) = random_episodes(1, lengths=(4, 5))
+    few["action"][:] = np.array([[-1.1], [-0.249], [-0.248], [1.5]], np.float32)
+    assert outliers(FrameTable.open(write_dataset(tmp_path, [few]), progress=silent)) == []
 
 
 def write_statistics(folder: LeRobotFolder, where: str, columns: dict[str, np.ndarray]) -> str:

@@ -13,6 +13,7 @@ WIDTHS, TYPICAL_WIDTHS = 100.0, 10.0
 """How far beyond the middle nine tenths of its values a dimension may go: in widths of those, and in widths that are
 typical of all dimensions."""
 _RARE = 0.01
+MIN_ROWS = 20  # of fewer the middle nine tenths leave out none, or too many to speak of the others
 _SAMPLE_ROWS = 2**17
 
 
@@ -24,7 +25,7 @@ def outliers(table: FrameTable) -> list[Problem]:
         ("action", table.action, description.action_names),
         ("state", table.state, description.state_names),
     ):
-        if values is None:
+        if values is None or len(values) < MIN_ROWS:
             continue
         low, high = robust_range(values)
         for dim, rows in _outside(values, low, high).items():
