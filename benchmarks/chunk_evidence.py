@@ -22,7 +22,7 @@ from chunkrl.algorithms.advantages import step_rewards
 from chunkrl.algorithms.balance import make_strata
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.algorithms.values_io import load_values
-from chunkrl.algorithms.weights import WeightRule, to_weights
+from chunkrl.algorithms.weights import WeightRule, normalized, to_weights
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.run.build import open_data
 from chunkrl.run.folder import run_config
@@ -61,15 +61,14 @@ def read_successes(run: Path) -> Successes:
     index = strata.index[good]
     totals = np.bincount(index, weights=labels.advantage[good], minlength=strata.num)
     mean = totals / np.maximum(np.bincount(index, minlength=strata.num), 1)
-    carried = weight[good].astype(np.float64)
     state, chunk = _read(data, good)
     return Successes(
         advantage=labels.advantage[good] - mean[index],
         state=np.clip(_in_deviations(state), -4, 4),
         chunk=_in_deviations(chunk),
-        episode=np.searchsorted(data.segments.ends, data.starts[good], side="right"),
+        episode=np.asarray(data.episode)[good],
         task=np.asarray(data.task)[good],
-        size=float(carried.sum() ** 2 / (carried**2).sum() / len(carried)),
+        size=normalized(weight[good], None)[1],
     )
 
 

@@ -108,8 +108,13 @@ class ConditioningConfig:
     def __post_init__(self) -> None:
         if self.num_bins not in BIN_QUANTILES:
             raise ChunkRLError(f"conditioning.num_bins is {self.num_bins}; use 2, 3 or 5")
-        kinds = {"edges": BinEdges, "success": SuccessRule, "pools": Pools, "negatives": Negatives}
-        kinds["guidance_from"] = GuidanceFrom
+        kinds = {
+            "edges": BinEdges,
+            "success": SuccessRule,
+            "pools": Pools,
+            "negatives": Negatives,
+            "guidance_from": GuidanceFrom,
+        }
         for name, allowed in kinds.items():
             if getattr(self, name) not in get_args(allowed):
                 raise ChunkRLError(

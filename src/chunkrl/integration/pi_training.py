@@ -109,9 +109,8 @@ def _for_data(
     )
     if conditioning is not None:
         heard = conditions(conditioning)
-        away = guidance_from(conditioning)
-        settings = replace(settings, condition=heard[-1], conditions=heard, guidance_from=away)
-        settings = replace(settings, guidance=conditioning.guidance)
+        asked = {"guidance": conditioning.guidance, "guidance_from": guidance_from(conditioning)}
+        settings = replace(settings, condition=heard[-1], conditions=heard, **asked)
     return replace(recipe, settings=settings)
 
 
