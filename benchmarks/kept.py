@@ -21,10 +21,8 @@ def check_settings(folder: Path, settings: Mapping[str, Any], kept: str) -> None
     Raises:
         ChunkRLError: it was made with other settings, or does not say with which.
     """
-    path, now = (
-        folder / SETTINGS_FILE,
-        json.loads(json.dumps(settings)),
-    )  # tuples as lists, as they are read back
+    path = folder / SETTINGS_FILE
+    now = json.loads(json.dumps(settings))  # tuples as lists, as they are read back
     if path.is_file():
         known = json.loads(path.read_text())
         wrong = sorted(name for name in known.keys() | now.keys() if known.get(name) != now.get(name))
