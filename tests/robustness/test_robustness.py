@@ -79,6 +79,8 @@ def _job(what: str, folder: Path, note: Any) -> str:
         time.sleep(3600)
     elif what == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "faults":
+        os.kill(os.getpid(), signal.SIGSEGV)
     elif what == "takes all memory":
         return str(len(bytearray(2**40)))
     assert not list(folder.iterdir())
@@ -87,10 +89,14 @@ def _job(what: str, folder: Path, note: Any) -> str:
 
 
 def test_jobs_that_hang_or_die_are_told_and_the_others_go_on(tmp_path: Path) -> None:
-    jobs = ["one", "hangs", "two", "dies", "three", "takes all memory", "four"]
+    jobs = ["one", "hangs", "two", "dies", "three", "takes all memory", "faults", "four"]
     answers = {a.job: a for a in run_jobs(_job, jobs, 2, 1.5, tmp_path)}
     assert {a.value for a in answers.values() if a.value} == {"one", "two", "three", "four"}
     assert answers["hangs"].died == "hang" and answers["hangs"].note == "begun: hangs"
+    assert (
+        answers["faults"].died.startswith("ended with -11\nFatal Python error")
+        and "_job" in answers["faults"].died
+    )
     assert answers["dies"].died == "ended with -9" and "MemoryError" in answers["takes all memory"].died
 
 

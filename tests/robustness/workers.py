@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import resource
 import shutil
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +41,36 @@ class Answer:
 Function = Callable[[Any, Path, Callable[[Any], None]], Any]
 
 
+def _server(module: str) -> ForkServerContext:
+    """Forks from a process that has imported `module`, which takes seconds, and done nothing since.
+
+    A fork of a process whose other threads hold locks, as one of pytest after other tests, ends in a segmentation
+    fault or a deadlock now and then.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # of what it imports Python 3.11 tells it nothing
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    return context
+
+
 class _Worker:
     def __init__(self, function: Function, scratch: Path) -> None:
         self.function = function
-        context = multiprocessing.get_context("fork")  # torch takes seconds to import
+        context = _server(function.__module__)
         self.connection, theirs = context.Pipe()
         self.scratch = scratch
-        self.process = context.Process(target=_serve, args=(function, theirs, scratch), daemon=True)
+        self.faults = scratch.with_name(f"{scratch.name}-faults.txt")
+        self.process = context.Process(
+            target=_serve, args=(function, theirs, scratch, self.faults), daemon=True
+        )
         self.process.start()
         theirs.close()
         self.job: Any = None
@@ -58,6 +85,12 @@ class _Worker:
         """Of its job."""
         return Answer(self.job, value, died, self.note, time.monotonic() - self.since)
 
+    def death(self) -> str:
+        """How it ended, and where if by a fault."""
+        self.process.join()
+        where = self.faults.read_text(errors="replace") if self.faults.exists() else ""
+        return f"ended with {self.process.exitcode}" + (f"\n{where}" if where else "")
+
     def again(self) -> _Worker:
         """A fresh one in its place."""
         self.end()
@@ -70,8 +103,10 @@ class _Worker:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
 
-def _serve(function: Function, connection: Connection, scratch: Path) -> None:
+def _serve(function: Function, connection: Connection, scratch: Path, faults: Path) -> None:
     parent = os.getppid()
+    faults.parent.mkdir(parents=True, exist_ok=True)
+    faulthandler.enable(faults.open("w"))
     for number in (signal.SIGINT, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -110,7 +145,7 @@ def run_jobs(
     limit_s: float,
     scratch: Path,
 ) -> Iterator[Answer]:
-    """`function(job, folder, note)` of every job, in processes forked from this one, in the order they end.
+    """`function(job, folder, note)` of every job, in processes of their own, in the order they end.
 
     folder: of its own, empty. note: takes what the answer should say even where the job does not end.
 
@@ -139,8 +174,7 @@ def run_jobs(
                 try:
                     sort, value = connection.recv()
                 except EOFError:
-                    worker.process.join()
-                    sort, value = "died", f"ended with {worker.process.exitcode}"
+                    sort, value = "died", worker.death()
                     workers[place] = worker.again()
                 if sort == "note":
                     worker.note, worker.since = value, time.monotonic()
