@@ -28,6 +28,7 @@ import torch
 import tyro
 
 from benchmarks.iterate_tables import markdown, packed, summarize, unpacked
+from benchmarks.kept import refuse_other_settings
 from chunkrl.collect.command import CollectConfig, collect_dataset
 from chunkrl.envs.libero_tasks import InitialStates
 from chunkrl.envs.registry import asset_fingerprint, expand
@@ -294,11 +295,8 @@ def known_record(part: Part) -> dict[str, Any] | None:
     for record in entry.get("records", []):
         if record["seed"] == part.seed:
             now = _settings(part.name)
-            if wrong := [name for name in now if entry.get(name) != now[name]]:
-                raise ChunkRLError(
-                    f"{part.name}, seed {part.seed}, in {path} was run with other settings ({', '.join(wrong)}): use "
-                    "another --results and --output-dir"
-                )
+            wrong = [name for name in now if entry.get(name) != now[name]]
+            refuse_other_settings(f"{part.name}, seed {part.seed}, in {path}", wrong)
             return unpacked(record)
     return None
 

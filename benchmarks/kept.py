@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,18 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.files.atomic import write_text
 
 SETTINGS_FILE = "settings.json"
+
+
+def refuse_other_settings(record: str, wrong: Sequence[str]) -> None:
+    """record: which it is, for people. wrong: the settings in which it is not what is asked for now.
+
+    Raises:
+        ChunkRLError: there are any.
+    """
+    if wrong:
+        raise ChunkRLError(
+            f"{record} was run with other settings ({', '.join(wrong)}): use another --results and --output-dir"
+        )
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any], kept: str) -> None:

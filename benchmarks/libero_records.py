@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kept import refuse_other_settings
 from benchmarks.metaworld import arm_settings, differs
 from chunkrl.demo.arms import Arm
 from chunkrl.errors import ChunkRLError
@@ -49,11 +50,7 @@ class Records:
             made = self._arms.get(record["arm"])
             wrong = ["arm"] if made is None else differs(record, made)
             wrong += [name for name in settings if known["settings"].get(name) != settings[name]]
-            if wrong:
-                raise ChunkRLError(
-                    f"{record['arm']}, seed {record['seed']}, in {path} was run with other settings "
-                    f"({', '.join(wrong)}): use another --results and --output-dir"
-                )
+            refuse_other_settings(f"{record['arm']}, seed {record['seed']}, in {path}", wrong)
             outcomes = {
                 task: [
                     (digit == "1", steps) for digit, steps in zip(row, record["num_steps"][task], strict=True)

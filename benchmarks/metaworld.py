@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from benchmarks.kept import refuse_other_settings
 from benchmarks.rabc import by_time, by_value
 from benchmarks.speed_tables import speed_of, speed_table
 from chunkrl.algorithms.registry import METHODS
@@ -197,11 +198,8 @@ def known_records(
             same = ("data_seed", "eval_seed", "batch_size", "policy_updates")
             wrong = [name for name in same if record[name] != getattr(job, name)]
             wrong += differs(record, made)
-            if wrong or len(record["success"]) != job.num_eval:
-                raise ChunkRLError(
-                    f"{arm} on {job.task}, seed {job.train_seed}, was run with other settings "
-                    f"({', '.join(wrong) or 'initial states'}): use another --output-dir and --results"
-                )
+            wrong += ["initial states"] if len(record["success"]) != job.num_eval else []
+            refuse_other_settings(f"{arm} on {job.task}, seed {job.train_seed},", wrong)
             found[key] = record
     return found
 

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import tyro
 
+from benchmarks.kept import refuse_other_settings
 from benchmarks.pi_arms import ARMS, PRETRAINED, Arm, by_question
 from benchmarks.pi_tables import markdown, summarize
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
@@ -313,11 +314,7 @@ def known_records(config: BenchmarkConfig) -> dict[Key, dict[str, Any]]:
                 continue
             now = _settings(config, cell, arm)
             wrong = [field for field in now if record["settings"].get(field) != now[field]]
-            if wrong:
-                raise ChunkRLError(
-                    f"{name} on {cell.mixture}, seed {cell.seed}, was run with other settings "
-                    f"({', '.join(wrong)}): use another --output-dir and --results"
-                )
+            refuse_other_settings(f"{name} on {cell.mixture}, seed {cell.seed},", wrong)
             found[key] = record
     return found
 

@@ -388,6 +388,7 @@ def test_a_pi_policy_is_asked_for_what_it_was_trained_with() -> None:
     recipe = tiny_recipe("pi05", condition=texts[-1], conditions=texts, guidance=1.5)
     actor = PiActor(tiny_policy("pi05", recipe))
     assert (actor.condition, actor.guidance, actor.flow_steps) == (texts[-1], 1.5, 10)
+    assert actor.guidance_from == ""
     good = actor.act(pi_row())
     actor.ask(texts[0], guidance=2, flow_steps=3)
     assert (actor.condition, actor.guidance, actor.flow_steps) == (texts[0], 2, 3)
@@ -396,11 +397,27 @@ def test_a_pi_policy_is_asked_for_what_it_was_trained_with() -> None:
         ({"condition": "Advantage: neutral"}, "is not what"),
         ({"condition": "", "guidance": 2.0}, "leads towards a condition"),
         ({"guidance": -1.0}, "must not be negative"),
+        ({"condition": texts[1], "guidance_from": "Advantage: neutral"}, "guidance_from .* is not what"),
+        ({"condition": texts[1], "guidance_from": texts[1]}, "changes nothing, since that is what"),
+        (
+            {"condition": texts[1], "guidance_from": texts[0], "guidance": 1.0},
+            "changes nothing, since guidance is 1",
+        ),
     )
     for wrong, message in cases:
         with pytest.raises(ChunkRLError, match=message):
             actor.ask(**wrong)
         assert actor.condition == texts[0]
+    actor.ask(guidance_from=texts[0])
+    assert actor.guidance_from == texts[0]
+    assert not torch.equal(actor.act(pi_row()), good)
+    settings = replace(recipe.settings, guidance_from=texts[0])
+    saved = PiActor(tiny_policy("pi05", replace(recipe, settings=settings)))
+    assert saved.guidance_from == texts[0] and torch.equal(saved.act(pi_row()), actor.act(pi_row()))
+    saved.ask(guidance_from="")
+    assert saved.guidance_from == "" and torch.equal(saved.act(pi_row()), good)
+    saved.ask(guidance=1)
+    assert saved.guidance_from is None
     actor.ask("")
     assert not torch.equal(actor.act(pi_row()), good)
     actor.ask()

@@ -178,12 +178,12 @@ def test_records_of_an_arm_that_meant_something_else_are_refused(tmp_path: Path)
     del made["balance"]["failures"]  # a record of before failures could be apart: they were together
     path.write_text(json.dumps(_record(config, settings=made)))
     assert len(known_records(config, [replace(TOGETHER, name="chunk_rl")])) == 1
-    with pytest.raises(ChunkRLError, match=r"other settings \(balance.failures\): use another --output-dir"):
+    with pytest.raises(ChunkRLError, match=r"other settings \(balance.failures\): use another --results"):
         known_records(config, [CHUNK_RL])
     made = arm_settings(CHUNK_RL)
     made["balance"]["time_bins"] = 16
     path.write_text(json.dumps(_record(config, settings=made)))
-    with pytest.raises(ChunkRLError, match=r"other settings \(balance.time_bins\): use another --output-dir"):
+    with pytest.raises(ChunkRLError, match=r"other settings \(balance.time_bins\): use another --results"):
         known_records(config, [CHUNK_RL])
 
 

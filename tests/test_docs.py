@@ -41,7 +41,13 @@ LEROBOT = (
     "--inference.type",
     "--robot.type",
 )
-LEROBOT += ("--policy.condition", "--policy.guidance", "--policy.path", "--policy.type")
+LEROBOT += (
+    "--policy.condition",
+    "--policy.guidance",
+    "--policy.guidance_from",
+    "--policy.path",
+    "--policy.type",
+)
 LIBERO_BENCHMARKS = ("--suites", "--num-states", "--datasets")
 
 

@@ -306,6 +306,10 @@ def test_result_and_page_say_the_numbers(tmp_path: Path) -> None:
     noted = on_libero.settings
     assert noted.differences(replace(noted, assets="")) == ()  # made before assets were noted
     assert noted.differences(replace(noted, assets="5a")) == ("assets",)
+    led = replace(noted, guidance_from="Advantage: negative")
+    assert noted.differences(led) == () and led.differences(replace(led, guidance_from="")) == (
+        "guidance_from",
+    )
     assert noted.differences(replace(noted, initial="sampled")) == (
         "initial",
     )  # those of before are official

@@ -73,7 +73,7 @@ def test_the_result_names_what_was_asked(
     assert [found[name] for name in named] == [POSITIVE, 1.5, 10, "compact", 0, "mode", 3]
     assert [episode["num_steps"] for episode in found["episodes"]] == [6, 6]
     shown = capsys.readouterr().out
-    assert f"asked for {POSITIVE!r} at guidance 1.5" in shown
+    assert f"asked for {POSITIVE!r} at guidance 1.5, away from none" in shown
     assert "3 actions of each chunk executed, chosen by mode (the flow from zero noise)" in shown
     assert (
         "chunk chosen by</dt><dd>mode (the flow from zero noise)"
@@ -84,6 +84,11 @@ def test_the_result_names_what_was_asked(
     assert [found[name] for name in named[:3]] == ["Advantage: negative", 2.0, 3]
     assert found["mode"] == "sample" and "chosen by sample" in capsys.readouterr().out
     assert evaluated(folder, tmp_path / "c", "--condition", "")["condition"] == ""
+    found = evaluated(folder, tmp_path / "d", "--guidance-from", "Advantage: negative")
+    assert (found["guidance"], found["guidance_from"]) == (1.5, "Advantage: negative")
+    assert "at guidance 1.5, away from 'Advantage: negative'" in capsys.readouterr().out
+    assert evaluated(folder, tmp_path / "e", "--guidance", "1")["guidance_from"] is None
+    assert "at guidance 1\n" in capsys.readouterr().out
 
 
 def test_the_asked_condition_reaches_the_prompt(
@@ -124,6 +129,7 @@ def test_what_cannot_be_asked_of_a_pi_policy(folder: Path, capsys: pytest.Captur
         ("--condition", "positive"): "was trained with (with 'Advantage: negative'",
         ("--condition", "", "--guidance", "2"): "guidance leads towards a condition",
         ("--guidance", "-1"): "must not be negative",
+        ("--guidance-from", POSITIVE): "changes nothing, since that is what the policy is asked for",
         ("--mode", "best_of_n"): "train with --train-q or --objective iql",
         ("--camera-size", "32"): "this one has none",
         ("--flow-steps", "0"): "at least one step",

@@ -27,8 +27,8 @@ class ChunkRLConfig(PreTrainedConfig):
     """How the policy acts; None: as it was saved.
 
     chunk_size: H, which the policy's folder decides. n_action_steps: of a chunk that are executed.
-    condition, guidance, flow_steps: of pi policies, the condition in the prompt ("" for none), guidance towards it
-        and Euler steps.
+    condition, guidance, guidance_from, flow_steps: of pi policies, the condition in the prompt ("" for none),
+        guidance towards it, the condition that it leads away from ("" for none) and Euler steps.
     mode: `mode`, `sample` or `best_of_n`, of `num_candidates`; the noise is drawn from `seed`.
     rtc_config: set by LeRobot.
     """
@@ -37,6 +37,7 @@ class ChunkRLConfig(PreTrainedConfig):
     n_action_steps: int = 0
     condition: str | None = None
     guidance: float | None = None
+    guidance_from: str | None = None
     flow_steps: int | None = None
     mode: str = "mode"
     num_candidates: int = 16

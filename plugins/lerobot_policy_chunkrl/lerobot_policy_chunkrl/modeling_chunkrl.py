@@ -15,7 +15,7 @@ from torch import Tensor
 from chunkrl import load_policy
 from chunkrl.errors import CheckpointError, ChunkRLError, ObservationError
 from chunkrl.integration.lerobot_frames import lerobot_observation
-from chunkrl.models.acting_policy import ActingPolicy
+from chunkrl.models.acting_policy import ASKED, ActingPolicy
 from chunkrl.models.overlap import Overlap
 from chunkrl.models.plugin_files import ACTION, STATE, feature_key, features
 from chunkrl.types import Observation
@@ -43,9 +43,7 @@ class ChunkRLPolicy(PreTrainedPolicy):
         self.network = actor.policy  # registered, so that LeRobot moves and counts it
         self._q = getattr(actor, "q", None)  # best-of-N's, if it is a module
         asked = _Asked(config)
-        if any(value is not None for value in (config.condition, config.guidance, config.flow_steps)) or (
-            config.mode == "best_of_n"
-        ):
+        if config.mode == "best_of_n" or any(getattr(asked, name) is not None for name in ASKED):
             actor.ask_as(asked)
         self._generators: list[torch.Generator] = []
         self._queue: deque[Tensor] = deque()
@@ -208,7 +206,8 @@ class _Asked:
     def __init__(self, config: ChunkRLConfig) -> None:
         self.policy = str(config.pretrained_path or "the policy")
         self.mode = config.mode
-        self.condition, self.guidance, self.flow_steps = config.condition, config.guidance, config.flow_steps
+        self.condition, self.guidance = config.condition, config.guidance
+        self.guidance_from, self.flow_steps = config.guidance_from, config.flow_steps
 
 
 def _check_config(folder: Path, config: ChunkRLConfig, actor: ActingPolicy) -> None:

@@ -21,6 +21,7 @@ from chunkrl.evaluation.evaluation_result import (
     Rate,
     suite_rate,
     task_rate,
+    told_condition,
     told_mode,
     write_evaluation,
 )
@@ -208,8 +209,8 @@ def format_evaluation(evaluation: Evaluation) -> str:
     """One line per task, then the suite."""
     settings = evaluation.settings
     how = f"{settings.exec_steps} actions of each chunk executed, chosen by {told_mode(settings)}"
-    if settings.condition:
-        how += f", asked for {settings.condition!r} at guidance {settings.guidance:g}"
+    if asked := told_condition(settings):
+        how += f", asked for {asked}"
     if evaluation.num_restarts:
         how += f", {evaluation.num_restarts} simulators lost and their episodes begun again"
 

@@ -23,7 +23,8 @@ from chunkrl.statistics import Interval, wilson_interval
 RESULT_FILE = "result.json"
 _VERSION = 1
 _CURE = "evaluate again (chunkrl evaluate)"
-_NOTED_LATER = ("assets", "opengl", "device")
+_UNKNOWN = {"assets": "", "opengl": "", "device": "", "guidance_from": None}
+"""What settings that were noted later are in results of before."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class EvaluationSettings:
     policy: the folder as given, for people; fingerprint: of its contents. envs: the tasks, in order.
     num_episodes: a task. seed: determines initial states and noise. max_steps: each task's time limit.
     exec_steps: actions executed of each chunk of `horizon`. mode, num_candidates: how chunks are chosen.
-    condition, guidance, flow_steps: what a pi policy was asked for. state, camera_size, rendering: what was observed.
+    condition, guidance, guidance_from, flow_steps: what a pi policy was asked for, the third None at guidance 1,
+    which leads away from nothing, and in results of before it was recorded.
+    state, camera_size, rendering: what was observed.
     rename: (environment's name, policy's name) of cameras. batch_size: observations per policy call.
     assets: fingerprint of LIBERO's meshes and textures; "" where the simulator's package brings them along.
     opengl: what drew the images that the policy saw; "" where it saw none, or none that OpenGL draws.
@@ -63,14 +66,25 @@ class EvaluationSettings:
     opengl: str = ""
     device: str = ""
     initial: InitialStates = "official"
+    guidance_from: str | None = None
 
     def differences(self, other: EvaluationSettings) -> tuple[str, ...]:
         """Names of the settings in which another evaluation differs; the folder's name alone is no difference, nor
         is what one of them does not know (it was made before that was noted)."""
         mine, others = asdict(self), asdict(other)
-        unknown = [name for name in _NOTED_LATER if not (mine[name] and others[name])]
+        unknown = [name for name, absent in _UNKNOWN.items() if absent in (mine[name], others[name])]
         ignored = {"policy", *unknown}
         return tuple(name for name in mine if name not in ignored and mine[name] != others[name])
+
+
+def told_condition(settings: EvaluationSettings) -> str:
+    """What a pi policy was asked for, for people; "" for nothing."""
+    if not settings.condition:
+        return ""
+    away = {None: "", "": ", away from none"}.get(
+        settings.guidance_from, f", away from {settings.guidance_from!r}"
+    )
+    return f"{settings.condition!r} at guidance {settings.guidance:g}{away}"
 
 
 def told_mode(settings: EvaluationSettings) -> str:

@@ -14,7 +14,7 @@ from chunkrl.models.config import ActionMode
 from chunkrl.models.overlap import Overlap
 from chunkrl.types import Observation
 
-ASKED = ("condition", "guidance", "flow_steps")
+ASKED = ("condition", "guidance", "guidance_from", "flow_steps")
 """What `ActingPolicy.ask_as` takes from a command."""
 
 
@@ -39,6 +39,11 @@ class Asked(Protocol):
     @property
     def guidance(self) -> float | None:
         """Towards the condition."""
+        ...
+
+    @property
+    def guidance_from(self) -> str | None:
+        """The condition that guidance leads away from; "" for the policy without one."""
         ...
 
     @property
@@ -145,7 +150,7 @@ class ActingPolicy(Protocol):
         ...
 
     def ask_as(self, asked: Asked) -> dict[str, Any]:
-        """Sets what it is asked for, and returns it: condition, guidance, flow_steps (None of what it has not).
+        """Sets what it is asked for, and returns it, by the names in `ASKED` (None of what it has not).
 
         Raises:
             ChunkRLError: it has no such thing, or was not trained with it.

@@ -16,6 +16,7 @@ from chunkrl.evaluation.compare import arm_results, few_states, group
 from chunkrl.evaluation.evaluation_result import Evaluation, EvaluationSettings, read_evaluation, told_mode
 from chunkrl.evaluation.results import by_task, compare_arms
 from chunkrl.files.json_files import as_json, read_json
+from chunkrl.models.acting_policy import ASKED
 from chunkrl.models.plugin_files import CONFIG_FILE, PLUGIN_TYPE
 from chunkrl.policies.registry import family_in
 from chunkrl.report import markdown
@@ -298,7 +299,7 @@ def _asked(found: Mapping[str, Evaluation], name: str) -> dict[str, str]:
             for other, text in ((other, told_mode(e.settings)) for other, e in found.items())
         ),
     }
-    for setting in ("condition", "guidance", "flow_steps"):
+    for setting in ASKED:
         if getattr(settings, setting) is not None:
             facts[setting.replace("_", " ")] = str(getattr(settings, setting))
     return facts

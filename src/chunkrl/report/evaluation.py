@@ -14,6 +14,7 @@ from chunkrl.evaluation.evaluation_result import (
     Rate,
     suite_rate,
     task_rate,
+    told_condition,
     told_mode,
 )
 from chunkrl.evaluation.evaluation_videos import MIME
@@ -201,9 +202,7 @@ def _facts(evaluation: Evaluation) -> dict[str, str]:
     }
     if settings.flow_steps is not None:
         facts["Euler steps"] = str(settings.flow_steps)
-        facts["asked for"] = (
-            f"{settings.condition!r} at guidance {settings.guidance:g}" if settings.condition else "nothing"
-        )
+        facts["asked for"] = told_condition(settings) or "nothing"
     if settings.assets:
         facts["meshes and textures"] = settings.assets
     if settings.device:

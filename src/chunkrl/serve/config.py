@@ -72,6 +72,9 @@ class ServeCommand:
     """What a pi policy is asked for, e.g. "Advantage: negative"; "" for nothing; default: what it was saved with."""
     guidance: float | None = None
     """Classifier-free guidance of a pi policy towards the condition; default: what it was saved with."""
+    guidance_from: str | None = None
+    """The condition that guidance leads away from, e.g. "Advantage: negative"; "" for the policy asked for nothing;
+    default: what it was saved with."""
     flow_steps: int | None = None
     """Euler steps of a pi policy; default 10."""
     seed: int = 0

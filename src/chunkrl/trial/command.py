@@ -193,6 +193,7 @@ def _settings(
         mode=command.mode,
         condition=command.condition,
         guidance=command.guidance,
+        guidance_from=command.guidance_from,
         flow_steps=command.flow_steps,
         camera_size=command.camera_size,
         rate_hz=command.rate_hz,

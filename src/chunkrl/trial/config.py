@@ -57,6 +57,9 @@ class TrialCommand:
     """What pi policies are asked for; default: what they were saved with."""
     guidance: float | None = None
     """Classifier-free guidance of pi policies towards the condition; default: what they were saved with."""
+    guidance_from: str | None = None
+    """The condition that guidance leads away from; "" for the policies asked for nothing; default: what they were
+    saved with."""
     flow_steps: int | None = None
     """Euler steps of pi policies; default 10."""
     device: str = "auto"
@@ -105,6 +108,7 @@ class TrialCommand:
             mode=self.mode,
             condition=self.condition,
             guidance=self.guidance,
+            guidance_from=self.guidance_from,
             flow_steps=self.flow_steps,
             device=self.device,
             seed=self.seed,

@@ -55,6 +55,7 @@ class TrialSettings:
     camera_size: int | None
     rate_hz: float | None
     device: str
+    guidance_from: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.policies) < 2 or not 0 < self.error < 1 or min(self.fps, self.max_steps) <= 0:

@@ -39,11 +39,13 @@ class ChunkScorer(Protocol):
 class PiActor:
     """Chunks [B, H, A] in the data's units from batched observations. takes: what it takes.
 
-    condition, guidance, flow_steps: what it is asked for (`ask`). q: for best-of-N.
+    condition, guidance, guidance_from, flow_steps: what it is asked for (`ask`); the third is None at guidance 1.
+    q: for best-of-N.
     """
 
     condition: str
     guidance: float
+    guidance_from: str | None
     flow_steps: int
 
     def __init__(
@@ -63,25 +65,25 @@ class PiActor:
         )
 
     def ask(
-        self, condition: str | None = None, guidance: float | None = None, flow_steps: int | None = None
+        self,
+        condition: str | None = None,
+        guidance: float | None = None,
+        flow_steps: int | None = None,
+        guidance_from: str | None = None,
     ) -> None:
         """From now on `act` asks for this; what is None is as the policy was saved.
 
         condition: a text that it was trained with ("Advantage: negative"), or "" for nothing. guidance: towards the
-        condition, from 0; 1 is the condition alone. flow_steps: Euler steps.
+        condition, from 0; 1 is the condition alone. guidance_from: the condition that it leads away from, or "" for
+        none. flow_steps: Euler steps.
 
         Raises:
-            ChunkRLError: it was not trained with the condition, or guidance leads nowhere.
+            ChunkRLError: it was not trained with a condition, or guidance leads nowhere or is not read.
         """
         settings = self.policy.recipe.settings
         known = ("", *settings.conditions) if settings.conditions else conditions_beside(settings.condition)
         condition = settings.condition if condition is None else condition
-        if condition not in known:
-            trained = "without any" if known == ("",) else f"with {', '.join(repr(c) for c in known if c)}"
-            raise ChunkRLError(
-                f"condition {condition!r} is not what {self.policy.source} was trained with ({trained}): give one of "
-                'these, or "" to ask for nothing'
-            )
+        self._check_known("condition", condition, known)
         if guidance is not None and not condition:
             raise ChunkRLError(
                 "guidance leads towards a condition, and the policy is asked for none: leave it out, or take a "
@@ -90,8 +92,27 @@ class PiActor:
         guidance = settings.guidance if guidance is None else guidance
         if not 0 <= guidance < math.inf:
             raise ChunkRLError(f"guidance is {guidance}; it must not be negative, and finite")
+        if guidance_from is not None:
+            self._check_known("guidance_from", guidance_from, known)
+            if guidance == 1 or guidance_from == condition:
+                reason = "guidance is 1" if guidance == 1 else "that is what the policy is asked for"
+                raise ChunkRLError(
+                    f"guidance_from {guidance_from!r} changes nothing, since {reason}: give another, with another "
+                    "guidance, or leave it out"
+                )
         self.condition, self.guidance = condition, guidance
+        self.guidance_from = None if guidance == 1 else self.policy.guidance_from(condition, guidance_from)
         self.flow_steps = DEFAULT_FLOW_STEPS if flow_steps is None else flow_steps
+
+    def _check_known(self, setting: str, text: str, known: Sequence[str]) -> None:
+        if text not in known:
+            trained = (
+                "without any" if tuple(known) == ("",) else f"with {', '.join(repr(c) for c in known if c)}"
+            )
+            raise ChunkRLError(
+                f"{setting} {text!r} is not what {self.policy.source} was trained with ({trained}): give one of "
+                'these, or "" for none'
+            )
 
     @property
     def action_horizon(self) -> int:
@@ -162,6 +183,7 @@ class PiActor:
             condition=self.condition,
             noise=draw_noise(mode, generators, taken.batch_size, (1, config.horizon, config.action_dim)),
             guidance=self.guidance,
+            guidance_from=self.guidance_from,
             overlap=overlap,
         )[:, 0]
 
@@ -175,7 +197,7 @@ class PiActor:
         """See `ActingPolicy.ask_as`."""
         if asked.mode == "best_of_n" and self.q is None:
             raise ChunkRLError(NO_Q)
-        self.ask(asked.condition, asked.guidance, asked.flow_steps)
+        self.ask(asked.condition, asked.guidance, asked.flow_steps, asked.guidance_from)
         return {name: getattr(self, name) for name in ASKED}
 
     def identity(self) -> str:
@@ -218,6 +240,7 @@ class PiActor:
             condition=self.condition,
             noise=noise,
             guidance=self.guidance,
+            guidance_from=self.guidance_from,
         )
         if mode == "best_of_n":
             assert self.q is not None

@@ -324,6 +324,7 @@ class PiPolicy(nn.Module):
         noise: Tensor | None = None,
         guidance: float | None = None,
         overlap: Overlap | None = None,
+        guidance_from: str | None = None,
     ) -> Tensor:
         """Action chunks for a batched observation; the prefix is computed once for all samples and steps.
 
@@ -334,9 +335,10 @@ class PiPolicy(nn.Module):
             condition: text the policy is conditioned on; empty for none, None for the settings'.
             generator: on the CPU, so that the same seed gives the same noise on every device.
             noise: standard normal float32 [B, N, H, A] of the model's width, in place of drawing it.
-            guidance: of classifier-free guidance towards the condition, away from the settings' `guidance_from`;
-                None for the settings'. Other values than 1 cost a second prefix pass and twice the denoising.
+            guidance: of classifier-free guidance towards the condition; None for the settings'. Other
+                values than 1 cost a second prefix pass and twice the denoising.
             overlap: what is left of the last chunk, which the new ones go on from; not compiled.
+            guidance_from: the condition that guidance leads away from; empty for none, None for the settings'.
 
         Returns:
             float32 [B, N, H, action_dim] in the data's units.
@@ -349,7 +351,9 @@ class PiPolicy(nn.Module):
         guidance = self.recipe.settings.guidance if guidance is None else guidance
         free = None
         if guidance != 1:
-            free = self.with_condition(inputs, observation, self._guidance_from(condition), self._pad_to)
+            free = self.with_condition(
+                inputs, observation, self._away(condition, guidance_from), self._pad_to
+            )
         shape = (inputs.tokens.shape[0], num_samples, config.horizon, config.action_dim)
         if noise is None:
             noise = torch.randn(shape, generator=generator)
@@ -363,13 +367,17 @@ class PiPolicy(nn.Module):
             chunks = self._eager_sample(inputs, noise.to(self.device), times, free, guidance, guide)
         return self.actions_from_model(chunks, observation)
 
-    def _guidance_from(self, condition: str | Sequence[str] | None) -> str | list[str]:
-        """What guidance leads away from: the settings' condition; where that is what is asked for, no condition."""
-        settings = self.recipe.settings
-        away = settings.guidance_from
-        if condition is None or isinstance(condition, str):
-            return "" if away == (settings.condition if condition is None else condition) else away
-        return ["" if away == asked else away for asked in condition]
+    def guidance_from(self, condition: str, away: str | None = None) -> str:
+        """What guidance towards `condition` leads away from: `away`, None for the settings' condition; where that is
+        what is asked for, no condition."""
+        away = self.recipe.settings.guidance_from if away is None else away
+        return "" if away == condition else away
+
+    def _away(self, condition: str | Sequence[str] | None, away: str | None) -> str | list[str]:
+        condition = self.recipe.settings.condition if condition is None else condition
+        if isinstance(condition, str):
+            return self.guidance_from(condition, away)
+        return [self.guidance_from(asked, away) for asked in condition]
 
     def flow_loss(
         self,
