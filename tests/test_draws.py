@@ -11,6 +11,7 @@ import torch
 from chunk_data import episode, identity_factory, open_chunks, random_episodes, write_dataset
 from chunk_data import settings as training_settings
 from hypothesis import given
+from hypothesis import settings as of_examples
 from hypothesis import strategies as st
 
 from chunkrl import ChunkLevelOfflineRL
@@ -156,6 +157,7 @@ def test_starts_by_weight_in_closed_form(datasets: list[ChunkDataset]) -> None:
 
 
 # weights have a mean of 1 over the data: far below it float32 has few digits left
+@of_examples(max_examples=40)
 @given(
     st.lists(st.floats(0, 100, width=32), min_size=12, max_size=12).filter(lambda found: sum(found) > 1e-20)
 )
@@ -165,13 +167,13 @@ def test_starts_by_weight_leave_the_objective_as_it_is(
     weight = np.array(given, np.float32)
     share = weight.astype(np.float64) * 12 / weight.sum(dtype=np.float64)
     total = np.zeros(12)
-    for seed in range(200):
+    for seed in range(100):
         starts, left = starts_by_weight(datasets[0], None, weight, seed)
         counts = np.bincount(starts, minlength=12)
         assert counts.sum() == 12 and (np.abs(counts - share) < 1 + 1e-6).all()
         np.testing.assert_allclose(left, weight.mean(dtype=np.float64), rtol=1e-6)
         total += counts
-    np.testing.assert_allclose(total / 200, share, atol=0.2)
+    np.testing.assert_allclose(total / 100, share, atol=0.25)
 
 
 def test_a_run_draws_by_weight_and_stores_the_weights(tmp_path: Path) -> None:

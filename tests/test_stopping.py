@@ -23,7 +23,7 @@ from chunkrl.training import save_clock
 from chunkrl.training.save_clock import SaveClock
 from chunkrl.training.trainer import Trainer
 
-LONG = {"num_updates": 1500, "save_interval": 0, "log_interval": 2}
+LONG = {"num_updates": 600, "save_interval": 0, "log_interval": 2}
 
 
 @pytest.fixture(scope="module")
