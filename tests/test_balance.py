@@ -21,15 +21,15 @@ from chunkrl.algorithms.balance import RunningBalance, Strata, equal_count_bins,
 from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig
 from chunkrl.algorithms.iql import ChunkIQL, IQLConfig
 from chunkrl.algorithms.value_config import ValueFit
-from chunkrl.algorithms.weighted import AdvantageWeighted, WeightedConfig
-from chunkrl.algorithms.weights import (
+from chunkrl.algorithms.weight_spread import (
     Spread,
-    WeightRule,
+    balance_cure,
     spread_metrics,
     starved_warnings,
-    to_weights,
     weight_spread,
 )
+from chunkrl.algorithms.weighted import AdvantageWeighted, WeightedConfig
+from chunkrl.algorithms.weights import WeightRule, to_weights
 from chunkrl.data.chunk_semantics import Segments
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
@@ -430,6 +430,8 @@ def test_the_lowest_stratum_is_one_of_successes() -> None:
         segments=Segments(np.array([20, 40]), np.array([True, False])),
         starts=np.arange(40),
         success=credit > 0,
+        task=np.zeros(40, int),
+        tasks=("push",),
     )
     metrics, _ = spread_metrics(weight, data, None, strata)  # type: ignore[arg-type]
     assert metrics["weight/lowest_stratum"] == pytest.approx((22 + 24) / 2 / 22, rel=1e-5)
@@ -438,14 +440,13 @@ def test_the_lowest_stratum_is_one_of_successes() -> None:
 @pytest.mark.parametrize(
     ("balance", "cure"),
     [
-        (None, "those of --sample-weights"),
         (BalanceConfig("none"), "Use --balance.kind strata"),
         (BalanceConfig(), "Use more --balance.time-bins"),
     ],
 )
-def test_what_helps_starved_thirds_can_be_done(balance: BalanceConfig | None, cure: str) -> None:
+def test_what_helps_starved_thirds_can_be_done(balance: BalanceConfig, cure: str) -> None:
     spread = Spread(0.9, (0.1, 0.5, 0.4), (0.3, 0.4, 0.3))
-    (message,) = starved_warnings(spread, balance)
+    (message,) = starved_warnings(spread, balance_cure(balance))
     assert "the first third of successful episodes carries 10.0%" in message and cure in message
 
 

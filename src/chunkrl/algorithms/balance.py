@@ -197,6 +197,14 @@ def _credit(
     return credit, unknown, tuple(silent)
 
 
+def starts_credit(data: ChunkData, rates: np.ndarray | None, config: BalanceConfig) -> np.ndarray:
+    """What each start counts for as one of the improved policy's, float32 [len] in [0, 1] (`Strata.credit`); 0 in
+    tasks of which nothing is known."""
+    rate = np.ones(len(data)) if rates is None else np.asarray(rates, np.float64)
+    credit, unknown, _ = _credit(data, np.asarray(data.task), step_rewards(data), rate, config)
+    return np.where(unknown, np.float32(0), credit)
+
+
 def _only_costs_of_time(data: ChunkData, step_reward: np.ndarray, rows: np.ndarray) -> bool:
     """Whether every step of the starts `rows` costs the same, but for the last of an episode: where none succeeds,
     returns then say which failed soonest."""

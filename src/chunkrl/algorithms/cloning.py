@@ -13,7 +13,8 @@ import numpy as np
 
 from chunkrl.algorithms.base import MethodInputs
 from chunkrl.algorithms.cross_fitted import CrossFittedConfig, CrossFittedMethod, shared_settings
-from chunkrl.algorithms.weights import normalized, spread_metrics, starved_warnings
+from chunkrl.algorithms.weight_spread import GIVEN_CURE, spread_metrics
+from chunkrl.algorithms.weights import normalized
 from chunkrl.data.draws import draw_rates
 from chunkrl.data.large_arrays import keep
 from chunkrl.errors import ChunkRLError
@@ -71,7 +72,7 @@ class Cloning(CrossFittedMethod):
             weight, size = normalized(self._sample_weights, rates)
             metrics = {"weight/effective_sample_size": size}
             more, spread = spread_metrics(weight, self._dataset, rates, None)
-            self._warn_once(starved_warnings(spread, None))
+            self._starved.say(spread, GIVEN_CURE)
             metrics |= more
         self.labels["weight"] = weight
         return metrics

@@ -13,8 +13,7 @@ What differs from the papers that the methods name:
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +32,7 @@ from chunkrl.algorithms.policy_step import PolicyStep
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.algorithms.value_labels import ValueLabels, label_metrics
 from chunkrl.algorithms.value_learner import ValueLearner
+from chunkrl.algorithms.weight_spread import StarvedOnce
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.draws import draw_rates, trained_starts
 from chunkrl.data.large_arrays import keep
@@ -42,8 +42,6 @@ from chunkrl.training.algorithm import Metrics, Phase, only_finite
 from chunkrl.training.config import OptimConfig
 from chunkrl.training.distributed import shard
 from chunkrl.types import ChunkTransition
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,7 @@ class CrossFittedMethod:
         )
         self.labels: dict[str, np.ndarray] = {}
         self._num_policy_updates = 0
-        self._warned = False  # of weights that starve a part of the data
+        self._starved = StarvedOnce()
         self._choose_starts()
 
     def _make_critic(self, networks: Networks, optim: OptimConfig, num_updates: int) -> AdvantageCritic:
@@ -304,12 +302,6 @@ class CrossFittedMethod:
         if human.loss_steps is not None:
             self.labels["loss_steps"] = human.loss_steps
         return human.forced
-
-    def _warn_once(self, messages: Sequence[str]) -> None:
-        """What is said of the first weights: values that go on learning give new ones again and again."""
-        for message in () if self._warned else messages:
-            _LOG.warning("%s", message)
-        self._warned = True
 
     def _control(self, decides: np.ndarray) -> np.ndarray:
         """What a method's labels decide by, [len]; permuted over the starts that are trained on for a control."""

@@ -18,13 +18,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from chunkrl.algorithms import losses
-from chunkrl.algorithms.balance import RunningBalance, make_strata
+from chunkrl.algorithms.balance import RunningBalance, Strata, make_strata
 from chunkrl.algorithms.base import MethodInputs
 from chunkrl.algorithms.config import BalanceConfig, IQLSettings
 from chunkrl.algorithms.joint import JointConfig, JointMethod, shared_settings
+from chunkrl.algorithms.weight_spread import balance_cure
+from chunkrl.algorithms.weights import WeightRule, to_weights
 from chunkrl.data.draws import draw_rates
 from chunkrl.errors import ChunkRLError
 from chunkrl.training.algorithm import Metrics
@@ -62,12 +65,13 @@ class ChunkIQL(JointMethod):
         """What is due in the data's strata of time, as the label `stratum`."""
         config, data = self.config, self._dataset
         self._balance: RunningBalance | None = None
+        self._strata: Strata | None = None
         if config.balance.kind == "none":
             return
         rates = draw_rates(data, self._trained)
-        strata = make_strata(data, None, self._step_reward, rates, None, config.balance)
-        data.attach("stratum", strata.index)
-        self._balance = RunningBalance.of(strata, rates, self.device)
+        self._strata = make_strata(data, None, self._step_reward, rates, None, config.balance)
+        data.attach("stratum", self._strata.index)
+        self._balance = RunningBalance.of(self._strata, rates, self.device)
 
     def _chunks(self, batch: ChunkTransition) -> torch.Tensor:
         """The recorded chunks, with the other policy's after them where there are some: [B, N + 1, H, A]."""
@@ -103,6 +107,14 @@ class ChunkIQL(JointMethod):
         if self._balance is not None:
             weights = self._balance.apply(weights, batch.labels["stratum"])
         return weights, {"weight/clip_fraction": clipped}
+
+    def _start_weights(
+        self, advantage: np.ndarray, rates: np.ndarray | None
+    ) -> tuple[np.ndarray, Metrics, Strata | None, str]:
+        config = self.config
+        rule = WeightRule(config.beta, config.advantage_scale, config.weight_clip)
+        cure = balance_cure(config.balance, mixes=False)
+        return *to_weights(advantage, rule, rates, strata=self._strata), self._strata, cure
 
     def _parts(self) -> dict[str, Any]:
         parts = super()._parts()

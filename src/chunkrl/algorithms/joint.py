@@ -24,6 +24,7 @@ from torch import nn
 
 from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms import losses
+from chunkrl.algorithms.balance import Strata
 from chunkrl.algorithms.base import MethodInputs, Networks
 from chunkrl.algorithms.best_of_n import QEnsemble, least_q
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
@@ -33,8 +34,9 @@ from chunkrl.algorithms.value_labels import (
     monte_carlo_returns,
     warn_of_success_alone,
 )
+from chunkrl.algorithms.weight_spread import StarvedOnce, spread_metrics
 from chunkrl.data.collection import ChunkData
-from chunkrl.data.draws import trained_starts
+from chunkrl.data.draws import draw_rates, trained_starts
 from chunkrl.data.label_rules import TimeOut
 from chunkrl.data.large_arrays import keep
 from chunkrl.errors import ChunkRLError
@@ -113,6 +115,7 @@ class JointMethod(ABC):
         self._ema = Ema(trained, config.ema_decay) if config.ema_decay > 0 else None
         self.labels: dict[str, np.ndarray] = {}
         self._num_updates, self._labelled_at = 0, -1
+        self._starved = StarvedOnce()
 
     # What a method says.
 
@@ -193,7 +196,27 @@ class JointMethod(ABC):
         self._labelled_at = self._num_updates
         metrics = label_metrics(labels, self._dataset, self.config.time_out, self.config.num_folds > 1)
         q = held_out[1] if self._trained is None else held_out[1][self._trained]
-        return metrics | {"q/held_out": Histogram.of(q)}
+        return metrics | {"q/held_out": Histogram.of(q)} | self._label_weights(advantage)
+
+    def _label_weights(self, advantage: np.ndarray) -> Metrics:
+        """The weights that these advantages, float [len], give over all the data, as the label `weight`, and where
+        they lie; nothing where Q chooses what is cloned, since they are then no recorded chunk's."""
+        if "candidates" in self._dataset.labels_at(np.zeros(1, np.int64)):
+            return {}
+        rates = draw_rates(self._dataset, self._trained)
+        self.labels["weight"], metrics, strata, cure = self._start_weights(advantage, rates)
+        more, spread = spread_metrics(self.labels["weight"], self._dataset, rates, strata)
+        if strata is not None:
+            self.labels["stratum"] = strata.index
+        self._starved.say(spread, cure)
+        return metrics | more
+
+    @abstractmethod
+    def _start_weights(
+        self, advantage: np.ndarray, rates: np.ndarray | None
+    ) -> tuple[np.ndarray, Metrics, Strata | None, str]:
+        """What `_weights` makes of batches, of all starts at once: weights float32 [len] of mean 1, their metrics,
+        the strata that balance them, and what helps where they starve a part. rates: of `draws.draw_rates`."""
 
     def update(self, name: str, batch: ChunkTransition) -> Metrics:
         """One joint update on a batch [B].

@@ -23,7 +23,8 @@ from chunkrl.algorithms.cross_fitted import CrossFittedConfig, CrossFittedMethod
 from chunkrl.algorithms.distil import best_chunks, distil_metrics, mixture, with_best_chunks
 from chunkrl.algorithms.human_chunks import forced_metrics
 from chunkrl.algorithms.value_labels import ValueLabels
-from chunkrl.algorithms.weights import WeightRule, starved_warnings, weigh_starts
+from chunkrl.algorithms.weight_spread import balance_cure
+from chunkrl.algorithms.weights import WeightRule, weigh_starts
 from chunkrl.data.draws import draw_rates, starts_by_weight
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
@@ -131,7 +132,7 @@ class AdvantageWeighted(CrossFittedMethod):
         found = weigh_starts(advantage, value, self._dataset, rates, forced, rule, self._strata)
         if found.strata is not None:
             self.labels["stratum"] = found.strata.index
-        self._warn_once(starved_warnings(found.spread, config.balance))
+        self._starved.say(found.spread, balance_cure(config.balance))
         return found.weight, dict(found.metrics)
 
     def _distil(self, progress: Progress) -> Metrics:

@@ -1,4 +1,4 @@
-"""From advantages to the weights that the policy clones with, and how they are spread over the data."""
+"""From advantages to the weights that the policy clones with."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import torch
 
 from chunkrl.algorithms import losses
 from chunkrl.algorithms.advantages import standardize
-from chunkrl.algorithms.balance import Strata, StrataLabels, episode_steps
-from chunkrl.algorithms.config import BalanceConfig
+from chunkrl.algorithms.balance import Strata, StrataLabels
 from chunkrl.algorithms.value_config import ValueFit
+from chunkrl.algorithms.weight_spread import Spread, spread_metrics
 from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
 
-THIRDS = ("first", "middle", "last")
 _TINY = 1e-30  # float32 has few digits left below
-STARVED = 0.5  # a third of the successes with less than this part of what cloning of the successes gives it
 
 
 @dataclass(frozen=True)
@@ -112,66 +110,6 @@ def _of_mean_one(weight: np.ndarray, rate: np.ndarray) -> np.ndarray:
     return weight / np.average(weight, weights=rate)
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Where the weight lies: the share of all weight on successful episodes; of that, the share on each third of the
-    episode, beside the share of the frames there (what cloning of the successes gives it). NaN without successes."""
-
-    on_successes: float
-    thirds: tuple[float, float, float]
-    frames: tuple[float, float, float]
-
-    @property
-    def starved(self) -> tuple[str, ...]:
-        """The thirds with less than half of their frames' share."""
-        pairs = zip(THIRDS, self.thirds, self.frames, strict=True)
-        return tuple(name for name, weight, frames in pairs if weight < STARVED * frames)
-
-
-def weight_spread(weight: np.ndarray, data: ChunkData, rates: np.ndarray | None) -> Spread:
-    """The spread of weight float [len] over the starts of `data`, counted by rates float [len] (None: all alike)."""
-    rate = np.ones(len(weight)) if rates is None else np.asarray(rates, np.float64)
-    step, length = episode_steps(data)
-    third = np.minimum(3 * step // np.maximum(length, 1), 2)
-    good = np.asarray(data.success) & (rate > 0)
-    mass = rate * weight
-    weights, frames = (np.bincount(third[good], weights=m[good], minlength=3) for m in (mass, rate))
-    with np.errstate(invalid="ignore"):
-        return Spread(
-            float(mass[good].sum() / mass.sum()),
-            tuple(
-                (weights / (weights.sum() or frames.sum())).tolist()
-            ),  # 0, not NaN, where they weigh nothing
-            tuple((frames / frames.sum()).tolist()),
-        )
-
-
-def spread_metrics(
-    weight: np.ndarray,
-    data: ChunkData,
-    rates: np.ndarray | None,
-    strata: Strata | None,
-) -> tuple[dict[str, float], Spread]:
-    """The spread as metrics, and itself.
-
-    `weight/num_strata`: those of successes. `weight/lowest_stratum`: the lowest of their weights over what is due, 1
-    where all have theirs.
-    """
-    spread = weight_spread(weight, data, rates)
-    metrics = {"weight/on_successes": spread.on_successes}
-    if not np.isnan(spread.frames).any():
-        metrics |= {f"weight/{name}_third": share for name, share in zip(THIRDS, spread.thirds, strict=True)}
-        metrics |= {f"weight/{n}_third_frames": share for n, share in zip(THIRDS, spread.frames, strict=True)}
-    if strata is not None:
-        rate = np.ones(len(weight)) if rates is None else np.asarray(rates, np.float64)
-        total = np.bincount(strata.index, weights=rate * weight, minlength=strata.num)
-        due = strata.due / strata.due.sum() * total.sum()
-        good = np.bincount(strata.index, weights=rate * strata.credit, minlength=strata.num) > 0
-        metrics["weight/num_strata"] = float(good.sum())
-        metrics["weight/lowest_stratum"] = float((total[good] / due[good]).min())
-    return metrics, spread
-
-
 @dataclass(frozen=True, eq=False)
 class StartWeights:
     """The weights of all starts. weight: float32 [len], of mean 1. strata: what they are balanced over, or None.
@@ -198,22 +136,3 @@ def weigh_starts(
     weight, metrics = to_weights(advantage, rule, rates, forced, strata)
     where, spread = spread_metrics(weight, data, rates, strata)
     return StartWeights(weight, strata, {**metrics, **where}, spread)
-
-
-def starved_warnings(spread: Spread, balance: BalanceConfig | None) -> list[str]:
-    """What to say of thirds of the successes that carry too little weight.
-
-    balance: what made the weights; None: they were given.
-    """
-    if balance is None:
-        cure = "The weights are those of --sample-weights"
-    elif balance.kind == "none":
-        cure = "Use --balance.kind strata"
-    else:
-        cure = "Use more --balance.time-bins (of few data, less --balance.min-starts), or --balance.success-mix .5"
-    return [
-        f"the {name} third of successful episodes carries {weight:.1%} of their weight and has {frames:.1%} of their "
-        f"frames: the policy will hardly learn it. {cure}"
-        for name, weight, frames in zip(THIRDS, spread.thirds, spread.frames, strict=True)
-        if name in spread.starved
-    ]

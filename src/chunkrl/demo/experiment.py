@@ -19,7 +19,7 @@ import torch
 from chunkrl.algorithms.config import BalanceConfig, DistilConfig
 from chunkrl.algorithms.registry import METHODS
 from chunkrl.algorithms.values_io import values_file
-from chunkrl.algorithms.weights import THIRDS
+from chunkrl.algorithms.weight_spread import THIRDS
 from chunkrl.collect.command import CollectConfig, collect_dataset
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.frames import FrameTable

@@ -12,7 +12,8 @@ from chunkrl.algorithms.advantages import step_rewards
 from chunkrl.algorithms.balance import StrataLabels, episode_steps, with_past_advantage
 from chunkrl.algorithms.human_chunks import human_chunks
 from chunkrl.algorithms.value_labels import monte_carlo_returns
-from chunkrl.algorithms.weights import WeightRule, starved_warnings, weigh_starts
+from chunkrl.algorithms.weight_spread import balance_cure, starved_warnings
+from chunkrl.algorithms.weights import WeightRule, weigh_starts
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.draws import draw_rates, trained_starts
@@ -93,5 +94,5 @@ def measure_values(run_dir: Path, config: TrainConfig, progress: Progress) -> Va
         None if math.isnan(quality.seen) else quality.seen,
         found.metrics["weight/effective_sample_size"],
         found.spread.on_successes,
-        tuple(starved_warnings(found.spread, config.balance)),
+        tuple(starved_warnings(found.spread, balance_cure(config.balance))),
     )

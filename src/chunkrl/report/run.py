@@ -12,7 +12,7 @@ import numpy as np
 
 from chunkrl.algorithms.value_labels import known_outcomes
 from chunkrl.algorithms.value_quality import ValueQuality, quality_warnings, value_quality
-from chunkrl.algorithms.weights import starved_warnings
+from chunkrl.algorithms.weight_spread import GIVEN_CURE, LITERAL_CURE, balance_cure, starved_warnings
 from chunkrl.models.condition import condition_text
 from chunkrl.report import distributions
 from chunkrl.report.numbers import percent, signed
@@ -71,16 +71,25 @@ def value_quality_of(run: TrainingRun) -> ValueQuality | None:
 
 
 def run_warnings(run: TrainingRun, quality: ValueQuality | None) -> list[str]:
+    """What a reader must know of the values and of where the weight lies."""
+    spread = run_spread(run)
+    starved = [] if spread is None else starved_warnings(spread, _cure(run))
     if quality is None:
-        return []
+        return starved
     if not run.config.cross_fits:
-        return [
+        unknown = (
             "Cross-fitting was off (--num-folds 1, or the document's objective): every value is of a network that "
             "trained on the episode, so no number here says what the values are worth."
-        ]
-    spread = run_spread(run)
-    starved = [] if spread is None else starved_warnings(spread, run.config.balance)
+        )
+        return [unknown, *starved]
     return quality_warnings(quality.held_out, quality.seen) + starved
+
+
+def _cure(run: TrainingRun) -> str:
+    method = run.config.method
+    if method.weighs:
+        return balance_cure(run.config.balance, mixes=not method.joint)
+    return LITERAL_CURE if method.joint else GIVEN_CURE
 
 
 def _tiles(run: TrainingRun, quality: ValueQuality | None) -> list[Tile]:
@@ -120,9 +129,9 @@ def _used(run: TrainingRun) -> str:
 
 
 def _quality_sections(run: TrainingRun, quality: ValueQuality | None) -> list[Section]:
-    if quality is None:
-        return []
     cards = [notes_card(warnings, wide=True)] if (warnings := run_warnings(run, quality)) else []
+    if quality is None:
+        return [Section("What to know of the weights", "", cards)]
     cards.append(
         Card(
             "Held out beside trained on",
@@ -157,7 +166,8 @@ def _quality_sections(run: TrainingRun, quality: ValueQuality | None) -> list[Se
 
 def _advantage_sections(run: TrainingRun) -> list[Section]:
     if not run.has_values:
-        return []
+        lead = "How often the policy's loss counts each frame."
+        return [Section("The weights", lead, weight_cards(run), "grid small")]
     advantage = trained_column(run, "advantage")
     chart = distributions.histogram_chart(
         Histogram.of(advantage), "advantage", "Distribution of advantages.", by_sign=True

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from markupsafe import Markup
 
-from chunkrl.algorithms.balance import episode_steps, equal_count_bins
-from chunkrl.algorithms.weights import STARVED, THIRDS, Spread, normalized, weight_spread
+from chunkrl.algorithms.balance import episode_steps, equal_count_bins, starts_credit
+from chunkrl.algorithms.weight_spread import STARVED, THIRDS, Spread, strata_shares, weight_spread
+from chunkrl.algorithms.weights import normalized
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.draws import draw_rates, trained_starts
 from chunkrl.report import distributions
@@ -16,6 +17,7 @@ from chunkrl.report.svg import NARROW, chart, element, join, text, title
 from chunkrl.report.training_run import TrainingRun
 
 TOP_SHARE = 0.1  # of the frames, whose part of all weight is told
+TOLD_STRATA = 5
 TIMES, LEVELS = 8, 4  # of the image over time and value
 
 
@@ -37,11 +39,32 @@ def _rates(data: ChunkCollection) -> np.ndarray:
 
 
 def run_spread(run: TrainingRun) -> Spread | None:
-    """How the weight of a run is spread; None where all starts weigh the same."""
-    if "weight" not in run.data[0].labels or np.ptp(run.column("weight")) == 0:
+    """How the weight of a run is spread; None where all starts weigh the same, or it is not known."""
+    if "weight" not in run.data[0].labels:
+        return _recorded_spread(run)
+    if np.ptp(run.column("weight")) == 0:
         return None
     data = collection_of(run)
-    return weight_spread(run.column("weight"), data, _rates(data))
+    rates = _rates(data)
+    balanced = run.config.method.weighs and run.config.balance.kind != "none"
+    credit = starts_credit(data, rates, run.config.balance) if balanced else None
+    return weight_spread(run.column("weight"), data, rates, credit)
+
+
+def _recorded_spread(run: TrainingRun) -> Spread | None:
+    """Of a run that keeps no labels beside it, as one with --sample-weights."""
+    (on_successes,), *thirds = (
+        [run.last(f"weight/{name}") for name in names]
+        for names in (
+            ("on_successes",),
+            *([f"{third}_third{end}" for third in THIRDS] for end in ("", "_frames")),
+        )
+    )
+    weights, frames = ([share for share in of if share is not None] for of in thirds)
+    if len(weights) != len(THIRDS) or len(frames) != len(THIRDS):
+        return None
+    (a, b, c), (d, e, f) = weights, frames
+    return Spread(on_successes or 0.0, (a, b, c), (d, e, f), graded=on_successes is None)
 
 
 def weight_cards(run: TrainingRun) -> list[Card]:
@@ -49,13 +72,18 @@ def weight_cards(run: TrainingRun) -> list[Card]:
     spread = run_spread(run)
     if spread is None:
         return []
+    if not run.has_values or "weight" not in run.data[0].labels:
+        return [_thirds_card(spread)]
     weight, data = run.column("weight"), collection_of(run)
     rate = _rates(data)
-    return [
+    cards = [
         _advantage_card(weight, run.column("advantage"), rate),
         _thirds_card(spread),
         _place_card(weight, run.column("value"), data, rate),
     ]
+    if "stratum" in run.data[0].labels:
+        cards.append(_strata_card(run, weight, data, rate))
+    return cards
 
 
 def _advantage_card(weight: np.ndarray, advantage: np.ndarray, rate: np.ndarray) -> Card:
@@ -83,15 +111,42 @@ def _advantage_card(weight: np.ndarray, advantage: np.ndarray, rate: np.ndarray)
 def _thirds_card(spread: Spread) -> Card:
     """The thirds of the successful episodes, beside what cloning of the successes would give them."""
     if np.isnan(spread.frames).any():
-        return Card("Weight along successful episodes", [], "No episode succeeds.")
+        return Card("Weight along the episodes", [], "No episode succeeds.")
     shares = [
         distributions.Share(f"{name} third", weight, f"{percent(round(frames, 3))} of the frames")
         for name, weight, frames in zip(THIRDS, spread.thirds, spread.frames, strict=True)
     ]
     starved = f" Starved: {', '.join(spread.starved)}." if spread.starved else ""
-    note = f"{percent(round(spread.on_successes, 3))} of all weight lies on successful episodes.{starved}"
+    told = "Counted by the episodes' returns." if spread.graded else ""
+    if not spread.graded or spread.on_successes > 0:
+        told = f"{percent(round(spread.on_successes, 3))} of all weight lies on successful episodes. {told}".rstrip()
+    note = f"{told}{starved}"
     summary = "; ".join(f"{one.label} {percent(round(one.share, 3))} of the weight" for one in shares)
-    return Card("Weight along successful episodes", [distributions.share_chart(shares, summary)], note)
+    name = "Weight along the episodes" if spread.graded else "Weight along successful episodes"
+    return Card(name, [distributions.share_chart(shares, summary)], note)
+
+
+def _strata_card(run: TrainingRun, weight: np.ndarray, data: ChunkCollection, rate: np.ndarray) -> Card:
+    """The strata of successes in which the fewest starts carry the weight."""
+    index, value = run.column("stratum"), run.column("value")
+    step, task = episode_steps(data)[0], np.asarray(data.task)
+    found = strata_shares(weight, index, rate, starts_credit(data, rate, run.config.balance))
+    good = np.flatnonzero(found.successes > 0)
+    shares = []
+    for stratum in good[np.argsort(found.size[good], kind="stable")][:TOLD_STRATA]:
+        rows = np.flatnonzero((index == stratum) & (rate > 0))
+        name = f"{data.tasks[int(task[rows[0]])]}: " if len(data.tasks) > 1 else ""
+        place = f"{name}steps {step[rows].min()} to {step[rows].max()}, value {value[rows].min():.2f} to "
+        size = f"{percent(round(float(found.size[stratum]), 3))} of {len(rows)} starts"
+        shares.append(
+            distributions.Share(f"{place}{value[rows].max():.2f}", float(found.weight[stratum]), size)
+        )
+    summary = "; ".join(f"{one.label}: {one.detail}" for one in shares)
+    note = (
+        f"Share of all weight of those of the {len(good)} strata with successes in which the fewest starts carry it; "
+        "beside it the effective sample size within the stratum."
+    )
+    return Card("Strata", [distributions.share_chart(shares, summary)], note)
 
 
 def _place_card(weight: np.ndarray, value: np.ndarray, data: ChunkCollection, rate: np.ndarray) -> Card:
