@@ -41,7 +41,7 @@ class Spread:
 
     @property
     def episodes(self) -> str:
-        """Those that count, for people."""
+        """The episodes that count, for people."""
         return "episodes (counted by their returns)" if self.graded else "successful episodes"
 
     @property
@@ -119,7 +119,7 @@ def spread_metrics(
 
 @dataclass(frozen=True, eq=False)
 class StrataShares:
-    """Of each stratum, float [num]: its share of all weight; the share that is due; the effective sample size of its
+    """The strata, float [num] each: a stratum's share of all weight; the share that is due; the effective sample size of its
     weights, a share of its starts; the sum of its starts' credit, counted by draw rates."""
 
     weight: np.ndarray

@@ -52,7 +52,7 @@ def run_spread(run: TrainingRun) -> Spread | None:
 
 
 def _recorded_spread(run: TrainingRun) -> Spread | None:
-    """Of a run that keeps no labels beside it, as one with --sample-weights."""
+    """The spread of a run that keeps no labels beside it, as one with --sample-weights."""
     (on_successes,), *thirds = (
         [run.last(f"weight/{name}") for name in names]
         for names in (
