@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chunkrl.algorithms.advantage_bins import label_bins, strata_bins
-from chunkrl.algorithms.advantages import shuffle_between
-from chunkrl.algorithms.balance import Strata
+from chunkrl.algorithms.advantages import shuffle_between, step_rewards
+from chunkrl.algorithms.balance import Strata, make_strata
 from chunkrl.algorithms.conditioning import trained_texts
-from chunkrl.algorithms.config import ConditioningConfig
+from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.draws import MOST_TIMES, share_weights, starts_by_share
@@ -137,6 +138,21 @@ def test_what_is_forced_high_moves_no_edge_of_the_others(datasets: list[ChunkDat
     human = np.zeros(17, bool)
     human[0] = True  # the median of the other eleven
     assert labels_of(both, advantage, config, human=human).tolist() == [1] + [0] * 6 + [1] * 5 + [1] * 5
+
+
+def test_it_is_said_where_all_chunks_are_positive(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of successes alone, as all positive: the policy is then a clone that was told so."""
+    every = random_episodes(4)
+    for columns in every:
+        columns["next.success"][-1] = True
+    data = open_chunks(write_dataset(tmp_path / "all", every))
+    advantage = np.random.default_rng(0).normal(size=len(data)).astype(np.float32)
+    strata = make_strata(data, None, step_rewards(data), None, None, BalanceConfig())
+    assert (labels_of(data, advantage, ConditioningConfig(highest_part=1), strata=strata) == 1).all()
+    assert "all chunks of" in caplog.text and "only tell quick from slow" in caplog.text
+    caplog.clear()
+    some = labels_of(data, advantage, ConditioningConfig(), strata=strata)  # a part is asked for
+    assert 0 < some.mean() < 1 and not caplog.text
 
 
 def test_failures_are_never_high_or_successes_always(datasets: list[ChunkDataset]) -> None:

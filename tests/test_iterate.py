@@ -132,6 +132,26 @@ def test_the_control_without_new_data_makes_as_many_updates(whole: Path) -> None
     same_policies(*(whole / arm / "round-001/train/policy" for arm in ("default", "no_new_data")))
 
 
+def test_cloning_of_the_roll_outs_is_a_control_of_the_same_command(pretrained: Path, tmp_path: Path) -> None:
+    """Of the successes and of all: each from the pretrained policy, on the same episodes, by the same steps."""
+    arms = ("default", "success_cloning", "behaviour_cloning")
+    root = tmp_path / "run"
+    iterate(settings(pretrained, root, rounds=1, arms=arms))
+    policies = [networks(root / arm / "round-001/train/policy") for arm in arms]
+    for number, arm in enumerate(arms):
+        train = load_config(TrainConfig, root / arm / "round-001/train.json")
+        assert train.objective == ("cross_fitted" if arm == "default" else arm)
+        assert (train.init, train.num_updates) == (str(pretrained), 20)
+        assert train.dataset_dir == str(root / "round-000/rollouts")
+        found = results(root)["arms"][arm]["rounds"]
+        assert [one["trained_on_rollouts"] for one in found] == [0, 8]
+        assert found[1]["evaluation"]["num_episodes"] == 12
+        for other in policies[:number]:
+            assert any(not torch.equal(policies[number][name], other[name]) for name in other)
+    page = Page((root / "report.html").read_text()).text
+    assert all(words(arm) in page for arm in arms)
+
+
 def test_results_are_those_of_the_evaluations(whole: Path) -> None:
     found = results(whole)
     assert found["arms"].keys() == {"default", "no_new_data"} and found["notes"] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import iterate_fakes
@@ -29,7 +30,7 @@ from chunkrl.iterate.command import iterate
 from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule, StopRule
 from chunkrl.iterate.plan import Plan
 from chunkrl.iterate.records import Rollouts
-from chunkrl.iterate.rollouts import data_sources, label, read_rollouts
+from chunkrl.iterate.rollouts import data_sources, label, read_rollouts, record
 from chunkrl.iterate.selection import choose, why_ended
 from chunkrl.label.command import label_dataset
 from chunkrl.label.config import LabelCommand
@@ -110,6 +111,37 @@ def test_cloning_arms_differ_in_the_objective_alone(pretrained: Path) -> None:
         assert train.objective == arm and not train.unread()
         same = replace(default.with_objective(arm), train_q=False, output_dir=train.output_dir)
         assert train == same.with_objective(arm)
+
+
+def test_the_control_without_new_data_distils_as_long(pretrained: Path) -> None:
+    data = [some_rollouts("a", 3)]
+    for updates, expected in ((100, [100, 200, 300]), (None, [None] * 3)):
+        own = {"num_updates": 20, "distil": DistilConfig(num_candidates=4, updates=updates)}
+        both = Plan(settings(pretrained, Path("run"), own), pretrained)
+        found = [both.train("no_new_data", number, data) for number in (1, 2, 3)]
+        assert [train.num_updates for train in found] == [20, 40, 60]
+        assert [train.distil.updates for train in found] == expected
+
+
+def test_an_actor_that_records_too_few_episodes_ends_the_round(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Somebody quit: what is recorded stays, and no later step takes it for all."""
+    pytest.importorskip("grpc", reason="needs chunkrl[online]")
+    from chunkrl.online.actor import session
+    from chunkrl.online.actor.command import ActorCommand
+    from chunkrl.online.learner import intake
+
+    asked: list[int | None] = []
+    monkeypatch.setattr(session, "run_actor", lambda command, stores: asked.append(command.num_episodes))
+    monkeypatch.setattr(intake, "store_recordings", lambda spool, root: SimpleNamespace(num_episodes=3))
+    command = ActorCommand(policy="p", robot="robot.json", output_dir=str(tmp_path / "actor"), num_episodes=5)
+    with pytest.raises(
+        ChunkRLError, match="3 episodes are recorded, 5 are wanted; record the rest with --resume"
+    ):
+        record(command, tmp_path / "rollouts")
+    assert asked == [2]  # a robot's session goes on
+    assert record(replace(command, num_episodes=3), tmp_path / "rollouts") == {"num_episodes": 3}
 
 
 def test_the_selection_of_libero_is_on_sampled_placements(pretrained: Path) -> None:

@@ -19,7 +19,8 @@ from chunkrl.online.learner.evaluation import FOLDER, RESULTS, Evaluations, read
 STAND_IN = """#!/bin/sh
 for i in $(seq 3000); do [ -e {gate} ] && break; sleep 0.02; done
 mkdir -p $4/policy $4/result
-echo '{{"success": 0.5, "interval": [0.2, 0.8], "num_episodes": 4}}' > $4/result/result.json
+echo '{{"success": 0.5, "interval": [0.2, 0.8], "num_episodes": 4, '\
+'"median_steps_to_success": null, "successes_per_1000_steps": 2.5}}' > $4/result/result.json
 """
 
 
@@ -55,6 +56,7 @@ def test_snapshots_wait_on_the_disk_and_outlive_the_learner(tmp_path: Path, monk
         "online/evaluation_success": 0.5,
         "online/evaluation_update": 20.0,
         "online/evaluation_steps": 100.0,
+        "online/evaluation_successes_per_1000_steps": 2.5,
     }
     third = Evaluations(config, run, tmp_path / "policy", "cpu")
     assert (third.last, third.num_waiting) == (0.5, 0)

@@ -25,6 +25,7 @@ from chunkrl.algorithms.weight_spread import (
     weight_spread,
 )
 from chunkrl.data.collection import ChunkCollection
+from chunkrl.errors import ChunkRLError
 from chunkrl.report.commands import load_run
 from chunkrl.report.run import render_run, run_warnings
 
@@ -120,6 +121,16 @@ def test_given_weights_that_starve_a_third(tmp_path: Path, caplog: pytest.LogCap
     page = render_run(load_run(tmp_path / "run"))
     assert "the first third of successful episodes carries" in page and "those of --sample-weights" in page
     assert "Weight along successful episodes" in page
+
+
+def test_one_episode_is_enough_without_folds(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "d", [episode(9, True, np.random.default_rng(0))])
+    with pytest.raises(ChunkRLError, match="2 folds need at least 2 episodes"):
+        ChunkLevelOfflineRL(**settings(data, tmp_path / "refused")).train()
+    run = ChunkLevelOfflineRL(**settings(data, tmp_path / "run", num_folds=1))
+    run.train()
+    assert run.algorithm.labels["weight"].mean() == pytest.approx(1, rel=1e-5)
+    assert scalars(run)["weight/on_successes"] == 1.0
 
 
 # ---- in closed form

@@ -119,8 +119,8 @@ def spread_metrics(
 
 @dataclass(frozen=True, eq=False)
 class StrataShares:
-    """The strata, float [num] each: a stratum's share of all weight; the share that is due; the effective sample size of its
-    weights, a share of its starts; the sum of its starts' credit, counted by draw rates."""
+    """The strata, float [num] each: a stratum's share of all weight; the share that is due; the effective sample size
+    of its weights, a share of its starts; the sum of its starts' credit, counted by draw rates."""
 
     weight: np.ndarray
     due: np.ndarray

@@ -15,7 +15,7 @@ from chunkrl.iterate.table import rows
 from chunkrl.report import charts
 from chunkrl.report.numbers import percent, words
 from chunkrl.report.page import Card, Facts, Legend, Page, Part, Section, Tile, notes_card
-from chunkrl.report.tables import Cell, Table, count_cell
+from chunkrl.report.tables import Cell, Table, count_cell, speed_columns
 
 _RateOf = Callable[[RoundResult], Rate | None]
 
@@ -104,8 +104,15 @@ def _tasks(result: IterateResult) -> Section:
         return Section("Tasks", "", [])
     names = list(found[0][2])
     by_task = [
-        {"arm": words(arm), "round": count_cell(number), **{name: _share(tasks[name]) for name in names}}
+        {
+            "arm": Cell(words(arm)),
+            "round": count_cell(number),
+            "task": Cell(name),
+            "success": _share(tasks[name]),
+            **speed_columns(tasks[name].speed),
+        }
         for arm, number, tasks in found
+        for name in names
     ]
     return Section(
         "Tasks",

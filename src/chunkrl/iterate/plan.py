@@ -148,6 +148,8 @@ class Plan:
         if arm == "no_new_data":
             changes["num_epochs"] = number * train.num_epochs
             changes["num_updates"] = None if train.num_updates is None else number * train.num_updates
+            if train.distil.updates is not None:
+                changes["distil"] = replace(train.distil, updates=number * train.distil.updates)
         elif arm != "default":  # cloning has no values, and refuses settings of them
             return replace(train, train_q=False, **changes).with_objective(arm)
         return replace(train, **changes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chunkrl.evaluation.evaluation_result import Rate
+from chunkrl.evaluation.speed import speed_cells
 from chunkrl.iterate.records import IterateResult, RoundResult
 from chunkrl.report.numbers import words
 from chunkrl.report.tables import Cell, speed_columns
@@ -30,7 +31,9 @@ def _row(arm: str, found: RoundResult, is_chosen: bool) -> dict[str, Cell]:
         "95 % interval": Cell("") if evaluation is None else _interval(evaluation.rate),
         **speed_columns(None if evaluation is None else evaluation.rate.speed),
         "selection": _told(found.selection),
+        "speed there": _speed(found.selection),
         "own roll-outs": _told(None if rollouts is None else rollouts.rate),
+        "their speed": _speed(None if rollouts is None else rollouts.rate),
         "trained on": Cell(trained_on, found.num_episodes or None),
     }
 
@@ -39,6 +42,13 @@ def _told(rate: Rate | None) -> Cell:
     if rate is None:
         return Cell("")
     return Cell(f"{rate.rate:.2f} ({rate.num_success}/{rate.num_episodes})", rate.rate)
+
+
+def _speed(rate: Rate | None) -> Cell:
+    if rate is None:
+        return Cell("")
+    median, per_1000, _ = speed_cells(rate.speed)
+    return Cell(f"{median} steps; {per_1000} per 1,000", rate.speed.per_1000_steps)
 
 
 def _interval(rate: Rate) -> Cell:

@@ -16,6 +16,7 @@ import numpy as np
 from chunkrl.evaluation.evaluation_result import RESULT_FILE, Rate, rate_json, rate_of
 from chunkrl.evaluation.speed import (
     MEDIAN,
+    PER_1000,
     PER_HOUR,
     Episodes,
     SpeedDifference,
@@ -177,10 +178,10 @@ def format_result(result: TrialResult) -> str:
         if rate is None:
             lines.append(f"{entry.name}: no trial yet")
             continue
-        median, _, per_hour = speed_cells(rate.speed)
+        median, per_1000, per_hour = speed_cells(rate.speed)
         lines.append(
             f"{entry.name}: success {rate.num_success}/{rate.num_episodes} = {rate.rate:.2f}, {MEDIAN} {median}, "
-            f"{PER_HOUR} {per_hour}"
+            f"{PER_1000} {per_1000}, {PER_HOUR} {per_hour}"
         )
     for found in result.compared:
         counts, interval = found.counts, found.interval

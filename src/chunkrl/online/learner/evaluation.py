@@ -25,12 +25,14 @@ from torch import Tensor
 from chunkrl.config import record_of
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.evaluation_result import RESULT_FILE
+from chunkrl.evaluation.speed import point_json
 from chunkrl.files.atomic import replace_file, write_text
 from chunkrl.files.json_files import json_lines, read_json
 from chunkrl.online.learner.config import OnlineEvaluation
 
 _LOG = logging.getLogger(__name__)
 FOLDER, RESULTS = "evaluations", "results.jsonl"
+_SPEED = tuple(point_json(None))  # names of results files
 PARAMETERS_FILE, JOB_FILE, _LOG_FILE = "parameters.safetensors", "job.json", "log.txt"
 PROGRAM = "chunkrl.report.beside_learner"  # by name: pages stand above the learner
 
@@ -94,6 +96,8 @@ class Evaluations:
                 "online/evaluation_update": line["update"],
                 "online/evaluation_steps": line["num_steps"],
             }
+            speed = {f"online/evaluation_{name}": line.get(name) for name in _SPEED}
+            found |= {name: value for name, value in speed.items() if value is not None}
         return found
 
     @property
@@ -154,7 +158,8 @@ class Evaluations:
         result = read_json(folder / "result" / RESULT_FILE, dict, ChunkRLError, "evaluate the snapshot again")
         steps, update = (int(part) for part in folder.name.split("-"))
         line = {"name": folder.name, "num_steps": steps, "update": update, "success": result["success"]}
-        line |= {"interval": result["interval"], "num_episodes": result["num_episodes"]}
+        line |= {name: result[name] for name in ("interval", "num_episodes")}
+        line |= {name: result.get(name) for name in _SPEED}
         _cut_torn_line(self._folder / RESULTS)
         with (self._folder / RESULTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -166,7 +171,8 @@ class Evaluations:
 
 def read_results(run_dir: Path) -> list[dict[str, Any]]:
     """The evaluations of a learner's run: name, num_steps (of actors), update (of the policy), success, interval,
-    num_episodes; a last line that a kill cut off is left out."""
+    num_episodes, and median_steps_to_success and successes_per_1000_steps, which lines of before lack; a last
+    line that a kill cut off is left out."""
     path = run_dir / FOLDER / RESULTS
     if not path.exists():
         return []
@@ -187,6 +193,8 @@ class _Line:
     success: float
     interval: tuple[float, float]
     num_episodes: int
+    median_steps_to_success: float | None = None
+    successes_per_1000_steps: float | None = None
 
 
 @dataclass(frozen=True)
