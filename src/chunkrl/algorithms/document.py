@@ -15,11 +15,10 @@ import numpy as np
 import torch
 
 from chunkrl.algorithms import losses
-from chunkrl.algorithms.balance import Strata
 from chunkrl.algorithms.base import MethodInputs
 from chunkrl.algorithms.joint import JointConfig, JointMethod, shared_settings
 from chunkrl.algorithms.weight_spread import LITERAL_CURE
-from chunkrl.algorithms.weights import normalized
+from chunkrl.algorithms.weights import StartWeights, normalized
 from chunkrl.data.collection import ChunkData
 from chunkrl.errors import ChunkRLError
 from chunkrl.models.policy import ImitationLoss
@@ -81,12 +80,14 @@ class DocumentObjective(JointMethod):
     def _weights(self, advantage: torch.Tensor, batch: ChunkTransition) -> tuple[torch.Tensor, Metrics]:
         return losses.advantage_weights(advantage, self.config.beta, None), {}
 
-    def _start_weights(
-        self, advantage: np.ndarray, rates: np.ndarray | None
-    ) -> tuple[np.ndarray, Metrics, Strata | None, str]:
+    def _start_weights(self, advantage: np.ndarray, rates: np.ndarray | None) -> StartWeights:
         exponent = self.config.beta * advantage.astype(np.float64)
         weight, size = normalized(np.exp(exponent - exponent.max()), rates)
-        return weight, {"weight/effective_sample_size": size}, None, LITERAL_CURE
+        return StartWeights.of(weight, {"weight/effective_sample_size": size}, self._dataset, rates, None)
+
+    @property
+    def _cure(self) -> str:
+        return LITERAL_CURE
 
     def _imitation_loss(self, batch: ChunkTransition) -> ImitationLoss:
         if not self.policy.has_log_prob:

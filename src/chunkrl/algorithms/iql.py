@@ -27,7 +27,7 @@ from chunkrl.algorithms.base import MethodInputs
 from chunkrl.algorithms.config import BalanceConfig, IQLSettings
 from chunkrl.algorithms.joint import JointConfig, JointMethod, shared_settings
 from chunkrl.algorithms.weight_spread import balance_cure
-from chunkrl.algorithms.weights import WeightRule, to_weights
+from chunkrl.algorithms.weights import StartWeights, WeightRule, to_weights
 from chunkrl.data.draws import draw_rates
 from chunkrl.errors import ChunkRLError
 from chunkrl.training.algorithm import Metrics
@@ -108,13 +108,15 @@ class ChunkIQL(JointMethod):
             weights = self._balance.apply(weights, batch.labels["stratum"])
         return weights, {"weight/clip_fraction": clipped}
 
-    def _start_weights(
-        self, advantage: np.ndarray, rates: np.ndarray | None
-    ) -> tuple[np.ndarray, Metrics, Strata | None, str]:
+    def _start_weights(self, advantage: np.ndarray, rates: np.ndarray | None) -> StartWeights:
         config = self.config
         rule = WeightRule(config.beta, config.advantage_scale, config.weight_clip)
-        cure = balance_cure(config.balance, mixes=False)
-        return *to_weights(advantage, rule, rates, strata=self._strata), self._strata, cure
+        weight, metrics = to_weights(advantage, rule, rates, strata=self._strata)
+        return StartWeights.of(weight, metrics, self._dataset, rates, self._strata)
+
+    @property
+    def _cure(self) -> str:
+        return balance_cure(self.config.balance, mixes=False)
 
     def _parts(self) -> dict[str, Any]:
         parts = super()._parts()

@@ -24,7 +24,6 @@ from torch import nn
 
 from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms import losses
-from chunkrl.algorithms.balance import Strata
 from chunkrl.algorithms.base import MethodInputs, Networks
 from chunkrl.algorithms.best_of_n import QEnsemble, least_q
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
@@ -34,7 +33,8 @@ from chunkrl.algorithms.value_labels import (
     monte_carlo_returns,
     warn_of_success_alone,
 )
-from chunkrl.algorithms.weight_spread import StarvedOnce, spread_metrics
+from chunkrl.algorithms.weight_spread import StarvedOnce
+from chunkrl.algorithms.weights import StartWeights
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.draws import draw_rates, trained_starts
 from chunkrl.data.label_rules import TimeOut
@@ -204,19 +204,21 @@ class JointMethod(ABC):
         if "candidates" in self._dataset.labels_at(np.zeros(1, np.int64)):
             return {}
         rates = draw_rates(self._dataset, self._trained)
-        self.labels["weight"], metrics, strata, cure = self._start_weights(advantage, rates)
-        more, spread = spread_metrics(self.labels["weight"], self._dataset, rates, strata)
-        if strata is not None:
-            self.labels["stratum"] = strata.index
-        self._starved.say(spread, cure)
-        return metrics | more
+        found = self._start_weights(advantage, rates)
+        self.labels["weight"] = found.weight
+        if found.strata is not None:
+            self.labels["stratum"] = found.strata.index
+        self._starved.say(found.spread, self._cure)
+        return dict(found.metrics)
 
     @abstractmethod
-    def _start_weights(
-        self, advantage: np.ndarray, rates: np.ndarray | None
-    ) -> tuple[np.ndarray, Metrics, Strata | None, str]:
-        """What `_weights` makes of batches, of all starts at once: weights float32 [len] of mean 1, their metrics,
-        the strata that balance them, and what helps where they starve a part. rates: of `draws.draw_rates`."""
+    def _start_weights(self, advantage: np.ndarray, rates: np.ndarray | None) -> StartWeights:
+        """What `_weights` makes of batches, of all starts at once. rates: of `draws.draw_rates`."""
+
+    @property
+    @abstractmethod
+    def _cure(self) -> str:
+        """What helps where the weights starve a part (`starved_warnings`)."""
 
     def update(self, name: str, batch: ChunkTransition) -> Metrics:
         """One joint update on a batch [B].

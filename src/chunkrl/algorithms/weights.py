@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,6 +121,19 @@ class StartWeights:
     metrics: dict[str, float]
     spread: Spread
 
+    @classmethod
+    def of(
+        cls,
+        weight: np.ndarray,
+        metrics: Mapping[str, float],
+        data: ChunkData,
+        rates: np.ndarray | None,
+        strata: Strata | None,
+    ) -> StartWeights:
+        """The weights of the starts of `data`, with their spread added to `metrics`."""
+        where, spread = spread_metrics(weight, data, rates, strata)
+        return cls(weight, strata, {**metrics, **where}, spread)
+
 
 def weigh_starts(
     advantage: np.ndarray,
@@ -134,5 +148,4 @@ def weigh_starts(
     `to_weights`."""
     strata = strata_labels.of(data, value, rates, forced)
     weight, metrics = to_weights(advantage, rule, rates, forced, strata)
-    where, spread = spread_metrics(weight, data, rates, strata)
-    return StartWeights(weight, strata, {**metrics, **where}, spread)
+    return StartWeights.of(weight, metrics, data, rates, strata)
