@@ -14,6 +14,7 @@ from chunkrl.report import distributions
 from chunkrl.report.numbers import percent
 from chunkrl.report.page import Card
 from chunkrl.report.svg import NARROW, chart, element, join, text, title
+from chunkrl.report.tables import Cell, Table, count_cell, rate_cell
 from chunkrl.report.training_run import TrainingRun
 
 TOP_SHARE = 0.1  # of the frames, whose part of all weight is told
@@ -132,21 +133,23 @@ def _strata_card(run: TrainingRun, weight: np.ndarray, data: ChunkCollection, ra
     step, task = episode_steps(data)[0], np.asarray(data.task)
     found = strata_shares(weight, index, rate, starts_credit(data, rate, run.config.balance))
     good = np.flatnonzero(found.successes > 0)
-    shares = []
+    rows = []
     for stratum in good[np.argsort(found.size[good], kind="stable")][:TOLD_STRATA]:
-        rows = np.flatnonzero((index == stratum) & (rate > 0))
-        name = f"{data.tasks[int(task[rows[0]])]}: " if len(data.tasks) > 1 else ""
-        place = f"{name}steps {step[rows].min()} to {step[rows].max()}, value {value[rows].min():.2f} to "
-        size = f"{percent(round(float(found.size[stratum]), 3))} of {len(rows)} starts"
-        shares.append(
-            distributions.Share(f"{place}{value[rows].max():.2f}", float(found.weight[stratum]), size)
+        own = np.flatnonzero((index == stratum) & (rate > 0))
+        rows.append(
+            {
+                "task": Cell(data.tasks[int(task[own[0]])]),
+                "steps": Cell(f"{step[own].min()} to {step[own].max()}", int(step[own].min())),
+                "held-out value": Cell(
+                    f"{value[own].min():.2f} to {value[own].max():.2f}", float(value[own].min())
+                ),
+                "starts": count_cell(len(own)),
+                "of all weight": rate_cell(round(float(found.weight[stratum]), 3)),
+                "effective sample size": rate_cell(round(float(found.size[stratum]), 3)),
+            }
         )
-    summary = "; ".join(f"{one.label}: {one.detail}" for one in shares)
-    note = (
-        f"Share of all weight of those of the {len(good)} strata with successes in which the fewest starts carry it; "
-        "beside it the effective sample size within the stratum."
-    )
-    return Card("Strata", [distributions.share_chart(shares, summary)], note)
+    note = f"Those of the {len(good)} strata with successes in which the fewest starts carry the weight."
+    return Card("Strata", [Table(rows)], note, wide=True)
 
 
 def _place_card(weight: np.ndarray, value: np.ndarray, data: ChunkCollection, rate: np.ndarray) -> Card:
