@@ -85,8 +85,10 @@ def test_a_run_on_states(plain: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "Data and settings",
     ]
     assert "<img" not in page  # rows in place of images
-    highest, lowest, data = Page(page).tables
+    strata, highest, lowest, data = Page(page).tables
     run = load_run(plain)
+    sizes = [float(row["effective sample size"].removesuffix("%")) for row in strata]
+    assert 0 < len(sizes) <= 5 and sizes == sorted(sizes) and sizes[-1] <= 100
     for row, one in zip((*highest, *lowest), extremes(run), strict=True):
         assert row == {
             "episode": f"episode {one.episode.index}",
