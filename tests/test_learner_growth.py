@@ -20,7 +20,7 @@ from online_records import SPEC, episode, episode_id
 from test_label_by_hand import begin, do
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
-from chunkrl.algorithms.config import DistilConfig
+from chunkrl.algorithms.config import BalanceConfig, DistilConfig
 from chunkrl.algorithms.growth import EpisodeRows, carry, extend_folds
 from chunkrl.config import load_config
 from chunkrl.data import ChunkDataset, ChunkSettings, chunks, images
@@ -321,6 +321,7 @@ def config(tmp_path: Path, **changes) -> TrainConfig:
 def test_training_goes_on_as_data_come_and_go(tmp_path, value_updates_per_update):
     data = collections(tmp_path)
     more = {"value_updates_per_update": 1, "relabel_interval": 8} if value_updates_per_update else {}
+    more["balance"] = BalanceConfig(min_starts=5, time_bins=2)
     run = ChunkLevelOfflineRL(
         config(tmp_path, **more),
         source=Growing(
@@ -339,6 +340,11 @@ def test_training_goes_on_as_data_come_and_go(tmp_path, value_updates_per_update
     for name in ("value", "weight", "advantage"):
         assert len(run.algorithm.labels[name]) == len(data["fewer"])
     np.testing.assert_allclose(run.algorithm.labels["weight"].mean(), 1.0, rtol=1e-5)
+    # the strata are those of the data of now, and each has what its successes are due
+    stratum, weight = run.algorithm.labels["stratum"], run.algorithm.labels["weight"]
+    good = np.unique(stratum[data["fewer"].success])
+    due = [weight[stratum == one].sum() / np.count_nonzero(stratum == one) for one in good]
+    assert len(good) > 1 and due == pytest.approx([due[0]] * len(good), rel=1e-4)
     # what was carried is what the networks say, where they no longer learn
     if not value_updates_per_update:
         carried = run.algorithm.labels["value"]
