@@ -21,13 +21,6 @@ from chunkrl.algorithms.balance import RunningBalance, Strata, equal_count_bins,
 from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig
 from chunkrl.algorithms.iql import ChunkIQL, IQLConfig
 from chunkrl.algorithms.value_config import ValueFit
-from chunkrl.algorithms.weight_spread import (
-    Spread,
-    balance_cure,
-    spread_metrics,
-    starved_warnings,
-    weight_spread,
-)
 from chunkrl.algorithms.weighted import AdvantageWeighted, WeightedConfig
 from chunkrl.algorithms.weights import WeightRule, to_weights
 from chunkrl.data.chunk_semantics import Segments
@@ -399,55 +392,6 @@ def test_draw_rates_count_in_what_is_due(tmp_path: Path) -> None:
 
 
 # ---- where it is seen
-
-
-def test_the_spread_of_weight_over_successes(tmp_path: Path) -> None:
-    data = open_chunks(write_dataset(tmp_path / "d", random_episodes(4, lengths=(9, 10))))
-    weight = np.ones(len(data), np.float32)
-    even = weight_spread(weight, data, None)
-    assert even.on_successes == pytest.approx(data.success.mean())
-    assert even.thirds == pytest.approx((1 / 3,) * 3) == even.frames and not even.starved
-    step = np.concatenate([np.arange(9)] * 4)
-    late = weight_spread(np.where(step < 3, 0.1, 1.0), data, None)
-    assert late.thirds == pytest.approx((0.3 / 6.3, 3 / 6.3, 3 / 6.3)) and late.starved == ("first",)
-
-
-def test_successes_without_any_weight_are_starved(tmp_path: Path) -> None:
-    data = open_chunks(write_dataset(tmp_path / "d", random_episodes(4, lengths=(9, 10))))
-    none = weight_spread(np.where(data.success, 0.0, 1.0), data, None)
-    assert none.thirds == (0.0, 0.0, 0.0) and none.starved == ("first", "middle", "last")
-
-
-def test_the_lowest_stratum_is_one_of_successes() -> None:
-    """Half the weight of cloning of the successes takes from a stratum that has none, which is no lack."""
-    index = np.repeat([0, 1], 20).astype(np.int32)
-    credit = (index == 0).astype(np.float32)
-    strata = Strata(index, credit, np.zeros(40, bool), np.bincount(index, weights=credit + 0.1))
-    weight, _ = to_weights(
-        np.random.default_rng(1).normal(size=40), WeightRule(success_mix=0.5), strata=strata
-    )
-    data = SimpleNamespace(
-        segments=Segments(np.array([20, 40]), np.array([True, False])),
-        starts=np.arange(40),
-        success=credit > 0,
-        task=np.zeros(40, int),
-        tasks=("push",),
-    )
-    metrics, _ = spread_metrics(weight, data, None, strata)  # type: ignore[arg-type]
-    assert metrics["weight/lowest_stratum"] == pytest.approx((22 + 24) / 2 / 22, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("balance", "cure"),
-    [
-        (BalanceConfig("none"), "Use --balance.kind strata"),
-        (BalanceConfig(), "Use more --balance.time-bins"),
-    ],
-)
-def test_what_helps_starved_thirds_can_be_done(balance: BalanceConfig, cure: str) -> None:
-    spread = Spread(0.9, (0.1, 0.5, 0.4), (0.3, 0.4, 0.3))
-    (message,) = starved_warnings(spread, balance_cure(balance))
-    assert "the first third of successful episodes carries 10.0%" in message and cure in message
 
 
 def _learner(data: ChunkDataset, **settings: Any) -> AdvantageWeighted:

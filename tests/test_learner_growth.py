@@ -8,7 +8,7 @@ import pickle
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -320,8 +320,9 @@ def config(tmp_path: Path, **changes) -> TrainConfig:
 @pytest.mark.parametrize("value_updates_per_update", [0, 1])
 def test_training_goes_on_as_data_come_and_go(tmp_path, value_updates_per_update):
     data = collections(tmp_path)
-    more = {"value_updates_per_update": 1, "relabel_interval": 8} if value_updates_per_update else {}
-    more["balance"] = BalanceConfig(min_starts=5, time_bins=2)
+    more: dict[str, Any] = {"balance": BalanceConfig(min_starts=5, time_bins=2)}
+    if value_updates_per_update:
+        more |= {"value_updates_per_update": 1, "relabel_interval": 8}
     run = ChunkLevelOfflineRL(
         config(tmp_path, **more),
         source=Growing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from chunk_data import episode, open_chunks, random_episodes, settings, write_dataset
 
 from chunkrl import ChunkLevelOfflineRL
-from chunkrl.algorithms.balance import starts_credit
+from chunkrl.algorithms.balance import Strata, starts_credit
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.algorithms.joint import JointMethod
 from chunkrl.algorithms.weight_spread import (
@@ -20,10 +21,15 @@ from chunkrl.algorithms.weight_spread import (
     TOLD_TASKS,
     Spread,
     StarvedOnce,
+    balance_cure,
     lacks,
+    spread_metrics,
+    starved_warnings,
     strata_shares,
     weight_spread,
 )
+from chunkrl.algorithms.weights import WeightRule, to_weights
+from chunkrl.data.chunk_semantics import Segments
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.errors import ChunkRLError
 from chunkrl.report.commands import load_run
@@ -202,3 +208,55 @@ def test_chunks_of_another_policy_have_no_weight_of_their_own(tmp_path: Path) ->
     run.dataset.attach("candidates", np.zeros((len(run.dataset), 2, 3, 2), np.float32))
     assert isinstance(run.algorithm, JointMethod)
     assert run.algorithm._label_weights(np.zeros(len(run.dataset), np.float32)) == {}
+
+
+# ---- of successes
+
+
+def test_the_spread_of_weight_over_successes(tmp_path: Path) -> None:
+    data = open_chunks(write_dataset(tmp_path / "d", random_episodes(4, lengths=(9, 10))))
+    weight = np.ones(len(data), np.float32)
+    even = weight_spread(weight, data, None)
+    assert even.on_successes == pytest.approx(data.success.mean())
+    assert even.thirds == pytest.approx((1 / 3,) * 3) == even.frames and not even.starved
+    step = np.concatenate([np.arange(9)] * 4)
+    late = weight_spread(np.where(step < 3, 0.1, 1.0), data, None)
+    assert late.thirds == pytest.approx((0.3 / 6.3, 3 / 6.3, 3 / 6.3)) and late.starved == ("first",)
+
+
+def test_successes_without_any_weight_are_starved(tmp_path: Path) -> None:
+    data = open_chunks(write_dataset(tmp_path / "d", random_episodes(4, lengths=(9, 10))))
+    none = weight_spread(np.where(data.success, 0.0, 1.0), data, None)
+    assert none.thirds == (0.0, 0.0, 0.0) and none.starved == ("first", "middle", "last")
+
+
+def test_the_lowest_stratum_is_one_of_successes() -> None:
+    """Half the weight of cloning of the successes takes from a stratum that has none, which is no lack."""
+    index = np.repeat([0, 1], 20).astype(np.int32)
+    credit = (index == 0).astype(np.float32)
+    strata = Strata(index, credit, np.zeros(40, bool), np.bincount(index, weights=credit + 0.1))
+    weight, _ = to_weights(
+        np.random.default_rng(1).normal(size=40), WeightRule(success_mix=0.5), strata=strata
+    )
+    data = SimpleNamespace(
+        segments=Segments(np.array([20, 40]), np.array([True, False])),
+        starts=np.arange(40),
+        success=credit > 0,
+        task=np.zeros(40, int),
+        tasks=("push",),
+    )
+    metrics, _ = spread_metrics(weight, data, None, strata)  # type: ignore[arg-type]
+    assert metrics["weight/lowest_stratum"] == pytest.approx((22 + 24) / 2 / 22, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("balance", "cure"),
+    [
+        (BalanceConfig("none"), "Use --balance.kind strata"),
+        (BalanceConfig(), "Use more --balance.time-bins"),
+    ],
+)
+def test_what_helps_starved_thirds_can_be_done(balance: BalanceConfig, cure: str) -> None:
+    spread = Spread(0.9, (0.1, 0.5, 0.4), (0.3, 0.4, 0.3))
+    (message,) = starved_warnings(spread, balance_cure(balance))
+    assert "the first third of successful episodes carries 10.0%" in message and cure in message
