@@ -82,6 +82,8 @@ class BenchmarkConfig:
     data_seed: int = 1100
     """Seed s collects with data_seed + s."""
     eval_seed: int = 20261120
+    method: str = METHOD
+    """The arm whose differences to all others are told, where it is asked for; of flows e.g. flow_chunk_rl."""
     num_workers: int = 2
 
 
@@ -303,7 +305,7 @@ def markdown(summary: Mapping[str, Any], arms: Sequence[str], method: str = METH
     return "\n".join(lines)
 
 
-def run(config: BenchmarkConfig, known: Sequence[Arm] = ARMS, method: str = METHOD) -> None:
+def run(config: BenchmarkConfig, known: Sequence[Arm] = ARMS) -> None:
     """Runs what is missing, then prints and writes the summary. known: arms that may be asked for."""
     started = time.monotonic()
     unknown = set(config.arms) - {arm.name for arm in known}
@@ -324,13 +326,13 @@ def run(config: BenchmarkConfig, known: Sequence[Arm] = ARMS, method: str = METH
     if todo:
         run_jobs(todo, config.num_workers, keep)
     records = list(finished.values())
-    summary = summarize(by_job(records), config.arms, method)
+    summary = summarize(by_job(records), config.arms, config.method)
     summary["config"] = asdict(config)
     summary["machine"] = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
     summary["seconds"] = time.monotonic() - started
     summary["records"] = list((results_records(config) | finished).values())  # also those not asked for now
     write_text(config.results, json.dumps(summary, indent=1) + "\n")
-    print(markdown(summary, config.arms, method))
+    print(markdown(summary, config.arms, config.method))
 
 
 if __name__ == "__main__":
