@@ -185,7 +185,7 @@ def test_a_run_draws_by_weight_and_stores_the_weights(tmp_path: Path) -> None:
     value, means = np.random.default_rng(0).normal(size=len(weight)), {}
     for draw, own in runs.items():
         loader = ChunkLoader(own.dataset, 10, 0, subset=own.algorithm.phases()[-1].subset)
-        batches = [loader.batch(update) for update in range(2000)]
+        batches = [loader.batch(update) for update in range(800)]
         means[draw] = [(b.labels["weight"].numpy() * value[b.index.numpy()]).mean() for b in batches]
     # with so few starts what is rounded is the larger part of the difference
     assert np.mean(means["weight"]) == pytest.approx(np.mean(means["uniform"]), abs=0.1)
