@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 MEMORY_BYTES = (
     6 * 2**30
@@ -49,15 +50,10 @@ def _server(module: str) -> ForkServerContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # of what it imports Python 3.11 tells it nothing
-    try:
+    with mock.patch.dict(
+        os.environ, PYTHONPATH=os.pathsep.join(sys.path)
+    ):  # Python 3.11 does not tell it of them
         forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
     return context
 
 
