@@ -54,17 +54,14 @@ def run_spread(run: TrainingRun) -> Spread | None:
 
 def _recorded_spread(run: TrainingRun) -> Spread | None:
     """The spread of a run that keeps no labels beside it, as one with --sample-weights."""
-    (on_successes,), *thirds = (
-        [run.last(f"weight/{name}") for name in names]
-        for names in (
-            ("on_successes",),
-            *([f"{third}_third{end}" for third in THIRDS] for end in ("", "_frames")),
-        )
+    weights, frames = (
+        [share for name in THIRDS if (share := run.last(f"weight/{name}_third{end}")) is not None]
+        for end in ("", "_frames")
     )
-    weights, frames = ([share for share in of if share is not None] for of in thirds)
     if len(weights) != len(THIRDS) or len(frames) != len(THIRDS):
         return None
     (a, b, c), (d, e, f) = weights, frames
+    on_successes = run.last("weight/on_successes")
     return Spread(on_successes or 0.0, (a, b, c), (d, e, f), graded=on_successes is None)
 
 
