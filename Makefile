@@ -11,7 +11,7 @@ comma := ,
 LEROBOT_PIP ?=
 LIBERO_VENV ?= .venv-libero
 OPENPI_VENV ?= .venv-openpi
-PIP := install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: proto demo test test-slow test-gpu test-robustness test-tracking test-lerobot test-lerobot04 test-lerobot06 test-libero lint typecheck check benchmark
 .PHONY: test-openpi clean
@@ -101,7 +101,7 @@ lint: $(DEV)
 	$(BIN)/ruff format --check .
 
 typecheck: $(DEV)
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --threads 2 --pythonpath $(BIN)/python
 
 check: lint typecheck test
 

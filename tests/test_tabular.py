@@ -98,7 +98,7 @@ def test_joint_learner_reaches_the_exact_values(corridor: ChunkDataset, tau: flo
     q, value = exact(batch, lambda found: expectile(found, tau))
     assert value[3] - value[0] > 0.2  # the problem is not trivial
     torch.manual_seed(0)
-    config = IQLConfig(num_updates=600, expectile=tau, target_rate=0.05)
+    config = IQLConfig(num_updates=350, expectile=tau, target_rate=0.1)
     factory = identity_factory(corridor, TABLE)
     learner = ChunkIQL(config, factory, OptimConfig(lr=3e-3), corridor, 0, CPU)
     Trainer(learner, corridor, TrainerConfig(batch_size=len(corridor))).run()
