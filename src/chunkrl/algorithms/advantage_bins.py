@@ -18,6 +18,7 @@ from chunkrl.algorithms.balance import Strata
 from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.algorithms.human_chunks import forced_metrics
 from chunkrl.data.collection import ChunkCollection, ChunkData
+from chunkrl.data.draws import rate_per_start
 from chunkrl.errors import LabelError
 from chunkrl.models.condition import condition_text
 
@@ -114,7 +115,7 @@ def strata_bins(
     advantage: float [N]. group: int [N], the stratum (and pool) of each start. rates: float [N], how often each is
     drawn; None: all alike.
     """
-    rate = np.ones(len(advantage)) if rates is None else np.asarray(rates, np.float64)
+    rate = rate_per_start(rates, len(advantage))
     bins = np.zeros(len(advantage), np.int64)
     lower = tuple(np.arange(1, config.highest) / config.highest)
     for rows in _groups(group):
@@ -217,7 +218,7 @@ def _without(forced: np.ndarray, group: np.ndarray, rates: np.ndarray | None) ->
     """rates with 0 for what is forced, but in groups that would have nothing left; None: all alike."""
     if not forced.any():
         return rates
-    rate = np.ones(len(forced)) if rates is None else np.asarray(rates, np.float64)
+    rate = rate_per_start(rates, len(forced))
     left = np.where(forced, 0.0, rate)
     _, group = np.unique(group, return_inverse=True)
     return np.where(np.bincount(group, weights=left)[group] > 0, left, rate)

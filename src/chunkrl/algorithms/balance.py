@@ -43,6 +43,7 @@ from torch import Tensor
 from chunkrl.algorithms.advantages import step_rewards
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.data.collection import ChunkData
+from chunkrl.data.draws import rate_per_start
 from chunkrl.errors import ChunkRLError
 
 _LOG = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ def make_strata(
     rates: float [len], how often each start is drawn; None: all alike. forced: bool [len], chunks that a human made,
     which count as the improved policy's wherever they stand. said: tasks that an earlier warning has named.
     """
-    rate = np.ones(len(data)) if rates is None else np.asarray(rates, np.float64)
+    rate = rate_per_start(rates, len(data))
     task = np.asarray(data.task)
     index = stratify(task, episode_steps(data)[0], value, rate, config)
     credit, unknown, silent = _credit(data, task, step_reward, rate, config)
@@ -200,7 +201,7 @@ def _credit(
 def starts_credit(data: ChunkData, rates: np.ndarray | None, config: BalanceConfig) -> np.ndarray:
     """What each start counts for as one of the improved policy's, float32 [len] in [0, 1] (`Strata.credit`); 0 in
     tasks of which nothing is known."""
-    rate = np.ones(len(data)) if rates is None else np.asarray(rates, np.float64)
+    rate = rate_per_start(rates, len(data))
     credit, unknown, _ = _credit(data, np.asarray(data.task), step_rewards(data), rate, config)
     return np.where(unknown, np.float32(0), credit)
 
@@ -273,7 +274,7 @@ class RunningBalance:
     @classmethod
     def of(cls, strata: Strata, rates: np.ndarray | None, device: torch.device) -> RunningBalance:
         """The mean weight that strata are due, 1 over all that is drawn. rates: float [len]; None: all alike."""
-        rate = np.ones(len(strata.index)) if rates is None else np.asarray(rates, np.float64)
+        rate = rate_per_start(rates, len(strata.index))
         mass = np.bincount(strata.index, weights=rate, minlength=strata.num)
         target = strata.due / np.maximum(mass, 1e-300) * mass.sum() / strata.due.sum()
         uniform = np.bincount(strata.index[strata.uniform], minlength=strata.num) > 0

@@ -11,6 +11,7 @@ import numpy as np
 from chunkrl.algorithms.balance import Strata, episode_steps
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.data.collection import ChunkData
+from chunkrl.data.draws import rate_per_start
 
 THIRDS = ("first", "middle", "last")
 STARVED = 0.5  # a third of the successes with less than this part of what cloning of the successes gives it
@@ -59,7 +60,7 @@ def weight_spread(
     credit: float [len], what each counts for (`balance.starts_credit`), where that is graded; None: 1 in successful
     episodes.
     """
-    rate = np.ones(len(weight)) if rates is None else np.asarray(rates, np.float64)
+    rate = rate_per_start(rates, len(weight))
     success = np.asarray(data.success) & (rate > 0)
     graded = credit is not None and bool(((credit > 0) & (credit < 1) & (rate > 0)).any())
     counts = np.asarray(credit if graded else success, np.float64)
@@ -136,7 +137,7 @@ def strata_shares(
     due: np.ndarray | None = None,
 ) -> StrataShares:
     """How weight float [N] lies over the strata index int [N] (`Strata`); due: None as the credit."""
-    rate = np.ones(len(weight)) if rates is None else np.asarray(rates, np.float64)
+    rate = rate_per_start(rates, len(weight))
     sums = [rate * weight, rate * np.square(weight, dtype=np.float64), rate, rate * credit]
     total, squares, mass, successes = (np.bincount(index, weights=of) for of in sums)
     due = successes if due is None else due

@@ -14,6 +14,7 @@ from chunkrl.algorithms.balance import Strata, StrataLabels
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.algorithms.weight_spread import Spread, spread_metrics
 from chunkrl.data.collection import ChunkData
+from chunkrl.data.draws import rate_per_start
 from chunkrl.errors import ChunkRLError
 
 _TINY = 1e-30  # float32 has few digits left below
@@ -53,7 +54,7 @@ def to_weights(
     weight = losses.advantage_weights(torch.from_numpy(standardized), rule.beta, rule.clip).numpy()
     exponent = rule.beta * standardized
     clipped = exponent >= np.log(rule.clip)
-    rate = np.ones(len(weight)) if rates is None else np.asarray(rates, np.float64)
+    rate = rate_per_start(rates, len(weight))
     if strata is not None:
         weight = balanced(weight, exponent, strata, rate, rule.success_mix)
     weight, size = normalized(weight, rates)
@@ -68,7 +69,7 @@ def normalized(weight: np.ndarray, rates: np.ndarray | None) -> tuple[np.ndarray
 
     Raises ChunkRLError where all that is drawn has weight 0.
     """
-    rate = np.ones(len(weight)) if rates is None else np.asarray(rates, np.float64)
+    rate = rate_per_start(rates, len(weight))
     drawn = np.where(rate > 0, weight, 0.0).astype(np.float64)
     if not drawn.any():
         raise ChunkRLError(

@@ -51,6 +51,11 @@ def draw_rates(data: ChunkData, drawn: np.ndarray | None) -> np.ndarray | None:
     return keep(collection.cache_dir, rates)
 
 
+def rate_per_start(rates: np.ndarray | None, num_starts: int) -> np.ndarray:
+    """What `draw_rates` gives as float64 [num_starts], for sums: 1 where all are drawn alike."""
+    return np.ones(num_starts) if rates is None else np.asarray(rates, np.float64)
+
+
 MOST_TIMES = 8  # so many positions a start, so that rare ones are not all left out
 
 

@@ -38,9 +38,10 @@ def render_run(run: TrainingRun, num_videos: int = 0) -> str:
         ChunkRLError: videos of data without cameras, or of a run without values.
     """
     quality = value_quality_of(run)
+    warnings = run_warnings(run, quality)
     sections = [
         Section("What is not on this page", "", [notes_card(run.notes, wide=True)] if run.notes else []),
-        *_quality_sections(run, quality),
+        *_quality_sections(run, quality, warnings),
         *_advantage_sections(run),
     ]
     if run.has_values:
@@ -58,7 +59,7 @@ def render_run(run: TrainingRun, num_videos: int = 0) -> str:
         _video_section(run, num_videos)  # says why there are none
     sections += [curve_section(curves(run), losses_recorded_once(run)), settings_section(run)]
     title = f"Training run: {run.folder.resolve().name}"
-    return Page(title, _tiles(run, quality), sections).render()
+    return Page(title, _tiles(run, quality, warnings), sections).render()
 
 
 def value_quality_of(run: TrainingRun) -> ValueQuality | None:
@@ -92,7 +93,7 @@ def _cure(run: TrainingRun) -> str:
     return LITERAL_CURE if method.joint else GIVEN_CURE
 
 
-def _tiles(run: TrainingRun, quality: ValueQuality | None) -> list[Tile]:
+def _tiles(run: TrainingRun, quality: ValueQuality | None, warnings: list[str]) -> list[Tile]:
     tiles = []
     success = np.concatenate([part.dataset.frame_labels.success for part in run.data])
     if quality is not None:
@@ -101,7 +102,7 @@ def _tiles(run: TrainingRun, quality: ValueQuality | None) -> list[Tile]:
                 f"{quality.held_out:.2f}".replace("-", "−"),
                 "rank correlation of the values with the return, on episodes they never saw",
                 f"{quality.seen:.2f} on the episodes that they trained on",
-                kind="good" if not run_warnings(run, quality) else "bad",
+                kind="bad" if warnings else "good",
             )
         )
         share = float(np.mean(trained_column(run, "advantage") > 0))
@@ -128,8 +129,8 @@ def _used(run: TrainingRun) -> str:
     return "not used by the policy"
 
 
-def _quality_sections(run: TrainingRun, quality: ValueQuality | None) -> list[Section]:
-    cards = [notes_card(warnings, wide=True)] if (warnings := run_warnings(run, quality)) else []
+def _quality_sections(run: TrainingRun, quality: ValueQuality | None, warnings: list[str]) -> list[Section]:
+    cards = [notes_card(warnings, wide=True)] if warnings else []
     if quality is None:
         return [Section("What to know of the weights", "", cards)]
     cards.append(

@@ -9,7 +9,7 @@ from chunkrl.algorithms.balance import episode_steps, equal_count_bins, starts_c
 from chunkrl.algorithms.weight_spread import STARVED, THIRDS, Spread, strata_shares, weight_spread
 from chunkrl.algorithms.weights import normalized
 from chunkrl.data.collection import ChunkCollection
-from chunkrl.data.draws import draw_rates, trained_starts
+from chunkrl.data.draws import draw_rates, rate_per_start, trained_starts
 from chunkrl.report import distributions
 from chunkrl.report.numbers import percent
 from chunkrl.report.page import Card
@@ -36,7 +36,7 @@ def trained_column(run: TrainingRun, name: str) -> np.ndarray:
 def _rates(data: ChunkCollection) -> np.ndarray:
     """How often each start is drawn, float [len]."""
     rates = draw_rates(data, trained_starts(data))
-    return np.ones(len(data)) if rates is None else np.asarray(rates, np.float64)
+    return rate_per_start(rates, len(data))
 
 
 def run_spread(run: TrainingRun) -> Spread | None:
