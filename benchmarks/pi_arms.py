@@ -72,6 +72,14 @@ ARMS: dict[str, Arm] = {
     "recap, dropout .3": Arm("advantage_conditioned", TWICE, ConditioningConfig(dropout=0.3, **RECAP)),
     "conditioned, shuffled": Arm("shuffled_conditioning", TWICE | AWAY),
 }
+# To choose the label's dropout and the guidance by, on development data (--data-seed 777 --eval-seed 4243).
+FURTHER = {f" high, {g:g} from low": Question(HIGH, g, LOW) for g in (1.25, 3.0)}
+CANDIDATES: dict[str, Arm] = {
+    f"conditioned, dropout {dropout:g}": Arm(
+        "advantage_conditioned", TWICE | AWAY | FURTHER, ConditioningConfig(dropout=dropout)
+    )
+    for dropout in (0.0, 0.1, 0.3)
+}
 METHODS = (
     "conditioned high",
     *(f"conditioned{name}" for name in AWAY),

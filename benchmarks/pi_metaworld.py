@@ -28,7 +28,7 @@ import torch
 import tyro
 
 from benchmarks.kept import refuse_other_settings
-from benchmarks.pi_arms import ARMS, PRETRAINED, Arm, by_question
+from benchmarks.pi_arms import ARMS, CANDIDATES, PRETRAINED, Arm, by_question
 from benchmarks.pi_tables import markdown, summarize
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.algorithms.value_config import ValueFit
@@ -113,10 +113,11 @@ def cells(config: BenchmarkConfig) -> list[Cell]:
 
 def chosen_arms(config: BenchmarkConfig) -> dict[str, Arm]:
     """The arms that are asked for, by name. Raises ChunkRLError for names of no arm."""
-    unknown = set(config.arms) - set(ARMS)
+    known = ARMS | CANDIDATES
+    unknown = set(config.arms) - set(known)
     if unknown:
-        raise ChunkRLError(f"unknown arms {sorted(unknown)}; there are {list(ARMS)}")
-    return {name: ARMS[name] for name in config.arms}
+        raise ChunkRLError(f"unknown arms {sorted(unknown)}; there are {list(known)}")
+    return {name: known[name] for name in config.arms}
 
 
 def run_cell(config: BenchmarkConfig, cell: Cell, known: frozenset[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pi_tiny import tiny_policy, tiny_recipe
 
-from benchmarks.pi_arms import ARMS, HIGH, LOW, by_question
+from benchmarks.pi_arms import ARMS, CANDIDATES, HIGH, LOW, by_question
 from benchmarks.pi_metaworld import BenchmarkConfig, Cell, _record_path, _settings, cells, known_records
 from benchmarks.pi_tables import ALL, markdown, summarize
 from chunkrl.errors import ChunkRLError
@@ -38,7 +38,7 @@ def test_names_are_of_their_own_arm() -> None:
 
 
 def test_every_arm_may_be_asked_as_it_says() -> None:
-    for arm in ARMS.values():
+    for arm in (ARMS | CANDIDATES).values():
         settings = tiny_recipe("pi05").settings
         if "condition" in arm.objective:
             settings = replace(settings, condition=HIGH, conditions=(LOW, HIGH))
