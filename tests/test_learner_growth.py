@@ -1,57 +1,38 @@
-"""Data that grow: folds that stay, mixtures that are exact, labels that are carried, shards that come and go."""
+"""Training on data that grow: folds that stay, labels that are carried, updates that wait for steps."""
 
 from __future__ import annotations
 
-import errno
-import os
-import pickle
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("grpc", reason="needs chunkrl[online]")
 
-from chunk_data import random_episodes, write_dataset
+from growing_data import HORIZON, Growing, add, collections, present, settings
 from online_records import SPEC, episode, episode_id
-from test_label_by_hand import begin, do
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.algorithms.config import BalanceConfig, DistilConfig
 from chunkrl.algorithms.growth import EpisodeRows, carry, extend_folds
 from chunkrl.config import load_config
-from chunkrl.data import ChunkDataset, ChunkSettings, chunks, images
+from chunkrl.data import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
-from chunkrl.data.control import Control
-from chunkrl.data.label_rules import LabelRule
-from chunkrl.data.loader import ChunkLoader
-from chunkrl.errors import CheckpointError, ChunkRLError, DatasetError
-from chunkrl.label.command import label_dataset
-from chunkrl.label.config import LabelCommand
-from chunkrl.label.marks import Edit
+from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.online.learner.config import LearnerConfig, LearnerReplay, OnlineConfig
-from chunkrl.online.learner.data import DataWorker, Generation, LearnerData, check_no_labels, replay_settings
+from chunkrl.online.learner.data import DataWorker, Generation, LearnerData, replay_settings
 from chunkrl.online.learner.replay import Replay
 from chunkrl.online.learner.source import OnlineSource
 from chunkrl.online.link.config import ReplayConfig
-from chunkrl.online.link.records import Hello, StepRecord
+from chunkrl.online.link.records import Hello
 from chunkrl.online.link.streams import ReceivedStreams
 from chunkrl.online.link.wire import Batch, encode_item
 from chunkrl.progress import silent
 from chunkrl.training.data_source import FixedData
-
-HORIZON = 3
-T = TypeVar("T")
-
-
-def present(value: T | None) -> T:
-    """`value`, which must be there."""
-    assert value is not None
-    return value
 
 
 def test_an_episode_keeps_its_fold_and_a_new_one_gets_the_least_loaded_of_its_outcome():
@@ -75,230 +56,6 @@ def test_values_go_with_their_episodes():
     now = EpisodeRows(("c", "new", "a"), np.array([1, 2, 2]))
     carried = carry(np.arange(6, dtype=np.float32), before, now)
     np.testing.assert_array_equal(carried, [5, np.nan, np.nan, 0, 1])
-
-
-def add(replay: Replay, number: int, length: int = 6, outcome: str = "success", task: str = "push") -> None:
-    items = episode(number, length, outcome)  # type: ignore[arg-type]
-    replay.add([replace(item, task=task) for item in items if isinstance(item, StepRecord)])
-
-
-def offline(root: Path, num_episodes: int = 6) -> ChunkDataset:
-    """Data of the replay's shapes, from a shard of another replay."""
-    replay = Replay(root, SPEC, ReplayConfig(cameras="image"))
-    for number in range(num_episodes):
-        add(replay, 1000 + number, 5 + number, "success" if number % 2 else "failure")
-    replay.close()
-    return ChunkDataset(root / "shard-000000", settings(), cache_dir=root / "cache", progress=silent)
-
-
-def settings(**changes) -> ChunkSettings:
-    return replay_settings(ChunkSettings(HORIZON, **changes))
-
-
-@pytest.fixture
-def replay(tmp_path):
-    replay = Replay(
-        tmp_path / "replay", SPEC, ReplayConfig(shard_episodes=2, capacity_steps=15, cameras="image")
-    )
-    yield replay
-    replay.close()
-
-
-def test_every_batch_has_its_share_of_online_data(tmp_path, replay):
-    data = LearnerData(
-        [offline(tmp_path / "a"), offline(tmp_path / "b", 3)], (), settings(), tmp_path / "cache", 0.25
-    )
-    assert len(present(data.offline_only().data).datasets) == 2
-    for number in range(3):
-        add(replay, number, 4 + number)
-    generation = data.open(replay)
-    assert (generation.num_episodes, generation.num_steps) == (3, 15)
-    assert (generation.online_episodes, generation.online_steps) == (3, 15)
-    collection = present(generation.data)
-    loader = ChunkLoader(collection, 16, seed=0)
-    counts = np.array([np.bincount(collection.source(loader.positions(i)), minlength=4) for i in range(400)])
-    assert (counts[:, 2:].sum(1) == 4).all()  # 25 % of 16, in every batch
-    sizes = np.array([len(dataset) for dataset in collection.datasets])
-    assert sizes.tolist() == [45, 18, 9, 6]
-    np.testing.assert_allclose(counts.mean(0)[:2], 12 * sizes[:2] / 63, atol=0.1)
-    np.testing.assert_allclose(counts.mean(0)[2:], 4 * sizes[2:] / 15, atol=0.1)
-
-
-def test_what_the_first_shard_decides_of_padding_holds_for_all(tmp_path, replay, monkeypatch, caplog):
-    kinds = iter(("unclear", "absolute", "absolute"))
-    monkeypatch.setattr(chunks, "recognise_control", lambda *_: Control(next(kinds), (), "a first look"))
-    data = LearnerData((), (), settings(), tmp_path / "cache", 1.0)
-    for number in range(3):
-        add(replay, number, 4 + number)
-    shards = present(data.open(replay).data).datasets
-    assert [shard.hold.control for shard in shards] == ["delta", "delta"]
-    assert caplog.text.count("unclear (a first look): taken for motions") == 1
-    add(replay, 3, 4)
-    assert {shard.hold.control for shard in present(data.open(replay).data).datasets} == {"delta"}
-
-
-def test_pictures_are_decoded_once_and_are_those_of_a_fresh_cache(tmp_path, replay, monkeypatch):
-    decoded = []
-    original = images.image_frames
-    monkeypatch.setattr(images, "image_frames", lambda *a: decoded.append(len(a[3])) or original(*a))
-    monkeypatch.chdir(tmp_path)
-    data = LearnerData([], (), settings(), Path("cache"), 0.5)  # as of a relative --output-dir
-    add(replay, 0, 4)
-    data.open(replay)
-    add(replay, 1, 5)
-    generation = data.open(replay)
-    assert sum(decoded) == 9
-    fresh = ChunkDataset(
-        replay.root / "shard-000000", settings(), cache_dir=tmp_path / "fresh", progress=silent
-    )
-    rows = np.arange(9)
-    camera = "observation.images.front"
-    np.testing.assert_array_equal(
-        present(generation.data).datasets[0].table.images(camera, rows), fresh.table.images(camera, rows)
-    )
-    data.drop_unused(present(generation.data))
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [
-        present(generation.data).datasets[0].fingerprint
-    ]
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_pictures_that_are_there_are_not_copied(tmp_path, replay, monkeypatch, links):
-    """New ones go into the same file, which those who train on the older data have mapped; a disk that is full then
-    changes nothing."""
-    if not links:
-
-        def refuse(*_):
-            raise PermissionError(errno.EPERM, "no hard links here")
-
-        monkeypatch.setattr(os, "link", refuse)
-    data, camera = LearnerData([], (), settings(), tmp_path / "cache", 0.5), "observation.images.front"
-    add(replay, 0, 4)
-    before = present(data.open(replay).data).datasets[0].table
-    pictures = before.images(camera, np.arange(4))
-    add(replay, 1, 5)
-    with monkeypatch.context() as full:
-
-        def no_space(_):
-            raise ChunkRLError("the disk is full")
-
-        full.setattr(images, "sync_array", no_space)
-        with pytest.raises(ChunkRLError, match="the disk is full"):
-            data.open(replay)
-    np.testing.assert_array_equal(before.images(camera, np.arange(4)), pictures)
-    after = present(data.open(replay).data).datasets[0].table
-    assert after.images(camera, np.arange(9)).shape[0] == 9
-    np.testing.assert_array_equal(after.images(camera, np.arange(4)), pictures)
-    again = pickle.loads(pickle.dumps(before))  # as another process opens it
-    np.testing.assert_array_equal(again.images(camera, np.arange(4)), pictures)
-    files = {file.stat().st_ino for file in (tmp_path / "cache").rglob("pictures.npy")}
-    assert len(files) == (1 if links else 2)
-
-
-def test_a_kill_or_a_full_disk_between_leaves_the_pictures_of_before(tmp_path, replay, monkeypatch):
-    class Killed(BaseException):
-        pass
-
-    def kill(*_):
-        raise Killed
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "no space")
-
-    data, camera = LearnerData([], (), settings(), tmp_path / "cache", 0.5), "observation.images.front"
-    add(replay, 0, 4)
-    before = present(data.open(replay).data).datasets[0].table
-    pictures = before.images(camera, np.arange(4)).copy()
-    assert pictures.any()
-    add(replay, 1, 5)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "link", full)
-        with pytest.raises(ChunkRLError, match=r"cannot be written.*no space"):
-            data.open(replay)
-    with monkeypatch.context() as patch:
-        patch.setattr(images, "sync_array", kill)
-        patch.setattr(images.shutil, "rmtree", lambda *_: None)
-        with pytest.raises(Killed):
-            data.open(replay)
-    after = present(data.open(replay).data).datasets[0].table
-    for table in (before, after):
-        np.testing.assert_array_equal(table.images(camera, np.arange(4)), pictures)
-    files = {file.stat().st_ino for file in (tmp_path / "cache").rglob("pictures.npy")}
-    assert len(files) == 2  # it began again, but not by emptying the file that is trained on
-
-
-def test_an_evicted_shard_is_gone_and_counts_go_on(tmp_path, replay):
-    data = LearnerData([], (), settings(), tmp_path / "cache", 0.5)
-    generation = Generation(None)
-    for number in range(5):
-        add(replay, number)
-        generation = data.open(replay)
-    assert [Path(d.name).name for d in present(generation.data).datasets] == ["shard-000001", "shard-000002"]
-    assert (generation.num_episodes, generation.num_steps) == (5, 30)
-    assert (generation.online_episodes, generation.online_steps) == (3, 18)
-    assert present(generation.data).episode_identities == tuple(episode_id(number) for number in (2, 3, 4))
-    replay.close()
-    again = Replay(
-        tmp_path / "replay", SPEC, ReplayConfig(shard_episodes=2, capacity_steps=15, cameras="image")
-    )
-    assert again.totals == (5, 30)
-    again.close()
-
-
-def test_a_shard_of_short_episodes_waits(tmp_path, replay):
-    data = LearnerData([], (), settings(), tmp_path / "cache", 0.5)
-    add(replay, 0, HORIZON - 1)
-    assert data.open(replay).data is None
-    add(replay, 1, HORIZON)
-    assert len(present(data.open(replay).data)) == 2 * HORIZON - 1
-
-
-class Growing:
-    """Grows when it is told to. at: update -> what it is from then on."""
-
-    stopped = False
-
-    def __init__(self, at: dict[int, ChunkCollection]) -> None:
-        self.data = at[0]
-        self._at, self._update = at, 0
-
-    def is_due(self, done, last_phase):
-        return self._at.get(self._update, self.data) is self.data
-
-    def take(self, done, last_phase):
-        self.data = self._at[self._update]
-        return self.data
-
-    def updated(self, update):
-        self._update = update
-
-    def metrics(self):
-        return {}
-
-    def digest(self):
-        return ""
-
-
-def collections(tmp_path: Path) -> dict[str, ChunkCollection]:
-    """few: two shards of 4 episodes; more: the second has 8; fewer: the first is gone. Opened again by each call."""
-    made = {}
-    for name, numbers in (("a", range(4)), ("b", range(4, 8)), ("c", range(4, 12))):
-        if not (tmp_path / name).exists():
-            replay = Replay(tmp_path / name, SPEC, ReplayConfig(cameras="image"))
-            for number in numbers:
-                add(replay, number, 5 + number % 3, "success" if number % 2 else "failure")
-            replay.close()
-        made[name] = ChunkDataset(
-            tmp_path / name / "shard-000000",
-            settings(cameras=()),
-            cache_dir=tmp_path / "cache",
-            progress=silent,
-        )
-    return {
-        "few": ChunkCollection([made["a"], made["b"]]),
-        "more": ChunkCollection([made["a"], made["c"]]),
-        "fewer": ChunkCollection([made["c"]]),
-    }
 
 
 def config(tmp_path: Path, **changes) -> TrainConfig:
@@ -553,58 +310,3 @@ def test_what_training_asks_for_is_what_failed(tmp_path):
 def test_settings_that_exclude_growth_are_refused(changes, message):
     with pytest.raises(ChunkRLError, match=message):
         LearnerConfig(train=replace(TrainConfig(), **changes)).check()
-
-
-def test_columns_that_the_offline_data_alone_have_are_not_asked_of_the_replay(tmp_path, replay):
-    rule = LabelRule(success="subgoal_last", subgoal="column", subgoal_key="grasped", human_key="h")
-    add(replay, 0, outcome="success")
-    data = LearnerData((), (), settings(labels=rule), tmp_path / "cache", 0.5).open(replay).data
-    assert data is not None
-    assert data.frame_labels.success.tolist() == [True]
-    steps = [item for item in episode(0, len(data), "success") if isinstance(item, StepRecord)]
-    np.testing.assert_array_equal(data.frame_labels.reward, [step.reward for step in steps])
-    np.testing.assert_array_equal(data.frame_labels.human, [step.human for step in steps])
-
-
-def test_labels_of_a_shard_are_not_passed_over_in_silence(tmp_path, replay, caplog):
-    for number in range(3):
-        add(replay, number, outcome="failure")
-    root = tmp_path / "replay"
-    check_no_labels(tmp_path / "none")
-    check_no_labels(root)
-    data = LearnerData((), (), settings(), tmp_path / "cache", 0.5)
-    data.open(replay)
-    assert not caplog.records
-    labels = begin(root / "shard-000000", LabelRule(step_reward="success"))
-    do(labels, 0, Edit("success", 2))
-    do(labels, 1, Edit("exclude"))
-    labels.close()
-    add(replay, 3, outcome="failure")
-    data.open(replay)
-    found = present(data.open(replay).data)  # a robot at work goes on; once is enough
-    assert not found.frame_labels.success.any() and found.num_episodes == 4
-    (record,) = caplog.records
-    words = "has labels (labels/by_hand.parquet), and a learner reads what its actors recorded, not these"
-    assert words in record.message and str(root / "shard-000000" / "labels") in record.message
-    with pytest.raises(DatasetError, match=r"move .* away to go on without them") as refused:
-        check_no_labels(root)
-    assert str(refused.value) == record.message
-    # the way that is named: a data set that a new learner begins with
-    named = LabelRule(labels="labels/by_hand.parquet")
-    label_dataset(LabelCommand(str(root / "shard-000000"), named, export=str(tmp_path / "new")), silent)
-    made = ChunkDataset(tmp_path / "new", ChunkSettings(HORIZON), progress=silent)
-    assert made.frame_labels.success.tolist() == [True]
-    assert np.flatnonzero(made.frame_labels.terminated).tolist() == [2]
-
-
-def test_the_share_of_one_leaves_offline_data_out(tmp_path, replay):
-    data = LearnerData([offline(tmp_path / "a")], (), settings(), tmp_path / "cache", 1.0)
-    add(replay, 0)
-    assert [Path(d.name).parent.name for d in present(data.open(replay).data).datasets] == ["replay"]
-
-
-def test_identities_are_those_of_the_episodes_wherever_they_are(tmp_path):
-    root = write_dataset(tmp_path / "d", random_episodes(3))
-    plain = ChunkDataset(root, ChunkSettings(HORIZON), cache_dir=tmp_path / "cache", progress=silent)
-    assert plain.episode_identities == tuple(f"{plain.fingerprint}/{index}" for index in range(3))
-    assert offline(tmp_path / "a", 2).episode_identities == (episode_id(1000), episode_id(1001))

@@ -13,8 +13,8 @@ import torch
 pytest.importorskip("grpc", reason="needs chunkrl[online]")
 
 from chunk_data import write_dataset
+from growing_data import Growing
 from pi_tiny import ACTION_DIM, STATE_DIM
-from test_learner_growth import Growing
 from test_pi_training import CAMERAS, HUMAN, checkpoints, config, root  # noqa: F401
 
 from chunkrl import ChunkLevelOfflineRL

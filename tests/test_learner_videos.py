@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("grpc", reason="needs chunkrl[online]")
 
+from growing_data import HORIZON, add, settings
 from online_records import SPEC, episode, episode_id
-from test_learner_growth import HORIZON, add, settings
 from test_online_learner import Process, TestActor, free_address, learner_arguments
 from test_value_videos import Renderers, decoded, near
 from waiting import until

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("grpc", reason="data that grow need chunkrl[online]")
 
-from test_learner_growth import Growing
+from growing_data import Growing
 from test_learner_pi import corrected
 from test_pi_training import checkpoints, config, root  # noqa: F401  # fixtures
 
