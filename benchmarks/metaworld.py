@@ -3,7 +3,7 @@
     python -m benchmarks.metaworld                       # 2 tasks x 2 mixtures x 5 seeds, the main arms
     python -m benchmarks.metaworld --arms iql document_objective --seeds 0 1
 
-Every seed has a data set of its own (collection seed 1000 + s), its own networks, and the same 100 initial
+Every seed has a data set of its own (collection seed 1100 + s), its own networks, and the same 100 initial
 states for every arm and seed. Arms that are finished are kept as JSON, and in the results, and are not run again.
 Prints Markdown.
 """
