@@ -16,6 +16,7 @@ from lerobot_folder import edit_parquet
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.cli import main
+from chunkrl.data.hold_out import held_out_episodes
 from chunkrl.data.sample_weights import read_sample_weights
 from chunkrl.integration.rabc import rabc_weights, rises
 
@@ -200,3 +201,15 @@ def test_episodes_that_were_set_aside_are_left_out_in_lerobot_too(
     lengths = [len(one["action"]) for one in episodes]
     kept = np.repeat(np.arange(5), lengths) != 1
     assert stored["index"].to_pylist() == np.flatnonzero(kept).tolist()
+
+
+def test_held_out_episodes_are_left_out_in_lerobot_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_dataset(tmp_path / "data", random_episodes(10))
+    ChunkLevelOfflineRL(**settings(data, tmp_path / "run", objective="value", held_out=0.2)).train()
+    export(tmp_path / "run")
+    held_out = held_out_episodes(open_chunks(data).table.description, 0.2)
+    assert len(held_out) == 2
+    kept = [number for number in range(10) if number not in held_out]
+    assert f"--dataset.episodes={kept}" in capsys.readouterr().out

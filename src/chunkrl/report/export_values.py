@@ -271,7 +271,7 @@ def lerobot_train(made: Exported, size: int) -> str:
         f"--dataset.repo_id=local/{root.name}",
         f"--dataset.root={root}",
     ]
-    if table.problems:  # LeRobot gives frames that the file does not have the weight 1
+    if table.description.left_out_episodes:  # LeRobot gives frames that the file does not have the weight 1
         words.append(f"--dataset.episodes={json.dumps(table.episode_ids.tolist())}")
     words += [
         f"--policy.type={PER_SAMPLE[0]}",
