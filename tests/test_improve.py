@@ -30,6 +30,7 @@ from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.cli import main
 from chunkrl.config import load_config, save_config
 from chunkrl.data.chunk_settings import FrameSettings
+from chunkrl.data.hold_out import held_out_places
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import ChunkRLError, DatasetError, OutputFolderError
 from chunkrl.improve import command
@@ -254,6 +255,31 @@ def test_other_settings_and_other_data_are_refused(data: Path, whole: Path, tmp_
     sources = json.loads((copied / "sources.json").read_text())
     (copied / "sources.json").write_text(json.dumps(dict.fromkeys(sources, "0")))
     assert "is no longer what" in refused(of(data, copied))
+
+
+def test_settings_that_a_training_refused_can_be_corrected(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "improve"
+    assert "37" in refused(of(data, root, num_folds=37))  # 36 episodes are trained on
+    assert not (root / "03-values/run/checkpoints/last").exists()
+    stop_at(monkeypatch, "_train")
+    with pytest.raises(Interrupted):
+        improve(of(data, root))
+    assert load_config(TrainConfig, root / "03-values/config.json").num_folds == 2
+    assert "train.num_folds (2 there, 3 here)" in refused(of(data, root, num_folds=3))
+
+
+def test_successes_that_are_all_held_out_are_none_to_learn_from(tmp_path: Path) -> None:
+    (chosen, *_) = held_out_places(20, 0.4)
+    episodes = told_by_state(20)
+    for number, columns in enumerate(episodes):
+        columns["next.success"] = np.array([*[False] * (len(columns["action"]) - 1), number == chosen])
+    bad = write_dataset(tmp_path / "bad", episodes)
+    told = refused(of(bad, tmp_path / "improve"))
+    assert (
+        "Every episode that succeeds (1) is among the 8 that are held out" in told and "Hold out less" in told
+    )
 
 
 def test_a_folder_of_another_command_is_refused(data: Path, tmp_path: Path) -> None:

@@ -62,12 +62,17 @@ def test_nothing_is_said_of_data_that_are_as_they_should_be() -> None:
     [
         ({"num_success": 0, "num_held_out_success": 0}, "no_success", "None of the 150 episodes succeeds"),
         (
+            {"num_success": 15},
+            "no_success",
+            "Every episode that succeeds (15) is among the 30",
+        ),
+        (
             {"num_success": 150, "num_held_out_success": 30},
             "no_failures",
             "only speed can be learned (a step",
         ),
         ({"returns_differ": False}, "nothing_to_rank", "nothing to learn for values"),
-        ({"silent_tasks": ("lift",)}, "task_without_success", "No episode of 'lift' succeeds"),
+        ({"silent_tasks": ("lift",)}, "task_without_success", "No episode of 'lift' that is trained"),
         (
             {"num_episodes": 40, "num_success": 35, "num_held_out": 26},
             "few_episodes",

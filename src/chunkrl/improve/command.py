@@ -70,7 +70,7 @@ def _begin(plan: Plan, progress: Progress, resumes: bool) -> None:
     from another policy; before that, what was found is found again."""
     root, config = plan.root, plan.config
     fresh = replace(config, train=replace(config.train, resume=None, output_dir="", overwrite=False))
-    has_trained = any((plan.folder(step) / f"{STEP}.json").is_file() for step in ("values", "train"))
+    has_trained = any(_has_trained(plan, step) for step in ("values", "train"))
     if resumes and has_trained:
         check_same(root / CONFIG_FILE, fresh)
     elif resumes:
@@ -83,6 +83,12 @@ def _begin(plan: Plan, progress: Progress, resumes: bool) -> None:
     check_sources(root, sources, is_new=not (resumes and has_trained))
     remove_temporaries(root)
     save_config(fresh, root / CONFIG_FILE)
+
+
+def _has_trained(plan: Plan, step: str) -> bool:
+    """Whether a training was done, or left something to go on from; one whose settings were refused did not begin."""
+    checkpoint = plan.run(step) / "checkpoints" / "last"
+    return checkpoint.is_file() or (plan.folder(step) / f"{STEP}.done.json").is_file()
 
 
 class _Improvement:

@@ -34,9 +34,9 @@ class DataFacts:
     """A data set as training reads it.
 
     labels: what says who succeeded, for people. num_held_out, num_held_out_success: of the episodes, those that
-    nothing is trained on. silent_tasks: texts of tasks of which no episode succeeds. returns_differ: whether episodes
-    differ in what they return from the same step on; where not, values have nothing to tell apart. gamma: a step's
-    discount.
+    nothing is trained on. silent_tasks: texts of tasks of which no episode succeeds that is trained on.
+    returns_differ: whether episodes differ in what they return from the same step on; where not, values have nothing
+    to tell apart. gamma: a step's discount.
     """
 
     name: str
@@ -116,6 +116,15 @@ def _of_outcomes(data: DataFacts) -> Iterator[Finding]:
             is_fatal=True,
         )
         return
+    if data.num_success == data.num_held_out_success:
+        yield Finding(
+            "no_success",
+            f"Every episode that succeeds ({data.num_success}) is among the {data.num_held_out} that are held out "
+            "for the verdict: nothing is left that says what is better.",
+            "Hold out less (--held-out 0: no verdict then), or record more that succeed.",
+            is_fatal=True,
+        )
+        return
     if data.all_succeed:
         yield Finding(
             "no_failures",
@@ -135,8 +144,8 @@ def _of_outcomes(data: DataFacts) -> Iterator[Finding]:
         more = " and others" if len(data.silent_tasks) > 5 else ""
         yield Finding(
             "task_without_success",
-            f"No episode of {names}{more} succeeds: nothing is known of what is better there, and weights clone its "
-            "chunks all alike.",
+            f"No episode of {names}{more} that is trained on succeeds: nothing is known of what is better there, and "
+            "weights clone its chunks all alike.",
             "Record some that do, or leave the task out.",
         )
 

@@ -44,7 +44,7 @@ def measure_data(config: TrainConfig, labels: str, progress: Progress) -> DataFa
     held = np.isin(table.episode_ids, sorted(held_out_episodes(table.description, part)) if part else [])
     texts = [table.task_text(int(row)) for row in table.episode_start]
     succeeds = dict.fromkeys(texts, False)
-    for text, success in zip(texts, outcomes.tolist(), strict=True):
+    for text, success in zip(texts, (outcomes & ~held).tolist(), strict=True):
         succeeds[text] |= success
     return DataFacts(
         name=dataset.name,

@@ -1,7 +1,8 @@
 """Which method to train with, and beside which control: one rule, from what the diagnosis measured.
 
-The rule follows docs/results.md: balanced weights by the advantage were at least as good as cloning of the successes
-wherever values ranked unseen episodes, and weights by values that do not rank are noise (the shuffled control).
+The rule follows docs/results.md: balanced weights by the advantage were ahead of cloning of the successes or level
+with it wherever values ranked unseen episodes, and weights by values that do not rank are noise (the shuffled
+control).
 """
 
 from __future__ import annotations
@@ -57,5 +58,5 @@ def _choose(data: DataFacts, values: ValueFacts | None) -> tuple[str, str]:
         )
     return WEIGHTED, (
         f"the values rank episodes that they never saw (rank correlation {values.held_out:.2f}), and weights by the "
-        "advantage were at least as good as cloning there"
+        "advantage were ahead of cloning of the successes or level with it there"
     )
