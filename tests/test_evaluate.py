@@ -228,6 +228,11 @@ def test_videos_show_failures_first_and_are_made_once(
     monkeypatch.setattr("chunkrl.evaluation.evaluation_videos.episode_video", None)  # would fail if called
     main(arguments(policy, tmp_path / "e", *few))
     assert read_evaluation(tmp_path / "e").videos == videos
+    monkeypatch.undo()
+    (tmp_path / "e" / videos[1].file).unlink()  # its note stays
+    main(arguments(policy, tmp_path / "e", *few))
+    assert read_evaluation(tmp_path / "e").videos == videos
+    assert (tmp_path / "e" / videos[1].file).stat().st_size > 1000
 
 
 def test_a_fault_while_recording_videos_loses_no_result(

@@ -1,6 +1,8 @@
 """What an earlier run left is never written over, by any command; a folder with parts of two runs is recognised."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,29 @@ def test_overwriting_replaces_runs_of_the_same_command_alone(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputFolderError, match="is a file"):
         begin_folder(tmp_path / "file", "train", overwrite=True)
+
+
+def test_the_folder_that_one_is_in_is_not_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its path would mean the old one still."""
+    (tmp_path / "run" / "policy").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run")
+    with pytest.raises(OutputFolderError, match="the folder that you are in"):
+        begin_folder(Path(), "train", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_folder_that_cannot_be_written_into_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)  # whoever runs the tests may be allowed everything
+    with (
+        pytest.raises(OutputFolderError, match=r"cannot write into .*: Permission denied; name a folder"),
+        held(tmp_path, "evaluate"),
+    ):
+        pass
 
 
 def test_the_default_folder_is_new_each_time(

@@ -16,6 +16,7 @@ from chunkrl.config import from_dict, load_config
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.config import EvaluateCommand
 from chunkrl.run.config import TrainConfig
+from chunkrl.settings import Settings
 
 PLACES = {
     "ActorCommand": "online.actor.command",
@@ -49,6 +50,16 @@ def test_a_configuration_of_before_loads(tmp_path: Path) -> None:
     assert from_dict(TrainConfig, new) == config
     assert from_dict(EvaluateCommand, {"policy": "p", "env": ["push-v3"], "num_steps": 4}).flow_steps == 4
     assert from_dict(CollectCommand, {"policy_mode": "mode"}).mode == "mode"
+
+
+def test_the_file_of_a_run_of_before_is_a_configuration_to_begin_with(tmp_path: Path) -> None:
+    """As a report names it: train --config RUN/config.json."""
+    (tmp_path / "config.json").write_text(json.dumps({"critic_updates": 2, "fit": {"num_steps": 3}}))
+    config = Settings(TrainConfig()).of_file(tmp_path / "config.json")
+    assert (config.value_updates_per_update, config.fit.n_step) == (2, 3)
+    (tmp_path / "both.json").write_text(json.dumps({"critic_updates": 2, "value_updates_per_update": 3}))
+    with pytest.raises(ChunkRLError, match="critic_updates is called value_updates_per_update now"):
+        Settings(TrainConfig()).of_file(tmp_path / "both.json")
 
 
 @pytest.mark.parametrize("values", [{"critic_updates": 2, "value_updates_per_update": 2}, {"num_steps": 2}])

@@ -21,7 +21,7 @@ import tyro
 
 from chunkrl.config import Variants, from_dict, read_values
 from chunkrl.errors import ChunkRLError
-from chunkrl.renamed import name_now
+from chunkrl.renamed import current_names, name_now
 from chunkrl.suggest import did_you_mean
 
 T = TypeVar("T")
@@ -167,14 +167,15 @@ class Settings(Generic[T]):
         return self
 
     def of_file(self, file: Path, cure: str = "give another file, or correct it") -> T:
-        """The record with the values of a JSON or YAML file (by its ending) in it.
+        """The record with the values of a JSON or YAML file (by its ending) in it; names of earlier releases
+        (`renamed`) count as those of now, since a run of before wrote them.
 
         Raises:
             ChunkRLError: the file is missing or damaged, or as of `of_values`; names the file.
         """
         values = read_values(file, ChunkRLError, cure)
         try:
-            return self.of_values(values)
+            return self.of_values(current_names(type(self.default), values))
         except ChunkRLError as reason:
             raise ChunkRLError(f"{file}: {reason}: {cure}") from reason
 

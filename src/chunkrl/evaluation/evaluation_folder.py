@@ -75,8 +75,9 @@ class EvaluationFolder:
         return found
 
     def videos(self) -> list[Video]:
-        """The videos that are there."""
-        return [load_config(Video, file) for file in sorted((self.root / _VIDEOS).glob("*.json"))]
+        """The videos that are there; a note whose video was deleted is none."""
+        noted = [load_config(Video, file) for file in sorted((self.root / _VIDEOS).glob("*.json"))]
+        return [video for video in noted if (self.root / video.file).is_file()]
 
     def save_video(self, video: Video) -> None:
         """Notes a video whose file is there."""

@@ -141,11 +141,23 @@ def hold(folder: Path, command: str, name: str = LOCK) -> FileLock:
         raise OutputFolderError(
             f"{folder} is in use by another chunkrl {command}: wait for it, or use another --output-dir"
         ) from error
+    except OSError as error:
+        raise OutputFolderError(
+            f"cannot write into {folder}: {error.strerror}; name a folder that is yours with --output-dir"
+        ) from error
     return lock
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a folder or file to the first free `NAME.replaced-001`, ..., says so, and returns the new path."""
+    """Renames a folder or file to the first free `NAME.replaced-001`, ..., says so, and returns the new path.
+
+    Raises OutputFolderError for a path without a name of its own (`.`).
+    """
+    if path.name in ("", ".."):  # renamed, it would still be what the path means
+        raise OutputFolderError(
+            f"{path} is the folder that you are in, or one above it, and cannot be renamed from there: name it by a "
+            "path from elsewhere"
+        )
     number = 1
     while (kept := path.with_name(f"{path.name}.replaced-{number:03d}")).exists():
         number += 1
