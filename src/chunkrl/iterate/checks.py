@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from chunkrl import ranks
+from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS
 from chunkrl.envs.registry import family_of
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.rollout import initial_seeds
@@ -90,6 +91,11 @@ def _check_labels(config: IterateConfig) -> None:
         raise ChunkRLError(
             f"--success {rule} would be the roll-outs' rule too, which say it as next.success: write the labels of "
             "the other data sets into them with chunkrl label --export, and train on those"
+        )
+    if not train.dataset_dir and train.labels.labels not in (AUTO_LABELS, NO_LABELS):
+        raise ChunkRLError(
+            f"--labels {train.labels.labels} is a file of one data set, and each round has its own: leave it out, "
+            "the file in a round's labels/ is found by itself"
         )
     if rule == "episodes" and named_alike:
         raise ChunkRLError(

@@ -26,8 +26,8 @@ from chunkrl.iterate.records import ArmRun, IterateResult, Rollouts, RoundResult
 from chunkrl.iterate.rollouts import (
     check_there,
     collect,
-    data_fingerprint,
     data_sources,
+    fingerprints,
     label,
     read_rollouts,
     record,
@@ -37,7 +37,7 @@ from chunkrl.iterate.steps import check_sources, run_step, train_or_go_on
 from chunkrl.iterate.table import format_result
 from chunkrl.progress import Progress, silent
 from chunkrl.report.commands import evaluate_policy
-from chunkrl.run.build import labels_of_others
+from chunkrl.run.build import label_rules
 
 
 def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult:
@@ -87,14 +87,10 @@ def _sources(plan: Plan, progress: Progress) -> dict[str, str]:
     found = {str(plan.pretrained): fingerprint((plan.pretrained,), progress)}
     settings = plan.config.train
     if settings.dataset_dir:
-        found |= data_sources(
-            settings.dataset_dir, settings.mapping, settings.revision, settings.labels, progress
-        )
-    for path, labels in zip(
-        settings.additional_offline_dataset_paths, labels_of_others(settings), strict=True
-    ):
-        rule = replace(settings.labels, labels=labels, success_file="")
-        found |= data_sources(path, settings.mapping, None, rule, progress)
+        paths = (settings.dataset_dir, *settings.additional_offline_dataset_paths)
+        revisions = (settings.revision, *[None] * (len(paths) - 1))
+        for path, revision, rule in zip(paths, revisions, label_rules(settings), strict=True):
+            found |= data_sources(path, settings.mapping, revision, rule, progress)
     return found
 
 
@@ -197,12 +193,19 @@ class _Iteration:
             self._check_some_success(data)
 
         def act() -> dict[str, Any]:
-            for rollouts in data:
-                if data_fingerprint(rollouts.data, config.mapping) != rollouts.fingerprint:
-                    raise ChunkRLError(
-                        f"{rollouts.data} is not what it was when its round was labelled: put it back, or delete the "
-                        "folders of its round and of those after it"
-                    )
+            for rollouts, rule in zip(data, label_rules(config)[-len(data) :], strict=True):
+                found = fingerprints(rollouts.data, config.mapping, None, rule, progress)
+                for now, noted, what in zip(
+                    found,
+                    (rollouts.fingerprint, rollouts.labels),
+                    ("", "the file of labels of "),
+                    strict=True,
+                ):
+                    if now != noted:
+                        raise ChunkRLError(
+                            f"{what}{rollouts.data} is not what it was when its round was labelled: put it back, or "
+                            "delete the folders of its round and of those after it"
+                        )
             train_or_go_on(config, progress)
             return {"policy": str(plan.policy(arm, number))}
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from chunkrl.collect.command import CollectCommand
 from chunkrl.collect.config import CollectConfig
-from chunkrl.data.label_rules import AUTO_LABELS, SuccessRule
+from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS, SuccessRule
 from chunkrl.envs.registry import family_of
 from chunkrl.evaluation.config import EvaluateCommand, EvaluateConfig
 from chunkrl.iterate.config import ArmName, IterateConfig
 from chunkrl.iterate.records import Rollouts
 from chunkrl.label.config import LabelCommand
+from chunkrl.run.build import label_rules
 from chunkrl.run.config import TrainConfig
 from chunkrl.settings import Settings
 
@@ -113,17 +114,12 @@ class Plan:
         return train.additional_success or "auto"
 
     def label(self, arm: ArmName, number: int) -> LabelCommand:
-        """Labels of a round's roll-outs, as training reads them."""
+        """Labels of a round's roll-outs, as the trainings of later rounds read them."""
         train = self.config.train
+        before = [Rollouts(str(self.data(arm, earlier)), "", {}, 1, 0) for earlier in range(number + 1)]
         return LabelCommand(
             dataset=str(self.data(arm, number)),
-            rule=replace(
-                train.labels,
-                success=self.success_rule,
-                success_episodes=(),
-                success_file="",
-                labels=AUTO_LABELS,
-            ),
+            rule=label_rules(self.train("default", number + 1, before))[-1],
             output=str(self.folder(arm, number) / "labels.parquet"),
             mapping=train.mapping,
             skip_bad_episodes=train.frames.skip_bad_episodes,
@@ -141,6 +137,9 @@ class Plan:
         if train.dataset_dir:
             changes["additional_offline_dataset_paths"] = (*train.additional_offline_dataset_paths, *paths)
             changes["dataset_weights"] = self._weights(rollouts)
+            if train.additional_labels:  # which name a file for each of the other data sets
+                found = NO_LABELS if train.labels.labels == NO_LABELS else AUTO_LABELS
+                changes["additional_labels"] = (*train.additional_labels, *[found] * len(paths))
             if self.success_rule != train.labels.success:
                 changes["additional_success"] = self.success_rule
         else:

@@ -28,9 +28,9 @@ _VERSION = 1
 class Rollouts:
     """Episodes that a policy recorded.
 
-    data: their data set. fingerprint: of its contents. outcomes: by the task's text, of each episode whether it
-    succeeded and its steps (to success, where it did). num_frames, num_human: frames, and those of them that a human
-    or a corrector chose.
+    data: their data set. fingerprint: of its contents. labels: of the file of labels that says who succeeded, ""
+    where columns do. outcomes: by the task's text, of each episode whether it succeeded and its steps (to success,
+    where it did). num_frames, num_human: frames, and those of them that a human or a corrector chose.
     """
 
     data: str
@@ -38,6 +38,7 @@ class Rollouts:
     outcomes: Mapping[str, Sequence[tuple[bool, int]]]
     num_frames: int
     num_human: int
+    labels: str = ""
 
     @property
     def rate(self) -> Rate:

@@ -21,7 +21,7 @@ from chunkrl.data.problems import Collector
 from chunkrl.errors import ChunkRLError
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.iterate.records import Rollouts
-from chunkrl.label.command import label_dataset
+from chunkrl.label.command import label_dataset, read_labelled
 from chunkrl.label.config import LabelCommand
 from chunkrl.progress import Progress
 
@@ -74,11 +74,15 @@ def check_there(data: Path, policy: Path) -> None:
 
 
 def label(command: LabelCommand, progress: Progress) -> Mapping[str, Any]:
-    """Labels the episodes: the fields of `Rollouts`.
+    """Labels the episodes, or reads the file of labels beside them as training does: the fields of `Rollouts`.
 
     Raises DatasetError where nothing says which succeeded.
     """
-    table, labels = label_dataset(command, progress)
+    root = describe(command.dataset, command.mapping, report=Collector()).root
+    file = chosen_labels(root, command.rule)
+    if file is not None:
+        print(f"{command.dataset}: success is read from {file.told()}, as in training")
+    table, labels = (label_dataset if file is None else read_labelled)(command, progress)
     texts = [table.task_text(int(row)) for row in table.episode_start]
     # a recording may go on after the success
     steps = np.add.reduceat((~labels.after_success).astype(np.int64), table.episode_start)
@@ -87,29 +91,30 @@ def label(command: LabelCommand, progress: Progress) -> Mapping[str, Any]:
         task: [(success, count) for text, success, count in found if text == task]
         for task in dict.fromkeys(texts)
     }
-    contents, num_human = (
-        data_fingerprint(command.dataset, command.mapping),
-        np.count_nonzero(labels.human),
-    )
-    return asdict(Rollouts(command.dataset, contents, outcomes, table.num_frames, int(num_human)))
-
-
-def data_fingerprint(dataset: str, mapping: ColumnMapping, revision: str | None = None) -> str:
-    """The fingerprint of a data set's contents, also of episodes that are set aside."""
-    return describe(dataset, mapping, revision, Collector()).fingerprint
+    contents, told = fingerprints(command.dataset, command.mapping, None, command.rule, progress)
+    num_human = int(np.count_nonzero(labels.human))
+    return asdict(Rollouts(command.dataset, contents, outcomes, table.num_frames, num_human, told))
 
 
 def data_sources(
     dataset: str, mapping: ColumnMapping, revision: str | None, rule: LabelRule, progress: Progress
 ) -> dict[str, str]:
-    """Fingerprints, for `steps.check_sources`, of a data set and of the file or list that says who succeeded
-    by `rule`; "" where its columns do."""
+    """The two fingerprints, by what they are of, for `steps.check_sources`."""
+    contents, told = fingerprints(dataset, mapping, revision, rule, progress)
+    return {dataset: contents, f"the file of labels of {dataset}": told}
+
+
+def fingerprints(
+    dataset: str, mapping: ColumnMapping, revision: str | None, rule: LabelRule, progress: Progress
+) -> tuple[str, str]:
+    """Fingerprints of a data set's contents, also of episodes that are set aside, and of the file or list that says
+    who succeeded by `rule`; the second is "" where its columns do."""
     description = describe(dataset, mapping, revision, Collector())
     labels = chosen_labels(description.root, rule)
     file = Path(rule.success_file).expanduser() if labels is None else labels.path
     said_by_columns = labels is None and not rule.success_file
     told = "" if said_by_columns else fingerprint((file,), progress)
-    return {dataset: description.fingerprint, f"the file of labels of {dataset}": told}
+    return description.fingerprint, told
 
 
 def read_rollouts(found: Mapping[str, Any]) -> Rollouts:

@@ -96,6 +96,13 @@ def _open(
     return table
 
 
+def read_labelled(command: LabelCommand, progress: Progress) -> tuple[FrameTable, FrameLabels]:
+    """A data set's frames and labels as training reads them by `command.rule`: of a file of labels where the rule
+    finds one, without the episodes that it leaves out. Writes nothing."""
+    table = _open(command, command.rule, progress, partial(labelled_part, command.rule))
+    return table, label_frames(table, command.rule)
+
+
 # ---- a data set with the labels in it
 
 
@@ -114,8 +121,7 @@ def _export_of_file(command: LabelCommand, progress: Progress) -> tuple[FrameTab
     }
     if wrong := next((name for name, is_given in given.items() if is_given), None):
         raise ChunkRLError(f"{wrong}: the labels of {rule.labels} are exported as they are: leave it out")
-    table = _open(command, rule, progress, partial(labelled_part, rule))
-    labels = label_frames(table, rule)
+    table, labels = read_labelled(command, progress)
     for note in (*column_notes(table), *label_notes(table, labels)):
         print(f"note: {note}")
     _export(command, command.export, table, labels, progress)

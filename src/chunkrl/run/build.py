@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from chunkrl.algorithms.values_io import load_values, values_of_progress
 from chunkrl.config import load_config
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection, ChunkData
-from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS
+from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS, LabelRule
 from chunkrl.data.sample_weights import read_sample_weights
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.progress import Progress, silent
@@ -55,18 +56,23 @@ def open_datasets(
     """
     main = config.chunk_settings()
     datasets = [ChunkDataset(config.dataset_dir, main, held_out=held_out, progress=progress)]
-    labels = replace(config.labels, progress="")  # a file is of one data set
-    additional = replace(main, revision=None, hold=datasets[0].hold, labels=labels)
-    if config.additional_success is not None:
-        labels = replace(labels, success=config.additional_success, success_episodes=(), success_file="")
-        additional = replace(additional, labels=labels)
-    for path, name in zip(config.additional_offline_dataset_paths, labels_of_others(config), strict=True):
-        settings = replace(additional, labels=replace(additional.labels, labels=name))
+    additional = replace(main, revision=None, hold=datasets[0].hold)
+    for path, rule in zip(config.additional_offline_dataset_paths, label_rules(config)[1:], strict=True):
+        settings = replace(additional, labels=rule)
         datasets.append(ChunkDataset(path, settings, held_out=held_out, progress=progress))
     _check_rewards(datasets)
     if config.hold.control == "auto":
         _check_controls(datasets)
     return datasets
+
+
+def label_rules(config: TrainConfig) -> tuple[LabelRule, ...]:
+    """How the labels of each data set of a run are read, --dataset-dir first."""
+    changes: dict[str, Any] = {"progress": ""}  # a file is of one data set
+    if config.additional_success is not None:
+        changes |= {"success": config.additional_success, "success_episodes": (), "success_file": ""}
+    others = (replace(config.labels, labels=name, **changes) for name in labels_of_others(config))
+    return (config.labels, *others)
 
 
 def labels_of_others(config: TrainConfig) -> tuple[str, ...]:

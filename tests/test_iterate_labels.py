@@ -1,0 +1,126 @@
+"""Who succeeded in a round's roll-outs: as training reads it, and what that is worth of the policy alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import iterate_fakes
+import pytest
+from iterate_fakes import WalkEnv
+from test_iterate import refused, resumed, settings
+
+from chunkrl.cli import main
+from chunkrl.config import load_config
+from chunkrl.data.frames import FrameTable
+from chunkrl.data.label_rules import LabelRule
+from chunkrl.data.labels import label_frames
+from chunkrl.envs import metaworld
+from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule
+from chunkrl.iterate.plan import Plan
+from chunkrl.iterate.records import Rollouts
+from chunkrl.iterate.rollouts import read_rollouts
+from chunkrl.iterate.steps import read_step
+from chunkrl.progress import silent
+from chunkrl.run.build import label_rules, open_data
+from chunkrl.run.config import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return iterate_fakes.pretrain(tmp_path_factory.mktemp("pretrained"))
+
+
+@pytest.fixture(autouse=True)
+def _walks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metaworld, "MetaWorldEnv", WalkEnv)
+    monkeypatch.setattr(metaworld, "check_task", lambda name: None)
+
+
+def brought(pretrained: Path, tmp_path: Path, **changes: Any) -> IterateConfig:
+    source = RolloutSource(folder=str(tmp_path / "brought"))
+    by = SelectionRule(by="rollouts")
+    return settings(pretrained, tmp_path / "run", rollouts=source, selection=by, rounds=1, **changes)
+
+
+def label_by_hand(data: Path, *successes: int) -> None:
+    for file in (data / "labels").glob("*"):
+        file.unlink()
+    main(["label", str(data), "--success", "episodes", "--success-episodes", *map(str, successes)])
+
+
+def first_rollouts(config: IterateConfig) -> Rollouts:
+    """Of a run that waits for the episodes of its second policy."""
+    done = Path(config.train.output_dir) / "round-000/label.done.json"
+    return read_rollouts(read_step(done)["found"])
+
+
+def test_a_file_of_labels_counts_in_a_round_as_it_does_in_its_training(
+    pretrained: Path, tmp_path: Path
+) -> None:
+    """The column says other successes than the file; and where there is no column, the file is enough."""
+    successes = (0, 3, 7)
+    for column in ("next.success", "reached"):
+        root = tmp_path / column
+        data = iterate_fakes.write_walks(root / "brought/round-000", 8, seed=1, success_column=column)
+        label_by_hand(data, *successes)
+        config = brought(pretrained, root)
+        assert "brought/round-001 holds no episodes" in refused(config)
+        (outcomes,) = first_rollouts(config).outcomes.values()
+        assert [number for number, one in enumerate(outcomes) if one[0]] == list(successes)
+        train = load_config(TrainConfig, root / "run/default/round-001/train.json")
+        (trained,) = open_data(train, silent).datasets
+        assert [one[0] for one in outcomes] == trained.frame_labels.success.tolist()
+
+
+def test_no_file_of_labels_is_read_where_training_reads_none(pretrained: Path, tmp_path: Path) -> None:
+    data = iterate_fakes.write_walks(tmp_path / "brought/round-000", 8, seed=1, speed=0.6)
+    columns = iterate_fakes.write_walks(tmp_path / "again", 8, seed=1, speed=0.6)
+    label_by_hand(data, 7)
+    config = brought(pretrained, tmp_path, train={"labels": LabelRule(labels="none")})
+    assert "brought/round-001 holds no episodes" in refused(config)
+    (outcomes,) = first_rollouts(config).outcomes.values()
+    expected = label_frames(FrameTable.open(columns, progress=silent)).success
+    assert [one[0] for one in outcomes] == expected.tolist() and expected.sum() > 1
+
+
+def test_labels_that_changed_since_a_round_was_labelled_are_refused(pretrained: Path, tmp_path: Path) -> None:
+    data = iterate_fakes.write_walks(tmp_path / "brought/round-000", 8, seed=1)
+    label_by_hand(data, 0, 3, 7)
+    config = brought(pretrained, tmp_path)
+    refused(config)
+    label_by_hand(data, 0, 3)
+    (tmp_path / "run/default/round-001/train.done.json").unlink()  # as if it had been cut off in its training
+    assert f"the file of labels of {data} is not what it was when its round was labelled" in refused(
+        resumed(config)
+    )
+    label_by_hand(data, 0, 3, 7)
+    assert "brought/round-001 holds no episodes" in refused(resumed(config))
+
+
+def test_a_named_file_of_labels_is_of_no_round(pretrained: Path, tmp_path: Path) -> None:
+    config = brought(pretrained, tmp_path, train={"labels": LabelRule(labels="labels/x.parquet")})
+    assert "--labels labels/x.parquet is a file of one data set, and each round has its own" in refused(
+        config
+    )
+
+
+def test_the_rule_of_a_round_s_labels_is_that_of_every_training_on_it(pretrained: Path) -> None:
+    """Whether the roll-outs are the first data set, one beside others, or beside ones with labels in named files."""
+    own = {"dataset_dir": "d", "additional_offline_dataset_paths": ("e",)}
+    labels = LabelRule(success="all")
+    for train in (
+        {},
+        own,
+        own | {"labels": LabelRule(labels="none")},
+        own | {"labels": LabelRule(labels="l.parquet"), "additional_labels": ("m.parquet",)},
+        {"dataset_dir": "d", "labels": labels, "additional_success": "next.success"},
+    ):
+        plan = Plan(settings(pretrained, Path("run"), train), pretrained)
+        data = [Rollouts(str(plan.data("default", n)), "", {}, 1, 0) for n in range(3)]
+        for number in range(3):
+            config = plan.train("default", 3, data)
+            assert plan.label("default", number).rule == label_rules(config)[number - 3]
+    config = replace(TrainConfig(), dataset_dir="d", additional_offline_dataset_paths=("e",))
+    assert label_rules(config) == (LabelRule(), LabelRule())
