@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.data.feature_spec import FeatureSpec
+from chunkrl.data.interventions import LEROBOT_NAME
 from chunkrl.data.writer import DatasetWriter
 from chunkrl.envs import metaworld
 from chunkrl.envs.metaworld import ACTION_DIM, FPS, STATE_NAMES, State
@@ -71,16 +73,20 @@ def write_walks(
     speed: float = 0.3,
     success_column: str = "next.success",
     state: State = "full",
+    corrected: Collection[int] | None = None,
 ) -> Path:
-    """Episodes of random steps as a data set like those of `chunkrl collect`; speed: their mean."""
+    """Episodes of random steps as a data set like those of `chunkrl collect`; speed: their mean. corrected: those whose
+    first step is a human's."""
     features = {
         "observation.state": FeatureSpec("float32", (len(STATE_NAMES[state]),)),
         "action": FeatureSpec("float32", (ACTION_DIM,)),
         success_column: FeatureSpec("bool", (1,)),
     }
+    if corrected is not None:
+        features[LEROBOT_NAME] = FeatureSpec("bool", (1,))
     rng = np.random.default_rng(seed)
     with DatasetWriter(root, fps=FPS, features=features) as writer:
-        for _ in range(num_episodes):
+        for number in range(num_episodes):
             walk = WalkEnv(env, state=state)
             step, states, actions, success = walk.reset(int(rng.integers(2**31))), [], [], []
             while not step.done:
@@ -94,6 +100,10 @@ def write_walks(
                 "action": np.stack(actions),
                 success_column: np.array(success),
             }
+            if corrected is not None:
+                human = np.zeros((len(actions), 1), bool)
+                human[0] = number in corrected
+                columns[LEROBOT_NAME] = human
             writer.add_episode(columns, walk.task)
     return root
 

@@ -7,21 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import iterate_fakes
+import numpy as np
 import pytest
+from chunk_data import episode, write_dataset
 from iterate_fakes import WalkEnv
-from test_iterate import refused, resumed, settings
+from pages import Page
+from test_iterate import refused, results, resumed, settings
 
 from chunkrl.cli import main
 from chunkrl.config import load_config
 from chunkrl.data.frames import FrameTable
+from chunkrl.data.interventions import LEROBOT_NAME
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.labels import label_frames
 from chunkrl.envs import metaworld
-from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule
+from chunkrl.errors import ChunkRLError
+from chunkrl.files.json_files import as_json
+from chunkrl.iterate.command import iterate
+from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule, StopRule
 from chunkrl.iterate.plan import Plan
-from chunkrl.iterate.records import Rollouts
-from chunkrl.iterate.rollouts import read_rollouts
+from chunkrl.iterate.records import Outcome, Rollouts
+from chunkrl.iterate.rollouts import label, read_rollouts
 from chunkrl.iterate.steps import read_step
+from chunkrl.iterate.table import AUTONOMOUS
+from chunkrl.label.config import LabelCommand
 from chunkrl.progress import silent
 from chunkrl.run.build import label_rules, open_data
 from chunkrl.run.config import TrainConfig
@@ -52,8 +61,8 @@ def label_by_hand(data: Path, *successes: int) -> None:
 
 def first_rollouts(config: IterateConfig) -> Rollouts:
     """Of a run that waits for the episodes of its second policy."""
-    done = Path(config.train.output_dir) / "round-000/label.done.json"
-    return read_rollouts(read_step(done)["found"])
+    folder = Path(config.train.output_dir) / "round-000"
+    return read_rollouts(read_step(folder / "label.done.json")["found"], folder)
 
 
 def test_a_file_of_labels_counts_in_a_round_as_it_does_in_its_training(
@@ -124,3 +133,49 @@ def test_the_rule_of_a_round_s_labels_is_that_of_every_training_on_it(pretrained
             assert plan.label("default", number).rule == label_rules(config)[number - 3]
     config = replace(TrainConfig(), dataset_dir="d", additional_offline_dataset_paths=("e",))
     assert label_rules(config) == (LabelRule(), LabelRule())
+
+
+def test_an_episode_that_a_human_rescued_is_no_success_of_the_policy(
+    pretrained: Path, tmp_path: Path
+) -> None:
+    """All succeed, each by a correction: nothing says that the policy does, and a round follows."""
+    for number, corrected in enumerate((range(8), range(2))):
+        folder = tmp_path / f"brought/round-{number:03d}"
+        iterate_fakes.write_walks(folder, 8, seed=number, speed=3.0, corrected=corrected)
+    (run,) = iterate(brought(pretrained, tmp_path, stop=StopRule())).arms
+    assert len(run.rounds) == 2 and run.chosen == 1
+    for one, alone in zip(run.rounds, (0, 6), strict=True):
+        assert one.rollouts is not None and one.selection is not None
+        assert one.selection == one.rollouts.autonomous.rate
+        assert (one.rollouts.rate.num_success, one.selection.num_success) == (8, alone)
+    found = results(tmp_path / "run")["arms"]["default"]["rounds"]
+    assert [one["rollouts"]["num_success"] for one in found] == [8, 8]
+    assert [one["rollouts"]["autonomous"]["num_success"] for one in found] == [0, 6]
+    assert [one["selection"]["success"] for one in found] == [0.0, 0.75]
+    page = Page((tmp_path / "run/report.html").read_text())
+    row = page.tables[-1][1]
+    assert row["own roll-outs"] == "1.00 (8/8)" and row[AUTONOMOUS] == row["selection"] == "0.75 (6/8)"
+    assert "Own roll-outs without a correction" in page.text
+
+
+def test_a_human_after_the_success_corrected_nothing(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def recorded(success: bool, *human: int) -> dict[str, np.ndarray]:
+        flags, by_human = np.zeros(6, bool), np.zeros(6, bool)
+        flags[3:], by_human[list(human)] = success, True
+        return episode(6, success, rng, **{"next.success": flags, LEROBOT_NAME: by_human})
+
+    data = write_dataset(tmp_path / "data", [recorded(True, 5), recorded(True, 3), recorded(False, 0)])
+    noted = as_json(label(LabelCommand(str(data), output=str(tmp_path / "l.parquet")), silent))
+    found = read_rollouts(noted, tmp_path)
+    (outcomes,) = found.outcomes.values()
+    assert outcomes == [Outcome(True, 4), Outcome(True, 4, True), Outcome(False, 6, True)]
+    assert (found.rate.num_success, found.autonomous.rate.num_success) == (2, 1)
+    before = {
+        **noted,
+        "outcomes": {task: [one[:2] for one in each] for task, each in noted["outcomes"].items()},
+    }
+    with pytest.raises(ChunkRLError, match="does not say which episodes were corrected"):
+        read_rollouts(before, tmp_path)
+    assert read_rollouts({**before, "num_human": 0}, tmp_path).autonomous.rate.num_success == 2

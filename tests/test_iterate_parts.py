@@ -29,7 +29,7 @@ from chunkrl.iterate.checks import make_plan
 from chunkrl.iterate.command import iterate
 from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule, StopRule
 from chunkrl.iterate.plan import Plan
-from chunkrl.iterate.records import Rollouts
+from chunkrl.iterate.records import Outcome, Rollouts
 from chunkrl.iterate.rollouts import data_sources, label, read_rollouts, record
 from chunkrl.iterate.selection import choose, why_ended
 from chunkrl.label.command import label_dataset
@@ -77,7 +77,7 @@ def test_when_rounds_end() -> None:
 
 
 def some_rollouts(name: str, num_frames: int) -> Rollouts:
-    return Rollouts(name, "", {"walk": [(True, 3), (False, 9)]}, num_frames, 0)
+    return Rollouts(name, "", {"walk": [Outcome(True, 3), Outcome(False, 9)]}, num_frames, 0)
 
 
 def test_roll_outs_have_their_share_of_every_batch_by_their_frames(pretrained: Path) -> None:
@@ -223,10 +223,12 @@ def test_steps_of_a_recording_count_to_its_success(tmp_path: Path) -> None:
         episode(2, True, rng),
     ]
     data = write_dataset(tmp_path / "data", episodes, ("push", "pull"))
-    found = read_rollouts(
-        json.loads(json.dumps(label(LabelCommand(str(data), output=str(tmp_path / "l.parquet")), silent)))
-    )
-    assert found.outcomes == {"push": [(True, 4), (True, 2)], "pull": [(False, 5)]}
+    noted = label(LabelCommand(str(data), output=str(tmp_path / "l.parquet")), silent)
+    found = read_rollouts(json.loads(json.dumps(noted)), tmp_path)
+    assert found.outcomes == {
+        "push": [Outcome(True, 4), Outcome(True, 2)],
+        "pull": [Outcome(False, 5)],
+    }
     assert found.num_frames == 13 and found.num_human == 0
     assert found.rate.speed.median_steps == 3 and found.tasks["pull"].num_success == 0
 

@@ -133,7 +133,7 @@ class _Iteration:
             ended = self._show(arm, [*rounds, found])
             if plan.rolls_out(arm, number) and not ended:
                 rollouts = self._roll_out(arm, number)
-                selection = found.selection if by_states else rollouts.rate
+                selection = found.selection if by_states else rollouts.autonomous.rate
                 found = replace(found, rollouts=rollouts, selection=selection)
                 ended = self._show(arm, [*rounds, found])
             rounds.append(found)
@@ -177,7 +177,7 @@ class _Iteration:
             check_there(plan.data(arm, number), plan.policy(arm, number))
             return label(labels, progress)
 
-        found = read_rollouts(self._step(arm, number, "label", labels, act))
+        found = read_rollouts(self._step(arm, number, "label", labels, act), folder)
         for task, rate in found.tasks.items():
             if not rate.num_success:
                 self._note(

@@ -47,7 +47,8 @@ class SelectionRule:
 
     by: SelectBy = "states"
     """states: success from initial states of their own, executed as in the evaluation; rollouts: success of the
-    roll-outs that the round's policy made afterwards (the last policy makes some for that alone)."""
+    roll-outs that the round's policy made afterwards (the last policy makes some for that alone); an episode that was
+    corrected is no success of the policy."""
     num_episodes: int = 50
     """Initial states per task, by states."""
     seed: int = 1000

@@ -11,7 +11,7 @@ from chunkrl.evaluation.evaluation_result import Rate
 from chunkrl.files.atomic import write_text
 from chunkrl.iterate.plan import Plan
 from chunkrl.iterate.records import ArmRun, IterateResult, RoundResult
-from chunkrl.iterate.table import rows
+from chunkrl.iterate.table import has_corrections, rows
 from chunkrl.report import charts
 from chunkrl.report.numbers import percent, words
 from chunkrl.report.page import Card, Facts, Legend, Page, Part, Section, Tile, notes_card
@@ -33,6 +33,10 @@ def _reported(found: RoundResult) -> Rate | None:
 
 def _of_rollouts(found: RoundResult) -> Rate | None:
     return None if found.rollouts is None else found.rollouts.rate
+
+
+def _autonomous(found: RoundResult) -> Rate | None:
+    return None if found.rollouts is None else found.rollouts.autonomous.rate
 
 
 def _tiles(result: IterateResult) -> list[Tile]:
@@ -63,6 +67,13 @@ def _tiles(result: IterateResult) -> list[Tile]:
 def _curves(result: IterateResult) -> Section:
     """A chart for every kind of success that is known."""
     cards = []
+    note = "Episodes of sampled actions, which later rounds train on"
+    own = [("Own roll-outs", _of_rollouts, f"{note}.")]
+    if has_corrections(result):
+        own = [("Own roll-outs", _of_rollouts, f"{note}, with what a human or a corrector did in them.")]
+        own += [
+            ("Own roll-outs without a correction", _autonomous, "A corrected episode is no success here.")
+        ]
     for title, rate_of, note in (
         (
             "Reported states",
@@ -70,7 +81,7 @@ def _curves(result: IterateResult) -> Section:
             "What to quote. Rings: the policies that were chosen, without a look at it.",
         ),
         ("Selection", lambda found: found.selection, "What policies are chosen by."),
-        ("Own roll-outs", _of_rollouts, "Episodes of sampled actions, which later rounds train on."),
+        *own,
     ):
         if series := [one for run in result.arms if (one := _series(run, rate_of)).points]:
             cards.append(Card(title, _chart(series, title), note))
@@ -144,7 +155,9 @@ def _facts(result: IterateResult, plan: Plan) -> dict[str, str]:
         "objective": train.objective,
         "updates per round": str(train.num_updates or f"{train.num_epochs} epochs"),
         "data beside the roll-outs": train.dataset_dir or "none",
-        "chosen by": "initial states of its own" if config.selection.by == "states" else "the next roll-outs",
+        "chosen by": "initial states of its own"
+        if config.selection.by == "states"
+        else "the next roll-outs, without a correction",
     }
     if config.selection.by == "states":
         facts["selection states"] = f"{config.selection.num_episodes} per task, seed {config.selection.seed}"

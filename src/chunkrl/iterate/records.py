@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,25 +24,39 @@ RESULTS_FILE = "results.json"
 _VERSION = 1
 
 
+class Outcome(NamedTuple):
+    """One roll-out. num_steps: to its success, or its end. is_corrected: a human or a corrector acted in it before it
+    had succeeded, so that its success says nothing of the policy."""
+
+    success: bool
+    num_steps: int
+    is_corrected: bool = False
+
+    @property
+    def autonomous(self) -> Outcome:
+        """What the policy did by itself: one that was corrected has failed."""
+        return self._replace(success=self.success and not self.is_corrected)
+
+
 @dataclass(frozen=True)
 class Rollouts:
     """Episodes that a policy recorded.
 
     data: their data set. fingerprint: of its contents. labels: of the file of labels that says who succeeded, ""
-    where columns do. outcomes: by the task's text, of each episode whether it succeeded and its steps (to success,
-    where it did). num_frames, num_human: frames, and those of them that a human or a corrector chose.
+    where columns do. outcomes: by the task's text. num_frames, num_human: frames, and those of them
+    that a human or a corrector chose.
     """
 
     data: str
     fingerprint: str
-    outcomes: Mapping[str, Sequence[tuple[bool, int]]]
+    outcomes: Mapping[str, Sequence[Outcome]]
     num_frames: int
     num_human: int
     labels: str = ""
 
     @property
     def rate(self) -> Rate:
-        """Success of all episodes."""
+        """Success of all episodes as they were recorded, corrections included: what later rounds learn from."""
         return _rate([one for outcomes in self.outcomes.values() for one in outcomes])
 
     @property
@@ -50,9 +64,18 @@ class Rollouts:
         """Success by the task's text."""
         return {task: _rate(outcomes) for task, outcomes in self.outcomes.items()}
 
+    @property
+    def autonomous(self) -> Rollouts:
+        """The same with the success of the policy alone, which it is chosen by: a corrected episode is none."""
+        return replace(
+            self, outcomes={t: [one.autonomous for one in found] for t, found in self.outcomes.items()}
+        )
 
-def _rate(outcomes: Sequence[tuple[bool, int]]) -> Rate:
-    success, num_steps = (np.array(values) for values in zip(*outcomes, strict=True))
+
+def _rate(outcomes: Sequence[Outcome]) -> Rate:
+    success, num_steps = (
+        np.array([getattr(one, name) for one in outcomes]) for name in ("success", "num_steps")
+    )
     return rate_of(success, num_steps)
 
 
@@ -130,6 +153,7 @@ def to_json(result: IterateResult) -> dict[str, Any]:
                 "data": rollouts.data,
                 "num_frames": rollouts.num_frames,
                 "num_human": rollouts.num_human,
+                "autonomous": rates(rollouts.autonomous.rate, rollouts.autonomous.tasks),
             },
         }
 

@@ -20,7 +20,7 @@ from chunkrl.data.metadata import read_info
 from chunkrl.data.problems import Collector
 from chunkrl.errors import ChunkRLError
 from chunkrl.integration.chunk_cache import fingerprint
-from chunkrl.iterate.records import Rollouts
+from chunkrl.iterate.records import Outcome, Rollouts
 from chunkrl.label.command import label_dataset, read_labelled
 from chunkrl.label.config import LabelCommand
 from chunkrl.progress import Progress
@@ -85,12 +85,14 @@ def label(command: LabelCommand, progress: Progress) -> Mapping[str, Any]:
     table, labels = (label_dataset if file is None else read_labelled)(command, progress)
     texts = [table.task_text(int(row)) for row in table.episode_start]
     # a recording may go on after the success
-    steps = np.add.reduceat((~labels.after_success).astype(np.int64), table.episode_start)
-    found = list(zip(texts, labels.success.tolist(), steps.tolist(), strict=True))
-    outcomes = {
-        task: [(success, count) for text, success, count in found if text == task]
-        for task in dict.fromkeys(texts)
-    }
+    before = ~labels.after_success
+    steps, by_human = (
+        np.add.reduceat(frames.astype(np.int64), table.episode_start)
+        for frames in (before, before & labels.human)
+    )
+    each = zip(labels.success.tolist(), steps.tolist(), (by_human > 0).tolist(), strict=True)
+    found = list(zip(texts, [Outcome(*one) for one in each], strict=True))
+    outcomes = {task: [one for text, one in found if text == task] for task in dict.fromkeys(texts)}
     contents, told = fingerprints(command.dataset, command.mapping, None, command.rule, progress)
     num_human = int(np.count_nonzero(labels.human))
     return asdict(Rollouts(command.dataset, contents, outcomes, table.num_frames, num_human, told))
@@ -117,9 +119,17 @@ def fingerprints(
     return description.fingerprint, told
 
 
-def read_rollouts(found: Mapping[str, Any]) -> Rollouts:
-    """What `label` found, as it is read back."""
-    outcomes = {
-        task: [(success, steps) for success, steps in each] for task, each in found["outcomes"].items()
-    }
+def read_rollouts(found: Mapping[str, Any], folder: Path) -> Rollouts:
+    """What `label` found, as it is read back from the folder of its round.
+
+    Raises ChunkRLError where an earlier release did not note which episodes were corrected.
+    """
+    outcomes = {task: [Outcome(*one) for one in each] for task, each in found["outcomes"].items()}
+    if found["num_human"] and any(
+        len(one) < len(Outcome._fields) for each in found["outcomes"].values() for one in each
+    ):
+        raise ChunkRLError(
+            f"{folder}/label.done.json does not say which episodes were corrected, and an earlier release counted "
+            "them as the policy's successes: delete it and resume with --resume, which counts them again"
+        )
     return Rollouts(**{**found, "outcomes": outcomes})

@@ -10,17 +10,25 @@ from chunkrl.iterate.records import IterateResult, RoundResult
 from chunkrl.report.numbers import words
 from chunkrl.report.tables import Cell, speed_columns
 
+AUTONOMOUS = "of them without a correction"
+
 
 def rows(result: IterateResult) -> list[dict[str, Cell]]:
     """One row a policy, by column; the chosen policy of each arm is marked."""
+    corrected = has_corrections(result)
     return [
-        _row(run.arm, found, is_chosen=found.round == run.chosen)
+        _row(run.arm, found, found.round == run.chosen, corrected)
         for run in result.arms
         for found in run.rounds
     ]
 
 
-def _row(arm: str, found: RoundResult, is_chosen: bool) -> dict[str, Cell]:
+def has_corrections(result: IterateResult) -> bool:
+    """Whether a human or a corrector acted in any roll-out, so that success with and without them differ."""
+    return any(found.rollouts and found.rollouts.num_human for run in result.arms for found in run.rounds)
+
+
+def _row(arm: str, found: RoundResult, is_chosen: bool, corrected: bool) -> dict[str, Cell]:
     evaluation, rollouts = found.evaluation, found.rollouts
     marks = [str(found.round), *["pretrained"] * (found.round == 0), *["chosen"] * is_chosen]
     trained_on = f"{found.num_episodes} roll-outs" if found.num_episodes else ""
@@ -33,6 +41,7 @@ def _row(arm: str, found: RoundResult, is_chosen: bool) -> dict[str, Cell]:
         "selection": _told(found.selection),
         "speed there": _speed(found.selection),
         "own roll-outs": _told(None if rollouts is None else rollouts.rate),
+        **({AUTONOMOUS: _told(None if rollouts is None else rollouts.autonomous.rate)} if corrected else {}),
         "their speed": _speed(None if rollouts is None else rollouts.rate),
         "trained on": Cell(trained_on, found.num_episodes or None),
     }
