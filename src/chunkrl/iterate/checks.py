@@ -123,6 +123,24 @@ def _check_source(plan: Plan) -> None:
         )
 
 
+def check_brought(plan: Plan) -> None:
+    """Raises ChunkRLError where the episodes that are brought are recorded with another arm's policies: an arm has
+    its own from the second round on, and their folder is one. Whose it is, the first step that asked for them says.
+    """
+    config = plan.config
+    for arm in config.arms if config.rollouts.folder is not None else ():
+        takes_some = any(plan.rolls_out(arm, number) for number in range(1, config.rounds + 1))
+        others = [
+            one for one in get_args(ArmName) if one != arm and (plan.folder(one, 1) / "label.json").is_file()
+        ]
+        if takes_some and others:
+            raise ChunkRLError(
+                f"{config.rollouts.folder} has, from round-001 on, episodes of the policies of {others[0]}, and "
+                f"{arm} learns from those of its own: resume with --arms {others[0]}, or begin with another --output-dir "
+                "and another --rollouts.folder"
+            )
+
+
 def _check_selection(plan: Plan) -> None:
     config, tasks = plan.config, plan.tasks
     if config.selection.by == "rollouts":

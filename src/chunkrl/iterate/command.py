@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from chunkrl.config import save_config
 from chunkrl.errors import ChunkRLError, TrainingStopped
@@ -18,7 +19,7 @@ from chunkrl.evaluation.evaluation_result import read_evaluation
 from chunkrl.files.atomic import remove_temporaries
 from chunkrl.files.output_folder import begin_folder, check_folder, held, numbered
 from chunkrl.integration.chunk_cache import fingerprint
-from chunkrl.iterate.checks import make_plan
+from chunkrl.iterate.checks import check_brought, make_plan
 from chunkrl.iterate.config import CONFIG_FILE, ArmName, IterateConfig
 from chunkrl.iterate.page import write_page
 from chunkrl.iterate.plan import ROLLOUTS, Plan
@@ -58,9 +59,12 @@ def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult
     begin_folder(plan.root, "iterate", resumes=resumes, overwrite=train.overwrite)
     try:
         with held(plan.root, "iterate"):
-            _begin(config, plan, progress)
+            check_brought(plan)
             run = _Iteration(plan, progress)
-            run.read(config.arms)
+            run.read()
+            _begin(
+                config, plan, progress
+            )  # what is refused until here leaves the run's settings as they were
             for arm in config.arms:
                 run.make(arm)
             run.write()
@@ -111,36 +115,51 @@ class _Iteration:
     @property
     def result(self) -> IterateResult:
         """What is known."""
-        return IterateResult(tuple(self._arms.values()), tuple(self._notes))
+        arms = tuple(self._arms[arm] for arm in get_args(ArmName) if arm in self._arms)
+        return IterateResult(arms, tuple(self._notes))
 
-    def read(self, arms: Sequence[ArmName]) -> None:
-        """What is done of all arms: before anything is done that other settings of theirs would refuse, and so that
-        what is written from here on lacks nothing."""
+    def read(self) -> None:
+        """What is done of all arms, those that are not asked for now included: before anything is done that other
+        settings of theirs would refuse, and so that what is written from here on lacks nothing."""
         self._reads_only = True
-        for arm in arms:
-            with contextlib.suppress(_NotDoneError):
-                self.make(arm)
+        for arm in get_args(ArmName):
+            if arm in self._plan.config.arms or (self._plan.root / arm).is_dir():
+                with contextlib.suppress(_NotDoneError):
+                    self.make(arm)
         self._reads_only = False
 
     def make(self, arm: ArmName) -> None:
-        """All rounds of an arm, as far as they are not made."""
-        plan, rounds = self._plan, list[RoundResult]()
+        """All rounds of an arm, as far as they are not made; those that are stay, whatever would end them now."""
+        plan, rounds, num_made = self._plan, list[RoundResult](), self._num_made(arm)
         by_states = plan.config.selection.by == "states"
-        for number in range(plan.config.rounds + 1):
+        for number in range(max(plan.config.rounds, num_made) + 1):
             found = self._policy(arm, number, rounds)
             if by_states:
                 found = replace(found, selection=self._evaluate(arm, number, "select").rate)
             ended = self._show(arm, [*rounds, found])
-            if plan.rolls_out(arm, number) and not ended:
+            goes_on = not ended or number < num_made
+            if goes_on and self._rolls_out(arm, number):
                 rollouts = self._roll_out(arm, number)
                 selection = found.selection if by_states else rollouts.autonomous.rate
                 found = replace(found, rollouts=rollouts, selection=selection)
                 ended = self._show(arm, [*rounds, found])
             rounds.append(found)
-            if ended:
+            if ended and number >= num_made:
                 break
         if not self._arms[arm].ended:
-            self._arms[arm] = replace(self._arms[arm], ended=f"all {plan.config.rounds} rounds are made")
+            self._arms[arm] = replace(self._arms[arm], ended=f"all {len(rounds) - 1} rounds are made")
+
+    def _num_made(self, arm: ArmName) -> int:
+        """Rounds whose policies are trained."""
+        is_made = (self._is_done(arm, number, "train") for number in itertools.count(1))
+        return sum(1 for _ in itertools.takewhile(bool, is_made))
+
+    def _rolls_out(self, arm: ArmName, number: int) -> bool:
+        """Whether a round's policy has roll-outs, or gets some."""
+        return self._plan.rolls_out(arm, number) or self._is_done(arm, number, "label")
+
+    def _is_done(self, arm: ArmName, number: int, name: str) -> bool:
+        return (self._plan.folder(arm, number) / f"{name}.done.json").is_file()
 
     def _policy(self, arm: ArmName, number: int, before: list[RoundResult]) -> RoundResult:
         """A round's policy, trained and evaluated."""
@@ -155,7 +174,7 @@ class _Iteration:
         self, arm: ArmName, number: int, name: str, config: Any, act: Callable[[], Any]
     ) -> dict[str, Any]:
         folder = self._plan.folder(arm, number)
-        if not (folder / f"{name}.done.json").is_file():
+        if not self._is_done(arm, number, name):
             if self._reads_only:
                 raise _NotDoneError
             print(f"\n{folder}: {name}", flush=True)
