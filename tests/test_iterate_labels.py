@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from chunkrl.config import load_config
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.interventions import LEROBOT_NAME
 from chunkrl.data.label_rules import LabelRule
-from chunkrl.data.labels import label_frames
+from chunkrl.data.labels import FrameLabels, label_frames
 from chunkrl.envs import metaworld
 from chunkrl.errors import ChunkRLError
 from chunkrl.files.json_files import as_json
+from chunkrl.iterate import rollouts
 from chunkrl.iterate.command import iterate
 from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule, StopRule
 from chunkrl.iterate.plan import Plan
@@ -30,8 +32,9 @@ from chunkrl.iterate.records import Outcome, Rollouts
 from chunkrl.iterate.rollouts import label, read_rollouts
 from chunkrl.iterate.steps import read_step
 from chunkrl.iterate.table import AUTONOMOUS
+from chunkrl.label.command import label_dataset
 from chunkrl.label.config import LabelCommand
-from chunkrl.progress import silent
+from chunkrl.progress import Progress, silent
 from chunkrl.run.build import label_rules, open_data
 from chunkrl.run.config import TrainConfig
 
@@ -179,3 +182,24 @@ def test_a_human_after_the_success_corrected_nothing(tmp_path: Path) -> None:
     with pytest.raises(ChunkRLError, match="does not say which episodes were corrected"):
         read_rollouts(before, tmp_path)
     assert read_rollouts({**before, "num_human": 0}, tmp_path).autonomous.rate.num_success == 2
+
+
+def test_episodes_that_come_while_they_are_counted_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, others = tmp_path / "data", tmp_path / "others"
+    iterate_fakes.write_walks(data, 3)
+    iterate_fakes.write_walks(others, 4)
+    command = LabelCommand(str(data), output=str(tmp_path / "l.parquet"))
+
+    def label_and_add(asked: LabelCommand, progress: Progress) -> tuple[FrameTable, FrameLabels]:
+        found = label_dataset(asked, progress)
+        shutil.rmtree(data)
+        shutil.copytree(others, data)
+        return found
+
+    monkeypatch.setattr(rollouts, "label_dataset", label_and_add)
+    with pytest.raises(ChunkRLError, match="changed while its episodes were counted"):
+        label(command, silent)
+    monkeypatch.undo()
+    assert read_rollouts(label(replace(command, overwrite=True), silent), tmp_path).rate.num_episodes == 4

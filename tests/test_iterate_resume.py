@@ -14,8 +14,11 @@ from pages import Page
 from test_iterate import COLLECT, refused, results, resumed, settings
 
 from chunkrl.envs import metaworld
+from chunkrl.errors import ChunkRLError
 from chunkrl.iterate.command import iterate
 from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule, StopRule, resumed_iteration
+from chunkrl.iterate.places import Places
+from chunkrl.iterate.steps import check_sources
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +101,58 @@ def test_episodes_that_are_brought_are_one_arm_s(pretrained: Path, tmp_path: Pat
         iterate_fakes.write_walks(tmp_path / "brought/round-001", 8, seed=2)
     (run,) = iterate(resumed(config)).arms
     assert len(run.rounds) == 2
+
+
+def test_a_source_that_came_at_a_resumption_is_kept_too(tmp_path: Path) -> None:
+    check_sources(tmp_path, {"a": "1"}, is_new=True)
+    check_sources(tmp_path, {"a": "1", "b": "2"}, is_new=False)
+    check_sources(tmp_path, {"b": "2"}, is_new=False)
+    for changed in ({"a": "1", "b": "3"}, {"a": "2"}):
+        with pytest.raises(ChunkRLError, match="is no longer what"):
+            check_sources(tmp_path, changed, is_new=False)
+    check_sources(tmp_path, {"a": "1", "b": "2"}, is_new=False)
+
+
+def test_a_run_goes_on_wherever_its_folder_is(
+    pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun by paths from a working directory; resumed by another name, from elsewhere, and after it was moved."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    shutil.copytree(pretrained, here / "pretrained")
+    iterate_fakes.write_walks(here / "demonstrations", 6, speed=0.5)
+    elsewhere.mkdir()
+    monkeypatch.chdir(here)
+    iterate(settings(Path("pretrained"), Path("runs/x"), {"dataset_dir": "demonstrations"}, rounds=1))
+    done = {file: file.stat().st_mtime_ns for file in here.rglob("*.done.json")}
+    iterate(resumed_iteration(here / "runs/x"))
+    monkeypatch.chdir(elsewhere)
+    iterate(resumed_iteration(Path("../here/runs/x")))
+    assert {file: file.stat().st_mtime_ns for file in here.rglob("*.done.json")} == done
+    (here / "runs/x").rename(elsewhere / "moved")
+    (run,) = iterate(replace(resumed_iteration(Path("moved")), rounds=2)).arms
+    assert [one.num_episodes for one in run.rounds] == [0, 8, 16]
+    assert all(
+        (elsewhere / "moved").resolve() in Path(one.policy).resolve().parents for one in run.rounds[1:]
+    )
+    # another policy, or other data, are others all the same
+    shutil.copytree(pretrained, elsewhere / "pretrained")
+    config = resumed_iteration(Path("moved"))
+    assert "of another configuration: policy" in refused(
+        replace(config, train=replace(config.train, init="pretrained"))
+    )
+
+
+def test_what_is_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "new"
+    places = Places.of(root / "arm/round", root, {"output_dir": "runs/old/arm/round/train"})
+    assert places.noted_root == "runs/old"
+    same = places.same
+    assert same("runs/old/a", "new/a") and same("runs/old/a", str(root / "a"))
+    assert same(["runs/old/a", "data"], [str(root / "a"), str(tmp_path / "data")])
+    assert not same("runs/old/a", "new/b") and not same("runs/older/a", "new/a")
+    assert not same(["data"], ["data", "data"]) and not same("data", ["data"])
+    assert not same("cross_fitted", "success_cloning") and not same(1, 2) and not same(None, "a")
+    (tmp_path / "link").symlink_to("data")
+    assert same("link", "data") and same("owner/name", "owner/name") and not same("owner/name", "owner/other")
+    assert Places.of(root, root, {"train.output_dir": "x"}).noted_root == ""

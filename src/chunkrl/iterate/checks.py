@@ -136,8 +136,8 @@ def check_brought(plan: Plan) -> None:
         if takes_some and others:
             raise ChunkRLError(
                 f"{config.rollouts.folder} has, from round-001 on, episodes of the policies of {others[0]}, and "
-                f"{arm} learns from those of its own: resume with --arms {others[0]}, or begin with another --output-dir "
-                "and another --rollouts.folder"
+                f"{arm} learns from those of its own: resume with --arms {others[0]}, or begin with another "
+                "--output-dir and another --rollouts.folder"
             )
 
 

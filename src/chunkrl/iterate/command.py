@@ -22,6 +22,7 @@ from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.iterate.checks import check_brought, make_plan
 from chunkrl.iterate.config import CONFIG_FILE, ArmName, IterateConfig
 from chunkrl.iterate.page import write_page
+from chunkrl.iterate.places import with_located
 from chunkrl.iterate.plan import ROLLOUTS, Plan
 from chunkrl.iterate.records import ArmRun, IterateResult, Rollouts, RoundResult, Score, write_results
 from chunkrl.iterate.rollouts import (
@@ -51,6 +52,7 @@ def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult
     if not train.output_dir:
         folder = train.resume or str(numbered("iterate"))
         config = replace(config, train=replace(train, output_dir=folder))
+    config = with_located(config)
     plan = make_plan(config)
     resumes = train.resume is not None
     check_folder(plan.root, "iterate", resumes=resumes, overwrite=train.overwrite)
@@ -196,7 +198,8 @@ class _Iteration:
             check_there(plan.data(arm, number), plan.policy(arm, number))
             return label(labels, progress)
 
-        found = read_rollouts(self._step(arm, number, "label", labels, act), folder)
+        noted = self._step(arm, number, "label", labels, act)
+        found = replace(read_rollouts(noted, folder), data=labels.dataset)  # the run may have been moved
         for task, rate in found.tasks.items():
             if not rate.num_success:
                 self._note(

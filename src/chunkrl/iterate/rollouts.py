@@ -20,6 +20,7 @@ from chunkrl.data.metadata import read_info
 from chunkrl.data.problems import Collector
 from chunkrl.errors import ChunkRLError
 from chunkrl.integration.chunk_cache import fingerprint
+from chunkrl.iterate.places import located
 from chunkrl.iterate.records import Outcome, Rollouts
 from chunkrl.label.command import label_dataset, read_labelled
 from chunkrl.label.config import LabelCommand
@@ -76,8 +77,13 @@ def check_there(data: Path, policy: Path) -> None:
 def label(command: LabelCommand, progress: Progress) -> Mapping[str, Any]:
     """Labels the episodes, or reads the file of labels beside them as training does: the fields of `Rollouts`.
 
-    Raises DatasetError where nothing says which succeeded.
+    Raises DatasetError where nothing says which succeeded, ChunkRLError where episodes or labels change meanwhile.
     """
+
+    def noted() -> tuple[str, str]:
+        return fingerprints(command.dataset, command.mapping, None, command.rule, progress)
+
+    before = noted()
     root = describe(command.dataset, command.mapping, report=Collector()).root
     file = chosen_labels(root, command.rule)
     if file is not None:
@@ -85,17 +91,21 @@ def label(command: LabelCommand, progress: Progress) -> Mapping[str, Any]:
     table, labels = (label_dataset if file is None else read_labelled)(command, progress)
     texts = [table.task_text(int(row)) for row in table.episode_start]
     # a recording may go on after the success
-    before = ~labels.after_success
+    acted = ~labels.after_success
     steps, by_human = (
         np.add.reduceat(frames.astype(np.int64), table.episode_start)
-        for frames in (before, before & labels.human)
+        for frames in (acted, acted & labels.human)
     )
     each = zip(labels.success.tolist(), steps.tolist(), (by_human > 0).tolist(), strict=True)
     found = list(zip(texts, [Outcome(*one) for one in each], strict=True))
     outcomes = {task: [one for text, one in found if text == task] for task in dict.fromkeys(texts)}
-    contents, told = fingerprints(command.dataset, command.mapping, None, command.rule, progress)
+    if noted() != before:
+        raise ChunkRLError(
+            f"{command.dataset} changed while its episodes were counted: let what writes there finish, and resume "
+            "with --resume"
+        )
     num_human = int(np.count_nonzero(labels.human))
-    return asdict(Rollouts(command.dataset, contents, outcomes, table.num_frames, num_human, told))
+    return asdict(Rollouts(command.dataset, before[0], outcomes, table.num_frames, num_human, before[1]))
 
 
 def data_sources(
@@ -103,7 +113,8 @@ def data_sources(
 ) -> dict[str, str]:
     """The two fingerprints, by what they are of, for `steps.check_sources`."""
     contents, told = fingerprints(dataset, mapping, revision, rule, progress)
-    return {dataset: contents, f"the file of labels of {dataset}": told}
+    name = located(dataset)
+    return {name: contents, f"the file of labels of {name}": told}
 
 
 def fingerprints(

@@ -20,6 +20,7 @@ from chunkrl.config import save_config
 from chunkrl.errors import ChunkRLError
 from chunkrl.files.atomic import write_text
 from chunkrl.files.json_files import as_json, leaves, read_json
+from chunkrl.iterate.places import Places, located
 from chunkrl.progress import Progress
 from chunkrl.run.command import train
 from chunkrl.run.config import TrainConfig
@@ -79,28 +80,31 @@ def train_or_go_on(config: TrainConfig, progress: Progress) -> None:
 
 
 def check_sources(root: Path, sources: Mapping[str, str], is_new: bool) -> None:
-    """Keeps what a run of steps begins with, fingerprints by path. Raises ChunkRLError where one that goes on has
-    others than it began with; what a release of before did not keep may be anything."""
-    if is_new:
-        write_text(root / SOURCES_FILE, json.dumps(sources, indent=1) + "\n")
-        return
-    known = read_step(root / SOURCES_FILE)
+    """Keeps what a run of steps begins with, fingerprints by path, and what comes to it later. Raises ChunkRLError
+    where one that goes on has others than were kept."""
+    sources = {located(name): found for name, found in sources.items()}
+    known = {} if is_new else read_step(root / SOURCES_FILE)
+    known = {located(name): found for name, found in known.items()}
     if changed := [name for name in sources if known.get(name, sources[name]) != sources[name]]:
         raise ChunkRLError(
             f"{changed[0]} is no longer what {root} began with: put it back, or begin a new run with another "
             "--output-dir"
         )
+    if is_new or not sources.keys() <= known.keys():
+        write_text(root / SOURCES_FILE, json.dumps(known | sources, indent=1) + "\n")
 
 
 def check_same(file: Path, config: Any) -> None:
     """Raises ChunkRLError where `file` holds another configuration than `config`: what an earlier release did not
-    know counts as what it did."""
+    know counts as what it did, and paths by where they lead (`places`)."""
     noted = noted_config(type(config), file, cure=_CURE)
     there, here = (leaves(as_json(asdict(one), default=str)) for one in (noted, config))
+    root = next((p for p in file.parents if (p / SOURCES_FILE).is_file()), file.parent)
+    places = Places.of(file.parent, root, there)
     differing = [
         f"{name} ({there.get(name)!r} there, {here.get(name)!r} here)"
         for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name) and not _FREE & set(name.split("."))
+        if not places.same(there.get(name), here.get(name)) and not _FREE & set(name.split("."))
     ]
     if differing:
         raise ChunkRLError(
