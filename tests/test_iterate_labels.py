@@ -203,3 +203,10 @@ def test_episodes_that_come_while_they_are_counted_are_refused(
         label(command, silent)
     monkeypatch.undo()
     assert read_rollouts(label(replace(command, overwrite=True), silent), tmp_path).rate.num_episodes == 4
+
+
+def test_roll_outs_of_other_tasks_are_said(pretrained: Path, tmp_path: Path) -> None:
+    for number, env in enumerate(("walk", "run")):
+        iterate_fakes.write_walks(tmp_path / f"brought/round-{number:03d}", 8, seed=1, env=env, speed=0.6)
+    (note,) = iterate(brought(pretrained, tmp_path)).notes
+    assert "roll-outs of 'walk to the target of run', those of the pretrained policy of" in note

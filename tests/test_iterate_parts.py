@@ -38,7 +38,7 @@ from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.progress import silent
 from chunkrl.report import charts
 from chunkrl.run.config import TrainConfig
-from chunkrl.statistics import Interval
+from chunkrl.statistics import Interval, wilson_interval
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,23 @@ def test_the_best_round_is_chosen_and_of_equal_ones_the_first() -> None:
     assert choose({0: rate(3, 10), 1: rate(7, 10), 2: rate(7, 10), 3: rate(5, 10)}) == 1
     assert choose({2: rate(7, 10), 0: rate(7, 10)}) == 0
     assert choose({0: rate(5, 10), 1: rate(51, 100)}) == 1  # rates count, not numbers
+
+
+def test_tasks_count_alike_however_many_episodes_each_has() -> None:
+    """The first round has more episodes of the easy task, and the second is better on both."""
+
+    def rollouts(**by_task: tuple[int, int]) -> Rollouts:
+        outcomes = {t: [Outcome(n < won, 5) for n in range(num)] for t, (won, num) in by_task.items()}
+        return Rollouts("data", "", outcomes, 1, 0)
+
+    rounds = [rollouts(easy=(32, 40), hard=(2, 10)), rollouts(easy=(9, 10), hard=(16, 40))]
+    rates = [one.rate for one in rounds]
+    assert [one.rate for one in rates] == [0.5, 0.65] and choose(dict(enumerate(rates))) == 1
+    assert [(one.num_success, one.num_episodes) for one in rates] == [(34, 50), (25, 50)]
+    # 1 / 32 is the mean of 1 / 40 and 1 / 10, over 2
+    assert rates[0].interval == wilson_interval(16, 32)
+    equal = rollouts(a=(1, 3), b=(2, 3), c=(0, 3)).rate
+    assert (equal.rate, equal.interval) == (3 / 9, wilson_interval(3, 9))
 
 
 def test_when_rounds_end() -> None:

@@ -85,8 +85,8 @@ class SeedDifference:
     per_task: tuple[float, ...]
 
 
-def wilson_interval(num_success: int, num_episodes: int, confidence: float = 0.95) -> Interval:
-    """Wilson score interval of a success rate.
+def wilson_interval(num_success: float, num_episodes: float, confidence: float = 0.95) -> Interval:
+    """Wilson score interval of a success rate; the numbers may be effective ones, which are not whole.
 
     Raises:
         ChunkRLError: num_episodes is not positive, num_success not within 0 and num_episodes, or confidence

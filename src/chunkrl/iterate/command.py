@@ -144,6 +144,8 @@ class _Iteration:
                 rollouts = self._roll_out(arm, number)
                 selection = found.selection if by_states else rollouts.autonomous.rate
                 found = replace(found, rollouts=rollouts, selection=selection)
+                if not by_states:
+                    self._note_other_tasks(arm, [*rounds, found])
                 ended = self._show(arm, [*rounds, found])
             rounds.append(found)
             if ended and number >= num_made:
@@ -264,6 +266,17 @@ class _Iteration:
             self._arms[arm] = ArmRun(arm, tuple(rounds), chosen, ended)
             self.write()
         return ended
+
+    def _note_other_tasks(self, arm: ArmName, rounds: Sequence[RoundResult]) -> None:
+        """Says where the newest roll-outs are of other tasks than the first: their rates do not compare policies."""
+        first, newest = rounds[0].rollouts, rounds[-1].rollouts
+        if first is None or newest is None or first.outcomes.keys() == newest.outcomes.keys():
+            return
+        ours, theirs = (", ".join(map(repr, sorted(one.outcomes))) for one in (newest, first))
+        self._note(
+            f"{self._plan.folder(arm, rounds[-1].round)}: roll-outs of {ours}, those of the pretrained policy of "
+            f"{theirs}: policies are chosen by rates of other tasks"
+        )
 
     def _note(self, text: str) -> None:
         if text not in self._notes:

@@ -67,7 +67,9 @@ def _tiles(result: IterateResult) -> list[Tile]:
 def _curves(result: IterateResult) -> Section:
     """A chart for every kind of success that is known."""
     cards = []
-    note = "Episodes of sampled actions, which later rounds train on"
+    note = (
+        "Episodes of sampled actions, which later rounds train on; of several tasks the mean of their rates"
+    )
     own = [("Own roll-outs", _of_rollouts, f"{note}.")]
     if has_corrections(result):
         own = [("Own roll-outs", _of_rollouts, f"{note}, with what a human or a corrector did in them.")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from chunkrl.evaluation.evaluation_result import (
     task_rate,
 )
 from chunkrl.files.atomic import write_text
+from chunkrl.statistics import wilson_interval
 
 RESULTS_FILE = "results.json"
 _VERSION = 1
@@ -56,8 +58,8 @@ class Rollouts:
 
     @property
     def rate(self) -> Rate:
-        """Success of all episodes as they were recorded, corrections included: what later rounds learn from."""
-        return _rate([one for outcomes in self.outcomes.values() for one in outcomes])
+        """Success of the episodes as they were recorded, corrections included: what later rounds learn from."""
+        return _over_tasks(self.outcomes)
 
     @property
     def tasks(self) -> dict[str, Rate]:
@@ -70,6 +72,21 @@ class Rollouts:
         return replace(
             self, outcomes={t: [one.autonomous for one in found] for t, found in self.outcomes.items()}
         )
+
+
+def _over_tasks(by_task: Mapping[str, Sequence[Outcome]]) -> Rate:
+    """The mean of the tasks' rates, as in an evaluation, which has equally many episodes of each: pooled, a policy
+    with more episodes of the easy task would look better than one that is better on every task.
+
+    The interval is Wilson's for as many episodes as a mean over equally frequent tasks with its variance had; of
+    equally many of each task these are all of them. Counts and speed are of all episodes.
+    """
+    counted = [(sum(one.success for one in found), len(found)) for found in by_task.values()]
+    rate = sum(Fraction(*one) for one in counted) / len(counted)  # exactly, so that equal ones are equal
+    num_episodes = len(counted) ** 2 / sum(Fraction(1, num) for _, num in counted)
+    interval = wilson_interval(float(rate * num_episodes), float(num_episodes))
+    pooled = _rate([one for found in by_task.values() for one in found])
+    return replace(pooled, rate=float(rate), interval=interval)
 
 
 def _rate(outcomes: Sequence[Outcome]) -> Rate:
