@@ -27,7 +27,7 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.evaluation_result import Rate, rate_of
 from chunkrl.iterate.checks import make_plan
 from chunkrl.iterate.command import iterate
-from chunkrl.iterate.config import IterateConfig, RolloutSource, SelectionRule, StopRule
+from chunkrl.iterate.config import ArmName, IterateConfig, RolloutSource, SelectionRule, StopRule
 from chunkrl.iterate.plan import Plan
 from chunkrl.iterate.records import Outcome, Rollouts
 from chunkrl.iterate.rollouts import data_sources, label, read_rollouts, record
@@ -212,6 +212,25 @@ def test_settings_that_exclude_each_other_are_refused_before_the_first_step(
     assert "use one of --arms" in told(rollouts=folder, selection=by, arms=("default", "no_new_data"))
     with pytest.raises(ChunkRLError, match="give one of them"):
         RolloutSource(folder="f", actor="a")
+
+
+def test_an_arm_without_q_is_not_asked_to_pick_by_it(pretrained: Path, tmp_path: Path, walks: None) -> None:
+    """Before the first step, and with the cure that fits: the flag that trains Q may be given already."""
+    evaluation = {"evaluation": replace(EVALUATION, mode="best_of_n")}
+    collect = {"collect": replace(COLLECT, mode="best_of_n")}
+
+    def config(train_q: bool, *arms: ArmName, **changes: Any) -> IterateConfig:
+        return settings(pretrained, tmp_path / "run", {"train_q": train_q}, arms=arms, **changes)
+
+    for changes, name in ((evaluation, "--evaluation.mode"), (collect, "--collect.mode")):
+        said = refused(config(True, "default", "success_cloning", **changes))
+        assert said.startswith(
+            f"{name} best_of_n picks chunks by Q, and success_cloning only clones: leave that arm"
+        )
+        assert "--train-q alone: add it" in refused(config(False, "default", **changes))
+        make_plan(config(True, "default", "no_new_data", **changes))
+    # the pretrained policy alone acts
+    make_plan(config(False, "success_cloning", "no_new_data", rounds=1, **collect))
 
 
 def test_pi_policies_begin_with_their_checkpoint(tmp_path: Path, walks: None) -> None:

@@ -156,3 +156,15 @@ def test_what_is_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "link").symlink_to("data")
     assert same("link", "data") and same("owner/name", "owner/name") and not same("owner/name", "owner/other")
     assert Places.of(root, root, {"train.output_dir": "x"}).noted_root == ""
+
+
+def test_a_copied_run_whose_links_became_folders_goes_on(made: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(made, root)  # as cp -rL does
+    link = root / "default/policy"
+    assert not link.is_symlink()
+    iterate(resumed_iteration(root))
+    run = results(root)["arms"]["default"]
+    target = Path(run["rounds"][run["chosen"]]["policy"].replace("RUN", str(root)))
+    assert link.is_symlink() and link.resolve() == target.resolve()
+    assert (root / "default/policy.replaced-001/state.json").is_file()  # nothing is deleted

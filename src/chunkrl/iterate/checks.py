@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -12,7 +13,7 @@ from chunkrl.envs.registry import family_of
 from chunkrl.errors import ChunkRLError
 from chunkrl.evaluation.rollout import initial_seeds
 from chunkrl.iterate.config import ArmName, IterateConfig
-from chunkrl.iterate.plan import Plan, load_actor
+from chunkrl.iterate.plan import CLONING_ARMS, Plan, load_actor
 from chunkrl.iterate.records import Rollouts
 from chunkrl.policies.registry import family_in
 from chunkrl.run.checks import check_config
@@ -29,6 +30,7 @@ def make_plan(config: IterateConfig) -> Plan:
     actor = None if config.rollouts.actor is None else load_actor(config.rollouts.actor)
     plan = Plan(config, pretrained, actor)
     _check_source(plan)
+    _check_q(plan)
     _check_selection(plan)
     some = Rollouts(str(plan.data("default", 0)), "", {}, 1, 0)
     for arm in config.arms:
@@ -121,6 +123,34 @@ def _check_source(plan: Plan) -> None:
             "several arms make their roll-outs by themselves, in a simulator: with a robot, or with episodes that "
             "you bring, use one of --arms"
         )
+
+
+def _check_q(plan: Plan) -> None:
+    """Refuses to choose chunks by a Q that the policies of an arm's rounds lack."""
+    config, actor = plan.config, plan.actor
+    rolling: Sequence[ArmName] = [
+        arm for arm in config.arms if any(plan.rolls_out(arm, n) for n in range(1, config.rounds + 1))
+    ]
+    modes: list[tuple[str, str, Sequence[ArmName]]] = []
+    if plan.tasks:
+        modes.append(("--evaluation.mode", config.evaluation.mode, config.arms))
+    if actor is not None:
+        modes.append((f"{config.rollouts.actor}: mode", actor.mode, rolling))
+    elif config.rollouts.folder is None:
+        modes.append(("--collect.mode", config.collect.mode, rolling))
+    for name, mode, arms in modes:
+        if mode != "best_of_n":
+            continue
+        if without := [arm for arm in arms if arm in CLONING_ARMS]:
+            raise ChunkRLError(
+                f"{name} best_of_n picks chunks by Q, and {' and '.join(without)} only clones: leave "
+                f"{'that arm' if len(without) == 1 else 'these arms'} out, or use mode or sample"
+            )
+        if arms and not (config.train.train_q or config.train.method.joint):
+            raise ChunkRLError(
+                f"{name} best_of_n picks chunks by Q, which the policies of the rounds have with --train-q alone: "
+                "add it, or use mode or sample"
+            )
 
 
 def check_brought(plan: Plan) -> None:

@@ -17,7 +17,7 @@ from chunkrl.errors import ChunkRLError, TrainingStopped
 from chunkrl.evaluation.config import EvaluateCommand
 from chunkrl.evaluation.evaluation_result import read_evaluation
 from chunkrl.files.atomic import remove_temporaries
-from chunkrl.files.output_folder import begin_folder, check_folder, held, numbered
+from chunkrl.files.output_folder import begin_folder, check_folder, held, numbered, set_aside
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.iterate.checks import check_brought, make_plan
 from chunkrl.iterate.config import CONFIG_FILE, ArmName, IterateConfig
@@ -300,8 +300,11 @@ def _extent(rounds: Sequence[RoundResult]) -> tuple[int, bool]:
 
 
 def _link(target: Path, link: Path) -> None:
-    """`link` points to the folder `target`, in place of what it pointed to."""
+    """`link` points to the folder `target`, in place of what it pointed to; what is no link, such as a copy of a
+    policy in a copied run, is kept beside it."""
     link.parent.mkdir(parents=True, exist_ok=True)
+    if link.exists() and not link.is_symlink():
+        set_aside(link)
     relative = os.path.relpath(target.resolve(), link.parent.resolve())
     temporary = link.with_name(f".{link.name}.partial-{os.getpid()}")
     temporary.unlink(missing_ok=True)

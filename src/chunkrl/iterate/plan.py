@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # it needs the extra `online`
     from chunkrl.online.actor.command import ActorCommand
 
 ROLLOUTS, TRAIN, EVALUATION, SELECTION = "rollouts", "train", "evaluation", "selection"
+CLONING_ARMS: tuple[ArmName, ...] = ("success_cloning", "behaviour_cloning")
 _ACTOR_SHARD = "shard-000000"
 
 
@@ -149,7 +150,7 @@ class Plan:
             changes["num_updates"] = None if train.num_updates is None else number * train.num_updates
             if train.distil.updates is not None:
                 changes["distil"] = replace(train.distil, updates=number * train.distil.updates)
-        elif arm != "default":  # cloning has no values, and refuses settings of them
+        elif arm in CLONING_ARMS:  # cloning has no values, and refuses settings of them
             return replace(train, train_q=False, **changes).with_objective(arm)
         return replace(train, **changes)
 
