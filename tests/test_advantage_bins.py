@@ -49,6 +49,19 @@ def test_a_stratum_has_as_many_positives_as_successes_and_the_advantage_says_whi
     assert strata_bins(advantage, strata.index, strata, half).tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
 
 
+def test_equal_advantages_share_what_is_due() -> None:
+    """Values that come in stages tie: what is due goes evenly to those at the edge, and not to nobody."""
+    strata = strata_of([0] * 8, [1.0] * 4 + [0.0] * 4)
+    free = ConditioningConfig(success="free", highest_part=1.0)
+    assert strata_bins(np.zeros(8), strata.index, strata, free).tolist() == [1, 0, 1, 0, 1, 0, 1, 0]
+    best = np.array([1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 0.0, 0.0])  # one above the edge, and three of five at it
+    assert strata_bins(best, strata.index, strata, free).tolist() == [1, 1, 0, 1, 0, 1, 0, 0]
+    half = ConditioningConfig(highest_part=0.5)  # of the four that succeed
+    assert strata_bins(np.zeros(8), strata.index, strata, half).tolist() == [1, 0, 1, 0, 0, 0, 0, 0]
+    often = strata_bins(np.zeros(8), strata.index, strata, free, np.array([1.0] * 4 + [3.0] * 4))
+    assert often.tolist() == [1, 0, 0, 0, 1, 0, 0, 0]  # 4 of 16 that are drawn
+
+
 def test_the_rest_is_cut_into_equal_shares_of_the_lower_labels() -> None:
     advantage = np.arange(10.0)
     strata = strata_of([0] * 10, [1.0] * 2 + [0.0] * 8)

@@ -345,6 +345,21 @@ def test_a_penalty_below_the_costs_of_a_success_is_a_warning(
     assert "penalty" not in caplog.text
 
 
+def test_it_is_said_where_v_learns_from_successes_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_dataset(tmp_path / "d", random_episodes(6))
+    config = WeightedConfig(
+        policy_updates=1, value_updates=1, num_folds=2, fit=ValueFit(time_out="bootstrap")
+    )
+    for terminal in (False, True):
+        caplog.clear()
+        labels = LabelRule(success="next.success", failure_terminal=terminal)
+        dataset = open_chunks(root, labels=labels)
+        AdvantageWeighted(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
+        assert ("alone: its other episodes (3 of 6) have no known outcome" in caplog.text) == (not terminal)
+
+
 def test_rewards_of_progress_are_no_costs(tmp_path: Path) -> None:
     """They may be negative at times, also after a slow success, and say nothing against a time limit."""
     rng = np.random.default_rng(0)
@@ -353,6 +368,17 @@ def test_rewards_of_progress_are_no_costs(tmp_path: Path) -> None:
         reward = np.array([0.5, -0.4, 0.5, -0.2, 0.1], np.float32)
         episodes.append(episode(5, number % 2 == 0, rng, **{"next.reward": reward}))
     fitted(write_dataset(tmp_path / "d", episodes), ValueFit())
+
+
+def test_joint_methods_say_at_once_that_no_outcome_is_known(tmp_path: Path) -> None:
+    """They had trained to the end, and died of it."""
+    rng = np.random.default_rng(0)
+    rewards = {"next.reward": np.array([0.5, 0.4, 0.5, 0.2], np.float32)}
+    root = write_dataset(tmp_path / "d", [episode(4, False, rng, **rewards) for _ in range(4)])
+    dataset = open_chunks(root, reward="sum", labels=LabelRule(success="next.success"))
+    config = IQLConfig(num_updates=1, time_out="bootstrap")
+    with pytest.raises(ChunkRLError, match="no episode terminates"):
+        ChunkIQL(config, identity_factory(dataset), OptimConfig(), dataset, 0, CPU)
 
 
 def test_iql_refuses_failures_that_end_its_costs(tmp_path: Path) -> None:

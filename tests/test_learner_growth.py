@@ -16,7 +16,7 @@ from growing_data import HORIZON, Growing, add, collections, present, settings
 from online_records import SPEC, episode, episode_id
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
-from chunkrl.algorithms.config import BalanceConfig, DistilConfig
+from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig, DistilConfig
 from chunkrl.algorithms.growth import EpisodeRows, carry, extend_folds
 from chunkrl.config import load_config
 from chunkrl.data import ChunkDataset
@@ -231,6 +231,32 @@ def test_updates_wait_for_steps_and_weights_go_out_before(tmp_path):
     timer.join()
 
 
+def test_data_without_a_success_left_are_not_gone_on_with(tmp_path, caplog):
+    """Where all of them made room for failures; training has what it had until one comes."""
+    of, changed = collections(tmp_path), threading.Condition()
+    worker = Worker(Generation(of["few"], 8, 48))
+    source = OnlineSource(worker, OnlineConfig(), changed, "")  # type: ignore[arg-type]
+    source.push = lambda num_steps, own: None
+    assert source.wait_for_first(True, print)
+    failures = Replay(tmp_path / "failures", SPEC, ReplayConfig(cameras="image"))
+    for number in range(20, 23):
+        add(failures, number, outcome="failure")
+    failures.close()
+    shard = ChunkDataset(
+        tmp_path / "failures" / "shard-000000",
+        settings(cameras=()),
+        cache_dir=tmp_path / "c",
+        progress=silent,
+    )
+    worker.newest = Generation(ChunkCollection([shard]), 11, 66)
+    for done in range(2):
+        source.updated(done + 1)
+        assert source.is_due(done + 1, True) and source.take(done + 1, True) is None
+    assert source.data is of["few"] and caplog.text.count("no episode of the newest data succeeds") == 1
+    worker.newest = Generation(of["more"], 12, 72)
+    assert source.take(2, True) is of["more"]
+
+
 def test_a_learner_that_goes_on_accounts_for_what_it_had_accounted_for(tmp_path):
     data = collections(tmp_path)["few"]
     worker = Worker(Generation(data, 8, 48, steps_by_actor={"arm": 48}))
@@ -287,6 +313,15 @@ def test_what_training_asks_for_is_what_failed(tmp_path):
     [
         ({"objective": "iql"}, "use one of cross_fitted"),
         ({"train_q": True}, "--train-q"),
+        (
+            {
+                "objective": "advantage_conditioned",
+                "policy": PolicyConfig(kind="pi"),
+                "pi0_config": "pi05",
+                "conditioning": ConditioningConfig(force_high=(0,)),
+            },
+            "--conditioning.force-high names offline",
+        ),
         ({"distil": DistilConfig(4)}, r"--distil\.\* is of data that stay"),
         ({"dataset_weights": (1.0,)}, "several data sets"),
         ({"schedule": "cosine"}, "--num-updates"),

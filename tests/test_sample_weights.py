@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chunk_data import episode, open_chunks, random_episodes, write_dataset
+from chunk_data import episode, open_chunks, random_episodes, settings, write_dataset
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.data.sample_weights import read_sample_weights
@@ -24,6 +24,28 @@ def root(tmp_path: Path) -> Path:
 def _write(path: Path, **columns: Any) -> Path:
     pq.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), path)
     return path
+
+
+def test_a_clone_with_q_has_its_weights_too(root: Path, tmp_path: Path) -> None:
+    file = _write(tmp_path / "w.parquet", index=np.arange(24), weight=np.arange(24.0))
+    runs = [
+        ChunkLevelOfflineRL(
+            **settings(
+                root,
+                tmp_path / f"run{train_q}",
+                objective="behaviour_cloning",
+                sample_weights=str(file),
+                train_q=train_q,
+            )
+        )
+        for train_q in (False, True)
+    ]
+    weights = []
+    for run in runs:
+        run.train()
+        weights.append(run.algorithm.labels["weight"])
+    np.testing.assert_array_equal(*weights)
+    assert np.ptp(weights[0]) > 0
 
 
 def test_rows_may_be_named_in_two_ways_and_any_order(root: Path, tmp_path: Path) -> None:

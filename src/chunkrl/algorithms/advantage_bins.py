@@ -128,7 +128,10 @@ def strata_bins(
             share = max(0.0, 1 - due / mass)
             ranked = may & (own > 0)
             edge = _quantiles(values[ranked], own[ranked], (share,))[0] if share > 0 else -np.inf
-            high = high | (may & (values > edge) & ~strata.uniform[rows])
+            best = may & (values > edge) & ~strata.uniform[rows]
+            tied = ranked & (values == edge) & ~strata.uniform[rows]
+            best[_some(np.flatnonzero(tied), own, due - float(own @ best))] = True
+            high = high | best
         rest = ~high & (own > 0)
         if lower and rest.any():
             bins[rows] = np.searchsorted(_quantiles(values[rest], own[rest], lower), values, side="left")
@@ -136,13 +139,23 @@ def strata_bins(
     return bins
 
 
+def _some(tied: np.ndarray, rates: np.ndarray, due: float) -> np.ndarray:
+    """Of the starts at places `tied` int [n], whose advantages are the edge itself, as many as `due` leaves room for,
+    evenly from first to last; none of a single one, which is the edge. rates: float, of all places."""
+    if len(tied) < 2:
+        return tied[:0]
+    num = min(len(tied), int(due / float(rates[tied].mean()) + 1e-6))
+    return tied[(np.arange(num) * len(tied)) // max(num, 1)]
+
+
 def _check_highest(name: str, high: np.ndarray, rates: np.ndarray | None) -> None:
     """Raises LabelError where no start that is drawn has the highest label, bool [N]; says where all have."""
     share = float(np.average(high, weights=rates))
     if share == 0:
         raise LabelError(
-            f"no chunk of {name} has the highest label, which the policy is asked for: no episode succeeds. Say with "
-            "--success which do, or use --conditioning.edges quantiles --conditioning.success free"
+            f"no chunk of {name} has the highest label, which the policy is asked for: no episode succeeds, or those "
+            "that do have too few starts. Say with --success which do, or use --conditioning.edges quantiles "
+            "--conditioning.success free"
         )
     if share == 1:
         _LOG.warning(

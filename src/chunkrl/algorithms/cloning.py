@@ -37,7 +37,8 @@ class CloningConfig(CrossFittedConfig):
 class Cloning(CrossFittedMethod):
     """The method of this module; see `CloningConfig`.
 
-    sample_weights: float [len], of every start, in place of equal weights where nothing uses values.
+    sample_weights: float [len], of every start, in place of equal weights. Q, where it is trained, is of all
+    starts alike.
     """
 
     config: CloningConfig
@@ -63,14 +64,12 @@ class Cloning(CrossFittedMethod):
             )
 
     def _label(self, progress: Progress) -> Metrics:
-        if self.config.uses_values:
-            return super()._label(progress)
+        metrics = dict(super()._label(progress)) if self.config.uses_values else {}
         weight = np.ones(len(self._dataset), dtype=np.float32)
-        metrics: Metrics = {}
         if self._sample_weights is not None:
             rates = draw_rates(self._dataset, self._trained)
             weight, size = normalized(self._sample_weights, rates)
-            metrics = {"weight/effective_sample_size": size}
+            metrics["weight/effective_sample_size"] = size
             more, spread = spread_metrics(weight, self._dataset, rates, None)
             self._starved.say(spread, GIVEN_CURE)
             metrics |= more

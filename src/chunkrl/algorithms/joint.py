@@ -29,6 +29,7 @@ from chunkrl.algorithms.best_of_n import QEnsemble, least_q
 from chunkrl.algorithms.cross_fit import CrossFitted, assign_folds, label_values
 from chunkrl.algorithms.value_labels import (
     ValueLabels,
+    known_outcomes,
     label_metrics,
     monte_carlo_returns,
     warn_of_success_alone,
@@ -93,7 +94,9 @@ class JointMethod(ABC):
         self.config: Any = config  # of the method's own class
         self._check(dataset)
         self._step_reward = adv.step_rewards(dataset)
-        adv.check_rewards(dataset.name, self._step_reward)
+        adv.check_outcomes(
+            dataset.name, self._step_reward, known_outcomes(dataset, config.time_out)[dataset.starts]
+        )
         warn_of_success_alone(dataset)
         returns = monte_carlo_returns(dataset, self._step_reward)
         if (

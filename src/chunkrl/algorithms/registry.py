@@ -161,6 +161,8 @@ _ALL = (
         name="success_cloning",
         summary="control: the successful episodes alone",
         reads=(*_POLICY, "train_q"),
+        # its policy draws successes alone, of which V would learn on
+        reads_for_q=tuple(n for n in _VALUES if n not in ("value_updates_per_update", "relabel_interval")),
         of_successes=True,
         needs_success=True,
     ),

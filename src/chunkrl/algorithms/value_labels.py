@@ -84,9 +84,24 @@ def known_outcomes(data: ChunkData, time_out: TimeOut) -> np.ndarray:
     return by_blocks(data.cache_dir, data.num_frames, bool, known)
 
 
-def warn_of_success_alone(data: ChunkData) -> None:
-    """Says what V cannot learn where every episode of `data` succeeds."""
-    if data.frame_labels.success.all():
+def warn_of_success_alone(data: ChunkData, known: np.ndarray | None = None) -> None:
+    """Says what V cannot learn where every episode of `data` succeeds, or every one whose outcome it learns from.
+
+    known: bool [N], frames whose outcome V learns from (`known_outcomes`); None: all.
+    """
+    success = data.frame_labels.success
+    if known is not None and not success.all():
+        learned = np.unique(data.episode[known[data.starts]])
+        if success[learned].all():
+            _LOG.warning(
+                "V learns from the successes of %s alone: its other episodes (%d of %d) have no known outcome with "
+                "--fit.time-out bootstrap, so that V says of them what it says of successes; use --fit.time-out "
+                "failure, --failure-terminal, or --fit.target bootstrap",
+                data.name,
+                len(success) - len(learned),
+                len(success),
+            )
+    if success.all():
         _LOG.warning(
             "every episode of %s succeeds: V can learn how long success takes and not what leads to failure, so "
             "that advantages prefer quick episodes; add failed or interrupted episodes to learn from them",

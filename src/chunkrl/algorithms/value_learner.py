@@ -94,7 +94,7 @@ class ValueLearner:
         if fit.return_range is not None:
             self.range = adv.ReturnRange(*fit.return_range)
         warn_outside(self._counted_returns(), self.range)
-        warn_of_success_alone(data)
+        warn_of_success_alone(data, self.known if fit.target == "monte_carlo" else None)
         self._attach_targets()
 
     def _read(self, data: ChunkData) -> None:
@@ -332,6 +332,7 @@ class ValueLearner:
             "fold": torch.from_numpy(self.fold),
             "episodes": list(self._rows.identities),
             "range": [self.range.low, self.range.high],
+            "ensemble": [self._num_folds, self.fit.num_critics],
         }
         return state if self._training is None else state | {"training": self._training.state_dict()}
 
@@ -348,6 +349,14 @@ class ValueLearner:
         """Goes on from the values of another run: networks, moments, averages, range, and the folds of the episodes
         that both have. Learning rates begin again. state: of `state_dict`, from before that run finished its values.
         """
+        ours = [self._num_folds, self.fit.num_critics]
+        theirs = state.get("ensemble", ours)  # states of before did not say
+        if theirs != ours:
+            raise ChunkRLError(
+                f"the values to begin with are of {theirs[0]} folds with {theirs[1]} critics each, and these of "
+                f"{ours[0]} with {ours[1]}: another network would be asked of each episode. Use --num-folds "
+                f"{theirs[0]} --fit.num-critics {theirs[1]}"
+            )
         self.training.take_networks(state["training"])
         self._take_folds(state)
         warn_outside(self._counted_returns(), self.range)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from chunkrl.algorithms.advantages import check_rewards, frame_advantages, return_range, step_rewards
+from chunkrl.algorithms.advantages import check_outcomes, frame_advantages, return_range, step_rewards
 from chunkrl.algorithms.value_config import ValueFit
-from chunkrl.algorithms.value_labels import ValueLabels, monte_carlo_returns
+from chunkrl.algorithms.value_labels import ValueLabels, known_outcomes, monte_carlo_returns
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.parquet import group_starts
@@ -56,7 +56,18 @@ def save_values(
 def _meaning(data: ChunkData) -> dict[str, Any]:
     """What returns are of: values of other ones are other numbers."""
     rewards = zlib.crc32(np.ascontiguousarray(step_rewards(data)).data)
-    return {"gamma": data.gamma, "reward": data.reward_kind, "rewards": f"{rewards:08x}"}
+    ends = zlib.crc32(np.packbits(data.segments.terminated).tobytes())
+    return {
+        "gamma": data.gamma,
+        "reward": data.reward_kind,
+        "rewards": f"{rewards:08x}",
+        "terminated": f"{ends:08x}",
+    }
+
+
+def _is_of(stored: Any, meaning: Mapping[str, Any]) -> bool:
+    """Whether values are of these returns; files of before do not say which episodes terminated."""
+    return isinstance(stored, dict) and {"terminated": meaning["terminated"]} | stored == meaning
 
 
 def read_values_files(
@@ -101,10 +112,11 @@ def load_values(run_dir: Path, data: ChunkData) -> ValueLabels:
     sidecars = read_values_files(run_dir, [dataset.table for dataset in ChunkCollection.of(data).datasets])
     parts = [sidecar.arrays for sidecar in sidecars]
     meaning = _meaning(data)
-    if any(sidecar.metadata.get("returns") != meaning for sidecar in sidecars):
+    if not all(_is_of(sidecar.metadata.get("returns"), meaning) for sidecar in sidecars):
         raise ChunkRLError(
             f"{run_dir} has values of other returns ({sidecars[0].metadata.get('returns')} there, {meaning} here): "
-            "train them with the same --gamma, --reward, --success and --step-reward, or leave --values out"
+            "train them with the same --gamma, --reward, --success, --step-reward and --failure-terminal, or leave "
+            "--values out"
         )
     missing = [name for name in _NEEDED if any(name not in part for part in parts)]
     if missing:
@@ -130,7 +142,7 @@ def values_of_progress(path: Path, data: ChunkData, fit: ValueFit) -> ValueLabel
     (dataset,) = ChunkCollection.of(data).datasets
     reward = step_rewards(data)
     returns = monte_carlo_returns(data, reward)
-    check_rewards(data.name, reward)
+    check_outcomes(data.name, reward, known_outcomes(data, fit.time_out)[data.starts])
     counted = returns[~data.frame_labels.after_success]
     value = return_range(counted).from_unit(read_progress(path, dataset.table, "--values"))
     return ValueLabels(value, value, returns, frame_advantages(value, reward, data, fit))

@@ -192,6 +192,12 @@ def _given_values(config: TrainConfig, run_dir: Path, dataset: ChunkData) -> Val
     if config.values_are_progress:
         return values_of_progress(run_dir, dataset, config.fit)
     there = load_config(TrainConfig, run_dir / "config.json")
+    if there.method.joint:
+        raise ChunkRLError(
+            f"--values {run_dir} is a run of --objective {there.objective}, whose values belong to its own Q and "
+            "policy: nobody held an episode out of them, or its advantages are Q - V. Give a run of --objective "
+            "value, cross_fitted or advantage_conditioned"
+        )
 
     def flag(name: str) -> str:
         value = attrgetter(name)(there)

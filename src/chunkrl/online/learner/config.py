@@ -159,6 +159,11 @@ class LearnerConfig:
             raise ChunkRLError("--use-pi0-actions makes chunks for data that stay: leave it out online")
         if not train.dataset_dir and (train.additional_offline_dataset_paths or train.dataset_weights):
             raise ChunkRLError("name the first offline data set with --dataset-dir")
+        if train.conditioning.force_high and (not train.dataset_dir or self.online.share == 1):
+            raise ChunkRLError(
+                "--conditioning.force-high names offline data sets, and nothing is drawn from one here: leave it "
+                "out, or give --dataset-dir and an --online.share below 1"
+            )
         if not train.frames.cache:
             raise ChunkRLError("the replay's files change while it grows: leave --no-cache out")
         if train.frames.skip_bad_episodes and not train.dataset_dir:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.online.learner.config import OnlineConfig
 from chunkrl.online.learner.data import DataWorker, Generation
 
+_LOG = logging.getLogger(__name__)
 _WAIT_S = 0.2
 
 
@@ -47,6 +49,7 @@ class OnlineSource:
         self.after_update: Callable[[int, int], None] | None = None
         self.more_metrics: Callable[[], Mapping[str, float]] = dict
         self.waiting = ""
+        self._needs_success = self._said_none = False
 
     @property
     def data(self) -> ChunkCollection:
@@ -80,11 +83,11 @@ class OnlineSource:
 
         needs_success: some episode must have succeeded.
         """
-        said = ""
+        said, self._needs_success = "", needs_success
         while not self.stopped:
             self._raise_failure()
             newest = self._worker.newest
-            if newest.data is not None and (newest.data.frame_labels.success.any() or not needs_success):
+            if newest.data is not None and not self._lacks_success(newest):
                 self._take(newest)
                 return True
             wants = f"{self._config.start_episodes} episodes"
@@ -111,7 +114,10 @@ class OnlineSource:
         self._done, self._in_last_phase = done, last_phase
         if self._worker.failure is not None:
             return False
-        if self._has_newer() and (self._update - self._taken.update) >= self._config.look_updates:
+        if (
+            self._is_newer(self._worker.newest)
+            and (self._update - self._taken.update) >= self._config.look_updates
+        ):
             return False
         return self._is_owed(done, last_phase)
 
@@ -120,7 +126,7 @@ class OnlineSource:
         while True:
             self._raise_failure()
             newest = self._worker.newest
-            if self._has_newer():
+            if self._is_newer(newest):
                 grown = newest.data is not self._taken.generation.data
                 self._take(newest)
                 if grown:
@@ -133,7 +139,7 @@ class OnlineSource:
                 self._push()
             self.waiting = f"made {done} updates for {newest.num_steps} steps; waiting for more"
             with self._changed:
-                if not self._has_newer():
+                if not self._is_newer(self._worker.newest):
                     self._changed.wait(_WAIT_S)
 
     def updated(self, update: int) -> None:
@@ -196,8 +202,20 @@ class OnlineSource:
         rate = self._config.updates_per_step
         return not rate or not last_phase or done < int(rate * self.generation.num_steps)
 
-    def _has_newer(self) -> bool:
-        return self._worker.newest is not self._taken.generation
+    def _is_newer(self, generation: Generation) -> bool:
+        return generation is not self._taken.generation and not self._lacks_success(generation)
+
+    def _lacks_success(self, generation: Generation) -> bool:
+        """Whether nothing can be learned from it: training goes on with what it had, until a success comes."""
+        data = generation.data
+        lacks = self._needs_success and data is not None and not data.frame_labels.success.any()
+        if lacks and self._taken.generation.data is not None and not self._said_none:
+            _LOG.warning(
+                "no episode of the newest data succeeds (older ones made room: --replay.capacity-steps): training "
+                "goes on with the data of before until one does"
+            )
+        self._said_none = lacks
+        return lacks
 
     def _take(self, newest: Generation) -> None:
         self._taken = Taken(newest, self._update, time.monotonic())

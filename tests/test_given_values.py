@@ -1,0 +1,59 @@
+"""Values of another run: whose they may be, and what they must have been made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chunk_data import open_chunks, random_episodes, settings, write_dataset
+
+from chunkrl import ChunkLevelOfflineRL
+from chunkrl.algorithms.value_config import ValueFit
+from chunkrl.algorithms.values_io import load_values, save_values
+from chunkrl.data.label_rules import LabelRule
+from chunkrl.errors import ChunkRLError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("given") / "d", random_episodes(8))
+
+
+def trained(root: Path, folder: Path, **changes: Any) -> Path:
+    ChunkLevelOfflineRL(**settings(root, folder, **changes)).train()
+    return folder
+
+
+@pytest.mark.parametrize("objective", ["document", "iql"])
+def test_values_of_a_joint_method_are_nobodys_else(root: Path, tmp_path: Path, objective: str) -> None:
+    """The document's V saw every episode, and would count as held out; iql's advantages are Q - V."""
+    run = trained(root, tmp_path / "joint", objective=objective)
+    with pytest.raises(ChunkRLError, match=f"--objective {objective}, whose values belong to its own Q"):
+        ChunkLevelOfflineRL(**settings(root, tmp_path / "run", values=str(run)))
+
+
+@pytest.mark.parametrize(("there", "here"), [((2, 1), (1, 2)), ((1, 2), (2, 1))])
+def test_as_many_networks_in_other_folds_are_not_gone_on_from(
+    root: Path, tmp_path: Path, there: tuple[int, int], here: tuple[int, int]
+) -> None:
+    """The first network of two folds never saw the episodes of fold 0; that of two critics saw all."""
+    folds, critics = there
+    fit = ValueFit(num_critics=critics)
+    begun = trained(root, tmp_path / "a", num_folds=folds, fit=fit, save_updates=1, keep_checkpoints=9)
+    more: dict[str, Any] = {"init": str(begun), "num_folds": here[0], "fit": ValueFit(num_critics=here[1])}
+    with pytest.raises(ChunkRLError, match=rf"Use --num-folds {folds} --fit.num-critics {critics}"):
+        ChunkLevelOfflineRL(**settings(root, tmp_path / "b", **more))
+
+
+def test_values_know_where_episodes_end(root: Path, tmp_path: Path) -> None:
+    """Which failures are terminal decides advantages where time-outs bootstrap."""
+    plain = open_chunks(root)
+    terminal = open_chunks(root, labels=LabelRule(failure_terminal=True))
+    zero = plain.frame_labels.reward[plain.starts]
+    labels: dict[str, np.ndarray] = dict.fromkeys(("value", "value_seen", "return", "advantage"), zero)
+    save_values(tmp_path, plain, labels, {})
+    load_values(tmp_path, plain)
+    with pytest.raises(ChunkRLError, match="values of other returns"):
+        load_values(tmp_path, terminal)
