@@ -64,9 +64,8 @@ def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult
             check_brought(plan)
             run = _Iteration(plan, progress)
             run.read()
-            _begin(
-                config, plan, progress
-            )  # what is refused until here leaves the run's settings as they were
+            # what is refused until here leaves the run's settings as they were
+            _begin(config, plan, progress)
             for arm in config.arms:
                 run.make(arm)
             run.write()
