@@ -206,13 +206,13 @@ class OnlineSource:
         return generation is not self._taken.generation and not self._lacks_success(generation)
 
     def _lacks_success(self, generation: Generation) -> bool:
-        """Whether nothing can be learned from it: training goes on with what it had, until a success comes."""
+        """Whether nothing can be learned from it: training keeps what it had until a success comes."""
         data = generation.data
         lacks = self._needs_success and data is not None and not data.frame_labels.success.any()
         if lacks and self._taken.generation.data is not None and not self._said_none:
             _LOG.warning(
                 "no episode of the newest data succeeds (older ones made room: --replay.capacity-steps): training "
-                "goes on with the data of before until one does"
+                "keeps the data of before until one does"
             )
         self._said_none = lacks
         return lacks
