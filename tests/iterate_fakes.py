@@ -75,8 +75,8 @@ def write_walks(
     state: State = "full",
     corrected: Collection[int] | None = None,
 ) -> Path:
-    """Episodes of random steps as a data set like those of `chunkrl collect`; speed: their mean. corrected: those whose
-    first step is a human's."""
+    """Episodes of random steps as a data set like those of `chunkrl collect`; speed: their mean. corrected: those
+    whose first step is a human's."""
     features = {
         "observation.state": FeatureSpec("float32", (len(STATE_NAMES[state]),)),
         "action": FeatureSpec("float32", (ACTION_DIM,)),

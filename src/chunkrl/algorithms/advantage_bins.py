@@ -140,8 +140,8 @@ def strata_bins(
 
 
 def _some(tied: np.ndarray, rates: np.ndarray, due: float) -> np.ndarray:
-    """What the highest label takes of starts whose advantages are the edge itself, at places `tied` int [n]: as many as
-    `due` has room for, evenly from first to last; none of a single one. rates: float, of all places."""
+    """What the highest label takes of starts whose advantages are the edge itself, at places `tied` int [n]: as many
+    as `due` has room for, evenly from first to last; none of a single one. rates: float, of all places."""
     if len(tied) < 2:
         return tied[:0]
     num = min(len(tied), int(due / float(rates[tied].mean()) + 1e-6))
