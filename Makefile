@@ -11,7 +11,7 @@ comma := ,
 LEROBOT_PIP ?=
 LIBERO_VENV ?= .venv-libero
 OPENPI_VENV ?= .venv-openpi
-PIP := install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: proto demo test test-slow test-gpu test-robustness test-tracking test-lerobot test-lerobot04 test-lerobot06 test-libero lint typecheck check benchmark
 .PHONY: test-openpi clean
@@ -37,9 +37,10 @@ demo: $(USE)
 	$(BIN)/chunkrl demo
 
 # Two tests at a time, those of one file one after the other: they share what is costly to make. JOBS=0: in one process.
+# Byte code is kept whatever the environment says: the processes that tests start read what the first one compiled.
 JOBS ?= 2
 test: $(DEV)
-	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not lerobot and not libero"
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not lerobot and not libero"
 
 test-slow: $(DEV)
 	$(BIN)/pytest -m "slow"

@@ -107,6 +107,8 @@ def run_probes(name: str, truth: Path) -> Probes:
     }
     if name == "value":
         return probes | {"values": partial(values, truth)}
+    if name == "iql":  # nobody else may use its values
+        return probes | {"policy": policy}
     return probes | {"policy": policy, "values": partial(values, truth)}
 
 
