@@ -26,7 +26,15 @@ from chunkrl.improve.recipe import TABLE, Recipe, choose_recipe
 from chunkrl.improve.records import ImproveResult, Judgement, StepDone, write_results
 from chunkrl.integration.chunk_cache import fingerprint
 from chunkrl.iterate.rollouts import data_sources
-from chunkrl.iterate.steps import check_same, check_sources, read_step, run_step, train_or_go_on
+from chunkrl.iterate.steps import (
+    check_same,
+    check_sources,
+    has_checkpoint,
+    is_done,
+    read_step,
+    run_step,
+    train_or_go_on,
+)
 from chunkrl.label.command import label_dataset
 from chunkrl.label.config import LabelCommand
 from chunkrl.progress import Progress, silent
@@ -87,8 +95,7 @@ def _begin(plan: Plan, progress: Progress, resumes: bool) -> None:
 
 def _has_trained(plan: Plan, step: str) -> bool:
     """Whether a training was done, or left something to go on from; one whose settings were refused did not begin."""
-    checkpoint = plan.run(step) / "checkpoints" / "last"
-    return checkpoint.is_file() or (plan.folder(step) / f"{STEP}.done.json").is_file()
+    return has_checkpoint(plan.run(step)) or is_done(plan.folder(step), STEP)
 
 
 class _Improvement:
@@ -118,7 +125,7 @@ class _Improvement:
         folder = self._plan.folder(name)
         line = command if " " in command else self._plan.command_line(name, command)
         done = folder / f"{STEP}.done.json"
-        if not done.is_file():
+        if not is_done(folder, STEP):
             self._say(name, line)
             write_text(folder / COMMAND_FILE, line + "\n")
         found = run_step(folder, STEP, config, act)

@@ -35,7 +35,7 @@ from chunkrl.iterate.rollouts import (
     record,
 )
 from chunkrl.iterate.selection import choose, why_ended
-from chunkrl.iterate.steps import check_sources, run_step, train_or_go_on
+from chunkrl.iterate.steps import check_sources, is_done, run_step, train_or_go_on
 from chunkrl.iterate.table import format_result
 from chunkrl.progress import Progress, silent
 from chunkrl.report.commands import evaluate_policy
@@ -162,7 +162,7 @@ class _Iteration:
         return self._plan.rolls_out(arm, number) or self._is_done(arm, number, "label")
 
     def _is_done(self, arm: ArmName, number: int, name: str) -> bool:
-        return (self._plan.folder(arm, number) / f"{name}.done.json").is_file()
+        return is_done(self._plan.folder(arm, number), name)
 
     def _policy(self, arm: ArmName, number: int, before: list[RoundResult]) -> RoundResult:
         """A round's policy, trained and evaluated."""

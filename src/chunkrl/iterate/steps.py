@@ -42,6 +42,16 @@ _FREE |= {
 }
 
 
+def is_done(folder: Path, name: str) -> bool:
+    """Whether the step of this name in `folder` is over."""
+    return (folder / f"{name}.done.json").is_file()
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a training can go on from where it stopped."""
+    return (run_dir / "checkpoints" / "last").is_file()
+
+
 def run_step(folder: Path, name: str, config: Any, act: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Does a step unless it is done; returns what it found.
 
@@ -51,7 +61,7 @@ def run_step(folder: Path, name: str, config: Any, act: Callable[[], Mapping[str
     Raises ChunkRLError where the step is done with another configuration.
     """
     asked, done = folder / f"{name}.json", folder / f"{name}.done.json"
-    if done.is_file():
+    if is_done(folder, name):
         check_same(asked, config)
         return read_step(done)["found"]
     save_config(config, asked)
@@ -75,7 +85,7 @@ def _own_threads() -> Iterator[None]:
 
 def train_or_go_on(config: TrainConfig, progress: Progress) -> None:
     """The training of a step, from its last checkpoint where it has one."""
-    begun = (Path(config.output_dir) / "checkpoints" / "last").is_file()
+    begun = has_checkpoint(Path(config.output_dir))
     train(replace(config, resume=config.output_dir if begun else None, overwrite=not begun), progress)
 
 
