@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from chunkrl.errors import ChunkRLError
 from chunkrl.integration.config import PiTrainingConfig
 from chunkrl.models.config import NetworkConfig, PolicyConfig
 from chunkrl.run.config import is_read
+from chunkrl.run.folder import run_config
 from chunkrl.run.policy_io import load_policy
+from chunkrl.run.switches import SWITCHES, switched_off
+from chunkrl.settings import Settings
 
 SOURCES = Path(chunkrl.__file__).parent
 ALL = pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
@@ -140,6 +144,71 @@ def test_settings_of_the_other_kind_of_networks_are_refused(
         ChunkLevelOfflineRL(
             dataset_dir=str(data), action_dim=2, policy=PolicyConfig(kind=kind), **checkpoint, **change
         )
+
+
+SWITCHED = [path for switch in SWITCHES for path in leaves(TrainConfig()) if path.startswith(switch.settings)]
+ON: dict[str, dict[str, Any]] = {
+    "fit.quantile": {"fit": {"aggregate": "quantile", "num_critics": 3}},
+    "fit.target_rate": {"fit": {"target": "bootstrap"}},
+    "fit.head.num_bins": {"fit": {"head": {"kind": "hl_gauss"}}},
+    "final_lr_ratio": {"schedule": "cosine"},
+    "value_videos.every_saves": {"value_videos": {"num_episodes": 2}},
+    "frames.antialias": {"frames": {"resize": (8, 8)}},
+    "labels.failure_penalty": {"labels": {"step_reward": "cost"}},
+    "labels.success_key": {"additional_success": "episode_flag"},
+    "labels.gripper_index": {"labels": {"subgoal": "gripper"}},
+    "labels.pick_place.lift_m": {"labels": {"subgoal": "pick_place"}},
+}
+"""What switches a setting on that is off by default."""
+
+
+def test_a_setting_that_another_one_switches_off_is_refused_with_what_reads_it() -> None:
+    """Every one of the table, at a value that is not its default; and none of them where it is read."""
+    assert {"fit.quantile", "fit.lam", "fit.head.sigma", "final_lr_ratio", "labels.gripper_index"} <= set(
+        SWITCHED
+    )
+    for path in SWITCHED:
+        off = TrainConfig(dataset_dir="d", fit=ValueFit(n_step=5 if path == "fit.lam" else None))
+        assert set(switched_off(changed(off, path))) == {path}
+        assert not switched_off(off)
+    for path, on in ON.items():
+        assert path in SWITCHED
+        assert not switched_off(changed(Settings(TrainConfig(dataset_dir="d")).replaced(on), path)), path
+    assert not switched_off(changed(TrainConfig(dataset_dir="d"), "fit.lam"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"fit": ValueFit(quantile=0.4)},
+            r"--fit\.quantile is read only with --fit\.aggregate quantile: leave",
+        ),
+        (
+            {"fit": ValueFit(lam=0.9, n_step=20)},
+            r"--fit\.lam is read only without --fit\.n-step: leave that out",
+        ),
+        ({"failure_penalty": 7.0}, r"--failure-penalty is read only with --step-reward cost"),
+        (
+            {"final_lr_ratio": 0.5, "antialias": False},
+            r"--final-lr-ratio is .* --schedule cosine; --antialias is .* --resize: leave those out",
+        ),
+    ],
+)
+def test_the_command_says_what_reads_it(data: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ChunkRLError, match=message):
+        ChunkLevelOfflineRL(dataset_dir=str(data), action_dim=2, **change)
+
+
+def test_a_run_of_before_that_noted_such_a_setting_is_read_and_goes_on(data: Path, tmp_path: Path) -> None:
+    trained = ChunkLevelOfflineRL(**settings(data, tmp_path / "run"))
+    trained.train()
+    noted = tmp_path / "run" / "config.json"
+    values = json.loads(noted.read_text())
+    values["fit"]["quantile"] = 0.4
+    noted.write_text(json.dumps(values))
+    assert run_config(noted).fit.quantile == ValueFit().quantile
+    ChunkLevelOfflineRL(resume=str(tmp_path / "run"), num_updates=trained.trainer.num_updates + 2).train()
 
 
 def test_with_q_a_cloning_run_reads_what_values_read(data: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from chunkrl.data.label_rules import NO_LABELS
 from chunkrl.errors import ChunkRLError
 from chunkrl.files.json_files import read_json
 from chunkrl.run.config import TrainConfig
+from chunkrl.run.switches import switched_off
 
 T = TypeVar("T")
 Training = TypeVar("Training", bound=TrainConfig)
@@ -42,7 +43,8 @@ def _as_it_was(config: Training, said: Mapping[str, Any]) -> Training:
     not noted is what that release did. How weights were balanced, and over which starts; what guidance led away from;
     labels that were read.
     """
-    config = with_defaults(config, config.unread())  # an earlier release's defaults, or what nothing read
+    # an earlier release's defaults, or what nothing read
+    config = with_defaults(config, (*config.unread(), *switched_off(config)))
     if config.method.weighs and "balance" not in said:
         config = replace(config, balance=BalanceConfig("none"))
     elif config.method.weighs and config.balance.kind != "none" and "failures" not in said["balance"]:
