@@ -47,6 +47,23 @@ def test_as_many_networks_in_other_folds_are_not_gone_on_from(
         ChunkLevelOfflineRL(**settings(root, tmp_path / "b", **more))
 
 
+def test_the_range_of_values_goes_on_with_their_networks(root: Path, tmp_path: Path) -> None:
+    """What an output of 1 stands for: another range would make other values of the same networks."""
+    own = ValueFit(return_range=(-1.0, 3.0))
+    begun = trained(root, tmp_path / "a", fit=own, save_updates=1, keep_checkpoints=9)
+    for asked in (None, (-1.0, 3.0)):
+        run = ChunkLevelOfflineRL(
+            **settings(root, tmp_path / "b", init=str(begun), fit=ValueFit(return_range=asked))
+        )
+        assert (run.algorithm.values.range.low, run.algorithm.values.range.high) == (-1.0, 3.0)
+    with pytest.raises(
+        ChunkRLError, match=r"returns from -1 to 3, .* --fit\.return-range 0 1 asks for others"
+    ):
+        ChunkLevelOfflineRL(
+            **settings(root, tmp_path / "c", init=str(begun), fit=ValueFit(return_range=(0.0, 1.0)))
+        )
+
+
 def test_values_know_where_episodes_end(root: Path, tmp_path: Path) -> None:
     """Which failures are terminal decides advantages where time-outs bootstrap."""
     plain = open_chunks(root)

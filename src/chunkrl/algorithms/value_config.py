@@ -53,7 +53,8 @@ class ValueFit:
     """together: every update trains all folds' networks; one_by_one: each in a pass of its own over the batches, with
     the memory of one."""
     return_range: tuple[float, float] | None = None
-    """Lowest and highest return that V can say; default: those of the data that a run begins with."""
+    """Lowest and highest return that V can say; default: those of the data that a run begins with, or with --init
+    those of its values."""
     past_advantage: float = 0.0
     """c: weights and labels are made of A + c (V(x) - V(x_0)), x_0 where the episode began. V(x) - V(x_0) is what the
     advantages before x sum to: how much likelier than the data's the improved policy is to come here."""
