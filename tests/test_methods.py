@@ -203,6 +203,7 @@ def test_the_command_says_what_reads_it(data: Path, change: dict[str, Any], mess
 def test_a_run_of_before_that_noted_such_a_setting_is_read_and_goes_on(data: Path, tmp_path: Path) -> None:
     trained = ChunkLevelOfflineRL(**settings(data, tmp_path / "run"))
     trained.train()
+    assert trained.trainer is not None
     noted = tmp_path / "run" / "config.json"
     values = json.loads(noted.read_text())
     values["fit"]["quantile"] = 0.4
