@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("starlette", reason="needs chunkrl[browser]")
@@ -59,7 +61,7 @@ def browser(link: str) -> Browser:
 # ---- who is let in
 
 
-@pytest.mark.parametrize("path", ["/", "/api/page", "/static/page.js", "/video/0", "/?token=" + 32 * "a"])
+@pytest.mark.parametrize("path", ["/", "/api/page", "/static/page.js", "/video/of/0", "/?token=" + 32 * "a"])
 def test_without_the_links_token_there_is_nothing(link: str, path: str) -> None:
     for cookie in ({}, {"cookie": f"chunkrl_{link.split(':')[2].split('/', maxsplit=1)[0]}=guess"}):
         status, headers, content = Browser(link, cookie).ask("GET", path)
@@ -147,12 +149,42 @@ def test_curves_are_the_reports(browser: Browser) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *("/api/episode/5", "/api/episode/5/curves", "/frame/3/2/0", f"/frame/3/0/{LENGTH}", "/video/9"),
+        *(
+            "/api/episode/5",
+            "/api/episode/5/curves",
+            "/frame/KEY/3/2/0",
+            f"/frame/KEY/3/0/{LENGTH}",
+            "/video/KEY/9",
+        ),
+        *("/frame/3/0/0", "/video/0", "/frame/other/3/0/0", "/video/other/0"),
         *("/api/rows", "/api/rows?numbers=-1", "/api/queue?order=size", "/static/secret", "/nothing"),
     ],
 )
 def test_what_is_not_there_is_said(browser: Browser, path: str) -> None:
-    assert browser.ask("GET", path)[0] == 404
+    key = browser.get("/api/page")["key"]
+    assert browser.ask("GET", f"/frame/{key}/3/0/0")[0] == 200
+    assert browser.ask("GET", path.replace("KEY", key))[0] == 404
+
+
+def test_images_that_a_browser_keeps_are_of_these_data(written: Path, tmp_path: Path) -> None:
+    """Another page at the same address, within the hour that they are kept, has other places for its own."""
+    image, video = (shutil.copytree(written / name, tmp_path / name) for name in ("image", "video"))
+    places = list[str]()
+    for is_new, (first, *others) in (
+        (False, [image]),
+        (False, [image, video]),
+        (False, [video]),
+        (True, [image]),
+    ):
+        if is_new:  # the same rows, recorded again
+            file = next((image / "data").rglob("*.parquet"))
+            pq.write_table(pq.read_table(file), file, compression="gzip")
+        with served(LabelCommand(str(first), others=tuple(map(str, others)), page=BROWSER)) as link:
+            browser = Browser(link).enter()
+            places.append(browser.get("/api/episode/0")["cameras"][0]["frames"])
+            status, headers, _ = browser.ask("GET", f"{places[-1]}0")
+            assert status == 200 and "max-age" in headers["cache-control"]
+    assert len(set(places)) == len(places)
 
 
 # ---- edits

@@ -59,8 +59,8 @@ def application(bench: Workbench, token: str, hosts: frozenset[str]) -> Gate:
         Route("/api/rows", pages.rows),
         Route("/api/episode/{number:int}", pages.episode),
         Route("/api/episode/{number:int}/curves", pages.curves),
-        Route("/frame/{number:int}/{camera:int}/{step:int}", pages.frame),
-        Route("/video/{number:int}", pages.video),
+        Route("/frame/{key}/{number:int}/{camera:int}/{step:int}", pages.frame),
+        Route("/video/{key}/{number:int}", pages.video),
     ]
     if bench.is_editable:
         routes.append(Route("/api/episode/{number:int}/{what:str}", pages.change, methods=["POST"]))
@@ -111,13 +111,18 @@ class _Pages:
         return JSONResponse(self._found(self._bench.curves, request.path_params["number"]))
 
     def frame(self, request: Request) -> Response:
-        given = request.path_params
+        given = self._of_these_data(request)
         found = self._found(self._bench.frame, given["number"], given["camera"], given["step"])
         return Response(found, media_type="image/jpeg", headers=_KEPT)
 
     def video(self, request: Request) -> Response:
-        path = self._found(self._bench.video_file, request.path_params["number"])
+        path = self._found(self._bench.video_file, self._of_these_data(request)["number"])
         return FileResponse(path, media_type="video/mp4", headers=_KEPT)
+
+    def _of_these_data(self, request: Request) -> dict[str, Any]:
+        if request.path_params["key"] != self._bench.key:
+            raise NotFoundError("this page is of other data than chunkrl shows now: load it again")
+        return request.path_params
 
     async def change(self, request: Request) -> Response:
         """An edit, `undo` or `redo`: {"version": of the episode that was looked at, "by": whose browser, ...}."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -69,10 +71,16 @@ class ShownSet:
 
 
 class Workbench:
-    """All data sets of the page. Episodes are numbered through them, in order: 0 to `num_episodes` - 1."""
+    """All data sets of the page. Episodes are numbered through them, in order: 0 to `num_episodes` - 1.
+
+    Attributes: key (of these data in this order: numbers of another page mean other episodes, and a browser keeps the
+    images, videos and undo of both).
+    """
 
     def __init__(self, sets: Sequence[ShownSet], order: EpisodeOrder) -> None:
         self.sets, self.order = tuple(sets), order
+        shown = [(str(one.table.description.root), one.table.description.fingerprint) for one in sets]
+        self.key = hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
         self._firsts = np.cumsum([0, *(shown.table.num_episodes for shown in sets)])
         files = [
             span.file
@@ -114,6 +122,7 @@ class Workbench:
     def page(self) -> dict[str, Any]:
         """What the page is told first."""
         return {
+            "key": self.key,
             "editable": self.is_editable,
             "order": self.order,
             "has_values": any(shown.values is not None for shown in self.sets),
@@ -173,13 +182,13 @@ class Workbench:
             "name": name.removeprefix("observation.images."),
             "height": camera.size[0],
             "width": camera.size[1],
-            "frames": f"/frame/{number}/{which}/",
+            "frames": f"/frame/{self.key}/{number}/{which}/",
         }
         if not camera.is_video:
             return told
         span = description.episodes[position].videos[name]
         return told | {
-            "video": f"/video/{self._file_numbers[span.file]}",
+            "video": f"/video/{self.key}/{self._file_numbers[span.file]}",
             "from": span.from_timestamp,
         }
 

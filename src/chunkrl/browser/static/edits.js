@@ -9,10 +9,15 @@ export class Edits {
   constructor(say, changed) {
     Object.assign(this, {say, changed, last: Promise.resolve(), waiting: 0});
     this.by = store("by") ?? store("by", Math.random().toString(36).slice(2, 10));
-    this.done = store("done") ?? []; // numbers of episodes, one an edit of this tab
-    this.undone = store("undone") ?? [];
-    this.versions = new Map(store("versions") ?? []); // of episodes, after what this tab last did or saw there
   }
+  // key: of the data; in another page's data the same numbers are other episodes.
+  begin(key) {
+    this.key = key;
+    this.done = this.kept("done") ?? []; // numbers of episodes, one an edit of this tab
+    this.undone = this.kept("undone") ?? [];
+    this.versions = new Map(this.kept("versions") ?? []); // of episodes, after what this tab last did or saw there
+  }
+  kept(name, value) { return store(`${name} of ${this.key}`, value); }
   // ours: as an answer to this tab. Else a version that this tab does not know is somebody else's edit.
   seen(episode, ours = false) {
     const known = this.versions.get(episode.number);
@@ -47,8 +52,8 @@ export class Edits {
     return this.last;
   }
   keep() { // over a reload
-    for (const name of ["done", "undone"]) store(name, this[name].slice(-500));
-    store("versions", [...this.versions].slice(-500));
+    for (const name of ["done", "undone"]) this.kept(name, this[name].slice(-500));
+    this.kept("versions", [...this.versions].slice(-500));
   }
   async send(number, what, edit) {
     let answer;

@@ -192,6 +192,7 @@ async function sort() {
 async function begin() {
   about = await fetched("/api/page");
   if (!about) return;
+  edits.begin(about.key);
   get("edits").hidden = !about.editable;
   bind(about.editable ? [...MOVES, ...EDITS] : MOVES);
   get("order").value = about.order;
