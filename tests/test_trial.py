@@ -42,13 +42,16 @@ class ToyPolicy:
     good: at once. slow: at a third of the way. idle: never. right: to goals on the right alone.
     """
 
-    action_horizon, state_dim, cameras, fps, own_image_size = 3, 2, (), None, None
+    action_horizon, state_dim, cameras, own_image_size = 3, 2, (), None
+    fps: float | None = None
     takes = SimpleNamespace(cameras=())
 
     def __init__(self, folder: Path) -> None:
         self.way, self.policy = (folder / "way").read_text(), nn.Linear(1, 1)
         self.action_dim = 2 if self.way == "wide" else 1
         self.num_asked = 0
+        if (folder / "fps").exists():
+            self.fps = float((folder / "fps").read_text())
 
     def ask_as(self, asked: Any) -> dict[str, Any]:
         return {}
@@ -400,3 +403,47 @@ def test_a_person_judges_a_robot_blind(tmp_path: Path, monkeypatch: pytest.Monke
     assert "set up the same scene again" in shown and "set up another scene" in shown
     assert "policy v1" not in shown and "2 start, q quit" in shown
     assert len(FrameTable.open(tmp_path / "trial/data/shard-000000").episode_length) == 4
+
+
+def test_a_robot_has_one_rate_for_policies_of_any_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    leaves = Person()
+    monkeypatch.setattr(leaves, "poll", lambda: "q")
+    monkeypatch.setattr(trial_command, "key_source", lambda name: leaves)
+    monkeypatch.setattr(trial_command, "StatusLine", lambda note: leaves)
+    robot = {"robot": {"type": "fake", "num_joints": 2}, "task": "reach", "low": [-1], "high": [1]}
+
+    def rate(*rates: float | None, **more: Any) -> float:
+        """Control steps per second of a trial of policies whose data had `rates`."""
+        caplog.clear()
+        (tmp_path / "arm.json").write_text(json.dumps(robot | more))
+        named = []
+        for name, fps in zip(("new", "old"), rates, strict=True):
+            (tmp_path / name).mkdir(exist_ok=True)
+            folder = Path(policy(tmp_path / name, "wide").partition("=")[2])
+            (folder / "fps").unlink(missing_ok=True)
+            if fps is not None:
+                (folder / "fps").write_text(str(fps))
+            named.append(f"{name}={folder}")
+        command = asked(tmp_path, env=None, robot=str(tmp_path / "arm.json"), keys="terminal", overwrite=True)
+        run(replace(command, policies=tuple(named)))
+        return json.loads((tmp_path / "trial/trial.json").read_text())["fps"]
+
+    for rates, told in (((30, 10), "new 30, old 10"), ((10, 30), "new 10, old 30")):
+        with pytest.raises(ChunkRLError, match=rf"arm.json gives no rate_hz.*\({told}\).*give rate_hz"):
+            rate(*rates)
+    with pytest.raises(ChunkRLError, match="old does not say how many frames per second its data had: give"):
+        rate(30, None)
+
+    def warned() -> list[str]:
+        return [found for found in caplog.messages if "rate_hz" in found]
+
+    for alike in ((30, 30), (30, 30.1), (30.1, 30)):
+        assert rate(*alike) == 30 and not warned()
+    assert rate(30, 10, rate_hz=30) == 30
+    (said,) = warned()
+    assert "rate_hz is 30, and old's data had 10 frames per second: it moves 3 times as fast" in said
+    assert rate(30, 10, rate_hz=20) == 20
+    first, second = warned()
+    assert "new's data" in first and "old's data" in second

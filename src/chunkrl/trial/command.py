@@ -57,7 +57,7 @@ def run_trial(command: TrialCommand, progress: Progress, say: Callable[[str], No
     )
     policies = _load(command, entries)
     with contextlib.ExitStack() as resources:
-        station = open_station(command.as_actor(entries[0].folder), policies[0])
+        station = open_station(command.as_actor(entries[0].folder), *policies, names=list(folders))
         opened = resources.enter_context(contextlib.ExitStack())
         opened.callback(station.close)
         _check_station(command, station, entries, policies)

@@ -1,15 +1,14 @@
-"""The robot or simulator that an actor acts on, from its file or name.
+"""The robot or simulator that an actor acts on, from its file or name: an environment with its limits and clock, and
+who corrects there.
 
 A robot as `chunkrl actor --robot FILE` reads it: hardware, task, limits, and who may lead it.
-
-What an actor works at: an environment with its limits and clock, and who corrects there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -161,24 +160,35 @@ class Station:
                 part.close()
 
 
-def open_station(command: ActorCommand, policy: ActingPolicy) -> Station:
-    """Connects to the robot, or starts the simulator. Raises ChunkRLError where the policy does not fit it."""
+def open_station(
+    command: ActorCommand, *policies: ActingPolicy, names: Sequence[str] = ("the policy",)
+) -> Station:
+    """Connects to the robot, or starts the simulator.
+
+    Args:
+        policies: all that will act there, in turns; a simulator is what the first one sees.
+        names: what messages call them.
+
+    Raises:
+        ChunkRLError: the first policy does not fit, or a robot without a rate of its own is to follow several.
+    """
     if command.robot is not None:
-        return _robot(command, policy)
-    return _on_clock(_simulator(command, policy), command.rate_hz)
+        return _robot(command, dict(zip(names, policies, strict=True)))
+    return _on_clock(_simulator(command, policies[0]), command.rate_hz)
 
 
-def _robot(command: ActorCommand, policy: ActingPolicy) -> Station:
+def _robot(command: ActorCommand, policies: Mapping[str, ActingPolicy]) -> Station:
     assert command.robot is not None
+    first = next(iter(policies.values()))
     file = load_config(RobotFile, command.robot)
     if command.corrector not in ("none", "leader"):
         raise ChunkRLError(f"--corrector {command.corrector} is none of a robot's: use leader, or none")
     with contextlib.ExitStack() as opened:
         robot = open_robot(file)
         opened.callback(robot.close)
-        check_fit(policy, robot.name, len(robot.joint_names), len(robot.joint_names), robot.cameras)
+        check_fit(first, robot.name, len(robot.joint_names), len(robot.joint_names), robot.cameras)
         low, high = file.limits(robot.joint_names)
-        rate_hz = _rate_hz(policy, file.rate_hz, command.robot)
+        rate_hz = _rate_hz(policies, file.rate_hz, command.robot)
         rate, max_steps = ControlRate(rate_hz), command.max_steps or file.max_steps
         env = RobotEnvironment(robot, rate, file.task, rate_hz, max_steps, file.home)
         blank = EnvStep(  # a reset would move the robot
@@ -201,21 +211,36 @@ def _robot(command: ActorCommand, policy: ActingPolicy) -> Station:
         return station
 
 
-def _rate_hz(policy: ActingPolicy, given: float | None, file: str) -> float:
-    """Control steps per second. Raises ChunkRLError where neither the file nor the policy says it."""
-    if given is None:
-        if policy.fps is None:
+def _rate_hz(policies: Mapping[str, ActingPolicy], given: float | None, file: str) -> float:
+    """Control steps per second, for all policies by name. Raises ChunkRLError where the file does not say it, and
+    neither do the policies, or not the same."""
+    rates = {name: policy.fps for name, policy in policies.items() if policy.fps is not None}
+    if given is not None:
+        for name, fps in rates.items():
+            if not _alike(given, fps):
+                _LOG.warning(
+                    "%s: rate_hz is %g, and %s's data had %g frames per second: it moves %.3g times as fast",
+                    *(file, given, name, fps, given / fps),
+                )
+        return given
+    for name in policies:
+        if name not in rates:
             raise ChunkRLError(
-                f"{file} gives no rate_hz, and the policy does not say how many frames per second its data had: "
-                "give it"
+                f"{file} gives no rate_hz, and {name} does not say how many frames per second its data had: give it"
             )
-        return policy.fps
-    if policy.fps is not None and abs(given / policy.fps - 1) > 0.02:
-        _LOG.warning(
-            "%s: rate_hz is %g, and the policy's data had %g frames per second: it moves %.3g times as fast",
-            *(file, given, policy.fps, given / policy.fps),
+    slowest, fastest = min(rates.values()), max(rates.values())
+    if not _alike(slowest, fastest):
+        told = ", ".join(f"{name} {fps:g}" for name, fps in rates.items())
+        raise ChunkRLError(
+            f"{file} gives no rate_hz, and the policies' data had different frames per second ({told}): a robot has "
+            "one rate, at which some would move faster or slower than their data; give rate_hz to choose it"
         )
-    return given
+    return slowest  # whichever policy is named first
+
+
+def _alike(rate: float, other: float) -> bool:
+    """Whether nobody would see the difference of two rates."""
+    return abs(rate / other - 1) <= 0.02
 
 
 def _simulator(command: ActorCommand, policy: ActingPolicy) -> Station:
