@@ -56,7 +56,7 @@ def table_of(root: Path) -> FrameTable:
 
 def begin(root: Path, rule: LabelRule = LabelRule(), **more: Any) -> HandLabels:
     table = table_of(root)
-    return HandLabels(table, by_hand.hand_file(table, more.pop("output", None)), rule, **more)
+    return HandLabels(table, by_hand.hand_file(root, more.pop("output", None)), rule, **more)
 
 
 def do(labels: HandLabels, position: int, *edits: Edit) -> History:
@@ -90,6 +90,87 @@ def test_training_reads_the_edits_and_nothing_else(unlabelled: Path) -> None:
     assert "success by hand" in notes and "1 excluded left out" in notes and "1 unlabelled left out" in notes
     np.testing.assert_array_equal(table.action[:LENGTH], table_of(unlabelled).action[:LENGTH])
     np.testing.assert_array_equal(table.action[LENGTH:], table_of(unlabelled).action[12:18])
+
+
+@pytest.mark.parametrize("rule", ["gripper", "csv", "column", "auto"])
+def test_without_outcomes_the_rules_sub_goals_are_there(tmp_path: Path, rule: str) -> None:
+    """A rule that needs no outcome holds from the start, and is what the same rule says with outcomes."""
+    rng, there = np.random.default_rng(0), np.isin(np.arange(LENGTH), (2, 4))
+    own = {"subgoal": there} if rule in ("column", "auto") else {}
+    episodes = [episode(LENGTH, True, rng, **own) for _ in range(3)]
+    file = tmp_path / "s.csv"
+    file.write_text("episode_index,frame_index\n0,1\n2,3\n")
+    asked = LabelRule(subgoal=rule, subgoal_csv=str(file) if rule == "csv" else "")  # type: ignore[arg-type]
+    known = label_frames(table_of(write_dataset(tmp_path / "known", episodes)), asked)
+    for columns in episodes:
+        del columns["next.success"]
+    if rule == "auto":  # a column that is no success: its last frame is none
+        assert not there[-1]
+    root = write_dataset(tmp_path / "data", episodes)
+    labels = begin(root, replace(asked, success="auto") if rule != "auto" else asked)
+    assert "no outcomes yet, sub-goals by" in labels.base.told or rule in ("column", "auto")
+    for position in range(3):
+        rows = slice(position * LENGTH, (position + 1) * LENGTH)
+        assert labels.marks(position).subgoals == tuple(np.flatnonzero(known.subgoal[rows]))
+    assert known.subgoal.any()
+    do(labels, 0, Edit("success", 3))
+    labels.close()
+    found = open_chunks(root).frame_labels
+    np.testing.assert_array_equal(found.subgoal, known.subgoal[: len(found.subgoal)])
+
+
+def test_sub_goals_that_hang_on_outcomes_or_contradict_blank_are_refused(unlabelled: Path) -> None:
+    with pytest.raises(
+        DatasetError, match=r"placements of --subgoal pick_place .* --subgoal-events grasp lift"
+    ):
+        begin(unlabelled, LabelRule(subgoal="pick_place"))
+    with pytest.raises(DatasetError, match="--blank begins without labels, and --subgoal gripper is a rule"):
+        begin(unlabelled, LabelRule(subgoal="gripper"), blank=True)
+    labels = begin(unlabelled, LabelRule(subgoal="episode_end"), blank=True)
+    do(labels, 0, Edit("success", 3))
+    assert labels.marks(0).subgoals == (LENGTH - 1,)
+    labels.close()
+
+
+def test_labels_by_a_file_of_sub_goals_can_be_edited_and_the_file_may_go(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "s.csv"
+    file.write_text("episode_index,frame_index\n0,1\n")
+    rule = LabelRule(subgoal="csv", subgoal_csv=str(file))
+    label_dataset(LabelCommand(str(root), rule), silent)
+    own = begin(root, rule, output=str(tmp_path / "own.parquet"))  # begun with the file itself
+    file.unlink()
+    beside = begin(root)  # from the labels by rule
+    for labels in (own, beside):
+        assert labels.marks(0).subgoals == (1,)
+        do(labels, 0, Edit("subgoal", 2))
+        labels.close()
+    for path in (own.path, beside.path):
+        found = load_sidecar(path, table_of(root))
+        assert np.flatnonzero(found.arrays["subgoal"])[:2].tolist() == [1, 2]
+        assert len(found.metadata["rule"]["subgoal_csv"]) == 64
+    again = begin(root)
+    do(again, 0, Edit("subgoal", 3))
+    again.close()
+
+
+def test_what_was_never_edited_may_begin_from_something_else(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first edit could not be written, and left what it would have begun from."""
+    labels = begin(root)
+
+    def full(*_: Any) -> None:
+        raise DatasetError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(by_hand, "save_sidecar", full)
+        with pytest.raises(DatasetError, match="no space left"):
+            labels.edit(0, 0, FAILURE)
+    labels.close()
+    other = begin(root, LabelRule(step_reward="cost"))
+    do(other, 1, SUCCESS)
+    other.close()
+    assert begin(root).base.rule.step_reward == "cost"
 
 
 @pytest.mark.parametrize(

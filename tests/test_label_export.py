@@ -192,3 +192,24 @@ def test_pictures_and_texts_of_the_other_episodes_stay_theirs(tmp_path: Path, ve
         row for file in data_files(tmp_path / "data-new") for row in pq.read_table(file)["note"].to_pylist()
     ]
     assert notes == [texts[row] for row in kept]
+
+
+def test_texts_of_sub_tasks_go_with_their_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """LeRobot's meta/subtasks.parquet; another file there is named, and so is the table whose column is left out."""
+    root = written(tmp_path / "data", subtask_index=np.arange(LENGTH) // 3)
+    table = pa.table({"subtask_index": [0, 1], "subtask": ["reach", "push"]})
+    pq.write_table(table, root / "meta/subtasks.parquet")
+    (root / "meta/modality.json").write_text("{}")
+    (root / "meta/.DS_Store").write_text("")
+    export(root, LabelRule())
+    new = Path(f"{root}-new")
+    assert pq.read_table(new / "meta/subtasks.parquet").equals(table)
+    assert table_of(new).column("subtask_index")[:LENGTH].tolist() == [0, 0, 0, 1, 1, 1]
+    said = capsys.readouterr().out
+    assert "meta/subtasks.parquet: copied" in said and "meta/modality.json: left out" in said
+    assert ".DS_Store" not in said and "meta/info" not in said and "meta/stats" not in said
+    bare = written(tmp_path / "bare")
+    pq.write_table(table, bare / "meta/subtasks.parquet")
+    export(bare, LabelRule())
+    assert not Path(f"{bare}-new/meta/subtasks.parquet").exists()
+    assert "meta/subtasks.parquet: left out" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chunk_data import image_episodes, open_chunks, random_episodes, settings, write_dataset
+from chunk_data import episode, image_episodes, open_chunks, random_episodes, settings, write_dataset
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.value_config import ValueFit
@@ -269,6 +269,30 @@ def test_each_data_set_has_its_own(root: Path, tmp_path: Path) -> None:
     label(other, LabelRule(step_reward="cost"))
     with pytest.raises(DatasetError, match=r"differ in meaning .*: rewards by labels/.*: costs by labels/"):
         ChunkLevelOfflineRL(both)
+
+
+@pytest.mark.parametrize("time_out", ["failure", "bootstrap"])
+def test_recorded_costs_and_rewards_do_not_mix(root: Path, tmp_path: Path, time_out: Any) -> None:
+    """An export's costs, which its columns say, beside demonstrations that all succeed: returns of -5 and of 1."""
+    costs = tmp_path / "costs"
+    rule = LabelRule(step_reward="cost", failure_penalty=5.0)
+    label_dataset(LabelCommand(str(root), rule, export=str(costs)), silent)
+    rng = np.random.default_rng(2)
+    demonstrations = write_dataset(tmp_path / "other", [episode(6, True, rng) for _ in range(3)])
+    both = config(
+        costs,
+        tmp_path / "run",
+        objective="cross_fitted",
+        reward="sum",
+        additional_offline_dataset_paths=(str(demonstrations),),
+        fit=ValueFit(time_out=time_out),
+    )
+    with pytest.raises(
+        DatasetError, match=r"costs: costs by its columns; \S*other: rewards by .*--step-reward"
+    ):
+        ChunkLevelOfflineRL(both)
+    ChunkLevelOfflineRL(replace(both, labels=LabelRule(step_reward="success")))
+    ChunkLevelOfflineRL(replace(both, reward="any"))  # no reward of a step is read
 
 
 def test_label_makes_labels_and_reads_none(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,9 @@ from chunkrl import ChunkLevelOfflineRL
 from chunkrl.cli import main
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.hold_out import held_out_places
+from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import ChunkRLError, OutputFolderError
+from chunkrl.evaluation.held_out import JudgedRun, given_held_out
 from chunkrl.evaluation.verdict import (
     Judged,
     closeness,
@@ -237,6 +239,31 @@ def test_runs_of_one_name_are_told_apart(folder: Path, tmp_path: Path) -> None:
 def test_episodes_may_be_named(folder: Path) -> None:
     found = verdict(of(folder, "good", "bad", dataset_dir=(str(folder / "more"),)), silent)
     assert found.claim == "better" and found.num_episodes == 30
+
+
+def test_named_episodes_are_read_as_the_first_run_reads_its_own(tmp_path: Path) -> None:
+    """Not by a column that the run was told not to read; what is of its own data alone stays behind."""
+    flags = [{"ok": np.full(12, number % 3 == 0)} for number in range(12)]
+    roots = [
+        write_dataset(
+            tmp_path / name,
+            [row | more for row, more in zip(learnable(12, seed), flags, strict=True)],
+        )
+        for seed, name in enumerate(("data", "more"))
+    ]
+    by_flag: dict[str, Any] = {"objective": "success_cloning", "success": "episode_flag", "success_key": "ok"}
+    listed: dict[str, Any] = {"objective": "success_cloning", "success": "episodes", "success_episodes": (1,)}
+    for name, rule in (("flag", by_flag), ("list", listed)):
+        ChunkLevelOfflineRL(**settings(roots[0], tmp_path / name, **rule)).train()
+    flag, by_list = (JudgedRun.read(str(tmp_path / name), "RUN") for name in ("flag", "list"))
+    for runs, rule, successes in (
+        ((flag, by_list), LabelRule(), [0, 3, 6, 9]),
+        ((by_list, flag), LabelRule(), [0, 2, 4, 6, 8, 10]),
+        ((flag, by_list), LabelRule(success="all"), list(range(12))),
+    ):
+        found = given_held_out(runs, [str(roots[1])], rule, silent)
+        for data in found.data:
+            assert np.flatnonzero(data.datasets[0].frame_labels.success).tolist() == successes
 
 
 def test_the_command_says_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -360,8 +360,8 @@ class ValueLearner:
         theirs, asked = list(state["range"]), self.fit.return_range
         if asked is not None and list(asked) != theirs:
             raise ChunkRLError(
-                f"the values to begin with say returns from {theirs[0]:g} to {theirs[1]:g}, which their outputs stand "
-                f"for, and --fit.return-range {asked[0]:g} {asked[1]:g} asks for others: leave it out"
+                f"the values to begin with say returns from {theirs[0]:g} to {theirs[1]:g}, which their outputs "
+                f"stand for, and --fit.return-range {asked[0]:g} {asked[1]:g} asks for others: leave it out"
             )
         self.training.take_networks(state["training"])
         self._take_folds(state)

@@ -7,17 +7,17 @@ import os
 import sys
 import threading
 import webbrowser
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 from chunkrl.data.chunk_settings import ColumnMapping, FrameSettings
+from chunkrl.data.formats import DatasetDescription
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.inspect import inspect_dataset
 from chunkrl.data.inspect_config import InspectCommand
 from chunkrl.data.label_files import label_columns
-from chunkrl.data.label_rules import LabelRule
+from chunkrl.data.label_rules import columns_read
 from chunkrl.data.notes import column_notes
 from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.label.command import found_by, label_dataset
@@ -25,9 +25,6 @@ from chunkrl.label.config import LabelCommand
 from chunkrl.options import BrowserConfig
 from chunkrl.progress import Progress
 from chunkrl.signals import handled
-
-if TYPE_CHECKING:
-    pass
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,7 +54,14 @@ def inspect(command: InspectCommand, progress: Progress) -> None:
     from chunkrl.label.base import base_labels
 
     tables = [
-        _open(dataset, command.mapping, command.revision, command.labels, False, progress)
+        _open(
+            dataset,
+            command.mapping,
+            command.revision,
+            partial(label_columns, command.labels),
+            False,
+            progress,
+        )
         for dataset in _datasets(command.dataset, command.others)
     ]
     sets = [
@@ -108,16 +112,24 @@ def shown_by_hand(command: LabelCommand, progress: Progress) -> Iterator:
         DatasetError: a data set cannot be read, labels cannot be written; as `HandLabels` and `load_values`.
     """
     from chunkrl.browser.workbench import ShownSet, Workbench
-    from chunkrl.label.by_hand import HandLabels, hand_file
+    from chunkrl.label.by_hand import HandLabels, begun_rule, hand_file
+
+    def columns(description: DatasetDescription) -> Collection[str]:
+        begun = begun_rule(hand_file(description.root, command.output))
+        if begun is None:
+            return label_columns(command.rule, description)
+        return columns_read(
+            begun, description.features
+        )  # of labels that are resumed, whatever lies beside them
 
     tables = [
-        _open(dataset, command.mapping, command.revision, command.rule, command.skip_bad_episodes, progress)
+        _open(dataset, command.mapping, command.revision, columns, command.skip_bad_episodes, progress)
         for dataset in _datasets(command.dataset, command.others)
     ]
     with ExitStack() as stack:
         sets = []
         for table, values, name, notes in _with_values(tables, command.page):
-            path = hand_file(table, command.output)
+            path = hand_file(table.description.root, command.output)
             labels = HandLabels(table, path, command.rule, command.returns, command.blank)
             stack.callback(labels.close)
             told = f"labels by hand are kept in {path}"
@@ -138,7 +150,7 @@ def _open(
     dataset: str,
     mapping: ColumnMapping,
     revision: str | None,
-    rule: LabelRule,
+    columns: Callable[[DatasetDescription], Collection[str]],
     skip_bad_episodes: bool,
     progress: Progress,
 ) -> FrameTable:
@@ -149,7 +161,7 @@ def _open(
         revision,
         progress=progress,
         settings=settings,
-        label_columns=partial(label_columns, rule),
+        label_columns=columns,
     )
 
 

@@ -26,6 +26,14 @@ from chunkrl.files.output_folder import kind_of, set_aside
 from chunkrl.progress import Progress
 
 TIME_TOLERANCE = 1e-4  # seconds, LeRobot's
+_METADATA = {
+    "info.json",
+    "stats.json",
+    "tasks.parquet",
+    "tasks.jsonl",
+    "episodes.jsonl",
+    "episodes_stats.jsonl",
+}
 
 
 def export_labels(
@@ -66,6 +74,8 @@ def export_labels(
             print(f"{old}: copied as it is, without statistics")
     for name in plan.left_out:
         print(f"{name}: left out")
+    for file in _more_metadata(table.description):
+        print(f"meta/{file.name}: {'copied' if _is_kept(file, plan) else 'left out'}")
     if (moved := _moved(table)) > TIME_TOLERANCE:
         print(f"timestamp: written as frame / fps, which moves times by up to {moved:.2g} s")
     try:
@@ -76,6 +86,9 @@ def export_labels(
         raise DatasetError(f"cannot write {root}: {error.strerror}; use a writable folder") from error
     try:
         _write(table, labels, plan, folder, progress)
+        for file in _more_metadata(table.description):
+            if _is_kept(file, plan):
+                shutil.copyfile(file, folder / "meta" / file.name)
         if is_taken:
             set_aside(root)
         folder.replace(root)
@@ -115,6 +128,17 @@ def _write(
             assert columns.keys() >= LABEL_FEATURES.keys()
             writer.add_episode(columns, [table.task_text(int(row)) for row in rows])
             progress("writing episodes", number + 1, table.num_episodes)
+
+
+def _more_metadata(description: DatasetDescription) -> list[Path]:
+    """Files of `meta` that no version of LeRobot's needs."""
+    files = (f for f in (description.root / "meta").iterdir() if f.is_file() and not f.name.startswith("."))
+    return sorted(f for f in files if f.name not in _METADATA)
+
+
+def _is_kept(file: Path, plan: ExportPlan) -> bool:
+    """Whether a column that is exported counts in the file: LeRobot's texts of sub-tasks."""
+    return file.name == "subtasks.parquet" and "subtask_index" in plan.names
 
 
 def _stored_columns(description: DatasetDescription, plan: ExportPlan) -> Iterator[dict[str, Any]]:

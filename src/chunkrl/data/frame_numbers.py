@@ -1,7 +1,7 @@
 """Numbers that somebody else made: a parquet file with one for every frame of a data set.
 
 Rows are named by `episode_index` and `frame_index`, or by `index`, LeRobot's number of the frame in the data set.
-Those of episodes that were set aside as bad are passed over.
+Those of episodes that are left out (bad ones set aside, held out, without a label) are passed over.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ def _rows(path: Path, stored: pa.Table, table: FrameTable) -> tuple[np.ndarray, 
     kept = np.ones(stored.num_rows, bool)
     if {"episode_index", "frame_index"} <= set(stored.schema.names):
         episode, frame = (_numbers(path, stored, name) for name in ("episode_index", "frame_index"))
-        aside = [index for problem in table.problems for index in problem.episodes]
-        kept = ~np.isin(episode, aside)
+        kept = ~np.isin(episode, list(table.description.left_out_episodes))
         episode, frame = episode[kept], frame[kept]
         order = np.argsort(table.episode_ids)
         place = np.clip(np.searchsorted(table.episode_ids[order], episode), 0, len(order) - 1)
@@ -52,6 +51,11 @@ def _rows(path: Path, stored: pa.Table, table: FrameTable) -> tuple[np.ndarray, 
         known &= (frame >= 0) & (frame < table.episode_length[number])
         rows = table.episode_start[number] + frame
     elif "index" in stored.schema.names:
+        if left_out := table.description.left_out_episodes:
+            raise DatasetError(
+                f"{path} names its rows by index alone, which counts the frames of all episodes, and {len(left_out)} "
+                f"of {table.description.root} are left out: write episode_index and frame_index into it"
+            )
         rows = _numbers(path, stored, "index")
         known = (rows >= 0) & (rows < table.num_frames)
     else:

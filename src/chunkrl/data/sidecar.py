@@ -115,7 +115,8 @@ def load_sidecar(
         kept = np.isin(columns[_KEYS[0]], table.episode_ids)
         columns = {name: values[kept] for name, values in columns.items()}
     elif found != own and not rewritten:
-        raise DatasetError(_of_others(path, table))
+        of_part = found in _fingerprints(table.description, columns)
+        raise DatasetError((_of_other_episodes if of_part else _of_others)(path, table))
     episode, frame = (columns.pop(name) for name in _KEYS)
     order = np.lexsort((frame, episode))
     expected_episode, expected_frame = _keys(table)
@@ -168,6 +169,13 @@ def _fingerprints(description: DatasetDescription, columns: Mapping[str, np.ndar
     """The whole data set's, and that of the part of it whose episodes the columns are of."""
     whole = description.whole_fingerprint or description.fingerprint
     return whole, part_fingerprint(whole, np.unique(columns[_KEYS[0]]).tolist())
+
+
+def _of_other_episodes(path: Path, table: FrameRows) -> str:
+    return (
+        f"{path} is of {table.description.root}, but not of these {len(table.episode_ids)} episodes of it: some were "
+        f"left out (held out, without a label, or bad) when it was made, or are left out here: {_CURE}"
+    )
 
 
 def _rows_differ(path: Path) -> str:

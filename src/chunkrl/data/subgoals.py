@@ -127,6 +127,8 @@ def _from_csv(table: FrameTable, rule: LabelRule) -> np.ndarray:
                 f"{path}, line {line}: {texts} are not two integers: correct the line"
             ) from error
         if episode not in position:
+            if episode in table.description.left_out_episodes:
+                continue
             raise DatasetError(f"{path}, line {line}: {table.description.root} has no episode {episode}")
         start, length = table.episode_start[position[episode]], table.episode_length[position[episode]]
         first = 0 if rule.flag_at == "action" else 1

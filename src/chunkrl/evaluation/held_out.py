@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
-from chunkrl.data.label_rules import LabelRule
+from chunkrl.data.label_rules import AUTO_LABELS, LabelRule
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress
 from chunkrl.run.build import open_datasets
@@ -95,13 +96,16 @@ def own_held_out(runs: Sequence[JudgedRun], progress: Progress) -> HeldOut:
 def given_held_out(
     runs: Sequence[JudgedRun], paths: Sequence[str], labels: LabelRule, progress: Progress
 ) -> HeldOut:
-    """The episodes of the data sets `paths`, which neither run was trained on.
+    """The episodes of the data sets `paths`, which neither run was trained on. labels: where they are the default, as
+    the first run reads its own.
 
     Raises:
         ChunkRLError: a run was trained on episodes of them, or does not say on what, and its own data are gone; as
             `_notes`.
     """
     found = []
+    if labels == LabelRule():
+        labels = _for_other_data(runs[0].config.labels)
     for run in runs:
         of_given = replace(
             run.config,
@@ -123,6 +127,16 @@ def given_held_out(
         found.append(ChunkCollection(datasets))
     both = (found[0], found[1])
     return HeldOut(both, _notes(runs, both))
+
+
+def _for_other_data(rule: LabelRule) -> LabelRule:
+    """The rule without what is of one data set: files, and lists of episodes."""
+    own: dict[str, Any] = {"labels": AUTO_LABELS, "progress": "", "success_file": "", "success_episodes": ()}
+    if rule.success == "episodes":
+        own["success"] = "auto"
+    if rule.subgoal == "csv":
+        own |= {"subgoal": "auto", "subgoal_csv": ""}
+    return replace(rule, **own)
 
 
 _GIVEN = "name episodes that it has not seen, or train with --held-out .2 and leave --dataset-dir out"

@@ -13,17 +13,19 @@ from chunkrl.config import record_of
 from chunkrl.data.frames import FrameTable
 from chunkrl.data.interventions import human_frames
 from chunkrl.data.label_files import COLUMNS, HUMAN, chosen_labels
-from chunkrl.data.label_rules import REWARDS, LabelRule
+from chunkrl.data.label_rules import REWARDS, LabelRule, subgoal_column
 from chunkrl.data.labels import label_frames, says_success
 from chunkrl.data.outcomes import OutcomeRule
 from chunkrl.data.problems import name_indices
 from chunkrl.data.sidecar import load_part, load_sidecar, save_sidecar
+from chunkrl.data.subgoals import subgoal_frames
 from chunkrl.errors import DatasetError
 from chunkrl.files.json_files import as_json
 from chunkrl.label.config import ReturnRule
 from chunkrl.label.marks import EpisodeMarks, spans_of
 
 _CURE = "delete the folder: labels by hand then begin again"
+_OF_OUTCOMES = ("auto", "success", "episode_end")  # sub-goals that come with a success
 _OUTCOME = ("terminated", "truncated", "reward")
 
 
@@ -60,10 +62,13 @@ def base_labels(table: FrameTable, rule: LabelRule, blank: bool = False) -> Base
     """The labels that there are by `rule`. blank: none, whatever the columns say.
 
     Raises:
-        DatasetError: as `label_frames`, but not where nothing says which episodes succeeded.
+        DatasetError: as `label_frames`, but not where nothing says which episodes succeeded: then outcomes are
+            missing, and sub-goals are there by the rule.
     """
-    if blank or not says_success(table, rule):
-        return _nothing(table, rule)
+    if blank:
+        return _blank(table, rule)
+    if not says_success(table, rule):
+        return _without_outcomes(table, rule)
     file = chosen_labels(table.description.root, rule)
     if file is None or not any(file.left_out().values()):
         labels = label_frames(table, rule)
@@ -86,13 +91,39 @@ def base_labels(table: FrameTable, rule: LabelRule, blank: bool = False) -> Base
     return BaseLabels(file.rule(), frames, is_said[table.episode_start], excluded, file.told())
 
 
-def _nothing(table: FrameTable, rule: LabelRule) -> BaseLabels:
-    flags = dict.fromkeys(("success", "terminated", "truncated", "subgoal"), np.zeros(table.num_frames, bool))
+def _blank(table: FrameTable, rule: LabelRule) -> BaseLabels:
+    if rule.subgoal not in _OF_OUTCOMES:
+        raise DatasetError(
+            f"--blank begins without labels, and --subgoal {rule.subgoal} is a rule for some: leave one out"
+        )
+    return _unsaid(table, rule, np.zeros(table.num_frames, bool), "no labels yet")
+
+
+def _without_outcomes(table: FrameTable, rule: LabelRule) -> BaseLabels:
+    """Sub-goals that no outcome decides: of a column that is there, of the gripper, of a file."""
+    declared = [name for name in table.description.features if table.has_column(name)]
+    if rule.subgoal == "auto" and (column := subgoal_column(rule, declared)) is not None:
+        rule = replace(rule, subgoal="column", subgoal_key=column)
+    if rule.subgoal in _OF_OUTCOMES:
+        return _unsaid(table, rule, np.zeros(table.num_frames, bool), "no labels yet")
+    if rule.subgoal == "pick_place" and "goal" in rule.pick_place.subgoal_events:
+        raise DatasetError(
+            f"{table.description.root} does not say which episodes succeeded, and placements of --subgoal pick_place "
+            "are of those alone: say who succeeded with --success, or ask for --subgoal-events grasp lift"
+        )
+    none = np.zeros(0, np.int64)
+    found = subgoal_frames(table, rule, none, none)
+    return _unsaid(table, rule, found, f"no outcomes yet, sub-goals by {rule.subgoal}")
+
+
+def _unsaid(table: FrameTable, rule: LabelRule, subgoal: np.ndarray, told: str) -> BaseLabels:
+    """Labels without an outcome. subgoal: bool [N]."""
+    flags = dict.fromkeys(("success", "terminated", "truncated"), np.zeros(table.num_frames, bool))
     human = human_frames(table, rule.human_key)[1]
     nobody = np.zeros(table.num_episodes, bool)
-    frames = flags | {"reward": np.zeros(table.num_frames, np.float32), HUMAN: human}
+    frames = flags | {"subgoal": subgoal, "reward": np.zeros(table.num_frames, np.float32), HUMAN: human}
     rule = replace(rule, step_reward="success" if rule.step_reward == "auto" else rule.step_reward)
-    return BaseLabels(rule, frames, nobody, nobody, "no labels yet")
+    return BaseLabels(rule, frames, nobody, nobody, told)
 
 
 def editable(table: FrameTable, base: BaseLabels) -> BaseLabels:
@@ -147,11 +178,16 @@ def load_base(path: Path, table: FrameTable) -> tuple[BaseLabels, dict[str, Any]
     names = (*COLUMNS, HUMAN, "said", "excluded")
     if missing := [name for name in names if name not in sidecar.arrays]:
         raise DatasetError(f"{path} has no column '{missing[0]}': {_CURE}")
-    rule = record_of(LabelRule, sidecar.metadata.get("rule"), f"{path}, its rule", DatasetError, _CURE)
+    rule = noted_rule(sidecar.metadata, path)
     frames = {name: sidecar.arrays[name] for name in (*COLUMNS, HUMAN)}
     said, excluded = (sidecar.arrays[name][table.episode_start].astype(bool) for name in ("said", "excluded"))
     base = BaseLabels(rule, frames, said, excluded, str(sidecar.metadata.get("told", "")))
     return base, dict(sidecar.metadata.get("given", {}))
+
+
+def noted_rule(metadata: Mapping[str, Any], path: Path) -> LabelRule:
+    """The rule in the metadata of what `save_base` wrote to `path`. Raises DatasetError where it is damaged."""
+    return record_of(LabelRule, metadata.get("rule"), f"{path}, its rule", DatasetError, _CURE)
 
 
 def given_of(rule: LabelRule, returns: ReturnRule, blank: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +21,8 @@ from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.sidecar import read_metadata, save_sidecar
 from chunkrl.errors import ChunkRLError, DatasetError, LabelError, OutputFolderError
 from chunkrl.files.output_folder import LOCK, check_file, hold
-from chunkrl.label.base import base_labels, editable, given_of, load_base, save_base
-from chunkrl.label.command import rule_record
+from chunkrl.label.base import base_labels, editable, given_of, load_base, noted_rule, save_base
+from chunkrl.label.command import content_of, rule_record
 from chunkrl.label.config import ReturnRule
 from chunkrl.label.edited import EditedLabels
 from chunkrl.label.journal import Entry, History, Journal, Step, now, read_journal
@@ -80,7 +80,8 @@ class HandLabels:
 
     def _open(self, rule: LabelRule, returns: ReturnRule, blank: bool) -> None:
         self._given, file = given_of(rule, returns, blank), self._folder / _BASE
-        if file.exists():
+        self._is_begun = is_begun(self.path)
+        if self._is_begun:
             self.base, given = load_base(file, self.table)
             asked = self._given != given_of(LabelRule(), ReturnRule(), False)
             if asked and self._given != given:
@@ -92,7 +93,10 @@ class HandLabels:
             self.returns = ReturnRule(**given["returns"])
         else:
             check_file(self.path, overwrite=False)
-            self.base = editable(self.table, base_labels(self.table, rule, blank))
+            base = editable(self.table, base_labels(self.table, rule, blank))
+            if base.rule.subgoal_csv:  # its sub-goals are in the base: the file may go, or change
+                base = replace(base, rule=replace(base.rule, subgoal_csv=content_of(base.rule.subgoal_csv)))
+            self.base = base
         self._place = {int(index): place for place, index in enumerate(self.table.episode_ids)}
         self._histories: dict[int, History] = {}
         self._num_entries = self._replay()
@@ -176,8 +180,9 @@ class HandLabels:
         if self._is_closed:
             raise DatasetError(f"{self.path} is closed: start chunkrl label --browser again")
         if self._journal is None:
-            if not (self._folder / _BASE).exists():
+            if not self._is_begun:
                 save_base(self._folder / _BASE, self.table, self.base, self._given)
+                self._is_begun = True
             self._journal = Journal(self._folder / _JOURNAL)
         index = int(self.table.episode_ids[position])
         entry = Entry(index, history.version + 1, step, told, marks, by, now())
@@ -271,9 +276,25 @@ class _KeptEpisodes:
         return int(self.episode_length.sum())
 
 
-def hand_file(table: FrameTable, output: str | None) -> Path:
-    """Where labels by hand go: beside the data, or where --output says."""
-    return Path(output).expanduser() if output else table.description.root / FOLDER / NAME
+def hand_file(root: Path, output: str | None) -> Path:
+    """Where labels by hand of the data at `root` go: beside them, or where --output says."""
+    return Path(output).expanduser() if output else root / FOLDER / NAME
+
+
+def is_begun(path: Path) -> bool:
+    """Whether an edit of the labels by hand at `path` is kept: without one, what they would begin from may change."""
+    folder = path.with_suffix("")
+    return (folder / _BASE).exists() and any(True for _ in read_journal(folder / _JOURNAL))
+
+
+def begun_rule(path: Path) -> LabelRule | None:
+    """What made the labels that those by hand at `path` began from; None where none are begun.
+
+    Raises:
+        DatasetError: the file is damaged.
+    """
+    file = path.with_suffix("") / _BASE
+    return noted_rule(read_metadata(file), file) if is_begun(path) else None
 
 
 def _goal(rule: LabelRule) -> Literal["success", "end", ""]:

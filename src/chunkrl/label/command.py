@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -207,9 +208,17 @@ def rule_record(rule: LabelRule, returns: ReturnRule) -> dict[str, Any]:
         ("returns", "values", returns.values),
     ):
         if file:
-            with open_regular(Path(file).expanduser(), DatasetError, "name a file of labels") as stream:
-                record[part][name] = hashlib.sha256(stream.read()).hexdigest()
+            record[part][name] = content_of(file)
     return record
+
+
+def content_of(file: str) -> str:
+    """The sha256 of a file; where it stands in place of the name already, as a file of labels notes it, the same."""
+    path = Path(file).expanduser()
+    if re.fullmatch("[0-9a-f]{64}", file) and not path.exists():
+        return file
+    with open_regular(path, DatasetError, "name a file of labels") as stream:
+        return hashlib.sha256(stream.read()).hexdigest()
 
 
 def label_arrays(table: FrameTable, labels: FrameLabels, rule: ReturnRule) -> Mapping[str, np.ndarray]:

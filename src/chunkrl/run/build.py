@@ -60,7 +60,7 @@ def open_datasets(
     for path, rule in zip(config.additional_offline_dataset_paths, label_rules(config)[1:], strict=True):
         settings = replace(additional, labels=rule)
         datasets.append(ChunkDataset(path, settings, held_out=held_out, progress=progress))
-    _check_rewards(datasets)
+    _check_rewards(datasets, config.reward == "sum")
     if config.hold.control == "auto":
         _check_controls(datasets)
     return datasets
@@ -95,24 +95,32 @@ def _check_controls(datasets: Sequence[ChunkDataset]) -> None:
         )
 
 
-def _check_rewards(datasets: Sequence[ChunkDataset]) -> None:
-    """Raises DatasetError where one data set's rewards are costs of steps, or progress, and another's are not."""
+def _check_rewards(datasets: Sequence[ChunkDataset], sums: bool) -> None:
+    """Raises DatasetError where one data set's rewards are costs of steps, or progress, and another's are not.
 
-    def meaning(dataset: ChunkDataset) -> tuple[str, float]:
-        rule = dataset.frame_labels.rule
+    sums: chunks earn the rewards of their steps, so that recorded ones must mean the same too.
+    """
+
+    def meaning(dataset: ChunkDataset) -> tuple[str, float | None]:
+        rule, reward = dataset.frame_labels.rule, dataset.frame_labels.reward
         if rule.step_reward == "progress":
-            return "progress", 0.0
-        return ("costs", rule.failure_penalty) if rule.step_reward == "cost" else ("rewards", 0.0)
+            return "progress", None
+        if rule.step_reward == "cost":
+            return "costs", rule.failure_penalty
+        recorded = sums and rule.step_reward == "auto"
+        return ("costs" if recorded and reward.min() < 0 and reward.max() <= 0 else "rewards"), None
 
+    (kind, penalty), first = meaning(datasets[0]), datasets[0]
     for other in datasets[1:]:
-        if meaning(other) != meaning(datasets[0]):
+        its_kind, its_penalty = meaning(other)
+        if its_kind != kind or (None not in (penalty, its_penalty) and penalty != its_penalty):
             told = [
-                f"{d.name}: {meaning(d)[0]} by {d.frame_labels.file or 'its columns'}"
-                for d in (datasets[0], other)
+                f"{d.name}: {meaning(d)[0]} by {d.frame_labels.file or 'its columns'}" for d in (first, other)
             ]
             raise DatasetError(
                 f"rewards of the data sets differ in meaning ({'; '.join(told)}): make labels by one rule (chunkrl "
-                "label), or name them with --labels and --additional-labels"
+                "label), name them with --labels and --additional-labels, or give --step-reward success or cost, "
+                "which is of all"
             )
 
 
