@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -267,6 +268,7 @@ def to_record(part: Part, cpu_seconds: float) -> dict[str, Any]:
         for one in run["rounds"]:
             folder = part.root / "iterate" / ("" if one["round"] == 0 else arm) / f"round-{one['round']:03d}"
             one["outcomes"] = _outcomes(read_evaluation(folder / "evaluation"))
+            one["policy"] = os.path.relpath(one["policy"])  # results name no place of a machine
     return {"seed": part.seed, "cpu_seconds": cpu_seconds, "arms": found["arms"], "notes": found["notes"]}
 
 
