@@ -195,12 +195,20 @@ def test_a_spool_of_another_actor_or_kind_and_a_robot_that_does_not_fit_are_refu
         run_actor(_command(folder, run, offline=True, actor_id="other"))
     with pytest.raises(ChunkRLError, match="no actor's spool"):
         run_actor(_command(folder, tmp_path / "none", send_only=True))
+    home = {"positions": [0, 0, 0], "max_step": 0.5, "tolerance": 0.1}
     wrong = {
         "cameras": ({"robot": ROBOT["robot"] | {"cameras": {"side": [24, 32]}}}, "11 unsent records"),
         "joints": ({"robot": {"type": "fake", "num_joints": 4}}, "trained for something else"),
         "limits": ({"low": [1, 2]}, "low has 2 values"),
         "handover": ({"handover": None}, "needs `handover`"),
         "leader": ({"leader": None}, "names no `leader`"),
+        "home": (
+            {"home": home | {"positions": [0, 0, -90]}},
+            r"home.json: home.positions\[2\] is -90, beyond low",
+        ),
+        "high": ({"home": home | {"positions": [0, 6, 0]}}, r"home.positions\[1\] is 6, beyond high 5"),
+        "places": ({"home": home | {"positions": [0, 0]}}, "home.positions has 2 values and high 3"),
+        "step": ({"home": home | {"max_step": -1}}, "step.json: home.max_step is -1"),
         "key": ({"lowest": [1]}, "lowest"),
     }
     for name, (change, message) in wrong.items():
@@ -214,6 +222,7 @@ def test_a_spool_of_another_actor_or_kind_and_a_robot_that_does_not_fit_are_refu
                     output_dir=str(run),
                     offline=True,
                     keys="none",
+                    num_episodes=1,
                     corrector="leader" if name == "leader" else "none",
                 )
             )

@@ -387,6 +387,54 @@ def test_a_robot_goes_home_slowly_and_says_when_it_cannot():
         RobotEnvironment(FakeRobot(2), fake_rate(), "reach", 30.0, 10, Home((9.0,), 1.0, 0.1))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_step": -1.0}, r"home.max_step is -1.0; it must be above 0"),
+        ({"max_step": np.inf}, "home.max_step is inf"),
+        ({"tolerance": -0.1}, "home.tolerance is -0.1; it must be at least 0"),
+        ({"tolerance": np.nan}, "home.tolerance is nan"),
+        ({"timeout_steps": 0}, "home.timeout_steps is 0; it must be at least 1"),
+        ({"positions": (0.0, np.nan)}, "home.positions are .*: give a finite number for each joint"),
+    ],
+)
+def test_a_home_that_no_robot_can_go_to_is_refused(settings, message):
+    with pytest.raises(ChunkRLError, match=message):
+        Home(**{"positions": (0.0, 0.0), "max_step": 0.5, "tolerance": 0.1} | settings)
+
+
+def test_on_the_way_home_nothing_outside_the_limits_is_sent():
+    limits = np.array([-1.0, -1.0], np.float32), np.array([0.1, 1.0], np.float32)
+
+    def environment(home: Home, *positions: float) -> tuple[RobotEnvironment, FakeRobot]:
+        robot = FakeRobot(2)
+        robot.positions = np.array(positions, np.float32)
+        return RobotEnvironment(robot, fake_rate(), "reach", 30.0, 10, home, limits), robot
+
+    home = Home((0.1, 1.0), max_step=0.25, tolerance=0.01)  # on the limits, whatever float32 makes of them
+    env, robot = environment(home, -1.2, 0.4)  # outside, as a resting arm may be
+    assert env.reset(seed=0).state == pytest.approx([0.1, 1.0])
+    sent = np.array([[-1.2, 0.4], *robot.sent], np.float32)
+    assert (sent[1:] >= limits[0]).all() and (sent[1:] <= limits[1]).all() and len(sent) > 2
+    assert np.abs(np.diff(sent, axis=0)).max() <= 0.25 + 1e-6
+    robot.positions = np.array([0.1, -1.4], np.float32)  # it sagged from where it was told to be
+    env.reset(seed=0)
+    assert robot.sent[len(sent) - 1] == pytest.approx([0.1, -1.0])
+    env, robot = environment(home, 0.0, 1.3)
+    with pytest.raises(
+        ChunkRLError, match=r"joint_1 is at 1.3, outside its limits \[-1, 1\].*would jump: move it"
+    ):
+        env.reset(seed=0)
+    env, broken = environment(home, np.nan, 0.0)
+    with pytest.raises(ChunkRLError, match=r"reports the joint positions .*nan.*check its connection"):
+        env.reset(seed=0)
+    assert robot.sent == broken.sent == []
+    with pytest.raises(
+        ChunkRLError, match=r"home.positions\[0\] is -9, beyond low -1.*move home inside, or widen"
+    ):
+        environment(Home((-9.0, 0.0), 0.25, 0.01), 0.0, 0.0)
+
+
 def test_a_robot_that_reports_nonsense_is_not_driven():
     robot = FakeRobot(2, cameras={"front": (4, 4)})
     env = RobotEnvironment(robot, fake_rate(), "reach", 30.0, 10)

@@ -71,7 +71,7 @@ class RobotFile:
     max_steps: int = 600
     """Time limit of an episode, steps."""
     home: Home | None = None
-    """Where an episode begins; None: where the robot stands."""
+    """Where an episode begins, within low and high; None: where the robot stands."""
     leader: dict[str, Any] | None = None
     """The leader arm's settings, as `robot`."""
     handover: HandoverLimits | None = None
@@ -88,6 +88,8 @@ class RobotFile:
             raise ChunkRLError("a leader mirrors the robot's own joints: leave out leader, or processors")
         if self.leader is not None and self.handover is None:
             raise ChunkRLError("a leader needs `handover` with max_step and tolerance, so that nothing jumps")
+        if self.home is not None:
+            self.home.check_within(self.low, self.high)
 
     def limits(self, joint_names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
         """low and high, float32 [N]. Raises ChunkRLError where their number does not fit."""
@@ -190,7 +192,7 @@ def _robot(command: ActorCommand, policies: Mapping[str, ActingPolicy]) -> Stati
         low, high = file.limits(robot.joint_names)
         rate_hz = _rate_hz(policies, file.rate_hz, command.robot)
         rate, max_steps = ControlRate(rate_hz), command.max_steps or file.max_steps
-        env = RobotEnvironment(robot, rate, file.task, rate_hz, max_steps, file.home)
+        env = RobotEnvironment(robot, rate, file.task, rate_hz, max_steps, file.home, (low, high))
         blank = EnvStep(  # a reset would move the robot
             np.zeros(env.state_dim, np.float32),
             {
