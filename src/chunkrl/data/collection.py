@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chunkrl.data.alike import check_alike, check_names
+from chunkrl.data.alike import Likeness, check_alike, check_names
 from chunkrl.data.chunk_semantics import Segments
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.labels import FrameLabels
@@ -59,15 +59,16 @@ class ChunkCollection:
         for dataset, weight in zip(datasets, weights or (), strict=False):
             if not 0 < weight < np.inf:
                 raise DatasetError(f"{dataset.name}: weight {weight}; it must be a positive number")
+        alike = [Likeness.of(dataset) for dataset in datasets] if len(datasets) > 1 else []
         for number, dataset in enumerate(datasets[1:], start=1):
             if any(dataset.fingerprint == other.fingerprint for other in datasets[:number]):
                 raise DatasetError(
                     f"{dataset.name} is there twice: cross-fitting would train on the episodes that it holds out; "
                     "name it once, with a larger weight (--dataset-weights)"
                 )
-            check_alike(datasets[0], dataset)
-            for other in datasets[:number]:
-                check_names(other, dataset)
+            check_alike(alike[0], alike[number])
+            for other in alike[:number]:
+                check_names(other, alike[number])
         self.datasets = tuple(datasets)
         self.weights = None if weights is None else np.array(weights, np.float64)
         self._offsets = _offsets(len(dataset) for dataset in datasets)

@@ -68,6 +68,12 @@ def file_rate(fps: float) -> Fraction:
     return Fraction(fps).limit_denominator(1001)
 
 
+def check_rate(fps: float, has_videos: bool) -> None:
+    """Raises DatasetError where a data set cannot have so many frames per second."""
+    if not fps > 0 or (has_videos and abs(float(file_rate(fps)) / fps - 1) > 1e-9):
+        raise DatasetError(f"fps {fps}: a positive number, for videos a ratio such as 30 or 30000 / 1001")
+
+
 @dataclass(frozen=True)
 class VideoEncoding:
     """How cameras of dtype "video" are encoded; the defaults are LeRobot 0.4.4's.

@@ -89,8 +89,7 @@ class DatasetWriter:
         images = [key for key, spec in features.items() if spec.dtype == "image"]
         videos += [key for key, spec in self._raw.items() if spec.kind is None]
         images += [key for key, spec in self._raw.items() if spec.record.get("dtype") == "image"]
-        if not fps > 0 or (videos and abs(float(sg.file_rate(fps)) / fps - 1) > 1e-9):
-            raise DatasetError(f"fps {fps}: a positive number, for videos a ratio such as 30 or 30000 / 1001")
+        sg.check_rate(fps, bool(videos))
         self._files = df.DatasetFiles(self.root, fps, images, videos, self._video)
         self._lock = self._acquire()
         try:

@@ -32,6 +32,7 @@ from chunkrl.online.learner.config import (
 )
 from chunkrl.online.learner.data import DataWorker, LearnerData, check_no_labels, replay_settings
 from chunkrl.online.learner.evaluation import Evaluations
+from chunkrl.online.learner.fit import FitsLearner, initial_policy
 from chunkrl.online.learner.source import OnlineSource
 from chunkrl.online.learner.videos import EpisodeVideos
 from chunkrl.online.link.streams import ReceivedStreams
@@ -107,13 +108,13 @@ class _Session:
         made = offline[0].frame_labels if offline else None
         rule = made.rule if made is not None and made.file else train.labels
         check_penalty(train, rule)
-        data = LearnerData(
-            offline,
-            train.dataset_weights,
-            replay_settings(train.chunk_settings(), rule),
-            self._run_dir / CACHE_FOLDER,
-            config.online.share,
+        settings, share = replay_settings(train.chunk_settings(), rule), config.online.share
+        initial = initial_policy(Path(train.init)) if train.init and not offline else None
+        pictures = config.replay.cameras
+        self._streams.require(
+            FitsLearner(offline, settings, config.train.action_dim, pictures, share, initial)
         )
+        data = LearnerData(offline, train.dataset_weights, settings, self._run_dir / CACHE_FOLDER, share)
         worker = DataWorker(self._streams, config.replay, self._root, data, config.online, changed)
         self._resources.callback(worker.close)
         worker.start()

@@ -62,7 +62,7 @@ def replay_features(spec: StreamSpec, cameras: Literal["video", "image"]) -> dic
     for name, size in spec.cameras.items():
         if cameras == "video" and (size[0] % 2 or size[1] % 2):
             raise DatasetError(
-                f"camera {name}: {size[0]} x {size[1]}: videos need even sizes; use cameras image"
+                f"camera {name}: {size[0]} x {size[1]}: videos need even sizes; use --replay.cameras image"
             )
     pictures = {
         f"observation.images.{name}": FeatureSpec(cameras, (*size, 3)) for name, size in spec.cameras.items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class ReceivedStreams:
         self._mutex = threading.Lock()
         self._spools: dict[str, Spool] = {}
         self._locks: dict[str, threading.Lock] = {}
+        self._fits: Callable[[str, StreamSpec], None] | None = None
         self._lock = filelock.FileLock(self.root / ".lock", thread_local=False)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -62,6 +64,26 @@ class ReceivedStreams:
         """What steps look like: fixed by the first actor that ever came; None before."""
         return self._spec
 
+    def require(self, fits: Callable[[str, StreamSpec], None]) -> None:
+        """From now on only actors are let in whose steps the learner can use.
+
+        fits: called with whose they are and what they look like; raises DatasetError, with the cure, where the
+            learner cannot use them.
+
+        Raises:
+            SpoolError: those that came before do not.
+        """
+        with self._mutex:
+            if self._spec is not None:
+                try:
+                    fits(f"what {self.root / STREAM_FILE} describes", self._spec)
+                except DatasetError as error:
+                    raise SpoolError(
+                        f"{error}; the episodes that are here cannot be trained on with these settings: begin a "
+                        "learner in a new folder"
+                    ) from error
+            self._fits = fits
+
     @property
     def actors(self) -> tuple[str, ...]:
         """All actors that ever came, sorted."""
@@ -77,8 +99,8 @@ class ReceivedStreams:
         """Lets an actor in and returns the first number that is not stored.
 
         Raises:
-            TransportError: its spool is not the one that came under this name before, its steps look different
-                from the other actors', or there are too many actors.
+            TransportError: its spool is not the one that came under this name before, its steps are none that the
+                learner can use (`require`) or look different from the other actors', or there are too many actors.
         """
         with self._mutex:
             self._check_spec(hello)
@@ -143,6 +165,7 @@ class ReceivedStreams:
 
     def _check_spec(self, hello: Hello) -> None:
         if self._spec is None:
+            self._check_fits(hello)  # before it is stored: it would keep an actor out that fits
             try:
                 write_text(self.root / STREAM_FILE, json.dumps(asdict(hello.spec), indent=2))
             except DatasetError as error:
@@ -155,6 +178,14 @@ class ReceivedStreams:
                     f"actor {hello.actor_id}: {name} {theirs[name]}, but this learner's data has {value}: use the "
                     "same robot settings, or another learner"
                 )
+
+    def _check_fits(self, hello: Hello) -> None:
+        if self._fits is None:
+            return
+        try:
+            self._fits(f"actor {hello.actor_id}", hello.spec)
+        except DatasetError as error:
+            raise TransportError(str(error)) from error
 
     def _check_item(self, actor_id: str, payload: bytes) -> None:
         item = decode_item(payload)

@@ -84,6 +84,7 @@ MESSAGE_OPTIONS = [
     ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
 ]
+_STATUS_CHARACTERS = 1000
 _LOG = logging.getLogger(__name__)
 Method = Callable[[Iterator[bytes]], Iterator[bytes]]
 
@@ -332,5 +333,6 @@ def _check_protocol(protocol: int) -> None:
 
 
 def _status_text(error: Exception) -> str:
-    """Status texts travel in a header of bounded size."""
-    return str(error)[:1000]
+    """Status texts travel in a header of bounded size; the cure stands at their end."""
+    text = str(error)
+    return text if len(text) <= _STATUS_CHARACTERS else f"{text[:500]} ... {text[-490:]}"
