@@ -7,24 +7,27 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import test_actor_command
-from online_records import SPEC, episode
+from online_records import SPEC, episode, full_disk, same
 from started import STARTED
 from test_actor_command import ROBOT, Learner, _command
 from test_online_faults import stored_episodes
 from waiting import until
 
 from chunkrl.data.frames import FrameTable
-from chunkrl.errors import ChunkRLError
+from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.files import json_files
 from chunkrl.online.actor.recorder import KEPT_FILE, ItemSpool
 from chunkrl.online.actor.session import run_actor
-from chunkrl.online.learner.intake import store_recordings
+from chunkrl.online.learner.intake import read_set_aside, store_recordings
 from chunkrl.online.learner.replay import Replay
+from chunkrl.online.link.records import Item, Outcome, StepRecord
 from chunkrl.online.link.spool import Spool
 from chunkrl.online.link.streams import STREAM_FILE
 
@@ -121,6 +124,81 @@ def test_pictures_of_odd_sides_are_stored_as_images(tmp_path: Path) -> None:
         ).num_steps
         == 3
     )
+
+
+TALL = replace(SPEC, cameras={"front": (121, 161), "wrist": (7, 11)})  # odd: images are kept without loss
+ROW_BYTES = 3 * (121 * 161 + 7 * 11)
+
+
+def tall(number: int, length: int, outcome: Outcome = "success") -> list[Item]:
+    """An episode whose images are large and easily packed."""
+
+    def images(step: StepRecord) -> dict[str, np.ndarray]:
+        shade = (10 * number + step.step_index) % 256
+        return {name: np.full((*size, 3), shade, np.uint8) for name, size in TALL.cameras.items()}
+
+    items = episode(number, length, outcome)
+    return [replace(item, images=images(item)) if isinstance(item, StepRecord) else item for item in items]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_episodes_longer_than_memory_are_stored_whole(tmp_path: Path, monkeypatch, keep: bool) -> None:
+    monkeypatch.setattr(json_files, "MAX_BYTES", 2**20)  # a buffer that is hardly touched, and counted
+    episodes = [tall(0, 90), tall(1, 3), tall(2, 80, "discarded"), tall(3, 200, "timeout"), tall(4, 50)[:-1]]
+    spool = recorded(tmp_path / "spool", *episodes, spec=TALL)
+    # what is imported on first use is not counted
+    store_recordings(recorded(tmp_path / "other", tall(5, 3), spec=TALL), tmp_path / "others")
+    tracemalloc.start()
+    stored = store_recordings(spool, tmp_path / "data", keep, memory_bytes=20 * ROW_BYTES)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (stored.num_episodes, stored.num_steps, stored.num_set_aside) == (3, 90 + 3 + 200, 0)
+    assert peak < 80 * ROW_BYTES  # of 200
+    whole = sum(len(items) for items in episodes[:-1])
+    with Spool(spool) as rest:  # what was cut off may go on
+        noted = json.loads((tmp_path / "data/exported.json").read_text())["next_sequence"] if keep else 0
+        assert (noted, rest.acknowledged) == ((whole, 0) if keep else (0, whole))
+    table = FrameTable.open(stored.folder, cache_dir=tmp_path / "cache")
+    assert table.episode_length.tolist() == [90, 3, 200]
+    for name in TALL.cameras:
+        shades = table.images(f"observation.images.{name}", np.arange(293))
+        expected = np.concatenate([np.arange(90), 10 + np.arange(3), 30 + np.arange(200)])
+        assert (shades == expected[:, None, None, None]).all()
+    assert {path.name for path in (tmp_path / "data").iterdir() if path.is_file()} <= {
+        *("exported.json", ".reading.lock"),
+    }
+
+
+def test_a_long_episode_that_is_damaged_is_set_aside_in_one_piece(tmp_path: Path) -> None:
+    long, end = tall(0, 30)[:-1], tall(0, 31)[-1]
+    spool = recorded(tmp_path / "spool", [*long, end], tall(1, 3), spec=TALL)
+    stored = store_recordings(spool, tmp_path / "data", memory_bytes=12 * ROW_BYTES)
+    assert (stored.num_episodes, stored.num_steps, stored.num_set_aside) == (1, 3, 1)
+    (file,) = (tmp_path / "data/set_aside").iterdir()
+    assert all(same(a, b) for a, b in zip(read_set_aside(file), [*long, end], strict=True))
+
+
+def test_a_stop_or_a_full_disk_within_a_long_episode_stores_it_later(tmp_path: Path) -> None:
+    spool, memory = recorded(tmp_path / "spool", tall(0, 40), spec=TALL), 5 * ROW_BYTES
+    asked = iter([*[False] * 20, *[True] * 99])
+    stored = store_recordings(
+        spool, tmp_path / "data", True, stopped=lambda: next(asked), memory_bytes=memory
+    )
+    assert (stored.num_episodes, stored.is_whole) == (0, False)
+    with (
+        full_disk(20 * ROW_BYTES),
+        pytest.raises(DatasetError, match=r"images of a long episode .* free as much"),
+    ):
+        store_recordings(spool, tmp_path / "data", True, memory_bytes=memory)
+    stored = store_recordings(spool, tmp_path / "data", True, memory_bytes=memory)
+    assert (stored.num_episodes, stored.num_steps, stored.num_set_aside) == (1, 40, 0)
+
+
+def test_long_episodes_without_cameras_are_stored(tmp_path: Path) -> None:
+    blind = replace(SPEC, cameras={})
+    items = [replace(item, images={}) if isinstance(item, StepRecord) else item for item in episode(0, 30)]
+    spool = recorded(tmp_path / "spool", items, spec=blind)
+    assert store_recordings(spool, tmp_path / "data", memory_bytes=5 * 4096).num_steps == 30
 
 
 def test_a_killed_actors_finished_episodes_are_stored_by_the_next_command(folder, tmp_path, capsys) -> None:

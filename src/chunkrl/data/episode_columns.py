@@ -142,16 +142,30 @@ def frame_tasks(task: str | Sequence[str], num_frames: int, episode: int) -> lis
     return texts
 
 
+class Frames(Sequence[Image.Image]):
+    """uint8 RGB [T, height, width, 3] as images, each made when it is asked for: a long episode's need not fit into
+    memory."""
+
+    def __init__(self, pictures: np.ndarray) -> None:
+        self._pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: Any) -> Any:
+        return Image.fromarray(self._pictures[index])
+
+
 def encode_images(frames: Sequence[Image.Image]) -> list[bytes]:
     """PNG bytes of RGB frames, on as many threads as there are processors (zlib releases the GIL)."""
 
-    def encode(image: Image.Image) -> bytes:
+    def encode(index: int) -> bytes:
         buffer = io.BytesIO()
-        image.save(buffer, format="PNG", compress_level=PNG_LEVEL)
+        frames[index].save(buffer, format="PNG", compress_level=PNG_LEVEL)
         return buffer.getvalue()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(encode, frames))
+        return list(pool.map(encode, range(len(frames))))
 
 
 def _arrow_type(spec: FeatureSpec) -> pa.DataType:

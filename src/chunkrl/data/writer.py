@@ -25,7 +25,6 @@ import filelock
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from chunkrl.data import dataset_files as df
 from chunkrl.data import episode_columns as ec
@@ -297,7 +296,7 @@ class DatasetWriter:
                 if spec.dtype != "string":
                     statistics[key] = es.column_statistics(arrays[key])
                 continue
-            frames = [Image.fromarray(frame) for frame in arrays[key]]
+            frames = ec.Frames(arrays[key])
             statistics[key] = es.image_statistics(frames)
             if spec.dtype == "image":
                 stored.append(ec.images_to_arrow(ec.encode_images(frames)))

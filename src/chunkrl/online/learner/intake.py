@@ -10,11 +10,13 @@ An actor's own spool as a data set, where no learner takes its records: `chunkrl
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +25,7 @@ from chunkrl.errors import RecordError, SpoolError
 from chunkrl.files.atomic import replace_file, write_text
 from chunkrl.files.json_files import read_json
 from chunkrl.online.learner.replay import Replay, StoredEpisode
+from chunkrl.online.learner.unfinished import Unfinished
 from chunkrl.online.link import spool_files as sf
 from chunkrl.online.link.config import ReplayConfig
 from chunkrl.online.link.records import EpisodeSummary, Item, StepRecord, StreamSpec
@@ -31,8 +34,8 @@ from chunkrl.online.link.streams import STREAM_FILE, read_actor_stream
 from chunkrl.online.link.wire import decode_item, encode_item
 
 _LOG = logging.getLogger(__name__)
-_STEP_BYTES = 4096
-"""The size of a step without its images, about."""
+LOCAL_BYTES = 2**30
+"""Memory of an episode while an actor's own spool is stored; the images of a longer one wait on the disk."""
 
 
 class SpoolOfStream(Protocol):
@@ -70,25 +73,13 @@ class Streams(Protocol):
         ...
 
 
-@dataclass
-class _Unfinished:
-    """The episode that an actor is in. position: the next number to read. num_bytes: memory that its steps take."""
-
-    position: int
-    steps: list[StepRecord] = field(default_factory=list)
-    num_bytes: int = 0
-
-    def clear(self) -> None:
-        self.steps.clear()
-        self.num_bytes = 0
-
-
 class EpisodeIntake:
     """Reads what came into `streams` and puts finished episodes into `replay`; for one thread.
 
     set_aside: folder for episodes that cannot be used: those whose actor ended half way and began another one,
         too long ones and damaged ones; `read_set_aside` reads them.
-    max_episode_bytes: memory of an actor's unfinished episode. One that is longer is set aside in parts of this size.
+    max_episode_bytes: memory of an actor's unfinished episode. One that is longer is set aside in parts of this size,
+        or, with `scratch`, its images wait in files in that folder until it ends.
 
     Attributes:
         num_stored, num_discarded, num_set_aside: episodes since this was made. discarded: at the human's wish.
@@ -100,11 +91,12 @@ class EpisodeIntake:
         replay: Replay,
         set_aside: str | Path,
         max_episode_bytes: int = 4 * 2**30,
+        scratch: Path | None = None,
     ) -> None:
-        self._max_episode_bytes = max_episode_bytes
+        self._max_episode_bytes, self._scratch = max_episode_bytes, scratch
         self.num_stored = self.num_discarded = self.num_set_aside = 0
         self._streams, self._replay, self._folder = streams, replay, Path(set_aside)
-        self._unfinished: dict[str, _Unfinished] = {}
+        self._unfinished: dict[str, Unfinished] = {}
         self._turn = 0  # which actor the next call begins with
 
     def poll(
@@ -126,32 +118,33 @@ class EpisodeIntake:
             actor = waiting.popleft()
             self._turn += 1
             spool = self._streams.spool(actor)
-            state = self._unfinished.pop(actor, None) or _Unfinished(spool.acknowledged)
-            payloads = spool.read(state.position, read_bytes, spool.durable_sequence)
-            for payload in payloads:
-                self._take(decode_item(payload), spool, state, stored)
-                if finished := enough():
-                    break
-            self._unfinished[actor] = state  # after an exception it is read again from the watermark
+            state = self._unfinished.pop(actor, None) or Unfinished(spool.acknowledged)
+            try:
+                payloads = spool.read(state.position, read_bytes, spool.durable_sequence)
+                for payload in payloads:
+                    self._take(decode_item(payload), spool, state, stored)
+                    if finished := enough():
+                        break
+            except BaseException:
+                state.clear()  # it is read again from the watermark
+                raise
+            self._unfinished[actor] = state
             if payloads:
                 waiting.append(actor)
         return stored
 
-    def _take(
-        self, item: Item, spool: SpoolOfStream, state: _Unfinished, stored: list[StoredEpisode]
-    ) -> None:
+    def close(self) -> None:
+        """Lets go of what is unfinished: it stays in the streams."""
+        for state in self._unfinished.values():
+            state.clear()
+        self._unfinished.clear()
+
+    def _take(self, item: Item, spool: SpoolOfStream, state: Unfinished, stored: list[StoredEpisode]) -> None:
         if state.steps and item.episode_id != state.steps[0].episode_id:
             self._put_aside(state, spool, [], "its actor began another episode")
         state.position += 1
         if isinstance(item, StepRecord):
-            state.steps.append(item)
-            state.num_bytes += _STEP_BYTES + sum(image.nbytes for image in item.images.values())
-            if state.num_bytes > self._max_episode_bytes:
-                reason = (
-                    f"it is longer than {self._max_episode_bytes} bytes of memory; end episodes sooner (the actor's "
-                    "--max-steps), or raise --replay.max-episode-bytes"
-                )
-                self._put_aside(state, spool, [], reason)
+            self._take_step(item, spool, state)
             return
         try:
             _check_summary(item, state.steps)
@@ -160,7 +153,7 @@ class EpisodeIntake:
                 _LOG.info(
                     "episode %s of %s discarded, %d steps", item.episode_id, item.actor_id, item.num_steps
                 )
-            elif episode := self._replay.add(state.steps):
+            elif episode := self._add(state):
                 self.num_stored += 1
                 stored.append(episode)
         except RecordError as error:
@@ -168,15 +161,37 @@ class EpisodeIntake:
         spool.acknowledge(state.position)
         state.clear()
 
-    def _put_aside(self, state: _Unfinished, spool: SpoolOfStream, rest: Sequence[Item], reason: str) -> None:
-        items: list[Item] = [*state.steps, *rest]
-        first = spool.acknowledged
-        path = self._folder / f"{items[0].actor_id}-{first:020d}-{items[0].episode_id}.segment"
+    def _take_step(self, step: StepRecord, spool: SpoolOfStream, state: Unfinished) -> None:
+        state.add(step)
+        if state.num_bytes <= self._max_episode_bytes:
+            return
+        if self._scratch is None:
+            reason = (
+                f"it is longer than {self._max_episode_bytes} bytes of memory; end episodes sooner (the actor's "
+                "--max-steps), or raise --replay.max-episode-bytes"
+            )
+            self._put_aside(state, spool, [], reason)
+            return
+        try:
+            state.spill(self._scratch)
+        except RecordError as error:
+            self._put_aside(state, spool, [], f"{step.episode_id}: {error}")
+
+    def _add(self, state: Unfinished) -> StoredEpisode | None:
+        if state.images is None:
+            return self._replay.add(state.steps)
+        assert self._scratch is not None
+        state.spill(self._scratch)  # the rest
+        return self._replay.add(state.steps, state.images.columns())
+
+    def _put_aside(self, state: Unfinished, spool: SpoolOfStream, rest: Sequence[Item], reason: str) -> None:
+        known: Item = [*state.steps, *rest][0]
+        path = self._folder / f"{known.actor_id}-{spool.acknowledged:020d}-{known.episode_id}.segment"
         with replace_file(path) as temporary, temporary.open("wb") as file:
             file.write(sf.MAGIC)
-            for number, item in enumerate(items):
+            for number, item in enumerate(chain(state.whole_steps(), rest)):
                 file.write(sf.encode_frame(number, encode_item(item)))
-        _LOG.warning("episode %s set aside in %s: %s", items[0].episode_id, path, reason)
+        _LOG.warning("episode %s set aside in %s: %s", known.episode_id, path, reason)
         self.num_set_aside += 1
         spool.acknowledge(state.position)
         state.clear()
@@ -295,12 +310,17 @@ def _config(spec: StreamSpec) -> ReplayConfig:
 
 
 def store_recordings(
-    spool: Path, root: Path, keep: bool = False, stopped: Callable[[], bool] = never
+    spool: Path,
+    root: Path,
+    keep: bool = False,
+    stopped: Callable[[], bool] = never,
+    memory_bytes: int = LOCAL_BYTES,
 ) -> Stored:
-    """Finished episodes of an actor's spool become the one data set under `root`, `shard-000000`. An episode that was
-    cut off stays in the spool; one that is damaged is set aside in `root`.
+    """Finished episodes of an actor's spool, however long, become the one data set under `root`, `shard-000000`. An
+    episode that was cut off stays in the spool; one that is damaged is set aside in `root`.
 
     keep: the spool keeps its records, for a learner; else what is stored leaves it. stopped: ends it before its end.
+    memory_bytes: of an episode until it is stored; raw images of a longer one wait in files without names in `root`.
     A kill loses nothing and stores nothing twice: episodes are known by their ids.
 
     Raises SpoolError, DatasetError: the spool is in use or damaged, the data set cannot be written.
@@ -313,8 +333,10 @@ def store_recordings(
         replay = Replay(root, spec, _config(spec))
         try:
             read = _Kept(opened, root) if keep else opened
-            intake = EpisodeIntake(_OwnStream(actor_id, read), replay, root / "set_aside")
-            intake.poll(enough=stopped)
+            own = _OwnStream(actor_id, read)
+            intake = EpisodeIntake(own, replay, root / "set_aside", memory_bytes, scratch=root)
+            with contextlib.closing(intake):
+                intake.poll(enough=stopped)
             return Stored(folder, *replay.totals, intake.num_set_aside, not stopped())
         finally:
             replay.close()

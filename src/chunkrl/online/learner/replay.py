@@ -170,9 +170,13 @@ class Replay:
         """Steps in all shards."""
         return sum(steps for _, steps in self._shards.values())
 
-    def add(self, steps: Sequence[StepRecord]) -> StoredEpisode | None:
+    def add(
+        self, steps: Sequence[StepRecord], images: Mapping[str, np.ndarray] | None = None
+    ) -> StoredEpisode | None:
         """Appends one whole episode; when this returns it is on the disk and visible. None where it is there
         already (its learner was killed before it could say so).
+
+        images: camera -> uint8 [T, height, width, 3], where the steps have none (a long episode's, on the disk).
 
         Raises:
             RecordError: the steps are not one episode in order, or not of the declared columns.
@@ -182,6 +186,7 @@ class Replay:
         if steps[0].episode_id in self.episode_ids:
             return None
         columns = episode_columns(steps)
+        columns |= {f"observation.images.{name}": pictures for name, pictures in (images or {}).items()}
         try:
             check_columns(self._features, columns, len(self.episode_ids))
         except DatasetError as error:
