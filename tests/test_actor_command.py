@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from actor_fakes import small_policy
@@ -202,6 +204,10 @@ def test_a_spool_of_another_actor_or_kind_and_a_robot_that_does_not_fit_are_refu
         "limits": ({"low": [1, 2]}, "low has 2 values"),
         "handover": ({"handover": None}, "needs `handover`"),
         "leader": ({"leader": None}, "names no `leader`"),
+        "tolerance": (
+            {"handover": {"max_step": 0.1, "tolerance": 0.2}},
+            "tolerance.json: handover max_step 0.1 and tolerance 0.2: 0 <= tolerance <= max_step",
+        ),
         "home": (
             {"home": home | {"positions": [0, 0, -90]}},
             r"home.json: home.positions\[2\] is -90, beyond low",
@@ -226,6 +232,20 @@ def test_a_spool_of_another_actor_or_kind_and_a_robot_that_does_not_fit_are_refu
                     corrector="leader" if name == "leader" else "none",
                 )
             )
+
+
+@pytest.mark.parametrize("corrector", ["none", "leader"])
+def test_the_guard_against_jumps_needs_no_leader(folder, tmp_path, corrector):
+    robot = tmp_path / "robot.json"
+    robot.write_text(json.dumps(ROBOT | {"handover": {"max_step": 0.001, "tolerance": 0.0}}))
+    command = _command(folder, tmp_path / "run", offline=True, num_episodes=1, corrector=corrector)
+    run_actor(replace(command, robot=str(robot)))
+    with Spool(tmp_path / "run" / "spool") as spool:
+        items = [decode_item(data) for data in spool.read(0, 2**30)]
+    actions = np.array(
+        [np.zeros(3), *(item.executed_action for item in items if isinstance(item, StepRecord))]
+    )
+    assert len(actions) == 11 and 0 < np.abs(np.diff(actions, axis=0)).max() <= 0.001 + 1e-6
 
 
 def test_the_robot_file_in_the_docs_is_one():

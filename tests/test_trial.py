@@ -23,8 +23,10 @@ from waiting import until
 
 from chunkrl.data.frames import FrameTable
 from chunkrl.envs import registry
+from chunkrl.envs.fake_robot import FakeRobot
 from chunkrl.errors import ChunkRLError
 from chunkrl.files.output_folder import held
+from chunkrl.online.actor import station
 from chunkrl.online.human.keys import NoKeys
 from chunkrl.progress import silent
 from chunkrl.trial import command as trial_command
@@ -39,7 +41,8 @@ from chunkrl.trial.standing import Standing
 class ToyPolicy:
     """Goes to the goal in the way that its folder's file names, three actions a chunk.
 
-    good: at once. slow: at a third of the way. idle: never. right: to goals on the right alone.
+    good: at once. slow: at a third of the way. idle: never. right: to goals on the right alone. wide: for two joints.
+    far: for two joints, to their limits.
     """
 
     action_horizon, state_dim, cameras, own_image_size = 3, 2, (), None
@@ -48,7 +51,7 @@ class ToyPolicy:
 
     def __init__(self, folder: Path) -> None:
         self.way, self.policy = (folder / "way").read_text(), nn.Linear(1, 1)
-        self.action_dim = 2 if self.way == "wide" else 1
+        self.action_dim = 2 if self.way in ("wide", "far") else 1
         self.num_asked = 0
         if (folder / "fps").exists():
             self.fps = float((folder / "fps").read_text())
@@ -67,6 +70,8 @@ class ToyPolicy:
             gain = np.nan
         chunk = np.zeros((len(shift), self.action_horizon, self.action_dim), np.float32)
         chunk[:, 0] = (gain * shift)[:, None]
+        if self.way == "far":
+            chunk[:] = 1.0
         return torch.from_numpy(chunk)
 
 
@@ -403,6 +408,27 @@ def test_a_person_judges_a_robot_blind(tmp_path: Path, monkeypatch: pytest.Monke
     assert "set up the same scene again" in shown and "set up another scene" in shown
     assert "policy v1" not in shown and "2 start, q quit" in shown
     assert len(FrameTable.open(tmp_path / "trial/data/shard-000000").episode_length) == 4
+
+
+def test_the_guard_against_jumps_is_the_robots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both policies want to be far away at once; nobody leads the robot by hand."""
+    content = {"robot": {"type": "fake", "num_joints": 2}, "task": "reach", "low": [-1], "high": [1]}
+    guard = {"handover": {"max_step": 0.125, "tolerance": 0.0625}, "rate_hz": 400, "max_steps": 5}
+    home = {"positions": [0, 0], "max_step": 0.25, "tolerance": 0.01}
+    (tmp_path / "arm.json").write_text(json.dumps(content | guard | {"home": home}))
+    robots: list[FakeRobot] = []
+    monkeypatch.setattr(station, "FakeRobot", lambda *given: robots.append(FakeRobot(*given)) or robots[-1])
+    person = Person("1", "1", "q")
+    monkeypatch.setattr(trial_command, "key_source", lambda name: person)
+    monkeypatch.setattr(trial_command, "StatusLine", lambda note: person)
+    folder = policy(tmp_path, "far").partition("=")[2]
+    command = asked(tmp_path, env=None, robot=str(tmp_path / "arm.json"), keys="terminal")
+    result, _ = run(replace(command, policies=(f"new={folder}", f"old={folder}")))
+    assert len(result.trials) == 2
+    (robot,) = robots
+    sent = np.array([[0.0, 0.0], *robot.sent])
+    assert sent.max() == 3 * 0.125  # each watched for three steps, and home again between them
+    assert np.abs(np.diff(sent, axis=0)).max() <= 0.25 and robot.closed
 
 
 def test_a_robot_has_one_rate_for_policies_of_any_data(

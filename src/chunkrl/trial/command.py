@@ -261,8 +261,9 @@ def _act(
             return keys.asked or not as_actor.confirms
 
         opened.pop_all()  # the actor closes them
+        human = Human(keys, handover=station.handover)
         actor = Actor(
-            *(env, station.space, executor, sink, config, Human(keys), station.rate), show=show, ready=ready
+            *(env, station.space, executor, sink, config, human, station.rate), show=show, ready=ready
         )
         actor.run()
 

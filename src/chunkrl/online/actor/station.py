@@ -45,12 +45,20 @@ FAKE = "fake"
 
 @dataclass(frozen=True)
 class HandoverLimits:
-    """How far targets may move where who gives them changes; units of the robot's positions."""
+    """How far targets may move where an episode begins and where who gives them changes; units of the robot's
+    positions."""
 
     max_step: float
-    """Farthest in a control step."""
+    """Farthest in a control step, above 0."""
     tolerance: float
-    """Both agree within it, and from there targets pass unchanged."""
+    """Both agree within it, and from there targets pass unchanged; from 0 to max_step."""
+
+    def __post_init__(self) -> None:
+        self.guard()  # whoever reads a file hears of it before a robot is there
+
+    def guard(self) -> Handover:
+        """What keeps to them. Raises ChunkRLError where they are none."""
+        return Handover(self.max_step, self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ class RobotFile:
     leader: dict[str, Any] | None = None
     """The leader arm's settings, as `robot`."""
     handover: HandoverLimits | None = None
-    """Needed with a leader."""
+    """Keeps targets from jumping; needed with a leader. None: the policy's first target is sent as it is."""
     processors: ProcessorFiles = field(default_factory=ProcessorFiles)
     """LeRobot's processor pipelines between the robot and the policy."""
 
@@ -201,14 +209,15 @@ def _robot(command: ActorCommand, policies: Mapping[str, ActingPolicy]) -> Stati
             },
         )
         spec = stream_spec(env, blank, env.state_names, env.action_names, robot.name)
-        station = Station(env, ActionSpace.joint_targets(low, high), spec, when_dry="hold", rate=rate)
+        handover = None if file.handover is None else file.handover.guard()
+        space = ActionSpace.joint_targets(low, high)
+        station = Station(env, space, spec, when_dry="hold", rate=rate, handover=handover)
         if command.corrector == "leader":
             leader = open_leader(file)
             opened.callback(leader.close)
             assert file.handover is not None
-            limits = (file.handover.max_step, file.handover.tolerance)
-            arm = LeaderArm(leader, range(env.action_dim), *limits)
-            station = replace(station, corrector=arm, handover=Handover(*limits))
+            mirrors = (file.handover.max_step, file.handover.tolerance)
+            station = replace(station, corrector=LeaderArm(leader, range(env.action_dim), *mirrors))
         opened.pop_all()
         return station
 
