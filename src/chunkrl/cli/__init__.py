@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from chunkrl.cli.commands import COMMANDS, Command
 from chunkrl.errors import ChunkRLError, TrainingStopped
+from chunkrl.signals import outliving_terminal
 from chunkrl.suggest import did_you_mean
 
 __all__ = ["COMMANDS", "main"]
@@ -31,6 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         near = did_you_mean(arguments[0], COMMANDS)
         print(f"chunkrl: unknown command {arguments[0]!r}{near}; chunkrl --help lists all", file=sys.stderr)
         sys.exit(2)
+    with outliving_terminal():
+        _run_to_end(command, arguments)
+
+
+def _run_to_end(command: Command, arguments: Sequence[str]) -> None:
+    """The command, with exit statuses for its errors."""
     try:
         _run(command, arguments[1:])
     except ChunkRLError as error:

@@ -99,7 +99,10 @@ def train_until_stopped(run: ChunkLevelOfflineRL) -> None:
     def stop() -> None:
         run.stop()
         if ranks.is_main():  # not through sys.stderr, which the signal may have interrupted
-            os.write(2, b"\nstopping after this update, with a checkpoint (again: at once, without one)\n")
+            with contextlib.suppress(OSError):  # the terminal may be gone: SIGHUP
+                os.write(
+                    2, b"\nstopping after this update, with a checkpoint (again: at once, without one)\n"
+                )
 
     with handled(stop, kill=True, same_s=SAME_SIGNAL_S):
         run.train()

@@ -134,7 +134,7 @@ class Actor:
         self._stop.set()
 
     def run(self) -> ActorSummary:
-        """Episodes until there are enough, somebody quits, or SIGINT or SIGTERM arrives.
+        """Episodes until there are enough, somebody quits, or SIGINT, SIGTERM or SIGHUP arrives.
 
         An episode that is under way then is kept, truncated, or discarded (`keeps_cut`). After an exception the
         episode has no summary: whoever reads the sink finds it unfinished.

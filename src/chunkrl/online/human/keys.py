@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import errno
 import importlib.util
 import os
 import queue
 import re
 import select
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal, Protocol, get_args
 
 from chunkrl.errors import ChunkRLError
@@ -57,6 +59,16 @@ class ScriptedKeys:
         """Nothing to give back."""
 
 
+@contextlib.contextmanager
+def _unless_gone(kind: type[Exception]) -> Iterator[None]:
+    """A terminal that is gone, as where an ssh connection drops, has no keys, and nothing to be restored."""
+    try:
+        yield
+    except kind as error:
+        if error.args[0] != errno.EIO:
+            raise
+
+
 class TerminalKeys:
     """Keys of a terminal, over SSH too: delivered at once and not echoed.
 
@@ -84,7 +96,9 @@ class TerminalKeys:
         """Keys since the last poll; keys that are no ASCII (arrows and the like) are left out."""
         keys = b""
         while self._open and select.select([self._descriptor], [], [], 0)[0]:
-            read = os.read(self._descriptor, 1024)
+            read = b""
+            with _unless_gone(OSError):
+                read = os.read(self._descriptor, 1024)
             if not read:  # the terminal is gone
                 break
             keys += read
@@ -98,7 +112,8 @@ class TerminalKeys:
 
         self._open = False
         atexit.unregister(self.close)
-        termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._before)
+        with _unless_gone(termios.error):
+            termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._before)
 
     def __enter__(self) -> TerminalKeys:
         return self
