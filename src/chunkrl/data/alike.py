@@ -32,7 +32,7 @@ class Likeness:
 
     @classmethod
     def of(cls, dataset: ChunkDataset) -> Likeness:
-        """Of a data set that is there."""
+        """What a data set that is there is compared by."""
         table = dataset.table
         return cls.expected(
             dataset.name,
@@ -53,7 +53,7 @@ class Likeness:
         cameras: Mapping[str, tuple[int, int]],
         fps: float,
     ) -> Likeness:
-        """Of a data set that may not be there yet. dims: values of an action and of a state. cameras: those that are
+        """What a data set will be compared by that may not be there yet. dims: values of an action and of a state. cameras: those that are
         used -> (height, width) of their images as they are given."""
         values = {
             "actions per chunk": settings.action_horizon,

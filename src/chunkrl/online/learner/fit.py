@@ -31,14 +31,14 @@ class FitsLearner:
     """What the steps of every actor of a learner must look like.
 
     offline: the data sets that stay. settings: of the replay's shards (`data.replay_settings`). action_dim: values an
-    action, where they are given. pictures: how the replay keeps images. share: of the batches that the replay gives
+    action, where they are given. kept_as: how the replay keeps images. share: of the batches that the replay gives
     where there are data that stay. initial: whose networks it begins with (`initial_policy`), where no data stay.
     """
 
     offline: Sequence[ChunkDataset]
     settings: ChunkSettings
     action_dim: int | None
-    pictures: Literal["video", "image"]
+    kept_as: Literal["video", "image"]
     share: float
     initial: ActingPolicy | None = None
 
@@ -68,8 +68,8 @@ class FitsLearner:
         try:
             settings.hold.check(num_actions)
             settings.encoding.check(num_actions, len(spec.state_names))
-            replay_features(spec, self.pictures)
-            check_rate(spec.fps, self.pictures == "video" and bool(cameras))
+            replay_features(spec, self.kept_as)
+            check_rate(spec.fps, self.kept_as == "video" and bool(cameras))
         except DatasetError as error:
             raise DatasetError(f"{name}: {error}") from error
 
