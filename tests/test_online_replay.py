@@ -180,7 +180,7 @@ def test_videos(tmp_path):
     replay.add(grey)
     assert stored_ids(tmp_path / "replay") == [episode_id(0)]
     replay.close()
-    with pytest.raises(DatasetError, match="videos need even sizes; use --replay.cameras image"):
+    with pytest.raises(DatasetError, match=r"videos need even sizes; use --replay.cameras image"):
         Replay(tmp_path / "odd", replace(SPEC, cameras={"front": (7, 8)}))
 
 
