@@ -55,7 +55,9 @@ class Likeness:
     ) -> Likeness:
         """What a data set will be compared by that may not be there yet.
 
-        dims: values of an action and of a state. cameras: those that are used -> (height, width) of their images as they are given."""
+        dims: values of an action and of a state. cameras: those that are used -> (height, width) of their images as
+        they are given.
+        """
         values = {
             "actions per chunk": settings.action_horizon,
             "steps of the critic": settings.critic_horizon or settings.action_horizon,
