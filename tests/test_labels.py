@@ -31,7 +31,7 @@ class _Table:
     @property
     def description(self) -> Any:
         features = {name: Feature(name, values.dtype.name, (1,)) for name, values in self.columns.items()}
-        whole = {"left_out_episodes": frozenset(), "total_frames": self.num_frames}
+        whole = {"left_out_episodes": frozenset(), "total_frames": self.num_frames, "whole_fingerprint": ""}
         return SimpleNamespace(root=Path("set"), fingerprint=self.fingerprint, features=features, **whole)
 
     @property

@@ -174,7 +174,8 @@ def _fingerprints(description: DatasetDescription, columns: Mapping[str, np.ndar
 def _of_other_episodes(path: Path, table: FrameRows) -> str:
     return (
         f"{path} is of {table.description.root}, but not of these {len(table.episode_ids)} episodes of it: some were "
-        f"left out (held out, without a label, or bad) when it was made, or are left out here: {_CURE}"
+        "left out (--held-out, labels by hand, bad ones) when it was made, or are left out here: leave the same "
+        "ones out of both, or make it again"
     )
 
 
