@@ -37,10 +37,11 @@ demo: $(USE)
 	$(BIN)/chunkrl demo
 
 # Two tests at a time, those of one file one after the other: they share what is costly to make. JOBS=0: in one process.
-# Byte code is kept whatever the environment says: the processes that tests start read what the first one compiled.
+# Byte code is kept whatever the environment says: the processes that tests start read what the first one compiled. One
+# thread each: two tests with two threads each wait for each other on two cores.
 JOBS ?= 2
 test: $(DEV)
-	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not lerobot and not libero"
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not lerobot and not libero"
 
 test-slow: $(DEV)
 	$(BIN)/pytest -m "slow"

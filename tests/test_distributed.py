@@ -165,6 +165,7 @@ def test_two_processes_equal_one_and_either_resumes_the_other(base: TrainConfig,
     assert abs(first - second) < 0.01 * first and whole < 0.02 * first  # each has half of all that is large
 
 
+@pytest.mark.slow
 def test_all_processes_stop_where_one_is_asked_to(base: TrainConfig, tmp_path: Path) -> None:
     """After the same update, with one checkpoint, from which the run goes on to the numbers of one that did not."""
     config = replace(base.with_objective("behaviour_cloning"), num_updates=4, save_interval=0)

@@ -227,6 +227,7 @@ def test_a_finished_run_that_is_resumed_does_nothing_and_more_rounds_go_on(
     assert results(root) == results(whole)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_result(
     whole: Path, pretrained: Path, tmp_path: Path
 ) -> None:

@@ -243,7 +243,7 @@ def test_what_a_policy_lacks_is_said() -> None:
         PiPolicy(model, recipe, tiny_stats(), None).sample(observation(), flow_steps=1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("pi0", marks=pytest.mark.slow), "pi05"])
 def test_compiled_sampling_is_one_graph_for_every_prompt(kind: ModelKind) -> None:
     policy = tiny_policy(kind)
     short, long = observation(tasks=("push",) * 2), observation(tasks=("push the red cup to the left",) * 2)

@@ -92,7 +92,7 @@ def exact(batch: ChunkTransition, state_value: Callable[[np.ndarray], float]) ->
     return q, value
 
 
-@pytest.mark.parametrize("tau", [0.5, 0.9])
+@pytest.mark.parametrize("tau", [pytest.param(0.5, marks=pytest.mark.slow), 0.9])
 def test_joint_learner_reaches_the_exact_values(corridor: ChunkDataset, tau: float) -> None:
     batch = corridor.batch(np.arange(len(corridor)))
     q, value = exact(batch, lambda found: expectile(found, tau))
