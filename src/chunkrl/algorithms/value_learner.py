@@ -357,10 +357,10 @@ class ValueLearner:
                 f"{ours[0]} with {ours[1]}: another network would be asked of each episode. Use --num-folds "
                 f"{theirs[0]} --fit.num-critics {theirs[1]}"
             )
-        theirs, asked = list(state["range"]), self.fit.return_range
-        if asked is not None and list(asked) != theirs:
+        span, asked = list(state["range"]), self.fit.return_range
+        if asked is not None and list(asked) != span:
             raise ChunkRLError(
-                f"the values to begin with say returns from {theirs[0]:g} to {theirs[1]:g}, which their outputs "
+                f"the values to begin with say returns from {span[0]:g} to {span[1]:g}, which their outputs "
                 f"stand for, and --fit.return-range {asked[0]:g} {asked[1]:g} asks for others: leave it out"
             )
         self.training.take_networks(state["training"])

@@ -118,9 +118,8 @@ def shown_by_hand(command: LabelCommand, progress: Progress) -> Iterator:
         begun = begun_rule(hand_file(description.root, command.output))
         if begun is None:
             return label_columns(command.rule, description)
-        return columns_read(
-            begun, description.features
-        )  # of labels that are resumed, whatever lies beside them
+        # of labels that are resumed, whatever lies beside them
+        return columns_read(begun, description.features)
 
     tables = [
         _open(dataset, command.mapping, command.revision, columns, command.skip_bad_episodes, progress)

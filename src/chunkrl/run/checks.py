@@ -14,7 +14,8 @@ from chunkrl.config import changed_settings
 from chunkrl.errors import ChunkRLError
 from chunkrl.policies import registry
 from chunkrl.run.config import TrainConfig, is_read
-from chunkrl.run.switches import flag_of, switched_off
+from chunkrl.run.switches import switched_off
+from chunkrl.settings import Settings
 
 
 def check_config(config: TrainConfig, has_data: bool = False) -> None:
@@ -54,12 +55,16 @@ def _check_policy(config: TrainConfig) -> None:
         raise ChunkRLError(f"--pi0.use candidates needs the Q and V of --objective {able}")
 
 
+def _flag(config: TrainConfig, path: str) -> str:
+    return Settings(config).find(path).flag
+
+
 def _own(config: TrainConfig, path: str) -> str:
     """What a method has under a name of its own in place of a setting of `fit`."""
     part, _, name = path.partition(".")
     own = f"{config.method.name}.{name}"
     has = hasattr(getattr(config, config.method.name, None), name) if part == "fit" else False
-    return f" (its own is {flag_of(own)})" if has else ""
+    return f" (its own is {_flag(config, own)})" if has else ""
 
 
 def _check_read(config: TrainConfig) -> None:
@@ -68,7 +73,7 @@ def _check_read(config: TrainConfig) -> None:
     if not unread:
         return
     able = [m.name for m in METHODS.values() if all(is_read(m, path, config.train_q) for path in unread)]
-    flags = ", ".join(flag_of(path) + _own(config, path) for path in unread)
+    flags = ", ".join(_flag(config, path) + _own(config, path) for path in unread)
     other = f", or use --objective {' or '.join(able)}" if able else ""
     raise ChunkRLError(
         f"--objective {config.objective} does not read {flags}: leave {_those(unread)} out{other}"
@@ -87,8 +92,9 @@ def _check_kind(config: TrainConfig) -> None:
     cure = config.family.instead(unread) or (
         f"or use --policy.kind {' or '.join(able)}, whose settings these are" if able else ""
     )
+    flags = ", ".join(_flag(config, path) for path in unread)
     raise ChunkRLError(
-        f"--policy.kind {config.policy.kind} does not read {', '.join(map(flag_of, unread))}: leave {_those(unread)} "
+        f"--policy.kind {config.policy.kind} does not read {flags}: leave {_those(unread)} "
         f"out{', ' if cure else ''}{cure}"
     )
 
@@ -97,7 +103,7 @@ def _check_switched(config: TrainConfig) -> None:
     """Refuses settings that another one switches off, but of a run that goes on (as `_check_kind`)."""
     off = switched_off(config)
     if off and not config.resume:
-        told = "; ".join(f"{flag_of(path)} is read only {switch.when}" for path, switch in off.items())
+        told = "; ".join(f"{_flag(config, path)} is read only {switch.when}" for path, switch in off.items())
         raise ChunkRLError(f"{told}: leave {_those(list(off))} out, or change the other")
 
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from chunkrl.config import changed_settings
 from chunkrl.run.config import TrainConfig
 
-_WITHOUT_PREFIX = ("labels", "frames", "mapping")  # parts whose flags have the short name (`TrainConfig`)
-
 
 @dataclass(frozen=True)
 class Switch:
@@ -65,9 +63,3 @@ def switched_off(config: TrainConfig) -> dict[str, Switch]:
         for path in changed
         if any(path == name or path.startswith(f"{name}.") for name in switch.settings)
     }
-
-
-def flag_of(path: str) -> str:
-    """The flag of the setting `path` ("fit.lam", "labels.failure_penalty")."""
-    part, _, name = path.partition(".")
-    return "--" + (name if part in _WITHOUT_PREFIX and name else path).replace("_", "-")
