@@ -85,6 +85,10 @@ def tls_context(listen: ServeListen) -> ssl.SSLContext | None:
     if not listen.tls_key:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # No session tickets, by which no websocket client resumes. They come after the TLS handshake, so that the reading
+    # thread of a `websockets.sync` client (openpi's) takes them while another one sends the opening request: two
+    # threads in one OpenSSL connection, and about one client in 500 waits for an answer to what was never sent.
+    context.num_tickets = 0
     try:
         context.load_cert_chain(listen.tls_certificate, listen.tls_key)
     except (OSError, ssl.SSLError) as reason:
