@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ import torch
 import tyro
 
 from benchmarks.iterate_tables import markdown, packed, summarize, unpacked
+from benchmarks.jobs import run_jobs
 from benchmarks.kept import refuse_other_settings
 from chunkrl.collect.command import CollectConfig, collect_dataset
 from chunkrl.envs.libero_tasks import InitialStates
@@ -311,21 +310,15 @@ def is_done(part: Part) -> bool:
     return record is not None and set(part.config.arms) <= record["arms"].keys()
 
 
-def run_parts(parts: Sequence[Part], num_workers: int) -> None:
-    """All parts that are not done, `num_workers` at once."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        futures = {pool.submit(run_part, part): part for part in parts if not is_done(part)}
-        for future, part in futures.items():
-            future.result()
-            print(f"{part.root} is done", flush=True)
-
-
 def main(config: IterateBenchmark) -> None:
     """Runs what is missing, then prints and writes the summary."""
     for name in config.suites:
         parts = [Part(config, name, seed) for seed in config.seeds]
-        run_parts(parts, config.num_workers)
+        jobs = [(str(part.root), (part,)) for part in parts if not is_done(part)]
+        for done, _ in run_jobs(run_part, jobs, config.num_workers):
+            print(f"{done} is done", flush=True)
+            if not config.pretrained_only:
+                keep(config, name, parts)  # what is there can be committed, and a fresh clone goes on from it
         if config.pretrained_only:
             for part in parts:
                 told = {mode: read_evaluation(part.root / f"look-{mode}") for mode in _MODES}
@@ -334,12 +327,8 @@ def main(config: IterateBenchmark) -> None:
                     for mode, found in told.items()
                 }
                 print(f"{name}, seed {part.seed}: {rates}")
-            continue
-        records = [record for part in parts if (record := known_record(part))]
-        summary = summarize(records, config.arms)
-        print(markdown(summary))
-        if not config.tiny:
-            keep(config, name, summary, records)
+        else:
+            print(markdown(keep(config, name, parts)))
 
 
 def _settings(name: str) -> dict[str, Any]:
@@ -348,24 +337,25 @@ def _settings(name: str) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def keep(
-    config: IterateBenchmark, name: str, summary: dict[str, Any], records: Sequence[Mapping[str, Any]]
-) -> None:
-    """Writes the suite's entry of the summary, with the records; those of seeds that were not asked for stay."""
+def keep(config: IterateBenchmark, name: str, parts: Sequence[Part]) -> dict[str, Any]:
+    """Writes the suite's entry of the summary, with the records of all arms of today's call that there are; those of
+    seeds that were not asked for stay. Returns the summary; a tiny run keeps nothing else."""
+    records = [record for part in parts if is_done(part) and (record := known_record(part))]
+    summary = summarize(records, config.arms)
+    if config.tiny:
+        return summary
     path = Path(config.results)
     known = json.loads(path.read_text()) if path.is_file() else {}
-    others = [
-        record
-        for record in known.get(name, {}).get("records", [])
-        if record["seed"] not in {found["seed"] for found in records}
-    ]
+    seeds = [record["seed"] for record in records]
+    others = [record for record in known.get(name, {}).get("records", []) if record["seed"] not in seeds]
     entry = summary | _settings(name)
     entry |= {
-        "seeds": [record["seed"] for record in records],
+        "seeds": seeds,
         "assets": asset_fingerprint(expand(SUITES[name].env.split("+"))),
         "records": others + [packed(record) for record in records],
     }
     write_text(path, json.dumps(known | {name: entry}, indent=1) + "\n")
+    return summary
 
 
 if __name__ == "__main__":

@@ -8,15 +8,14 @@ No images are drawn. Prints Markdown: successes, and steps of the successful epi
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import tyro
 
+from benchmarks.jobs import run_jobs
 from chunkrl.envs.libero_tasks import InitialStates, find_task
 from chunkrl.envs.registry import expand
 
@@ -62,13 +61,11 @@ def main(config: ExpertConfig) -> None:
     tasks = expand(config.suites)
     started = time.monotonic()
     cells: dict[tuple[str, InitialStates], list[int]] = {}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(config.num_workers, mp_context=context) as pool:
-        jobs: list[tuple[str, InitialStates]] = [(task, i) for task in tasks for i in config.initial]
-        futures = [pool.submit(run_task, task, initial, config.num_states) for task, initial in jobs]
-        for job, future in zip(jobs, futures, strict=True):
-            cells[job] = future.result()
-            print(*job, cells[job], file=sys.stderr, flush=True)
+    names: list[tuple[str, InitialStates]] = [(task, i) for task in tasks for i in config.initial]
+    jobs = [(name, (*name, config.num_states)) for name in names]
+    for name, found in run_jobs(run_task, jobs, config.num_workers):
+        cells[name] = found
+        print(*name, found, file=sys.stderr, flush=True)
     print(f"| task | {' | '.join(f'{i}: success | steps' for i in config.initial)} |")
     print("|---|" + "---|---|" * len(config.initial))
     for task in tasks:

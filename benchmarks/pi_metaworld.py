@@ -14,10 +14,8 @@ Prints Markdown.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import time
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +25,7 @@ import numpy as np
 import torch
 import tyro
 
+from benchmarks.jobs import run_jobs
 from benchmarks.kept import refuse_other_settings
 from benchmarks.pi_arms import ARMS, CANDIDATES, PRETRAINED, Arm, by_question
 from benchmarks.pi_tables import markdown, summarize
@@ -330,15 +329,12 @@ def main(config: BenchmarkConfig) -> None:
         known = frozenset(name for name in names if (cell.mixture, cell.seed, name) in finished)
         if len(known) < len(names):
             todo[cell] = known
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(config.num_workers, mp_context=context) as pool:
-        futures = [pool.submit(run_cell, config, cell, known) for cell, known in todo.items()]
-        for number, future in enumerate(as_completed(futures), start=1):
-            future.result()
-            spent = time.monotonic() - started
-            left = spent / number * (len(futures) - number)
-            print(f"{number} of {len(futures)}, {spent / 60:.0f} min, about {left / 60:.0f} left", flush=True)
-            _write(config, names)  # what is there can be committed, and a fresh clone goes on from it
+    jobs = [(f"{cell.mixture}, seed {cell.seed}", (config, cell, known)) for cell, known in todo.items()]
+    for number, _ in enumerate(run_jobs(run_cell, jobs, config.num_workers), start=1):
+        spent = time.monotonic() - started
+        left = spent / number * (len(jobs) - number)
+        print(f"{number} of {len(jobs)}, {spent / 60:.0f} min, about {left / 60:.0f} left", flush=True)
+        _write(config, names)  # what is there can be committed, and a fresh clone goes on from it
     print(markdown(_write(config, names)))
 
 

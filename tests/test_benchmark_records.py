@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks.iterate import SUITES, IterateBenchmark, Part, _settings, is_done, keep, known_record
-from benchmarks.iterate_tables import packed, summarize, unpacked
+from benchmarks.iterate_tables import packed, unpacked
+from benchmarks.jobs import run_jobs
 from benchmarks.kept import check_settings
 from benchmarks.libero_records import Finished, Records
 from chunkrl.algorithms.config import BalanceConfig
@@ -86,9 +87,12 @@ def test_iterate_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     )
     first, second = iterate_record(0, 1), iterate_record(1, 0)
     assert unpacked(json.loads(json.dumps(packed(first)))) == first
-    keep(config, "metaworld", summarize([first], ["default"]), [first])
-    keep(config, "metaworld", summarize([second], ["default"]), [second])
     parts = [Part(config, "metaworld", seed) for seed in range(3)]
+    for part, record in zip(parts, (first, second), strict=False):
+        part.record.parent.mkdir(parents=True)
+        part.record.write_text(json.dumps(record))
+        keep(config, "metaworld", [part, parts[2]])  # the third is not made
+        part.record.unlink()
     assert [known_record(part) for part in parts] == [first, second, None]
     assert [is_done(part) for part in parts] == [True, True, False]
     both = replace(config, arms=("default", "success_cloning"))
@@ -98,12 +102,18 @@ def test_iterate_records_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_iterate_records_of_other_settings_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = IterateBenchmark(arms=("default",), results=str(tmp_path / "iterate.json"))
-    keep(config, "metaworld", summarize([iterate_record(0, 1)], ["default"]), [iterate_record(0, 1)])
+    config = IterateBenchmark(
+        arms=("default",), results=str(tmp_path / "iterate.json"), output_dir=str(tmp_path / "runs")
+    )
+    part = Part(config, "metaworld", 0)
+    part.record.parent.mkdir(parents=True)
+    part.record.write_text(json.dumps(iterate_record(0, 1)))
+    keep(config, "metaworld", [part])
+    part.record.unlink()
     assert _settings("metaworld")["suite"]["num_rollouts"] == 150
     monkeypatch.setitem(SUITES, "metaworld", replace(SUITES["metaworld"], num_rollouts=20))
     with pytest.raises(ChunkRLError, match=r"seed 0, .*other settings \(suite\)"):
-        known_record(Part(config, "metaworld", 0))
+        known_record(part)
 
 
 def test_what_is_kept_of_other_settings_is_refused(tmp_path: Path) -> None:
@@ -116,3 +126,22 @@ def test_what_is_kept_of_other_settings_is_refused(tmp_path: Path) -> None:
     (folder / "settings.json").unlink()
     with pytest.raises(ChunkRLError, match="does not say how"):
         check_settings(folder, {"lr": 1e-3}, "*.done")
+
+
+def cell(folder: Path, number: int) -> int:
+    if number == 1:
+        raise ValueError("no data")
+    (folder / str(number)).touch()
+    return 10 * number
+
+
+def test_a_job_that_fails_is_told_and_none_begins_after_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [(f"seed {number}", (tmp_path, number)) for number in range(6)]
+    found = []
+    with pytest.raises(ValueError, match="no data"):
+        found.extend(run_jobs(cell, jobs, num_workers=1))
+    assert "seed 1 failed (ValueError: no data): no other begins" in capsys.readouterr().err
+    assert not (tmp_path / "5").exists() and (tmp_path / "0").exists()
+    assert dict(run_jobs(cell, jobs[2:4], num_workers=2)) == {"seed 2": 20, "seed 3": 30}
