@@ -12,6 +12,8 @@ LEROBOT_PIP ?=
 LIBERO_VENV ?= .venv-libero
 OPENPI_VENV ?= .venv-openpi
 PIP := install --quiet --disable-pip-version-check --constraint constraints.txt
+# Byte code is kept whatever the environment says: the processes that tests start read what the first one compiled.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: proto demo test test-slow test-gpu test-robustness test-tracking test-lerobot test-lerobot04 test-lerobot06 test-libero lint typecheck check benchmark
 .PHONY: test-openpi clean
@@ -24,8 +26,9 @@ $(USE): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip $(PIP) --editable '.[sim]'
 	touch $@
 
+# Compiled when it is imported: pip compiles everything, a minute for what tests never see two thirds of.
 $(DEV): pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip $(PIP) --editable '.[sim,pi,online,serve,browser,dev]'
+	$(BIN)/pip $(PIP) --no-compile --editable '.[sim,pi,online,serve,browser,dev]'
 	touch $@ $(USE)
 
 # After a change of the messages between actor and learner. An old compiler: its code runs with newer protobufs only.
@@ -37,11 +40,10 @@ demo: $(USE)
 	$(BIN)/chunkrl demo
 
 # Two tests at a time, those of one file one after the other: they share what is costly to make. JOBS=0: in one process.
-# Byte code is kept whatever the environment says: the processes that tests start read what the first one compiled. One
-# thread each: two tests with two threads each wait for each other on two cores.
+# One thread each: two tests with two threads each wait for each other on two cores.
 JOBS ?= 2
 test: $(DEV)
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not lerobot and not libero"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not lerobot and not libero"
 
 test-slow: $(DEV)
 	$(BIN)/pytest -m "slow"
