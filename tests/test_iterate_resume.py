@@ -63,6 +63,20 @@ def test_a_refused_resumption_leaves_the_settings_of_the_run(made: Path, tmp_pat
     assert results(root) == results(made)
 
 
+def test_a_refused_step_that_was_begun_leaves_them_too(made: Path, tmp_path: Path) -> None:
+    root = copied(made, tmp_path / "run")
+    shutil.rmtree(root / "default")
+    for name in ("collect", "label"):
+        (root / "round-000" / f"{name}.done.json").unlink()
+    files = root / "iterate.json", root / "round-000/collect.json"
+    before = [file.read_bytes() for file in files]
+    message = refused(replace(resumed_iteration(root), collect=replace(COLLECT, seed=4)))
+    assert str(root / "round-000/rollouts") in message and "seed" in message
+    assert [file.read_bytes() for file in files] == before
+    iterate(resumed_iteration(root))
+    assert results(root) == results(made)
+
+
 def test_arms_that_were_made_before_stay(made: Path, tmp_path: Path) -> None:
     """Also where the stopping rule, or the number of rounds, would end them earlier now."""
     root = copied(made, tmp_path / "run")

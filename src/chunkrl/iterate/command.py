@@ -35,7 +35,7 @@ from chunkrl.iterate.rollouts import (
     record,
 )
 from chunkrl.iterate.selection import choose, why_ended
-from chunkrl.iterate.steps import check_sources, is_done, run_step, train_or_go_on
+from chunkrl.iterate.steps import check_sources, is_done, kept_if_refused, run_step, train_or_go_on
 from chunkrl.iterate.table import format_result
 from chunkrl.progress import Progress, silent
 from chunkrl.report.commands import evaluate_policy
@@ -64,10 +64,11 @@ def iterate(config: IterateConfig, progress: Progress = silent) -> IterateResult
             check_brought(plan)
             run = _Iteration(plan, progress)
             run.read()
-            # what is refused until here leaves the run's settings as they were
-            _begin(config, plan, progress)
-            for arm in config.arms:
-                run.make(arm)
+            # what is refused before a step is done leaves the run's settings as they were
+            with kept_if_refused(plan.root / CONFIG_FILE, unless=lambda: run.has_done_steps):
+                _begin(config, plan, progress)
+                for arm in config.arms:
+                    run.make(arm)
             run.write()
     except TrainingStopped as stopped:
         stopped.cure = f"chunkrl iterate --resume {shlex.quote(str(plan.root))}"
@@ -104,9 +105,15 @@ class _NotDoneError(Exception):
 
 
 class _Iteration:
-    """The arms so far."""
+    """The arms so far.
+
+    Attributes:
+        has_done_steps: of those that were not done before.
+        page: the report.
+    """
 
     def __init__(self, plan: Plan, progress: Progress) -> None:
+        self.has_done_steps = False
         self._plan, self._progress = plan, progress
         self._arms: dict[str, ArmRun] = {}
         self._notes: list[str] = []
@@ -177,11 +184,14 @@ class _Iteration:
         self, arm: ArmName, number: int, name: str, config: Any, act: Callable[[], Any]
     ) -> dict[str, Any]:
         folder = self._plan.folder(arm, number)
-        if not self._is_done(arm, number, name):
-            if self._reads_only:
-                raise _NotDoneError
-            print(f"\n{folder}: {name}", flush=True)
-        return run_step(folder, name, config, act)
+        if self._is_done(arm, number, name):
+            return run_step(folder, name, config, act)
+        if self._reads_only:
+            raise _NotDoneError
+        print(f"\n{folder}: {name}", flush=True)
+        found = run_step(folder, name, config, act)
+        self.has_done_steps = True
+        return found
 
     def _roll_out(self, arm: ArmName, number: int) -> Rollouts:
         """Episodes of a round's policy, labelled."""

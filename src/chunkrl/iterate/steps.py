@@ -64,12 +64,25 @@ def run_step(folder: Path, name: str, config: Any, act: Callable[[], Mapping[str
     if is_done(folder, name):
         check_same(asked, config)
         return read_step(done)["found"]
-    save_config(config, asked)
     started = time.monotonic()
-    with _own_threads():
+    with kept_if_refused(asked), _own_threads():
+        save_config(config, asked)
         found = dict(act())
     write_text(done, json.dumps({"found": found, "seconds": time.monotonic() - started}, indent=1) + "\n")
     return as_json(found)  # as it is read back
+
+
+@contextmanager
+def kept_if_refused(file: Path, unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """`file` is what it was where a ChunkRLError ends the block, `unless` something was done by then: what was begun
+    before is of its settings."""
+    before = file.read_text() if file.is_file() else None
+    try:
+        yield
+    except ChunkRLError:
+        if before is not None and not unless():
+            write_text(file, before)
+        raise
 
 
 @contextmanager
