@@ -41,7 +41,7 @@ demo: $(USE)
 
 # Two tests at a time, those of one file one after the other: they share what is costly to make. JOBS=0: in one process.
 # One thread each: two tests with two threads each wait for each other on two cores. What they write lies in memory where
-# there is room (1 GB is used), and goes with them: a tenth of the time went into tens of thousands of small files.
+# there is room (1.6 GB are used), and goes with them: a tenth of the time went into tens of thousands of small files.
 JOBS ?= 2
 SPACE := $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4000000 {print "/dev/shm"}')
 test: $(DEV)

@@ -250,7 +250,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_result(
             same_policies(root / name, whole / name)
 
 
-@pytest.mark.parametrize("before_marking", [True, False])
+@pytest.mark.parametrize("before_marking", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_that_is_stopped_between_steps_ends_with_the_same_result(
     whole: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before_marking: bool
 ) -> None:

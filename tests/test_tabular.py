@@ -144,7 +144,7 @@ def test_outcome_values_reach_the_mean_return(corridor: ChunkDataset) -> None:
         assert learner.labels["value"][now == x] == pytest.approx(expected, abs=0.02)
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "flow"])
+@pytest.mark.parametrize("kind", ["gaussian", pytest.param("flow", marks=pytest.mark.slow)])
 def test_distilled_best_of_n_prefers_the_best_chunk_everywhere(corridor: ChunkDataset, kind: str) -> None:
     """The advantage of a chunk here is the exact mean of its Monte-Carlo return minus V, and two steps to the right
     have the highest at every place: the distilled policy goes there, further than the clone that drew it."""

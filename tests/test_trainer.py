@@ -100,8 +100,11 @@ def die_without_saving(run: ChunkLevelOfflineRL) -> None:
     run.train()
 
 
+@pytest.mark.parametrize("everywhere", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=IDS)
-def test_resuming_equals_not_stopping(data: Path, tmp_path: Path, objective: dict[str, Any]) -> None:
+def test_resuming_equals_not_stopping(
+    data: Path, tmp_path: Path, objective: dict[str, Any], everywhere: bool
+) -> None:
     whole = ChunkLevelOfflineRL(**settings(data, tmp_path / "whole", **objective))
     torch.randn(7)  # what others draw between construction and training has no influence
     whole.train()
@@ -109,7 +112,7 @@ def test_resuming_equals_not_stopping(data: Path, tmp_path: Path, objective: dic
     total = whole.trainer.num_updates
     # in the first phase, at the end of the phase before the last, one update into the last, and near its end
     last = total - [phase for phase in whole.algorithm.phases() if phase.num_updates][-1].num_updates
-    for stop in sorted({1, last, last + 1, total - 2} - {0}):
+    for stop in sorted({1, last, last + 1, total - 2} - {0} if everywhere else {1, last + 1}):
         output = tmp_path / f"stop{stop}"
         killed = ChunkLevelOfflineRL(**settings(data, output, **objective))
         train_and_die(killed, stop)

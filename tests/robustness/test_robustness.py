@@ -34,10 +34,10 @@ FOLDERS = ("v2.1-video", "v3.0-png", "v3.0-state", "iql", "evaluation", "pi05", 
 
 
 def test_a_few_of_every_sort(tmp_path: Path) -> None:
-    jobs = [variant for variant in variants(7, 200) if variant.folder in FOLDERS][:45]
+    jobs = [variant for variant in variants(7, 200) if variant.folder in FOLDERS][:25]
     tried = list(try_all(jobs, 1, LIMIT_S, tmp_path))
     faults = [(one.variant.number, one.damage, one.found) for one in tried if one.found.outcome.is_fault]
-    assert len(tried) == 45 and not faults
+    assert len(tried) == 25 and not faults
     assert {one.found.outcome for one in tried} >= {Outcome.RIGHT, Outcome.REFUSED, Outcome.LISTED}
 
 
