@@ -17,8 +17,8 @@ def run_jobs(
 ) -> Iterator[tuple[Job, Found]]:
     """What `work` returns of each job's arguments, in the order in which they end.
 
-    jobs: name, arguments. A job that fails is told at once, and its exception is raised when those that are under way
-    have ended: they take hours, and keep what they find. None begins after it.
+    jobs: name, arguments. A job that fails is told at once, and its exception is raised when those that the processes
+    have taken up have ended: they take hours, and keep what they find. The rest do not begin.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
@@ -26,7 +26,7 @@ def run_jobs(
         try:
             for future in as_completed(futures):
                 if failed := future.exception():
-                    told = f"{futures[future]} failed ({type(failed).__name__}: {failed}): no other begins"
+                    told = f"{futures[future]} failed ({type(failed).__name__}: {failed}): those taken up end first"
                     print(told, file=sys.stderr, flush=True)
                 yield futures[future], future.result()
         except BaseException:

@@ -135,13 +135,13 @@ def cell(folder: Path, number: int) -> int:
     return 10 * number
 
 
-def test_a_job_that_fails_is_told_and_none_begins_after_it(
+def test_a_job_that_fails_is_told_and_the_rest_do_not_begin(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     jobs = [(f"seed {number}", (tmp_path, number)) for number in range(6)]
     found = []
     with pytest.raises(ValueError, match="no data"):
         found.extend(run_jobs(cell, jobs, num_workers=1))
-    assert "seed 1 failed (ValueError: no data): no other begins" in capsys.readouterr().err
+    assert "seed 1 failed (ValueError: no data): those taken up" in capsys.readouterr().err
     assert not (tmp_path / "5").exists() and (tmp_path / "0").exists()
     assert dict(run_jobs(cell, jobs[2:4], num_workers=2)) == {"seed 2": 20, "seed 3": 30}
