@@ -83,7 +83,9 @@ def test_an_interrupted_run_goes_on_to_the_same_policy(
     update, total, checkpoint, command = found.groups()
     assert 0 < int(update) < int(total)
     assert checkpoint == str(run / "checkpoints" / f"{int(update):07d}")
-    assert [p.name for p in (run / "checkpoints").iterdir() if p.name != "last"] == [f"{int(update):07d}"]
+    kept = sorted(p.name for p in (run / "checkpoints").iterdir() if p.name != "last")
+    at_ends = {"0000006"}  # of the value phase, which a signal may come after
+    assert kept[-1] == f"{int(update):07d}" and set(kept[:-1]) <= at_ends
     assert not (run / "policy").exists()  # it is no finished run's
     main(shlex.split(command))
     assert f"going on from update {update} of {total}" in capsys.readouterr().out
