@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
 
+from chunkrl.demo.workers import end_with_parent
+
 Job = TypeVar("Job")
 Found = TypeVar("Found")
 
@@ -21,7 +23,7 @@ def run_jobs(
     have taken up have ended: they take hours, and keep what they find. The rest do not begin.
     """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=end_with_parent) as pool:
         futures = {pool.submit(work, *arguments): job for job, arguments in jobs}
         try:
             for future in as_completed(futures):

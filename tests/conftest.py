@@ -23,9 +23,7 @@ def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_num_threads(1)
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a shell's job in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if (
-        signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    ):  # of nohup: the tests go on, what they start is told
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # of nohup: what tests start is told nevertheless
         signal.signal(signal.SIGHUP, lambda *_: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHUNKRL_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -43,8 +43,13 @@ _EVENTS: list[Any] = []  # a worker's way to the board
 
 
 def _start_worker(events: Any) -> None:
-    """Keeps the way to the board, and ends with the parent: else a worker of a killed run trains on, unseen."""
+    """Keeps the way to the board, and ends with the parent."""
     _EVENTS[:] = [events]
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Called in a worker: it ends with its parent, else one of a killed run trains on, unseen."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

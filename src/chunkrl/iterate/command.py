@@ -184,13 +184,13 @@ class _Iteration:
         self, arm: ArmName, number: int, name: str, config: Any, act: Callable[[], Any]
     ) -> dict[str, Any]:
         folder = self._plan.folder(arm, number)
-        if self._is_done(arm, number, name):
-            return run_step(folder, name, config, act)
-        if self._reads_only:
+        is_new = not self._is_done(arm, number, name)
+        if is_new and self._reads_only:
             raise _NotDoneError
-        print(f"\n{folder}: {name}", flush=True)
+        if is_new:
+            print(f"\n{folder}: {name}", flush=True)
         found = run_step(folder, name, config, act)
-        self.has_done_steps = True
+        self.has_done_steps |= is_new
         return found
 
     def _roll_out(self, arm: ArmName, number: int) -> Rollouts:
