@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
 
-from chunkrl.demo.workers import end_with_parent
+from chunkrl.envs.workers import end_with_parent
 
 Job = TypeVar("Job")
 Found = TypeVar("Found")

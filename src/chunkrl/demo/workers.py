@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue
 import sys
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from chunkrl.demo.experiment import Job, JobResult, run_job
+from chunkrl.envs.workers import end_with_parent
 
 
 def run_jobs(jobs: Sequence[Job], num_workers: int, on_result: Callable[[JobResult], None]) -> None:
@@ -43,21 +43,9 @@ _EVENTS: list[Any] = []  # a worker's way to the board
 
 
 def _start_worker(events: Any) -> None:
-    """Keeps the way to the board, and ends with the parent."""
+    """Keeps the way to the board, and ends with the parent: else a worker of a killed run trains on, unseen."""
     _EVENTS[:] = [events]
     end_with_parent()
-
-
-def end_with_parent() -> None:
-    """Called in a worker: it ends with its parent, else one of a killed run trains on, unseen."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_reporting(job: Job, number: int) -> JobResult:

@@ -36,18 +36,22 @@ class Servant(Protocol):
         ...
 
 
-def _end_with_parent() -> None:
-    """Waits for the parent to be gone, however it went, and ends this process, whatever it does."""
+def end_with_parent() -> None:
+    """Called in a process: from here it ends when its parent is gone, however that went, whatever it does."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _work(connection: Connection, make: Callable[[], Servant]) -> None:
     """A process's life: orders in, answers out, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it closes the connection
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     servant: Servant | None = None
     while True:
         try:
