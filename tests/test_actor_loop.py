@@ -126,6 +126,9 @@ def test_an_own_time_limit_truncates_too():
     session = _Session([], confirm=False, num_episodes=2, max_steps=4)
     assert session.actor.run().num_steps == 8
     assert [end.outcome for _, end in session.episodes()] == ["timeout"] * 2
+    acting = [status for status in session.statuses if status.phase == "policy"]
+    # nobody confirms an end, which is on the screen for an instant: how the last one ended stays
+    assert [status.last for status in acting] == [""] * 3 + ["truncated"] * 3, acting
 
 
 def test_an_episode_recorded_again_is_discarded_and_starts_from_the_same_seed():

@@ -35,7 +35,8 @@ class ActorStatus:
     """episode: counted from 1, over all starts. step: of the episode, from 0. phase: who acts, or what is waited for.
     rate_hz: control steps per second, 0 where no clock is kept. policy_version: of the weights that act.
     num_interventions: in this episode. queue_length: actions that are ready. hint: keys that do something now.
-    num_done, num_success: episodes kept since this start."""
+    num_done, num_success: episodes kept since this start. last: how the episode before ended, "" before there is one:
+    where nobody confirms it, its end is on the screen for milliseconds."""
 
     episode: int
     step: int
@@ -47,6 +48,7 @@ class ActorStatus:
     hint: str = ""
     num_done: int = 0
     num_success: int = 0
+    last: str = ""
 
     @property
     def success_rate(self) -> str:
@@ -180,6 +182,7 @@ class LiveView:
                 "episode",
                 f"{status.episode}, step {status.step}; {status.num_done} done since the start{rate}",
             ),
+            *([("last episode", status.last)] if status.last else []),
             ("phase", status.phase),
             ("human", f"{status.num_interventions} interventions in this episode"),
             ("policy", f"version {status.policy_version}, {queue}"),

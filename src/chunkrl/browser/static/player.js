@@ -31,8 +31,9 @@ class VideoCamera {
     if (!this.isReady) return;
     const time = this.time(step);
     if (Math.abs(this.video.currentTime - time) < 1e-4 && !this.video.seeking) return;
-    this.video.currentTime = time;
-    await new Promise((resolve) => this.video.addEventListener("seeked", resolve, {once: true}));
+    this.video.currentTime = time; // what is told next may still be the end of an earlier search
+    while (this.video.seeking)
+      await new Promise((resolve) => this.video.addEventListener("seeked", resolve, {once: true}));
   }
   play(speed) { this.video.playbackRate = speed; return this.video.play().catch(() => {}); }
   pause() { this.video.pause(); }
@@ -61,9 +62,11 @@ class ImageCamera {
     this.wanted = step;
     try {
       const source = await this.load(step);
-      if (this.wanted === step) this.image.src = source;
+      if (this.wanted !== step) return;
+      this.image.src = source;
+      await this.image.decode(); // until then the image before is shown, for long if this one is fetched again
     } catch {
-      await this.fail(step);
+      if (this.wanted === step) await this.fail(step); // else another one was asked for meanwhile
     }
     for (let i = 1; i <= AHEAD && step + i < this.length; i++) this.load(step + i);
   }

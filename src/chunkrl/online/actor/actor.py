@@ -18,8 +18,14 @@ from chunkrl.online.actor.recorder import EpisodeRecorder, Executed, StepSink
 from chunkrl.online.human.correctors import Handover
 from chunkrl.online.human.intervention import Corrector, EpisodePhases, Phase
 from chunkrl.online.human.keys import KeySource, NoKeys
+from chunkrl.online.link.records import Outcome
 from chunkrl.online.status import ActorStatus, silent
 from chunkrl.signals import handled
+
+
+def _how_it_ended(outcome: Outcome) -> str:
+    """For people: neither time that ran out nor a session that ends is a verdict."""
+    return "truncated" if outcome == "timeout" else outcome
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,7 @@ class Actor:
         self._stop = threading.Event()
         counted = ("episodes", "success", "discarded", "steps", "human", "interventions")
         self._counts: dict[str, int] = dict.fromkeys(counted, 0)
+        self._last = ""  # how the episode before ended
 
     def stop(self) -> None:
         """The session ends after the current step, as with key `q`; from any thread or a signal handler."""
@@ -299,6 +306,7 @@ class Actor:
         """The outcome is final."""
         outcome = self._phases.outcome
         assert outcome is not None
+        self._last = _how_it_ended(outcome)
         summary = recorder.finish(outcome, self._phases.num_interventions, self._config.success_reward)
         self._phases.confirm()
         if outcome == "discarded":
@@ -315,14 +323,13 @@ class Actor:
 
     def _report(self, num_steps: int) -> None:
         phases = self._phases
-        # neither time that ran out nor a session that ends is a verdict
-        how = "truncated" if phases.outcome == "timeout" else phases.outcome
-        outcome = f"ended: {how}" if phases.phase is Phase.ENDED else phases.phase.value
+        ended = phases.outcome if phases.phase is Phase.ENDED else None
+        phase = phases.phase.value if ended is None else f"ended: {_how_it_ended(ended)}"
         self._show(
             ActorStatus(
                 episode=self._config.first_episode + self._counts["episodes"] + 1,
                 step=num_steps,
-                phase=outcome,
+                phase=phase,
                 rate_hz=0.0 if self._rate is None else self._rate.rate_hz,
                 policy_version=self._executor.version,
                 num_interventions=phases.num_interventions,
@@ -330,5 +337,6 @@ class Actor:
                 hint="" if isinstance(self._keys, NoKeys) else phases.hint,
                 num_done=self._counts["episodes"],
                 num_success=self._counts["success"],
+                last=self._last,
             )
         )
