@@ -36,6 +36,8 @@ class SceneGeometry:
         )  # no planes
         self._owner = np.array(owners)
         self._geoms = np.flatnonzero(solid & (self._owner != "robot"))
+        # of an object, and of all but it: names are compared once
+        self._parts: dict[tuple[str, bool], np.ndarray] = {}
 
     @property
     def _data(self) -> Any:
@@ -65,6 +67,13 @@ class SceneGeometry:
         simulator = self._simulator
         return bool(simulator._check_grasp(simulator.robots[0].gripper, simulator.get_object(name)))
 
+    def _of(self, name: str, others: bool) -> np.ndarray:
+        """The geoms of an object, or of all others."""
+        if (name, others) not in self._parts:
+            own = self._owner[self._geoms] == name
+            self._parts[name, others] = self._geoms[~own if others else own]
+        return self._parts[name, others]
+
     def _boxes(self, geoms: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Centre [G, 3], rotation [G, 3, 3] and half size [G, 3]."""
         bounds = self._simulator.sim.model._model.geom_aabb[geoms]
@@ -74,14 +83,18 @@ class SceneGeometry:
 
     def corners(self, name: str) -> np.ndarray:
         """The corners [8 G, 3] of an object's boxes."""
-        centre, rotation, half = self._boxes(self._geoms[self._owner[self._geoms] == name])
+        centre, rotation, half = self._boxes(self._of(name, others=False))
         signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
         local = signs[None] * half[:, None]
         return (centre[:, None] + np.einsum("gij,gkj->gki", rotation, local)).reshape(-1, 3)
 
     def tops(self, points: np.ndarray, without: str = "") -> np.ndarray:
         """Height [P] of the highest collision box above or below the horizontal points [P, 2]; -inf: none."""
-        centre, rotation, half = self._boxes(self._geoms[self._owner[self._geoms] != without])
+        centre, rotation, half = self._boxes(self._of(without, others=True))
+        # boxes that are farther away than their corners reach: most of a scene's, for one grasp
+        reach = np.linalg.norm(half, axis=1)[:, None] + 1e-6
+        near = (centre[:, :2] + reach >= points.min(0)) & (centre[:, :2] - reach <= points.max(0))
+        centre, rotation, half = (values[near.all(1)] for values in (centre, rotation, half))
         lines = np.concatenate([points, np.zeros((len(points), 1))], axis=1)
         # the vertical line of each point in each box's frame: origin + height * direction
         origin = np.einsum("gji,pgj->pgi", rotation, lines[:, None] - centre[None])
@@ -89,4 +102,4 @@ class SceneGeometry:
         direction = np.where(np.abs(direction) < 1e-9, 1e-9, direction)
         ends = np.stack([(-half - origin) / direction, (half - origin) / direction])
         low, high = ends.min(0).max(-1), ends.max(0).min(-1)
-        return np.where(low <= high, high, -np.inf).max(1)
+        return np.where(low <= high, high, -np.inf).max(1, initial=-np.inf)
