@@ -42,7 +42,7 @@ class CountingSource:
 
     def act(self, step: EnvStep, seed: int) -> PolicyChunk:
         self.seeds.append(seed)
-        assert self.gate.wait(timeout=10.0), "the test never opened the gate"
+        assert self.gate.wait(timeout=240.0), "the test never opened the gate"
         start = float(step.state[0])
         self.asked.append(start)
         values = start + self._scale * np.arange(self.action_horizon, dtype=np.float32)

@@ -100,7 +100,7 @@ class Browser:
     ) -> tuple[int, Any, bytes]:
         """Status, headers (a mapping without case) and content."""
         place = urlsplit(self.link)
-        connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)
+        connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=240)
         try:
             connection.request(method, path, body, self.headers | headers)
             answer = connection.getresponse()

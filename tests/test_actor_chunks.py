@@ -71,7 +71,7 @@ def test_prefetch_hides_the_time_that_a_chunk_takes_and_a_late_one_skips_nothing
     assert executor.next_action(_step(400.0)) is None
     source.gate.set()
     assert executor._request is not None
-    executor._request.future.result(timeout=10.0)
+    executor._request.future.result(timeout=240.0)
     late = _next(executor, 500.0)
     assert (float(late.action[0]), late.offset) == (
         102.0,
@@ -148,7 +148,7 @@ class _ConstantPolicy:
         self.asked = (mode, num_candidates)
         if self.entered is not None:
             self.entered.set()
-            assert self.leave.wait(timeout=10.0)
+            assert self.leave.wait(timeout=240.0)
         noise = torch.randn(1, generator=generators[0]) if mode == "sample" else 0.0
         return (self.policy.value + self.policy.offset + noise).expand(1, 4, 2)
 
@@ -244,10 +244,10 @@ def test_weights_arrive_while_a_chunk_is_made_and_never_change_it():
     chunks = []
     acting = threading.Thread(target=lambda: chunks.append(runner.act(_step(0.0), 0)))
     acting.start()
-    assert policy.entered.wait(timeout=10.0)
+    assert policy.entered.wait(timeout=240.0)
     runner.push(1, {"value": torch.ones(2)})  # goes to the other copy: does not wait for the chunk
     policy.leave.set()
-    acting.join(timeout=10.0)
+    acting.join(timeout=240.0)
     assert chunks[0].version == 0 and (chunks[0].actions == 0.0).all()
     assert runner.act(_step(0.0), 0).version == 1
 

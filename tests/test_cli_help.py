@@ -203,4 +203,4 @@ def test_other_shells_take_their_script(
         assert word in script
     if shutil.which(shell):
         (tmp_path / "script").write_text(script)
-        subprocess.run([shell, "-n", str(tmp_path / "script")], check=True, timeout=60)
+        subprocess.run([shell, "-n", str(tmp_path / "script")], check=True, timeout=240)

@@ -290,7 +290,7 @@ def test_one_builds_and_the_others_wait(tmp_path: Path):
 
     def build(_: int) -> tuple[int, set[str]]:
         built: set[str] = set()
-        together.wait(timeout=60)
+        together.wait(timeout=240)
 
         def note(stage: str, done: int, total: int) -> None:
             built.add(stage)

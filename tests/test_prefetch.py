@@ -40,7 +40,7 @@ def test_numbers_come_in_order_and_only_a_few_are_loaded_ahead() -> None:
             # two more are loaded while the caller works, whatever it does, and no third
             expected = list(range(3, min(9, place + 6)))
             with reached:
-                assert reached.wait_for(lambda n=len(expected): len(loaded) >= n, timeout=30)
+                assert reached.wait_for(lambda n=len(expected): len(loaded) >= n, timeout=240)
                 assert loaded == expected
         with pytest.raises(IndexError):
             ahead.next()
