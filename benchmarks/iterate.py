@@ -27,9 +27,9 @@ import torch
 import tyro
 
 from benchmarks.iterate_tables import markdown, packed, summarize, unpacked
-from benchmarks.jobs import run_jobs
 from benchmarks.kept import refuse_other_settings
 from chunkrl.collect.command import CollectConfig, collect_dataset
+from chunkrl.demo.workers import in_processes
 from chunkrl.envs.libero_tasks import InitialStates
 from chunkrl.envs.registry import asset_fingerprint, expand
 from chunkrl.envs.scripted import MixtureConfig
@@ -315,7 +315,7 @@ def main(config: IterateBenchmark) -> None:
     for name in config.suites:
         parts = [Part(config, name, seed) for seed in config.seeds]
         jobs = [(str(part.root), (part,)) for part in parts if not is_done(part)]
-        for done, _ in run_jobs(run_part, jobs, config.num_workers):
+        for done, _ in in_processes(run_part, jobs, config.num_workers):
             print(f"{done} is done", flush=True)
             if not config.pretrained_only:
                 keep(config, name, parts)  # what is there can be committed, and a fresh clone goes on from it

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import tyro
 
-from benchmarks.jobs import run_jobs
+from chunkrl.demo.workers import in_processes
 from chunkrl.envs.libero_tasks import InitialStates, find_task
 from chunkrl.envs.registry import expand
 
@@ -63,7 +63,7 @@ def main(config: ExpertConfig) -> None:
     cells: dict[tuple[str, InitialStates], list[int]] = {}
     names: list[tuple[str, InitialStates]] = [(task, i) for task in tasks for i in config.initial]
     jobs = [(name, (*name, config.num_states)) for name in names]
-    for name, found in run_jobs(run_task, jobs, config.num_workers):
+    for name, found in in_processes(run_task, jobs, config.num_workers):
         cells[name] = found
         print(*name, found, file=sys.stderr, flush=True)
     print(f"| task | {' | '.join(f'{i}: success | steps' for i in config.initial)} |")

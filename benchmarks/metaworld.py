@@ -325,6 +325,8 @@ def run(config: BenchmarkConfig, known: Sequence[Arm] = ARMS) -> None:
 
     if todo:
         run_jobs(todo, config.num_workers, keep)
+    order = [(job.task, job.train_seed, arm.name) for job in jobs(config, known) for arm in job.arms]
+    finished = {key: finished[key] for key in order}  # not as they ended
     records = list(finished.values())
     summary = summarize(by_job(records), config.arms, config.method)
     summary["config"] = asdict(config)

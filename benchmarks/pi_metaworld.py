@@ -25,7 +25,6 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.jobs import run_jobs
 from benchmarks.kept import refuse_other_settings
 from benchmarks.pi_arms import ARMS, CANDIDATES, PRETRAINED, Arm, by_question
 from benchmarks.pi_tables import markdown, summarize
@@ -36,6 +35,7 @@ from chunkrl.collect.command import CollectConfig, collect_dataset
 from chunkrl.data.chunk_settings import ChunkSettings
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.demo.experiment import NUM_ENVS, data_hash
+from chunkrl.demo.workers import in_processes
 from chunkrl.envs.metaworld import ACTION_DIM, MetaWorldEnv
 from chunkrl.envs.scripted import Mixture, MixtureConfig
 from chunkrl.errors import CheckpointError, ChunkRLError
@@ -330,7 +330,7 @@ def main(config: BenchmarkConfig) -> None:
         if len(known) < len(names):
             todo[cell] = known
     jobs = [(f"{cell.mixture}, seed {cell.seed}", (config, cell, known)) for cell, known in todo.items()]
-    for number, _ in enumerate(run_jobs(run_cell, jobs, config.num_workers), start=1):
+    for number, _ in enumerate(in_processes(run_cell, jobs, config.num_workers), start=1):
         spent = time.monotonic() - started
         left = spent / number * (len(jobs) - number)
         print(f"{number} of {len(jobs)}, {spent / 60:.0f} min, about {left / 60:.0f} left", flush=True)

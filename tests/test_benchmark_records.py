@@ -11,11 +11,11 @@ import pytest
 
 from benchmarks.iterate import SUITES, IterateBenchmark, Part, _settings, is_done, keep, known_record
 from benchmarks.iterate_tables import packed, unpacked
-from benchmarks.jobs import run_jobs
 from benchmarks.kept import check_settings
 from benchmarks.libero_records import Finished, Records
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.demo.arms import CHUNK_RL, SUCCESS_BC
+from chunkrl.demo.workers import in_processes
 from chunkrl.errors import ChunkRLError
 
 DATA = {"sha256": "a" * 64, "frames": 10}
@@ -141,7 +141,7 @@ def test_a_job_that_fails_is_told_and_the_rest_do_not_begin(
     jobs = [(f"seed {number}", (tmp_path, number)) for number in range(6)]
     found = []
     with pytest.raises(ValueError, match="no data"):
-        found.extend(run_jobs(cell, jobs, num_workers=1))
+        found.extend(in_processes(cell, jobs, num_workers=1))
     assert "seed 1 failed (ValueError: no data): those taken up" in capsys.readouterr().err
     assert not (tmp_path / "5").exists() and (tmp_path / "0").exists()
-    assert dict(run_jobs(cell, jobs[2:4], num_workers=2)) == {"seed 2": 20, "seed 3": 30}
+    assert dict(in_processes(cell, jobs[2:4], num_workers=2)) == {"seed 2": 20, "seed 3": 30}

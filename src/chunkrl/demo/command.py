@@ -74,12 +74,14 @@ def run_demo(config: DemoConfig) -> Path:
         output = begin_numbered("demo")
     _begin(output, config)
     results: list[JobResult] = []
+    jobs = demo_jobs(config, output)
     try:
-        run_jobs(demo_jobs(config, output), config.num_workers, results.append)
+        run_jobs(jobs, config.num_workers, results.append)
     except KeyboardInterrupt:
         told = f"\nstopped; resume with: chunkrl demo --resume --output-dir {output}, and the same settings"
         print(told, file=sys.stderr)
         raise KeyboardInterrupt from None
+    results.sort(key=lambda result: jobs.index(result.job))
     arms = arm_results(results)
     differences = compare_arms(arms, CHUNK_RL.name, (BC.name, SUCCESS_BC.name))
     content = results_json(arms, differences)

@@ -7,14 +7,17 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from chunkrl.demo.experiment import Job, JobResult, run_job
 from chunkrl.envs.workers import end_with_parent
+
+Name = TypeVar("Name")
+Found = TypeVar("Found")
 
 
 def run_jobs(jobs: Sequence[Job], num_workers: int, on_result: Callable[[JobResult], None]) -> None:
@@ -22,21 +25,41 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, on_result: Callable[[JobResu
 
     on_result: called in this process as each job ends.
     """
+    events: Any = multiprocessing.get_context("spawn").Queue()
+    board = _Board(jobs, events)
+    named = ((job.task, (job, number)) for number, job in enumerate(jobs))
+    try:
+        for _, result in in_processes(_run_reporting, named, num_workers, _start_worker, (events,)):
+            on_result(result)
+    finally:
+        board.close()
+
+
+def in_processes(
+    work: Callable[..., Found],
+    jobs: Iterable[tuple[Name, tuple[Any, ...]]],
+    num_workers: int,
+    start: Callable[..., None] = end_with_parent,
+    start_with: tuple[Any, ...] = (),
+) -> Iterator[tuple[Name, Found]]:
+    """What `work` returns of each job's arguments, in the order in which they end, from `num_workers` processes.
+
+    jobs: name, arguments. A job that fails is told at once, and its exception is raised when those that the processes
+    have taken up have ended: they take hours, and keep what they find. The rest do not begin.
+    start: called once in every process, with `start_with`.
+    """
     context = multiprocessing.get_context("spawn")
-    events: Any = context.Queue()
-    with ProcessPoolExecutor(
-        num_workers, mp_context=context, initializer=_start_worker, initargs=(events,)
-    ) as pool:
-        board = _Board(jobs, events)
-        futures = [pool.submit(_run_reporting, job, number) for number, job in enumerate(jobs)]
+    with ProcessPoolExecutor(num_workers, context, initializer=start, initargs=start_with) as pool:
+        futures = {pool.submit(work, *arguments): name for name, arguments in jobs}
         try:
-            for future in futures:
-                on_result(future.result())
+            for future in as_completed(futures):
+                if failed := future.exception():
+                    told = f"{futures[future]} failed ({type(failed).__name__}: {failed}): those taken up end first"
+                    print(told, file=sys.stderr, flush=True)
+                yield futures[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-        finally:
-            board.close()
 
 
 _EVENTS: list[Any] = []  # a worker's way to the board
