@@ -20,6 +20,7 @@ from chunkrl.models.factory import NetworkFactory
 from chunkrl.models.policy import ChunkShape
 from chunkrl.progress import silent
 from chunkrl.run.config import TrainConfig
+from chunkrl.run.switches import switched_off
 
 FPS = 10.0
 Columns = Mapping[str, np.ndarray]
@@ -103,11 +104,14 @@ def identity_factory(
 
 
 def that_are_read(defaults: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Both as settings of a training; those of the defaults that objective and kind of policy do not read are left
-    out."""
-    of_method = {name: changes[name] for name in ("objective", "train_q", "policy") if name in changes}
+    """Both as settings of a training; those of the defaults that objective, kind of policy and given values do not
+    read are left out."""
+    of_method = {
+        name: changes[name] for name in ("objective", "train_q", "policy", "values") if name in changes
+    }
     config = TrainConfig(**{**defaults, **of_method})
-    unread = {path.partition(".")[0] for path in (*config.unread(), *config.unread_by_kind())}
+    paths = (*config.unread(), *config.unread_by_kind(), *switched_off(config))
+    unread = {path.partition(".")[0] for path in paths}
     return {name: value for name, value in defaults.items() if name not in unread} | dict(changes)
 
 

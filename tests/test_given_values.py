@@ -74,3 +74,22 @@ def test_values_know_where_episodes_end(root: Path, tmp_path: Path) -> None:
     load_values(tmp_path, plain)
     with pytest.raises(ChunkRLError, match="values of other returns"):
         load_values(tmp_path, terminal)
+
+
+def test_settings_that_would_train_values_are_of_the_run_that_trained_them(
+    root: Path, tmp_path: Path
+) -> None:
+    """The same flags may stand there again; others would train nothing, unless Q is trained."""
+    own: dict[str, Any] = {"value_lr": 1e-3, "fit": ValueFit(dropout=0.1)}
+    run = trained(root, tmp_path / "values", objective="value", **own)
+    given: dict[str, Any] = {"values": str(run)}
+    for same in ({}, own):
+        ChunkLevelOfflineRL(**settings(root, tmp_path / "same", **given, **same))
+    other: dict[str, Any] = {"value_epochs": 9.0, "fit": ValueFit(dropout=0.2, hidden_dim=8)}
+    with pytest.raises(
+        ChunkRLError,
+        match=r"fit.hidden_dim 128 there and 8 here, fit.dropout 0.1 there and 0.2 here, value_epochs 1.0 there and "
+        r"9.0 here, and no values are trained here. Leave --fit.hidden-dim, --fit.dropout, --value-epochs out, or",
+    ):
+        ChunkLevelOfflineRL(**settings(root, tmp_path / "other", **given, **other))
+    ChunkLevelOfflineRL(**settings(root, tmp_path / "q", **given, **other, train_q=True))

@@ -22,7 +22,7 @@ from chunkrl.config import changed_settings, with_defaults
 from chunkrl.errors import ChunkRLError
 from chunkrl.integration.config import PiTrainingConfig
 from chunkrl.models.config import NetworkConfig, PolicyConfig
-from chunkrl.run.config import is_read
+from chunkrl.run.config import is_of, is_read
 from chunkrl.run.folder import run_config
 from chunkrl.run.policy_io import load_policy
 from chunkrl.run.switches import SWITCHES, switched_off
@@ -146,7 +146,9 @@ def test_settings_of_the_other_kind_of_networks_are_refused(
         )
 
 
-SWITCHED = [path for switch in SWITCHES for path in leaves(TrainConfig()) if path.startswith(switch.settings)]
+SWITCHED = [path for switch in SWITCHES for path in leaves(TrainConfig()) if is_of(path, switch.settings)]
+OF_NETWORKS = next(switch.settings for switch in SWITCHES if "num_folds" in switch.settings)
+"""What a file of progress, which has none, switches off."""
 ON: dict[str, dict[str, Any]] = {
     "fit.quantile": {"fit": {"aggregate": "quantile", "num_critics": 3}},
     "fit.target_rate": {"fit": {"target": "bootstrap"}},
@@ -164,11 +166,14 @@ ON: dict[str, dict[str, Any]] = {
 
 def test_a_setting_that_another_one_switches_off_is_refused_with_what_reads_it() -> None:
     """Every one of the table, at a value that is not its default; and none of them where it is read."""
-    assert {"fit.quantile", "fit.lam", "fit.head.sigma", "final_lr_ratio", "labels.gripper_index"} <= set(
-        SWITCHED
-    )
+    known = {"fit.quantile", "fit.lam", "fit.head.sigma", "final_lr_ratio", "labels.gripper_index"}
+    assert known | {"num_folds", "value_epochs", "pi.critic.depth", "fit.dropout"} <= set(SWITCHED)
     for path in SWITCHED:
-        off = TrainConfig(dataset_dir="d", fit=ValueFit(n_step=5 if path == "fit.lam" else None))
+        off = TrainConfig(
+            dataset_dir="d",
+            fit=ValueFit(n_step=5 if path == "fit.lam" else None),
+            values="progress.parquet" if is_of(path, OF_NETWORKS) else None,
+        )
         assert set(switched_off(changed(off, path))) == {path}
         assert not switched_off(off)
     for path, on in ON.items():

@@ -14,28 +14,17 @@ from typing import Any
 CRITICS = "critics"
 """Among what a method reads: the settings that a policy's family has for V and Q."""
 
+VALUE_TRAINING = (
+    *("critic_horizon", "value_epochs", "value_updates", "value_lr"),
+    *("fit.hidden_dim", "fit.num_layers", "fit.dropout", "fit.noise"),
+    *("fit.target_rate", "fit.head", "fit.fold_order", "fit.return_range"),
+)
+"""Of the settings of V and Q: how they are trained. The others say what they are trained for."""
 _FITTED = (
-    *(
-        "gamma",
-        "reward",
-        "critic_horizon",
-        "num_folds",
-        "value_epochs",
-        "value_updates",
-        "value_lr",
-        "value_videos",
-    ),
-    *(
-        "fit.lam",
-        "fit.n_step",
-        "fit.time_out",
-        "fit.hidden_dim",
-        "fit.num_layers",
-        "fit.dropout",
-        "fit.noise",
-    ),
-    *("fit.target", "fit.target_rate", "fit.head", "fit.fold_order", "fit.return_range"),
+    *("gamma", "reward", "num_folds", "value_videos"),
+    *("fit.lam", "fit.n_step", "fit.time_out", "fit.target"),
     *("fit.num_critics", "fit.aggregate", "fit.quantile"),
+    *VALUE_TRAINING,
     CRITICS,
 )
 _VALUES = (*_FITTED, "values", "train_q", "value_updates_per_update", "relabel_interval")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -12,16 +12,18 @@ import numpy as np
 import torch
 
 from chunkrl.algorithms.base import ChunkAlgorithm, MethodInputs
+from chunkrl.algorithms.registry import VALUE_TRAINING
 from chunkrl.algorithms.value_labels import ValueLabels
 from chunkrl.algorithms.values_io import load_values, values_of_progress
-from chunkrl.config import load_config
+from chunkrl.config import changed_settings, load_config
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection, ChunkData
 from chunkrl.data.label_rules import AUTO_LABELS, NO_LABELS, LabelRule
 from chunkrl.data.sample_weights import read_sample_weights
 from chunkrl.errors import ChunkRLError, DatasetError
+from chunkrl.policies.registry import critic_settings
 from chunkrl.progress import Progress, silent
-from chunkrl.run.config import TrainConfig
+from chunkrl.run.config import TrainConfig, is_of
 
 
 def choose_device(name: str) -> torch.device:
@@ -194,6 +196,10 @@ _MEANING = ("gamma", "reward", "num_folds", "fit.target", "fit.time_out", "fit.l
 _MEANING += ("fit.num_critics", "fit.aggregate", "fit.quantile")
 
 
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _given_values(config: TrainConfig, run_dir: Path, dataset: ChunkData) -> ValueLabels:
     """The values of an earlier run, or a file's progress in their place. Raises ChunkRLError where the run's settings
     give them another meaning."""
@@ -209,16 +215,22 @@ def _given_values(config: TrainConfig, run_dir: Path, dataset: ChunkData) -> Val
 
     def flag(name: str) -> str:
         value = attrgetter(name)(there)
-        option = "--" + name.replace("_", "-")
-        return f"leave {option} out" if value is None else f"{option} {value}"
+        return f"leave {_option(name)} out" if value is None else f"{_option(name)} {value}"
 
-    of = [(name, attrgetter(name)(there), attrgetter(name)(config)) for name in _MEANING]
-    differing = [(name, was, now) for name, was, now in of if was != now]
-    if differing:
-        found = ", ".join(f"{name} {was} there and {now} here" for name, was, now in differing)
-        cure = ", ".join(flag(name) for name, _, _ in differing)
+    def differing(names: Iterable[str]) -> dict[str, str]:
+        of = {name: (attrgetter(name)(there), attrgetter(name)(config)) for name in names}
+        return {name: f"{name} {was} there and {now} here" for name, (was, now) in of.items() if was != now}
+
+    if meant := differing(_MEANING):
         raise ChunkRLError(
-            f"--values {run_dir} were made with other settings: {found}. Use the values with theirs ({cure}), or "
-            "train them again"
+            f"--values {run_dir} were made with other settings: {', '.join(meant.values())}. Use the values with "
+            f"theirs ({', '.join(map(flag, meant))}), or train them again"
         )
+    if not (config.trains_q or config.resume):
+        training = (*VALUE_TRAINING, *critic_settings())
+        if unread := differing(path for path in changed_settings(config) if is_of(path, training)):
+            raise ChunkRLError(
+                f"--values {run_dir}: {', '.join(unread.values())}, and no values are trained here. Leave "
+                f"{', '.join(map(_option, unread))} out, or train values with them (without --values)"
+            )
     return load_values(run_dir, dataset)

@@ -130,7 +130,7 @@ def _check_values(config: TrainConfig) -> None:
             raise ChunkRLError(
                 f"--values {config.values} is of one data set, and there are {num_datasets}: train values on them all"
             )
-        if config.train_q or config.distil.num_candidates:
+        if config.trains_q:
             raise ChunkRLError(
                 f"--values {config.values} is progress, and says nothing of chunks that were not recorded: leave "
                 "--train-q and --distil.* out"

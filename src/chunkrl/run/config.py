@@ -32,8 +32,12 @@ else:
 
 def is_read(method: Method, path: str, train_q: bool = False) -> bool:
     """Whether a method reads the setting `path` ("fit.lam") of those that are not every run's."""
-    of_critics = any(path == of or path.startswith(f"{of}.") for of in registry.critic_settings())
-    return method.reads_setting(CRITICS if of_critics else path, train_q)
+    return method.reads_setting(CRITICS if is_of(path, registry.critic_settings()) else path, train_q)
+
+
+def is_of(path: str, settings: Collection[str]) -> bool:
+    """Whether `path` ("fit.lam") is one of the settings, or of a part ("fit") that is."""
+    return any(path == of or path.startswith(f"{of}.") for of in settings)
 
 
 @dataclass(frozen=True)
@@ -204,6 +208,11 @@ class TrainConfig:
     def values_are_progress(self) -> bool:
         """Whether `values` names a file with progress, and no run."""
         return self.values is not None and self.values.endswith(".parquet")
+
+    @property
+    def trains_q(self) -> bool:
+        """Whether Q is trained before the policy or after it: for best-of-N, or to distil."""
+        return self.train_q or self.distil.num_candidates > 0
 
     @property
     def method(self) -> Method:

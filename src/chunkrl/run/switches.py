@@ -8,8 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from chunkrl.algorithms.registry import VALUE_TRAINING
 from chunkrl.config import changed_settings
-from chunkrl.run.config import TrainConfig
+from chunkrl.policies.registry import critic_settings
+from chunkrl.run.config import TrainConfig, is_of
+
+_OF_NETWORKS = ("num_folds", "fit.target", "fit.num_critics", "fit.aggregate", "fit.quantile")
+"""What networks of V are to say, beside how they are trained."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,11 @@ SWITCHES = (
         lambda c: c.labels.subgoal in ("gripper", "pick_place"),
         "with --subgoal gripper or pick_place",
     ),
+    Switch(
+        (*VALUE_TRAINING, *critic_settings(), *_OF_NETWORKS),
+        lambda c: not c.values_are_progress,
+        "where values are trained, without a file of progress in --values",
+    ),
     Switch(("labels.pick_place",), lambda c: c.labels.subgoal == "pick_place", "with --subgoal pick_place"),
 )
 
@@ -61,5 +71,5 @@ def switched_off(config: TrainConfig) -> dict[str, Switch]:
         for switch in SWITCHES
         if not switch.is_on(config)
         for path in changed
-        if any(path == name or path.startswith(f"{name}.") for name in switch.settings)
+        if is_of(path, switch.settings)
     }
