@@ -143,6 +143,19 @@ def test_a_pool_has_its_own_edges(datasets: list[ChunkDataset]) -> None:
     assert labels_of(both, advantage, apart).tolist() == [0] * 7 + [1] * 5 + [0] * 3 + [1] * 2
 
 
+def test_the_parts_of_a_replay_are_one_pool(datasets: list[ChunkDataset]) -> None:
+    """Behind the data sets that stay; alone they are all one."""
+    advantage = np.concatenate([np.arange(12.0), 100 + np.arange(5.0)])
+    apart = ConditioningConfig(edges="quantiles", cuts=(0.6,), success="free", pools="datasets")
+    for num_apart, expected in (
+        (0, [0] * 10 + [1] * 7),
+        (1, [0] * 7 + [1] * 5 + [0] * 3 + [1] * 2),
+        (None, [0] * 7 + [1] * 5 + [0] * 3 + [1] * 2),
+    ):
+        parts = ChunkCollection(datasets, num_apart=num_apart)
+        assert labels_of(parts, advantage, apart).tolist() == expected, num_apart
+
+
 def test_what_is_forced_high_moves_no_edge_of_the_others(datasets: list[ChunkDataset]) -> None:
     both = ChunkCollection(datasets)
     advantage = np.concatenate([np.arange(12.0), 100 + np.arange(5.0)])

@@ -57,6 +57,9 @@ def test_every_batch_has_its_share_of_online_data(tmp_path, replay):
     assert (counts[:, 2:].sum(1) == 4).all()  # 25 % of 16, in every batch
     sizes = np.array([len(dataset) for dataset in collection.datasets])
     assert sizes.tolist() == [45, 18, 9, 6]
+    np.testing.assert_array_equal(
+        collection.pool(np.arange(78)), np.repeat([0, 1, 2], [45, 18, 15])
+    )  # shards are one
     np.testing.assert_allclose(counts.mean(0)[:2], 12 * sizes[:2] / 63, atol=0.1)
     np.testing.assert_allclose(counts.mean(0)[2:], 4 * sizes[2:] / 15, atol=0.1)
 
@@ -67,7 +70,9 @@ def test_what_the_first_shard_decides_of_padding_holds_for_all(tmp_path, replay,
     data = LearnerData((), (), settings(), tmp_path / "cache", 1.0)
     for number in range(3):
         add(replay, number, 4 + number)
-    shards = present(data.open(replay).data).datasets
+    alone = present(data.open(replay).data)
+    shards = alone.datasets
+    assert len(shards) == 2 and (alone.pool(np.arange(len(alone))) == 0).all()
     assert [shard.hold.control for shard in shards] == ["delta", "delta"]
     assert caplog.text.count("unclear (a first look): taken for motions") == 1
     add(replay, 3, 4)

@@ -186,13 +186,13 @@ def label_bins(
     Raises:
         LabelError: a bin is empty, or no start has the highest label.
     """
-    source = data.source(np.arange(len(data)))
+    data = ChunkCollection.of(data)
+    source, pool = data.source(np.arange(len(data))), data.pool(np.arange(len(data)))
     success = np.asarray(data.success)
     forced = forced_high(human, source, success, config)
     span = return_range(returns if rates is None else returns[rates > 0])
     place = np.asarray(data.task) if strata is None else strata.index
-    num_sources = len(ChunkCollection.of(data).datasets)
-    group = place * num_sources + source if config.pools == "datasets" else place
+    group = place * len(data.datasets) + pool if config.pools == "datasets" else place
     counted = _without(forced, group, rates)
     if strata is None:
         bins = advantage_bins(advantage, group, config, span.high - span.low, counted)

@@ -90,7 +90,8 @@ class ConditioningConfig:
     """mask: no chunk of a failed episode gets the highest label; force: all chunks of successful episodes do; free:
     the advantage alone decides."""
     pools: Pools = "together"
-    """Where edges are taken, of what no rule forces high: over all data sets together, or in each data set apart."""
+    """Where edges are taken, of what no rule forces high: over all data sets together, or in each data set apart; a
+    learner's replay is one."""
     force_high: tuple[int, ...] = ()
     """Data sets (0: --dataset-dir, 1: the first additional one, ...) whose chunks are all labelled high."""
     positive_share: float | None = 0.8

@@ -33,6 +33,8 @@ class ChunkCollection:
         datasets: with equal horizons, discount, reward, encoding, frame rate, state, action and image sizes.
         weights: how often each is drawn from, relative to each other (`ChunkLoader`); None: every start is
             equally likely.
+        num_apart: data sets, the first ones, that are a pool each; those after them are one (the parts of a learner's
+            replay, which end where a file does). None: all.
 
     Attributes, over all data sets, with N frames and E episodes:
         starts: int [len], the frame (row) where each chunk begins.
@@ -48,7 +50,12 @@ class ChunkCollection:
         """`data` itself, or a collection of that one data set."""
         return data if isinstance(data, ChunkCollection) else cls([data])
 
-    def __init__(self, datasets: Sequence[ChunkDataset], weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[ChunkDataset],
+        weights: Sequence[float] | None = None,
+        num_apart: int | None = None,
+    ) -> None:
         if not datasets:
             raise DatasetError("a collection needs at least one data set")
         if weights is not None and len(weights) != len(datasets):
@@ -71,6 +78,7 @@ class ChunkCollection:
                 check_names(other, alike[number])
         self.datasets = tuple(datasets)
         self.weights = None if weights is None else np.array(weights, np.float64)
+        self._num_apart = len(datasets) if num_apart is None else num_apart
         self._offsets = _offsets(len(dataset) for dataset in datasets)
         rows = _offsets(dataset.num_frames for dataset in datasets)
         episodes = _offsets(dataset.num_episodes for dataset in datasets)
@@ -154,6 +162,10 @@ class ChunkCollection:
     def source(self, positions: np.ndarray) -> np.ndarray:
         """Which data set, int [n], the positions int [n] are of."""
         return np.searchsorted(self._offsets, positions, side="right") - 1
+
+    def pool(self, positions: np.ndarray) -> np.ndarray:
+        """Which pool, int [n] from 0, the positions int [n] are of (see `num_apart`)."""
+        return np.minimum(self.source(positions), self._num_apart)
 
     def _joined(self, parts: Sequence[np.ndarray], offsets: Sequence[int] | np.ndarray = ()) -> np.ndarray:
         """The data sets' arrays [n] end to end, each with its offset (none: 0) added."""

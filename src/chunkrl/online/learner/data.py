@@ -203,10 +203,11 @@ class LearnerData:
         if not datasets:
             return None
         if not self._offline or not shards:
-            return ChunkCollection(datasets, self._given)
+            return ChunkCollection(datasets, self._given, len(self._offline))
         weights = shared_weights(self._weights, shards, self._share)
         used = [(d, w) for d, w in zip(datasets, weights, strict=True) if w > 0]
-        return ChunkCollection([d for d, _ in used], [float(w) for _, w in used])
+        num_apart = sum(w > 0 for w in weights[: len(self._offline)])
+        return ChunkCollection([d for d, _ in used], [float(w) for _, w in used], num_apart)
 
 
 _POLL_S = 0.05
