@@ -20,7 +20,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from chunk_data import episode, settings, write_dataset
-from test_pi_training import config, write_checkpoints, write_root
+from pi_runs import config, write_checkpoints, write_root
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.config import BalanceConfig

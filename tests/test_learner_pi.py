@@ -14,8 +14,8 @@ pytest.importorskip("grpc", reason="needs chunkrl[online]")
 
 from chunk_data import write_dataset
 from growing_data import Growing
+from pi_runs import CAMERAS, HUMAN, checkpoints, config, root  # noqa: F401
 from pi_tiny import ACTION_DIM, STATE_DIM
-from test_pi_training import CAMERAS, HUMAN, checkpoints, config, root  # noqa: F401
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.data import ChunkDataset

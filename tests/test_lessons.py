@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pi_runs as pi
 import pytest
-import test_pi_training as pi
 import torch
 from chunk_data import open_chunks, random_episodes, write_dataset
+from pi_runs import config
 from pi_tiny import TOKENIZER, tiny_policy
-from test_pi_training import config
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
 from chunkrl.algorithms.config import ConditioningConfig

@@ -13,8 +13,8 @@ import pytest
 pytest.importorskip("grpc", reason="data that grow need chunkrl[online]")
 
 from growing_data import Growing
+from pi_runs import checkpoints, config, root  # noqa: F401  # fixtures
 from test_learner_pi import corrected
-from test_pi_training import checkpoints, config, root  # noqa: F401  # fixtures
 
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.config import ConditioningConfig

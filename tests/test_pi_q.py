@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pi_runs as pi
 import pytest
-import test_pi_training as pi
 import torch
+from pi_runs import config
 from pi_tiny import TOKENIZER, observation, tiny_policy
-from test_pi_training import config
 from torch import Tensor
 
 from chunkrl import ChunkLevelOfflineRL

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pi_runs
 import pyarrow.parquet as pq
 import pytest
 import torch
-from chunk_data import open_chunks, write_dataset
-from pi_tiny import ACTION_DIM, STATE_DIM, TOKENIZER, tiny_policy
+from chunk_data import open_chunks
+from pi_runs import CAMERAS, CRITIC, HORIZON, config
+from pi_tiny import ACTION_DIM
 
-from chunkrl import ChunkLevelOfflineRL, TrainConfig
+from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms.config import ConditioningConfig
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.cli import main
@@ -25,8 +26,8 @@ from chunkrl.data.label_rules import LabelRule
 from chunkrl.errors import CheckpointError, ChunkRLError, LabelError
 from chunkrl.integration.config import PiTrainingConfig
 from chunkrl.models.condition import condition_text
-from chunkrl.models.config import LoRAConfig, PolicyConfig
-from chunkrl.models.pi import load_pretrained, save_pretrained
+from chunkrl.models.config import PolicyConfig
+from chunkrl.models.pi import load_pretrained
 from chunkrl.models.pi import policy as policy_module
 from chunkrl.models.pi.actor import PiActor
 from chunkrl.models.pi.config import PiCriticConfig
@@ -34,77 +35,13 @@ from chunkrl.models.value_head import ValueHead
 from chunkrl.policies import registry
 from chunkrl.run.policy_io import load_policy
 from chunkrl.training.metrics import read_records
-from chunkrl.training.trainer import Trainer
-
-CAMERAS = ("observation.images.front", "observation.images.wrist")
-HORIZON = 3
-HUMAN = "complementary_info.is_intervention"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_root(tmp_path_factory.mktemp("data") / "d")
-
-
-def write_root(folder: Path) -> Path:
-    """Six episodes of five frames, two tasks; episode 1 is a human's, episode 2 from its third frame on."""
-    rng = np.random.default_rng(0)
-    episodes = [
-        {
-            "observation.state": rng.normal(size=(5, STATE_DIM)).astype(np.float32),
-            "action": rng.normal(size=(5, ACTION_DIM)).astype(np.float32),
-            "next.success": np.array([False] * 4 + [number % 2 == 0]),
-            HUMAN: np.array([number == 1] * 2 + [number in (1, 2)] * 3),
-            **{camera: rng.integers(0, 256, (5, 56, 56, 3), dtype=np.uint8) for camera in CAMERAS},
-        }
-        for number in range(6)
-    ]
-    return write_dataset(folder, episodes, ("push", "pull"))
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoints(tmp_path_factory.mktemp("checkpoints"))
-
-
-def write_checkpoints(folder: Path) -> Path:
-    """Tiny pi0 and pi0.5 checkpoints, statistics and tokenizer included."""
-    pytest.importorskip("sentencepiece", reason="the tokenizer needs chunkrl[pi]")
-    for kind in ("pi0", "pi05"):
-        save_pretrained(tiny_policy(kind), folder / "bare" / kind)
-        save_pretrained(load_pretrained(folder / "bare" / kind, tokenizer=TOKENIZER), folder / kind)
-    return folder
-
-
-CRITIC = PiCriticConfig(depth=1, num_queries=2, head_width=8)
-
-
-def config(root: Path, checkpoints: Path, output: Path, objective: str, **settings: Any) -> TrainConfig:
-    base = TrainConfig(
-        dataset_dir=str(root),
-        output_dir=str(output),
-        action_horizon=HORIZON,
-        action_dim=ACTION_DIM,
-        batch_size=6,
-        num_updates=3,
-        value_epochs=0.4,
-        num_folds=2,
-        device="cpu",
-        log_interval=1,
-        policy=PolicyConfig(kind="pi"),
-        pi0_config="pi05",
-        pi0_checkpoints_dir=str(checkpoints),
-        pi0=replace(TrainConfig().pi0, cameras=CAMERAS),
-        pi=PiTrainingConfig(num_noise=2, critic=CRITIC),
-        objective=objective,  # type: ignore[arg-type]
-    )
-    return replace(base, **settings).with_objective(objective)
-
 
 OBJECTIVES = (
     *("behaviour_cloning", "success_cloning", "cross_fitted", "shuffled_advantages"),
     *("advantage_conditioned", "shuffled_conditioning", "iql"),
 )
+
+root, checkpoints = pi_runs.root, pi_runs.checkpoints
 
 
 @pytest.mark.parametrize("kind", ["pi0", "pi05"])
@@ -258,108 +195,6 @@ def test_what_stands_in_the_padding_changes_nothing(root: Path, checkpoints: Pat
     assert torch.allclose(losses[0], losses[1], atol=1e-6)
 
 
-def interrupted(settings: TrainConfig, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trains until update `at`, whose checkpoint is the last, as a kill would leave it."""
-    original = Trainer.save
-
-    def stop(self: Trainer) -> Path:
-        folder = original(self)
-        if self.update == at:
-            raise KeyboardInterrupt
-        return folder
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "save", stop)
-        ChunkLevelOfflineRL(settings).train()
-
-
-@pytest.mark.parametrize("at", [2, 4])
-def test_a_resumed_run_reaches_the_same_numbers(
-    root: Path, checkpoints: Path, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the value phase and in the policy phase; with average, accumulation and cosine."""
-    settings = config(
-        *(root, checkpoints, tmp_path / "whole", "advantage_conditioned"),
-        batch_size=5,
-        num_epochs=1,
-        num_updates=None,
-        value_epochs=0.5,
-        microbatch_size=2,
-        ema_decay=0.9,
-        schedule="cosine",
-        pi=PiTrainingConfig(
-            train="expert", num_noise=2, critic=replace(CRITIC, state_noise=0.3, dropout=0.2)
-        ),
-    )
-    whole = ChunkLevelOfflineRL(settings)
-    whole.train()
-    assert whole.trainer is not None and whole.trainer.update == 9  # 3 of the value, 6 of the policy
-    part = replace(settings, output_dir=str(tmp_path / "part"))
-    with monkeypatch.context() as patch:
-        # a checkpoint after every update
-        patch.setattr(ChunkLevelOfflineRL, "_start_trainer", saving_each(ChunkLevelOfflineRL._start_trainer))
-        interrupted(part, at, monkeypatch)
-    resumed = ChunkLevelOfflineRL(replace(part, resume=part.output_dir))
-    resumed.train()
-    assert resumed.trainer is not None
-    ours = {k: v for k, v in resumed.trainer.history.items() if k.startswith(("loss", "value", "grad"))}
-    theirs = {k: v for k, v in whole.trainer.history.items() if k.startswith(("loss", "value", "grad"))}
-    assert ours == theirs
-    for name in ("whole", "part"):
-        assert (tmp_path / name / "policy" / "model.safetensors").is_file()
-    files = [(tmp_path / name / "policy" / "model.safetensors").read_bytes() for name in ("whole", "part")]
-    assert files[0] == files[1]
-
-
-def test_a_run_resumes_on_the_checkpoint_that_it_was_started_from(
-    root: Path, checkpoints: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(checkpoints / "pi05", tmp_path / "pi05")
-    pi = PiTrainingConfig(train="expert", num_noise=1, critic=CRITIC)
-    settings = config(root, tmp_path, tmp_path / "run", "behaviour_cloning", pi=pi)
-    ChunkLevelOfflineRL(settings).train()
-    again = replace(settings, resume=settings.output_dir, num_updates=4)
-    other = load_pretrained(tmp_path / "pi05")
-    with torch.no_grad():
-        other.model.language.embed_tokens.weight.add_(0.1)
-    save_pretrained(other, tmp_path / "pi05", overwrite=True)
-    with pytest.raises(CheckpointError, match="started from other weights"):
-        ChunkLevelOfflineRL(again).train()
-    shutil.rmtree(tmp_path / "pi05")
-    shutil.copytree(checkpoints / "pi05", tmp_path / "pi05")
-    ChunkLevelOfflineRL(again).train()
-
-
-def saving_each(original: Any) -> Any:
-    def start(self: ChunkLevelOfflineRL, run_dir: Path | None) -> None:
-        original(self, run_dir)
-        assert self.trainer is not None
-        self.trainer.config = replace(self.trainer.config, save_interval=1)
-
-    return start
-
-
-def test_the_average_is_what_is_saved(root: Path, checkpoints: Path, tmp_path: Path) -> None:
-    run = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path, "behaviour_cloning", ema_decay=0.5))
-    start = run.policy.policy.model.action_out_proj.weight.detach().clone()
-    steps = []
-    update = run.algorithm.update
-
-    def recorded(name: str, batch: Any) -> Any:
-        metrics = update(name, batch)
-        steps.append(run.policy.policy.model.action_out_proj.weight.detach().clone())
-        return metrics
-
-    run.algorithm.update = recorded
-    run.train()
-    average = start
-    for step in steps:
-        average = 0.5 * average + 0.5 * step
-    saved = load_pretrained(tmp_path / "policy").model.action_out_proj.weight
-    torch.testing.assert_close(saved.detach(), average)
-    assert not torch.allclose(saved.detach(), steps[-1], atol=1e-8)
-
-
 def test_a_policy_resizes_pictures_as_its_training_did(root: Path, checkpoints: Path, tmp_path: Path) -> None:
     """First as the data path did, then as the model does; stock LeRobot knows only the second."""
     seen: dict[str, Any] = {"frames": FrameSettings(resize=(28, 28), antialias=False)}
@@ -376,31 +211,6 @@ def test_a_policy_resizes_pictures_as_its_training_did(root: Path, checkpoints: 
     assert torch.equal(chunks, loaded.act(by_data))
     first = recorded.map(lambda tensor: tensor[0].numpy())  # type: ignore[arg-type,return-value]
     torch.testing.assert_close(loaded.act(replace(first, task=recorded.task[0])), chunks[0])
-
-
-def test_lora_is_merged_into_an_ordinary_checkpoint(root: Path, checkpoints: Path, tmp_path: Path) -> None:
-    pi = PiTrainingConfig(train="lora", lora=LoRAConfig(rank=2), num_noise=2, critic=CRITIC)
-    run = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path, "cross_fitted", pi=pi))
-    trained = [n for n, p in run.policy.policy.model.named_parameters() if p.requires_grad]
-    assert trained and all("lora" in name for name in trained)
-    assert not any("lora" in name for name, _ in run.algorithm.values.networks.named_parameters())
-    ours = run.train()
-    saved = load_pretrained(tmp_path / "policy")
-    original = load_pretrained(checkpoints / "pi05")
-    assert [n for n, _ in saved.model.named_parameters()] == [n for n, _ in original.model.named_parameters()]
-    observation = run.dataset.batch(np.arange(3)).observation
-    chunk = PiActor(saved).act(observation, [], "mode")
-    torch.testing.assert_close(ours.act(observation, [], "mode"), chunk, atol=1e-4, rtol=1e-4)
-    both = PiTrainingConfig(train="lora_and_expert", lora=LoRAConfig(rank=2), num_noise=2, critic=CRITIC)
-    wider = ChunkLevelOfflineRL(config(root, checkpoints, tmp_path / "both", "cross_fitted", pi=both))
-    names = [n for n, p in wider.policy.policy.model.named_parameters() if p.requires_grad]
-    assert any("lora" in name for name in names) and not any("expert" in n and "lora" in n for n in names)
-    assert any(name.startswith("expert") for name in names)
-    # the last run's state holds no copy of the frozen weights
-    tensors = (tmp_path / "checkpoints").rglob("state.safetensors")
-    assert all(
-        file.stat().st_size < (tmp_path / "policy" / "model.safetensors").stat().st_size for file in tensors
-    )
 
 
 def test_values_trained_alone_are_used_by_other_objectives(
@@ -522,19 +332,6 @@ def test_cloning_from_a_conditioned_policy_asks_for_nothing(
     ChunkLevelOfflineRL(again).train()
     plain = load_pretrained(tmp_path / "b" / "policy").recipe.settings
     assert (plain.condition, plain.guidance, plain.guidance_from) == ("", 1.0, "")
-
-
-def test_old_checkpoints_go_when_newer_are_whole(root: Path, checkpoints: Path, tmp_path: Path) -> None:
-    settings = config(
-        *(root, checkpoints, tmp_path, "cross_fitted"), save_updates=1, keep_checkpoints=2, num_updates=3
-    )
-    run = ChunkLevelOfflineRL(settings)
-    run.train()
-    folder = tmp_path / "checkpoints"
-    assert run.trainer is not None and run.trainer.update == 5
-    assert sorted(f.name for f in folder.iterdir()) == ["0000004", "0000005", "last"]
-    ChunkLevelOfflineRL(replace(settings, resume=str(tmp_path), num_updates=4)).train()
-    assert sorted(f.name for f in folder.iterdir()) == ["0000005", "0000006", "last"]
 
 
 def test_values_that_go_on_learning_label_anew(root: Path, checkpoints: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chunk_data import image_episodes, write_dataset
-from test_pi_training import config, write_checkpoints, write_root
+from pi_runs import config, write_checkpoints, write_root
 
 import chunkrl
 from chunkrl import ChunkLevelOfflineRL, evaluate, load_policy
