@@ -19,7 +19,7 @@ VALUE_TRAINING = (
     *("fit.hidden_dim", "fit.num_layers", "fit.dropout", "fit.noise"),
     *("fit.target_rate", "fit.head", "fit.fold_order", "fit.return_range"),
 )
-"""Of the settings of V and Q: how they are trained. The others say what they are trained for."""
+"""How V and Q are trained; their other settings say what they are trained for."""
 _FITTED = (
     *("gamma", "reward", "num_folds", "value_videos"),
     *("fit.lam", "fit.n_step", "fit.time_out", "fit.target"),
