@@ -24,6 +24,7 @@ from chunkrl.errors import ChunkRLError, DatasetError
 from chunkrl.policies.registry import critic_settings
 from chunkrl.progress import Progress, silent
 from chunkrl.run.config import TrainConfig, is_of
+from chunkrl.settings import Settings
 
 
 def choose_device(name: str) -> torch.device:
@@ -196,10 +197,6 @@ _MEANING = ("gamma", "reward", "num_folds", "fit.target", "fit.time_out", "fit.l
 _MEANING += ("fit.num_critics", "fit.aggregate", "fit.quantile")
 
 
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def _given_values(config: TrainConfig, run_dir: Path, dataset: ChunkData) -> ValueLabels:
     """The values of an earlier run, or a file's progress in their place. Raises ChunkRLError where the run's settings
     give them another meaning."""
@@ -214,8 +211,11 @@ def _given_values(config: TrainConfig, run_dir: Path, dataset: ChunkData) -> Val
         )
 
     def flag(name: str) -> str:
+        return Settings(config).find(name).flag
+
+    def with_its(name: str) -> str:
         value = attrgetter(name)(there)
-        return f"leave {_option(name)} out" if value is None else f"{_option(name)} {value}"
+        return f"leave {flag(name)} out" if value is None else f"{flag(name)} {value}"
 
     def differing(names: Iterable[str]) -> dict[str, str]:
         of = {name: (attrgetter(name)(there), attrgetter(name)(config)) for name in names}
@@ -224,13 +224,13 @@ def _given_values(config: TrainConfig, run_dir: Path, dataset: ChunkData) -> Val
     if meant := differing(_MEANING):
         raise ChunkRLError(
             f"--values {run_dir} were made with other settings: {', '.join(meant.values())}. Use the values with "
-            f"theirs ({', '.join(map(flag, meant))}), or train them again"
+            f"theirs ({', '.join(map(with_its, meant))}), or train them again"
         )
     if not (config.trains_q or config.resume):
         training = (*VALUE_TRAINING, *critic_settings())
         if unread := differing(path for path in changed_settings(config) if is_of(path, training)):
             raise ChunkRLError(
                 f"--values {run_dir}: {', '.join(unread.values())}, and no values are trained here. Leave "
-                f"{', '.join(map(_option, unread))} out, or train values with them (without --values)"
+                f"{', '.join(map(flag, unread))} out, or train values with them (without --values)"
             )
     return load_values(run_dir, dataset)
