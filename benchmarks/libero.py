@@ -35,6 +35,7 @@ from chunkrl.algorithms.value_config import Draw
 from chunkrl.collect.command import CollectConfig, collect_dataset
 from chunkrl.data.frames import FrameTable
 from chunkrl.demo.arms import (
+    APART,
     BC,
     BEST_OF_16,
     CHUNK_RL,
@@ -65,6 +66,7 @@ ARMS = (
     BC,
     SUCCESS_BC,
     CHUNK_RL,
+    APART,
     TOGETHER,
     SCALE_3,
     UNBALANCED,

@@ -26,7 +26,7 @@ from benchmarks.kept import refuse_other_settings
 from benchmarks.rabc import by_time, by_value
 from benchmarks.speed_tables import speed_of, speed_table
 from chunkrl.algorithms.registry import METHODS
-from chunkrl.demo.arms import ALL_ARMS, CHUNK_RL, FLOW_RL, SUCCESS_BC, TOGETHER, UNBALANCED, Arm
+from chunkrl.demo.arms import ALL_ARMS, APART, CHUNK_RL, FLOW_RL, SUCCESS_BC, TOGETHER, UNBALANCED, Arm
 from chunkrl.demo.experiment import Job, JobResult
 from chunkrl.demo.workers import run_jobs
 from chunkrl.errors import ChunkRLError
@@ -37,8 +37,9 @@ RABC_VALUE = Arm("rabc_on_value", "behaviour_cloning", sample_weights=by_value)
 RABC_TIME = Arm("rabc_on_time", "behaviour_cloning", sample_weights=by_time)
 FLOW_SC = replace(FLOW_RL, name="flow_success_cloning", objective="success_cloning")
 FLOW_UNBALANCED = replace(FLOW_RL, name="flow_unbalanced", fit=UNBALANCED.fit, balance=UNBALANCED.balance)
+FLOW_APART = replace(FLOW_RL, name="flow_failures_apart", balance=APART.balance)
 FLOW_TOGETHER = replace(FLOW_RL, name="flow_failures_together", balance=TOGETHER.balance)
-FLOWS = (FLOW_SC, FLOW_RL, FLOW_TOGETHER, FLOW_UNBALANCED)  # they execute the chunk of zero noise
+FLOWS = (FLOW_SC, FLOW_RL, FLOW_APART, FLOW_TOGETHER, FLOW_UNBALANCED)  # they execute the chunk of zero noise
 SAMPLED = tuple(replace(arm, name=f"{arm.name}_sampled", mode="sample") for arm in FLOWS)  # of drawn noise
 # Policies along a training. The learning rate is constant, so that a shorter one is the longer one's checkpoint.
 PARTS = {"sixteenth": 1 / 16, "eighth": 1 / 8, "quarter": 1 / 4, "half": 1 / 2}
@@ -47,11 +48,12 @@ ALONG = tuple(
     for arm in (SUCCESS_BC, CHUNK_RL)
     for name, part in PARTS.items()
 )
-ARMS = (*ALL_ARMS, RABC_VALUE, RABC_TIME, FLOW_SC, FLOW_TOGETHER, FLOW_UNBALANCED, *SAMPLED, *ALONG)
+ARMS = (*ALL_ARMS, RABC_VALUE, RABC_TIME, FLOW_SC, FLOW_APART, FLOW_TOGETHER, FLOW_UNBALANCED, *SAMPLED, *ALONG)
 MAIN_ARMS = (
     "behaviour_cloning",
     "success_cloning",
     "chunk_rl",
+    "failures_apart",
     "failures_together",
     "scale_3",
     "unbalanced",

@@ -64,8 +64,10 @@ ARMS: dict[str, Arm] = {
     "success_cloning": Arm("success_cloning", PLAIN),
     "behaviour_cloning": Arm("behaviour_cloning", PLAIN),
     "weighted": Arm("cross_fitted", PLAIN),
-    "weighted, failures together": Arm("cross_fitted", PLAIN, balance=_TOGETHER),  # the default of before
-    "weighted, scale 3": Arm("cross_fitted", PLAIN, scale=3.0, balance=_TOGETHER),  # and the one before that
+    # the defaults of before
+    "weighted, failures apart": Arm("cross_fitted", PLAIN, balance=BalanceConfig(failures="apart")),
+    "weighted, failures together": Arm("cross_fitted", PLAIN, balance=_TOGETHER),
+    "weighted, scale 3": Arm("cross_fitted", PLAIN, scale=3.0, balance=_TOGETHER),
     "weighted, drawn by weight": Arm("cross_fitted", PLAIN, draw="weight"),
     "conditioned": Arm("advantage_conditioned", TWICE | AWAY | REST),
     "recap, dropout .1": Arm("advantage_conditioned", TWICE, ConditioningConfig(dropout=0.1, **RECAP)),

@@ -143,10 +143,7 @@ def policy_of_one_update(data: Path, output: Path, action_dim: int) -> Path:
     return output / "policy"
 
 
-def with_failures_apart(weight: np.ndarray, success: np.ndarray, floor: float = 0.001) -> np.ndarray:
-    """weight [N], of one place, as weights balanced by default: those of successes sum to 1 + floor a start, those of
-    failures to floor; of mean 1."""
-    found = np.array(weight, np.float64)
-    for rows, due in ((success, 1 + floor), (~success, floor)):
-        found[rows] *= due * rows.sum() / found[rows].sum()
+def without_failures(weight: np.ndarray, success: np.ndarray) -> np.ndarray:
+    """weight [N], of one place, as weights balanced by default: failures weigh nothing; of mean 1."""
+    found = np.where(success, weight, 0.0)
     return found / found.mean()

@@ -157,7 +157,7 @@ class _Table(SimpleNamespace):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])
-def test_with_failures_apart_it_is_the_improved_policy_of_the_successes(beta: float) -> None:
+def test_without_failures_it_is_the_improved_policy_of_the_successes(beta: float) -> None:
     """In every state the data's policy conditioned on success, times exp(beta A); with beta 0 their plain clone."""
     table = _tabular()
     ends = np.cumsum(table["step"].astype(int) + 1)
@@ -168,7 +168,7 @@ def test_with_failures_apart_it_is_the_improved_policy_of_the_successes(beta: fl
         task=np.zeros(len(ends), int),
         tasks=("push",),
     )
-    config = BalanceConfig(time_bins=2, value_bins=2, min_starts=1, floor=0.0)
+    config = BalanceConfig(time_bins=2, value_bins=2, min_starts=1)
     rewards = np.zeros(ends[-1], np.float32)
     strata = make_strata(data, table["value"], rewards, None, None, config)
     weight, _ = to_weights(table["advantage"], WeightRule(beta, 2.0, 1e9), strata=strata)
@@ -418,6 +418,30 @@ def test_training_balances_by_default_and_says_where_the_weight_lies(tmp_path: P
     assert [history[f"weight/{n}_third_frames"] for n in ("first", "middle", "last")] == pytest.approx(
         [1 / 3] * 3
     )
+
+
+@pytest.mark.parametrize(("failures", "drawn"), [("left_out", 4 * 9), ("apart", None), ("together", None)])
+def test_starts_of_failures_that_are_left_out_are_not_drawn(tmp_path: Path, failures: Any, drawn: Any) -> None:
+    data = open_chunks(write_dataset(tmp_path / "d", random_episodes(8, lengths=(9, 10))))
+    learner = _learner(data, balance=BalanceConfig(failures=failures))
+    value, policy = learner.phases()
+    assert value.subset is None and policy.subset is None  # values learn from failures
+    learner.start_phase("policy")
+    subset = learner.phases()[1].subset
+    assert (subset is None) == (drawn is None)
+    if subset is not None:
+        assert len(subset) == drawn and data.success[subset].all()
+        # half of the starts are drawn, and the mean weight of all was 1
+        np.testing.assert_allclose(data.labels["weight"], learner.labels["weight"] / 2, rtol=1e-6)
+        assert data.labels["weight"][subset].mean() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_values_that_learn_from_the_same_rows_see_failures(tmp_path: Path) -> None:
+    data = open_chunks(write_dataset(tmp_path / "d", random_episodes(8, lengths=(9, 10))))
+    learner = _learner(data, value_updates_per_update=1, relabel_interval=1)
+    learner.start_phase("policy")
+    assert learner.phases()[1].subset is None
+    assert not learner.labels["weight"][~data.success].any()
 
 
 def test_a_starved_third_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -149,7 +149,7 @@ def test_guidance_leads_away_from_the_lowest_label_that_is_trained(settings: dic
 
 def test_labels_are_cut_in_strata_of_places_whoever_was_there() -> None:
     balanced = ConditionedConfig(1, 1)
-    assert balanced.balance.failures == "apart" and balanced.places == BalanceConfig(failures="together")
+    assert balanced.balance.failures == "left_out" and balanced.places == BalanceConfig(failures="together")
     cut_over_all = ConditionedConfig(
         1, 1, conditioning=ConditioningConfig(edges="quantiles"), balance=BalanceConfig("none")
     )

@@ -11,7 +11,7 @@ from chunk_data import (
     identity_factory,
     open_chunks,
     random_episodes,
-    with_failures_apart,
+    without_failures,
     write_dataset,
 )
 from hypothesis import given, settings
@@ -147,7 +147,7 @@ def test_labels_are_of_the_held_out_network(tmp_path: Path) -> None:
     advantage = learner.labels["return"] - value  # lam = 1: Monte-Carlo return minus V
     np.testing.assert_allclose(learner.labels["advantage"], advantage, atol=1e-6)
     weight = np.exp(2.0 * (advantage - advantage.mean()) / advantage.std()).clip(max=100)
-    expected = with_failures_apart(weight, dataset.success)
+    expected = without_failures(weight, dataset.success)
     np.testing.assert_allclose(learner.labels["weight"], expected, rtol=1e-3)
     assert learner.labels["weight"].mean() == pytest.approx(1.0, rel=1e-5)
 

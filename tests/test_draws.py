@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from chunkrl import ChunkLevelOfflineRL
 from chunkrl.algorithms import advantages as adv
 from chunkrl.algorithms.advantage_bins import advantage_bins
-from chunkrl.algorithms.config import ConditioningConfig
+from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig
 from chunkrl.algorithms.iql import ChunkIQL, IQLConfig
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.algorithms.weighted import AdvantageWeighted, WeightedConfig
 from chunkrl.algorithms.weights import WeightRule, to_weights
 from chunkrl.data.chunks import ChunkDataset
 from chunkrl.data.collection import ChunkCollection
-from chunkrl.data.draws import draw_rates, starts_by_weight, trained_starts
+from chunkrl.data.draws import draw_rates, starts_by_weight, starts_that_weigh, trained_starts
 from chunkrl.data.label_rules import LabelRule
 from chunkrl.data.loader import ChunkLoader
 from chunkrl.errors import ChunkRLError
@@ -120,12 +120,42 @@ def test_a_task_that_is_never_drawn_needs_no_bins() -> None:
     assert advantage_bins(advantage, task, config, 1.0, rates).tolist() == [0, 0, 1, 1, 0, 0]
 
 
-def run_on_two(folder: Path, fit: ValueFit = ValueFit()) -> ChunkLevelOfflineRL:
+@pytest.mark.parametrize("drawn", [None, [0, 1, 2, 5, 12, 14]])
+def test_no_row_of_a_batch_weighs_nothing(datasets: list[ChunkDataset], drawn: list[int] | None) -> None:
+    """What is left for the loss gives the sum of any quantity that the weights gave with all rows drawn."""
+    data = ChunkCollection(datasets, [2.0, 3.0])
+    subset = None if drawn is None else np.array(drawn)
+    rng = np.random.default_rng(0)
+    weight, value = np.where(rng.random(len(data)) < 0.5, rng.random(len(data)), 0.0), rng.normal(size=len(data))
+    weight[[2, 12]] = 1.0, 2.0  # something in each data set
+    chosen, left = starts_that_weigh(data, subset, weight)
+    assert chosen is not None and (weight[chosen] > 0).all()
+    assert set(chosen) == set(np.flatnonzero(weight)) & set(range(len(data)) if drawn is None else drawn)
+    before, after = draw_rates(data, subset), draw_rates(data, chosen)
+    assert before is not None and after is not None
+    means = [np.average(w * value, weights=rate) for w, rate in ((weight, before), (left, after))]
+    assert means[0] == pytest.approx(means[1], rel=1e-5)
+
+
+def test_what_all_weighs_something_stays(datasets: list[ChunkDataset]) -> None:
+    data = ChunkCollection(datasets, [2.0, 3.0])
+    weight = np.linspace(0.1, 1, len(data))
+    chosen, left = starts_that_weigh(data, None, weight)
+    assert chosen is None
+    np.testing.assert_array_equal(left, weight.astype(np.float32))
+    first, last = data.spans[1]
+    weight[first:last] = 0.0
+    weight[0] = 0.0
+    chosen, _ = starts_that_weigh(data, None, weight)
+    assert chosen is not None and chosen.tolist() == list(range(1, len(data)))  # the second keeps its share
+
+
+def run_on_two(folder: Path, fit: ValueFit = ValueFit(), **changes: Any) -> ChunkLevelOfflineRL:
     """A finished run on data sets of 6 and 2 episodes, the second drawn from four times as often as the first."""
     first, second = (
         write_dataset(folder / name, random_episodes(n, seed=n)) for name, n in (("a", 6), ("b", 2))
     )
-    more = {"additional_offline_dataset_paths": (str(second),), "dataset_weights": (1.0, 4.0)}
+    more = {"additional_offline_dataset_paths": (str(second),), "dataset_weights": (1.0, 4.0)} | changes
     run = ChunkLevelOfflineRL(**training_settings(first, folder / "run", num_updates=1, fit=fit, **more))
     run.train()
     return run
@@ -177,14 +207,15 @@ def test_starts_by_weight_leave_the_objective_as_it_is(
 
 
 def test_a_run_draws_by_weight_and_stores_the_weights(tmp_path: Path) -> None:
-    runs = {draw: run_on_two(tmp_path / draw, ValueFit(draw=draw)) for draw in ("uniform", "weight")}
+    own = {"balance": BalanceConfig(failures="together")}  # so that there is much that weighs next to nothing
+    runs = {draw: run_on_two(tmp_path / draw, ValueFit(draw=draw), **own) for draw in ("uniform", "weight")}
     run = runs["weight"]
     weight = run.algorithm.labels["weight"]
     np.testing.assert_array_equal(weight, runs["uniform"].algorithm.labels["weight"])
     # the mean of any quantity, as batches of either run count it
     value, means = np.random.default_rng(0).normal(size=len(weight)), {}
-    for draw, own in runs.items():
-        loader = ChunkLoader(own.dataset, 10, 0, subset=own.algorithm.phases()[-1].subset)
+    for draw, ran in runs.items():
+        loader = ChunkLoader(ran.dataset, 10, 0, subset=ran.algorithm.phases()[-1].subset)
         batches = [loader.batch(update) for update in range(800)]
         means[draw] = [(b.labels["weight"].numpy() * value[b.index.numpy()]).mean() for b in batches]
     # with so few starts what is rounded is the larger part of the difference

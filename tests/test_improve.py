@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from chunk_data import episode, policy_of_one_update, random_episodes, settings, write_dataset
-from earlier_release import before_failures_were_apart
+from earlier_release import before_failures_had_a_setting
 from interrupting import Interrupted, interrupt_after
 from lerobot_folder import edit_parquet
 from pages import Page
@@ -156,8 +156,8 @@ def test_a_second_call_does_nothing(data: Path, whole: Path) -> None:
     kept = results(whole)
     improve(of(data, whole))
     improve(resumed_improvement(whole))
-    with before_failures_were_apart(whole):
-        assert "train.balance.failures ('together' there, 'apart' here)" in refused(of(data, whole))
+    with before_failures_had_a_setting(whole):
+        assert "train.balance.failures ('together' there, 'left_out' here)" in refused(of(data, whole))
         improve(resumed_improvement(whole))
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*.done.json")} == before
     assert results(whole) == kept

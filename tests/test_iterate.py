@@ -15,7 +15,7 @@ from typing import Any
 import iterate_fakes
 import pytest
 import torch
-from earlier_release import before_failures_were_apart
+from earlier_release import before_failures_had_a_setting
 from interrupting import Interrupted, interrupt_after
 from iterate_fakes import MAX_STEPS, WalkEnv
 from pages import Page
@@ -220,7 +220,7 @@ def test_a_finished_run_that_is_resumed_does_nothing_and_more_rounds_go_on(
     iterate(config)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*.done.json")}
     iterate(resumed(config))
-    with before_failures_were_apart(root):
+    with before_failures_had_a_setting(root):
         iterate(resumed_iteration(root))
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.done.json")} == before
     iterate(resumed(settings(pretrained, root, rounds=2, arms=("default", "no_new_data"))))

@@ -17,15 +17,16 @@ estimated in strata g, sets of starts that are alike in time and held-out value:
 
 So every stratum's weights sum to its successful starts (and `floor` of all of them); within it the advantage decides.
 
-By default it decides among the starts of successful episodes alone (`failures` apart): what is improved is then the
+By default it decides among the starts of successful episodes alone (`failures` left_out): what is improved is then the
 data's policy conditioned on success, pi_s(A|x) = pi(A|x) p(success | x, A) / p(success | x), whose states are d'(x)
 without any estimate,
 
     w(x, A) = 1[success] exp(beta A(x, A)) / Z_s(x),    Z_s(x) = E[exp(beta A(x, A)) | x, success],
 
-cloning of the successes at beta 0, and with beta an improvement on that. `together` weighs all starts by exp(beta A),
-which leaves some 5 % of the weight on failed episodes: hardly a most likely chunk moves by it, but one drawn chunk in
-twenty does.
+cloning of the successes at beta 0, and with beta an improvement on that. Starts of weight 0 are not drawn: a batch
+has as many rows that teach something as in cloning of the successes (`apart` draws them, with the floor for a
+weight). `together` weighs all starts by exp(beta A), which leaves some 5 % of the weight on failed episodes: hardly a
+most likely chunk moves by it, but one drawn chunk in twenty does.
 docs/training.md has the derivation and what was measured.
 """
 
@@ -156,11 +157,14 @@ def make_strata(
     if forced is not None:
         credit = np.where(forced, np.float32(1), credit)
         unknown = unknown & ~forced
-    if config.failures == "apart":
+    if config.failures != "together":
         _, index = np.unique(2 * index + (credit > 0), return_inverse=True)
         index = index.astype(np.int32)
     num = int(index.max()) + 1 if len(index) else 0
-    floor = np.where(unknown & (config.without_success == "leave_out"), 0.0, config.floor)
+    left_out = unknown & (config.without_success == "leave_out")
+    if config.failures == "left_out":
+        left_out |= credit == 0
+    floor = np.where(left_out, 0.0, config.floor)
     due = np.bincount(index, weights=rate * (credit + floor), minlength=num)
     return Strata(index, credit, unknown, due, silent)
 

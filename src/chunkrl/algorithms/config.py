@@ -11,7 +11,7 @@ from chunkrl.errors import ChunkRLError
 BalanceKind = Literal["strata", "none"]
 Share = Literal["auto", "success", "returns"]
 WithoutSuccess = Literal["clone", "leave_out"]
-Failures = Literal["apart", "together"]
+Failures = Literal["left_out", "apart", "together"]
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,17 @@ class BalanceConfig:
     """Mean number of starts at a time and value at least, failures counted: small data have fewer bins of value,
     then of time."""
     floor: float = 0.001
-    """Share of its starts that a stratum gets beside its successes."""
+    """Share of its starts that a stratum gets beside its successes (failures that are left out get none)."""
     share: Share = "auto"
     """What the improved policy's share follows. success: episodes that succeed; returns: the episode's return, from
     the task's lowest (0) to its highest (1); auto: success, and returns in a task where no episode succeeds."""
     without_success: WithoutSuccess = "clone"
     """A task with neither success nor returns that tell better from worse: clone, all alike, as much of it as of
     other tasks; or leave_out."""
-    failures: Failures = "apart"
-    """Starts that add nothing to what their stratum is due, those of failed episodes. apart: they get the floor
-    alone, and the advantage decides among the others; together: it decides among all."""
+    failures: Failures = "left_out"
+    """Starts that add nothing to what their stratum is due, those of failed episodes. left_out: they weigh nothing,
+    and a batch has none of them (where values learn from the same batches, it has); apart: they get the floor alone.
+    With both the advantage decides among the others; together: it decides among all."""
     success_mix: float = 0.0
     """Part of the weight that is that of plain cloning of the successes, in [0, 1]."""
 

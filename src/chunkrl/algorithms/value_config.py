@@ -30,8 +30,8 @@ class ValueFit:
     weight_clip: float = 100.0
     """Largest weight."""
     draw: Draw = "uniform"
-    """Which starts the policy learns from. uniform: all alike, their loss weighted; weight: in proportion to their
-    weight, their loss not. The same objective; `weight` spends no rows of a batch on what weighs next to nothing."""
+    """Which starts the policy learns from. uniform: all that weigh anything, alike, their loss weighted; weight: in
+    proportion to their weight, their loss not. The same objective."""
     time_out: TimeOut = "failure"
     """What a time limit means: a failure, or bootstrap from the last stored frame."""
     hidden_dim: int = 128

@@ -25,7 +25,7 @@ from chunkrl.algorithms.human_chunks import forced_metrics
 from chunkrl.algorithms.value_labels import ValueLabels
 from chunkrl.algorithms.weight_spread import balance_cure
 from chunkrl.algorithms.weights import WeightRule, weigh_starts
-from chunkrl.data.draws import draw_rates, starts_by_weight
+from chunkrl.data.draws import draw_rates, starts_by_weight, starts_that_weigh
 from chunkrl.errors import ChunkRLError
 from chunkrl.progress import Progress, silent
 from chunkrl.training.algorithm import Metrics, Phase
@@ -104,6 +104,9 @@ class AdvantageWeighted(CrossFittedMethod):
             data.attach("weight", np.ones(len(data), np.float32))
         elif config.fit.draw == "weight":
             self._subset, left = starts_by_weight(data, self._trained, self.labels["weight"], self.seed)
+            data.attach("weight", left)
+        elif not config.relabel_interval:  # or else values learn from the same rows, and weights change
+            self._subset, left = starts_that_weigh(data, self._trained, self.labels["weight"])
             data.attach("weight", left)
 
     def update(self, name: str, batch: ChunkTransition) -> Metrics:

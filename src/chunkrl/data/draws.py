@@ -91,6 +91,33 @@ def starts_by_share(
     return starts_by_weight(data, drawn, weight, seed, times)[0]
 
 
+def starts_that_weigh(
+    data: ChunkData, drawn: np.ndarray | None, weight: np.ndarray
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """What to draw from, all alike, in place of `drawn`, so that no row of a batch has weight 0.
+
+    Returns positions int [n], None all; and the weight that is left for the loss, float32 [len], less in each data set
+    by the part that is drawn of it: the weighted loss is the same on average. A data set without any weight keeps its
+    starts.
+
+    drawn: positions int [n] that may be drawn, None all. weight: float [len], not negative.
+    """
+    collection = ChunkCollection.of(data)
+    positions = np.arange(len(collection)) if drawn is None else np.asarray(drawn)
+    weighs = weight[positions] > 0
+    if weighs.all():
+        return drawn, np.asarray(weight, np.float32)
+    left = zeros(collection.cache_dir, len(collection), np.float32)
+    left[:] = weight
+    for first, last in collection.spans:
+        own = (first <= positions) & (positions < last)
+        if weighs[own].any():
+            left[first:last] *= np.float32(weighs[own].mean())
+        else:
+            weighs[own] = True
+    return keep(collection.cache_dir, positions[weighs]), keep(collection.cache_dir, left)
+
+
 def starts_by_weight(
     data: ChunkData, drawn: np.ndarray | None, weight: np.ndarray, seed: int, times: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:

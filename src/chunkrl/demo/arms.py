@@ -59,7 +59,8 @@ BC = Arm("behaviour_cloning", "behaviour_cloning")
 SUCCESS_BC = Arm("success_cloning", "success_cloning")
 CHUNK_RL = Arm("chunk_rl", "cross_fitted")
 SHUFFLED = Arm("shuffled_advantages", "shuffled_advantages")
-# the default before starts of failures were apart, and before that, when the scale of weights was 3
+# the defaults of before: starts of failures drawn, with next to no weight; with theirs; and then with a scale of 3
+APART = replace(CHUNK_RL, name="failures_apart", balance=BalanceConfig(failures="apart"))
 TOGETHER = replace(CHUNK_RL, name="failures_together", balance=BalanceConfig(failures="together"))
 SCALE_3 = replace(TOGETHER, name="scale_3", fit=ValueFit(advantage_scale=3.0))
 UNBALANCED = replace(SCALE_3, name="unbalanced", balance=BalanceConfig("none"))  # the default before balance
@@ -80,6 +81,7 @@ ALL_ARMS = (
     FLOW_BC_SAMPLED,
     FLOW_RL,
     DISTILLED,
+    APART,
     TOGETHER,
     SCALE_3,
     UNBALANCED,
