@@ -48,7 +48,17 @@ ALONG = tuple(
     for arm in (SUCCESS_BC, CHUNK_RL)
     for name, part in PARTS.items()
 )
-ARMS = (*ALL_ARMS, RABC_VALUE, RABC_TIME, FLOW_SC, FLOW_APART, FLOW_TOGETHER, FLOW_UNBALANCED, *SAMPLED, *ALONG)
+ARMS = (
+    *ALL_ARMS,
+    RABC_VALUE,
+    RABC_TIME,
+    FLOW_SC,
+    FLOW_APART,
+    FLOW_TOGETHER,
+    FLOW_UNBALANCED,
+    *SAMPLED,
+    *ALONG,
+)
 MAIN_ARMS = (
     "behaviour_cloning",
     "success_cloning",
@@ -61,7 +71,8 @@ MAIN_ARMS = (
     "rabc_on_value",
     "rabc_on_time",
 )
-_SCALE = "fit.advantage_scale"  # records of arms that do not read it have the default of their time
+# records of arms that do not read them have the defaults of their time
+_DEFAULTS = {"fit.advantage_scale": "fit.advantage_scale", "balance.failures": "balance"}
 METHOD, BASELINES = "chunk_rl", ("behaviour_cloning", "success_cloning", "shuffled_advantages")
 
 
@@ -174,7 +185,8 @@ def differs(record: Mapping[str, Any], made: Arm) -> list[str]:
     """Names of the settings with which a record's arm of the name was another one; those that nothing reads do not
     count."""
     changed = _changed(_recorded_settings(record, made), arm_settings(made))
-    return [name for name in changed if name != _SCALE or METHODS[made.objective].reads_setting(name)]
+    reads = METHODS[made.objective].reads_setting
+    return [name for name in changed if name not in _DEFAULTS or reads(_DEFAULTS[name])]
 
 
 def results_records(config: BenchmarkConfig) -> dict[tuple[str, int, str], dict[str, Any]]:

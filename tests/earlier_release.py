@@ -23,7 +23,9 @@ def _without_failures(values: Any) -> Any:
 @contextmanager
 def before_failures_had_a_setting(root: Path) -> Iterator[None]:
     """Configurations under root do not know `balance.failures` meanwhile; then they are what they were."""
-    was = {path: text for path in root.rglob("*.json") if '"failures": "left_out"' in (text := path.read_text())}
+    was = {
+        path: text for path in root.rglob("*.json") if '"failures": "left_out"' in (text := path.read_text())
+    }
     assert was
     for path, text in was.items():
         path.write_text(json.dumps(_without_failures(json.loads(text))))

@@ -421,7 +421,9 @@ def test_training_balances_by_default_and_says_where_the_weight_lies(tmp_path: P
 
 
 @pytest.mark.parametrize(("failures", "drawn"), [("left_out", 4 * 9), ("apart", None), ("together", None)])
-def test_starts_of_failures_that_are_left_out_are_not_drawn(tmp_path: Path, failures: Any, drawn: Any) -> None:
+def test_starts_of_failures_that_are_left_out_are_not_drawn(
+    tmp_path: Path, failures: Any, drawn: Any
+) -> None:
     data = open_chunks(write_dataset(tmp_path / "d", random_episodes(8, lengths=(9, 10))))
     learner = _learner(data, balance=BalanceConfig(failures=failures))
     value, policy = learner.phases()

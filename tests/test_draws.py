@@ -126,7 +126,10 @@ def test_no_row_of_a_batch_weighs_nothing(datasets: list[ChunkDataset], drawn: l
     data = ChunkCollection(datasets, [2.0, 3.0])
     subset = None if drawn is None else np.array(drawn)
     rng = np.random.default_rng(0)
-    weight, value = np.where(rng.random(len(data)) < 0.5, rng.random(len(data)), 0.0), rng.normal(size=len(data))
+    weight, value = (
+        np.where(rng.random(len(data)) < 0.5, rng.random(len(data)), 0.0),
+        rng.normal(size=len(data)),
+    )
     weight[[2, 12]] = 1.0, 2.0  # something in each data set
     chosen, left = starts_that_weigh(data, subset, weight)
     assert chosen is not None and (weight[chosen] > 0).all()

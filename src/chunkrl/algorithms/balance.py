@@ -17,9 +17,9 @@ estimated in strata g, sets of starts that are alike in time and held-out value:
 
 So every stratum's weights sum to its successful starts (and `floor` of all of them); within it the advantage decides.
 
-By default it decides among the starts of successful episodes alone (`failures` left_out): what is improved is then the
-data's policy conditioned on success, pi_s(A|x) = pi(A|x) p(success | x, A) / p(success | x), whose states are d'(x)
-without any estimate,
+By default it decides among the starts of successful episodes alone (`failures` left_out): what is improved is then
+the data's policy conditioned on success, pi_s(A|x) = pi(A|x) p(success | x, A) / p(success | x), whose states are
+d'(x) without any estimate,
 
     w(x, A) = 1[success] exp(beta A(x, A)) / Z_s(x),    Z_s(x) = E[exp(beta A(x, A)) | x, success],
 

@@ -96,9 +96,9 @@ def starts_that_weigh(
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """What to draw from, all alike, in place of `drawn`, so that no row of a batch has weight 0.
 
-    Returns positions int [n], None all; and the weight that is left for the loss, float32 [len], less in each data set
-    by the part that is drawn of it: the weighted loss is the same on average. A data set without any weight keeps its
-    starts.
+    Returns positions int [n], None all; and the weight that is left for the loss, float32 [len], less in each data
+    set by the part that is drawn of it: the weighted loss is the same on average. A data set without any weight keeps
+    its starts.
 
     drawn: positions int [n] that may be drawn, None all. weight: float [len], not negative.
     """

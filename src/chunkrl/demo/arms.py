@@ -73,7 +73,7 @@ FLOW_BC_SAMPLED = replace(FLOW_BC, name="flow_behaviour_cloning_sampled", mode="
 BEST_OF_16 = replace(FLOW_BC, name="best_of_16_by_q", mode="best_of_n")
 FLOW_RL = replace(FLOW_BC, name="flow_chunk_rl", objective="cross_fitted")
 # as many updates as chunk_rl, half of them of cloning, half on the best of 16
-DISTILLED = replace(CHUNK_RL, name="distilled_best_of_16", updates_factor=0.5, distil=DistilConfig(16))
+DISTILLED = replace(APART, name="distilled_best_of_16", updates_factor=0.5, distil=DistilConfig(16))
 DEMO_ARMS = (BC, SUCCESS_BC, CHUNK_RL, BEST_OF_16)
 ALL_ARMS = (
     *DEMO_ARMS,
