@@ -121,9 +121,12 @@ def test_a_task_that_is_never_drawn_needs_no_bins() -> None:
 
 
 @pytest.mark.parametrize("drawn", [None, [0, 1, 2, 5, 12, 14]])
-def test_no_row_of_a_batch_weighs_nothing(datasets: list[ChunkDataset], drawn: list[int] | None) -> None:
-    """What is left for the loss gives the sum of any quantity that the weights gave with all rows drawn."""
-    data = ChunkCollection(datasets, [2.0, 3.0])
+@pytest.mark.parametrize("of_datasets", [None, [2.0, 3.0]])
+def test_no_row_of_a_batch_weighs_nothing(
+    datasets: list[ChunkDataset], drawn: list[int] | None, of_datasets: list[float] | None
+) -> None:
+    """What is left for the loss gives the mean of any quantity that the weights gave with all rows drawn."""
+    data = ChunkCollection(datasets, of_datasets)
     subset = None if drawn is None else np.array(drawn)
     rng = np.random.default_rng(0)
     weight, value = (
@@ -135,7 +138,7 @@ def test_no_row_of_a_batch_weighs_nothing(datasets: list[ChunkDataset], drawn: l
     assert chosen is not None and (weight[chosen] > 0).all()
     assert set(chosen) == set(np.flatnonzero(weight)) & set(range(len(data)) if drawn is None else drawn)
     before, after = draw_rates(data, subset), draw_rates(data, chosen)
-    assert before is not None and after is not None
+    assert after is not None
     means = [np.average(w * value, weights=rate) for w, rate in ((weight, before), (left, after))]
     assert means[0] == pytest.approx(means[1], rel=1e-5)
 

@@ -96,9 +96,9 @@ def starts_that_weigh(
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """What to draw from, all alike, in place of `drawn`, so that no row of a batch has weight 0.
 
-    Returns positions int [n], None all; and the weight that is left for the loss, float32 [len], less in each data
-    set by the part that is drawn of it: the weighted loss is the same on average. A data set without any weight keeps
-    its starts.
+    Returns positions int [n], None all; and the weight that is left for the loss, float32 [len]: times the part of
+    the starts that is drawn, in each data set where these have weights, so that the weighted loss is the same on
+    average. A data set with a weight, none of whose starts weighs anything, keeps them.
 
     drawn: positions int [n] that may be drawn, None all. weight: float [len], not negative.
     """
@@ -109,7 +109,8 @@ def starts_that_weigh(
         return drawn, np.asarray(weight, np.float32)
     left = zeros(collection.cache_dir, len(collection), np.float32)
     left[:] = weight
-    for first, last in collection.spans:
+    alike = [(0, len(collection))] if collection.weights is None else collection.spans
+    for first, last in alike:
         own = (first <= positions) & (positions < last)
         if weighs[own].any():
             left[first:last] *= np.float32(weighs[own].mean())
