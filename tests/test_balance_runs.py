@@ -29,12 +29,14 @@ from chunkrl.errors import CheckpointError, ChunkRLError
 from chunkrl.files.json_files import as_json
 from chunkrl.improve.config import ImproveConfig, resumed_improvement
 from chunkrl.iterate.config import IterateConfig, resumed_iteration
+from chunkrl.models.config import PolicyConfig
 from chunkrl.online.learner.config import LearnerConfig, resumed_learner
 from chunkrl.progress import silent
 from chunkrl.report.load_run import load_run
 from chunkrl.report.numbers import percent
 from chunkrl.report.run import render_run
 from chunkrl.report.run_weights import weight_cards
+from chunkrl.run.checks import check_config
 from chunkrl.run.folder import run_config
 
 
@@ -73,9 +75,22 @@ def test_a_run_whose_failures_shared_strata_goes_on_so(tmp_path: Path) -> None:
     file.write_text(json.dumps(config))
     assert load_run(tmp_path / "old").config.balance == together
     changes: dict[str, Any] = {"num_folds": 2, "resume": str(tmp_path / "old"), "num_updates": 9}
-    with pytest.raises(CheckpointError, match=r"balance\.failures \(together then, apart now\)"):
+    with pytest.raises(CheckpointError, match=r"balance\.failures \(together then, left_out now\)"):
         ChunkLevelOfflineRL(**settings(data, tmp_path / "new", balance=BalanceConfig(), **changes))
     ChunkLevelOfflineRL(**settings(data, tmp_path / "new", **changes)).train()
+
+
+def test_runs_from_before_failures_were_left_out_go_on(tmp_path: Path) -> None:
+    """A weighted one as it was; of one that conditions, nothing read it."""
+    for objective, expected in (("cross_fitted", "apart"), ("advantage_conditioned", "left_out")):
+        pi = {"policy": PolicyConfig("pi"), "pi0_config": "pi05_libero"}
+        config = TrainConfig(dataset_dir="d", action_dim=7, objective=objective, **pi)  # type: ignore[arg-type]
+        said = as_json(asdict(config))
+        said["balance"]["failures"] = "apart"
+        (tmp_path / "config.json").write_text(json.dumps(said))
+        found = run_config(tmp_path / "config.json")
+        assert found.balance == BalanceConfig(failures=expected)  # type: ignore[arg-type]
+        check_config(found)
 
 
 @pytest.mark.parametrize(

@@ -153,8 +153,8 @@ def test_numbers_of_a_plan() -> None:
     text = str(whole)
     assert "are labelled" not in text  # in less than a second
     assert (
-        "phase 2 of 2: policy, 1,000 updates of 10 chunks (200 passes over 50 starts), about 4.2 minutes"
-        in text
+        "phase 2 of 2: policy, 1,000 updates of 10 chunks (200 passes over 50 starts, more "
+        "over those that will weigh something), about 4.2 minutes" in text
     )
     assert "policy: 10 parameters train, 5 are frozen" in text
     assert "every 50 updates" in text  # 10 epochs of 5

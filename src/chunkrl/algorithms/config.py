@@ -29,7 +29,8 @@ class BalanceConfig:
     """Mean number of starts at a time and value at least, failures counted: small data have fewer bins of value,
     then of time."""
     floor: float = 0.001
-    """Share of its starts that a stratum gets beside its successes (failures that are left out get none)."""
+    """Share of its starts that a stratum gets beside its successes; failures that are left out get none, so that it
+    then tells strata apart only where success is graded."""
     share: Share = "auto"
     """What the improved policy's share follows. success: episodes that succeed; returns: the episode's return, from
     the task's lowest (0) to its highest (1); auto: success, and returns in a task where no episode succeeds."""

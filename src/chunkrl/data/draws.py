@@ -98,9 +98,9 @@ def starts_that_weigh(
 
     Returns positions int [n], None all; and the weight that is left for the loss, float32 [len]: times the part of
     the starts that is drawn, in each data set where these have weights, so that the weighted loss is the same on
-    average. A data set with a weight, none of whose starts weighs anything, keeps them.
+    average. A data set without any weight is left out, and the others drawn as much more often.
 
-    drawn: positions int [n] that may be drawn, None all. weight: float [len], not negative.
+    drawn: positions int [n] that may be drawn, None all. weight: float [len], not negative, of which one is not 0.
     """
     collection = ChunkCollection.of(data)
     positions = np.arange(len(collection)) if drawn is None else np.asarray(drawn)
@@ -108,14 +108,17 @@ def starts_that_weigh(
     if weighs.all():
         return drawn, np.asarray(weight, np.float32)
     left = zeros(collection.cache_dir, len(collection), np.float32)
-    left[:] = weight
-    alike = [(0, len(collection))] if collection.weights is None else collection.spans
-    for first, last in alike:
-        own = (first <= positions) & (positions < last)
-        if weighs[own].any():
-            left[first:last] *= np.float32(weighs[own].mean())
-        else:
-            weighs[own] = True
+    if collection.weights is None:
+        left[:] = weight * np.float32(weighs.mean())
+    else:
+        parts = [weighs[(first <= positions) & (positions < last)] for first, last in collection.spans]
+        pairs = list(zip(collection.weights, parts, strict=True))
+        stays = sum(rate for rate, part in pairs if part.any()) / sum(
+            rate for rate, part in pairs if len(part)
+        )
+        for (first, last), part in zip(collection.spans, parts, strict=True):
+            if part.any():
+                left[first:last] = weight[first:last] * np.float32(part.mean() * stays)
     return keep(collection.cache_dir, positions[weighs]), keep(collection.cache_dir, left)
 
 

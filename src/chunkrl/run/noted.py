@@ -49,6 +49,8 @@ def _as_it_was(config: Training, said: Mapping[str, Any]) -> Training:
         config = replace(config, balance=BalanceConfig("none"))
     elif config.method.weighs and config.balance.kind != "none" and "failures" not in said["balance"]:
         config = replace(config, balance=replace(config.balance, failures="together"))
+    elif config.method.conditions:  # of the strata it reads the places alone
+        config = replace(config, balance=replace(config.balance, failures=BalanceConfig.failures))
     if config.method.reads_setting("conditioning") and "guidance_from" not in said.get("conditioning", {}):
         config = replace(config, conditioning=replace(config.conditioning, guidance_from="unlabelled"))
     if "labels" not in said.get("labels", {}):  # from before files of labels were found

@@ -127,14 +127,21 @@ class TrainingPlan:
             passes = phase.num_updates * self.config.batch_size / max(1, phase.num_starts)
             line = (
                 f"phase {number} of {len(self.phases)}: {phase.name}, {phase.num_updates:,} updates of "
-                f"{self.config.batch_size} chunks ({passes:.3g} passes over {phase.num_starts:,} starts)"
+                f"{self.config.batch_size} chunks ({passes:.3g} passes over {phase.num_starts:,} starts"
             )
+            line += ", more over those that will weigh something)" if self._will_choose(phase) else ")"
             if phase.num_done:
                 line += f", {phase.num_done:,} are done"
             if (seconds := phase.seconds_left) is not None and phase.num_done < phase.num_updates:
                 line += f", {minutes(seconds)}"
             lines.append(line)
         return lines or ["nothing is trained"]
+
+    def _will_choose(self, phase: PhasePlan) -> bool:
+        """Whether the weights, which are not known yet, say what the phase draws."""
+        config = self.config
+        chooses = config.method.weighs and not config.method.joint and config.relabel_interval == 0
+        return chooses and phase.name in ("policy", "distil") and phase.num_done == 0
 
     def _network_lines(self) -> list[str]:
         return [
