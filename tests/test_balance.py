@@ -402,11 +402,11 @@ def _learner(data: ChunkDataset, **settings: Any) -> AdvantageWeighted:
 
 def test_training_balances_by_default_and_says_where_the_weight_lies(tmp_path: Path) -> None:
     data = open_chunks(write_dataset(tmp_path / "d", random_episodes(8, lengths=(9, 10))))
-    learner = _learner(data, balance=BalanceConfig("strata", 3, 1, 3, 0.0))
+    learner = _learner(data, balance=BalanceConfig("strata", 3, 1, 3))
     trainer = Trainer(learner, data, TrainerConfig(batch_size=8, log_interval=1))
     trainer.run()
     stratum, weight = learner.labels["stratum"], learner.labels["weight"]
-    assert len(np.unique(stratum)) == 6  # failures are apart, and with a floor of 0 weigh nothing
+    assert len(np.unique(stratum)) == 6  # failures are strata of their own, and weigh nothing
     assert not weight[~data.success].any()
     for third in np.unique(stratum[data.success]):  # four episodes succeed, three steps of each in every bin
         assert weight[stratum == third].sum() == pytest.approx(len(data) / 3, rel=1e-4)
