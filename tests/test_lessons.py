@@ -19,7 +19,7 @@ from pi_runs import config
 from pi_tiny import TOKENIZER, tiny_policy
 
 from chunkrl import ChunkLevelOfflineRL, TrainConfig
-from chunkrl.algorithms.config import ConditioningConfig
+from chunkrl.algorithms.config import BalanceConfig, ConditioningConfig
 from chunkrl.algorithms.value_config import ValueFit
 from chunkrl.data.chunk_settings import ChunkSettings
 from chunkrl.data.chunks import ChunkDataset
@@ -52,8 +52,10 @@ def test_an_advantage_that_the_policy_cannot_hear_stops_the_run_at_its_start(roo
         check_conditioning(policy, data, ConditioningConfig())
 
 
-def test_both_phases_train_on_every_frame_of_every_episode(tmp_path: Path) -> None:
-    """Lesson 2: starts whose own chunk held the terminal were dropped, so the last chunks were never learned."""
+@pytest.mark.parametrize("failures", ["left_out", "apart"])
+def test_both_phases_train_on_every_frame_of_every_episode(tmp_path: Path, failures: Any) -> None:
+    """Lesson 2: starts whose own chunk held the terminal were dropped, so the last chunks were never learned. The
+    policy learns from the successful episodes alone by default, in as many updates."""
     rng = np.random.default_rng(0)
     flags = [np.array([False] * 4 + [number % 2 == 0]) for number in range(6)]
     episodes = [
@@ -71,11 +73,12 @@ def test_both_phases_train_on_every_frame_of_every_episode(tmp_path: Path) -> No
             output_dir=str(tmp_path / "run"),
             action_horizon=4,
             action_dim=2,
-            batch_size=10,
+            batch_size=5,
             num_epochs=1,
             value_epochs=1,
             num_folds=2,
             device="cpu",
+            balance=BalanceConfig(failures=failures),
         )
     )
     seen: dict[str, Counter] = {"value": Counter(), "policy": Counter()}
@@ -92,7 +95,8 @@ def test_both_phases_train_on_every_frame_of_every_episode(tmp_path: Path) -> No
 
     run.algorithm.update = recorded
     run.train()
-    assert seen == {"value": EVERY_FRAME, "policy": EVERY_FRAME}
+    successes = Counter({(episode, frame): 2 for episode, frame in EVERY_FRAME if episode % 2 == 0})
+    assert seen == {"value": EVERY_FRAME, "policy": successes if failures == "left_out" else EVERY_FRAME}
     assert sum(losses) == 30  # each frame teaches the one network that may see its episode
 
 
