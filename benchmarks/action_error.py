@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import tyro
 
-from chunkrl.algorithms.balance import episode_steps
+from chunkrl.algorithms.balance import episode_thirds
 from chunkrl.data.collection import ChunkCollection
 from chunkrl.data.draws import trained_starts
 from chunkrl.errors import ChunkRLError
@@ -50,8 +50,7 @@ def chosen_starts(data: ChunkCollection, config: ErrorConfig) -> tuple[np.ndarra
         raise ChunkRLError(f"no episode of {config.data}'s data succeeds")
     num = min(len(good), config.num_starts)
     chosen = np.sort(np.random.default_rng(config.seed).choice(good, num, replace=False))
-    step, length = episode_steps(data)
-    return chosen, np.minimum(3 * step[chosen] // np.maximum(length[chosen], 1), 2)
+    return chosen, episode_thirds(data)[chosen]
 
 
 def errors(policy: ChunkPolicy, data: ChunkCollection, positions: np.ndarray) -> np.ndarray:

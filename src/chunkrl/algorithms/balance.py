@@ -129,6 +129,12 @@ def episode_steps(data: ChunkData) -> tuple[np.ndarray, np.ndarray]:
     return data.starts - begin, ends[place] - begin
 
 
+def episode_thirds(data: ChunkData) -> np.ndarray:
+    """The third of its episode in which every start lies, int [len]: 0, 1 or 2."""
+    step, length = episode_steps(data)
+    return np.minimum(3 * step // np.maximum(length, 1), 2)
+
+
 def first_rows(data: ChunkData) -> np.ndarray:
     """The row int [len] at which the episode of every start begins."""
     return data.starts - episode_steps(data)[0]

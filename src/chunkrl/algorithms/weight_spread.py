@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from chunkrl.algorithms.balance import Strata, episode_steps
+from chunkrl.algorithms.balance import Strata, episode_thirds
 from chunkrl.algorithms.config import BalanceConfig
 from chunkrl.data.collection import ChunkData
 from chunkrl.data.draws import rate_per_start
@@ -64,8 +64,7 @@ def weight_spread(
     success = np.asarray(data.success) & (rate > 0)
     graded = credit is not None and bool(((credit > 0) & (credit < 1) & (rate > 0)).any())
     counts = np.asarray(credit if graded else success, np.float64)
-    step, length = episode_steps(data)
-    place = 3 * np.asarray(data.task, np.int64) + np.minimum(3 * step // np.maximum(length, 1), 2)
+    place = 3 * np.asarray(data.task, np.int64) + episode_thirds(data)
     mass, due = rate * weight, rate * counts
     good, num = due > 0, len(data.tasks)
     starts, on_good, frames, all_weight, on_successes = (

@@ -66,7 +66,7 @@ def share_weights(data: ChunkData, drawn: np.ndarray | None, chosen: np.ndarray,
     drawn: positions int [n] that may be drawn, None all. chosen: bool [len]. share: in (0, 1).
     """
     collection = ChunkCollection.of(data)
-    positions = np.arange(len(collection)) if drawn is None else np.asarray(drawn)
+    positions = _positions(collection, drawn)
     weight = np.ones(len(collection), np.float32)
     for first, last in collection.spans:
         own = positions[(first <= positions) & (positions < last)]
@@ -103,7 +103,7 @@ def starts_that_weigh(
     drawn: positions int [n] that may be drawn, None all. weight: float [len], not negative, of which one is not 0.
     """
     collection = ChunkCollection.of(data)
-    positions = np.arange(len(collection)) if drawn is None else np.asarray(drawn)
+    positions = _positions(collection, drawn)
     weighs = weight[positions] > 0
     if weighs.all():
         return drawn, np.asarray(weight, np.float32)
@@ -136,7 +136,7 @@ def starts_by_weight(
     each of `drawn`.
     """
     collection = ChunkCollection.of(data)
-    positions = np.arange(len(collection)) if drawn is None else np.asarray(drawn)
+    positions = _positions(collection, drawn)
     left = zeros(collection.cache_dir, len(collection), np.float32)
     chosen = []
     for number, (first, last) in enumerate(collection.spans):
@@ -150,6 +150,11 @@ def starts_by_weight(
             own = np.repeat(own, times)
         chosen.append(own)
     return keep(collection.cache_dir, np.concatenate(chosen)), left
+
+
+def _positions(collection: ChunkCollection, drawn: np.ndarray | None) -> np.ndarray:
+    """What may be drawn, positions int [n]; drawn: None all."""
+    return np.arange(len(collection)) if drawn is None else np.asarray(drawn)
 
 
 def _total(values: np.ndarray) -> float:
